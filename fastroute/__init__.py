@@ -1,0 +1,1 @@
+"""fastroute: routes LLM calls from blocking Python."""

@@ -1,0 +1,21 @@
+# cython: language_level=3, freethreading_compatible=True, embedsignature=False
+# cython: initializedcheck=False, cdivision=True
+"""The native core: routing state and arithmetic in C.
+
+Units: times are integer nanoseconds on CLOCK_MONOTONIC (a ``now`` of 0 means: read the clock here), latencies
+are float seconds, prices integer nano-dollars per million tokens.
+
+Concurrency: all state lives in 64-byte cells of one mapping that forked workers share. Every update is one
+compare-and-swap, or harmless if the process dies between two. There is no lock, so nothing to unlock after a
+kill, nothing to deadlock after a fork, and nothing that stalls a gevent hub.
+
+Not here: I/O, sleeping, configuration, money budgets, and the meaning of names.
+"""
+
+include "core/segment.pxi"
+include "core/bucket.pxi"
+include "core/breaker.pxi"
+include "core/latency.pxi"
+include "core/endpoint.pxi"
+include "core/ranking.pxi"
+include "core/scan.pxi"

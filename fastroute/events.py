@@ -1,0 +1,119 @@
+"""What happened, as frozen records, and the list of hooks that hear them.
+
+Owns the records and their delivery; deciding that something happened is elsewhere. A hook runs in the
+thread that noticed the event, after the call's own work; one that raises is logged and otherwise ignored,
+so no hook can fail or lose a call. With no hook registered an event is not even made (ask `Hooks.wanted`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+
+from .types import Attempt, Route
+
+log = logging.getLogger("fastroute")
+
+
+@frozen
+class Event:
+    """Anything that happened."""
+
+
+@frozen
+class AttemptFinished(Event):
+    """One request to one endpoint ended, well or badly."""
+
+    attempt: Attempt
+
+
+@frozen
+class CallFinished(Event):
+    """A whole call ended; ``error`` is the class name of what the caller got instead of an answer."""
+
+    route: Route | None
+    error: str | None = None
+
+
+@frozen
+class FailedOver(Event):
+    """A call moved from one endpoint to another."""
+
+    call_id: str
+    from_endpoint: str
+    to_endpoint: str
+    error: str
+
+
+@frozen
+class BreakerChanged(Event):
+    """A circuit breaker changed its state (``closed``, ``open``, ``half-open``)."""
+
+    endpoint: str
+    state: str
+
+
+@frozen
+class EndpointBlocked(Event):
+    """An endpoint is left out until ``seconds`` from now: a key refused, a quota spent, a long Retry-After."""
+
+    endpoint: str
+    reason: str
+    seconds: float
+
+
+@frozen
+class RetryBudgetExhausted(Event):
+    """A retry on the same endpoint was not made, because too many were made lately."""
+
+    endpoint: str
+
+
+@frozen
+class LedgerDegraded(Event):
+    """The ledger cannot write its database at present; entries wait in its journal."""
+
+    reason: str
+
+
+class Hooks:
+    """The callables that hear events.
+
+    Thread safety: adding and removing take a lock; emitting reads one tuple and takes none.
+    """
+
+    __slots__ = ("_hooks", "_lock")
+
+    def __init__(self) -> None:
+        self._hooks: tuple[tuple[type[Event], Callable[[Any], object]], ...] = ()
+        self._lock = threading.Lock()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody listens, so that an event need not be made for nobody."""
+        return bool(self._hooks)
+
+    def add(self, hook: Callable[[Any], object], kind: type[Event] = Event) -> Callable[[], None]:
+        """Calls ``hook`` with every event of that kind from now on; the result takes it off again."""
+        entry = (kind, hook)
+        with self._lock:
+            self._hooks = (*self._hooks, entry)
+
+        def remove() -> None:
+            with self._lock:
+                self._hooks = tuple(known for known in self._hooks if known is not entry)
+
+        return remove
+
+    def emit(self, event: Event) -> None:
+        """Hands the event to every hook of its kind; what a hook raises is logged."""
+        for kind, hook in self._hooks:
+            if isinstance(event, kind):
+                try:
+                    hook(event)
+                except Exception:
+                    log.exception("a hook failed on %s", type(event).__name__)

@@ -1,0 +1,430 @@
+"""The values that flow through a call, all frozen, in the shape of OpenAI's chat completions.
+
+Owns the request, the completion, the chunk and what fastroute adds to them (`Route`, `Attempt`,
+`Classification`). Making them from bytes is `providers/`; nothing here does I/O or reads a clock.
+Money is in integer nano-dollars (1 USD = 10**9) in fields that end in ``_nano``; times are in seconds.
+
+Whatever a provider sends beside the known fields stays reachable: attribute access on a message, delta
+or completion falls back to the provider's own JSON, and `to_dict` returns all of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+Outcome = Literal["ok", "failed", "client_cancelled"]
+UsageSource = Literal["provider", "estimated", "none"]
+
+NANO = 1_000_000_000
+_EMPTY: Mapping[str, Any] = {}
+
+
+def copy_json(value: Any) -> Any:
+    """A deep copy of JSON data, so that callers cannot change what a cache or another caller holds."""
+    if isinstance(value, dict):
+        return {key: copy_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copy_json(item) for item in value]
+    return value
+
+
+class _Open:
+    """Falls back to the provider's JSON for fields that OpenAI, or somebody else, adds later."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            raw = self._raw
+            if name in raw:
+                return copy_json(raw[name])
+        raise AttributeError(f"{type(self).__name__!r} has no field {name!r}, and the provider sent none")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The provider's JSON for this part, as a copy of its own."""
+        copied: dict[str, Any] = copy_json(self._raw)
+        return copied
+
+
+# ---------------------------------------------------------------------------------------------- request
+
+
+@frozen
+class RouteOptions:
+    """The routing words of one call (the ``route=`` mapping), checked.
+
+    Attributes:
+        tags: free labels for the ledger; they also keep cached answers of different tags apart.
+        tier: serve from this tier whatever the classifier says.
+        quality: the least quality (0..1) a model may have.
+        max_cost: USD the whole call may cost by estimate.
+        max_latency: seconds an endpoint may be expected to take.
+        cache: False neither reads nor writes the response cache.
+        validate: a JSON Schema, a regular expression or a callable that judges the answer.
+        priority: higher goes first when calls wait for a limit.
+        deadline: seconds from the start of the call until it must have ended.
+    """
+
+    tags: Mapping[str, str] = field(factory=dict)
+    tier: str | None = None
+    quality: float | None = None
+    max_cost: float | None = None
+    max_latency: float | None = None
+    cache: bool = True
+    validate: Mapping[str, Any] | str | Callable[[Completion], Any] | None = None
+    priority: int = 0
+    deadline: float | None = None
+
+
+@frozen
+class Request:
+    """One chat completion as asked for.
+
+    Attributes:
+        model: the name the caller used: a model, an alias, a tier or ``auto``.
+        messages: OpenAI's message mappings, untouched.
+        params: every other parameter by its OpenAI name; a value of 0 is a value.
+        stream: whether chunks are wanted.
+        options: the routing words.
+    """
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    params: Mapping[str, Any] = _EMPTY
+    stream: bool = False
+    options: RouteOptions = field(factory=RouteOptions)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Output tokens asked for, under either of OpenAI's two names; None if neither is set."""
+        wanted = self.params.get("max_completion_tokens")
+        if wanted is None:
+            wanted = self.params.get("max_tokens")
+        return wanted
+
+
+# --------------------------------------------------------------------------------------------- decision
+
+
+@frozen
+class Classification:
+    """What kind of request it is, and why.
+
+    Attributes:
+        level: the class, one of the rule set's levels.
+        score: the rule set's number, where it has one.
+        confidence: 0..1.
+        matches: the words and patterns found, by group.
+        classifier: the rule set's name.
+        reason: one line for people.
+    """
+
+    level: str
+    score: float | None = None
+    confidence: float = 1.0
+    matches: Mapping[str, tuple[str, ...]] = _EMPTY
+    classifier: str = ""
+    reason: str = ""
+
+
+@frozen
+class Attempt:
+    """One request sent to one endpoint: a line of the ledger.
+
+    Attributes:
+        id: unique among all attempts of all processes.
+        call_id: shared by the attempts of one call.
+        time: when it was sent, seconds since the epoch (UTC).
+        endpoint, provider, model: where it went.
+        tier, level: the tier it was served from and the class of the request, if any.
+        outcome: ``ok``, ``failed`` or ``client_cancelled``.
+        error: the error's class name, if it failed.
+        prompt_tokens: all input tokens, the cached ones among them.
+        completion_tokens: all output tokens, reasoning among them.
+        usage_source: ``provider`` (its own figures), ``estimated``, or ``none`` (nothing was spent).
+        cost_nano: nano-dollars; None if the model's price is unknown.
+        latency: seconds until the answer was complete (or the failure was known).
+        ttft: seconds until the first token of a stream.
+        maybe_billed: it failed, but the provider may have charged for it.
+    """
+
+    id: str
+    call_id: str
+    time: float
+    endpoint: str
+    provider: str
+    model: str
+    tier: str | None = None
+    level: str | None = None
+    outcome: Outcome = "ok"
+    status_code: int | None = None
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    usage_source: UsageSource = "none"
+    cost_nano: int | None = 0
+    latency: float = 0.0
+    ttft: float | None = None
+    stream: bool = False
+    maybe_billed: bool = False
+    request_id: str | None = None
+    tags: Mapping[str, str] = _EMPTY
+
+
+@frozen
+class Route:
+    """How a call was served.
+
+    Attributes:
+        model: the catalogue's name of the model that answered.
+        endpoint, provider: where.
+        tier: the tier it was chosen from, if by tier.
+        classification: of the request, if it was classified.
+        cost_nano: nano-dollars for all attempts of the call; None if a price is unknown.
+        latency: seconds from the call to its end (None while a stream is running).
+        ttft: seconds to the first token of a stream.
+        attempts: all of them, oldest first.
+        cached: the answer came from the cache, or from an equal call that was in flight.
+        waited: seconds spent waiting for limits and back-off.
+        downgraded: why it is not the model first in line, if it is not.
+        request_id: the provider's id.
+    """
+
+    model: str
+    endpoint: str
+    provider: str
+    tier: str | None = None
+    classification: Classification | None = None
+    cost_nano: int | None = 0
+    latency: float | None = None
+    ttft: float | None = None
+    attempts: tuple[Attempt, ...] = ()
+    cached: bool = False
+    waited: float = 0.0
+    downgraded: str | None = None
+    request_id: str | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """USD, or None if a price is unknown."""
+        return None if self.cost_nano is None else self.cost_nano / NANO
+
+
+# ----------------------------------------------------------------------------------------------- answer
+
+
+@frozen
+class PromptTokensDetails:
+    cached_tokens: int = 0
+
+
+@frozen
+class CompletionTokensDetails:
+    reasoning_tokens: int = 0
+
+
+@frozen
+class Usage:
+    """Tokens of one answer, each counted once whatever the provider's own way of counting.
+
+    Attributes:
+        prompt_tokens: all input tokens; ``cached_tokens`` are among them.
+        completion_tokens: all output tokens; ``reasoning_tokens`` are among them.
+        source: ``provider`` or ``estimated``.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    source: UsageSource = "provider"
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def prompt_tokens_details(self) -> PromptTokensDetails:
+        return PromptTokensDetails(self.cached_tokens)
+
+    @property
+    def completion_tokens_details(self) -> CompletionTokensDetails:
+        return CompletionTokensDetails(self.reasoning_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In OpenAI's shape."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
+    def cost_nano(self, input_price: int, output_price: int, cached_price: int | None = None) -> int:
+        """Nano-dollars at prices in nano-dollars per million tokens, rounded up to a whole one.
+
+        Cached tokens cost ``cached_price``, or the input price where there is none.
+        """
+        fresh = self.prompt_tokens - self.cached_tokens
+        total = (
+            fresh * input_price
+            + self.cached_tokens * (input_price if cached_price is None else cached_price)
+            + self.completion_tokens * output_price
+        )
+        return -(-total // 1_000_000)
+
+
+@frozen
+class FunctionCall:
+    """A function's name and its arguments as the JSON text that the model wrote."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+@frozen
+class ToolCall:
+    """A call of a tool; in a delta, ``index`` says which call the fragment belongs to."""
+
+    id: str | None = None
+    type: str | None = "function"
+    function: FunctionCall = field(factory=FunctionCall)
+    index: int | None = None
+
+
+@frozen
+class Message(_Open):
+    role: str = "assistant"
+    content: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    refusal: str | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+
+
+@frozen
+class Choice(_Open):
+    index: int
+    message: Message
+    finish_reason: str | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+
+
+@frozen
+class Completion(_Open):
+    """An answer in OpenAI's shape, with ``.route`` beside it.
+
+    Attributes:
+        choices: at least one.
+        usage: None only where the provider gave none and none was estimated.
+        route: how it was served.
+    """
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[Choice, ...]
+    usage: Usage | None = None
+    route: Route | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+    object: str = "chat.completion"
+
+    @property
+    def text(self) -> str:
+        """The first choice's content, or an empty string."""
+        return self.choices[0].message.content or "" if self.choices else ""
+
+    def with_route(self, route: Route, usage: Usage | None = None) -> Completion:
+        """The same answer, served another way; ``usage`` replaces its own where given."""
+        return Completion(
+            self.id, self.created, self.model, self.choices, usage or self.usage, route, self._raw, self.object
+        )
+
+
+@frozen
+class Delta(_Open):
+    """What one chunk adds to a message."""
+
+    role: str | None = None
+    content: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    refusal: str | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+
+
+@frozen
+class ChunkChoice(_Open):
+    index: int
+    delta: Delta
+    finish_reason: str | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+
+
+@frozen
+class Chunk(_Open):
+    """One piece of a streamed answer; ``usage`` is set on the last one where it was asked for."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...] = ()
+    usage: Usage | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+    object: str = "chat.completion.chunk"
+
+    @property
+    def has_content(self) -> bool:
+        """Whether it brings something a caller would show: from then on no other endpoint may take over."""
+        for choice in self.choices:
+            delta = choice.delta
+            if delta.content or delta.tool_calls or delta.refusal or choice.finish_reason:
+                return True
+            raw = delta._raw
+            if raw.get("reasoning_content") or raw.get("reasoning") or raw.get("audio"):
+                return True
+        return False
+
+
+# --------------------------------------------------------------------------------------------- checking
+
+
+def usd_to_nano(usd: float) -> int:
+    """Whole nano-dollars, rounded up; money is never compared as a float.
+
+    Raises:
+        ValueError: if it is negative, NaN or infinite.
+    """
+    if not 0 <= usd < math.inf:
+        raise ValueError(f"{usd!r} is no amount of money")
+    return math.ceil(round(usd * NANO, 3))
+
+
+__all__ = [
+    "NANO",
+    "Attempt",
+    "Choice",
+    "Chunk",
+    "ChunkChoice",
+    "Classification",
+    "Completion",
+    "CompletionTokensDetails",
+    "Delta",
+    "FunctionCall",
+    "Message",
+    "Outcome",
+    "PromptTokensDetails",
+    "Request",
+    "Route",
+    "RouteOptions",
+    "ToolCall",
+    "Usage",
+    "UsageSource",
+    "copy_json",
+    "usd_to_nano",
+]
