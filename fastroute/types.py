@@ -11,7 +11,7 @@ or completion falls back to the provider's own JSON, and `to_dict` returns all o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import field, frozen
@@ -64,8 +64,6 @@ class RouteOptions:
         max_cost: USD the whole call may cost by estimate.
         max_latency: seconds an endpoint may be expected to take.
         cache: False neither reads nor writes the response cache.
-        validate: a JSON Schema, a regular expression or a callable that judges the answer.
-        priority: higher goes first when calls wait for a limit.
         deadline: seconds from the start of the call until it must have ended.
     """
 
@@ -75,8 +73,6 @@ class RouteOptions:
     max_cost: float | None = None
     max_latency: float | None = None
     cache: bool = True
-    validate: Mapping[str, Any] | str | Callable[[Completion], Any] | None = None
-    priority: int = 0
     deadline: float | None = None
 
 
@@ -343,7 +339,14 @@ class Completion(_Open):
     def with_route(self, route: Route, usage: Usage | None = None) -> Completion:
         """The same answer, served another way; ``usage`` replaces its own where given."""
         return Completion(
-            self.id, self.created, self.model, self.choices, usage or self.usage, route, self._raw, self.object
+            self.id,
+            self.created,
+            self.model,
+            self.choices,
+            usage or self.usage,
+            route,
+            self._raw,
+            self.object,
         )
 
 

@@ -1,0 +1,227 @@
+"""Answers already paid for, and questions already in flight.
+
+Owns the response cache (cachetools), its keys and the single-flight of equal requests. Whether a call may use
+it is the client's decision; making an answer is everybody else's.
+
+A key is SHA-256 over length-prefixed parts: the configuration's fingerprint, the scope (the caller's tags, so
+that tenants never meet) and the request as canonical JSON. Requests that differ in anything but the order of
+keys get different keys: 1, 1.0 and true differ, and so do the two Unicode forms of one letter.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cachetools
+import orjson
+
+from . import errors
+from .types import Completion, Request
+
+_KEPT_REASONS = frozenset({"stop", "tool_calls", "function_call"})
+_MAX_LEADERS = 2  # failed leaders that one follower sees before it gives up itself
+
+
+class _Flight:
+    """One call that others wait for."""
+
+    __slots__ = ("completion", "done", "error", "leader")
+
+    def __init__(self) -> None:
+        self.leader = threading.get_ident()
+        self.done = threading.Event()
+        self.completion: Completion | None = None
+        self.error: BaseException | None = None
+
+
+class Cache:
+    """Completions by key, bounded in entries, bytes and time.
+
+    Args:
+        ttl: seconds an answer stays, give or take a tenth, so that entries made together do not end together.
+        max_entries, max_bytes: bounds; the least recently used go first.
+        max_entry_bytes: a larger answer is not kept.
+        scope: the tags that keep answers apart, or ``all``.
+        fingerprint: of everything in the configuration that shapes an answer.
+
+    Thread safety: all methods; the lock is never held while a call is made.
+    """
+
+    def __init__(
+        self,
+        *,
+        ttl: float = 3600.0,
+        max_entries: int = 10_000,
+        max_bytes: int = 64 * 1024 * 1024,
+        max_entry_bytes: int = 1024 * 1024,
+        scope: tuple[str, ...] | str = "all",
+        fingerprint: bytes = b"",
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ttl = ttl
+        self._max_entries = max_entries
+        self._max_entry_bytes = min(max_entry_bytes, max_bytes)
+        self._scope = scope
+        self._prefix = _part(fingerprint)
+        self._random = random.Random()
+        self._store: cachetools.TLRUCache[bytes, tuple[Completion, int]] = cachetools.TLRUCache(
+            max_bytes, self._expiry, timer=timer, getsizeof=_size
+        )
+        self._flights: dict[bytes, _Flight] = {}
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.joined = 0
+        self.misses = 0
+
+    def key(self, request: Request) -> bytes | None:
+        """The request's key, or None if it is no JSON (the provider's encoder will say what is wrong)."""
+        options = request.options
+        try:
+            scope = _canonical(self._tags(options.tags)) if options.tags else b""
+            body = _canonical(
+                [
+                    request.model,
+                    request.messages,
+                    request.params,
+                    options.tier,
+                    options.quality,
+                    options.max_cost,
+                    options.max_latency,
+                ]
+            )
+        except (TypeError, ValueError, RecursionError):
+            return None
+        return hashlib.sha256(b"".join((self._prefix, _part(scope), body))).digest()
+
+    def get(self, key: bytes) -> Completion | None:
+        """The answer kept for the key."""
+        with self._lock:
+            entry = self._store.get(key)
+            if entry is None:
+                return None
+            self.hits += 1
+        return entry[0]
+
+    def through(self, key: bytes, make: Callable[[], Completion], deadline: float) -> tuple[Completion, bool]:
+        """The answer for the key: kept, or shared with an equal call in flight, or made now.
+
+        Args:
+            make: makes the answer; runs in this thread, with no lock held.
+            deadline: time.monotonic until which to wait for another caller's answer.
+
+        Returns:
+            The completion, and whether somebody else had made it.
+
+        Raises:
+            Exception: whatever ``make`` raises; after two failed leaders a copy of the last one's error.
+            errors.DeadlineExceeded: waiting took too long.
+        """
+        failed = 0
+        while True:
+            with self._lock:
+                entry = self._store.get(key)
+                if entry is not None:
+                    self.hits += 1
+                    return entry[0], True
+                flight = self._flights.get(key)
+                if flight is None:
+                    flight = self._flights[key] = _Flight()
+                    self.misses += 1
+                    break
+            if flight.leader == threading.get_ident():
+                return make(), False  # called from within its own making: waiting would never end
+            if not flight.done.wait(max(0.0, deadline - time.monotonic())):
+                raise errors.DeadlineExceeded("the deadline passed while an equal request was in flight")
+            if flight.completion is not None:
+                with self._lock:
+                    self.joined += 1
+                return flight.completion, True
+            failed += 1
+            if failed >= _MAX_LEADERS and isinstance(flight.error, Exception):
+                raise copy.copy(flight.error) from None
+        try:
+            completion = flight.completion = make()
+        except BaseException as error:
+            flight.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+                if flight.completion is not None:
+                    self._keep(key, flight.completion)
+            flight.done.set()
+        return completion, False
+
+    def clear(self) -> None:
+        """Forgets all answers; calls in flight go on."""
+        with self._lock:
+            self._store.clear()
+
+    def stats(self) -> dict[str, int]:
+        """Entries and bytes held, hits, misses, and calls that shared another's answer."""
+        with self._lock:
+            return {
+                "entries": len(self._store),
+                "bytes": int(self._store.currsize),
+                "hits": self.hits,
+                "joined": self.joined,
+                "misses": self.misses,
+            }
+
+    def after_fork(self) -> None:
+        """In a forked child: no call of the parent's threads will ever end here."""
+        self._lock = threading.Lock()
+        self._flights = {}
+        self._random = random.Random()
+
+    def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:
+        if self._scope == "all":
+            return tags
+        return {name: tags[name] for name in self._scope if name in tags}
+
+    def _keep(self, key: bytes, completion: Completion) -> None:
+        if not _worth_keeping(completion):
+            return
+        size = len(_canonical(completion._raw)) + len(key)
+        if size > self._max_entry_bytes:
+            return
+        self._store[key] = (completion, size)
+        while len(self._store) > self._max_entries:
+            self._store.popitem()
+
+    def _expiry(self, _key: bytes, _entry: tuple[Completion, int], now: float) -> float:
+        return now + self._ttl * self._random.uniform(0.9, 1.1)
+
+
+def _size(entry: tuple[Completion, int]) -> int:
+    return entry[1]
+
+
+def _worth_keeping(completion: Completion) -> bool:
+    """Only whole answers with the provider's own usage: nothing cut, filtered, empty or guessed."""
+    if completion.usage is None or completion.usage.source != "provider":
+        return False
+    return all(
+        choice.finish_reason in _KEPT_REASONS and (choice.message.content or choice.message.tool_calls)
+        for choice in completion.choices
+    )
+
+
+def _part(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "big") + data
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        # Lone surrogates, which orjson refuses; what is no JSON at all is refused here as well.
+        return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False).encode("ascii")
