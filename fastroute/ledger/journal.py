@@ -1,0 +1,366 @@
+"""The write-ahead journal of the ledger: what makes an entry safe before the database has it.
+
+Owns the record format and the segment files. Deciding when records go into the database, and when a
+segment may be removed, is `ledger/__init__.py`; nothing here knows SQLite.
+
+A process appends to a segment file of its own, one `write` per record, straight into the page cache, so
+a process killed the instant after the write has lost nothing. Its owner holds an exclusive `flock` on the
+segment for as long as it lives: a segment whose lock can be had belongs to nobody and is to be drained.
+
+A record is a line feed, eight hexadecimal digits of CRC-32, and a JSON array of the attempt's fields in
+their order. The line feed leads, so a record torn by a kill or a full disk spoils itself and never the
+next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from operator import attrgetter
+from typing import Any
+from zlib import crc32
+
+import attrs
+import orjson
+
+from fastroute.types import Attempt
+
+log = logging.getLogger("fastroute")
+
+FIELDS: tuple[str, ...] = tuple(field.name for field in attrs.fields(Attempt))
+"""The order of a record's values; a release that adds a field to `Attempt` raises `SUFFIX`."""
+
+SUFFIX = ".v1"
+MAX_TEXT = 1024
+MAX_TAGS = 64
+_MAX_INT = 2**62
+_PLAIN_RECORD = 4096
+
+_values = attrgetter(*FIELDS)
+_TIME, _LATENCY, _COST, _TAGS = (FIELDS.index(name) for name in ("time", "latency", "cost_nano", "tags"))
+_FLOATS = frozenset({"time", "latency", "ttft"})
+_INTS = frozenset(
+    {"status_code", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano"}
+)
+_FLAGS = frozenset({"stream", "maybe_billed"})
+_OPTIONAL = frozenset({"tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id"})
+
+
+# ----------------------------------------------------------------------------------------------- records
+
+
+def encode(attempt: Attempt) -> bytes:
+    """One record; whatever the attempt's fields hold, it is one that the database takes.
+
+    Text is cut at `MAX_TEXT` characters; lone surrogates and NUL are written as escapes. A cost that is
+    no 64-bit integer becomes unknown.
+    """
+    values = _values(attempt)
+    tags = values[_TAGS]
+    if (
+        type(values[_COST]) in (int, type(None))
+        and type(tags) is dict
+        and math.isfinite(values[_TIME] + values[_LATENCY])
+        and all(type(value) is str for value in tags.values())
+    ):
+        try:
+            body = orjson.dumps(values)
+        except TypeError:
+            pass
+        else:
+            if len(body) <= _PLAIN_RECORD and b"\\u0000" not in body:
+                return b"\n%08x%b" % (crc32(body), body)
+    body = orjson.dumps([_tame(name, value) for name, value in zip(FIELDS, values)])
+    return b"\n%08x%b" % (crc32(body), body)
+
+
+def _tame(name: str, value: Any) -> Any:
+    """The nearest value that the column can hold."""
+    if name == "tags":
+        return clean_tags(value or {})
+    if value is None and name in _OPTIONAL:
+        return None
+    if name in _INTS:
+        if isinstance(value, int) and abs(value) < _MAX_INT:
+            return int(value)
+        return None if name in _OPTIONAL else 0
+    if name in _FLOATS:
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+        return None if name in _OPTIONAL else 0.0
+    if name in _FLAGS:
+        return bool(value)
+    return clean_text("" if value is None else value)
+
+
+def clean_tags(tags: Mapping[Any, Any]) -> dict[str, str]:
+    """Tags as the ledger holds them: at most `MAX_TAGS`, all text."""
+    pairs = itertools.islice(dict(tags).items(), MAX_TAGS)
+    return {clean_text(key): clean_text(item) for key, item in pairs}
+
+
+def clean_text(value: Any) -> str:
+    """Text as the ledger holds it."""
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > MAX_TEXT:
+        text = text[: MAX_TEXT - 1] + "…"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
+def decode(record: bytes) -> list[Any] | None:
+    """The values of one record, its leading line feed taken off or not; None if it is torn."""
+    line = record.strip(b"\n")
+    body = line[8:]
+    try:
+        if len(line) < 10 or int(line[:8], 16) != crc32(body):
+            return None
+        values = orjson.loads(body)
+    except ValueError:
+        return None
+    return values if isinstance(values, list) and len(values) == len(FIELDS) else None
+
+
+# ---------------------------------------------------------------------------------------------- segments
+
+
+class _Tally:
+    """A count that many threads raise and one reads, without a lock: `next` on a C iterator is one step."""
+
+    __slots__ = ("_count", "_reads", "add")
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self._reads = 0
+        self.add = self._count.__next__
+
+    def value(self) -> int:
+        seen = next(self._count) - self._reads
+        self._reads += 1
+        return seen
+
+
+class Segment:
+    """One file of records, and the account of who may still be writing to it.
+
+    Every append announces itself (`begun`) before it looks whether the segment is retired, and ends either
+    as a queued entry, which the ledger's thread counts in `settled` once it is committed, or in `skipped`.
+    When the two sides agree on a retired segment, no record can follow and none is unaccounted for.
+
+    Attributes:
+        begun: appends that announced themselves.
+        skipped: appends that will not come through the queue.
+        settled: queued entries that are in the database; touched by the ledger's thread only.
+        spilled: some records are in the file only, so it must be read before it is removed.
+        retired: a newer segment has taken over.
+    """
+
+    __slots__ = ("begun", "fd", "path", "retired", "settled", "skipped", "spilled")
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.begun = _Tally()
+        self.skipped = _Tally()
+        self.settled = 0
+        self.spilled = False
+        self.retired = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether every record is accounted for and none can follow; for the ledger's thread only."""
+        # The order matters: a late-comer that announces itself and is turned away between the two reads
+        # makes them differ, never agree by accident.
+        skipped = self.skipped.value()
+        return self.retired and self.begun.value() == self.settled + skipped
+
+    def spill(self) -> None:
+        """The record just written stays in the file only."""
+        self.spilled = True
+        self.skipped.add()
+
+    def remove(self) -> None:
+        """Deletes the file and gives up its lock."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self.release()
+
+    def release(self) -> None:
+        """Gives up the lock; whoever comes next drains the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Journal:
+    """The segments of this process for one ledger.
+
+    Thread safety: `write` may be called from any number of threads and takes no lock but to open the first
+    segment; everything else belongs to one thread.
+
+    Args:
+        directory: where segments are kept; created with mode 0700.
+        sync: wait for the disk on every record.
+    """
+
+    def __init__(self, directory: str, *, sync: bool = False) -> None:
+        self.directory = directory
+        self._sync = sync
+        self._lock = threading.Lock()
+        self._segment: Segment | None = None
+        self._retired: list[Segment] = []
+        self._prefix = f"{os.getpid()}-{os.urandom(8).hex()}"
+        self._numbers = itertools.count(1)
+
+    def write(self, record: bytes) -> Segment:
+        """Puts a record where a kill cannot take it; the caller settles, spills or skips it.
+
+        Raises:
+            OSError: the record is not safe, and need not be settled.
+        """
+        while True:
+            segment = self._segment
+            if segment is None:
+                segment = self._open_first()
+            segment.begun.add()
+            if not segment.retired:
+                break
+            segment.skipped.add()
+        try:
+            if os.write(segment.fd, record) != len(record):
+                raise OSError("the journal took only part of a record")
+            if self._sync:
+                os.fdatasync(segment.fd)
+        except OSError:
+            segment.skipped.add()
+            raise
+        return segment
+
+    def write_alone(self, record: bytes) -> None:
+        """Puts a record in a segment of its own that nobody holds: for a ledger that is closed already."""
+        segment = self._create()
+        try:
+            os.write(segment.fd, record)
+        finally:
+            segment.release()
+
+    def _open_first(self) -> Segment:
+        with self._lock:
+            if self._segment is None:
+                self._segment = self._create()
+            return self._segment
+
+    def _create(self) -> Segment:
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            path = os.path.join(self.directory, f"{self._prefix}-{next(self._numbers)}{SUFFIX}")
+            fd = os.open(path, flags, 0o600)
+            # Between the two calls another process may have taken the file for an orphan; then it is gone.
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alive = os.fstat(fd).st_nlink > 0
+            except BlockingIOError:
+                alive = False
+            if alive:
+                break
+            os.close(fd)
+        if self._sync:
+            sync_directory(self.directory)
+        return Segment(path, fd)
+
+    def rotate(self, size: int) -> None:
+        """Retires the current segment if it holds more than ``size`` bytes, or records not queued."""
+        current = self._segment
+        if current is not None and (current.spilled or os.fstat(current.fd).st_size > size):
+            self._segment = self._create()
+            self._retire(current)
+
+    def retire(self) -> None:
+        """Retires the current segment; the next record opens another."""
+        with self._lock:
+            current, self._segment = self._segment, None
+        if current is not None:
+            self._retire(current)
+
+    def _retire(self, segment: Segment) -> None:
+        segment.retired = True
+        self._retired.append(segment)
+
+    def retired(self) -> tuple[Segment, ...]:
+        """Segments that a newer one has taken over from."""
+        return tuple(self._retired)
+
+    def remove(self, segment: Segment) -> None:
+        """Deletes a retired segment whose records are all in the database."""
+        self._retired.remove(segment)
+        segment.remove()
+
+    def release(self) -> None:
+        """Gives up the locks of all segments and leaves their files for the next to come.
+
+        Also what a forked child does first: its copies of the descriptors share the parent's locks, and a
+        lock must die with the parent.
+        """
+        segments = [*self._retired, self._segment]
+        self._retired, self._segment = [], None
+        for segment in segments:
+            if segment is not None:
+                segment.release()
+
+
+def sync_directory(directory: str) -> None:
+    """Waits until the names in a directory are on the disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# ----------------------------------------------------------------------------------------------- orphans
+
+
+def orphans(directory: str) -> Iterator[Segment]:
+    """Segments whose owner is gone, each locked by the caller until it removes or releases it."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if not name.endswith(SUFFIX):
+            continue
+        path = os.path.join(directory, name)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.fstat(fd).st_nlink > 0
+        except BlockingIOError:
+            mine = False
+        if mine:
+            yield Segment(path, fd)
+        else:
+            os.close(fd)
+
+
+def read(path: str) -> Iterator[list[Any]]:
+    """The values of every whole record of a segment; torn ones are passed over."""
+    torn = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if line != b"\n":
+                values = decode(line)
+                if values is None:
+                    torn += 1
+                else:
+                    yield values
+    if torn:
+        log.warning("%s: %d torn journal record(s), never acknowledged, passed over", path, torn)

@@ -1,0 +1,245 @@
+"""The cost report: a ledger's sums as one frozen value, and that value as text, JSON or CSV.
+
+Owns which figures a report shows and how they are written; the sums are the ledger's own. Amounts are
+exact: nano-dollars as integers, US dollars with nine decimals.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import orjson
+from attrs import frozen
+
+from fastroute.types import NANO
+
+from . import Ledger, Prices, Saving, Totals
+
+
+@frozen
+class Report:
+    """What a ledger says about a span of time.
+
+    Attributes:
+        keys: what the groups are by, as in `Ledger.by`.
+        totals: sums over everything.
+        groups: sums of each group, dearest first (by day: oldest first).
+        savings: what one model alone would have cost, for each model asked about.
+        since, until: the span, ISO 8601 in UTC; None where it is open.
+        tags: what every entry counted carries.
+    """
+
+    keys: tuple[str, ...]
+    totals: Totals
+    groups: tuple[Totals, ...]
+    savings: tuple[Saving, ...] = ()
+    since: str | None = None
+    until: str | None = None
+    tags: Mapping[str, str] | None = None
+
+
+def report(
+    ledger: Ledger,
+    *,
+    by: Sequence[str] = ("model",),
+    since: float | datetime | None = None,
+    until: float | datetime | None = None,
+    tags: Mapping[str, str] | None = None,
+    against: Iterable[str] = (),
+    prices: Prices | None = None,
+) -> Report:
+    """Sums up a ledger.
+
+    Args:
+        ledger: any, a closed one too.
+        by: the groups' keys, as in `Ledger.by`.
+        since, until, tags: which entries count, as in `Ledger.by`.
+        against: models to compare with: what each alone would have cost.
+        prices: needed with ``against``; what it raises on an unknown model comes through.
+
+    Raises:
+        ValueError: an unknown key, a datetime without a zone, or ``against`` without ``prices``.
+        Error: the ledger cannot be read.
+    """
+    models = tuple(against)
+    if models and prices is None:
+        raise ValueError("a comparison needs prices: pass prices=, a function from a model to its prices")
+    groups = ledger.by(*by, since=since, until=until, tags=tags)
+    if "day" not in by:
+        groups.sort(key=lambda group: -group.cost_nano)
+    return Report(
+        keys=tuple(by),
+        totals=ledger.totals(since=since, until=until, tags=tags),
+        groups=tuple(groups),
+        savings=tuple(ledger.savings(prices, models, since=since, until=until, tags=tags))
+        if prices is not None
+        else (),
+        since=_iso(since),
+        until=_iso(until),
+        tags=dict(tags) if tags else None,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- renderers
+
+_SUMS: tuple[tuple[str, Callable[[Totals], Any]], ...] = (
+    ("calls", lambda sums: sums.calls),
+    ("attempts", lambda sums: sums.attempts),
+    ("failures", lambda sums: sums.failures),
+    ("prompt_tokens", lambda sums: sums.prompt_tokens),
+    ("completion_tokens", lambda sums: sums.completion_tokens),
+    ("cached_tokens", lambda sums: sums.cached_tokens),
+    ("reasoning_tokens", lambda sums: sums.reasoning_tokens),
+    ("cost_nano", lambda sums: sums.cost_nano),
+    ("cost_usd", lambda sums: usd(sums.cost_nano)),
+    ("unknown_cost", lambda sums: sums.unknown_cost),
+    ("latency_mean", lambda sums: sums.latency_mean),
+    ("latency_p50", lambda sums: sums.latency_p50),
+    ("latency_p95", lambda sums: sums.latency_p95),
+)
+
+
+def usd(nano: int) -> str:
+    """Nano-dollars as dollars, exactly, with nine decimals."""
+    sign = "-" if nano < 0 else ""
+    whole, rest = divmod(abs(nano), NANO)
+    return f"{sign}{whole}.{rest:09d}"
+
+
+def to_json(report: Report) -> str:
+    """All of it as one object; amounts both as ``…_nano`` integers and as ``…_usd`` decimal text."""
+    value = {
+        "since": report.since,
+        "until": report.until,
+        "tags": report.tags or {},
+        "by": report.keys,
+        "totals": _sums(report.totals),
+        "groups": [{"group": dict(zip(report.keys, group.keys)), **_sums(group)} for group in report.groups],
+        "savings": [
+            {
+                "model": saving.model,
+                "entries": saving.entries,
+                "unknown_cost": saving.unknown_cost,
+                "actual_nano": saving.actual_nano,
+                "actual_usd": usd(saving.actual_nano),
+                "alone_nano": saving.alone_nano,
+                "alone_usd": usd(saving.alone_nano),
+                "saved_nano": saving.saved_nano,
+                "saved_usd": usd(saving.saved_nano),
+            }
+            for saving in report.savings
+        ],
+    }
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def to_csv(report: Report) -> str:
+    """One line a group with a heading; totals and comparisons are in the other forms.
+
+    Text that a spreadsheet would take for a formula is led by an apostrophe.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*map(_cell, report.keys), *(name for name, _ in _SUMS)])
+    for group in report.groups:
+        writer.writerow([*map(_cell, group.keys), *(read(group) for _, read in _SUMS)])
+    return out.getvalue()
+
+
+def to_table(report: Report) -> str:
+    """Plain text for people: groups, the total, and the comparisons."""
+    heads = ("calls", "attempts", "failed", "in", "out", "cached", "cost USD", "p50 s", "p95 s")
+    labels = report.keys or ("",)
+    rows = [(*labels, *heads)]
+    rows += [
+        (*(_visible(key) for key in group.keys), *_figures(group)) for group in report.groups if report.keys
+    ]
+    rows.append(("total", *("" for _ in labels[1:]), *_figures(report.totals)))
+    lines = _aligned(rows, text_columns=len(labels))
+    if report.totals.unknown_cost:
+        lines += ["", f"{report.totals.unknown_cost} attempt(s) of unknown price are not in the cost."]
+    for saving in report.savings:
+        lines += ["", _sentence(saving)]
+    return "\n".join(lines) + "\n"
+
+
+def _sums(sums: Totals) -> dict[str, Any]:
+    return {name: read(sums) for name, read in _SUMS}
+
+
+def _figures(sums: Totals) -> tuple[str, ...]:
+    counts = (
+        sums.calls,
+        sums.attempts,
+        sums.failures,
+        sums.prompt_tokens,
+        sums.completion_tokens,
+        sums.cached_tokens,
+    )
+    latencies = (sums.latency_p50, sums.latency_p95)
+    return (
+        *(f"{count:,}" for count in counts),
+        _short_usd(sums.cost_nano),
+        *("-" if latency is None else f"{latency:.3f}" for latency in latencies),
+    )
+
+
+def _short_usd(nano: int) -> str:
+    """Dollars for people: six decimals, which hide less than a thousandth of a cent."""
+    micro = round(nano / 1000)
+    sign = "-" if micro < 0 else ""
+    whole, rest = divmod(abs(micro), 1_000_000)
+    return f"{sign}{whole:,}.{rest:06d}"
+
+
+def _sentence(saving: Saving) -> str:
+    verb, amount = (
+        ("saved", saving.saved_nano) if saving.saved_nano >= 0 else ("paid over it", -saving.saved_nano)
+    )
+    share = f" ({100 * amount / saving.alone_nano:.1f} %)" if saving.alone_nano else ""
+    left_out = f"; {saving.unknown_cost} of unknown price left out" if saving.unknown_cost else ""
+    return (
+        f"With {_visible(saving.model)} alone, the {saving.entries:,} successful attempts would have cost "
+        f"{_short_usd(saving.alone_nano)} USD; they cost {_short_usd(saving.actual_nano)}: "
+        f"{verb} {_short_usd(amount)}{share}{left_out}."
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, text_columns: int) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if n < text_columns else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+    rule = "-" * max(map(len, lines))
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]] if len(lines) > 2 else [lines[0], rule, lines[-1]]
+
+
+def _visible(text: str | None) -> str:
+    """Text that cannot steer a terminal."""
+    if text is None:
+        return "-"
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def _cell(text: str | None) -> str:
+    if text is None:
+        return ""
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _iso(when: float | datetime | None) -> str | None:
+    if when is None:
+        return None
+    moment = when if isinstance(when, datetime) else datetime.fromtimestamp(when, timezone.utc)
+    return moment.astimezone(timezone.utc).isoformat()
+
+
+__all__ = ["Report", "report", "to_csv", "to_json", "to_table", "usd"]
