@@ -1,1 +1,157 @@
-"""fastroute: routes LLM calls from blocking Python."""
+"""fastroute: routes LLM calls from blocking Python.
+
+    import fastroute
+
+    client = fastroute.Client()
+    reply = client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hello"}])
+    print(reply.choices[0].message.content, reply.route.model, reply.route.cost)
+
+The names below load when they are first used, so that importing the package costs little.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attempt import Stream
+    from .client import Client
+    from .config import Config
+    from .errors import (
+        APIConnectionError,
+        APIError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        BudgetExceeded,
+        ConfigError,
+        ConflictError,
+        ContentFilterError,
+        ContextLengthExceeded,
+        DeadlineExceeded,
+        EmptyResponse,
+        Error,
+        InternalServerError,
+        ModelNotFoundError,
+        NoEndpointError,
+        NotFoundError,
+        PermissionDeniedError,
+        QuotaExceededError,
+        RateLimitError,
+        RequestTooLargeError,
+        RequestTooLargeForLimit,
+        StreamInterrupted,
+        StreamStalled,
+        StreamTruncated,
+        TLSError,
+        UnprocessableEntityError,
+        UpstreamProtocolError,
+        UpstreamTruncated,
+        ValidationError,
+    )
+    from .plan import Plan
+    from .types import Attempt, Chunk, Classification, Completion, Route, Usage
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attempt": ("Stream",),
+    "client": ("Client",),
+    "config": ("Config",),
+    "plan": ("Plan",),
+    "types": ("Attempt", "Chunk", "Classification", "Completion", "Route", "Usage"),
+    "errors": (
+        "APIConnectionError",
+        "APIError",
+        "APIStatusError",
+        "APITimeoutError",
+        "AuthenticationError",
+        "BadRequestError",
+        "BudgetExceeded",
+        "ConfigError",
+        "ConflictError",
+        "ContentFilterError",
+        "ContextLengthExceeded",
+        "DeadlineExceeded",
+        "EmptyResponse",
+        "Error",
+        "InternalServerError",
+        "ModelNotFoundError",
+        "NoEndpointError",
+        "NotFoundError",
+        "PermissionDeniedError",
+        "QuotaExceededError",
+        "RateLimitError",
+        "RequestTooLargeError",
+        "RequestTooLargeForLimit",
+        "StreamInterrupted",
+        "StreamStalled",
+        "StreamTruncated",
+        "TLSError",
+        "UnprocessableEntityError",
+        "UpstreamProtocolError",
+        "UpstreamTruncated",
+        "ValidationError",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "Attempt",
+    "AuthenticationError",
+    "BadRequestError",
+    "BudgetExceeded",
+    "Chunk",
+    "Classification",
+    "Client",
+    "Completion",
+    "Config",
+    "ConfigError",
+    "ConflictError",
+    "ContentFilterError",
+    "ContextLengthExceeded",
+    "DeadlineExceeded",
+    "EmptyResponse",
+    "Error",
+    "InternalServerError",
+    "ModelNotFoundError",
+    "NoEndpointError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "Plan",
+    "QuotaExceededError",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "RequestTooLargeForLimit",
+    "Route",
+    "Stream",
+    "StreamInterrupted",
+    "StreamStalled",
+    "StreamTruncated",
+    "TLSError",
+    "UnprocessableEntityError",
+    "UpstreamProtocolError",
+    "UpstreamTruncated",
+    "Usage",
+    "ValidationError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'fastroute' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

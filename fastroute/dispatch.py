@@ -1,0 +1,332 @@
+"""Carries out a plan: attempts, failover, retries, waiting for limits, and the one deadline over all of it.
+
+Owns the order of events between a plan and its answer. One attempt is `attempt.py`'s; what an error means is
+`retry.py`'s; who is in a plan is `plan.py`'s.
+
+After a failure the next endpoint that has not been tried goes at once: waiting is for when there is none. Then
+the shorter of two waits is taken: for a limit of an untried endpoint, or the back-off before asking a tried one
+again, which the endpoint's retry budget must allow. Failover to another endpoint is never budgeted, or an outage
+of one provider would use up what is meant to end it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+from attrs import frozen
+
+from . import _core, errors, events
+from .attempt import Attempts, Call, Grant, Stream, Wire
+from .config import Policy
+from .plan import Plan
+from .retry import Action, RetryPolicy
+from .state import Endpoint
+from .types import Completion
+
+log = logging.getLogger("fastroute")
+
+_Answer = TypeVar("_Answer", Completion, Stream)
+
+_POLL = (
+    0.02  # seconds after which a call that waits for a permit looks again: another process may have freed it
+)
+_WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
+
+
+@frozen
+class _Refusal:
+    """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
+
+    endpoint: Endpoint
+    reason: int
+    wait: float
+
+
+class _Progress:
+    """One call's way through its plan."""
+
+    __slots__ = ("excluded", "failed", "primary", "refused", "retry", "tried", "wider_than")
+
+    def __init__(self) -> None:
+        self.tried: set[str] = set()
+        self.excluded: set[str] = set()
+        self.retry: list[Endpoint] = []  # tried, and may be asked again, oldest first
+        self.refused: list[_Refusal] = []
+        self.primary: errors.Error | None = None
+        self.failed: Endpoint | None = None
+        self.wider_than = 0  # only models with a larger window than this are left to ask
+
+
+class Dispatcher:
+    """Runs calls.
+
+    Args:
+        policy: attempts, queue bounds.
+        retries: what may be done about an error.
+        wires: by endpoint name.
+
+    Thread safety: all methods; a call runs in its caller's thread.
+    """
+
+    def __init__(
+        self, policy: Policy, retries: RetryPolicy, wires: Mapping[str, Wire], attempts: Attempts
+    ) -> None:
+        self._policy = policy
+        self._retries = retries
+        self._wires = wires
+        self._attempts = attempts
+        self._random = random.Random()
+        self._queued = 0
+        self._free = threading.Condition()
+
+    @property
+    def queued(self) -> int:
+        """Calls of this process that wait for a limit at this moment."""
+        return self._queued
+
+    def freed(self) -> None:
+        """Tells calls that wait for a permit that one was given back."""
+        if self._queued:
+            with self._free:
+                self._free.notify_all()
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody waits here."""
+        self._queued = 0
+        self._free = threading.Condition()
+        self._random = random.Random()
+
+    def complete(self, call: Call, plan: Plan) -> Completion:
+        """The answer of the first endpoint that gives one.
+
+        Raises:
+            errors.Error: of the primary attempt, with all attempts attached, when every way is used up.
+        """
+        return self._run(call, plan, self._attempts.complete)
+
+    def stream(self, call: Call, plan: Plan) -> Stream:
+        """As `complete`, with the stream of the first endpoint whose content begins."""
+        return self._run(call, plan, self._attempts.stream)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def _run(self, call: Call, plan: Plan, attempt: Callable[[Call, Wire, Grant], _Answer]) -> _Answer:
+        progress = _Progress()
+        try:
+            while True:
+                endpoint, grant = self._admit(call, plan, progress)
+                first = endpoint.name not in progress.tried
+                if first:
+                    progress.tried.add(endpoint.name)
+                    endpoint.core.deposit()
+                if progress.failed is not None and progress.failed is not endpoint and self._hooks.wanted:
+                    kind = type(progress.primary).__name__
+                    self._hooks.emit(events.FailedOver(call.id, progress.failed.name, endpoint.name, kind))
+                try:
+                    return attempt(call, self._wires[endpoint.name], grant)
+                except errors.APIError as error:
+                    self._failed(call, progress, endpoint, error)
+        except errors.Error as error:
+            error.attempts = tuple(call.attempts)
+            raise
+
+    @property
+    def _hooks(self) -> events.Hooks:
+        return self._attempts.hooks
+
+    def _failed(self, call: Call, progress: _Progress, endpoint: Endpoint, error: errors.APIError) -> None:
+        """Takes note of a failed attempt; raises when it was the last."""
+        verdict, call.verdict = call.verdict, None
+        if verdict is None:
+            raise error  # it failed before anything was sent: the request itself is wrong
+        progress.primary = progress.primary or error
+        progress.failed = endpoint
+        if time.monotonic() >= call.deadline:
+            raise errors.DeadlineExceeded(
+                f"the call's deadline passed after {len(call.attempts)} attempts; the first failed with: "
+                f"{progress.primary}"
+            ) from progress.primary
+        action = verdict.action
+        if action is Action.STOP:
+            raise error
+        if len(call.attempts) >= self._retries.max_attempts:
+            raise progress.primary
+        progress.retry = [known for known in progress.retry if known is not endpoint]
+        if action is Action.RETRY:
+            progress.retry.append(endpoint)
+        elif action is Action.WITHOUT_USAGE:
+            # The provider knows no stream_options: ask the same endpoint again at once, without.
+            self._wires[endpoint.name].forget_usage()
+            progress.tried.discard(endpoint.name)
+        elif action is Action.FALL_BACK:
+            progress.excluded.add(endpoint.name)
+            progress.wider_than = max(progress.wider_than, endpoint.model.context_window or 0)
+            progress.primary = error
+        else:
+            progress.excluded.add(endpoint.name)
+
+    # --------------------------------------------------------------------------------------------- being let in
+
+    def _admit(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant]:
+        """The next endpoint that lets the call in, waiting if it must; raises when there is none."""
+        while True:
+            found = self._at_once(call, plan, progress)
+            if found is not None:
+                return found
+            found = self._after_waiting(call, plan, progress)
+            if found is not None:
+                return found
+
+    def _at_once(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant] | None:
+        progress.refused = []
+        for endpoint, tier in self._untried(plan, progress):
+            tokens = self._tokens(call, endpoint)
+            ticket = endpoint.core.admit(tokens)
+            if ticket >= 0:
+                call.tier = tier
+                return endpoint, Grant(ticket, tokens)
+            progress.refused.append(_Refusal(endpoint, -ticket & 7, (-ticket >> 3) / 1e9))
+        return None
+
+    def _untried(self, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
+        for endpoint, stage in plan.walk():
+            if endpoint.name in progress.tried or endpoint.name in progress.excluded:
+                continue
+            if progress.wider_than and 0 < (endpoint.model.context_window or 0) <= progress.wider_than:
+                continue
+            yield endpoint, stage.tier
+
+    def _tokens(self, call: Call, endpoint: Endpoint) -> int:
+        """Tokens to reserve: the calibrated input and the expected output."""
+        estimate = call.estimate
+        output = estimate.output_tokens
+        most = endpoint.model.max_output_tokens
+        if most is not None and most < output:
+            output = most
+        return endpoint.calibration.apply(estimate.input_tokens) + output
+
+    def _after_waiting(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant] | None:
+        """Sleeps for the shorter of: an untried endpoint's limit, a tried endpoint's back-off.
+
+        Returns None when the untried endpoints should be asked again; raises when there is nothing to wait for.
+        """
+        left = call.deadline - time.monotonic()
+        if left <= 0:
+            raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.primary
+        limited = min(
+            (refusal for refusal in progress.refused if refusal.reason in _WAITABLE),
+            key=lambda refusal: refusal.wait or _POLL,
+            default=None,
+        )
+        pause = self._backoff(call, progress)
+        if limited is not None and (pause is None or limited.wait <= pause):
+            return self._queue(call, progress, limited, left)
+        if pause is None or pause >= left:
+            raise self._exhausted(plan, progress)
+        endpoint = progress.retry[0]
+        if not endpoint.core.withdraw():
+            if self._hooks.wanted:
+                self._hooks.emit(events.RetryBudgetExhausted(endpoint.name))
+            raise self._exhausted(plan, progress)
+        time.sleep(pause)
+        call.waited += pause
+        tokens = self._tokens(call, endpoint)
+        ticket = endpoint.core.admit(tokens)
+        if ticket >= 0:
+            return endpoint, Grant(ticket, tokens)
+        progress.retry.pop(0)
+        return None
+
+    def _backoff(self, call: Call, progress: _Progress) -> float | None:
+        """Seconds before the first endpoint that may be asked again, or None if there is none."""
+        if not progress.retry or progress.primary is None:
+            return None
+        return self._retries.backoff(len(call.attempts) - 1, progress.primary, self._random.random())
+
+    def _queue(
+        self, call: Call, progress: _Progress, limited: _Refusal, left: float
+    ) -> tuple[Endpoint, Grant] | None:
+        """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
+        policy = self._policy
+        patience = min(left, policy.queue_timeout - call.waited)
+        if patience <= 0 or limited.wait > patience:
+            raise self._limited(progress)
+        if self._queued >= policy.max_queue:
+            raise errors.RateLimitError(
+                f"{self._queued} calls wait for limits already (policy.max_queue)",
+                retry_after=max(limited.wait, _POLL),
+            )
+        core = limited.endpoint.core
+        start = time.monotonic()
+        with self._free:
+            self._queued += 1
+        try:
+            if limited.reason == _core.BUSY:
+                with self._free:
+                    self._free.wait(min(_POLL, patience))
+                return None
+            return self._sleep_in_line(call, core, limited.endpoint, patience)
+        finally:
+            with self._free:
+                self._queued -= 1
+            call.waited += time.monotonic() - start
+
+    def _sleep_in_line(
+        self, call: Call, core: _core.Endpoint, endpoint: Endpoint, patience: float
+    ) -> tuple[Endpoint, Grant] | None:
+        tokens = self._tokens(call, endpoint)
+        wait = core.reserve(tokens, int(patience * 1e9))
+        if wait < 0:
+            return None  # somebody else was faster; look around again
+        try:
+            if wait:
+                time.sleep(wait / 1e9)
+            ticket = core.admit(tokens, 0, True)
+        except BaseException:
+            core.unreserve(tokens)
+            raise
+        if ticket < 0:
+            core.unreserve(tokens)
+            return None
+        return endpoint, Grant(ticket, tokens)
+
+    # ------------------------------------------------------------------------------------------------ giving up
+
+    def _exhausted(self, plan: Plan, progress: _Progress) -> errors.Error:
+        if progress.primary is not None:
+            return progress.primary
+        if not progress.refused:
+            return plan.refusal()
+        return self._limited(progress)
+
+    def _limited(self, progress: _Progress) -> errors.Error:
+        if progress.primary is not None:
+            return progress.primary
+        refused = progress.refused
+        text = "; ".join(
+            f"{refusal.endpoint.name}: {_REASONS[refusal.reason]}"
+            + (f" for {refusal.wait:.2f} s" if refusal.wait else "")
+            for refusal in refused
+        )
+        if all(refusal.reason == _core.TOO_LARGE for refusal in refused):
+            return errors.RequestTooLargeForLimit(f"no limit can ever let this request in: {text}")
+        waits = [refusal.wait for refusal in refused if refusal.wait]
+        soonest = min(waits) if waits else None
+        if any(refusal.reason in _WAITABLE for refusal in refused):
+            return errors.RateLimitError(f"every endpoint is at its limit: {text}", retry_after=soonest)
+        return errors.NoEndpointError(f"no endpoint lets the request in: {text}", retry_after=soonest)
+
+
+_REASONS = {
+    _core.BLOCKED: "blocked",
+    _core.BREAKER: "breaker open",
+    _core.BUSY: "all its permits are in use",
+    _core.REQUESTS: "requests a minute used up",
+    _core.TOKENS: "tokens a minute used up",
+    _core.TOO_LARGE: "larger than its limit",
+}

@@ -1,0 +1,545 @@
+"""A request, the configuration and the endpoints' state → a plan: who is asked, in which order, and why.
+
+Owns the decision and its explanation. Pure but for reading the core's state: nothing is sent, admitted or
+counted here, so a plan may be made and thrown away. Carrying it out is `dispatch.py`.
+
+A plan has stages, asked one after the other: the tier or model that the request calls for, then the fallback
+models of what was in it. Within a stage the core ranks: models of a tier by price / (quality × speed), the
+endpoints of a model by the policy's strategy. A stage is ranked when it is reached, so a later one sees the
+state of its moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from attrs import frozen
+
+from . import _core
+from .catalog import Catalog
+from .classify import Classifier
+from .config import Config
+from .errors import (
+    BadRequestError,
+    BudgetExceeded,
+    ContextLengthExceeded,
+    Error,
+    ModelNotFoundError,
+    NoEndpointError,
+    RequestTooLargeForLimit,
+)
+from .state import STATE_NAMES, Endpoint, State
+from .tokens import estimate_input, expected_output
+from .types import NANO, Classification, Request, usd_to_nano
+
+log = logging.getLogger("fastroute")
+
+STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
+_CAPABILITIES = {STREAMING: "streaming", TOOLS: "tools", VISION: "vision", JSON_SCHEMA: "JSON schema"}
+
+STRATEGIES: Mapping[str, int] = {
+    "latency": _core.LATENCY,
+    "weighted": _core.WEIGHTED,
+    "least-busy": _core.LEAST_BUSY,
+    "lowest-cost": _core.LOWEST_COST,
+    "lowest-usage": _core.LOWEST_USAGE,
+    "two-choices": _core.TWO_CHOICES,
+    "ordered": _core.ORDERED,
+}
+_MIDDLE_TIER = "standard"  # where a request goes that nobody could classify with confidence
+
+# Seconds a plain call may take: the base, and so many more per 1000 tokens asked for, by how hard it is.
+_TIMEOUT_BASE = 30.0
+_TIMEOUT_PER_1K = 10.0
+_TIMEOUT_FACTORS = {"simple": 1.0, "moderate": 1.5, "complex": 2.5, "creative": 3.0}
+
+
+@frozen
+class Estimate:
+    """What the request is expected to take.
+
+    Attributes:
+        input_tokens: prompt tokens, by the text's length.
+        output_tokens: answer tokens: those asked for, or what such answers took lately.
+        timeout: seconds one attempt at a plain call may take.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    timeout: float
+
+
+@frozen(eq=False)
+class Stage:
+    """Endpoints that are ranked together.
+
+    Attributes:
+        reason: where the stage comes from, for people.
+        tier: the tier's name, if it is one.
+        by_value: models by price / (quality × speed); otherwise in the order given.
+    """
+
+    reason: str
+    tier: str | None
+    endpoints: tuple[Endpoint, ...]
+    ranking: _core.Ranking
+    by_value: bool
+
+
+@frozen
+class Candidate:
+    """One endpoint as a plan saw it.
+
+    Attributes:
+        rank: 0 is asked first; None: left out.
+        verdict: why it is in or out.
+        price: USD by estimate; None if unknown.
+        latency: expected seconds; 0 if never measured.
+        state: of its breaker.
+        value: price / (quality × speed), lower is better.
+        available_requests, available_tokens: what its limits let in at this moment; None: no limit.
+    """
+
+    endpoint: str
+    model: str
+    provider: str
+    stage: str
+    rank: int | None
+    verdict: str
+    price: float | None
+    quality: float
+    latency: float
+    success_rate: float
+    in_flight: int
+    state: str
+    value: float
+    available_requests: int | None
+    available_tokens: int | None
+
+
+class Planner:
+    """Makes plans for one configuration.
+
+    Thread safety: all methods; what it remembers (stages by name) is only ever added to.
+    """
+
+    def __init__(self, config: Config, catalog: Catalog, state: State, classifier: Classifier) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._state = state
+        self._classifier = classifier
+        self._strategy = STRATEGIES[config.policy.strategy]
+        policy = config.policy
+        self._price_ceiling = -1 if policy.price_ceiling is None else usd_to_nano(policy.price_ceiling)
+        self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
+        self._tiers = tuple(config.tiers)
+        self._tier_of = self._spread(classifier.levels)
+        self._factor_of = _factors(classifier.levels)
+        self._stages: dict[tuple[str, ...], Stage | None] = {}
+        self._random = random.Random()
+
+    def plan(self, request: Request) -> Plan:
+        """Decides, sending nothing.
+
+        Raises:
+            ModelNotFoundError: no model, alias or tier has the name; near names are in the message.
+            BadRequestError: a routing word is wrong.
+        """
+        scan, failure = self._scan(request)
+        params = request.params
+        wanted = request.max_tokens
+        if scan is None:
+            chars, utf8, messages, images = _count(request.messages)
+        else:
+            chars, utf8, messages, images = scan.chars, scan.utf8, scan.messages, scan.images
+        tools = params.get("tools") or params.get("functions")
+        tokens_in = estimate_input(chars, utf8, messages, images)
+        if tools:
+            tokens_in += _json_tokens(tools)
+        needs = STREAMING if request.stream else 0
+        if tools:
+            needs |= TOOLS
+        if images:
+            needs |= VISION
+        shape = params.get("response_format")
+        if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
+            needs |= JSON_SCHEMA
+        level = scan.level if scan is not None else ""
+        stage = self._first_stage(request, level, scan.confidence if scan is not None else 0.0)
+        tokens_out = expected_output(wanted)
+        factor = self._factor_of.get(level, 1.0)
+        estimate = Estimate(
+            tokens_in, tokens_out, _TIMEOUT_BASE + _TIMEOUT_PER_1K * (wanted or 0) / 1000 * factor
+        )
+        return Plan(self, request, scan, failure, stage, estimate, needs)
+
+    def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
+        options = plan.request.options
+        policy = self._config.policy
+        floor = policy.quality_floor if options.quality is None else options.quality
+        latency = policy.max_latency if options.max_latency is None else options.max_latency
+        price = self._max_price if options.max_cost is None else usd_to_nano(options.max_cost)
+        return stage.ranking.rank(
+            self._strategy,
+            plan.estimate.input_tokens,
+            plan.estimate.output_tokens,
+            plan.needs,
+            price,
+            self._price_ceiling,
+            floor or 0.0,
+            latency or 0.0,
+            stage.by_value,
+            0,
+            self._random.getrandbits(63),
+        )
+
+    def later_stages(self, first: Stage) -> Iterator[Stage]:
+        """The fallback models of those in the first stage, breadth first, each once."""
+        seen = {endpoint.model.name for endpoint in first.endpoints}
+        level = list(dict.fromkeys(endpoint.model for endpoint in first.endpoints))
+        while level:
+            names = []
+            for model in level:
+                for name in model.fallbacks:
+                    if name not in seen:
+                        seen.add(name)
+                        names.append(name)
+            stage = self._stage(("fallback", *names)) if names else None
+            if stage is not None:
+                yield stage
+            level = [self._catalog.model(name) for name in names]
+
+    def explain(self, scan: Any, failure: str | None) -> Classification:
+        if scan is None:
+            return Classification(
+                "unknown", None, 0.0, {}, self._classifier.name, f"the classifier failed: {failure}"
+            )
+        return self._classifier.explain(scan)
+
+    # ------------------------------------------------------------------------------------------ what is asked
+
+    def _scan(self, request: Request) -> tuple[Any, str | None]:
+        try:
+            return self._classifier.scan(request.messages, request.params), None
+        except Exception as error:
+            # A message that no classifier can read is still the provider's to refuse; the call goes on by
+            # the middle tier. The error's text may quote the message, so only its kind is logged.
+            log.warning("the classifier failed with %s; the default tier is used", type(error).__name__)
+            return None, type(error).__name__
+
+    def _first_stage(self, request: Request, level: str, confidence: float) -> Stage:
+        name = request.model
+        wanted = request.options.tier
+        if wanted is not None:
+            if wanted not in self._config.tiers:
+                raise BadRequestError(
+                    f'route.tier: there is no tier "{wanted}"; there are {", ".join(self._tiers) or "none"}'
+                )
+            return self._tier_stage(wanted)
+        if name == "auto":
+            tier = self._tier_of.get(level)
+            if tier is None or confidence < self._config.policy.confidence_threshold:
+                tier = self._default_tier()
+            return self._tier_stage(tier)
+        if name in self._config.tiers:
+            return self._tier_stage(name)
+        stage = self._stage(("model", name)) or self._stage(("model", self._catalog.resolve(name)))
+        if stage is None:
+            known = sorted(self._state.by_model)
+            raise ModelNotFoundError(
+                f'no endpoint serves the model "{name}"; there are endpoints for {", ".join(known)}',
+                suggestions=known,
+            )
+        return stage
+
+    def _tier_stage(self, tier: str) -> Stage:
+        stage = self._stage(("tier", tier))
+        if stage is None:
+            raise NoEndpointError(f'no model of the tier "{tier}" has an endpoint')
+        return stage
+
+    def _default_tier(self) -> str:
+        if not self._tiers:
+            raise NoEndpointError('there are no tiers to choose from for "auto"; name a model')
+        return _MIDDLE_TIER if _MIDDLE_TIER in self._config.tiers else self._tiers[len(self._tiers) // 2]
+
+    def _spread(self, levels: Sequence[str]) -> dict[str, str]:
+        """Level → tier: as configured, or the tier of the same name, or spread evenly, cheapest first."""
+        tiers = self._tiers
+        found = {}
+        for place, level in enumerate(levels):
+            if level in self._config.policy.classes:
+                found[level] = self._config.policy.classes[level]
+            elif level in self._config.tiers:
+                found[level] = level
+            elif tiers:
+                found[level] = tiers[place * len(tiers) // len(levels)]
+        return found
+
+    def _stage(self, key: tuple[str, ...]) -> Stage | None:
+        if key in self._stages:
+            return self._stages[key]
+        kind, *names = key
+        if kind == "tier":
+            models = [self._catalog.resolve(name) for name in self._config.tiers[names[0]]]
+            stage = self._build(f"tier {names[0]}", names[0], models, by_value=True)
+        elif kind == "model":
+            stage = self._build(f"model {names[0]}", None, names, by_value=False)
+            if stage is None:
+                return None  # a caller's spelling: not remembered, or any text would grow the table
+        else:
+            stage = self._build("fallback", None, names, by_value=False)
+        self._stages[key] = stage
+        return stage
+
+    def _build(self, reason: str, tier: str | None, models: Sequence[str], by_value: bool) -> Stage | None:
+        endpoints = [
+            (place, endpoint)
+            for place, model in enumerate(models)
+            for endpoint in self._state.by_model.get(model, ())
+        ]
+        if not endpoints:
+            return None
+        found = [endpoint for _, endpoint in endpoints]
+        ranking = _core.Ranking(
+            [endpoint.core for endpoint in found],
+            models=[place for place, _ in endpoints],
+            windows=[endpoint.model.context_window or 0 for endpoint in found],
+            max_outputs=[endpoint.model.max_output_tokens or 0 for endpoint in found],
+            capabilities=[endpoint.model.capabilities for endpoint in found],
+            input_prices=[_price(endpoint.model.input_price) for endpoint in found],
+            output_prices=[_price(endpoint.model.output_price) for endpoint in found],
+            qualities=[endpoint.model.quality for endpoint in found],
+            latencies=[endpoint.model.latency for endpoint in found],
+        )
+        return Stage(reason, tier, tuple(found), ranking, by_value)
+
+
+class Plan:
+    """Who would be asked for one request, in which order, and why.
+
+    Attributes:
+        request: what was planned for.
+        estimate: tokens and time it is expected to take.
+        tier: the tier it is served from, if it was chosen by tier.
+
+    Thread safety: not to be shared while it is being walked through.
+    """
+
+    __slots__ = (
+        "_classification",
+        "_failure",
+        "_planner",
+        "_scan",
+        "_stages",
+        "estimate",
+        "needs",
+        "request",
+    )
+
+    def __init__(
+        self,
+        planner: Planner,
+        request: Request,
+        scan: Any,
+        failure: str | None,
+        first: Stage,
+        estimate: Estimate,
+        needs: int,
+    ) -> None:
+        self.request = request
+        self.estimate = estimate
+        self.needs = needs
+        self._planner = planner
+        self._scan = scan
+        self._failure = failure
+        self._classification: Classification | None = None
+        self._stages: list[tuple[Stage, _core.Ranked]] = []
+        self._stages.append((first, planner.rank(self, first)))
+
+    @property
+    def level(self) -> str | None:
+        """The class alone, which costs less than `classification`."""
+        return self._scan.level if self._scan is not None else None
+
+    @property
+    def classification(self) -> Classification:
+        if self._classification is None:
+            self._classification = self._planner.explain(self._scan, self._failure)
+        return self._classification
+
+    @property
+    def tier(self) -> str | None:
+        return self._stages[0][0].tier
+
+    def walk(self) -> Iterator[tuple[Endpoint, Stage]]:
+        """Every endpoint that may serve it, first choice first; a later stage is ranked when reached."""
+        for stage, ranked in self._ranked():
+            endpoints = stage.endpoints
+            for place in ranked.order:
+                yield endpoints[place], stage
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether no model met the wishes for quality, latency and price, so that the best one is taken."""
+        return self._stages[0][1].relaxed
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every endpoint of every stage, those that are asked first, in order."""
+        inside: list[Candidate] = []
+        outside: list[Candidate] = []
+        for stage, ranked in self._ranked():
+            order = {place: rank for rank, place in enumerate(ranked.order)}
+            for place in sorted(range(len(stage.endpoints)), key=lambda item: order.get(item, len(order))):
+                inner = place in order
+                rank = len(inside) if inner else None
+                (inside if inner else outside).append(self._candidate(stage, ranked, place, rank))
+        return (*inside, *outside)
+
+    def refusal(self) -> Error:
+        """The error that says why nobody can serve it, each endpoint with its reason."""
+        codes = set()
+        lines = []
+        waits = []
+        now = _core.clock()
+        for stage, ranked in self._ranked():
+            for place, endpoint in enumerate(stage.endpoints):
+                code = ranked.verdicts[place]
+                codes.add(code)
+                lines.append(f"{endpoint.name}: {self._verdict(stage, ranked, place)}")
+                if code in (_core.OUT_BLOCKED, _core.OUT_BREAKER):
+                    waits.append(_reopens(endpoint, now))
+        text = "; ".join(lines)
+        if waits:
+            return NoEndpointError(f"no endpoint can serve the request: {text}", retry_after=min(waits))
+        if codes <= {_core.OUT_PRICE_CAP}:
+            return BudgetExceeded(f"every endpoint would cost more than the cap: {text}")
+        if codes <= {_core.OUT_WINDOW}:
+            return ContextLengthExceeded(f"the request is longer than every context window: {text}")
+        if codes <= {_core.OUT_TOO_LARGE}:
+            return RequestTooLargeForLimit(f"the request is larger than every limit: {text}")
+        return NoEndpointError(f"no endpoint can serve the request: {text}", status_code=400)
+
+    def __str__(self) -> str:
+        classification = self.classification
+        words = ", ".join(word for group in classification.matches.values() for word in group)
+        score = "" if classification.score is None else f", score {classification.score:g}"
+        lines = [
+            f"class     {classification.level} ({classification.classifier}{score}, "
+            f"confidence {classification.confidence:.2f})" + (f": {words}" if words else ""),
+            f"why       {classification.reason}",
+            f"asked     {self.request.model}, served from {self._stages[0][0].reason}"
+            + (", nothing meets the wishes: best quality first" if self.relaxed else ""),
+            f"estimate  {self.estimate.input_tokens} tokens in, {self.estimate.output_tokens} out",
+        ]
+        for candidate in self.candidates:
+            place = "-" if candidate.rank is None else str(candidate.rank + 1)
+            price = "price ?" if candidate.price is None else f"${candidate.price:.6f}"
+            lines.append(
+                f"{place:>3} {candidate.endpoint:<36} {price:>11} {candidate.latency:7.2f} s "
+                f"{candidate.in_flight:4d} in flight  {candidate.state:<9} {candidate.verdict}"
+            )
+        return "\n".join(lines)
+
+    def _ranked(self) -> Iterator[tuple[Stage, _core.Ranked]]:
+        yield self._stages[0]
+        for place, stage in enumerate(self._planner.later_stages(self._stages[0][0]), 1):
+            if place == len(self._stages):
+                self._stages.append((stage, self._planner.rank(self, stage)))
+            yield self._stages[place]
+
+    def _candidate(self, stage: Stage, ranked: _core.Ranked, place: int, rank: int | None) -> Candidate:
+        endpoint = stage.endpoints[place]
+        core = endpoint.core
+        price = ranked.prices[place]
+        return Candidate(
+            endpoint=endpoint.name,
+            model=endpoint.model.name,
+            provider=endpoint.config.provider,
+            stage=stage.reason,
+            rank=rank,
+            verdict=self._verdict(stage, ranked, place),
+            price=None if price < 0 else price / NANO,
+            quality=endpoint.model.quality,
+            latency=core.ewma() or endpoint.model.latency,
+            success_rate=core.success_rate(),
+            in_flight=core.in_flight,
+            state=STATE_NAMES[core.state()],
+            value=ranked.values[place],
+            available_requests=core.available_requests(),
+            available_tokens=core.available_tokens(),
+        )
+
+    def _verdict(self, stage: Stage, ranked: _core.Ranked, place: int) -> str:
+        endpoint = stage.endpoints[place]
+        model = endpoint.model
+        code = ranked.verdicts[place]
+        estimate = self.estimate
+        price = ranked.prices[place]
+        cost = "unknown" if price < 0 else f"${price / NANO:.6f}"
+        if code == 0:
+            return stage.reason
+        if code == _core.OUT_CAPABILITY:
+            lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.capabilities & bit]
+            return f"left out: no {', '.join(lacking)}"
+        if code == _core.OUT_WINDOW:
+            return (
+                f"left out: about {estimate.input_tokens} + {estimate.output_tokens} tokens, "
+                f"window {model.context_window}"
+            )
+        if code == _core.OUT_PRICE_CAP:
+            return f"left out: would cost {cost}, over the cap"
+        if code == _core.OUT_BLOCKED:
+            return f"left out: blocked for {_reopens(endpoint, _core.clock()):.1f} s"
+        if code == _core.OUT_BREAKER:
+            return f"left out: breaker {STATE_NAMES[endpoint.core.state()]}, next try in {_reopens(endpoint, _core.clock()):.1f} s"
+        if code == _core.OUT_TOO_LARGE:
+            return (
+                f"left out: about {estimate.input_tokens + estimate.output_tokens} tokens, "
+                "more than its limit lets in at once"
+            )
+        if code == _core.SOFT_QUALITY:
+            return f"left out: quality {model.quality:g} is under the floor"
+        if code == _core.SOFT_LATENCY:
+            return f"left out: {endpoint.core.ewma() or model.latency:.2f} s is over the latency budget"
+        return f"left out: {cost} is over the price ceiling"
+
+
+def _reopens(endpoint: Endpoint, now: int) -> float:
+    blocked, _ = endpoint.core.blocked(now)
+    return max(blocked, endpoint.core.reopens_in(now)) / 1e9
+
+
+def _price(nano: int | None) -> int:
+    return -1 if nano is None else nano
+
+
+def _json_tokens(value: Any) -> int:
+    try:
+        return len(orjson.dumps(value)) // 4 + 1
+    except TypeError:
+        return 0  # no JSON: the provider's encoder refuses it with its place
+
+
+def _count(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:
+    """Characters, bytes, messages and images, for when the scan could not read them."""
+    chars = sum(
+        len(message["content"])
+        for message in messages
+        if isinstance(message, Mapping) and isinstance(message.get("content"), str)
+    )
+    return chars, chars, len(messages), 0
+
+
+def _factors(levels: Sequence[str]) -> dict[str, float]:
+    """Level → time-out factor: the level's own name, or its place between the cheapest and the hardest."""
+    steps = (_TIMEOUT_FACTORS["simple"], _TIMEOUT_FACTORS["moderate"], _TIMEOUT_FACTORS["complex"])
+    return {
+        level: _TIMEOUT_FACTORS.get(level, steps[place * len(steps) // len(levels)])
+        for place, level in enumerate(levels)
+    }

@@ -1,0 +1,100 @@
+"""The live endpoints: which there are, and the core's state of each.
+
+Owns the segment that the state lives in and the objects that read and write it, by endpoint name. It knows no
+wire format and sends nothing; choosing is `plan.py`, using is `dispatch.py`.
+
+The segment is an anonymous shared mapping: whatever this process forks shares it, with nothing to set up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from . import _core
+from .catalog import Catalog, Model
+from .config import Config, EndpointConfig, ProviderConfig
+from .errors import ConfigError
+from .tokens import Calibration
+
+STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
+
+
+@frozen(eq=False)
+class Endpoint:
+    """One model at one provider.
+
+    Attributes:
+        core: its limits, breaker, latency and in-flight count, shared with forked workers.
+        calibration: how this model's real input tokens compare with the estimate.
+    """
+
+    name: str
+    config: EndpointConfig
+    provider: ProviderConfig
+    model: Model
+    core: _core.Endpoint
+    calibration: Calibration
+
+
+class State:
+    """All endpoints of one configuration.
+
+    Thread safety: reading is free of locks; `open_endpoints` and the counters come from the core.
+    """
+
+    def __init__(self, config: Config, catalog: Catalog) -> None:
+        if config.state != "memory":
+            raise ConfigError(f'fastroute.state: "{config.state}" is not in this version; "memory" is')
+        self.segment = _core.Segment()
+        policy = config.policy
+        calibrations: dict[str, Calibration] = {}
+        endpoints = []
+        for entry in config.endpoints:
+            provider = config.providers[entry.provider]
+            model = catalog.model(entry.model)
+            limits = config.limits(entry)
+            core = _core.Endpoint(
+                self.segment,
+                entry.name,
+                rpm=_limit(limits.rpm),
+                request_burst=limits.burst or 0,
+                tpm=_limit(limits.tpm),
+                token_burst=limits.token_burst or 0,
+                max_in_flight=limits.max_in_flight,
+                weight=entry.weight,
+                failures=policy.breaker_failures,
+                rate=policy.breaker_rate,
+                min_calls=policy.breaker_min_calls,
+                window_s=policy.breaker_window,
+                open_s=policy.breaker_open,
+                max_open_s=policy.breaker_max_open,
+                probe_lease_s=policy.breaker_probe_lease,
+            )
+            calibration = calibrations.setdefault(model.name, Calibration())
+            endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))
+        self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
+        by_model: dict[str, list[Endpoint]] = {}
+        for endpoint in endpoints:
+            by_model.setdefault(endpoint.model.name, []).append(endpoint)
+        self.by_model: Mapping[str, tuple[Endpoint, ...]] = {
+            name: tuple(group) for name, group in by_model.items()
+        }
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """Plain figures of every endpoint, by name."""
+        now = _core.clock()
+        found = {}
+        for endpoint in self.endpoints:
+            figures = dict(endpoint.core.snapshot(now))
+            figures["state"] = STATE_NAMES[endpoint.core.state(now)]
+            figures["model"] = endpoint.model.name
+            figures["provider"] = endpoint.config.provider
+            found[endpoint.name] = figures
+        return found
+
+
+def _limit(configured: int | None) -> int:
+    return -1 if configured is None else configured

@@ -1,0 +1,70 @@
+"""The thread pool behind `Client.submit`.
+
+Owns its threads and the bound on what waits for them. A submitted call runs in a copy of the submitter's
+context. Threads start with the first submission, and anew in a forked child: an executor that crossed a fork
+would accept work and never do it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from .errors import Error
+
+_Result = TypeVar("_Result")
+
+
+class Workers:
+    """A bounded pool of threads.
+
+    Args:
+        threads: how many calls run at once.
+        pending: how many more may wait; `submit` blocks while there is no room.
+
+    Thread safety: all methods.
+    """
+
+    def __init__(self, threads: int, pending: int) -> None:
+        self._threads = threads
+        self._pending = pending
+        self._closed = False
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: starts over, with none of the parent's calls."""
+        self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(self._threads + self._pending)
+        self._executor: ThreadPoolExecutor | None = None
+
+    def submit(self, call: Callable[[], _Result]) -> Future[_Result]:
+        """Runs ``call`` in a thread; blocks while as many as allowed are running and waiting.
+
+        Raises:
+            Error: after `close`.
+        """
+        room = self._room
+        room.acquire()
+        try:
+            with self._lock:
+                if self._closed:
+                    raise Error("the client is closed")
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="fastroute")
+                future: Future[Any] = self._executor.submit(contextvars.copy_context().run, call)
+        except BaseException:
+            room.release()
+            raise
+        future.add_done_callback(lambda _: room.release())
+        return future
+
+    def close(self) -> None:
+        """Lets running calls finish and drops those that have not begun. May be called again."""
+        with self._lock:
+            self._closed = True
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
