@@ -30,15 +30,21 @@ _MAX_LEADERS = 2  # failed leaders that one follower sees before it gives up its
 
 
 class _Flight:
-    """One call that others wait for."""
+    """One call that others wait for.
 
-    __slots__ = ("completion", "done", "error", "leader")
+    When it fails, its followers move on together to ``successor``, which the first of them leads: however
+    many they are, one of them calls again.
+    """
 
-    def __init__(self) -> None:
-        self.leader = threading.get_ident()
+    __slots__ = ("completion", "done", "error", "heirs", "leader", "successor")
+
+    def __init__(self, leader: int | None) -> None:
+        self.leader = leader
+        self.heirs = 0  # followers that would take over
         self.done = threading.Event()
         self.completion: Completion | None = None
         self.error: BaseException | None = None
+        self.successor: _Flight | None = None
 
 
 class Cache:
@@ -124,28 +130,64 @@ class Cache:
             errors.DeadlineExceeded: waiting took too long.
         """
         failed = 0
+        failure: _Flight | None = None
         while True:
-            with self._lock:
-                entry = self._store.get(key)
-                if entry is not None:
-                    self.hits += 1
-                    return entry[0], True
-                flight = self._flights.get(key)
-                if flight is None:
-                    flight = self._flights[key] = _Flight()
-                    self.misses += 1
-                    break
+            flight, leads, kept = self._join(key, failure, failed)
+            if kept is not None:
+                return kept, True
+            if leads:
+                return self._lead(key, flight, make), False
             if flight.leader == threading.get_ident():
                 return make(), False  # called from within its own making: waiting would never end
-            if not flight.done.wait(max(0.0, deadline - time.monotonic())):
+            arrived = flight.done.wait(max(0.0, deadline - time.monotonic()))
+            if not arrived:
+                if failed + 1 < _MAX_LEADERS:
+                    self._leave(key, flight)
                 raise errors.DeadlineExceeded("the deadline passed while an equal request was in flight")
             if flight.completion is not None:
                 with self._lock:
                     self.joined += 1
                 return flight.completion, True
             failed += 1
-            if failed >= _MAX_LEADERS and isinstance(flight.error, Exception):
-                raise copy.copy(flight.error) from None
+            if failed >= _MAX_LEADERS:
+                if isinstance(flight.error, Exception):
+                    raise copy.copy(flight.error) from None
+                raise errors.Error("the call that this one shared was interrupted")
+            failure = flight
+
+    def _join(
+        self, key: bytes, failure: _Flight | None, failed: int
+    ) -> tuple[_Flight, bool, Completion | None]:
+        """The flight to wait for or to lead, or the answer that is already kept."""
+        me = threading.get_ident()
+        with self._lock:
+            entry = self._store.get(key)
+            flight = failure.successor if failure is not None else self._flights.get(key)
+            if entry is not None:
+                self.hits += 1
+                return flight or _Flight(me), False, entry[0]
+            if flight is None:
+                flight = self._flights[key] = _Flight(me)
+                self.misses += 1
+                return flight, True, None
+            if flight.leader is None:
+                flight.leader = me
+                self.misses += 1
+                return flight, True, None
+            if flight.leader != me and failed + 1 < _MAX_LEADERS:
+                flight.heirs += 1
+            return flight, False, None
+
+    def _leave(self, key: bytes, flight: _Flight) -> None:
+        with self._lock:
+            flight.heirs -= 1
+            successor = flight.successor
+            if flight.heirs == 0 and successor is not None and successor.leader is None:
+                # The leader failed as the last of those that would have taken over gave up.
+                if self._flights.get(key) is successor:
+                    del self._flights[key]
+
+    def _lead(self, key: bytes, flight: _Flight, make: Callable[[], Completion]) -> Completion:
         try:
             completion = flight.completion = make()
         except BaseException as error:
@@ -157,8 +199,10 @@ class Cache:
                     del self._flights[key]
                 if flight.completion is not None:
                     self._keep(key, flight.completion)
+                elif flight.heirs > 0:
+                    flight.successor = self._flights[key] = _Flight(None)
             flight.done.set()
-        return completion, False
+        return completion
 
     def clear(self) -> None:
         """Forgets all answers; calls in flight go on."""

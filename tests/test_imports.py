@@ -1,4 +1,4 @@
-"""Imports go one way: a module imports only from rows above its own, and importing the package costs little."""
+"""Imports go one way, from rows further up only, and importing the package costs little."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def imported(path: Path) -> list[str]:
             dotted = (node.module or "").split(".")[1:]
             found += [dotted[0]] if dotted else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            found += [
-                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fastroute.")
-            ]
+            found += [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fastroute.")]
     return found
 
 

@@ -1,0 +1,300 @@
+"""The response cache: keys, bounds, and one call for equal requests in flight."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastroute import errors
+from fastroute.cache import Cache
+from fastroute.types import Choice, Completion, Message, Request, RouteOptions, Usage
+
+MESSAGES = [{"role": "user", "content": "How deep is the Mariana Trench?"}]
+
+
+def request(**changes: Any) -> Request:
+    options = RouteOptions(
+        **{name: changes.pop(name) for name in ("tags", "tier", "quality", "max_cost") if name in changes}
+    )
+    model = changes.pop("model", "gpt-4.1")
+    messages = changes.pop("messages", MESSAGES)
+    return Request(model, messages, changes, False, options)
+
+
+def completion(text: str = "10,935 m", finish: str = "stop", usage: Usage | None = None) -> Completion:
+    raw = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": finish}]}
+    return Completion(
+        "id",
+        1,
+        "gpt-4.1",
+        (Choice(0, Message("assistant", text), finish),),
+        usage or Usage(9, 4),
+        None,
+        raw,
+    )
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+# --------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "gpt-4.1-mini"},
+        {"temperature": 0},
+        {"temperature": 1},
+        {"temperature": 1.0},
+        {"temperature": True},
+        {"seed": 7},
+        {"max_tokens": 100},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{"name": "a"}, {"name": "b"}]},
+        {"tools": [{"name": "b"}, {"name": "a"}]},
+        {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES]},
+        {"messages": [{"role": "user", "content": "caf\u00e9"}]},
+        {"messages": [{"role": "user", "content": "cafe\u0301"}]},
+        {"tags": {"tenant": "a"}},
+        {"tags": {"tenant": "b"}},
+        {"tier": "premium"},
+        {"quality": 0.9},
+        {"max_cost": 0.1},
+    ],
+    ids=lambda other: repr(other)[:60],
+)
+def test_whatever_shapes_the_answer_shapes_the_key(other: dict[str, Any]) -> None:
+    cache = Cache()
+    everything = [request(), request(temperature=0.5), request(temperature=0), request(temperature=1)]
+    different = request(**other)
+    same = [known for known in everything if known == different and repr(known) == repr(different)]
+    keys = {cache.key(known) for known in everything if known not in same}
+    assert cache.key(different) not in keys
+
+
+def test_one_and_one_point_nought_and_true_are_three_keys() -> None:
+    cache = Cache()
+    assert len({cache.key(request(temperature=value)) for value in (1, 1.0, True)}) == 3
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    cache = Cache()
+    one = Request("m", [{"role": "user", "content": "x"}], {"a": 1, "b": {"c": 1, "d": 2}})
+    two = Request("m", [{"content": "x", "role": "user"}], {"b": {"d": 2, "c": 1}, "a": 1})
+    assert cache.key(one) == cache.key(two)
+
+
+def test_the_scope_can_be_narrowed_to_the_tags_that_matter() -> None:
+    cache = Cache(scope=("tenant",))
+    one = request(tags={"tenant": "a", "page": "1"})
+    assert cache.key(one) == cache.key(request(tags={"tenant": "a", "page": "2"}))
+    assert cache.key(one) != cache.key(request(tags={"tenant": "b", "page": "1"}))
+
+
+def test_another_configuration_has_other_keys() -> None:
+    assert Cache(fingerprint=b"a").key(request()) != Cache(fingerprint=b"b").key(request())
+
+
+def test_lone_surrogates_have_a_key_and_what_is_no_json_has_none() -> None:
+    cache = Cache()
+    assert cache.key(request(messages=[{"role": "user", "content": "\ud83d"}])) is not None
+    assert cache.key(request(extra=object())) is None
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+def test_no_two_scopes_and_contents_run_together(a: str, b: str, c: str, d: str) -> None:
+    cache = Cache()
+    one = request(messages=[{"role": "user", "content": b}], tags={"t": a})
+    two = request(messages=[{"role": "user", "content": d}], tags={"t": c})
+    assert (cache.key(one) == cache.key(two)) == ((a, b) == (c, d))
+
+
+# ----------------------------------------------------------------------------------------- keeping, dropping
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        completion(finish="length"),
+        completion(finish="content_filter"),
+        completion(text=""),
+        completion(usage=Usage(9, 4, source="estimated")),
+    ],
+    ids=["cut", "filtered", "empty", "guessed usage"],
+)
+def test_only_whole_answers_are_kept(answer: Completion) -> None:
+    cache = Cache()
+    assert cache.through(b"k", lambda: answer, soon()) == (answer, False)
+    assert cache.get(b"k") is None
+
+
+def test_an_answer_ends_with_its_time_to_live_give_or_take_a_tenth() -> None:
+    now = [0.0]
+    cache = Cache(ttl=100.0, timer=lambda: now[0])
+    for number in range(200):
+        cache.through(b"%d" % number, completion, soon())
+    ends = []
+    for number in range(200):
+        now[0] = 0.0
+        while cache.get(b"%d" % number) is not None:
+            now[0] += 0.5
+        ends.append(now[0])
+        now[0] = 0.0
+    # Entries were read while others were already gone: only the first can be trusted to the half second.
+    assert 90.0 <= ends[0] <= 111.0
+
+
+def test_entries_and_bytes_are_bounded() -> None:
+    cache = Cache(max_entries=10)
+    for number in range(50):
+        cache.through(b"%d" % number, completion, soon())
+    assert cache.stats()["entries"] == 10
+    assert cache.get(b"49") is not None
+    assert cache.get(b"0") is None
+
+    small = Cache(max_bytes=2000)
+    for number in range(50):
+        small.through(b"%d" % number, lambda: completion("x" * 100), soon())
+    assert 0 < small.stats()["bytes"] <= 2000
+
+    picky = Cache(max_entry_bytes=500)
+    picky.through(b"k", lambda: completion("x" * 600), soon())
+    assert picky.stats()["entries"] == 0
+
+
+def test_what_a_caller_does_to_an_answer_stays_with_that_caller() -> None:
+    cache = Cache()
+    first, _ = cache.through(b"k", completion, soon())
+    first.to_dict()["choices"][0]["message"]["content"] = "changed"
+    first.choices[0].to_dict()["index"] = 9
+    second = cache.get(b"k")
+    assert second is not None
+    assert second.to_dict()["choices"][0]["message"]["content"] == "10,935 m"
+    with pytest.raises(AttributeError):
+        second.choices[0].message.content = "changed"  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------------- single flight
+
+
+def in_threads(count: int, work: Any) -> list[Any]:
+    results: list[Any] = [None] * count
+
+    def run(place: int) -> None:
+        try:
+            results[place] = work()
+        except Exception as error:
+            results[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return results
+
+
+def test_equal_requests_in_flight_share_one_call() -> None:
+    cache = Cache()
+    calls = []
+    inside = threading.Event()
+    go = threading.Event()
+
+    def make() -> Completion:
+        calls.append(1)
+        inside.set()
+        go.wait(10)
+        return completion()
+
+    def follow() -> Any:
+        return cache.through(b"k", make, soon())
+
+    leader = threading.Thread(target=follow)
+    leader.start()
+    assert inside.wait(10)
+    release = threading.Timer(0.05, go.set)
+    release.start()
+    results = in_threads(20, follow)
+    leader.join(10)
+    release.join(10)
+    assert len(calls) == 1
+    assert [shared for _, shared in results] == [True] * 20
+
+
+def test_when_the_leader_fails_one_follower_leads_and_the_rest_get_errors_of_their_own() -> None:
+    cache = Cache()
+    calls = []
+    gate = threading.Barrier(2)
+    first = threading.Event()
+
+    def make() -> Completion:
+        calls.append(1)
+        if len(calls) == 1:
+            gate.wait(10)
+            first.wait(10)
+        raise errors.InternalServerError("down", status_code=500)
+
+    def follow() -> Any:
+        return cache.through(b"k", make, soon())
+
+    results: list[Any] = []
+    leader = threading.Thread(target=lambda: results.extend(in_threads(1, follow)))
+    leader.start()
+    gate.wait(10)
+    release = threading.Timer(0.2, first.set)
+    release.start()
+    followers = in_threads(30, follow)
+    leader.join(10)
+    release.join(10)
+    everything = [*results, *followers]
+    assert all(isinstance(error, errors.InternalServerError) for error in everything)
+    assert len({id(error) for error in everything}) == len(everything)
+    assert len(calls) <= 3  # the leader, its successor, and whoever came when both were gone
+
+
+def test_a_follower_keeps_its_own_deadline() -> None:
+    cache = Cache()
+    inside = threading.Event()
+    go = threading.Event()
+
+    def make() -> Completion:
+        inside.set()
+        go.wait(10)
+        return completion()
+
+    leader = threading.Thread(target=lambda: cache.through(b"k", make, soon()))
+    leader.start()
+    assert inside.wait(10)
+    with pytest.raises(errors.DeadlineExceeded):
+        cache.through(b"k", make, time.monotonic() + 0.01)
+    go.set()
+    leader.join(10)
+
+
+def test_a_call_made_from_within_its_own_making_does_not_wait_for_itself() -> None:
+    cache = Cache()
+
+    def outer() -> Completion:
+        inner, shared = cache.through(b"k", completion, soon())
+        assert not shared
+        return inner
+
+    assert cache.through(b"k", outer, soon())[0].text == "10,935 m"
+
+
+def test_an_interrupted_leader_leaves_no_flight_behind() -> None:
+    cache = Cache()
+
+    def interrupted() -> Completion:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.through(b"k", interrupted, soon())
+    assert cache.through(b"k", completion, soon())[1] is False
