@@ -22,7 +22,7 @@ from attrs import evolve, frozen
 
 from . import _core, errors, events, sse
 from .plan import Estimate
-from .providers.base import Format, StreamDecoder, Target
+from .providers.base import Format, StreamDecoder, Target, check_content_type
 from .retry import RetryPolicy, Verdict, parse_limits
 from .state import Endpoint
 from .transport import Exchange, Transport
@@ -271,7 +271,7 @@ class _Sending:
         """Raises what a status other than 200 means; also what a 200 of another content type means."""
         status = exchange.status
         if status >= 400:
-            raise self._wire.format.decode_error(status, exchange.headers, body)
+            raise self._wire.format.decode_error(status, exchange.headers, body, self._wire.target)
         if 300 <= status < 400:
             raise errors.APIStatusError(
                 f"{self._wire.endpoint.name} answered with a redirect, which is never followed: "
@@ -284,12 +284,7 @@ class _Sending:
             raise errors.UpstreamProtocolError(
                 f"the answer has the unknown status {status}", status_code=status, maybe_billed=True
             )
-        kind = exchange.headers.get("content-type", "")
-        if "json" not in kind and body.lstrip()[:1] not in (b"{", b"["):
-            raise errors.UpstreamProtocolError(
-                f"the answer is {kind.split(';')[0][:80] or 'of no content type'}, not JSON",
-                maybe_billed=True,
-            )
+        check_content_type(exchange.headers, False)
 
     def estimated_usage(self, answer_chars: int) -> Usage:
         """For a provider that gave no usable figures: by the lengths of prompt and answer."""
@@ -485,6 +480,7 @@ class _StreamReader:
 
     def __init__(self, exchange: Exchange, wire: Wire, call: Call) -> None:
         self._exchange = exchange
+        self._wire = wire
         self._pieces = exchange.pieces()
         self._events = sse.Decoder()
         self.decoder: StreamDecoder = wire.format.stream(call.request, wire.target)
@@ -495,9 +491,8 @@ class _StreamReader:
 
     def head(self) -> list[Chunk]:
         """The chunks up to the first one with content."""
-        kind = self._exchange.headers.get("content-type", "")
-        if kind and "event-stream" not in kind and "octet-stream" not in kind and "text/plain" not in kind:
-            self._not_a_stream(kind)
+        if check_content_type(self._exchange.headers, True) == "json":
+            self._not_a_stream()
         found: list[Chunk] = []
         for chunks in self.batches():
             found += chunks
@@ -541,13 +536,11 @@ class _StreamReader:
     def _extend(self, now: float) -> None:
         self._exchange.extend(min(self._call.deadline, now + IDLE_TIMEOUT, self._progress + PING_TIMEOUT))
 
-    def _not_a_stream(self, kind: str) -> None:
-        body = self._exchange.body()
-        if "json" in kind:
-            # A 200 that holds an error object, or a provider that ignores `stream`: both are told by the text.
-            self.decoder.feed(sse.Event(data=body.decode("utf-8", "replace")))
+    def _not_a_stream(self) -> None:
+        """Raises what one JSON document in place of a stream stands for: mostly an error in a 200."""
+        self._wire.format.decode(self._exchange.body(), self._call.request, self._wire.target)
         raise errors.UpstreamProtocolError(
-            f"asked for a stream, the provider sent {kind.split(';')[0][:80]}", maybe_billed=True
+            "the provider answered a streamed request in one piece", maybe_billed=True
         )
 
 

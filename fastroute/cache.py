@@ -182,10 +182,9 @@ class Cache:
         with self._lock:
             flight.heirs -= 1
             successor = flight.successor
-            if flight.heirs == 0 and successor is not None and successor.leader is None:
-                # The leader failed as the last of those that would have taken over gave up.
-                if self._flights.get(key) is successor:
-                    del self._flights[key]
+            abandoned = flight.heirs == 0 and successor is not None and successor.leader is None
+            if abandoned and self._flights.get(key) is successor:
+                del self._flights[key]  # those that would have taken over have given up
 
     def _lead(self, key: bytes, flight: _Flight, make: Callable[[], Completion]) -> Completion:
         try:
