@@ -1,0 +1,67 @@
+"""``python -m fastroute.testing``: a local provider started by hand, stopped by Ctrl-C.
+
+With ``--json-config`` it is instead the child of a ``Provider(process=True)`` and takes its settings and
+commands from standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+
+from ._hosts import serve_commands
+from ._latency import Lognormal
+from ._provider import Provider
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastroute.testing", description="A local provider in OpenAI's format."
+    )
+    add = parser.add_argument
+    add("--port", type=int, default=0, help="0 takes a free one (default)")
+    add("--host", default="127.0.0.1")
+    add("--model", action="append", default=[], help="a model it serves; may be repeated; none: every name")
+    add("--answer", help="the text it answers; default: the last user message")
+    add("--tokens", type=int, help="answer so many tokens of lorem ipsum")
+    add("--latency", type=float, default=0.0, help="seconds until an answer begins")
+    add("--sigma", type=float, default=0.0, help="spread of the latency: log-normal around --latency")
+    add("--tokens-per-second", type=float)
+    add("--requests-per-minute", type=int)
+    add("--tokens-per-minute", type=int)
+    add("--fail-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
+    add("--seed", type=int, default=0)
+    add("--json-config", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.json_config:
+        serve_commands(sys.stdin.buffer, sys.stdout.buffer)
+        return 0
+    try:
+        provider = Provider(
+            options.model,
+            answer=options.answer if options.tokens is None else options.tokens,
+            latency=Lognormal(options.latency, options.sigma) if options.sigma else options.latency,
+            tokens_per_second=options.tokens_per_second,
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+            fail_rate=options.fail_rate,
+            seed=options.seed,
+            host=options.host,
+            port=options.port,
+        ).start()
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    try:
+        print(provider.base_url, flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        provider.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

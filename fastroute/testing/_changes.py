@@ -1,0 +1,322 @@
+"""What a fault does to an otherwise good answer, one frozen class for each kind of change.
+
+A change acts at one of three levels, each a method: the events of a stream, the HTTP reply, the bytes on
+the wire. Putting changes together under a name is `Fault`'s.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import orjson
+
+from ._openai import Format
+from ._wire import SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, take, unroll
+
+JSON = "application/json"
+
+
+class Change:
+    """One thing that a fault does; the methods that a change leaves alone do nothing."""
+
+    __slots__ = ()
+
+    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+        return events
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        return reply
+
+    def on_wire(self, wire: Wire) -> Wire:
+        return wire
+
+
+# ------------------------------------------------------------------------------------ changes of the reply
+
+
+@dataclass(frozen=True, slots=True)
+class Replace(Change):
+    """Another status, other headers, another body (None: the format's error of that status and code)."""
+
+    status: int
+    headers: Headers = ()
+    body: bytes | None = None
+    code: str | None = None
+    content_type: str = JSON
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        body = format.error(self.status, self.code, None) if self.body is None else self.body
+        kept = tuple(pair for pair in reply.headers if pair[0].lower() != "content-type")
+        fresh = Reply(self.status, kept, body)
+        return fresh.with_headers((("content-type", self.content_type), *self.headers))
+
+
+@dataclass(frozen=True, slots=True)
+class AddHeaders(Change):
+    """More headers; those of the same name are replaced."""
+
+    headers: Headers
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        return reply.with_headers(self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class LongBody(Change):
+    """A body of so many bytes, made while it is sent."""
+
+    status: int
+    size: int
+    content_type: str = JSON
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        times, rest = divmod(self.size, SEND_SIZE)
+        body = unroll((Repeat(b"x" * SEND_SIZE, times), b"x" * rest))
+        fresh = Reply(self.status, reply.headers, body, length=self.size)
+        return fresh.with_headers((("content-type", self.content_type),))
+
+
+@lru_cache(maxsize=2)
+def _bomb(decoded: int) -> bytes:
+    """A gzip file of ``decoded`` spaces: one block, compressed once, as often as it takes."""
+    block = b" " * min(decoded, 1 << 20)
+    times = decoded // len(block) if block else 0
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    # After a full flush the compressor starts afresh, so equal blocks become equal bytes.
+    packed = deflate.compress(block) + deflate.flush(zlib.Z_FULL_FLUSH)
+    check = 0
+    for _ in range(times):
+        check = zlib.crc32(block, check)
+    tail = zlib.compressobj(9, zlib.DEFLATED, -15).flush()
+    size = (times * len(block)) & 0xFFFFFFFF
+    head = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
+    return head + packed * times + tail + check.to_bytes(4, "little") + size.to_bytes(4, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Compress(Change):
+    """A content encoding: a bomb of ``decoded`` bytes, rubbish, or so many layers around the good body."""
+
+    kind: Literal["bomb", "rubbish", "layers"]
+    decoded: int = 0
+    layers: int = 1
+    status: int = 200
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        encoding = "gzip"
+        if self.kind == "bomb":
+            reply = Reply(self.status, reply.headers, _bomb(self.decoded)).with_headers(
+                (("content-type", JSON),)
+            )
+        elif self.kind == "rubbish":
+            reply = replace(reply, body=b"\x1f\x8b\x08" + b"\x00rubbish, not gzip at all" * 4, length=None)
+        else:
+            body = (
+                reply.body
+                if isinstance(reply.body, bytes)
+                else b"".join(piece for piece in reply.body if isinstance(piece, bytes))
+            )
+            for _ in range(self.layers):
+                body = gzip.compress(body, mtime=0)
+            reply = replace(reply, body=body, length=None)
+            encoding = ", ".join(["gzip"] * self.layers)
+        return reply.with_headers((("content-encoding", encoding),))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame(Change):
+    """Another framing of the body; the names are in ``_wire.FRAMINGS``."""
+
+    framing: str
+    after: int = 0
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        return replace(reply, framing=self.framing, framing_after=self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Prelude(Change):
+    """Bytes before the answer, such as interim answers."""
+
+    data: bytes
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        return replace(reply, prelude=reply.prelude + self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Delay(Change):
+    """So many seconds more before the answer."""
+
+    seconds: float
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        return replace(reply, work=reply.work + self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUsage(Change):
+    """Another value for ``usage``, in plain answers and in the events that carry one."""
+
+    value: bytes
+
+    def _set(self, data: bytes) -> bytes:
+        answer = orjson.loads(data)
+        if isinstance(answer, dict) and answer.get("usage") is not None:
+            answer["usage"] = orjson.Fragment(self.value)
+            return orjson.dumps(answer)
+        return data
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        if reply.status == 200 and isinstance(reply.body, bytes):
+            return replace(reply, body=self._set(reply.body))
+        return reply
+
+    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+        for event in events:
+            if isinstance(event, bytes) and event.startswith(b"data: {") and b'"usage":{' in event:
+                line = event.rstrip(b"\r\n")
+                event = b"data: " + self._set(line[6:]) + event[len(line) :]
+            yield event
+
+
+# ----------------------------------------------------------------------------------- changes of the events
+
+
+@dataclass(frozen=True, slots=True)
+class Insert(Change):
+    """After so many events, pieces of one's own; then the stream goes on, or stops there."""
+
+    after: int
+    pieces: tuple[RawPiece, ...]
+    resume: bool = True
+
+    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+        source = iter(events)
+        seen = 0
+        while seen < self.after:
+            piece = next(source, None)
+            if piece is None:
+                break
+            yield piece
+            if isinstance(piece, bytes) and not piece.startswith(b":"):
+                seen += 1
+        yield from unroll(self.pieces)
+        if self.resume:
+            yield from source
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite(Change):
+    """Replace bytes in every event; with ``drop``, leave out the events that hold them."""
+
+    old: bytes
+    new: bytes = b""
+    drop: bool = False
+
+    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+        for event in events:
+            if not isinstance(event, bytes):
+                yield event
+            elif not self.drop:
+                yield event.replace(self.old, self.new)
+            elif self.old not in event:
+                yield event
+
+
+@dataclass(frozen=True, slots=True)
+class Append(Change):
+    """Pieces after the last event."""
+
+    pieces: tuple[RawPiece, ...]
+
+    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+        yield from events
+        yield from unroll(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class AsStream(Change):
+    """These pieces as the whole body of an event stream, whatever was asked for."""
+
+    pieces: tuple[RawPiece, ...]
+
+    def on_reply(self, reply: Reply, format: Format) -> Reply:
+        stream = replace(reply, status=200, body=unroll(self.pieces), length=None, framing="chunked")
+        return stream.with_headers((("content-type", "text/event-stream; charset=utf-8"),))
+
+
+# ------------------------------------------------------------------------------------- changes of the wire
+
+
+@dataclass(frozen=True, slots=True)
+class Cut(Change):
+    """After so many bytes of the response (or of its body), a tail; then the rest if ``resume``.
+
+    With ``connect`` the connection is ended when it is accepted, before any request.
+    """
+
+    after: int
+    tail: tuple[Piece, ...]
+    in_body: bool = False
+    resume: bool = False
+    connect: bool = False
+
+    def on_wire(self, wire: Wire) -> Wire:
+        limit = self.after + (wire.head_length if self.in_body else 0)
+        pieces = take(wire.pieces, limit, self.tail, resume=self.resume)
+        return wire._replace(pieces=pieces, keep=wire.keep and self.resume)
+
+
+@dataclass(frozen=True, slots=True)
+class Drip(Change):
+    """The header block, the body or all of it in small portions with pauses between."""
+
+    part: Literal["headers", "body", "all"]
+    size: int
+    interval: float
+
+    def _drip(self, pieces: Iterable[Piece], skip: int, until: int | None) -> Iterator[Piece]:
+        seen = 0
+        for piece in pieces:
+            if not isinstance(piece, bytes):
+                yield piece
+                continue
+            start = 0
+            if seen < skip:
+                start = min(len(piece), skip - seen)
+                yield piece[:start]
+            stop = len(piece) if until is None else max(start, min(len(piece), until - seen))
+            for place in range(start, stop, self.size):
+                yield self.interval
+                yield piece[place : min(stop, place + self.size)]
+            if stop < len(piece):
+                yield piece[stop:]
+            seen += len(piece)
+
+    def on_wire(self, wire: Wire) -> Wire:
+        skip = wire.head_length if self.part == "body" else 0
+        until = wire.head_length if self.part == "headers" else None
+        return wire._replace(pieces=self._drip(wire.pieces, skip, until))
+
+
+@dataclass(frozen=True, slots=True)
+class Raw(Change):
+    """These pieces instead of the whole answer, status line and all; each is a send of its own."""
+
+    pieces: tuple[RawPiece, ...]
+    keep: bool
+
+    def on_wire(self, wire: Wire) -> Wire:
+        def separate() -> Iterator[Piece]:
+            for piece in unroll(self.pieces):
+                yield piece
+                if isinstance(piece, bytes):
+                    yield 0.0
+
+        return Wire(separate(), 0, self.keep)

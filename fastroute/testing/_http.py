@@ -1,0 +1,234 @@
+"""HTTP/1.1 as a server hears it: request heads, chunked bodies, connections.
+
+Owns the bytes of requests and the order of answers on one connection. What is answered is the
+`Application`'s; asyncio's transports do the sending. All of it runs in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from typing import NamedTuple, Protocol
+
+logger = logging.getLogger("fastroute.testing")
+
+LONGEST_HEAD = 64 << 10
+LONGEST_BODY = 64 << 20
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+class Head(NamedTuple):
+    """A parsed request line and header block."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    length: int | None
+    chunked: bool
+    keep: bool
+    http10: bool
+    expects: bool
+
+
+class BadRequest(Exception):
+    """What arrived is no HTTP request."""
+
+
+def parse_head(block: bytes) -> Head:
+    """The header block, without its empty line.
+
+    Raises:
+        BadRequest: if it is none.
+    """
+    first, *lines = block.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or words[2] not in ("HTTP/1.1", "HTTP/1.0"):
+        raise BadRequest("the request line is malformed")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            raise BadRequest("a header line is malformed")
+        headers[name.lower()] = value.strip()
+    length = headers.get("content-length")
+    if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
+        raise BadRequest("Content-Length is no number")
+    connection = headers.get("connection", "").lower()
+    http10 = words[2] == "HTTP/1.0"
+    return Head(
+        words[0],
+        words[1],
+        headers,
+        None if length is None else int(length),
+        "chunked" in headers.get("transfer-encoding", "").lower(),
+        "keep-alive" in connection if http10 else "close" not in connection,
+        http10,
+        headers.get("expect", "").lower() == "100-continue",
+    )
+
+
+def read_chunks(data: bytes | bytearray, start: int) -> tuple[bytes, int] | None:
+    """A chunked body and where it ends; None while it is not complete.
+
+    Raises:
+        BadRequest: if the chunks are malformed.
+    """
+    parts: list[bytes] = []
+    while True:
+        line = data.find(b"\r\n", start)
+        if line < 0:
+            return None
+        try:
+            size = int(bytes(data[start:line]).split(b";")[0], 16)
+        except ValueError:
+            raise BadRequest("a chunk's size is malformed") from None
+        start = line + 2
+        if size == 0:
+            end = data.find(b"\r\n", start)
+            while end > start:
+                start = end + 2
+                end = data.find(b"\r\n", start)
+            return None if end < 0 else (b"".join(parts), end + 2)
+        if len(data) < start + size + 2:
+            return None
+        parts.append(bytes(data[start : start + size]))
+        start += size + 2
+
+
+# ------------------------------------------------------------------------------------------- connection
+
+
+class Application(Protocol):
+    """What a connection asks for its answers."""
+
+    def opened(self, connection: Connection) -> None: ...
+    def closed(self, connection: Connection) -> None: ...
+    def head(self, block: bytes) -> Head: ...
+    def malformed(self, message: str) -> bytes: ...
+    def serve(self, connection: Connection, head: Head, body: bytes) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One accepted connection: reads requests one after the other, writes what the server says."""
+
+    def __init__(self, server: Application) -> None:
+        self._server = server
+        self._buffer = bytearray()
+        self._need = 0  # bytes without which reading on is useless
+        self._task: asyncio.Task[None] | None = None
+        self._continued = False
+        self._drained: asyncio.Future[None] | None = None
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.number = 0
+        self.closing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        # No buffering beyond the socket's: a reset must not overtake what was written before it.
+        transport.set_write_buffer_limits(high=0)
+        self._server.opened(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closing = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._server.closed(self)
+
+    def pause_writing(self) -> None:
+        self._drained = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    async def drained(self) -> None:
+        """Wait until all that was written has reached the socket."""
+        if self._drained is not None:
+            await self._drained
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._task is None:
+            self._advance()
+        elif len(self._buffer) > LONGEST_HEAD:
+            self.transport.pause_reading()
+
+    def _advance(self) -> None:
+        """Serve the complete requests in the buffer until one takes its time."""
+        while self._buffer and self._task is None and not self.closing:
+            if len(self._buffer) < self._need:
+                return
+            try:
+                if not self._next():
+                    return
+            except BadRequest as error:
+                self.transport.write(self._server.malformed(str(error)))
+                self.end("close")
+
+    def _next(self) -> bool:
+        """Serve one request if the buffer holds a whole one."""
+        buffer = self._buffer
+        split = buffer.find(b"\r\n\r\n")
+        if split < 0:
+            if len(buffer) > LONGEST_HEAD:
+                raise BadRequest("the header block is too long")
+            return False
+        head = self._server.head(bytes(buffer[:split]))
+        start = split + 4
+        if head.expects and not self._continued and len(buffer) == start:
+            self._continued = True
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.chunked:
+            if len(buffer) > LONGEST_BODY:
+                raise BadRequest("the body is too long")
+            read = read_chunks(buffer, start)
+            if read is None:
+                return False
+            body, end = read
+        else:
+            end = start + (head.length or 0)
+            if end > LONGEST_BODY:
+                raise BadRequest("the body is too long")
+            if len(buffer) < end:
+                self._need = end
+                return False
+            body = bytes(buffer[start:end])
+        del buffer[:end]
+        self._need = 0
+        self._continued = False
+        self._server.serve(self, head, body)
+        return True
+
+    def run(self, task: asyncio.Task[None]) -> None:
+        """Let a task answer the request that was read last; the next ones wait for it."""
+        self._task = task
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("an answer failed", exc_info=task.exception())
+            self.end("reset")
+        if not self.closing:
+            self.transport.resume_reading()
+            self._advance()
+
+    def end(self, how: str) -> None:
+        """Close the connection: ``close`` sends what is written and FIN, ``reset`` sends RST."""
+        if self.closing:
+            return
+        self.closing = True
+        if how == "reset":
+            sock = self.transport.get_extra_info("socket")
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self.transport.abort()
+        else:
+            self.transport.close()

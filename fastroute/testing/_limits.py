@@ -1,0 +1,110 @@
+"""A provider's rate limits and the headers that tell of them.
+
+Owns two token buckets a provider (requests and tokens a minute, a minute's worth at once), and the
+durations of Go in which OpenAI writes its reset times. The clock is passed in. This is what a provider
+does to its callers; the router's own limits are the core's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+def go_duration(seconds: float) -> str:
+    """Seconds as Go prints a duration, to the millisecond: ``6m0s``, ``1.5s``, ``12ms``, ``0s``."""
+    millis = max(0, math.ceil(round(seconds * 1000, 6)))
+    if millis == 0:
+        return "0s"
+    if millis < 1000:
+        return f"{millis}ms"
+    whole, rest = divmod(millis, 60_000)
+    text = f"{rest // 1000}.{rest % 1000:03d}".rstrip("0").rstrip(".") + "s"
+    hours, minutes = divmod(whole, 60)
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text
+
+
+@dataclass(slots=True)
+class Bucket:
+    """So much a minute, refilled evenly; a minute's worth may be taken at once.
+
+    Attributes:
+        limit: how much a minute; 0 refuses everything.
+        level: what is left, as of ``updated``.
+    """
+
+    limit: int
+    level: float = field(init=False)
+    updated: float | None = None
+
+    def __post_init__(self) -> None:
+        self.level = float(self.limit)
+
+    def refill(self, now: float) -> None:
+        if self.updated is not None and now > self.updated:
+            self.level = min(float(self.limit), self.level + (now - self.updated) * self.limit / 60)
+        self.updated = now
+
+    def wait(self, cost: float) -> float:
+        """Seconds until ``cost`` is there; a minute where it never will be."""
+        if self.level >= cost:
+            return 0.0
+        if cost > self.limit:
+            return 60.0
+        return (cost - self.level) * 60 / self.limit
+
+    @property
+    def reset(self) -> float:
+        """Seconds until it is full again."""
+        return (self.limit - self.level) * 60 / self.limit if self.limit else 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request over a limit.
+
+    Attributes:
+        kind: ``requests`` or ``tokens``: which limit.
+        limit: how much a minute.
+        retry_after: seconds until it would be let through.
+    """
+
+    kind: str
+    limit: int
+    retry_after: float
+
+
+class RateLimits:
+    """Both limits of one provider, taken together or not at all. Not thread-safe: one loop uses it."""
+
+    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+        self._buckets = {
+            kind: Bucket(limit)
+            for kind, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute))
+            if limit is not None
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._buckets)
+
+    def take(self, tokens: int, now: float) -> Refused | None:
+        """Count one request of so many tokens, or say why not; ``now`` in seconds of any steady clock."""
+        costs = {"requests": 1, "tokens": tokens}
+        for kind, bucket in self._buckets.items():
+            bucket.refill(now)
+            seconds = bucket.wait(costs[kind])
+            if seconds > 0:
+                return Refused(kind, bucket.limit, seconds)
+        for kind, bucket in self._buckets.items():
+            bucket.level -= costs[kind]
+        return None
+
+    def state(self, now: float) -> dict[str, tuple[int, int, float]]:
+        """By kind: the limit, what is left of it, and seconds until it is full again."""
+        for bucket in self._buckets.values():
+            bucket.refill(now)
+        return {
+            kind: (bucket.limit, int(bucket.level), bucket.reset) for kind, bucket in self._buckets.items()
+        }

@@ -1,0 +1,403 @@
+"""OpenAI's chat completions on the wire, seen from the provider's side.
+
+Owns paths, the key's header, the reading of a question, the shape of answers, chunks and errors, and the
+names of the rate-limit headers. What is answered is `_answers`, when and how broken it is sent is not
+known here. Another format is another class with these methods (`Format`) and a line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import orjson
+
+from ._answers import (
+    TOKENS_PER_IMAGE,
+    TOKENS_PER_MESSAGE,
+    Question,
+    Said,
+    count_tokens,
+    fragments,
+)
+from ._limits import Refused, go_duration
+from ._wire import Headers, Piece
+
+MOST_CHOICES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStyle:
+    """How a provider writes its streams; relays and servers differ in all of this.
+
+    Attributes:
+        comment_every: a keep-alive comment after each so many events; 0 for none.
+        crlf: lines end in CR LF, not LF.
+        usage_in_every_chunk: running usage in all chunks, asked for or not.
+        done: whether ``data: [DONE]`` ends the stream.
+        usage: whether usage is sent where it was asked for.
+    """
+
+    comment_every: int = 0
+    crlf: bool = False
+    usage_in_every_chunk: bool = False
+    done: bool = True
+    usage: bool = True
+
+
+class Refusal(Exception):
+    """The question cannot be answered; becomes an error in the format's shape."""
+
+    def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+
+
+class Format(Protocol):
+    """One provider's wire format."""
+
+    base_path: str
+
+    def route(self, method: str, path: str) -> Literal["chat", "models"] | None: ...
+    def key(self, headers: Mapping[str, str]) -> str | None: ...
+    def read(self, body: bytes, path: str) -> Question: ...
+    def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes: ...
+    def events(
+        self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
+    ) -> Iterator[Piece]: ...
+    def models(self, names: tuple[str, ...]) -> bytes: ...
+    def error(
+        self, status: int, code: str | None, message: str | None, param: str | None = None
+    ) -> bytes: ...
+    def request_id(self, serial: int) -> tuple[str, str]: ...
+    def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers: ...
+    def refused(self, refused: Refused) -> tuple[Headers, bytes]: ...
+
+
+# The errors that matter to a router, by OpenAI's code: status, type, message, param.
+ERRORS: dict[str, tuple[int, str, str, str | None]] = {
+    "context_length_exceeded": (
+        400,
+        "invalid_request_error",
+        "This model's maximum context length is 8192 tokens; the messages are longer.",
+        "messages",
+    ),
+    "content_filter": (
+        400,
+        "invalid_request_error",
+        "The prompt was stopped by the content filter.",
+        "prompt",
+    ),
+    "invalid_api_key": (401, "invalid_request_error", "Incorrect API key provided.", None),
+    "model_not_found": (
+        404,
+        "invalid_request_error",
+        "The model does not exist or is not yours to use.",
+        "model",
+    ),
+    "unsupported_parameter": (
+        400,
+        "invalid_request_error",
+        "A parameter is not supported by this model.",
+        None,
+    ),
+    "rate_limit_exceeded": (429, "requests", "Rate limit reached; try again later.", None),
+    "slow_down": (429, "requests", "Slow down: the request rate rose too fast.", None),
+    "insufficient_quota": (429, "insufficient_quota", "The quota is used up; check plan and billing.", None),
+    "credit_balance_exhausted": (429, "insufficient_quota", "The credit balance is used up.", None),
+    "organization_spend_limit_exceeded": (
+        429,
+        "insufficient_quota",
+        "The organization's spend limit is reached.",
+        None,
+    ),
+    "project_spend_limit_exceeded": (
+        429,
+        "insufficient_quota",
+        "The project's spend limit is reached.",
+        None,
+    ),
+    "organization_usage_limit_exceeded": (
+        429,
+        "insufficient_quota",
+        "The organization's usage limit is reached.",
+        None,
+    ),
+    "server_error": (500, "server_error", "The server had an error while it processed the request.", None),
+    "overloaded": (503, "server_error", "The model is overloaded with other requests.", None),
+}
+
+_BY_STATUS = {
+    400: ("invalid_request_error", None, "The request is invalid."),
+    401: ("invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
+    403: ("invalid_request_error", None, "This key may not do that."),
+    404: ("invalid_request_error", None, "There is nothing at this address."),
+    429: ("requests", "rate_limit_exceeded", "Rate limit reached; try again later."),
+    503: ("server_error", None, "The server is overloaded or not ready yet."),
+}
+
+
+def _text(content: object) -> tuple[str, int]:
+    """A message's text, and the tokens of its other parts."""
+    if isinstance(content, str):
+        return content, 0
+    if not isinstance(content, list):
+        return "", 0
+    texts, extra = [], 0
+    for part in content:
+        if isinstance(part, dict):
+            if part.get("type") == "text" and isinstance(part.get("text"), str):
+                texts.append(part["text"])
+            else:
+                extra += TOKENS_PER_IMAGE
+    return "".join(texts), extra
+
+
+def _chosen_tool(asked: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any] | None]:
+    """The tool that the request makes the model call, with the schema of its arguments."""
+    tools = [tool.get("function", {}) for tool in asked.get("tools") or () if isinstance(tool, dict)]
+    choice = asked.get("tool_choice")
+    if isinstance(choice, dict):
+        name = (choice.get("function") or {}).get("name")
+        for tool in tools:
+            if tool.get("name") == name:
+                return name, tool.get("parameters")
+        raise Refusal(400, None, "tool_choice names a function that tools does not hold.", "tool_choice")
+    if choice == "required":
+        if not tools:
+            raise Refusal(400, None, "tool_choice is 'required', but there are no tools.", "tool_choice")
+        return tools[0].get("name"), tools[0].get("parameters")
+    return None, None
+
+
+def _whole(asked: Mapping[str, Any], name: str) -> int | None:
+    value = asked.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Refusal(400, None, f"'{name}' must be an integer.", name)
+    return value
+
+
+class OpenAI:
+    """Chat completions as OpenAI, and all who copy it, speak them."""
+
+    base_path = "/v1"
+
+    def route(self, method: str, path: str) -> Literal["chat", "models"] | None:
+        if method == "POST" and path == "/v1/chat/completions":
+            return "chat"
+        return "models" if method == "GET" and path == "/v1/models" else None
+
+    def key(self, headers: Mapping[str, str]) -> str | None:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return key.strip() if scheme.lower() == "bearer" else None
+
+    def read(self, body: bytes, path: str) -> Question:
+        """The question in a request's body.
+
+        Raises:
+            Refusal: if it is no chat completion.
+        """
+        try:
+            asked = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Refusal(400, None, "The body is not valid JSON.") from error
+        if not isinstance(asked, dict):
+            raise Refusal(400, None, "The body must be a JSON object.")
+        model, messages = asked.get("model"), asked.get("messages")
+        if not isinstance(model, str):
+            raise Refusal(400, None, "You must provide a model parameter.", "model")
+        if not isinstance(messages, list) or not messages:
+            raise Refusal(400, None, "'messages' must be a list that is not empty.", "messages")
+        last, tokens = "", 0
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise Refusal(400, None, "A message must be an object with a role.", "messages")
+            text, extra = _text(message.get("content"))
+            tokens += TOKENS_PER_MESSAGE + count_tokens(text) + extra
+            if message["role"] == "user":
+                last = text
+        if len(asked) == 2:
+            return Question(model, last, tokens)
+        if asked.get("tools"):
+            tokens += count_tokens(orjson.dumps(asked["tools"]).decode())
+        choices = _whole(asked, "n")
+        if choices is not None and not 1 <= choices <= MOST_CHOICES:
+            raise Refusal(400, None, f"'n' must be from 1 to {MOST_CHOICES}.", "n")
+        limit = _whole(asked, "max_completion_tokens")
+        wanted = asked.get("response_format")
+        kind = wanted.get("type") if isinstance(wanted, dict) else None
+        tool, schema = _chosen_tool(asked)
+        if tool is None and kind == "json_schema" and isinstance(wanted, dict):
+            schema = (wanted.get("json_schema") or {}).get("schema")
+        options = asked.get("stream_options")
+        return Question(
+            model,
+            last,
+            tokens,
+            stream=asked.get("stream") is True,
+            include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+            choices=choices or 1,
+            max_tokens=_whole(asked, "max_tokens") if limit is None else limit,
+            tool=tool,
+            schema=schema,
+            json=kind in ("json_object", "json_schema"),
+        )
+
+    # ------------------------------------------------------------------------------------------ answers
+
+    @staticmethod
+    def _usage(said: Said, completion: int | None = None) -> dict[str, Any]:
+        made = said.completion_tokens if completion is None else completion
+        return {
+            "prompt_tokens": said.prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": said.prompt_tokens + made,
+            "prompt_tokens_details": {"cached_tokens": said.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": min(made, said.reasoning_tokens)},
+        }
+
+    @staticmethod
+    def _call_id(serial: int, index: int) -> str:
+        return f"call_{serial:08x}{index:02x}"
+
+    def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes:
+        message: dict[str, Any] = {"role": "assistant", "content": said.content, "refusal": None}
+        if said.tool_calls:
+            message["tool_calls"] = [
+                {
+                    "id": self._call_id(serial, index),
+                    "type": "function",
+                    "function": {"name": name, "arguments": arguments},
+                }
+                for index, (name, arguments) in enumerate(said.tool_calls)
+            ]
+        return orjson.dumps(
+            {
+                "id": f"chatcmpl-{serial:08x}",
+                "object": "chat.completion",
+                "created": created,
+                "model": question.model,
+                "choices": [
+                    {
+                        "index": index,
+                        "message": message,
+                        "logprobs": None,
+                        "finish_reason": said.finish_reason,
+                    }
+                    for index in range(question.choices)
+                ],
+                "usage": self._usage(said),
+                "system_fingerprint": "fp_local",
+            }
+        )
+
+    def events(
+        self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
+    ) -> Iterator[Piece]:
+        """A stream's events, one piece each, with ``pause`` seconds before every token after the first."""
+        end = b"\r\n\r\n" if style.crlf else b"\n\n"
+        with_usage = style.usage and (question.include_usage or style.usage_in_every_chunk)
+        indices = range(question.choices)
+        made = sent = 0
+        shape: dict[str, Any] = {
+            "id": f"chatcmpl-{serial:08x}",
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": question.model,
+            "system_fingerprint": "fp_local",
+        }
+
+        def event(choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> Iterator[bytes]:
+            nonlocal sent
+            shape["choices"] = choices
+            if with_usage:
+                shape["usage"] = usage
+            yield b"data: " + orjson.dumps(shape) + end
+            sent += 1
+            if style.comment_every and sent % style.comment_every == 0:
+                yield b": keep-alive" + end
+
+        def delta(index: int, brings: dict[str, Any], reason: str | None = None) -> Iterator[bytes]:
+            running = self._usage(said, made) if style.usage_in_every_chunk else None
+            return event(
+                [{"index": index, "delta": brings, "logprobs": None, "finish_reason": reason}], running
+            )
+
+        for index in indices:
+            first = {"role": "assistant", "content": None if said.tool_calls else "", "refusal": None}
+            yield from delta(index, first)
+        if pause and said.reasoning_tokens:
+            yield pause * said.reasoning_tokens
+        begun = -1
+        for turn, (call, token) in enumerate(fragments(said)):
+            if pause and turn:
+                yield pause
+            for index in indices:
+                made += 1
+                if call is None:
+                    yield from delta(index, {"content": token})
+                    continue
+                if call != begun:
+                    named = {"name": said.tool_calls[call][0], "arguments": ""}
+                    opened = {"index": call, "id": self._call_id(serial, call), "type": "function"}
+                    yield from delta(index, {"tool_calls": [{**opened, "function": named}]})
+                yield from delta(index, {"tool_calls": [{"index": call, "function": {"arguments": token}}]})
+            begun = -1 if call is None else call
+        made = said.completion_tokens
+        for index in indices:
+            yield from delta(index, {}, said.finish_reason)
+        if with_usage and question.include_usage:
+            yield from event([], self._usage(said))
+        if style.done:
+            yield b"data: [DONE]" + end
+
+    def models(self, names: tuple[str, ...]) -> bytes:
+        listed = [
+            {"id": name, "object": "model", "created": 1700000000, "owned_by": "local"} for name in names
+        ]
+        return orjson.dumps({"object": "list", "data": listed})
+
+    # ------------------------------------------------------------------------------------------- errors
+
+    def error(self, status: int, code: str | None, message: str | None, param: str | None = None) -> bytes:
+        kind, usual_code, usual = _BY_STATUS.get(status, ("server_error", None, "The server had an error."))
+        if 400 <= status < 500 and status not in _BY_STATUS:
+            kind, usual = "invalid_request_error", "The request failed."
+        if code in ERRORS:
+            _, kind, usual, usual_param = ERRORS[code]
+            param = param or usual_param
+        return orjson.dumps(
+            {"error": {"message": message or usual, "type": kind, "param": param, "code": code or usual_code}}
+        )
+
+    def request_id(self, serial: int) -> tuple[str, str]:
+        return "x-request-id", f"req_{serial:08x}"
+
+    def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers:
+        headers = []
+        for kind, (limit, remaining, reset) in state.items():
+            headers += [
+                (f"x-ratelimit-limit-{kind}", str(limit)),
+                (f"x-ratelimit-remaining-{kind}", str(max(0, remaining))),
+                (f"x-ratelimit-reset-{kind}", go_duration(reset)),
+            ]
+        return tuple(headers)
+
+    def refused(self, refused: Refused) -> tuple[Headers, bytes]:
+        message = (
+            f"Rate limit reached on {refused.kind} per min: Limit {refused.limit}. "
+            f"Please try again in {go_duration(refused.retry_after)}."
+        )
+        body = {"message": message, "type": refused.kind, "param": None, "code": "rate_limit_exceeded"}
+        headers = (
+            ("retry-after", str(math.ceil(refused.retry_after))),
+            ("retry-after-ms", str(math.ceil(refused.retry_after * 1000))),
+        )
+        return headers, orjson.dumps({"error": body})
+
+
+FORMATS: dict[str, type[Format]] = {"openai": OpenAI}

@@ -1,0 +1,396 @@
+"""The HTTP server behind a provider: connections, the log, the script, and one request's way to its answer.
+
+Owns everything that happens in the server's event loop; all of it runs in that loop's thread, so nothing
+here is locked. `Provider` reaches it through commands only: the methods of `Server` that are listed in
+`COMMANDS`. Formats, faults and framing are values that it is handed.
+
+Two ways lead to an answer. One that costs no time and that nothing is wrong with is written at once, in the
+call that received the request. Any other is a task that sends pieces and waits between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ._answers import Question, Said, settle
+from ._faults import Fault
+from ._http import Connection, Head, parse_head
+from ._limits import RateLimits
+from ._openai import FORMATS, Format, Refusal
+from ._settings import Received, Settings
+from ._wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
+
+logger = logging.getLogger("fastroute.testing")
+
+MOST_HEADS = 256  # parsed header blocks kept: clients send the same one again and again
+_JSON: Headers = (("content-type", "application/json"),)
+_EVENTS: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+
+Script = Fault | None
+ScriptFunction = Callable[[Received], Fault | None]
+
+
+# ----------------------------------------------------------------------------------------------- server
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OSError: if the address is in use or not this machine's.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Server:
+    """The provider in its event loop. Not thread-safe: all calls are made in the loop's thread."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._format: Format = FORMATS[settings.format]()
+        self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute)
+        self._rng = random.Random(settings.seed)
+        self._listener: socket.socket | None = listener
+        self._address: tuple[str, int] = listener.getsockname()[:2]
+        self._reserved: socket.socket | None = None
+        self._acceptor: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._heads: dict[bytes, Head] = {}
+        self._script: deque[Script] = deque()
+        self._repeat = False
+        self._function: ScriptFunction | None = None
+        self._log: deque[Received] = deque(maxlen=settings.log_size)
+        self._resumed: asyncio.Event = asyncio.Event()
+        self._resumed.set()
+        self._serial = 0
+        self._counts = {"connections": 0, "received": 0, "in_flight": 0, "peak_in_flight": 0, "abandoned": 0}
+
+    # -------------------------------------------------------------------------------------- life
+
+    async def open(self) -> None:
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        self._acceptor = await loop.create_server(lambda: Connection(self), sock=self._listener)
+
+    async def kill(self) -> None:
+        """Refuse and reset all connections; the port stays ours."""
+        if self._acceptor is None or self._listener is None:
+            return
+        with contextlib.suppress(OSError):
+            # Ends the listening also where a forked child holds a copy of the socket.
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.close()
+        self._listener.close()
+        self._acceptor = self._listener = None
+        for connection in tuple(self._connections):
+            connection.end("reset")
+        while self._connections:
+            await asyncio.sleep(0)
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        reserved = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(self._address)
+        except OSError:
+            reserved.close()
+        else:
+            self._reserved = reserved
+
+    def _free(self) -> None:
+        if self._reserved is not None:
+            self._reserved.close()
+            self._reserved = None
+
+    async def restart(self) -> None:
+        """Listen on the same port again; after `kill` or not."""
+        await self.kill()
+        self._free()
+        self._listener = listen(*self._address)
+        self._resumed.set()
+        await self.open()
+
+    async def close(self) -> None:
+        """Give everything back; the server cannot be used afterwards."""
+        await self.kill()
+        self._free()
+        own = asyncio.current_task()
+        # Accepted at the last moment, not yet connections: they end by themselves in a turn or two.
+        for _ in range(100):
+            others = [task for task in asyncio.all_tasks() if task is not own]
+            if not others and not self._connections:
+                break
+            await asyncio.sleep(0)
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._counts["connections"] += 1
+        connection.number = self._counts["connections"]
+        if self._acceptor is None:
+            connection.end("reset")
+            return
+        head = self._script[0] if self._script else None
+        if head is not None and head.on_connect:
+            self._advance_script()
+            how = next(tail for change in head.changes for tail in getattr(change, "tail", ()))
+            connection.end(how)
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+    # ---------------------------------------------------------------------------------- commands
+
+    def script(self, faults: Iterable[Script], repeat: bool) -> None:
+        self._function = None
+        if repeat or self._repeat:
+            self._script.clear()
+        self._repeat = repeat
+        self._script.extend(faults)
+
+    def script_function(self, function: ScriptFunction) -> None:
+        self._function = function
+
+    def clear_script(self) -> None:
+        self._script.clear()
+        self._function = None
+        self._repeat = False
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        self._settings = replace(self._settings, **changes)
+
+    def setting(self, name: str) -> Any:
+        return getattr(self._settings, name)
+
+    def counts(self) -> dict[str, int]:
+        return {
+            **self._counts,
+            "open_connections": len(self._connections),
+            "scripted": len(self._script),
+            "logged": len(self._log),
+        }
+
+    def requests(self) -> tuple[Received, ...]:
+        return tuple(self._log)
+
+    def clear_requests(self) -> None:
+        self._log.clear()
+
+    def pause(self) -> None:
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        self._resumed.set()
+
+    # ------------------------------------------------------------------------------- one request
+
+    def head(self, block: bytes) -> Head:
+        known = self._heads.get(block)
+        if known is None:
+            known = parse_head(block)
+            if len(self._heads) >= MOST_HEADS:
+                self._heads.clear()
+            self._heads[block] = known
+        return known
+
+    def malformed(self, message: str) -> bytes:
+        """The answer to what is no request."""
+        return encode(Reply(400, _JSON, self._format.error(400, None, message)), keep=False)
+
+    def _advance_script(self) -> None:
+        fault = self._script.popleft()
+        if self._repeat:
+            self._script.append(fault)
+
+    def _fault(self, received: Received) -> Fault | None:
+        if self._script:
+            fault = self._script[0]
+            self._advance_script()
+            return fault
+        if self._function is not None:
+            fault = self._function(received)
+            if fault is not None and not isinstance(fault, Fault):
+                raise TypeError(
+                    f"the script function returned {type(fault).__name__}; return a Fault or None"
+                )
+            return fault
+        settings = self._settings
+        if settings.fail_rate and self._rng.random() < settings.fail_rate:
+            return self._rng.choice(settings.fail_with)
+        return None
+
+    def serve(self, connection: Connection, head: Head, body: bytes) -> None:
+        """Answer one request, now or by a task."""
+        now = time.monotonic()
+        self._serial += 1
+        counts = self._counts
+        counts["received"] += 1
+        method, path, headers = head.method, head.path, head.headers
+        received = Received(method, path, headers, body, now, connection.number)
+        fault: Fault | None = None
+        try:
+            if self._script or self._function is not None or self._settings.fail_rate:
+                fault = self._fault(received)
+            if fault is not None:
+                received = Received(method, path, headers, body, now, connection.number, fault.name)
+            reply = self._reply(received, now, fault)
+        except Exception:
+            # A user's function failed; the caller must see a broken provider, not a dead one.
+            logger.exception("a script or answer function failed")
+            message = "The provider's script or answer function raised; its log has the traceback."
+            reply = Reply(500, _JSON, self._format.error(500, None, message))
+        self._log.append(received)
+        latency = self._settings.latency
+        delay = (latency(self._rng) if callable(latency) else latency) + reply.work
+        if fault is None and not delay and isinstance(reply.body, bytes) and self._resumed.is_set():
+            counts["peak_in_flight"] = max(counts["peak_in_flight"], counts["in_flight"] + 1)
+            connection.transport.write(encode(reply, keep=head.keep))
+            if not head.keep:
+                connection.end("close")
+            return
+        if fault is not None:
+            reply = fault.change_reply(reply, self._format)
+            delay += reply.work
+        wire = frame(reply, keep=head.keep, http10=head.http10)
+        if fault is not None:
+            wire = fault.change_wire(wire)
+        counts["in_flight"] += 1
+        counts["peak_in_flight"] = max(counts["peak_in_flight"], counts["in_flight"])
+        loop = asyncio.get_running_loop()
+        connection.run(loop.create_task(self._carry_out(connection, wire, delay)))
+
+    def _reply(self, received: Received, now: float, fault: Fault | None) -> Reply:
+        """The good answer, or the provider's own refusal."""
+        form, settings = self._format, self._settings
+        common: Headers = (form.request_id(self._serial),)
+        try:
+            question, said = self._read(received)
+            if question is None or said is None:
+                return Reply(200, common + _JSON, form.models(settings.models))
+            if self._limits:
+                refused = self._limits.take(said.prompt_tokens + said.completion_tokens, now)
+                common += form.limit_headers(self._limits.state(now))
+                if refused is not None:
+                    headers, body = form.refused(refused)
+                    return Reply(429, common + _JSON + headers, body)
+        except Refusal as error:
+            if self._limits:
+                common += form.limit_headers(self._limits.state(now))
+            return Reply(
+                error.status, common + _JSON, form.error(error.status, error.code, error.message, error.param)
+            )
+        created = int(time.time())
+        pace = 1 / settings.tokens_per_second if settings.tokens_per_second else 0.0
+        if not question.stream:
+            body = form.completion(question, said, self._serial, created)
+            return Reply(200, common + _JSON, body, work=said.generated * pace)
+        events: Iterable[Piece] = form.events(question, said, self._serial, created, settings.style, pace)
+        if fault is not None:
+            events = fault.change_events(events)
+        return Reply(200, common + _EVENTS, events)
+
+    def _read(self, received: Received) -> tuple[Question | None, Said | None]:
+        """What is asked and what is said to it; nothing of either for the list of models."""
+        form, settings = self._format, self._settings
+        path = received.path.partition("?")[0]
+        route = form.route(received.method, path)
+        if route is None:
+            raise Refusal(404, None, f"Invalid URL ({received.method} {path})")
+        if settings.api_keys and form.key(received.headers) not in settings.api_keys:
+            raise Refusal(401, "invalid_api_key", "Incorrect API key provided.")
+        if route == "models":
+            return None, None
+        question = form.read(received.body, path)
+        if settings.models and question.model not in settings.models:
+            raise Refusal(404, "model_not_found", "The model does not exist or is not yours to use.", "model")
+        said = settle(
+            settings.answer,
+            question,
+            received,
+            cached_tokens=settings.cached_tokens,
+            reasoning_tokens=settings.reasoning_tokens,
+        )
+        return question, said
+
+    async def _carry_out(self, connection: Connection, wire: Wire, delay: float) -> None:
+        """Wait, then send an answer's pieces at their times."""
+        try:
+            await self._send(connection, wire, delay)
+        except asyncio.CancelledError:
+            self._counts["abandoned"] += 1
+            raise
+        finally:
+            self._counts["in_flight"] -= 1
+
+    async def _send(self, connection: Connection, wire: Wire, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        # Pauses are counted from one another's end by the clock, so that they add up to their sum.
+        due = loop.time() + delay
+        if delay > 0:
+            await asyncio.sleep(delay)
+        held: list[bytes] = []
+        size = 0
+
+        async def flush() -> None:
+            nonlocal size
+            await self._resumed.wait()
+            if held:
+                connection.transport.write(b"".join(held))
+                held.clear()
+                size = 0
+            await connection.drained()
+
+        for piece in wire.pieces:
+            if isinstance(piece, bytes):
+                held.append(piece)
+                size += len(piece)
+                if size >= SEND_SIZE:
+                    await flush()
+                    await asyncio.sleep(0)
+            elif isinstance(piece, str):
+                await flush()
+                if piece == "hang":
+                    await loop.create_future()
+                connection.end(piece)
+                return
+            else:
+                await flush()
+                due += piece
+                await asyncio.sleep(max(0.0, due - loop.time()))
+        await flush()
+        if not wire.keep:
+            connection.end("close")
+
+
+COMMANDS = frozenset(
+    {
+        "clear_requests",
+        "clear_script",
+        "configure",
+        "counts",
+        "kill",
+        "pause",
+        "requests",
+        "restart",
+        "resume",
+        "script",
+        "script_function",
+        "setting",
+    }
+)
