@@ -25,6 +25,7 @@ from .plan import Estimate
 from .providers.base import Format, StreamDecoder, Target, check_content_type
 from .retry import RetryPolicy, Verdict, parse_limits
 from .state import Endpoint
+from .tokens import OutputHistory
 from .transport import Exchange, Transport
 from .types import Attempt, Chunk, Classification, Completion, Outcome, Request, Route, Usage, UsageSource
 
@@ -159,9 +160,15 @@ class Attempts:
     """
 
     def __init__(
-        self, policy: RetryPolicy, ledger: Recorder, hooks: events.Hooks, freed: Callable[[], None]
+        self,
+        policy: RetryPolicy,
+        ledger: Recorder,
+        hooks: events.Hooks,
+        outputs: OutputHistory,
+        freed: Callable[[], None],
     ) -> None:
         self.policy = policy
+        self.outputs = outputs
         self.ledger = ledger
         self.hooks = hooks
         self.freed = freed
@@ -295,6 +302,8 @@ class _Sending:
         estimate = self._call.estimate.input_tokens
         if usage.source == "provider":
             self._wire.endpoint.calibration.learn(estimate, usage.prompt_tokens)
+            if self._call.request.max_tokens is None:
+                self._attempts.outputs.record(self._wire.endpoint.model.name, usage.completion_tokens)
         self._limits(exchange.headers)
         self._settle(
             _core.OK,
@@ -328,7 +337,7 @@ class _Sending:
             return
         attempts, call = self._attempts, self._call
         verdict = attempts.policy.classify(error)
-        outcome = verdict.outcome
+        outcome = int(verdict.outcome)
         if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
             outcome = _core.IGNORED
         call.verdict = verdict
@@ -391,7 +400,7 @@ class _Sending:
 
     def _block(self, verdict: Verdict) -> None:
         endpoint = self._wire.endpoint
-        endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), verdict.block_code)
+        endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), int(verdict.block_code))
         hooks = self._attempts.hooks
         if hooks.wanted:
             hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))

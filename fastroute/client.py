@@ -98,7 +98,7 @@ class _Shared:
             wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, transports[name])
         self.transports = transports
         self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
-        attempts = Attempts(retries, self.ledger, self.hooks, self.freed)
+        attempts = Attempts(retries, self.ledger, self.hooks, self.state.outputs, self.freed)
         self.dispatcher = Dispatcher(policy, retries, wires, attempts)
         cache = config.cache
         self.cache = (

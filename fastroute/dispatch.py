@@ -50,7 +50,16 @@ class _Refusal:
 class _Progress:
     """One call's way through its plan."""
 
-    __slots__ = ("excluded", "failed", "primary", "refused", "retry", "tried", "wider_than")
+    __slots__ = (
+        "excluded",
+        "failed",
+        "failed_slowly",
+        "primary",
+        "refused",
+        "retry",
+        "tried",
+        "wider_than",
+    )
 
     def __init__(self) -> None:
         self.tried: set[str] = set()
@@ -59,6 +68,7 @@ class _Progress:
         self.refused: list[_Refusal] = []
         self.primary: errors.Error | None = None
         self.failed: Endpoint | None = None
+        self.failed_slowly = False
         self.wider_than = 0  # only models with a larger window than this are left to ask
 
 
@@ -154,8 +164,9 @@ class Dispatcher:
         action = verdict.action
         if action is Action.STOP:
             raise error
-        if len(call.attempts) >= self._retries.max_attempts:
+        if len(call.attempts) >= self._retries.max_attempts or (verdict.once and progress.failed_slowly):
             raise progress.primary
+        progress.failed_slowly = progress.failed_slowly or verdict.once
         progress.retry = [known for known in progress.retry if known is not endpoint]
         if action is Action.RETRY:
             progress.retry.append(endpoint)
@@ -165,7 +176,7 @@ class Dispatcher:
             progress.tried.discard(endpoint.name)
         elif action is Action.FALL_BACK:
             progress.excluded.add(endpoint.name)
-            progress.wider_than = max(progress.wider_than, endpoint.model.context_window or 0)
+            progress.wider_than = max(progress.wider_than, endpoint.model.context_window)
             progress.primary = error
         else:
             progress.excluded.add(endpoint.name)
@@ -197,7 +208,7 @@ class Dispatcher:
         for endpoint, stage in plan.walk():
             if endpoint.name in progress.tried or endpoint.name in progress.excluded:
                 continue
-            if progress.wider_than and 0 < (endpoint.model.context_window or 0) <= progress.wider_than:
+            if progress.wider_than and 0 < endpoint.model.context_window <= progress.wider_than:
                 continue
             yield endpoint, stage.tier
 
@@ -206,7 +217,7 @@ class Dispatcher:
         estimate = call.estimate
         output = estimate.output_tokens
         most = endpoint.model.max_output_tokens
-        if most is not None and most < output:
+        if 0 < most < output:
             output = most
         return endpoint.calibration.apply(estimate.input_tokens) + output
 

@@ -33,7 +33,7 @@ from .errors import (
     RequestTooLargeForLimit,
 )
 from .state import STATE_NAMES, Endpoint, State
-from .tokens import estimate_input, expected_output
+from .tokens import estimate_input
 from .types import NANO, Classification, Request, usd_to_nano
 
 log = logging.getLogger("fastroute")
@@ -170,7 +170,7 @@ class Planner:
             needs |= JSON_SCHEMA
         level = scan.level if scan is not None else ""
         stage = self._first_stage(request, level, scan.confidence if scan is not None else 0.0)
-        tokens_out = expected_output(wanted)
+        tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
         factor = self._factor_of.get(level, 1.0)
         estimate = Estimate(
             tokens_in, tokens_out, _TIMEOUT_BASE + _TIMEOUT_PER_1K * (wanted or 0) / 1000 * factor
@@ -308,8 +308,8 @@ class Planner:
         ranking = _core.Ranking(
             [endpoint.core for endpoint in found],
             models=[place for place, _ in endpoints],
-            windows=[endpoint.model.context_window or 0 for endpoint in found],
-            max_outputs=[endpoint.model.max_output_tokens or 0 for endpoint in found],
+            windows=[endpoint.model.context_window for endpoint in found],
+            max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
             capabilities=[endpoint.model.capabilities for endpoint in found],
             input_prices=[_price(endpoint.model.input_price) for endpoint in found],
             output_prices=[_price(endpoint.model.output_price) for endpoint in found],
@@ -497,7 +497,8 @@ class Plan:
         if code == _core.OUT_BLOCKED:
             return f"left out: blocked for {_reopens(endpoint, _core.clock()):.1f} s"
         if code == _core.OUT_BREAKER:
-            return f"left out: breaker {STATE_NAMES[endpoint.core.state()]}, next try in {_reopens(endpoint, _core.clock()):.1f} s"
+            state = STATE_NAMES[endpoint.core.state()]
+            return f"left out: breaker {state}, next try in {_reopens(endpoint, _core.clock()):.1f} s"
         if code == _core.OUT_TOO_LARGE:
             return (
                 f"left out: about {estimate.input_tokens + estimate.output_tokens} tokens, "

@@ -17,7 +17,7 @@ from . import _core
 from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
 from .errors import ConfigError
-from .tokens import Calibration
+from .tokens import Calibration, OutputHistory
 
 STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
 
@@ -42,13 +42,17 @@ class Endpoint:
 class State:
     """All endpoints of one configuration.
 
-    Thread safety: reading is free of locks; `open_endpoints` and the counters come from the core.
+    Attributes:
+        outputs: how long the answers of each model were.
+
+    Thread safety: everything may be read from any thread; the core's figures need no lock.
     """
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
         if config.state != "memory":
             raise ConfigError(f'fastroute.state: "{config.state}" is not in this version; "memory" is')
         self.segment = _core.Segment()
+        self.outputs = OutputHistory()
         policy = config.policy
         calibrations: dict[str, Calibration] = {}
         endpoints = []
