@@ -24,7 +24,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cache
 from queue import Empty, SimpleQueue
@@ -50,6 +50,7 @@ SEGMENT_BYTES = 1 << 20
 ORPHAN_SECONDS = 30.0
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
+RECOVERY_SECONDS = 1.0
 
 Prices = Callable[[str], "tuple[int, int, int | None]"]
 """Model name → input, output and cached-input price in nano-dollars per million tokens."""
@@ -186,6 +187,7 @@ class Ledger:
         self._database: Database | None = None
         self._troubles: dict[str, str] = {}
         self._orphans_at = 0.0
+        self._journal_failed_at = 0.0
 
     def _prepare(self) -> None:
         """Finds out at once whether the file can be a ledger; being busy is no reason to fail."""
@@ -198,7 +200,6 @@ class Ledger:
             raise ConfigError(f"ledger: {self.path}: there is no directory {parent}")
         used_before = os.path.isdir(self._directory)
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             with closing(self._connect()) as database:
                 if used_before and self._has_orphans():
                     database.check()
@@ -207,6 +208,10 @@ class Ledger:
                 self._remove_directory()
                 raise ConfigError(f"ledger: {self.path} is no SQLite database; name another file") from None
             self._set_aside(error)
+        except ConfigError:
+            if not used_before:
+                self._remove_directory()
+            raise
         except (sqlite3.OperationalError, TimeoutError) as error:
             if not os.access(self.path, os.W_OK) and os.path.exists(self.path):
                 raise ConfigError(f"ledger: {self.path} cannot be written: {error}") from None
@@ -215,13 +220,14 @@ class Ledger:
             raise ConfigError(f"ledger: {self.path} cannot be used: {error.strerror or error}") from None
 
     def _remove_directory(self) -> None:
-        for name in os.listdir(self._directory):
-            os.unlink(os.path.join(self._directory, name))
-        os.rmdir(self._directory)
+        with suppress(OSError):
+            os.unlink(self._lock_path)
+            os.rmdir(self._directory)
 
     def _connect(self) -> Database:
         from .database import Database
 
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
         return Database(self.path, self._lock_path, self.durability)
 
     # ------------------------------------------------------------------------------------------- writing
@@ -242,7 +248,7 @@ class Ledger:
             segment: journals.Segment | None = self._journal.write(record)
         except OSError as error:
             segment = None
-            self._trouble("journal", f"the journal cannot be written: {error.strerror or error}")
+            self._journal_failed(error)
         if len(self._queue) < QUEUE_LIMIT:
             self._queue.append((segment, record))
         elif segment is not None:
@@ -258,7 +264,7 @@ class Ledger:
             self._journal.write_alone(record)
         except OSError as error:
             self._lost += 1
-            self._trouble("journal", f"the journal cannot be written: {error.strerror or error}")
+            self._journal_failed(error)
 
     def flush(self, timeout: float = 5.0) -> None:
         """Returns once all entries that this process has appended are in the database.
@@ -278,7 +284,7 @@ class Ledger:
         self._awake = True
         self._wake()
         if not request.done.wait(timeout):
-            reason = "; ".join(self._troubles.values()) or "the time was up"
+            reason = self._reason or "the time was up"
             raise Error(f"the ledger {self.path} could not be brought up to date in {timeout} s: {reason}")
 
     def close(self) -> None:
@@ -307,7 +313,7 @@ class Ledger:
             log.error(
                 "ledger %s closed with entries still in its journal: %s",
                 self.path,
-                "; ".join(self._troubles.values()),
+                self._reason,
             )
 
     def __enter__(self) -> Ledger:
@@ -320,7 +326,7 @@ class Ledger:
     def health(self) -> LedgerHealth:
         """Whether entries reach the database at present."""
         waiting = len(self._queue) + len(self._batch)
-        reason = "; ".join(self._troubles.values()) or None
+        reason = self._reason
         return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected)
 
     # ------------------------------------------------------------------------------------------ its thread
@@ -491,6 +497,14 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------- trouble
 
+    @property
+    def _reason(self) -> str | None:
+        return "; ".join(tuple(self._troubles.values())) or None
+
+    def _journal_failed(self, error: OSError) -> None:
+        self._journal_failed_at = time.monotonic()
+        self._trouble("journal", f"the journal cannot be written: {error.strerror or error}")
+
     def _trouble(self, part: str, reason: str) -> None:
         if self._troubles.get(part) != reason:
             self._troubles[part] = reason
@@ -502,9 +516,14 @@ class Ledger:
             self._hooks.emit(LedgerDegraded(reason))
 
     def _recovered(self) -> None:
-        if self._troubles:
-            self._troubles.clear()
-            log.info("ledger %s: entries reach the database again", self.path)
+        if not self._troubles:
+            return
+        self._troubles.pop("database", None)
+        # One entry that came through proves little for a full disk: wait, or every entry would be an event.
+        if time.monotonic() > self._journal_failed_at + RECOVERY_SECONDS:
+            self._troubles.pop("journal", None)
+        if not self._troubles:
+            log.info("ledger %s: entries reach journal and database again", self.path)
 
     def _set_aside(self, damage: Corrupt) -> None:
         from .database import set_aside

@@ -83,9 +83,10 @@ _ROWS = 32  # rows a statement: its values stay under 999, the least limit SQLit
 _ROW = "(" + ",".join("?" * len(_COLUMNS)) + ")"
 _TIME, _TAGS = FIELDS.index("time"), FIELDS.index("tags")
 
-_INTO = " ".join(("INSERT OR IGNORE INTO attempts (", ",".join(_COLUMNS), ") VALUES"))
-_INSERT_ONE = " ".join((_INTO, _ROW))
-_INSERT_MANY = " ".join((_INTO, ",".join([_ROW] * _ROWS)))
+_INTO = " ".join(("INSERT INTO attempts (", ",".join(_COLUMNS), ") VALUES"))
+_UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"  # OR IGNORE would also swallow rows it refuses
+_INSERT_ONE = " ".join((_INTO, _ROW, _UNLESS_THERE))
+_INSERT_MANY = " ".join((_INTO, ",".join([_ROW] * _ROWS), _UNLESS_THERE))
 
 _MATCHING = """
     FROM attempts
@@ -292,8 +293,8 @@ class Database:
                 self._open.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     @contextmanager
-    def _locked(self, kind: int, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-        deadline = time.monotonic() + seconds
+    def _locked(self, kind: int, seconds: float | None = None) -> Iterator[None]:
+        deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
         while True:
             try:
                 fcntl.flock(self._lock_fd, kind | fcntl.LOCK_NB)
