@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import requests
 from attrs import evolve, frozen
@@ -362,7 +362,7 @@ class _Sending:
             self._block(verdict)
 
     def cancelled(self, exchange: Exchange | None, usage: Usage | None, ttft: float | None = None) -> None:
-        """Settles an attempt whose caller went away: the provider may charge for all of it, so all is kept."""
+        """Settles an attempt whose caller went away: the provider may charge for all of it."""
         if exchange is not None:
             exchange.close()
         if usage is None:

@@ -321,7 +321,7 @@ class Client:
         return self._shared.planner.plan(self._request(messages, model, bool(stream), route, params))
 
     def submit(self, **call: Any) -> Future[Any]:
-        """Runs `create` with these arguments in a thread of the pool; blocks while the pool's queue is full."""
+        """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
         return self._shared.workers.submit(lambda: self.chat.completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
@@ -347,7 +347,7 @@ class Client:
         tags: Mapping[str, str] | None = None,
         cache: bool | None = None,
     ) -> Client:
-        """A client with other defaults that shares everything else with this one; closing either closes both."""
+        """A client with other defaults that shares all else with this one; closing either closes both."""
         other = Client.__new__(Client)
         other._shared = self._shared
         other._timeout = self._timeout if timeout is None else _seconds("timeout", timeout)
@@ -361,7 +361,7 @@ class Client:
         return other
 
     def close(self) -> None:
-        """Finishes submitted calls that run, writes the ledger out, closes connections. May be called again."""
+        """Lets running calls end, writes the ledger out, closes connections. May be called again."""
         self._shared.close()
 
     def __enter__(self) -> Client:

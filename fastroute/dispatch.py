@@ -3,10 +3,10 @@
 Owns the order of events between a plan and its answer. One attempt is `attempt.py`'s; what an error means is
 `retry.py`'s; who is in a plan is `plan.py`'s.
 
-After a failure the next endpoint that has not been tried goes at once: waiting is for when there is none. Then
-the shorter of two waits is taken: for a limit of an untried endpoint, or the back-off before asking a tried one
-again, which the endpoint's retry budget must allow. Failover to another endpoint is never budgeted, or an outage
-of one provider would use up what is meant to end it.
+After a failure the next endpoint that has not been tried goes at once: waiting is for when there is none.
+Then the shorter of two waits is taken: for a limit of an untried endpoint, or the back-off before asking a
+tried one again, which the endpoint's retry budget must allow. Failover to another endpoint is never budgeted,
+or an outage of one provider would use up what is meant to end it.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Dispatcher:
         """As `complete`, with the stream of the first endpoint whose content begins."""
         return self._run(call, plan, self._attempts.stream)
 
-    # ------------------------------------------------------------------------------------------------ the loop
+    # ------------------------------------------------------------------------------------------- the loop
 
     def _run(self, call: Call, plan: Plan, attempt: Callable[[Call, Wire, Grant], _Answer]) -> _Answer:
         progress = _Progress()
@@ -181,7 +181,7 @@ class Dispatcher:
         else:
             progress.excluded.add(endpoint.name)
 
-    # --------------------------------------------------------------------------------------------- being let in
+    # --------------------------------------------------------------------------------------- being let in
 
     def _admit(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant]:
         """The next endpoint that lets the call in, waiting if it must; raises when there is none."""
@@ -224,7 +224,7 @@ class Dispatcher:
     def _after_waiting(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant] | None:
         """Sleeps for the shorter of: an untried endpoint's limit, a tried endpoint's back-off.
 
-        Returns None when the untried endpoints should be asked again; raises when there is nothing to wait for.
+        Returns None when the untried ones should be asked again; raises when there is nothing to wait for.
         """
         left = call.deadline - time.monotonic()
         if left <= 0:
@@ -306,7 +306,7 @@ class Dispatcher:
             return None
         return endpoint, Grant(ticket, tokens)
 
-    # ------------------------------------------------------------------------------------------------ giving up
+    # ------------------------------------------------------------------------------------------ giving up
 
     def _exhausted(self, plan: Plan, progress: _Progress) -> errors.Error:
         if progress.primary is not None:

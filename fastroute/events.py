@@ -59,7 +59,7 @@ class BreakerChanged(Event):
 
 @frozen
 class EndpointBlocked(Event):
-    """An endpoint is left out until ``seconds`` from now: a key refused, a quota spent, a long Retry-After."""
+    """An endpoint is left out for ``seconds``: a key refused, a quota spent, a long Retry-After."""
 
     endpoint: str
     reason: str

@@ -16,7 +16,6 @@ from attrs import frozen
 from . import _core
 from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
-from .errors import ConfigError
 from .tokens import Calibration, OutputHistory
 
 STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
@@ -49,11 +48,9 @@ class State:
     """
 
     def __init__(self, config: Config, catalog: Catalog) -> None:
-        if config.state != "memory":
-            raise ConfigError(f'fastroute.state: "{config.state}" is not in this version; "memory" is')
         self.segment = _core.Segment()
         self.outputs = OutputHistory()
-        policy = config.policy
+        breaker = config.policy.breaker
         calibrations: dict[str, Calibration] = {}
         endpoints = []
         for entry in config.endpoints:
@@ -69,13 +66,16 @@ class State:
                 token_burst=limits.token_burst or 0,
                 max_in_flight=limits.max_in_flight,
                 weight=entry.weight,
-                failures=policy.breaker_failures,
-                rate=policy.breaker_rate,
-                min_calls=policy.breaker_min_calls,
-                window_s=policy.breaker_window,
-                open_s=policy.breaker_open,
-                max_open_s=policy.breaker_max_open,
-                probe_lease_s=policy.breaker_probe_lease,
+                failures=breaker.failures,
+                rate=breaker.rate,
+                min_calls=breaker.min_calls,
+                window_s=breaker.window,
+                open_s=breaker.open,
+                max_open_s=breaker.max_open,
+                reset_s=breaker.reset,
+                probe_lease_s=breaker.probe_lease,
+                probes_to_close=breaker.probes_to_close,
+                ramp_s=breaker.ramp,
             )
             calibration = calibrations.setdefault(model.name, Calibration())
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))

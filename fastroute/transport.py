@@ -358,7 +358,7 @@ class Exchange:
         self._finish()
 
     def drain(self, pieces: Iterator[bytes]) -> None:
-        """Reads a finished stream's last framing so that its connection can be reused; closes it if more comes."""
+        """Reads a finished stream's last framing, so that its connection can be reused; else closes it."""
         self.extend(time.monotonic() + _DRAIN)
         try:
             for piece in pieces:
