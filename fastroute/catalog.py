@@ -1,0 +1,395 @@
+"""What is known of each model: prices, windows, capabilities, quality, and the names it goes by.
+
+Owns the built-in data (``data/catalog.toml``), files that users lay over it, and aliases. Which endpoints
+serve a model, and what the configuration file says, is `config`; live latencies are the core's. Catalogues
+are immutable: a change gives a new one, and a broken file gives a `ConfigError` while the one in force stays.
+
+Money in memory is in whole nano-dollars per million tokens. An unknown price is None, never 0 and never the
+price of another model; an unknown window is 0.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+from attrs import field, frozen
+
+from . import _toml, errors
+from ._checks import did_you_mean, mapping_of, near, number, one_of, sequence_of, show, text, whole
+from .types import usd_to_nano
+
+log = logging.getLogger("fastroute")
+
+STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
+CAPABILITIES: Mapping[str, int] = MappingProxyType(
+    {"streaming": STREAMING, "tools": TOOLS, "vision": VISION, "json_schema": JSON_SCHEMA}
+)
+# A model nobody has described is taken to do what nearly every server does; images are the exception.
+ASSUMED_CAPABILITIES = STREAMING | TOOLS | JSON_SCHEMA
+ASSUMED_QUALITY = 0.5
+
+TIERS = ("ultra-budget", "budget", "standard", "premium")
+ASSUMED_TIER = "standard"
+
+LAYOUT = 1
+_MOST_TOKENS = 1_000_000_000
+
+
+_price_range = number(least=0, most=100_000, unit="USD per million tokens")
+
+
+def _price(instance: Any, attribute: Any, value: Any) -> None:
+    _price_range(instance, attribute, value)
+    if 0 < value < 1e-9:
+        raise ValueError(
+            f"{show(value)} is less than a nano-dollar per million tokens, must be 0 or at least 1e-09"
+        )
+
+
+def _optional(check: Any) -> Any:
+    return attrs.validators.optional(check)
+
+
+@frozen
+class ModelOverride:
+    """What a file says of one model; None where it says nothing.
+
+    Attributes:
+        input_price, output_price, cached_input_price: USD per million tokens.
+        context_window: most tokens of input and output together.
+        max_output_tokens: most tokens of output; requests are clamped to it.
+        capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``.
+        quality: 0 (worst) to 1, relative to the other models.
+        latency: seconds a medium answer typically takes, until measured.
+        tier: the tier it belongs to when a configuration defines none.
+        fallbacks: models to try, in order, when this one cannot be had.
+        providers: the name each provider knows the model by.
+    """
+
+    input_price: float | None = field(default=None, validator=_optional(_price))
+    output_price: float | None = field(default=None, validator=_optional(_price))
+    cached_input_price: float | None = field(default=None, validator=_optional(_price))
+    context_window: int | None = field(default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS)))
+    max_output_tokens: int | None = field(
+        default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS))
+    )
+    capabilities: tuple[str, ...] | None = field(
+        default=None, validator=_optional(sequence_of(one_of(CAPABILITIES)))
+    )
+    quality: float | None = field(default=None, validator=_optional(number(least=0, most=1)))
+    latency: float | None = field(
+        default=None, validator=_optional(number(above=0, most=3600, unit="seconds"))
+    )
+    tier: str | None = field(default=None, validator=_optional(one_of(TIERS)))
+    fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
+    providers: Mapping[str, str] | None = field(default=None, validator=_optional(mapping_of(text())))
+
+
+@frozen
+class Model:
+    """One model, as known.
+
+    Attributes:
+        name: what callers ask for.
+        input_price, output_price, cached_input_price: nano-dollars per million tokens; None is unknown.
+        context_window, max_output_tokens: tokens; 0 is unknown.
+        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`.
+        quality: 0 to 1.
+        latency: typical seconds before anything is measured; 0 is unknown.
+        tier: the tier it belongs to by default.
+        fallbacks: models to try when it cannot be had.
+        providers: the name each provider knows it by.
+        known: whether the catalogue or the user says anything of it.
+    """
+
+    name: str
+    input_price: int | None = None
+    output_price: int | None = None
+    cached_input_price: int | None = None
+    context_window: int = 0
+    max_output_tokens: int = 0
+    capabilities: int = ASSUMED_CAPABILITIES
+    quality: float = ASSUMED_QUALITY
+    latency: float = 0.0
+    tier: str | None = None
+    fallbacks: tuple[str, ...] = ()
+    providers: Mapping[str, str] = field(factory=dict)
+    known: bool = False
+
+    @property
+    def priced(self) -> bool:
+        """Whether the price of a call can be worked out."""
+        return self.input_price is not None and self.output_price is not None
+
+    @property
+    def capability_names(self) -> tuple[str, ...]:
+        return tuple(name for name, bit in CAPABILITIES.items() if self.capabilities & bit)
+
+    def over(self, override: ModelOverride) -> Model:
+        """This model with what the override says in place of what was known."""
+        changes: dict[str, Any] = {
+            key: value for key, value in attrs.asdict(override, recurse=False).items() if value is not None
+        }
+        for price in ("input_price", "output_price", "cached_input_price"):
+            if price in changes:
+                changes[price] = usd_to_nano(changes[price])
+        if "capabilities" in changes:
+            changes["capabilities"] = capability_mask(changes["capabilities"])
+        if "input_price" in changes and "cached_input_price" not in changes:
+            # The old discount belongs to the old price.
+            changes["cached_input_price"] = None
+        return attrs.evolve(self, **changes, known=True)
+
+
+def capability_mask(names: Iterable[str]) -> int:
+    """The bits of the capabilities named.
+
+    Raises:
+        KeyError: for a name that is none of `CAPABILITIES`.
+    """
+    mask = 0
+    for name in names:
+        mask |= CAPABILITIES[name]
+    return mask
+
+
+@frozen
+class Catalog:
+    """All models known, and the names they go by. Immutable, so any thread may use it.
+
+    Attributes:
+        models: by name.
+        aliases: other names, each for a model or another alias.
+        version: of the data's layout.
+        date: the day of the prices.
+        source: where they come from.
+    """
+
+    models: Mapping[str, Model]
+    aliases: Mapping[str, str] = field(factory=dict)
+    version: int = LAYOUT
+    date: datetime.date = datetime.date.min
+    source: str = ""
+
+    @staticmethod
+    def builtin() -> Catalog:
+        """The catalogue that comes with the package, read once when first asked for."""
+        return _builtin()
+
+    def with_file(self, path: str | os.PathLike[str]) -> Catalog:
+        """This catalogue with a file's models and aliases over it.
+
+        Raises:
+            ConfigError: if anything in the file is wrong; all of it is listed and nothing is taken over.
+        """
+        return _over(self, _toml.read(Path(path)), str(path))
+
+    def with_overrides(
+        self,
+        models: Mapping[str, ModelOverride],
+        aliases: Mapping[str, str] | None = None,
+        *,
+        served: Iterable[str] = (),
+    ) -> Catalog:
+        """This catalogue with a configuration's models and aliases over it.
+
+        Args:
+            models: what the configuration says of models, known or new.
+            aliases: names of the user's own; one wins over a model of the same name that nothing serves.
+            served: every model that has an endpoint. One that nobody has described becomes a model of
+                unknown price in its own right, even where an alias of the same name exists.
+        """
+        merged = dict(self.models)
+        for name, override in models.items():
+            merged[name] = merged.get(name, Model(name)).over(override)
+        served = tuple(served)
+        for name in served:
+            merged.setdefault(name, Model(name))
+        for name in aliases or {}:
+            if name not in served:
+                merged.pop(name, None)
+        return attrs.evolve(self, models=merged, aliases={**self.aliases, **(aliases or {})})
+
+    def resolve(self, name: str) -> str:
+        """The name of the model meant: the name itself, or what its alias stands for.
+
+        Raises:
+            ModelNotFoundError: if there is no such model or alias; it carries near names.
+        """
+        seen = name
+        # An alias may stand for another; loops are refused on reading, and bounded here all the same.
+        for _ in range(len(self.aliases) + 1):
+            if seen in self.models:
+                return seen
+            if seen not in self.aliases:
+                break
+            seen = self.aliases[seen]
+        suggestions = near(name, [*self.models, *self.aliases], 3)
+        hint = f"; near names are {', '.join(suggestions)}" if suggestions else ""
+        raise errors.ModelNotFoundError(
+            f"no model is called {show(name)}{hint}", suggestions=suggestions, param="model"
+        )
+
+    def model(self, name: str) -> Model:
+        """The model of that name or alias.
+
+        Raises:
+            ModelNotFoundError: if there is none.
+        """
+        return self.models[self.resolve(name)]
+
+    def default_tiers(self, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The tiers of these models where a configuration defines none, cheapest first, empty ones left out.
+
+        A model of which no tier is known counts as standard.
+        """
+        tiers: dict[str, list[str]] = {tier: [] for tier in TIERS}
+        for name in dict.fromkeys(models):
+            known = self.models.get(name)
+            tiers[(known.tier if known else None) or ASSUMED_TIER].append(name)
+        return {tier: tuple(names) for tier, names in tiers.items() if names}
+
+    def served_by(self, provider: str) -> dict[str, str]:
+        """The models known to be served by a provider: name to the provider's own name."""
+        return {
+            name: model.providers[provider]
+            for name, model in self.models.items()
+            if provider in model.providers
+        }
+
+
+def replace(current: Catalog, path: str | os.PathLike[str]) -> Catalog:
+    """``current`` with a file over it; if the file is broken, ``current`` itself, and the log says why."""
+    try:
+        return current.with_file(path)
+    except errors.ConfigError as error:
+        log.error("the catalogue of %s stays in force: %s", current.date.isoformat(), error)
+        return current
+
+
+# -------------------------------------------------------------------------------------- reading files
+
+
+@lru_cache(maxsize=1)
+def _builtin() -> Catalog:
+    path = Path(__file__).parent / "data" / "catalog.toml"
+    return _over(Catalog({}), _toml.read(path), path.name)
+
+
+def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
+    """The base with the raw tables over it, or every problem they have."""
+    problems: list[str] = []
+    known = ("version", "date", "source", "models", "aliases")
+    problems += [
+        f"{key}: unknown key{did_you_mean(key, known)}, must be one of {', '.join(known)}"
+        for key in raw
+        if key not in known
+    ]
+    if raw.get("version", LAYOUT) != LAYOUT:
+        problems.append(
+            f"version: {show(raw['version'])} is not a layout this version reads, must be {LAYOUT}"
+        )
+    day = _day(raw.get("date", base.date), problems)
+    source = raw.get("source", base.source)
+    if not isinstance(source, str):
+        problems.append(f"source: {show(source)} is not text, must be a string in quotes")
+
+    overrides = {}
+    for name, table in _table(raw, "models", problems).items():
+        override = read_override(table, f"models.{quoted(name)}", problems)
+        if override is not None:
+            overrides[name] = override
+    aliases: dict[str, str] = {}
+    for name, target in _table(raw, "aliases", problems).items():
+        if isinstance(target, str) and target:
+            aliases[name] = target
+        else:
+            problems.append(f"aliases.{quoted(name)}: {show(target)} is no model's name, must be a string")
+    if not problems:
+        merged = base.with_overrides(overrides, aliases)
+        problems += alias_problems(aliases, merged.aliases, merged.models)
+        if not problems:
+            return attrs.evolve(merged, version=LAYOUT, date=day, source=source)
+    raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
+
+
+def read_override(table: Any, path: str, problems: list[str]) -> ModelOverride | None:
+    """One model's table, checked key by key; what is wrong is added to ``problems``."""
+    if not isinstance(table, Mapping):
+        problems.append(f"{path}: {show(table)} is not a table, must be a table of the model's figures")
+        return None
+    before = len(problems)
+    attributes = attrs.fields_dict(ModelOverride)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        attribute = attributes.get(key)
+        if attribute is None:
+            problems.append(
+                f"{path}.{quoted(key)}: unknown key{did_you_mean(key, attributes)}, "
+                f"must be one of {', '.join(attributes)}"
+            )
+            continue
+        values[key] = tuple(value) if isinstance(value, list) else value
+        try:
+            assert attribute.validator is not None
+            attribute.validator(None, attribute, values[key])
+        except ValueError as error:
+            problems.append(f"{path}.{key}: {error}")
+    return ModelOverride(**values) if len(problems) == before else None
+
+
+def alias_problems(
+    own: Mapping[str, str], aliases: Mapping[str, str], models: Mapping[str, Any]
+) -> list[str]:
+    """What is wrong with ``own`` aliases, as part of all ``aliases``: loops and targets nobody knows."""
+    problems = []
+    for name in own:
+        chain = [name]
+        while True:
+            target = aliases[chain[-1]]
+            if target in models:
+                break
+            if target in chain:
+                problems.append(
+                    f"aliases.{quoted(name)}: goes round in a circle ({' → '.join([*chain, target])}), "
+                    "must end at a model"
+                )
+                break
+            if target not in aliases:
+                hint = did_you_mean(target, [*models, *aliases])
+                problems.append(f"aliases.{quoted(name)}: no model is called {show(target)}{hint}")
+                break
+            chain.append(target)
+    return problems
+
+
+def quoted(key: Any) -> str:
+    """A key as it would stand in a TOML path: in quotes if it holds more than letters, digits, _ and -."""
+    word = str(key)
+    if word and all(char.isalnum() or char in "_-" for char in word):
+        return word
+    return '"' + word[:80].replace('"', "'") + '"'
+
+
+def _table(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
+    table = raw.get(key, {})
+    if isinstance(table, Mapping):
+        return table
+    problems.append(f"{key}: {show(table)} is not a table, must be a table")
+    return {}
+
+
+def _day(value: Any, problems: list[str]) -> datetime.date:
+    try:
+        return value if type(value) is datetime.date else datetime.date.fromisoformat(value)
+    except (TypeError, ValueError):
+        problems.append(f'date: {show(value)} is not a day, must be like "2026-01-31"')
+        return datetime.date.min

@@ -1,0 +1,130 @@
+"""Raw tables to configuration values, with every problem and its path.
+
+Owns the one cattrs converter and the translation of its nested errors into lines that begin with a path.
+cattrs is imported when the first table is read, because a program that configures itself in Python, or by
+provider keys alone, does not need it.
+
+Nothing is coerced: text stays text and a number a number, except that a whole number may stand where a
+fraction may. Each key's own check runs while the key is read, so one bad key does not hide the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import attrs
+
+from fastroute._checks import did_you_mean, show
+from fastroute.catalog import ModelOverride, quoted
+
+T = TypeVar("T")
+
+# What people write where the key itself would go; a literal key is refused and never repeated.
+_LITERAL_KEY = re.compile(r"(?i)^(api[_-]?key|key|token|api[_-]?token|secret|password|authorization|bearer)$")
+
+
+def read_table(kind: type[T], raw: Any, path: str, problems: list[str]) -> T | None:
+    """One table as a value of ``kind``; None if anything is wrong, and ``problems`` says what."""
+    from cattrs.errors import BaseValidationError
+
+    try:
+        value: T = _converter().structure(raw, kind)
+        return value
+    except BaseValidationError as error:
+        problems += _lines(error, path)
+        return None
+    except ValueError as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+@lru_cache(maxsize=1)
+def _converter() -> Any:
+    import cattrs
+    from cattrs.gen import make_dict_structure_fn, override
+
+    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
+    converter.register_structure_hook_func(lambda kind: not attrs.has(kind), lambda value, _: _frozen(value))
+
+    def for_class(kind: type) -> Any:
+        hooks: dict[str, Any] = {}
+        for attribute in attrs.fields(attrs.resolve_types(kind)):
+            if kind is ModelOverride and attribute.name == "providers":
+                # Only a catalogue tells what providers call a model; here, endpoints do.
+                hooks[attribute.name] = override(omit=True)
+            elif not attrs.has(attribute.type):
+                hooks[attribute.name] = override(struct_hook=_checked(attribute))
+        function: Any = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True, **hooks)
+
+        def structure(value: Any, _: Any) -> Any:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{show(value)} is not a table, must be a table")
+            return function(value, kind)
+
+        return structure
+
+    converter.register_structure_hook_factory(attrs.has, for_class)
+    return converter
+
+
+def _checked(attribute: attrs.Attribute[Any]) -> Any:
+    """Reads one key: its own check decides about type and range, while the path is known."""
+
+    def read(value: Any, _: Any) -> Any:
+        if value is None:
+            raise ValueError("is nothing, must be given a value or left out")
+        value = _frozen(value)
+        if attribute.validator is not None:
+            attribute.validator(None, attribute, value)
+        return value
+
+    return read
+
+
+def _frozen(value: Any) -> Any:
+    """Lists become tuples and mappings copies, so that nobody changes a configuration from behind."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    return value
+
+
+def _lines(error: Any, path: str) -> Iterable[str]:
+    from cattrs.errors import AttributeValidationNote, BaseValidationError, ForbiddenExtraKeysError
+
+    for inner in error.exceptions:
+        notes = [
+            note for note in getattr(inner, "__notes__", ()) if isinstance(note, AttributeValidationNote)
+        ]
+        at = f"{path}.{notes[0].name}" if notes else path
+        if isinstance(inner, BaseValidationError):
+            yield from _lines(inner, at)
+        elif isinstance(inner, ForbiddenExtraKeysError):
+            known = [field.name for field in attrs.fields(inner.cl) if not _hidden(inner.cl, field.name)]
+            for key in sorted(map(str, inner.extra_fields)):
+                yield f"{path}.{quoted(key)}: {unknown_key(key, known)}"
+        elif isinstance(inner, KeyError) and not notes:
+            yield f"{path}: {inner.args[0]} is missing, must be given"
+        elif isinstance(inner, KeyError):
+            yield f"{at}: is missing, must be given"
+        else:
+            yield f"{at}: {inner}"
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What to say of a key that nothing reads."""
+    if _LITERAL_KEY.match(key):
+        return (
+            "keys do not stand in a configuration, must be api_key_env (the name of an environment "
+            "variable) or api_key_file (the path of a file)"
+        )
+    known = list(known)
+    return f"unknown key{did_you_mean(key, known)}, must be one of {', '.join(known)}"
+
+
+def _hidden(kind: type, name: str) -> bool:
+    return kind is ModelOverride and name == "providers"

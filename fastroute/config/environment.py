@@ -1,0 +1,138 @@
+"""Environment variables over the tables of a file.
+
+Owns how ``FASTROUTE_POLICY__STRATEGY`` finds its place and how its text becomes a value. Which keys exist is
+`models`; provider keys are `keys`.
+
+Two underscores go down one table. Names are matched without regard to case, with ``_`` for any sign that a
+variable's name cannot hold, so ``FASTROUTE_MODELS__GPT_4_1__QUALITY`` means ``models."gpt-4.1".quality``. A
+value that reads as TOML is one (numbers, true, lists); any other is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastroute import _toml
+from fastroute._checks import did_you_mean
+from fastroute.catalog import Catalog, quoted
+
+from .models import SETTINGS, TABLES
+
+PREFIX = "FASTROUTE_"
+# Ours, but not keys of the configuration: where the file is, and three that choose how the package is built.
+NOT_KEYS = frozenset({"FASTROUTE_CONFIG", "FASTROUTE_ASAN", "FASTROUTE_TRACE", "FASTROUTE_ANNOTATE"})
+_NOT_IN_VARIABLE = re.compile(r"[^a-z0-9]+")
+
+
+def overlay(tables: dict[str, Any], environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Puts the variables into ``tables``, in place.
+
+    Returns:
+        The path of each value set, and the variable it came from.
+    """
+    provenance: dict[str, str] = {}
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and name not in NOT_KEYS):
+        words = variable.removeprefix(PREFIX).split("__")
+        if words[0].lower() in SETTINGS:
+            words.insert(0, "fastroute")
+        path = _place(tables, words, variable, problems)
+        if path is None:
+            continue
+        target, key, written = path
+        target[key] = _value(environ[variable])
+        provenance[written] = variable
+    return provenance
+
+
+def _place(
+    tables: dict[str, Any], words: list[str], variable: str, problems: list[str]
+) -> tuple[Any, Any, str] | None:
+    """The container and key that a variable means, and the path as written in messages."""
+    table = words[0].lower()
+    if table != "fastroute" and table not in TABLES:
+        known = [PREFIX + name.upper() for name in (*SETTINGS, *TABLES)]
+        hint = did_you_mean(PREFIX + words[0], known)
+        problems.append(f"{variable}: names no key{hint}, must be one of docs/configuration.md")
+        return None
+    if any(not word for word in words):
+        problems.append(f"{variable}: has an empty part, must have two underscores between names only")
+        return None
+    if len(words) == 1:
+        return tables, table, table
+    target: Any = tables.setdefault(table, [] if table == "endpoints" else {})
+    written = table
+    for depth, word in enumerate(words[1:], 1):
+        if isinstance(target, list):
+            number = _endpoint(target, word)
+            if number is None:
+                problems.append(
+                    f"{variable}: names no endpoint, must name one of the file's by its number or name"
+                )
+                return None
+            key: Any = number
+            written += f"[{number}]"
+        elif isinstance(target, dict):
+            key = _match(word, _known_names(tables, table, target, depth))
+            written += f".{quoted(key)}"
+        else:
+            problems.append(f"{variable}: goes through {written}, which is no table, must name a key")
+            return None
+        if depth == len(words) - 1:
+            return target, key, written
+        if isinstance(target, dict):
+            target = target.setdefault(key, {})
+        else:
+            target = target[key]
+    return None
+
+
+def _known_names(
+    tables: Mapping[str, Any], table: str, target: Mapping[str, Any], depth: int
+) -> Iterable[str]:
+    """Names that a word may stand for at this place, the file's own first."""
+    names = [name for name in target if isinstance(name, str)]
+    if table == "models" and depth == 1:
+        endpoints = tables.get("endpoints")
+        for endpoint in endpoints if isinstance(endpoints, list) else ():
+            if isinstance(endpoint, dict) and isinstance(endpoint.get("model"), str):
+                names.append(endpoint["model"])
+        names += Catalog.builtin().models
+    elif table == "policy" and depth == 2:
+        from .models import CLASSIFIERS
+
+        names += [level for levels in CLASSIFIERS.values() for level in levels]
+    return names
+
+
+def _match(word: str, names: Iterable[str]) -> str:
+    plain = _plain(word)
+    for name in names:
+        if _plain(name) == plain:
+            return name
+    return word.lower()
+
+
+def _endpoint(endpoints: list[Any], word: str) -> int | None:
+    if word.isdecimal():
+        return int(word) if int(word) < len(endpoints) else None
+    for number, endpoint in enumerate(endpoints):
+        if isinstance(endpoint, dict):
+            name = endpoint.get("name", f"{endpoint.get('provider')}/{endpoint.get('model')}")
+            if _plain(str(name)) == _plain(word):
+                return number
+    return None
+
+
+def _plain(name: str) -> str:
+    return _NOT_IN_VARIABLE.sub("_", name.lower())
+
+
+def _value(text: str) -> Any:
+    try:
+        read = _toml.parse(f"value = {text}")
+    except ValueError:
+        return text
+    # A value with a line break in it could otherwise bring keys of its own along.
+    return read["value"] if read.keys() == {"value"} else text

@@ -1,0 +1,172 @@
+"""API keys: where they come from, and a wrapper that does not show them.
+
+Owns `Secret` and the reading of keys from the environment or a file. Which header a key goes into is
+`providers/`. No message in here repeats any part of a key: one that is wrong is no less a secret.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fastroute import errors
+
+if TYPE_CHECKING:
+    from .models import Config, ProviderConfig
+
+log = logging.getLogger("fastroute")
+
+_MASK = "***"
+_LARGEST_KEY_FILE = 64 * 1024
+
+
+class Secret:
+    """A string that shows as ``***`` wherever values are shown; only `reveal` gives it.
+
+    Copying gives the same object. Pickling loses the value: a secret that was unpickled raises on `reveal`,
+    so keys do not travel to other processes or into files unnoticed.
+
+    Thread safety: immutable.
+    """
+
+    __slots__ = ("__value",)
+
+    def __init__(self, value: str) -> None:
+        self.__value: str | None = value
+
+    def reveal(self) -> str:
+        """The value.
+
+        Raises:
+            ValueError: if this secret was unpickled and has no value any more.
+        """
+        if self.__value is None:
+            raise ValueError("this secret was pickled, which drops its value: read the key again")
+        return self.__value
+
+    def __repr__(self) -> str:
+        return _MASK
+
+    __str__ = __repr__
+    # The name under which the Sentry SDK looks for what to show of a local variable.
+    __sentry_repr__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(_MASK, spec)
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Secret:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_value, ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "_Secret__value" or hasattr(self, name):
+            raise AttributeError("a secret cannot be changed")
+        object.__setattr__(self, name, value)
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a secret is not a sequence of characters")
+
+
+def _without_value() -> Secret:
+    secret = Secret.__new__(Secret)
+    object.__setattr__(secret, "_Secret__value", None)
+    return secret
+
+
+def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | None = None) -> Secret | None:
+    """The key of the provider called ``name``; None where it is configured to have none.
+
+    Raises:
+        ConfigError: if the key is not where the configuration says, or cannot be a key.
+    """
+    environ = os.environ if environ is None else environ
+    if provider.api_key_env:
+        path = f"providers.{name}.api_key_env"
+        value = environ.get(provider.api_key_env)
+        if value is None:
+            raise errors.ConfigError(
+                f"{path}: the environment variable {provider.api_key_env} is not set, must hold the API key"
+            )
+    elif provider.api_key_file:
+        path = f"providers.{name}.api_key_file"
+        value = _read_key_file(path, Path(provider.api_key_file))
+    else:
+        return None
+    value, stripped = _without_newline(value)
+    problem = key_problem(value)
+    if problem:
+        raise errors.ConfigError(f"{path}: the key {problem}")
+    if stripped:
+        log.warning("%s: the key ends with a newline, which was left out", path)
+    return Secret(value)
+
+
+def read_keys(config: Config, environ: Mapping[str, str] | None = None) -> dict[str, Secret | None]:
+    """The keys of all providers, by the provider's name.
+
+    Raises:
+        ConfigError: with every key that is missing or cannot be right.
+    """
+    keys: dict[str, Secret | None] = {}
+    problems: list[str] = []
+    for name, provider in config.providers.items():
+        try:
+            keys[name] = read_key(name, provider, environ)
+        except errors.ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise errors.ConfigError(problems)
+    return keys
+
+
+def key_problem(value: str) -> str | None:
+    """What is wrong with a key and what would be right, or None."""
+    if not value:
+        return "is empty, must be the provider's key (leave api_key_env out for a server without keys)"
+    if value[0] == "\ufeff":
+        return "begins with a byte order mark, must be the key alone"
+    if value[0] in "\"'`" or value[-1] in "\"'`":
+        return "is in quotes, must be the key alone"
+    if any(char.isspace() for char in value):
+        return "holds white space, must be the key alone"
+    if any(not "!" <= char <= "~" for char in value):
+        return "holds characters that a header cannot carry, must be printable ASCII"
+    return None
+
+
+def _without_newline(value: str) -> tuple[str, bool]:
+    for ending in ("\r\n", "\n"):
+        if value.endswith(ending):
+            return value[: -len(ending)], True
+    return value, False
+
+
+def _read_key_file(path: str, file: Path) -> str:
+    try:
+        status = file.stat()
+        # Asked before opening, because opening a named pipe would wait for its other end.
+        if not stat.S_ISREG(status.st_mode):
+            raise errors.ConfigError(f"{path}: {file} is no regular file, must be a file that holds the key")
+        with file.open("rb") as stream:
+            data = stream.read(_LARGEST_KEY_FILE + 1)
+    except OSError as error:
+        raise errors.ConfigError(
+            f"{path}: {file} cannot be read ({error.strerror}), must be a readable file that holds the key"
+        ) from None
+    if len(data) > _LARGEST_KEY_FILE:
+        raise errors.ConfigError(f"{path}: {file} is too large for a key, must hold the key alone")
+    if status.st_mode & stat.S_IROTH:
+        log.warning("%s: every user of this machine may read %s; chmod 600 would be right", path, file)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise errors.ConfigError(f"{path}: {file} is not text, must hold the key alone") from None

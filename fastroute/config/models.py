@@ -1,0 +1,395 @@
+"""The configuration as values: every key with its type, default, check and meaning.
+
+Owns what a single key may be. How tables come in is `source`, how keys must fit each other `relations`.
+All values are frozen; times are in seconds, money is in USD, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from attrs import field, frozen
+from attrs.validators import optional
+
+from fastroute._checks import Validator, flag, mapping_of, number, one_of, sequence_of, show, text, whole
+from fastroute.catalog import ModelOverride
+
+# The levels each classifier gives; classes in [policy.classes] are held to them.
+CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "five-level": ("trivial", "simple", "moderate", "complex", "expert"),
+        "task-tier": ("bulk", "structured", "standard", "complex"),
+        "ten-point": ("ultra-budget", "budget", "standard", "premium"),
+        "three-level": ("low", "medium", "high"),
+    }
+)
+STRATEGIES = (
+    "latency",
+    "weighted",
+    "least-busy",
+    "lowest-cost",
+    "lowest-usage",
+    "two-choices",
+    "ordered",
+)
+AUTO = "auto"
+MOST_IN_FLIGHT = 4096
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_SECRET_HEADERS = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "cookie",
+        "x-amz-security-token",
+    }
+)
+_OWN_HEADERS = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
+)
+_MOST = 2**31 - 1
+
+
+# ------------------------------------------------------------------------------------------ checks of keys
+
+
+def _seconds(*, zero: bool = False, most: float = 86_400) -> Validator:
+    return number(least=0, most=most, unit="seconds") if zero else number(above=0, most=most, unit="seconds")
+
+
+def name(instance: Any, attribute: Any, value: Any) -> None:
+    """A name as callers and providers write it: letters, digits and ``._:/@+-``."""
+    text()(instance, attribute, value)
+    if len(value) > 200 or not _NAME.fullmatch(value):
+        raise ValueError(f"{show(value)} is no usable name, must be letters, digits and any of . _ : / @ + -")
+
+
+def _variable(instance: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, str) or (value and not _VARIABLE.fullmatch(value)):
+        # Somebody may have put the key itself here, so the value is never repeated.
+        raise ValueError("is not the name of an environment variable, must be like OPENAI_API_KEY")
+
+
+def _headers(instance: Any, attribute: Any, value: Any) -> None:
+    mapping_of(_header_value)(instance, attribute, value)
+    for header in value:
+        if not _HEADER.fullmatch(header):
+            raise ValueError(f"{show(header)} is no header name, must be letters, digits and dashes")
+        if header.lower() in _SECRET_HEADERS:
+            raise ValueError(f"{header} carries a key, must not be set here: use api_key_env or api_key_file")
+        if header.lower() in _OWN_HEADERS:
+            raise ValueError(f"{header} is set by fastroute itself, must be left out")
+
+
+def _header_value(instance: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, str) or any(not " " <= char <= "~" for char in value):
+        raise ValueError("has a value that a header cannot carry, must be a string of printable ASCII")
+
+
+def _proxy(instance: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]+", value):
+        # It may hold a password, so it is not repeated.
+        raise ValueError("is no proxy's address, must be like http://proxy.example.com:3128")
+
+
+def _scope(instance: Any, attribute: Any, value: Any) -> None:
+    if value == "all":
+        return
+    if isinstance(value, str):
+        raise ValueError(f'{show(value)} is no scope, must be "all" or a list of tag names')
+    sequence_of(text())(instance, attribute, value)
+
+
+def _state(instance: Any, attribute: Any, value: Any) -> None:
+    text()(instance, attribute, value)
+    if value != "memory":
+        raise ValueError(f'{show(value)} is no state this version keeps, must be "memory"')
+
+
+def _ledger(instance: Any, attribute: Any, value: Any) -> None:
+    text(empty=True)(instance, attribute, value)
+    if "://" in value:
+        raise ValueError('is an address, must be the path of an SQLite file or "" for none in this version')
+
+
+def _limit(most: int = _MOST) -> Any:
+    return field(default=None, validator=optional(whole(least=1, most=most)))
+
+
+# ------------------------------------------------------------------------------------------------- tables
+
+
+@frozen
+class CacheConfig:
+    """``[cache]``: answers kept for equal requests.
+
+    Attributes:
+        enabled: whether there is a cache.
+        ttl: seconds an answer is kept.
+        max_entries: most answers kept.
+        max_bytes: most bytes of all answers together.
+        max_entry_bytes: an answer larger than this is not kept.
+        scope: the tags that keep answers apart: ``all`` of a call's tags, or a list of their names.
+    """
+
+    enabled: bool = field(default=True, validator=flag)
+    ttl: float = field(default=3600.0, validator=_seconds(most=31_536_000))
+    max_entries: int = field(default=10_000, validator=whole(least=1, most=_MOST))
+    max_bytes: int = field(default=64 * 1024 * 1024, validator=whole(least=1, most=2**40))
+    max_entry_bytes: int = field(default=1024 * 1024, validator=whole(least=1, most=2**40))
+    scope: tuple[str, ...] | str = field(default="all", validator=_scope)
+
+
+@frozen
+class ProviderConfig:
+    """``[providers.NAME]``: an account at a base URL.
+
+    Attributes:
+        base_url: where it is, without the path of a single operation.
+        format: the wire format it speaks.
+        api_key_env: the environment variable that holds the key; without it and a file, no key is sent.
+        api_key_file: a file that holds the key and nothing else.
+        rpm: requests a minute, for each endpoint that sets none of its own.
+        tpm: tokens a minute, likewise.
+        burst: requests at once; by default a sixth of rpm.
+        token_burst: tokens at once; by default tpm.
+        max_in_flight: most calls running at once at each endpoint.
+        headers: sent with every request; never a key.
+        proxy: the proxy to go through; the environment's proxies are not used.
+        ca_bundle: a file of certificates to trust in place of the usual ones; verifying cannot be turned off.
+        allow_http: permits plain HTTP to other hosts than this machine.
+        allow_private_hosts: permits hosts in private networks.
+        timeout: seconds one attempt may take, in place of what is left of the call's.
+        connect_timeout: seconds connecting may take, in place of [fastroute]'s.
+    """
+
+    base_url: str = field(validator=text())
+    format: str = field(default="openai", validator=text())
+    api_key_env: str = field(default="", validator=_variable)
+    api_key_file: str = field(default="", validator=text(empty=True))
+    rpm: int | None = _limit()
+    tpm: int | None = _limit()
+    burst: int | None = _limit()
+    token_burst: int | None = _limit()
+    max_in_flight: int = field(default=200, validator=whole(least=1, most=MOST_IN_FLIGHT))
+    headers: Mapping[str, str] = field(factory=dict, validator=_headers, repr=False)
+    proxy: str | None = field(default=None, validator=optional(_proxy), repr=False)
+    ca_bundle: str | None = field(default=None, validator=optional(text()))
+    allow_http: bool = field(default=False, validator=flag)
+    allow_private_hosts: bool = field(default=False, validator=flag)
+    timeout: float | None = field(default=None, validator=optional(_seconds()))
+    connect_timeout: float | None = field(default=None, validator=optional(_seconds()))
+
+
+@frozen
+class EndpointConfig:
+    """``[[endpoints]]``: one model served at one provider.
+
+    Attributes:
+        provider: a name from [providers].
+        model: what callers ask for.
+        upstream: what the provider calls it; by default the same.
+        name: unique among endpoints; by default ``provider/model``.
+        weight: its share under the strategies that weigh; 0 is the last resort.
+        rpm, tpm, burst, token_burst, max_in_flight: in place of the provider's.
+    """
+
+    provider: str = field(validator=text())
+    model: str = field(validator=name)
+    upstream: str = field(validator=text())
+    name: str = field(validator=text())
+    weight: float = field(default=1.0, validator=number(least=0, most=1_000_000))
+    rpm: int | None = _limit()
+    tpm: int | None = _limit()
+    burst: int | None = _limit()
+    token_burst: int | None = _limit()
+    max_in_flight: int | None = _limit(MOST_IN_FLIGHT)
+
+    @upstream.default
+    def _upstream_is_model(self) -> str:
+        return self.model
+
+    @name.default
+    def _name_from_both(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@frozen
+class Limits:
+    """What an endpoint may do at most, its own limits over its provider's; None is unlimited.
+
+    Attributes:
+        rpm, tpm: requests and tokens a minute.
+        burst, token_burst: requests and tokens at once; None where the rate is None.
+        max_in_flight: calls at once.
+    """
+
+    rpm: int | None
+    tpm: int | None
+    burst: int | None
+    token_burst: int | None
+    max_in_flight: int
+
+
+@frozen
+class BreakerConfig:
+    """``[policy.breaker]``: when an endpoint is left alone, and for how long.
+
+    Attributes:
+        failures: consecutive failures that open the breaker.
+        rate: share of failures in the window that opens it.
+        min_calls: results the window must hold before the rate counts.
+        window: seconds of the window.
+        open: seconds it stays open the first time; doubled each time it opens again.
+        max_open: most seconds it stays open.
+        reset: seconds of health after which the doubling starts anew.
+        probe_lease: seconds a probe may take before another is let through.
+        probes_to_close: successful probes, one after the other, that close it.
+        ramp: seconds over which a closed endpoint gets its full share back.
+    """
+
+    failures: int = field(default=5, validator=whole(least=1, most=1000))
+    rate: float = field(default=0.5, validator=number(above=0, most=1))
+    min_calls: int = field(default=20, validator=whole(least=1, most=10_000))
+    window: float = field(default=30.0, validator=_seconds(most=3600))
+    open: float = field(default=5.0, validator=_seconds(most=3600))
+    max_open: float = field(default=300.0, validator=_seconds())
+    reset: float = field(default=60.0, validator=_seconds())
+    probe_lease: float = field(default=35.0, validator=_seconds(most=3600))
+    probes_to_close: int = field(default=2, validator=whole(least=1, most=100))
+    ramp: float = field(default=10.0, validator=_seconds(zero=True, most=3600))
+
+
+@frozen
+class Policy:
+    """``[policy]``: how a model and an endpoint are chosen, and what happens on failure.
+
+    Attributes:
+        classifier: the rule set that gives a request its level.
+        strategy: how to choose among the endpoints of a model.
+        confidence_threshold: under this confidence the standard tier is used.
+        quality_floor: the least quality (0..1) a model should have.
+        max_latency: seconds an endpoint should be expected to take at most.
+        price_ceiling: USD a call should cost at most by estimate; dearer models come last.
+        max_cost: USD a call may cost at most by estimate; dearer models are not taken.
+        classes: level to tier; levels not named spread evenly over the tiers.
+        max_attempts: requests sent for one call at most.
+        backoff_base, backoff_cap: seconds of the first and the longest pause after an error.
+        throttle_base, throttle_cap: the same after a 429 that says no time.
+        max_retry_after: longest Retry-After, in seconds, that is waited for; beyond it the endpoint is left out.
+        queue_timeout: seconds a call may wait for a limit.
+        max_queue: calls that may wait at once.
+        fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
+        breaker: the circuit breaker of each endpoint.
+    """
+
+    classifier: str = field(default="five-level", validator=one_of(CLASSIFIERS))
+    strategy: str = field(default="latency", validator=one_of(STRATEGIES))
+    confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
+    quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
+    max_latency: float | None = field(default=None, validator=optional(_seconds()))
+    price_ceiling: float | None = field(
+        default=None, validator=optional(number(least=0, most=1e6, unit="USD"))
+    )
+    max_cost: float | None = field(default=None, validator=optional(number(least=0, most=1e6, unit="USD")))
+    classes: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
+    max_attempts: int = field(default=3, validator=whole(least=1, most=100))
+    backoff_base: float = field(default=0.5, validator=_seconds(most=3600))
+    backoff_cap: float = field(default=8.0, validator=_seconds(most=3600))
+    throttle_base: float = field(default=1.0, validator=_seconds(most=3600))
+    throttle_cap: float = field(default=20.0, validator=_seconds(most=3600))
+    max_retry_after: float = field(default=60.0, validator=_seconds(zero=True, most=3600))
+    queue_timeout: float = field(default=30.0, validator=_seconds(zero=True))
+    max_queue: int = field(default=1000, validator=whole(least=0, most=1_000_000))
+    fallback_on_404: bool = field(default=False, validator=flag)
+    breaker: BreakerConfig = field(factory=BreakerConfig)
+
+
+@frozen
+class Config:
+    """The whole configuration; the keys of ``[fastroute]`` are attributes of its own.
+
+    Attributes:
+        default_model: what a call without a model gets: ``auto``, a tier, a model or an alias.
+        state: where limits, breakers and latencies live: ``memory`` is this process and what it forks.
+        ledger: the SQLite file of the record of attempts, or nothing for none.
+        timeout: seconds the whole call may take.
+        connect_timeout: seconds connecting may take.
+        max_response_bytes: an answer larger than this is refused.
+        catalog: a file of models, prices and aliases over the built-in ones, or nothing.
+        cache: ``[cache]``.
+        providers: ``[providers.NAME]``, by name.
+        endpoints: ``[[endpoints]]``, in the file's order.
+        models: ``[models."NAME"]``, by name.
+        aliases: ``[aliases]``: other names for models.
+        tiers: ``[tiers]``: models by tier, cheapest tier first; empty leaves them to the catalogue.
+        policy: ``[policy]``.
+    """
+
+    default_model: str = field(default=AUTO, validator=text())
+    state: str = field(default="memory", validator=_state)
+    ledger: str = field(default="fastroute.db", validator=_ledger)
+    timeout: float = field(default=600.0, validator=_seconds())
+    connect_timeout: float = field(default=5.0, validator=_seconds(most=3600))
+    max_response_bytes: int = field(default=32 * 1024 * 1024, validator=whole(least=1, most=2**40))
+    catalog: str = field(default="", validator=text(empty=True))
+    cache: CacheConfig = field(factory=CacheConfig)
+    providers: Mapping[str, ProviderConfig] = field(factory=dict)
+    endpoints: tuple[EndpointConfig, ...] = field(default=(), converter=tuple)
+    models: Mapping[str, ModelOverride] = field(factory=dict)
+    aliases: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
+    tiers: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=mapping_of(sequence_of(text())))
+    policy: Policy = field(factory=Policy)
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """Every model that has an endpoint, once, in the order of the endpoints."""
+        return tuple(dict.fromkeys(endpoint.model for endpoint in self.endpoints))
+
+    def limits(self, endpoint: EndpointConfig) -> Limits:
+        """The endpoint's limits, with its provider's where it has none of its own.
+
+        A burst belongs to the rate beside it: an endpoint with a rate of its own does not take over its
+        provider's burst.
+        """
+        provider = self.providers[endpoint.provider]
+        rpm, burst = _rate(endpoint.rpm, endpoint.burst, provider.rpm, provider.burst)
+        tpm, token_burst = _rate(endpoint.tpm, endpoint.token_burst, provider.tpm, provider.token_burst)
+        if rpm is not None and burst is None:
+            burst = max(1, rpm // 6)
+        if tpm is not None and token_burst is None:
+            # A whole minute's worth, or a long prompt that the provider would take could never be sent.
+            token_burst = tpm
+        in_flight = endpoint.max_in_flight
+        return Limits(
+            rpm, tpm, burst, token_burst, provider.max_in_flight if in_flight is None else in_flight
+        )
+
+
+def _rate(
+    own: int | None, own_burst: int | None, shared: int | None, shared_burst: int | None
+) -> tuple[int | None, int | None]:
+    if own is not None:
+        return own, own_burst
+    return shared, shared_burst if own_burst is None else own_burst
+
+
+# The keys that stand in [fastroute], and the tables that stand beside it.
+SETTINGS = (
+    "default_model",
+    "state",
+    "ledger",
+    "timeout",
+    "connect_timeout",
+    "max_response_bytes",
+    "catalog",
+)
+TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy")

@@ -1,0 +1,260 @@
+"""How the parts of a configuration must fit each other.
+
+Owns every rule that needs more than one key: names that must exist, circles, sums, addresses and their
+permissions. Rules of a single key stand at the key, in `models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from fastroute import errors
+from fastroute._checks import did_you_mean, show
+from fastroute.catalog import Catalog, alias_problems, quoted
+
+from .models import AUTO, CLASSIFIERS, Config, EndpointConfig, ProviderConfig
+from .urls import url_problem
+
+# Formats that fastroute will speak, so that a configuration naming one gets a plain answer.
+_KNOWN_FORMATS = ("openai", "anthropic", "gemini", "azure")
+
+
+def find_problems(
+    config: Config,
+    catalog: Catalog,
+    formats: Collection[str],
+    *,
+    unread_providers: Collection[str] = (),
+    unread_models: Collection[str] = (),
+    unread_tiers: Collection[str] = (),
+) -> list[str]:
+    """Everything in which the parts of the configuration do not fit.
+
+    Args:
+        config: the parts that could be read.
+        catalog: the built-in one, with the configured file over it where there is one.
+        formats: wire formats that can be spoken.
+        unread_providers, unread_models, unread_tiers: names whose tables have problems of their own. They
+            exist, so nothing that refers to them is wrong for that reason.
+    """
+    served = dict.fromkeys([*config.served, *unread_models])
+    known = catalog.with_overrides(config.models, served=served)
+    tiers = {*config.tiers, *unread_tiers} or set(known.default_tiers(served))
+    return [
+        *_timeouts(config),
+        *_providers(config, formats),
+        *_endpoints(config, {*config.providers, *unread_providers}, bool(unread_models)),
+        *_models(config, known, served),
+        *_aliases(config, known, served),
+        *_tiers(config, known, served),
+        *_default_model(config, known, served, tiers),
+        *_policy(config, tiers),
+    ]
+
+
+def _timeouts(config: Config) -> Iterable[str]:
+    if config.connect_timeout > config.timeout:
+        yield (
+            f"fastroute.connect_timeout: {config.connect_timeout:g} s is longer than timeout "
+            f"({config.timeout:g} s), must be at most that"
+        )
+    for name, provider in config.providers.items():
+        total = config.timeout if provider.timeout is None else provider.timeout
+        connect = config.connect_timeout if provider.connect_timeout is None else provider.connect_timeout
+        if provider.timeout is not None and provider.timeout > config.timeout:
+            yield (
+                f"providers.{quoted(name)}.timeout: {provider.timeout:g} s is longer than the whole call's "
+                f"timeout ({config.timeout:g} s), must be at most that"
+            )
+        own = provider.timeout is not None or provider.connect_timeout is not None
+        if own and connect > total:
+            yield (
+                f"providers.{quoted(name)}.connect_timeout: {connect:g} s is longer than timeout "
+                f"({total:g} s), must be at most that"
+            )
+    cache = config.cache
+    if cache.max_entry_bytes > cache.max_bytes:
+        yield "cache.max_entry_bytes: is more than max_bytes, must be at most that"
+
+
+def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
+    for name, provider in config.providers.items():
+        path = f"providers.{quoted(name)}"
+        if provider.format not in formats:
+            if provider.format in _KNOWN_FORMATS:
+                what = f"this version does not speak {provider.format} yet"
+            else:
+                what = f"{show(provider.format)} is no format known{did_you_mean(provider.format, formats)}"
+            yield f"{path}.format: {what}, must be one of {', '.join(formats)}"
+        problem = url_problem(
+            provider.base_url,
+            allow_http=provider.allow_http,
+            allow_private_hosts=provider.allow_private_hosts,
+        )
+        if problem:
+            yield f"{path}.base_url: {problem}"
+        if provider.api_key_env and provider.api_key_file:
+            yield f"{path}.api_key_file: stands beside api_key_env, must be the only one of the two"
+        yield from _bursts(path, provider, provider.rpm, provider.tpm)
+
+
+def _endpoints(config: Config, providers: set[str], some_unread: bool) -> Iterable[str]:
+    if not config.endpoints and not some_unread:
+        yield "endpoints: there are none, must be at least one [[endpoints]] with a provider and a model"
+    names: dict[str, int] = {}
+    weights: dict[str, float] = {}
+    for number, endpoint in enumerate(config.endpoints):
+        path = f"endpoints[{number}]"
+        if endpoint.provider not in providers:
+            hint = did_you_mean(endpoint.provider, providers)
+            listed = ", ".join(sorted(providers)) or "defined in [providers.NAME]"
+            yield (
+                f"{path}.provider: {show(endpoint.provider)} is no provider{hint}, must be one of {listed}"
+            )
+        if endpoint.name in names:
+            yield (
+                f"{path}.name: {show(endpoint.name)} is the name of endpoints[{names[endpoint.name]}] too, "
+                "must be unique"
+            )
+        names.setdefault(endpoint.name, number)
+        weights[endpoint.model] = weights.get(endpoint.model, 0.0) + endpoint.weight
+        provider = config.providers.get(endpoint.provider)
+        rpm = endpoint.rpm or (provider.rpm if provider else None)
+        tpm = endpoint.tpm or (provider.tpm if provider else None)
+        if provider is not None:
+            yield from _bursts(path, endpoint, rpm, tpm)
+    for model, weight in weights.items():
+        if weight == 0:
+            yield f"endpoints: all endpoints of {show(model)} have weight 0, must be above 0 for one of them"
+
+
+def _bursts(
+    path: str, table: ProviderConfig | EndpointConfig, rpm: int | None, tpm: int | None
+) -> Iterable[str]:
+    if table.burst is not None and rpm is None:
+        yield f"{path}.burst: has no effect without rpm, must stand beside it"
+    if table.token_burst is not None and tpm is None:
+        yield f"{path}.token_burst: has no effect without tpm, must stand beside it"
+
+
+def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterable[str]:
+    aliases = {**known.aliases, **config.aliases}
+    for name, override in config.models.items():
+        path = f"models.{quoted(name)}"
+        if name not in served and not known.models[name].providers:
+            hint = did_you_mean(name, [*served, *known.models.keys() - {name}])
+            yield f"{path}: no endpoint serves such a model{hint}, must be named by an endpoint"
+        for target in override.fallbacks or ():
+            if target == name:
+                yield f"{path}.fallbacks: names the model itself, must name others"
+            elif _resolved(target, aliases, served) not in served:
+                yield f"{path}.fallbacks: {_not_served(target, known, served)}"
+    yield from _fallback_circles(config, aliases, served)
+
+
+def _fallback_circles(config: Config, aliases: Mapping[str, str], served: Collection[str]) -> Iterable[str]:
+    edges = {
+        name: [_resolved(target, aliases, served) for target in override.fallbacks or ()]
+        for name, override in config.models.items()
+    }
+    done: set[str] = set()
+    for start in edges:
+        # Depth first with a stack of our own: a chain may be longer than Python's recursion allows.
+        path: list[str] = []
+        stack: list[tuple[str, bool]] = [(start, True)]
+        while stack:
+            name, entering = stack.pop()
+            if not entering:
+                path.pop()
+                done.add(name)
+            elif name in path:
+                circle = [*path[path.index(name) :], name]
+                if len(circle) > 2:  # a model that names itself has been reported
+                    yield (
+                        f"models.{quoted(name)}.fallbacks: go round in a circle ({' → '.join(circle)}), "
+                        "must end somewhere"
+                    )
+            elif name not in done:
+                path.append(name)
+                stack.append((name, False))
+                stack += [(target, True) for target in edges.get(name, ())]
+
+
+def _aliases(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterable[str]:
+    for alias in config.aliases:
+        if alias in served:
+            yield (
+                f"aliases.{quoted(alias)}: is the name of a model with an endpoint, "
+                "must be a name that is not taken"
+            )
+        elif alias == AUTO:
+            yield "aliases.auto: is the word for choosing by complexity, must be another name"
+    own = {alias: target for alias, target in config.aliases.items() if alias not in served}
+    models = {name for name in known.models if name not in own}
+    yield from alias_problems(own, {**known.aliases, **own}, dict.fromkeys(models))
+
+
+def _tiers(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterable[str]:
+    aliases = {**known.aliases, **config.aliases}
+    for tier, models in config.tiers.items():
+        path = f"tiers.{quoted(tier)}"
+        if tier in served or tier in config.aliases or tier == AUTO:
+            yield f"{path}: is the name of a model or alias too, must be a name that is not taken"
+        if not models:
+            yield f"{path}: is empty, must list at least one model"
+        for model in models:
+            if model not in served:
+                target = _resolved(model, aliases, served)
+                if target in served:
+                    yield f"{path}: {show(model)} is an alias, must be the model's own name {target}"
+                else:
+                    yield f"{path}: {_not_served(model, known, served)}"
+
+
+def _default_model(
+    config: Config, known: Catalog, served: Mapping[str, None], tiers: Collection[str]
+) -> Iterable[str]:
+    name = config.default_model
+    if name == AUTO or name in tiers:
+        return
+    if _resolved(name, {**known.aliases, **config.aliases}, served) not in served:
+        yield f"fastroute.default_model: {_not_served(name, known, served)}"
+
+
+def _policy(config: Config, tiers: Collection[str]) -> Iterable[str]:
+    policy = config.policy
+    levels = CLASSIFIERS[policy.classifier]
+    for level, tier in policy.classes.items():
+        path = f"policy.classes.{quoted(level)}"
+        if level not in levels:
+            yield (
+                f"{path}: the {policy.classifier} classifier has no such level{did_you_mean(level, levels)}, "
+                f"must be one of {', '.join(levels)}"
+            )
+        if tier not in tiers:
+            yield (
+                f"{path}: {show(tier)} is no tier here{did_you_mean(tier, tiers)}, "
+                f"must be one of {', '.join(sorted(tiers)) or 'those in [tiers]'}"
+            )
+    for base, cap in (("backoff_base", "backoff_cap"), ("throttle_base", "throttle_cap")):
+        if getattr(policy, base) > getattr(policy, cap):
+            yield f"policy.{base}: is longer than {cap}, must be at most that"
+    if policy.breaker.open > policy.breaker.max_open:
+        yield "policy.breaker.open: is longer than max_open, must be at most that"
+
+
+def _resolved(name: str, aliases: Mapping[str, str], served: Collection[str]) -> str:
+    for _ in range(len(aliases) + 1):
+        if name in served or name not in aliases:
+            break
+        name = aliases[name]
+    return name
+
+
+def _not_served(name: str, known: Catalog, served: Mapping[str, None]) -> str:
+    hint = did_you_mean(name, served)
+    try:
+        known.resolve(name)
+    except errors.ModelNotFoundError:
+        return f"no model is called {show(name)}{hint}, must be a model that has an endpoint"
+    return f"no endpoint serves {show(name)}{hint}, must be a model that has an endpoint"

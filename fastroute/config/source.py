@@ -1,0 +1,397 @@
+"""Where a configuration comes from: a file, a mapping, the environment, or nothing but provider keys.
+
+Owns the order of precedence (environment over file over defaults), reading table by table so that all
+problems come out at once, and zero configuration. What keys mean is `models`; what fits what is `relations`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from fastroute import _toml, errors
+from fastroute._checks import did_you_mean, mapping_of, sequence_of, show, text
+from fastroute.catalog import Catalog, ModelOverride, quoted
+
+from .convert import read_table, unknown_key
+from .environment import overlay
+from .keys import read_keys
+from .models import (
+    SETTINGS,
+    TABLES,
+    CacheConfig,
+    Config,
+    EndpointConfig,
+    Policy,
+    ProviderConfig,
+)
+from .relations import find_problems
+from .urls import url_problem
+
+log = logging.getLogger("fastroute")
+
+Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
+
+DEFAULT_FILE = "fastroute.toml"
+FORMATS = ("openai",)
+
+
+@frozen
+class _Preset:
+    """A provider that is configured by its key alone."""
+
+    name: str
+    variable: str
+    format: str
+    base_url: str
+
+
+_PRESETS = (
+    _Preset("openai", "OPENAI_API_KEY", "openai", "https://api.openai.com/v1"),
+    _Preset("deepseek", "DEEPSEEK_API_KEY", "openai", "https://api.deepseek.com/v1"),
+    _Preset("openrouter", "OPENROUTER_API_KEY", "openai", "https://openrouter.ai/api/v1"),
+    _Preset("anthropic", "ANTHROPIC_API_KEY", "anthropic", "https://api.anthropic.com"),
+    _Preset("gemini", "GEMINI_API_KEY", "gemini", "https://generativelanguage.googleapis.com/v1beta"),
+)
+
+
+@frozen
+class Findings:
+    """What there is to say of a configuration.
+
+    Attributes:
+        problems: what must be mended before it can be used.
+        warnings: what may surprise, such as a key that is not set here.
+        config: the configuration, if there are no problems.
+    """
+
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    config: Config | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def load(
+    source: Source = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    formats: Collection[str] = FORMATS,
+) -> Config:
+    """The configuration, whole and consistent.
+
+    Args:
+        source: a TOML file, a mapping in the shape of one, a `Config` (checked again), or None for the file
+            that FASTROUTE_CONFIG names, else ``./fastroute.toml``, else whatever provider keys are in the
+            environment.
+        environ: the environment; by default the process's own. Its ``FASTROUTE_…`` variables go over a file
+            or mapping; a `Config` is taken as it is.
+        formats: the wire formats that can be spoken.
+
+    Raises:
+        ConfigError: with every problem there is, each with its path.
+    """
+    findings = _find(source, os.environ if environ is None else environ, formats)
+    if findings.config is None:
+        raise errors.ConfigError(findings.problems)
+    for warning in findings.warnings:
+        log.warning("%s", warning)
+    return findings.config
+
+
+def check(
+    source: Source = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    formats: Collection[str] = FORMATS,
+) -> Findings:
+    """Everything there is to say of a configuration; never raises for what is in it.
+
+    Keys that are missing here are warnings, because a file is often checked where its keys are not.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        findings = _find(source, environ, formats)
+    except errors.ConfigError as error:
+        return Findings(error.problems)
+    if findings.config is not None:
+        try:
+            read_keys(findings.config, environ)
+        except errors.ConfigError as error:
+            return attrs.evolve(findings, warnings=(*findings.warnings, *error.problems))
+    return findings
+
+
+def catalog_of(config: Config) -> Catalog:
+    """The catalogue in force under a configuration: built-in, its file, its models and aliases."""
+    return _base_catalog(config).with_overrides(config.models, config.aliases, served=config.served)
+
+
+def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
+    """The tiers in force, cheapest first: the configured ones, else the catalogue's."""
+    return dict(config.tiers) or catalog.default_tiers(config.served)
+
+
+# ------------------------------------------------------------------------------------------- finding one
+
+
+def _find(source: Source, environ: Mapping[str, str], formats: Collection[str]) -> Findings:
+    warnings = _environment_warnings(environ)
+    if isinstance(source, Config):
+        problems = _relation_problems(source, formats)
+        return Findings(tuple(problems), tuple(warnings), None if problems else source)
+    if isinstance(source, Mapping):
+        return _from_tables(source, Path(), environ, formats, warnings)
+    path = _path(source, environ)
+    if path is not None:
+        return _from_tables(_toml.read(path), path.parent, environ, formats, warnings)
+    tables = _zero(environ, formats, warnings)
+    return _from_tables(tables, Path(), environ, formats, warnings)
+
+
+def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
+    if source is not None:
+        if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
+            raise errors.ConfigError(
+                f"{show(source)} is no configuration, must be a path, a mapping, a Config or nothing"
+            )
+        return Path(source)
+    named = environ.get("FASTROUTE_CONFIG")
+    if named:
+        return Path(named)
+    default = Path(DEFAULT_FILE)
+    return default if default.exists() else None
+
+
+def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
+    if environ.get("SSLKEYLOGFILE"):
+        return [
+            "SSLKEYLOGFILE: is set, so the TLS library writes down what is needed to read every call; "
+            "unset it outside of debugging"
+        ]
+    return []
+
+
+def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[str]) -> dict[str, Any]:
+    """Tables for every provider whose key is in the environment, with the models known to be there."""
+    catalog = Catalog.builtin()
+    providers: dict[str, Any] = {}
+    endpoints: list[dict[str, Any]] = []
+    for preset in _PRESETS:
+        if not environ.get(preset.variable):
+            continue
+        if preset.format not in formats:
+            warnings.append(
+                f"{preset.variable}: is set, but this version does not speak the {preset.format} format yet, "
+                "so the key is not used"
+            )
+            continue
+        providers[preset.name] = {
+            "format": preset.format,
+            "base_url": preset.base_url,
+            "api_key_env": preset.variable,
+        }
+        endpoints += [
+            {"provider": preset.name, "model": model, "upstream": upstream}
+            for model, upstream in catalog.served_by(preset.name).items()
+        ]
+    if not providers:
+        usable = ", ".join(preset.variable for preset in _PRESETS if preset.format in formats)
+        raise errors.ConfigError(
+            [
+                f"there is no configuration: set {usable} to a key, or FASTROUTE_CONFIG to a file, "
+                f"or write ./{DEFAULT_FILE}",
+                *warnings,
+            ]
+        )
+    return {"providers": providers, "endpoints": endpoints}
+
+
+# ---------------------------------------------------------------------------------------- reading tables
+
+
+def _from_tables(
+    given: Mapping[str, Any],
+    directory: Path,
+    environ: Mapping[str, str],
+    formats: Collection[str],
+    warnings: list[str],
+) -> Findings:
+    problems: list[str] = []
+    tables: dict[str, Any] = copy.deepcopy(dict(given))
+    provenance = overlay(tables, environ, problems)
+
+    for key in tables:
+        if key != "fastroute" and key not in TABLES:
+            problems.append(f"{quoted(key)}: {_unknown_table(key)}")
+    parts: dict[str, Any] = {}
+    _read_settings(tables.get("fastroute", {}), parts, problems)
+    for key, kind in (("cache", CacheConfig), ("policy", Policy)):
+        if key in tables:
+            table = read_table(kind, tables[key], key, problems)
+            if table is not None:
+                parts[key] = table
+    parts["providers"] = _read_named(ProviderConfig, tables, "providers", problems)
+    parts["models"] = _read_named(ModelOverride, tables, "models", problems)
+    parts["endpoints"] = _read_endpoints(tables.get("endpoints", ()), problems)
+    for key, validator in (
+        ("aliases", mapping_of(text())),
+        ("tiers", mapping_of(sequence_of(text()))),
+    ):
+        parts[key] = _read_entries(tables.get(key, {}), key, validator, problems)
+
+    config = _with_paths_from(directory, Config(**parts))
+    problems += _relation_problems(config, formats, tables)
+    problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
+    return Findings(tuple(problems), tuple(warnings), None if problems else config)
+
+
+def _read_settings(raw: Any, parts: dict[str, Any], problems: list[str]) -> None:
+    if not isinstance(raw, Mapping):
+        problems.append(f"fastroute: {show(raw)} is not a table, must be a table")
+        return
+    for key in raw:
+        if key not in SETTINGS:
+            hint = f"unknown key, must stand in a table [{key}] of its own"
+            said = hint if key in TABLES else unknown_key(key, SETTINGS)
+            problems.append(f"fastroute.{quoted(key)}: {said}")
+    # Each on its own, so that a bad one leaves the others to be checked against the rest.
+    for key in SETTINGS:
+        if key in raw:
+            found = read_table(Config, {key: raw[key]}, "fastroute", problems)
+            if found is not None:
+                parts[key] = getattr(found, key)
+
+
+def _read_named(kind: type[Any], tables: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
+    raw = tables.get(key, {})
+    if not isinstance(raw, Mapping):
+        problems.append(f"{key}: {show(raw)} is not a table, must hold a table [{key}.NAME] for each")
+        return {}
+    found = {}
+    for name, table in raw.items():
+        if not isinstance(name, str) or not name:
+            problems.append(f"{key}: {show(name)} is no name, must be a string that is not empty")
+            continue
+        value = read_table(kind, table, f"{key}.{quoted(name)}", problems)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _read_endpoints(raw: Any, problems: list[str]) -> tuple[EndpointConfig, ...]:
+    if not isinstance(raw, (list, tuple)):
+        problems.append(f"endpoints: {show(raw)} is not a list, must be [[endpoints]] for each")
+        return ()
+    read = (
+        read_table(EndpointConfig, table, f"endpoints[{number}]", problems)
+        for number, table in enumerate(raw)
+    )
+    return tuple(endpoint for endpoint in read if endpoint is not None)
+
+
+def _read_entries(raw: Any, key: str, validator: Any, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(raw, Mapping):
+        problems.append(f"{key}: {show(raw)} is not a table, must be a table")
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in raw.items():
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            validator(None, None, {name: value})
+        except ValueError as error:
+            problems.append(f"{key}.{quoted(name)}: {str(error).removeprefix(f'{show(name)}: ')}")
+        else:
+            found[name] = value
+    return found
+
+
+def _with_paths_from(directory: Path, config: Config) -> Config:
+    """Files that belong to the configuration are found from where it stands, not from where we run."""
+
+    def placed(path: str) -> str:
+        return str(directory / path) if path else path
+
+    providers = {
+        name: attrs.evolve(
+            provider,
+            api_key_file=placed(provider.api_key_file),
+            ca_bundle=placed(provider.ca_bundle) if provider.ca_bundle else None,
+        )
+        for name, provider in config.providers.items()
+    }
+    return attrs.evolve(config, catalog=placed(config.catalog), providers=providers)
+
+
+def _base_catalog(config: Config) -> Catalog:
+    catalog = Catalog.builtin()
+    return catalog.with_file(config.catalog) if config.catalog else catalog
+
+
+def _relation_problems(
+    config: Config, formats: Collection[str], tables: Mapping[str, Any] | None = None
+) -> list[str]:
+    problems: list[str] = []
+    try:
+        catalog = _base_catalog(config)
+    except errors.ConfigError as error:
+        problems += [f"fastroute.catalog: {problem}" for problem in error.problems]
+        catalog = Catalog.builtin()
+    tables = tables or {}
+    problems += _unread_urls(config, tables)
+    endpoints = tables.get("endpoints", ())
+    endpoint_tables = endpoints if isinstance(endpoints, (list, tuple)) else ()
+    models = {
+        table["model"]
+        for table in endpoint_tables
+        if isinstance(table, Mapping) and isinstance(table.get("model"), str)
+    }
+    return problems + find_problems(
+        config,
+        catalog,
+        formats,
+        unread_providers=_names(tables.get("providers")) - config.providers.keys(),
+        unread_models=models - set(config.served),
+        unread_tiers=_names(tables.get("tiers")) - config.tiers.keys(),
+    )
+
+
+def _unread_urls(config: Config, tables: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the addresses of providers whose tables are wrong elsewhere."""
+    providers = tables.get("providers")
+    problems = []
+    for name, table in providers.items() if isinstance(providers, Mapping) else ():
+        if name not in config.providers and isinstance(table, Mapping) and "base_url" in table:
+            problem = url_problem(
+                table["base_url"],
+                allow_http=table.get("allow_http") is True,
+                allow_private_hosts=table.get("allow_private_hosts") is True,
+            )
+            if problem:
+                problems.append(f"providers.{quoted(name)}.base_url: {problem}")
+    return problems
+
+
+def _names(table: Any) -> set[str]:
+    return {name for name in table if isinstance(name, str)} if isinstance(table, Mapping) else set()
+
+
+def _unknown_table(key: str) -> str:
+    if key in SETTINGS:
+        return "unknown key here, must stand in [fastroute]"
+    return f"unknown key{did_you_mean(key, TABLES)}, must be one of fastroute, {', '.join(TABLES)}"
+
+
+def _with_provenance(problem: str, provenance: Mapping[str, str]) -> str:
+    path, _, rest = problem.partition(": ")
+    variable = provenance.get(path)
+    return f"{path} (from {variable}): {rest}" if variable else problem

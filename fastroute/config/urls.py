@@ -1,0 +1,144 @@
+"""Which addresses a provider may have.
+
+Owns the rules for ``base_url`` and for the addresses a host name turns out to have; connecting is
+`transport`. The aim: a key and a prompt go to a public host over TLS, or to where the operator said in so
+many words, and a name in an unusual spelling goes nowhere.
+
+Plain ``localhost``, ``127.0.0.1`` and ``[::1]`` need no permission, over HTTP too, because nothing leaves the
+machine and a local server (vLLM, Ollama) is a usual provider.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+# A host whose last label is a number in any base is an IPv4 address to the resolver, whatever it looks like.
+_NUMERIC = re.compile(r"(?i)[0-9]+|0x[0-9a-f]*")
+_PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".intranet", ".lan", ".home.arpa", ".corp", ".home")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_MOST_CHARS = 2048
+
+
+def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> str | None:
+    """What is wrong with a base URL and what would be right, or None; the URL itself is not repeated.
+
+    Args:
+        url: as configured.
+        allow_http: whether plain HTTP may be used to other hosts than this machine.
+        allow_private_hosts: whether the host may be in a private network.
+    """
+    if not isinstance(url, str) or not url:
+        return "is no address, must be like https://api.example.com/v1"
+    if len(url) > _MOST_CHARS:
+        return f"is longer than {_MOST_CHARS} characters, must be like https://api.example.com/v1"
+    if not url.isascii():
+        return (
+            "holds characters beyond ASCII, which can look like others; "
+            "must be plain ASCII (an international host name in its xn-- form)"
+        )
+    if any(char <= " " or char in '\\"<>^`{|}\x7f' for char in url):
+        return "holds white space or characters that no address has, must be like https://api.example.com/v1"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "cannot be read as an address, must be like https://api.example.com/v1"
+    if parts.scheme not in ("http", "https"):
+        return "has no scheme known here, must begin with https://"
+    if "@" in parts.netloc:
+        return "holds a user name or password, must not: keys come from api_key_env or api_key_file"
+    if "?" in url or "#" in url:
+        return "holds a query or fragment, must end with the path"
+    if port == 0 or parts.netloc.endswith(":"):
+        return "has no usable port, must have one from 1 to 65535 or none"
+    if any(segment in (".", "..") for segment in parts.path.split("/")):
+        return "has a path with dots to be resolved, must be the plain path"
+    host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc
+    problem = _host_problem(host, allow_private_hosts)
+    if problem:
+        return problem
+    if parts.scheme == "http" and not allow_http and host.strip("[]") not in _LOOPBACK:
+        return "is plain HTTP, must be https:// (or set allow_http = true for this provider)"
+    return None
+
+
+def address_problem(address: str, *, allow_private_hosts: bool) -> str | None:
+    """What is wrong with an IP address that a host name resolved to, or None.
+
+    For the moment of connecting: a public name may point into a private network.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "is no IP address"
+    return None if allow_private_hosts or _is_public(parsed) else _private(str(parsed))
+
+
+def _host_problem(host: str, allow_private_hosts: bool) -> str | None:
+    if not host:
+        return "has no host, must be like https://api.example.com/v1"
+    if host in ("localhost", "127.0.0.1", "[::1]"):
+        return None
+    if host.endswith("."):
+        return "has a host that ends with a dot, must be written without it"
+    if host.startswith("["):
+        return _ipv6_problem(host, allow_private_hosts)
+    labels = host.split(".")
+    if _NUMERIC.fullmatch(labels[-1]):
+        return _ipv4_problem(host, allow_private_hosts)
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        return "has a host that is no host name, must be like https://api.example.com/v1"
+    if allow_private_hosts:
+        return None
+    if host.lower() in _LOOPBACK:
+        return "spells localhost in an unusual way, must be localhost"
+    if len(labels) == 1 or host.lower().endswith(_PRIVATE_SUFFIXES):
+        return _private("the host")
+    return None
+
+
+def _ipv4_problem(host: str, allow_private_hosts: bool) -> str | None:
+    try:
+        address = ipaddress.IPv4Address(host)
+    except ValueError:
+        return "has an IPv4 address in an unusual spelling, must be four decimal numbers like 203.0.113.7"
+    return None if allow_private_hosts or _is_public(address) else _private(str(address))
+
+
+def _ipv6_problem(host: str, allow_private_hosts: bool) -> str | None:
+    if "%" in host:
+        return "has an IPv6 address with a zone, must be written without it"
+    try:
+        address = ipaddress.IPv6Address(host.strip("[]"))
+    except ValueError:
+        return "has a host in brackets that is no IPv6 address, must be like [2001:db8::1]"
+    if address.ipv4_mapped is not None:
+        return "has an IPv4 address dressed as IPv6, must be four decimal numbers"
+    if f"[{address}]" != host.lower():
+        return f"has an IPv6 address in an unusual spelling, must be [{address}]"
+    return None if allow_private_hosts or _is_public(address) else _private(str(address))
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        # Forms of IPv6 that carry an IPv4 address are as public as what they carry.
+        if address.ipv4_mapped is not None:
+            return _is_public(address.ipv4_mapped)
+        if address.sixtofour is not None or address.teredo is not None:
+            return False
+        if address in _NAT64:
+            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+def _private(what: str) -> str:
+    return (
+        f"{what} is in a private, local or reserved network, must be public "
+        "(or set allow_private_hosts = true for this provider)"
+    )

@@ -1,0 +1,123 @@
+"""How many tokens a request will take, without network and without a vocabulary.
+
+Owns the estimate from sizes and its correction by the usage that comes back. Counting characters is the
+core's scan; prices are `catalog`. The estimate leans high, because what it reserves is given back when the
+real usage is known, and what it fails to reserve is an overshoot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Protocol
+
+# English takes about four characters a token and code about three; one UTF-8 byte in four covers scripts
+# whose characters are several bytes and a token or more each.
+CHARS_PER_TOKEN = 3
+BYTES_PER_TOKEN = 4
+CHARS_PER_TOKEN_STRICT = 2
+# The role, the separators and a name cost a few tokens beside the text.
+TOKENS_PER_MESSAGE = 8
+# A picture of 1024 x 1024 in OpenAI's high detail takes 765; others lie between 250 and 1600.
+TOKENS_PER_IMAGE = 1000
+LEAST_OUTPUT = 256
+
+_RATIO_WEIGHT = 0.1
+_LOWEST_RATIO, _HIGHEST_RATIO = 0.3, 3.0
+_OUTPUTS_KEPT = 200
+
+
+def estimate_input(chars: int, utf8: int, messages: int, images: int = 0) -> int:
+    """Input tokens of a request, leaning high.
+
+    Args:
+        chars: characters of all text.
+        utf8: bytes of the same text in UTF-8.
+        messages: how many messages there are.
+        images: how many image parts there are.
+    """
+    text = max(-(-chars // CHARS_PER_TOKEN), -(-utf8 // BYTES_PER_TOKEN))
+    return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
+
+
+def bound_input(chars: int, utf8: int, messages: int, images: int = 0) -> int:
+    """Input tokens that hardly any text exceeds, for limits that must hold; same arguments."""
+    text = max(-(-chars // CHARS_PER_TOKEN_STRICT), -(-utf8 // BYTES_PER_TOKEN))
+    return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
+
+
+class Calibration:
+    """The ratio of real to estimated input tokens of one model, learned from returned usage.
+
+    Thread safety: ``learn`` reads one attribute and stores one. Two threads that learn at once may lose one
+    of the two observations, which a moving average does not mind; no state between can be seen.
+    """
+
+    __slots__ = ("ratio",)
+
+    def __init__(self) -> None:
+        self.ratio = 1.0
+
+    def apply(self, estimate: int) -> int:
+        """The estimate corrected by what was learned, rounded up."""
+        return math.ceil(estimate * self.ratio)
+
+    def learn(self, estimate: int, real: int) -> None:
+        """Takes in that a request estimated (uncorrected) at ``estimate`` tokens took ``real``.
+
+        Figures that cannot be right are ignored, and the ratio stays within 0.3 to 3, so that a provider
+        which reports nonsense can neither starve nor flood a limit.
+        """
+        if estimate <= 0 or real <= 0:
+            return
+        seen = min(max(real / estimate, _LOWEST_RATIO), _HIGHEST_RATIO)
+        self.ratio += _RATIO_WEIGHT * (seen - self.ratio)
+
+
+class _HasOutputLimit(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def max_output_tokens(self) -> int: ...
+
+
+class OutputHistory:
+    """How long the answers of each model were, to foresee those that set no limit.
+
+    Thread safety: any thread may record and ask; each model's ring only has items appended at one end, which
+    is atomic, and the 95th percentile is a plain value replaced whole.
+    """
+
+    __slots__ = ("_p95", "_rings")
+
+    def __init__(self) -> None:
+        self._rings: dict[str, deque[int]] = {}
+        self._p95: dict[str, int] = {}
+
+    def record(self, model: str, output_tokens: int) -> None:
+        """Takes in the output tokens of one whole answer; figures below 1 are ignored."""
+        if output_tokens < 1:
+            return
+        ring = self._rings.get(model)
+        if ring is None:
+            ring = self._rings.setdefault(model, deque(maxlen=_OUTPUTS_KEPT))
+        ring.append(output_tokens)
+        # ``copy`` is one step in C: a thread that appends meanwhile cannot spoil the sort.
+        ordered = sorted(ring.copy())
+        self._p95[model] = ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)]
+
+    def expected_output(self, max_tokens: int | None, model: _HasOutputLimit) -> int:
+        """Output tokens to reserve for a request.
+
+        Args:
+            max_tokens: what the caller allows; None for no limit.
+            model: whose limit holds, where it is known (above 0).
+
+        Returns:
+            What the caller allows, or the 95th percentile of what was observed and at least 256; never more
+            than the model can give.
+        """
+        wanted = max_tokens
+        if wanted is None:
+            wanted = max(LEAST_OUTPUT, self._p95.get(model.name, 0))
+        return min(wanted, model.max_output_tokens) if model.max_output_tokens > 0 else wanted
