@@ -240,8 +240,8 @@ def expected(entries: list[Attempt], keys: tuple[str | None, ...] = ()) -> Total
         cost_nano=sum(costs),
         unknown_cost=len(entries) - len(costs),
         latency_mean=pytest.approx(sum(latencies) / count) if count else None,
-        latency_p50=latencies[-(-count * 50 // 100) - 1] if count else None,
-        latency_p95=latencies[-(-count * 95 // 100) - 1] if count else None,
+        latency_p50=pytest.approx(latencies[-(-count * 50 // 100) - 1], abs=1e-6) if count else None,
+        latency_p95=pytest.approx(latencies[-(-count * 95 // 100) - 1], abs=1e-6) if count else None,
     )
 
 

@@ -71,6 +71,7 @@ class Totals:
         cost_nano: the exact sum of known costs, nano-dollars.
         unknown_cost: entries whose model has no known price; they are not in ``cost_nano``.
         latency_mean, latency_p50, latency_p95: seconds, over successful entries; None if there are none.
+            The percentiles are to the microsecond.
     """
 
     keys: tuple[str | None, ...] = ()
