@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from attrs import field, frozen
 
@@ -54,7 +54,6 @@ class Target:
     include_usage: bool = True
 
 
-@runtime_checkable
 class Format(Protocol):
     """One wire format. Stateless, so one object serves all threads and all endpoints.
 
@@ -174,8 +173,8 @@ def register(format: Format, *, replace: bool = False) -> None:
             ``replace`` is not set.
         TypeError: if it lacks one of the methods of `Format`.
     """
-    if not isinstance(format, Format):
-        missing = [part for part in _PARTS if not hasattr(format, part)]
+    missing = [part for part in _PARTS if not hasattr(format, part)]
+    if missing:
         raise TypeError(f"{type(format).__name__} is no wire format: it lacks {', '.join(missing)}")
     name = format.name
     if not isinstance(name, str) or not _NAME.fullmatch(name):

@@ -1,0 +1,341 @@
+"""From a provider's error to the class of error it is, and to a message that may be shown.
+
+Shared by the formats whose errors look like OpenAI's, which is nearly all of them and all relays. Owns the
+lists of codes and the redaction; what is done about an error is `retry.py`.
+
+A message keeps what the provider said, cut short, with everything that looks like a key taken out and long
+quotations dropped. A provider may still quote a few words of a prompt ("invalid value: 'hello'"): whoever
+must not even log that should log ``type(error)``, ``error.code`` and ``error.param`` and not the message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastroute import errors, retry
+
+from . import jsontext
+from .base import Target
+
+MESSAGE_LIMIT = 500
+EXCERPT_LIMIT = 200
+_READ_LIMIT = 4_000  # characters of a message that are looked at at all
+
+# ------------------------------------------------------------------------------------------------ redaction
+
+_SECRETS = re.compile(
+    r"""
+      (?P<scheme> \b(?:bearer|basic) ) \s+ [^\s"',;]{4,}
+    | (?P<label> \b(?:x-)?(?:api|access|auth|secret|goog-api)[_\- ]?(?:key|token|id)s? (?:\s+provided)?
+        | \b(?:authorization|password|passwd|secret|token|cookie) )
+      ["']? \s* [:=] \s* ["']? (?!(?:bearer|basic)\s) [^\s"',;&]{3,}
+    | (?<![\w-]) (?:sk|pk|rk|gsk|xai|hf|r8|ghp|glpat|nvapi|pplx|tgp|csk) [-_] [\w\-*.…]{6,}
+    | \b AIza [\w-]{10,}
+    | \b AKIA [A-Z0-9]{8,}
+    | \b eyJ [\w\-.]{10,}
+    | (?<![\w/+-]) (?=[a-zA-Z_\-/+]{0,64}[0-9]) [\w\-/+]{32,} ={0,2}
+    """,
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+# An apostrophe inside a word opens no quotation.
+_QUOTATION = re.compile(r"(?<!\w)'[^']{65,}'(?!\w)|\"[^\"]{65,}\"|`[^`]{65,}`")
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+def _blot(match: re.Match[str]) -> str:
+    kept = match["scheme"] or match["label"]
+    return f"{kept} [redacted]" if kept else "[redacted]"
+
+
+def redact(text: str, limit: int = MESSAGE_LIMIT, target: Target | None = None) -> str:
+    """The text in one line of at most ``limit`` characters, without keys and long quotations."""
+    if target is not None and target.key is not None:
+        key = target.key.reveal()
+        if len(key) >= 4:
+            text = text.replace(key, "[redacted]")
+    if len(text) > _READ_LIMIT:
+        # What the cut goes through may be a key that is no longer recognised as one.
+        text = text[:_READ_LIMIT]
+        text = text[: max(text.rfind(blank) for blank in " \n\t") + 1]
+    text = _BLANK.sub(" ", text).strip()
+    text = _SECRETS.sub(_blot, text)
+    text = _QUOTATION.sub("'[...]'", text)
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."
+
+
+def excerpt(body: bytes, target: Target | None = None) -> str:
+    """The beginning of something that is not an answer, for an error message."""
+    return redact(body[: _READ_LIMIT + 4].decode("utf-8", "replace"), EXCERPT_LIMIT, target)
+
+
+# ------------------------------------------------------------------------------------------- classification
+
+_BILLING = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "enforced_spend_limit_reached",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "billing_error",
+        "insufficient_balance",
+        "insufficient_credits",
+    }
+)
+_BILLING_TEXT = re.compile(
+    r"credit balance is too low|insufficient (?:balance|credits?|funds)", re.IGNORECASE
+)
+_CONTEXT = frozenset({"context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"})
+_CONTEXT_TEXT = re.compile(
+    r"maximum (?:context|prompt|input) length"
+    r"|(?:exceed|larger than|longer than|too (?:large|long) for).{0,40}context (?:length|size|window|limit)"
+    r"|context (?:length|size|window|limit) .{0,20}exceeded"
+    r"|(?:prompt|input|request) is too long|too many (?:input|prompt) tokens"
+    r"|input token count .{0,40}exceeds the maximum"
+    r"|reduce the length of the (?:messages|prompt|input)",
+    re.IGNORECASE,
+)
+_FILTER = frozenset(
+    {
+        "content_filter",
+        "content_policy_violation",
+        "responsibleaipolicyviolation",
+        "moderation_blocked",
+        "data_inspection_failed",
+        "content_filtered",
+    }
+)
+_FILTER_TEXT = re.compile(
+    r"content (?:management|moderation|filter\w{0,4}|safety) (?:policy|policies|system|filter)|content policy"
+    r"|content exists risk|requires moderation|input .{0,20}flagged",
+    re.IGNORECASE,
+)
+_STREAM_OPTIONS_TEXT = re.compile(r"stream_options|include_usage")
+
+# For errors without a status of their own: inside a 200 answer, or in a stream.
+_STATUS_BY_CODE = {
+    "overloaded_error": 529,
+    "overloaded": 529,
+    "engine_overloaded": 529,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "rate_limit": 429,
+    "resource_exhausted": 429,
+    "too_many_requests": 429,
+    "slow_down": 429,
+    "tokens": 429,
+    "requests": 429,
+    "invalid_request_error": 400,
+    "invalid_request": 400,
+    "bad_request": 400,
+    "badrequesterror": 400,
+    "invalid_argument": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "unauthorized": 401,
+    "unauthenticated": 401,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "forbidden": 403,
+    "not_found_error": 404,
+    "not_found": 404,
+    "notfounderror": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "request_timeout": 408,
+    "timeout_error": 504,
+    "timeout": 504,
+    "gateway_timeout": 504,
+    "deadline_exceeded": 504,
+    "service_unavailable": 503,
+    "unavailable": 503,
+    "bad_gateway": 502,
+}
+_CODE = re.compile(r"[\w.\-/ ]{1,80}", re.ASCII)
+_REQUEST_IDS = ("x-request-id", "request-id", "x-ms-request-id", "apim-request-id")
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+def error_object(body: Any) -> Any:
+    """The error in a decoded body, in whatever place; None if the body is no error.
+
+    Known places: ``{"error": {...} or "text"}``, the same in a list of one, ``{"object": "error", ...}`` of
+    vLLM, and ``{"detail": ...}`` or ``{"message": ...}`` where there are no choices.
+    """
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    if not isinstance(body, dict):
+        return None
+    error = body.get("error")
+    if error:
+        return error
+    if body.get("object") == "error" or (
+        "choices" not in body and (body.get("detail") or isinstance(body.get("message"), str))
+    ):
+        return body
+    return None
+
+
+def from_response(
+    status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
+) -> errors.APIError:
+    """The error that an answer other than 200 stands for."""
+    lowered = {name.lower(): value for name, value in headers.items()}
+    request_id = next((lowered[name] for name in _REQUEST_IDS if name in lowered), None)
+    if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
+        request_id = None
+    where = f"{target.endpoint} " if target is not None else ""
+    if 300 <= status < 400:
+        return errors.APIStatusError(
+            f"{where}answered with a redirect ({status}), which is never followed: base_url should name the "
+            "final address",
+            status_code=status,
+            request_id=request_id,
+        )
+    if status == 204:
+        return errors.EmptyResponse("the answer is empty (204)", request_id=request_id, maybe_billed=True)
+    if not 400 <= status < 600:
+        return errors.UpstreamProtocolError(
+            f"{where}answered with the unknown status {status}", request_id=request_id, maybe_billed=True
+        )
+    try:
+        found = error_object(jsontext.loads(body))
+    except ValueError:
+        found = None
+    error = from_error(found if found is not None else excerpt(body, target), status, target)
+    error.request_id = request_id
+    said = lowered.get("x-should-retry")
+    if said in ("true", "false"):
+        error.should_retry = said == "true"
+    error.retry_after = retry.parse_retry_after(lowered)
+    if error.retry_after is None:
+        error.retry_after = _hinted_wait(found, lowered, status)
+    return error
+
+
+def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float | None:
+    """Where there is no Retry-After: the error's own RetryInfo, or the reset of a limit that is used up."""
+    details = error.get("details") if isinstance(error, dict) else None
+    if isinstance(details, list):
+        for detail in details:
+            delay = retry.parse_duration(detail.get("retryDelay")) if isinstance(detail, dict) else None
+            if delay:
+                return delay
+    limits = retry.parse_limits(headers) if status == 429 else None
+    if limits is None:
+        return None
+    # A reset says when the limit is full again, which is later than when it lets one call in: trusted only
+    # while it is a wait that one would make.
+    waits = [
+        reset
+        for remaining, reset in (
+            (limits.remaining_requests, limits.reset_requests),
+            (limits.remaining_tokens, limits.reset_tokens),
+        )
+        if remaining == 0 and reset is not None and 0 < reset <= 60
+    ]
+    return max(waits, default=None)
+
+
+def from_error(error: Any, status: int | None = None, target: Target | None = None) -> errors.APIStatusError:
+    """The error that an error object (or its bare text) stands for.
+
+    Without ``status``, for an error inside a 200 answer or a stream, the object's own code or type gives it;
+    if neither is known it counts as 500, since the provider had accepted the request.
+    """
+    fields = error if isinstance(error, dict) else {}
+    code = _name(fields.get("code"))
+    kind = _name(fields.get("type")) or _name(fields.get("status"))
+    param = _name(fields.get("param"))
+    text = (error if isinstance(error, str) else _text(fields))[: 2 * _READ_LIMIT]
+    # Relays put the code where they please; the names are telling enough to be looked for in all of them.
+    named = {word.lower() for word in (code, kind, *_inner_codes(fields)) if word}
+    if status is None:
+        status = _own_status(fields, named)
+    refused = 400 <= status < 500
+    kept: type[errors.APIStatusError] = errors.for_status(status)
+    if refused and (
+        status == 402 or named & _BILLING or (status in (400, 403, 429) and _BILLING_TEXT.search(text))
+    ):
+        kept = errors.QuotaExceededError
+    elif status in (400, 413, 422) and (
+        named & _CONTEXT or ("rate_limit_exceeded" not in named and _CONTEXT_TEXT.search(text))
+    ):
+        kept = errors.ContextLengthExceeded
+    elif status in (400, 403, 422, 451) and (named & _FILTER or _FILTER_TEXT.search(text)):
+        kept = errors.ContentFilterError
+    elif (
+        status in (400, 422)
+        and param not in ("messages", "model")
+        and _STREAM_OPTIONS_TEXT.search(f"{param} {text}")
+    ):
+        param = "stream_options"
+    shown = redact(text, MESSAGE_LIMIT, target)
+    said = ", ".join(dict.fromkeys(part for part in (code, kind) if part))
+    return kept(
+        f"{status}{f' ({said})' if said else ''}: {shown or 'no message'}",
+        status_code=status,
+        code=code,
+        type=kind,
+        param=param,
+    )
+
+
+def _name(value: Any) -> str | None:
+    """A code or type as text; nothing where it is not one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 10**9 else None
+    return redact(value, 80) or None if isinstance(value, str) and _CODE.fullmatch(value) else None
+
+
+def _inner_codes(fields: Mapping[str, Any]) -> list[str]:
+    found = []
+    for place in ("innererror", "details", "metadata"):
+        inner = fields.get(place)
+        if isinstance(inner, dict):
+            for key in ("code", "error_code", "error_type"):
+                word = _name(inner.get(key))
+                if word:
+                    found.append(word)
+    return found
+
+
+def _text(fields: Mapping[str, Any]) -> str:
+    message = fields.get("message")
+    if isinstance(message, str):
+        return message
+    detail = fields.get("detail")
+    if isinstance(detail, str):
+        return detail
+    if isinstance(detail, list):
+        # FastAPI's validation errors: where, and what; its "input" would be the prompt.
+        parts = []
+        for item in detail[:5]:
+            if isinstance(item, dict):
+                place = item.get("loc")
+                where = ".".join(str(step) for step in place[:8]) if isinstance(place, list) else ""
+                parts.append(f"{where}: {item.get('msg', '')}"[:200])
+        return "; ".join(parts)
+    return ""
+
+
+def _own_status(fields: Mapping[str, Any], named: set[str]) -> int:
+    for place in ("code", "status_code", "status", "http_code"):
+        value = fields.get(place)
+        if isinstance(value, str) and re.fullmatch(r"[45][0-9]{2}", value):
+            value = int(value)
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    if named & _BILLING:
+        return 429
+    if named & (_CONTEXT | _FILTER):
+        return 400
+    statuses = [_STATUS_BY_CODE[word] for word in named if word in _STATUS_BY_CODE]
+    # Two names may disagree only by one being vaguer: "invalid_request_error" beside "model_not_found".
+    return max(statuses, default=500)

@@ -1,0 +1,176 @@
+"""JSON as providers send and take it: the one place that decides what happens where orjson stops.
+
+Reading: NaN and the infinities, numbers that overflow, and nesting deeper than `MAX_DEPTH` are errors; of
+equal keys the last counts; a lone surrogate, which models do emit when a token boundary falls inside a
+character, stays in the string as it is; bytes that are not UTF-8 become U+FFFD.
+
+Writing: NaN and the infinities are refused, since JSON has no such numbers and orjson would quietly write
+null; so are keys that are not strings, since 1 and "1" would become one; a lone surrogate is written as its
+``\\u`` escape, which is what it was read from; integers may be of any size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from fastroute import errors
+
+# Far more than any answer has, and little enough for recursive code over it on a thread's stack.
+MAX_DEPTH = 128
+# What orjson writes at most.
+_MAX_WRITTEN_DEPTH = 250
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+
+class Cut(ValueError):
+    """The JSON stops before its end."""
+
+
+def loads(data: bytes | str) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        Cut: if it stops before its end.
+        ValueError: if it is no JSON, or breaks the rules above. No message holds any of the data.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        value = _reread(data, error)
+    if len(data) > MAX_DEPTH and _may_be_deep(data) and _deeper(value, MAX_DEPTH):
+        raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
+    """A second try for what orjson refuses and we do not."""
+    reason = error.msg
+    if "unexpected end of data" in reason or not data:
+        raise Cut("JSON that stops in the middle") from None
+    text = data if isinstance(data, str) else data.decode("utf-8", "replace").removeprefix("\ufeff")
+    if "surrogate" not in reason and "BOM" not in reason and "UTF-8" not in reason:
+        raise ValueError(f"not JSON: {reason}") from None
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded)
+    except RecursionError:
+        raise ValueError(f"JSON nested more than {MAX_DEPTH} deep") from None
+    except json.JSONDecodeError as second:
+        if second.pos >= len(text.rstrip()) or second.msg.startswith("Unterminated string"):
+            raise Cut("JSON that stops in the middle") from None
+        raise ValueError(f"not JSON: {second.msg}") from None
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"not JSON: {name} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("not JSON: a number out of range")
+    return number
+
+
+def _bounded(text: str) -> int | float:
+    # As orjson does: what does not fit into 64 bits is a float.
+    return int(text) if len(text) < 19 else _finite(text)
+
+
+def _may_be_deep(data: bytes | str) -> bool:
+    openers = (
+        data.count("{") + data.count("[") if isinstance(data, str) else data.count(b"{") + data.count(b"[")
+    )
+    return openers > MAX_DEPTH
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Whether lists and mappings are nested more than ``limit`` deep; level by level, without recursion."""
+    level = [value]
+    for _ in range(limit + 1):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += [part for part in item.values() if isinstance(part, (dict, list))]
+            elif isinstance(item, list):
+                inner += [part for part in item if isinstance(part, (dict, list))]
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def dumps(value: Mapping[str, Any]) -> bytes:
+    """The bytes of a request's body.
+
+    Mappings of any kind, tuples and objects with a ``to_dict`` (a message of an earlier completion) are
+    written as what they stand for.
+
+    Raises:
+        BadRequestError: if part of it cannot be written; the message gives the place and the type, never
+            the value.
+    """
+    try:
+        encoded = orjson.dumps(value, _stand_in, _OPTIONS)
+    except (TypeError, RecursionError):
+        _check(value)
+        try:
+            return json.dumps(
+                value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=_stand_in
+            ).encode("ascii")
+        except (TypeError, ValueError, RecursionError):
+            raise errors.BadRequestError("the request cannot be written as JSON") from None
+    # orjson writes NaN and the infinities as null; only where there is a null need one look for them.
+    if b"null" in encoded:
+        _check(value)
+    return encoded
+
+
+def _stand_in(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Enum):
+        return value.value
+    to_dict = getattr(value, "to_dict", None)
+    if callable(to_dict):
+        return to_dict()
+    raise TypeError
+
+
+def _check(root: Any) -> None:
+    """Finds what JSON cannot hold and says where it is."""
+    pending: list[tuple[str, Any, int]] = [("", root, 0)]
+    while pending:
+        path, value, depth = pending.pop()
+        if depth > _MAX_WRITTEN_DEPTH:
+            raise _refused(path, f"nested more than {_MAX_WRITTEN_DEPTH} deep, or inside itself")
+        if value is None or isinstance(value, (str, int, UUID)):
+            continue
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise _refused(path, "not a finite number, and JSON has no other")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise _refused(path, f"a key of type {type(key).__name__}; JSON's keys are strings")
+                pending.append((f"{path}.{key}" if path else key, item, depth + 1))
+        elif isinstance(value, (list, tuple)):
+            pending += [(f"{path}[{place}]", item, depth + 1) for place, item in enumerate(value)]
+        else:
+            try:
+                pending.append((path, _stand_in(value), depth + 1))
+            except TypeError:
+                raise _refused(path, f"a {type(value).__name__} cannot be written as JSON") from None
+
+
+def _refused(path: str, why: str) -> errors.BadRequestError:
+    shown = path if len(path) <= 80 else path[:77] + "..."
+    param = path.partition(".")[0].partition("[")[0]
+    return errors.BadRequestError(f"{shown or 'the request'}: {why}", param=param or None)

@@ -1,0 +1,558 @@
+"""What may be done about a failed attempt, and after how long.
+
+Owns the policy as an immutable value (error in, `Verdict` out), the back-off, and the strict reading of the
+headers in which providers speak of waiting. Carrying it out (which endpoint is next, sleeping, the retry
+budget's balance) is `dispatch.py` and the core. Pure: no I/O, no clock; the wall clock and the random number
+are passed in.
+
+What a provider writes into a header is not to be trusted: every parser here takes any text and returns None
+for what is not exactly in its grammar, because Python's own ``int`` and ``float`` accept ``nan``, ``1_000``
+and digits of other scripts, and raise on 5000 of them.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from fractions import Fraction
+from typing import Protocol
+
+from attrs import Attribute, field, frozen, validators
+
+from . import errors
+
+# ------------------------------------------------------------------------------------ numbers and durations
+
+_NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
+_COUNT = re.compile(r"-?[0-9]{1,15}")
+_DURATION = re.compile(r"(?:[0-9]{1,12}(?:\.[0-9]{1,12})?(?:h|ms|m|s|us|µs|μs|ns))+")
+_DURATION_PART = re.compile(r"([0-9]+)(?:\.([0-9]+))?([a-zµμ]+)")
+_UNITS = {
+    "h": 3_600_000_000_000,
+    "m": 60_000_000_000,
+    "s": 1_000_000_000,
+    "ms": 1_000_000,
+    "us": 1_000,
+    "µs": 1_000,  # the micro sign
+    "μs": 1_000,  # the Greek letter
+    "ns": 1,
+}
+_MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
+_HTTP_DATE = re.compile(
+    r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), ([0-9]{2}) (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) "
+    r"([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+)
+_RFC3339 = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,12}))?"
+    r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+_EPOCH_BEGINS = 1_000_000_000  # a bare integer from here on is a time, not a span of 31 years
+
+HOUR = 3600.0
+
+
+def _number(text: object) -> float | None:
+    """Decimal digits, perhaps with a fraction; blanks around them are the header's, not the value's."""
+    if not isinstance(text, str):
+        return None
+    text = text.strip(" \t")
+    return float(text) if _NUMBER.fullmatch(text) else None
+
+
+def parse_duration(text: object) -> float | None:
+    """Seconds in a Go duration such as ``6m0s``, ``1.5s`` or ``12ms``; None for anything else.
+
+    No sign, no bare number, at most 12 digits a number and 64 characters in all.
+    """
+    if not isinstance(text, str) or len(text) > 64 or not _DURATION.fullmatch(text):
+        return None
+    total = 0  # in 10**-12 nanoseconds, so that the one rounding is the last step's
+    for whole, fraction, unit in _DURATION_PART.findall(text):
+        total += int(whole + fraction) * _UNITS[unit] * 10 ** (12 - len(fraction))
+    return total / 10**21
+
+
+def format_duration(seconds: float) -> str:
+    """A Go duration to the nearest nanosecond; `parse_duration` gives the same number back.
+
+    Raises:
+        ValueError: if it is negative, not finite, or over 999 999 999 999 hours.
+    """
+    if not 0 <= seconds < 1e12 * HOUR:
+        raise ValueError(f"a duration is 0 or more seconds, below 1e12 hours; {seconds!r} is not")
+    total = round(Fraction(seconds) * 10**9)
+    if 0 < total < _UNITS["s"]:
+        for unit in ("ms", "us", "ns"):
+            if total >= _UNITS[unit]:
+                return _decimal(total, _UNITS[unit]) + unit
+    minutes, rest = divmod(total, _UNITS["m"])
+    hours, minutes = divmod(minutes, 60)
+    text = _decimal(rest, _UNITS["s"]) + "s"
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text
+
+
+def _decimal(amount: int, unit: int) -> str:
+    whole, rest = divmod(amount, unit)
+    if not rest:
+        return str(whole)
+    return f"{whole}.{rest:0{len(str(unit)) - 1}d}".rstrip("0")
+
+
+def parse_http_date(text: object) -> float | None:
+    """Seconds since the epoch of an HTTP date (``Sun, 06 Nov 1994 08:49:37 GMT``); None for anything else."""
+    found = _HTTP_DATE.fullmatch(text.strip(" \t")) if isinstance(text, str) else None
+    if found is None:
+        return None
+    day, month, *rest = found.groups()
+    year, hour, minute, second = map(int, rest)
+    return _timestamp(year, _MONTHS.index(month) // 3 + 1, int(day), hour, minute, second)
+
+
+def _timestamp(year: int, month: int, day: int, hour: int, minute: int, second: int) -> float | None:
+    try:
+        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return None
+
+
+def _rfc3339(text: str) -> float | None:
+    found = _RFC3339.fullmatch(text)
+    if found is None:
+        return None
+    *parts, fraction, sign, off_hours, off_minutes = found.groups()
+    year, month, day, hour, minute, second = map(int, parts)
+    moment = _timestamp(year, month, day, hour, minute, second)
+    if moment is None:
+        return None
+    if sign:
+        if int(off_hours) > 23 or int(off_minutes) > 59:
+            return None
+        offset = int(off_hours) * 3600 + int(off_minutes) * 60
+        moment += offset if sign == "-" else -offset
+    return moment + (int(fraction) / 10 ** len(fraction) if fraction else 0.0)
+
+
+def parse_reset(text: object, now_wall: float | None = None) -> float | None:
+    """Seconds until a limit is full again, never negative; None if it cannot be told.
+
+    Understands all that providers send: a Go duration, seconds, RFC 3339, seconds since the epoch. The last
+    two need ``now_wall``, the time of the response by its own Date header where it has one.
+    """
+    if not isinstance(text, str) or len(text) > 64:
+        return None
+    text = text.strip(" \t")
+    moment: float | None
+    seconds = _number(text)
+    if seconds is None:
+        seconds = parse_duration(text)
+        if seconds is not None:
+            return seconds
+        moment = _rfc3339(text)
+    elif seconds < _EPOCH_BEGINS:
+        return seconds
+    else:
+        moment = seconds
+    if moment is None or now_wall is None:
+        return None
+    return max(0.0, moment - now_wall)
+
+
+# -------------------------------------------------------------------------------------------------- headers
+
+
+def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def parse_retry_after(headers: Mapping[str, str], now_wall: float | None = None) -> float | None:
+    """Seconds that the provider asks to be left alone; None if it did not say, or not in a sane way.
+
+    ``retry-after-ms`` counts before ``x-ms-retry-after-ms`` before ``retry-after`` (seconds, whole or with a
+    fraction, or an HTTP date); one that is not understood is passed over. A date is compared with the
+    response's own Date header, so that a clock that is off does no harm, and with ``now_wall`` (seconds since
+    the epoch) where there is none. Zero and the past are no answer. Never raises.
+    """
+    return _retry_after(_lowered(headers), now_wall)
+
+
+def _retry_after(lowered: Mapping[str, str], now_wall: float | None) -> float | None:
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        milliseconds = _number(lowered.get(name))
+        if milliseconds:
+            return milliseconds / 1000
+    text = lowered.get("retry-after")
+    seconds = _number(text)
+    if seconds is None:
+        moment = parse_http_date(text)
+        now = parse_http_date(lowered.get("date"))
+        if now is None:
+            now = now_wall
+        if moment is None or now is None:
+            return None
+        seconds = moment - now
+    return seconds if seconds > 0 else None
+
+
+@frozen
+class RateLimitHeaders:
+    """What a response said about the limits; None is "did not say, or not in a way to rely on".
+
+    ``remaining_requests`` and ``remaining_tokens`` are fit for pacing limits per minute. One that belongs to
+    a limit per day is left out, however the provider named it (`daily_requests` tells that it was seen): a
+    daily figure must not be mistaken for this minute's.
+
+    Attributes:
+        limit_requests, limit_tokens: the whole allowance.
+        remaining_requests, remaining_tokens: what is left of it.
+        reset_requests, reset_tokens: seconds until it is full again, not until the next call may go.
+        daily_requests: the requests are counted over much more than a minute.
+    """
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens: float | None = None
+    daily_requests: bool = False
+
+
+# By dimension, the names under which providers send limit, remaining and reset; the first found counts.
+_REQUEST_NAMES = (
+    ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    (
+        "anthropic-ratelimit-requests-limit",
+        "anthropic-ratelimit-requests-remaining",
+        "anthropic-ratelimit-requests-reset",
+    ),
+)
+_TOKEN_NAMES = (
+    ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+    (
+        "x-ratelimit-limit-tokens_usage_based",
+        "x-ratelimit-remaining-tokens_usage_based",
+        "x-ratelimit-reset-tokens_usage_based",
+    ),
+    (
+        "anthropic-ratelimit-tokens-limit",
+        "anthropic-ratelimit-tokens-remaining",
+        "anthropic-ratelimit-tokens-reset",
+    ),
+    (
+        "anthropic-ratelimit-input-tokens-limit",
+        "anthropic-ratelimit-input-tokens-remaining",
+        "anthropic-ratelimit-input-tokens-reset",
+    ),
+)
+
+
+def parse_limits(headers: Mapping[str, str], now_wall: float | None = None) -> RateLimitHeaders | None:
+    """The limits in a response's headers, or None if there are none. Never raises."""
+    lowered = {}
+    date = None
+    for name, value in headers.items():
+        name = name.lower()
+        if "ratelimit" in name:
+            lowered[name] = value
+        elif name == "date":
+            date = value
+    if not lowered:
+        return None
+    moment = parse_http_date(date)
+    now = now_wall if moment is None else moment
+    requests = _dimension(lowered, _REQUEST_NAMES, now)
+    tokens = _dimension(lowered, _TOKEN_NAMES, now)
+    if requests == tokens == (None, None, None):
+        return None
+    daily = _beyond_a_minute(*requests)
+    limit, remaining, reset = requests
+    return RateLimitHeaders(limit, None if daily else remaining, reset, *tokens, daily)
+
+
+_Dimension = tuple[int | None, int | None, float | None]
+
+
+def _dimension(
+    lowered: Mapping[str, str], names: tuple[tuple[str, str, str], ...], now: float | None
+) -> _Dimension:
+    for limit_name, remaining_name, reset_name in names:
+        if limit_name not in lowered and remaining_name not in lowered:
+            continue
+        limit = _count(lowered.get(limit_name))
+        remaining = _count(lowered.get(remaining_name))
+        reset = parse_reset(lowered.get(reset_name), now)
+        if limit is not None and limit <= 0:
+            limit = remaining = None
+        # Azure sends -1 and 0 where it does not know. A true 0 comes beside the limit or a time of reset.
+        if remaining is not None and (remaining < 0 or (remaining == 0 and limit is None and not reset)):
+            remaining = None
+        return limit, remaining, reset
+    return None, None, None
+
+
+def _count(text: object) -> int | None:
+    """A whole number; None also for the two values joined by a comma that a duplicated header becomes."""
+    if not isinstance(text, str):
+        return None
+    text = text.strip(" \t")
+    return int(text) if _COUNT.fullmatch(text) else None
+
+
+def _beyond_a_minute(limit: int | None, remaining: int | None, reset: float | None) -> bool:
+    """Whether a limit's window is much longer than a minute.
+
+    Either its reset is more than an hour away, or it refills that slowly: with 30 of 14 400 used and full
+    again in three minutes, all of it takes a day. A fixed window can look so while little of it is used; then
+    its figure would not have bound anything.
+    """
+    if reset is None:
+        return False
+    if reset > HOUR:
+        return True
+    if limit is None or remaining is None or remaining >= limit:
+        return False
+    return reset * limit / (limit - remaining) > HOUR
+
+
+# --------------------------------------------------------------------------------------------------- policy
+
+
+class Action(enum.Enum):
+    """What may be done about a failed attempt, the weakest first."""
+
+    STOP = "stop"  #: nothing: the caller gets the error
+    FALL_BACK = "fall back"  #: a model with a larger context window may be asked
+    FAIL_OVER = "fail over"  #: other endpoints may be asked, this one not
+    WITHOUT_USAGE = "without usage"  #: this endpoint may be asked at once, without ``stream_options``
+    RETRY = "retry"  #: other endpoints may be asked, and this one again after a pause
+
+
+class BreakerOutcome(enum.IntEnum):
+    """What the core is told of an attempt; the numbers are the core's own."""
+
+    OK = 0
+    FAILURE = 1
+    IGNORED = 2  #: says nothing about the endpoint's health
+    THROTTLED = 3  #: over a limit: the limiter's business, not the breaker's
+
+
+class BlockReason(enum.IntEnum):
+    """Why an endpoint is left out for a time; the number is what the core keeps."""
+
+    NONE = 0
+    KEY_REFUSED = 1
+    QUOTA_SPENT = 2
+    RETRY_AFTER = 3
+    TLS = 4
+
+
+@frozen
+class Verdict:
+    """What the policy says of an error.
+
+    Attributes:
+        action: what may be done.
+        outcome: what the breaker and the latency hear.
+        block_seconds: leave the endpoint out for so long; 0 for not at all.
+        block_code: why, as the core keeps it.
+        reason: why, for people and events.
+        once: another attempt makes sense once, not again and again: it failed slowly, or may have been
+            charged for.
+    """
+
+    action: Action
+    outcome: BreakerOutcome
+    block_seconds: float = 0.0
+    block_code: BlockReason = BlockReason.NONE
+    reason: str = ""
+    once: bool = False
+
+
+class _Settings(Protocol):
+    """The part of the configuration's policy that is about retries."""
+
+    @property
+    def max_attempts(self) -> int: ...
+    @property
+    def backoff_base(self) -> float: ...
+    @property
+    def backoff_cap(self) -> float: ...
+    @property
+    def throttle_base(self) -> float: ...
+    @property
+    def throttle_cap(self) -> float: ...
+    @property
+    def max_retry_after(self) -> float: ...
+    @property
+    def fallback_on_404(self) -> bool: ...
+
+
+_TRANSIENT_STATUSES = frozenset({408, 425})
+_OVERLOADED = 529
+
+
+def _positive(instance: object, attribute: Attribute[float], value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds above 0")
+
+
+@frozen
+class RetryPolicy:
+    """When to try again, where, and after how long. Immutable, so all threads share one.
+
+    Attributes:
+        max_attempts: attempts of one call in all, over all endpoints.
+        base, cap: seconds; the n-th pause is drawn from 0 to ``min(cap, base * 2**n)``.
+        throttle_base, throttle_cap: the same after 429 and 529.
+        floor: the shortest pause.
+        max_retry_after: a Retry-After up to this is waited for, a longer one blocks the endpoint.
+        max_block: no Retry-After blocks for longer than this.
+        key_block: for how long an endpoint is left out after 401 or 403, or a refused certificate.
+        quota_block: and after a billing error.
+        fallback_on_404: whether "no such model" at one endpoint lets another be asked.
+        fallback_on_content_filter: whether a refusal by one provider's content filter lets another be asked.
+    """
+
+    max_attempts: int = field(default=3, validator=validators.ge(1))
+    base: float = field(default=0.5, validator=_positive)
+    cap: float = field(default=8.0, validator=_positive)
+    throttle_base: float = field(default=1.0, validator=_positive)
+    throttle_cap: float = field(default=20.0, validator=_positive)
+    floor: float = field(default=0.05, validator=_positive)
+    max_retry_after: float = field(default=60.0, validator=_positive)
+    max_block: float = field(default=HOUR, validator=_positive)
+    key_block: float = field(default=300.0, validator=_positive)
+    quota_block: float = field(default=900.0, validator=_positive)
+    fallback_on_404: bool = False
+    fallback_on_content_filter: bool = False
+
+    @classmethod
+    def from_policy(cls, settings: _Settings) -> RetryPolicy:
+        """The policy that a configuration asks for."""
+        return cls(
+            max_attempts=settings.max_attempts,
+            base=settings.backoff_base,
+            cap=settings.backoff_cap,
+            throttle_base=settings.throttle_base,
+            throttle_cap=settings.throttle_cap,
+            max_retry_after=settings.max_retry_after,
+            fallback_on_404=settings.fallback_on_404,
+        )
+
+    def classify(self, error: BaseException) -> Verdict:
+        """What may be done about an error, and what the breaker should hear of it.
+
+        A provider's own ``x-should-retry`` decides about asking the same endpoint again, whatever the status
+        (except that a spent quota stays spent); the breaker goes by the status alone. A Retry-After above
+        `max_retry_after` is never slept through: the endpoint is blocked for that time, and others may be
+        asked.
+
+        Anything that is not an error of fastroute (an interrupt, a bug) stops, and is not held against the
+        endpoint.
+        """
+        if isinstance(error, errors.APIStatusError):
+            return self._with_headers(error, self._by_status(error))
+        if isinstance(error, errors.TLSError):
+            return Verdict(
+                Action.FAIL_OVER,
+                BreakerOutcome.FAILURE,
+                self.key_block,
+                BlockReason.TLS,
+                "certificate or handshake refused",
+            )
+        if isinstance(error, errors.APIConnectionError):
+            # A silent endpoint costs a whole time-out each time, and an empty answer may have been charged.
+            slow = isinstance(error, (errors.APITimeoutError, errors.EmptyResponse))
+            return Verdict(Action.RETRY, BreakerOutcome.FAILURE, once=slow)
+        if isinstance(error, (errors.StreamTruncated, errors.StreamStalled)):
+            return Verdict(Action.STOP, BreakerOutcome.FAILURE)
+        return Verdict(Action.STOP, BreakerOutcome.IGNORED)
+
+    def _by_status(self, error: errors.APIStatusError) -> Verdict:
+        status = error.status_code or 0
+        if isinstance(error, errors.QuotaExceededError):
+            return Verdict(
+                Action.FAIL_OVER,
+                BreakerOutcome.IGNORED,
+                self.quota_block,
+                BlockReason.QUOTA_SPENT,
+                "quota or spend limit reached",
+            )
+        if isinstance(error, errors.ContextLengthExceeded):
+            return Verdict(Action.FALL_BACK, BreakerOutcome.IGNORED)
+        if isinstance(error, errors.ContentFilterError):
+            action = Action.FAIL_OVER if self.fallback_on_content_filter else Action.STOP
+            return Verdict(action, BreakerOutcome.IGNORED)
+        if isinstance(error, errors.RateLimitError):
+            return Verdict(Action.RETRY, BreakerOutcome.THROTTLED)
+        if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):
+            return Verdict(
+                Action.FAIL_OVER,
+                BreakerOutcome.IGNORED,
+                self.key_block,
+                BlockReason.KEY_REFUSED,
+                "key refused",
+            )
+        if isinstance(error, errors.NotFoundError):
+            action = Action.FAIL_OVER if self.fallback_on_404 else Action.STOP
+            return Verdict(action, BreakerOutcome.IGNORED)
+        if error.param == "stream_options" and status in (400, 422):
+            return Verdict(Action.WITHOUT_USAGE, BreakerOutcome.IGNORED)
+        if status >= 500:
+            return Verdict(Action.RETRY, BreakerOutcome.FAILURE)
+        if status in _TRANSIENT_STATUSES:
+            return Verdict(Action.RETRY, BreakerOutcome.IGNORED)
+        # The caller's own making (409 too, unless the header says otherwise: most conflicts stay conflicts),
+        # or a redirect, which only a change of the configuration mends.
+        return Verdict(Action.STOP, BreakerOutcome.IGNORED)
+
+    def _with_headers(self, error: errors.APIStatusError, verdict: Verdict) -> Verdict:
+        if error.should_retry is True and not (
+            verdict.action is Action.WITHOUT_USAGE or isinstance(error, errors.QuotaExceededError)
+        ):
+            verdict = Verdict(Action.RETRY, verdict.outcome)
+        elif error.should_retry is False and verdict.action is Action.RETRY:
+            verdict = Verdict(Action.FAIL_OVER, verdict.outcome)
+        wait = error.retry_after
+        if (
+            wait is not None
+            and wait > self.max_retry_after
+            and verdict.action in (Action.RETRY, Action.FAIL_OVER)
+        ):
+            wait = min(wait, self.max_block)
+            if wait > verdict.block_seconds:
+                verdict = Verdict(
+                    Action.FAIL_OVER,
+                    verdict.outcome,
+                    wait,
+                    verdict.block_code or BlockReason.RETRY_AFTER,
+                    verdict.reason or "asked to be left alone by Retry-After",
+                )
+        return verdict
+
+    def backoff(self, n: int, error: BaseException | None, rnd: float) -> float | None:
+        """Seconds to pause before asking the same endpoint again; None if it should not be asked at all.
+
+        Args:
+            n: retries made already, from 0.
+            error: what the last attempt failed with.
+            rnd: a random number in 0..1, which spreads the callers.
+
+        A Retry-After is kept to, plus up to a tenth of it (a second at most); without one the pause is drawn
+        evenly from 0 to a bound that doubles each time.
+        """
+        wait = getattr(error, "retry_after", None)
+        if wait is not None and wait > 0:
+            if wait > self.max_retry_after:
+                return None
+            return float(wait + rnd * min(1.0, 0.1 * wait))
+        throttled = isinstance(error, errors.APIStatusError) and (
+            isinstance(error, errors.RateLimitError) or error.status_code == _OVERLOADED
+        )
+        base, cap = (self.throttle_base, self.throttle_cap) if throttled else (self.base, self.cap)
+        return max(self.floor, rnd * min(cap, base * 2.0 ** min(max(n, 0), 60)))
