@@ -21,6 +21,7 @@ import requests
 from attrs import evolve, frozen
 
 from . import _core, errors, events, sse
+from .config import Policy
 from .plan import Estimate
 from .providers.base import Format, StreamDecoder, Target, check_content_type
 from .retry import RetryPolicy, Verdict, parse_limits
@@ -28,9 +29,6 @@ from .state import Endpoint
 from .tokens import OutputHistory
 from .transport import Exchange, Transport
 from .types import Attempt, Chunk, Classification, Completion, Outcome, Request, Route, Usage, UsageSource
-
-IDLE_TIMEOUT = 30.0  # seconds without a byte in a stream that has begun
-PING_TIMEOUT = 120.0  # seconds with nothing but keep-alive comments
 
 
 class Recorder(Protocol):
@@ -161,13 +159,15 @@ class Attempts:
 
     def __init__(
         self,
-        policy: RetryPolicy,
+        policy: Policy,
+        retries: RetryPolicy,
         ledger: Recorder,
         hooks: events.Hooks,
         outputs: OutputHistory,
         freed: Callable[[], None],
     ) -> None:
         self.policy = policy
+        self.retries = retries
         self.outputs = outputs
         self.ledger = ledger
         self.hooks = hooks
@@ -182,7 +182,7 @@ class Attempts:
             errors.APIError: the attempt failed; ``call.verdict`` says what may be done about it.
         """
         sending = _Sending(self, call, wire, grant)
-        limit = call.estimate.timeout
+        limit = wire.endpoint.provider.timeout or call.estimate.timeout
         exchange = sending.open(False, limit, limit)
         try:
             body = exchange.body()
@@ -210,12 +210,13 @@ class Attempts:
         sending = _Sending(self, call, wire, grant)
         scale = 1.0 + call.estimate.input_tokens / 10_000
         limit = wire.endpoint.core.ttft_timeout() * scale
-        exchange = sending.open(True, limit, max(limit, IDLE_TIMEOUT))
+        policy = self.policy
+        exchange = sending.open(True, limit, max(limit, policy.idle_timeout))
         reader = None
         try:
             if exchange.status != 200:
                 sending.check_status(exchange, exchange.body())
-            reader = _StreamReader(exchange, wire, call)
+            reader = _StreamReader(exchange, wire, call, policy.idle_timeout, policy.ping_timeout)
             head = reader.head()
         except BaseException as error:
             if isinstance(error, errors.APITimeoutError):
@@ -336,7 +337,7 @@ class _Sending:
             self.cancelled(exchange, usage, ttft)
             return
         attempts, call = self._attempts, self._call
-        verdict = attempts.policy.classify(error)
+        verdict = attempts.retries.classify(error)
         outcome = int(verdict.outcome)
         if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
             outcome = _core.IGNORED
@@ -386,7 +387,7 @@ class _Sending:
     def _cut_by_caller(self, latency: float) -> bool:
         """Whether the caller's own deadline left the endpoint too little time to be blamed."""
         call = self._call
-        return time.monotonic() >= call.deadline and latency < 0.5 * min(call.estimate.timeout, IDLE_TIMEOUT)
+        return time.monotonic() >= call.deadline and latency < 0.5 * call.estimate.timeout
 
     def _limits(self, headers: Mapping[str, str]) -> None:
         limits = parse_limits(headers)
@@ -487,8 +488,12 @@ _NOTHING = Usage(source="none")
 class _StreamReader:
     """Chunks out of an exchange, with the stream's clocks."""
 
-    def __init__(self, exchange: Exchange, wire: Wire, call: Call) -> None:
+    def __init__(
+        self, exchange: Exchange, wire: Wire, call: Call, idle_timeout: float, ping_timeout: float
+    ) -> None:
         self._exchange = exchange
+        self._idle_timeout = idle_timeout
+        self._ping_timeout = ping_timeout
         self._wire = wire
         self._pieces = exchange.pieces()
         self._events = sse.Decoder()
@@ -496,7 +501,6 @@ class _StreamReader:
         self._call = call
         self._progress = time.monotonic()
         self._ended = False
-        self._began = False
 
     def head(self) -> list[Chunk]:
         """The chunks up to the first one with content."""
@@ -506,8 +510,6 @@ class _StreamReader:
         for chunks in self.batches():
             found += chunks
             if any(chunk.has_content for chunk in chunks):
-                self._began = True
-                self._extend(time.monotonic())
                 return found
         return found
 
@@ -533,8 +535,7 @@ class _StreamReader:
                     break
             if parsed:
                 self._progress = now
-            if self._began:
-                self._extend(now)
+            self._extend(now)
             if decoder.done and not self._ended:
                 self._ended = True
                 self._exchange.drain(self._pieces)
@@ -543,7 +544,9 @@ class _StreamReader:
         decoder.end()
 
     def _extend(self, now: float) -> None:
-        self._exchange.extend(min(self._call.deadline, now + IDLE_TIMEOUT, self._progress + PING_TIMEOUT))
+        self._exchange.extend(
+            min(self._call.deadline, now + self._idle_timeout, self._progress + self._ping_timeout)
+        )
 
     def _not_a_stream(self) -> None:
         """Raises what one JSON document in place of a stream stands for: mostly an error in a 200."""

@@ -22,9 +22,8 @@ from attrs import evolve, fields_dict
 from . import errors, events
 from .attempt import Attempts, Call, Stream, Wire
 from .cache import Cache
-from .catalog import Catalog
 from .classify import Classifier
-from .config import Config, load, read_key
+from .config import Config, catalog_of, load, read_keys
 from .dispatch import Dispatcher
 from .ledger import Ledger, NullLedger, open_ledger
 from .plan import Plan, Planner
@@ -55,7 +54,7 @@ class _Shared:
 
     def __init__(self, config: Config, session: requests.Session | None, environ: Mapping[str, str]) -> None:
         self.config = config
-        self.catalog = Catalog.for_config(config)
+        self.catalog = catalog_of(config)
         self.hooks = events.Hooks()
         self.state = State(config, self.catalog)
         self.classifier = Classifier.named(config.policy.classifier)
@@ -64,24 +63,16 @@ class _Shared:
         retries = RetryPolicy.from_policy(policy)
         transports: dict[str, Transport] = {}
         wires: dict[str, Wire] = {}
-        problems: list[str] = []
-        keys = {}
+        keys = read_keys(config, environ)
         for name, provider in config.providers.items():
-            try:
-                keys[name] = read_key(name, provider, environ)
-            except errors.ConfigError as error:
-                problems += error.problems
-                continue
             transports[name] = Transport(
                 pool_size=provider.max_in_flight,
-                connect_timeout=config.connect_timeout,
+                connect_timeout=provider.connect_timeout or config.connect_timeout,
                 max_response_bytes=config.max_response_bytes,
                 proxy=provider.proxy,
                 ca_bundle=provider.ca_bundle,
                 session=session,
             )
-        if problems:
-            raise errors.ConfigError(problems)
         for endpoint in self.state.endpoints:
             provider = endpoint.provider
             name = endpoint.config.provider
@@ -91,14 +82,14 @@ class _Shared:
                 model=endpoint.model.name,
                 upstream=endpoint.config.upstream,
                 base_url=provider.base_url,
-                key=keys[name],
+                key=keys.get(name),
                 headers=provider.headers,
-                max_output=endpoint.model.max_output_tokens,
+                max_output=endpoint.model.max_output_tokens or None,
             )
             wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, transports[name])
         self.transports = transports
         self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
-        attempts = Attempts(retries, self.ledger, self.hooks, self.state.outputs, self.freed)
+        attempts = Attempts(policy, retries, self.ledger, self.hooks, self.state.outputs, self.freed)
         self.dispatcher = Dispatcher(policy, retries, wires, attempts)
         cache = config.cache
         self.cache = (

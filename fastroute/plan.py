@@ -22,7 +22,7 @@ from attrs import frozen
 from . import _core
 from .catalog import Catalog
 from .classify import Classifier
-from .config import Config
+from .config import AUTO, Config, tiers_of
 from .errors import (
     BadRequestError,
     BudgetExceeded,
@@ -52,9 +52,7 @@ STRATEGIES: Mapping[str, int] = {
 }
 _MIDDLE_TIER = "standard"  # where a request goes that nobody could classify with confidence
 
-# Seconds a plain call may take: the base, and so many more per 1000 tokens asked for, by how hard it is.
-_TIMEOUT_BASE = 30.0
-_TIMEOUT_PER_1K = 10.0
+# How much longer than a simple one an answer of a harder class may take for each token.
 _TIMEOUT_FACTORS = {"simple": 1.0, "moderate": 1.5, "complex": 2.5, "creative": 3.0}
 
 
@@ -136,7 +134,8 @@ class Planner:
         policy = config.policy
         self._price_ceiling = -1 if policy.price_ceiling is None else usd_to_nano(policy.price_ceiling)
         self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
-        self._tiers = tuple(config.tiers)
+        self._models_of = tiers_of(config, catalog)
+        self._tiers = tuple(self._models_of)
         self._tier_of = self._spread(classifier.levels)
         self._factor_of = _factors(classifier.levels)
         self._stages: dict[tuple[str, ...], Stage | None] = {}
@@ -172,9 +171,9 @@ class Planner:
         stage = self._first_stage(request, level, scan.confidence if scan is not None else 0.0)
         tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
         factor = self._factor_of.get(level, 1.0)
-        estimate = Estimate(
-            tokens_in, tokens_out, _TIMEOUT_BASE + _TIMEOUT_PER_1K * (wanted or 0) / 1000 * factor
-        )
+        policy = self._config.policy
+        timeout = policy.timeout_base + policy.timeout_per_1k * (wanted or 0) / 1000 * factor
+        estimate = Estimate(tokens_in, tokens_out, timeout)
         return Plan(self, request, scan, failure, stage, estimate, needs)
 
     def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
@@ -235,17 +234,17 @@ class Planner:
         name = request.model
         wanted = request.options.tier
         if wanted is not None:
-            if wanted not in self._config.tiers:
+            if wanted not in self._models_of:
                 raise BadRequestError(
                     f'route.tier: there is no tier "{wanted}"; there are {", ".join(self._tiers) or "none"}'
                 )
             return self._tier_stage(wanted)
-        if name == "auto":
+        if name == AUTO:
             tier = self._tier_of.get(level)
             if tier is None or confidence < self._config.policy.confidence_threshold:
                 tier = self._default_tier()
             return self._tier_stage(tier)
-        if name in self._config.tiers:
+        if name in self._models_of:
             return self._tier_stage(name)
         stage = self._stage(("model", name)) or self._stage(("model", self._catalog.resolve(name)))
         if stage is None:
@@ -265,7 +264,7 @@ class Planner:
     def _default_tier(self) -> str:
         if not self._tiers:
             raise NoEndpointError('there are no tiers to choose from for "auto"; name a model')
-        return _MIDDLE_TIER if _MIDDLE_TIER in self._config.tiers else self._tiers[len(self._tiers) // 2]
+        return _MIDDLE_TIER if _MIDDLE_TIER in self._models_of else self._tiers[len(self._tiers) // 2]
 
     def _spread(self, levels: Sequence[str]) -> dict[str, str]:
         """Level → tier: as configured, or the tier of the same name, or spread evenly, cheapest first."""
@@ -274,7 +273,7 @@ class Planner:
         for place, level in enumerate(levels):
             if level in self._config.policy.classes:
                 found[level] = self._config.policy.classes[level]
-            elif level in self._config.tiers:
+            elif level in self._models_of:
                 found[level] = level
             elif tiers:
                 found[level] = tiers[place * len(tiers) // len(levels)]
@@ -285,7 +284,7 @@ class Planner:
             return self._stages[key]
         kind, *names = key
         if kind == "tier":
-            models = [self._catalog.resolve(name) for name in self._config.tiers[names[0]]]
+            models = [self._catalog.resolve(name) for name in self._models_of[names[0]]]
             stage = self._build(f"tier {names[0]}", names[0], models, by_value=True)
         elif kind == "model":
             stage = self._build(f"model {names[0]}", None, names, by_value=False)

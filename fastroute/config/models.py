@@ -121,7 +121,8 @@ def _ledger(instance: Any, attribute: Any, value: Any) -> None:
 
 
 def _limit(most: int = _MOST) -> Any:
-    return field(default=None, validator=optional(whole(least=1, most=most)))
+    # 0 is a limit like any other: it lets nothing through.
+    return field(default=None, validator=optional(whole(least=0, most=most)))
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -179,7 +180,7 @@ class ProviderConfig:
     tpm: int | None = _limit()
     burst: int | None = _limit()
     token_burst: int | None = _limit()
-    max_in_flight: int = field(default=200, validator=whole(least=1, most=MOST_IN_FLIGHT))
+    max_in_flight: int = field(default=200, validator=whole(least=0, most=MOST_IN_FLIGHT))
     headers: Mapping[str, str] = field(factory=dict, validator=_headers, repr=False)
     proxy: str | None = field(default=None, validator=optional(_proxy), repr=False)
     ca_bundle: str | None = field(default=None, validator=optional(text()))
@@ -287,6 +288,10 @@ class Policy:
         max_retry_after: longest Retry-After, in seconds, that is waited for; beyond it the endpoint is left out.
         queue_timeout: seconds a call may wait for a limit.
         max_queue: calls that may wait at once.
+        timeout_base: seconds one attempt may take, and
+        timeout_per_1k: so many more for each 1000 output tokens asked for, times 1, 1.5 or 2.5 by its class.
+        idle_timeout: seconds without a byte after which a stream that has begun is given up.
+        ping_timeout: seconds with nothing but keep-alives after which any stream is given up.
         fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
         breaker: the circuit breaker of each endpoint.
     """
@@ -309,6 +314,10 @@ class Policy:
     max_retry_after: float = field(default=60.0, validator=_seconds(zero=True, most=3600))
     queue_timeout: float = field(default=30.0, validator=_seconds(zero=True))
     max_queue: int = field(default=1000, validator=whole(least=0, most=1_000_000))
+    timeout_base: float = field(default=30.0, validator=_seconds())
+    timeout_per_1k: float = field(default=10.0, validator=_seconds(zero=True))
+    idle_timeout: float = field(default=30.0, validator=_seconds(most=3600))
+    ping_timeout: float = field(default=120.0, validator=_seconds(most=3600))
     fallback_on_404: bool = field(default=False, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)
 
@@ -324,6 +333,8 @@ class Config:
         timeout: seconds the whole call may take.
         connect_timeout: seconds connecting may take.
         max_response_bytes: an answer larger than this is refused.
+        workers: threads for submitted calls.
+        max_pending: submitted calls that may wait for a thread; submitting blocks while there is no room.
         catalog: a file of models, prices and aliases over the built-in ones, or nothing.
         cache: ``[cache]``.
         providers: ``[providers.NAME]``, by name.
@@ -340,6 +351,8 @@ class Config:
     timeout: float = field(default=600.0, validator=_seconds())
     connect_timeout: float = field(default=5.0, validator=_seconds(most=3600))
     max_response_bytes: int = field(default=32 * 1024 * 1024, validator=whole(least=1, most=2**40))
+    workers: int = field(default=32, validator=whole(least=1, most=4096))
+    max_pending: int = field(default=1000, validator=whole(least=0, most=_MOST))
     catalog: str = field(default="", validator=text(empty=True))
     cache: CacheConfig = field(factory=CacheConfig)
     providers: Mapping[str, ProviderConfig] = field(factory=dict)
@@ -390,6 +403,8 @@ SETTINGS = (
     "timeout",
     "connect_timeout",
     "max_response_bytes",
+    "workers",
+    "max_pending",
     "catalog",
 )
 TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy")
