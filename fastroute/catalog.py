@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from attrs import field, frozen
@@ -161,6 +161,19 @@ def capability_mask(names: Iterable[str]) -> int:
     return mask
 
 
+class _Configured(Protocol):
+    """What a catalogue needs to see of a configuration."""
+
+    @property
+    def catalog(self) -> str: ...
+    @property
+    def models(self) -> Mapping[str, ModelOverride]: ...
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+    @property
+    def served(self) -> tuple[str, ...]: ...
+
+
 @frozen
 class Catalog:
     """All models known, and the names they go by. Immutable, so any thread may use it.
@@ -183,6 +196,18 @@ class Catalog:
     def builtin() -> Catalog:
         """The catalogue that comes with the package, read once when first asked for."""
         return _builtin()
+
+    @staticmethod
+    def for_config(config: _Configured) -> Catalog:
+        """The catalogue in force under a configuration: built-in, its file, its models and aliases.
+
+        Raises:
+            ConfigError: if the file it names is broken.
+        """
+        base = Catalog.builtin()
+        if config.catalog:
+            base = base.with_file(config.catalog)
+        return base.with_overrides(config.models, config.aliases, served=config.served)
 
     def with_file(self, path: str | os.PathLike[str]) -> Catalog:
         """This catalogue with a file's models and aliases over it.
@@ -216,7 +241,12 @@ class Catalog:
         for name in aliases or {}:
             if name not in served:
                 merged.pop(name, None)
-        return attrs.evolve(self, models=merged, aliases={**self.aliases, **(aliases or {})})
+        catalog = attrs.evolve(self, models=merged, aliases={**self.aliases, **(aliases or {})})
+        for name, model in merged.items():
+            if model.fallbacks:
+                # Written as aliases or not, they are followed by the models' own names.
+                merged[name] = attrs.evolve(model, fallbacks=tuple(map(catalog._own_name, model.fallbacks)))
+        return catalog
 
     def resolve(self, name: str) -> str:
         """The name of the model meant: the name itself, or what its alias stands for.
@@ -224,19 +254,23 @@ class Catalog:
         Raises:
             ModelNotFoundError: if there is no such model or alias; it carries near names.
         """
-        seen = name
-        # An alias may stand for another; loops are refused on reading, and bounded here all the same.
-        for _ in range(len(self.aliases) + 1):
-            if seen in self.models:
-                return seen
-            if seen not in self.aliases:
-                break
-            seen = self.aliases[seen]
+        meant = self._own_name(name)
+        if meant in self.models:
+            return meant
         suggestions = near(name, [*self.models, *self.aliases], 3)
         hint = f"; near names are {', '.join(suggestions)}" if suggestions else ""
         raise errors.ModelNotFoundError(
             f"no model is called {show(name)}{hint}", suggestions=suggestions, param="model"
         )
+
+    def _own_name(self, name: str) -> str:
+        # An alias may stand for another; loops are refused on reading, and bounded here all the same.
+        meant = name
+        for _ in range(len(self.aliases) + 1):
+            if meant in self.models or meant not in self.aliases:
+                return meant
+            meant = self.aliases[meant]
+        return name
 
     def model(self, name: str) -> Model:
         """The model of that name or alias.
@@ -316,6 +350,15 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
     if not problems:
         merged = base.with_overrides(overrides, aliases)
         problems += alias_problems(aliases, merged.aliases, merged.models)
+        for name in overrides:
+            for target in merged.models[name].fallbacks:
+                if target == name:
+                    problems.append(f"models.{quoted(name)}.fallbacks: names the model itself")
+                elif target not in merged.models:
+                    hint = did_you_mean(target, merged.models)
+                    problems.append(
+                        f"models.{quoted(name)}.fallbacks: no model is called {show(target)}{hint}"
+                    )
         if not problems:
             return attrs.evolve(merged, version=LAYOUT, date=day, source=source)
     raise errors.ConfigError([f"{where}: {problem}" for problem in problems])

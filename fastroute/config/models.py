@@ -285,7 +285,7 @@ class Policy:
         max_attempts: requests sent for one call at most.
         backoff_base, backoff_cap: seconds of the first and the longest pause after an error.
         throttle_base, throttle_cap: the same after a 429 that says no time.
-        max_retry_after: longest Retry-After, in seconds, that is waited for; beyond it the endpoint is left out.
+        max_retry_after: seconds of Retry-After waited for at most; for more, the endpoint is left out.
         queue_timeout: seconds a call may wait for a limit.
         max_queue: calls that may wait at once.
         timeout_base: seconds one attempt may take, and
@@ -341,7 +341,7 @@ class Config:
         endpoints: ``[[endpoints]]``, in the file's order.
         models: ``[models."NAME"]``, by name.
         aliases: ``[aliases]``: other names for models.
-        tiers: ``[tiers]``: models by tier, cheapest tier first; empty leaves them to the catalogue.
+        tiers: ``[tiers]``: models by tier, cheapest first; `load` fills in the catalogue's if there are none.
         policy: ``[policy]``.
     """
 

@@ -119,10 +119,9 @@ def _endpoints(config: Config, providers: set[str], some_unread: bool) -> Iterab
         names.setdefault(endpoint.name, number)
         weights[endpoint.model] = weights.get(endpoint.model, 0.0) + endpoint.weight
         provider = config.providers.get(endpoint.provider)
-        rpm = endpoint.rpm or (provider.rpm if provider else None)
-        tpm = endpoint.tpm or (provider.tpm if provider else None)
         if provider is not None:
-            yield from _bursts(path, endpoint, rpm, tpm)
+            limits = config.limits(endpoint)
+            yield from _bursts(path, endpoint, limits.rpm, limits.tpm)
     for model, weight in weights.items():
         if weight == 0:
             yield f"endpoints: all endpoints of {show(model)} have weight 0, must be above 0 for one of them"
@@ -149,13 +148,13 @@ def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Itera
                 yield f"{path}.fallbacks: names the model itself, must name others"
             elif _resolved(target, aliases, served) not in served:
                 yield f"{path}.fallbacks: {_not_served(target, known, served)}"
-    yield from _fallback_circles(config, aliases, served)
+    yield from _fallback_circles(known, aliases, served)
 
 
-def _fallback_circles(config: Config, aliases: Mapping[str, str], served: Collection[str]) -> Iterable[str]:
+def _fallback_circles(known: Catalog, aliases: Mapping[str, str], served: Collection[str]) -> Iterable[str]:
     edges = {
-        name: [_resolved(target, aliases, served) for target in override.fallbacks or ()]
-        for name, override in config.models.items()
+        name: [_resolved(target, aliases, served) for target in model.fallbacks]
+        for name, model in known.models.items()
     }
     done: set[str] = set()
     for start in edges:

@@ -131,16 +131,6 @@ def check(
     return findings
 
 
-def catalog_of(config: Config) -> Catalog:
-    """The catalogue in force under a configuration: built-in, its file, its models and aliases."""
-    return _base_catalog(config).with_overrides(config.models, config.aliases, served=config.served)
-
-
-def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
-    """The tiers in force, cheapest first: the configured ones, else the catalogue's."""
-    return dict(config.tiers) or catalog.default_tiers(config.served)
-
-
 # ------------------------------------------------------------------------------------------- finding one
 
 
@@ -148,7 +138,7 @@ def _find(source: Source, environ: Mapping[str, str], formats: Collection[str]) 
     warnings = _environment_warnings(environ)
     if isinstance(source, Config):
         problems = _relation_problems(source, formats)
-        return Findings(tuple(problems), tuple(warnings), None if problems else source)
+        return _found(source, problems, warnings)
     if isinstance(source, Mapping):
         return _from_tables(source, Path(), environ, formats, warnings)
     path = _path(source, environ)
@@ -252,7 +242,16 @@ def _from_tables(
     config = _with_paths_from(directory, Config(**parts))
     problems += _relation_problems(config, formats, tables)
     problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
-    return Findings(tuple(problems), tuple(warnings), None if problems else config)
+    return _found(config, problems, warnings)
+
+
+def _found(config: Config, problems: list[str], warnings: list[str]) -> Findings:
+    if problems:
+        return Findings(tuple(problems), tuple(warnings))
+    if not config.tiers:
+        tiers = Catalog.for_config(config).default_tiers(config.served)
+        config = attrs.evolve(config, tiers=tiers)
+    return Findings((), tuple(warnings), config)
 
 
 def _read_settings(raw: Any, parts: dict[str, Any], problems: list[str]) -> None:
@@ -332,17 +331,12 @@ def _with_paths_from(directory: Path, config: Config) -> Config:
     return attrs.evolve(config, catalog=placed(config.catalog), providers=providers)
 
 
-def _base_catalog(config: Config) -> Catalog:
-    catalog = Catalog.builtin()
-    return catalog.with_file(config.catalog) if config.catalog else catalog
-
-
 def _relation_problems(
     config: Config, formats: Collection[str], tables: Mapping[str, Any] | None = None
 ) -> list[str]:
     problems: list[str] = []
     try:
-        catalog = _base_catalog(config)
+        catalog = Catalog.for_config(attrs.evolve(config, models={}, aliases={}, endpoints=()))
     except errors.ConfigError as error:
         problems += [f"fastroute.catalog: {problem}" for problem in error.problems]
         catalog = Catalog.builtin()
