@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from attrs import field, frozen
@@ -161,19 +161,6 @@ def capability_mask(names: Iterable[str]) -> int:
     return mask
 
 
-class _Configured(Protocol):
-    """What a catalogue needs to see of a configuration."""
-
-    @property
-    def catalog(self) -> str: ...
-    @property
-    def models(self) -> Mapping[str, ModelOverride]: ...
-    @property
-    def aliases(self) -> Mapping[str, str]: ...
-    @property
-    def served(self) -> tuple[str, ...]: ...
-
-
 @frozen
 class Catalog:
     """All models known, and the names they go by. Immutable, so any thread may use it.
@@ -196,18 +183,6 @@ class Catalog:
     def builtin() -> Catalog:
         """The catalogue that comes with the package, read once when first asked for."""
         return _builtin()
-
-    @staticmethod
-    def for_config(config: _Configured) -> Catalog:
-        """The catalogue in force under a configuration: built-in, its file, its models and aliases.
-
-        Raises:
-            ConfigError: if the file it names is broken.
-        """
-        base = Catalog.builtin()
-        if config.catalog:
-            base = base.with_file(config.catalog)
-        return base.with_overrides(config.models, config.aliases, served=config.served)
 
     def with_file(self, path: str | os.PathLike[str]) -> Catalog:
         """This catalogue with a file's models and aliases over it.

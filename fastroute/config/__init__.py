@@ -29,7 +29,7 @@ from .models import (
     Policy,
     ProviderConfig,
 )
-from .source import Findings, Source, check, load
+from .source import Findings, Source, catalog_of, check, load
 from .urls import address_problem
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Secret",
     "Source",
     "address_problem",
+    "catalog_of",
     "check",
     "load",
     "read_key",

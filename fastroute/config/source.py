@@ -131,6 +131,15 @@ def check(
     return findings
 
 
+def catalog_of(config: Config) -> Catalog:
+    """The catalogue in force under a configuration: built-in, its file, its models and aliases.
+
+    Raises:
+        ConfigError: if the catalogue file it names is broken.
+    """
+    return _base_catalog(config).with_overrides(config.models, config.aliases, served=config.served)
+
+
 # ------------------------------------------------------------------------------------------- finding one
 
 
@@ -249,7 +258,7 @@ def _found(config: Config, problems: list[str], warnings: list[str]) -> Findings
     if problems:
         return Findings(tuple(problems), tuple(warnings))
     if not config.tiers:
-        tiers = Catalog.for_config(config).default_tiers(config.served)
+        tiers = catalog_of(config).default_tiers(config.served)
         config = attrs.evolve(config, tiers=tiers)
     return Findings((), tuple(warnings), config)
 
@@ -331,12 +340,17 @@ def _with_paths_from(directory: Path, config: Config) -> Config:
     return attrs.evolve(config, catalog=placed(config.catalog), providers=providers)
 
 
+def _base_catalog(config: Config) -> Catalog:
+    catalog = Catalog.builtin()
+    return catalog.with_file(config.catalog) if config.catalog else catalog
+
+
 def _relation_problems(
     config: Config, formats: Collection[str], tables: Mapping[str, Any] | None = None
 ) -> list[str]:
     problems: list[str] = []
     try:
-        catalog = Catalog.for_config(attrs.evolve(config, models={}, aliases={}, endpoints=()))
+        catalog = _base_catalog(config)
     except errors.ConfigError as error:
         problems += [f"fastroute.catalog: {problem}" for problem in error.problems]
         catalog = Catalog.builtin()
