@@ -29,7 +29,7 @@ from .models import (
     Policy,
     ProviderConfig,
 )
-from .source import Findings, Source, catalog_of, check, load
+from .source import Findings, Source, catalog_of, check, load, tiers_of
 from .urls import address_problem
 
 __all__ = [
@@ -53,4 +53,5 @@ __all__ = [
     "load",
     "read_key",
     "read_keys",
+    "tiers_of",
 ]

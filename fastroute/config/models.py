@@ -341,7 +341,7 @@ class Config:
         endpoints: ``[[endpoints]]``, in the file's order.
         models: ``[models."NAME"]``, by name.
         aliases: ``[aliases]``: other names for models.
-        tiers: ``[tiers]``: models by tier, cheapest first; `load` fills in the catalogue's if there are none.
+        tiers: ``[tiers]``: models by tier, cheapest tier first; empty leaves them to the catalogue.
         policy: ``[policy]``.
     """
 

@@ -140,6 +140,11 @@ def catalog_of(config: Config) -> Catalog:
     return _base_catalog(config).with_overrides(config.models, config.aliases, served=config.served)
 
 
+def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
+    """The tiers in force, cheapest first: the configured ones, else the catalogue's."""
+    return dict(config.tiers) or catalog.default_tiers(config.served)
+
+
 # ------------------------------------------------------------------------------------------- finding one
 
 
@@ -147,7 +152,7 @@ def _find(source: Source, environ: Mapping[str, str], formats: Collection[str]) 
     warnings = _environment_warnings(environ)
     if isinstance(source, Config):
         problems = _relation_problems(source, formats)
-        return _found(source, problems, warnings)
+        return Findings(tuple(problems), tuple(warnings), None if problems else source)
     if isinstance(source, Mapping):
         return _from_tables(source, Path(), environ, formats, warnings)
     path = _path(source, environ)
@@ -251,16 +256,7 @@ def _from_tables(
     config = _with_paths_from(directory, Config(**parts))
     problems += _relation_problems(config, formats, tables)
     problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
-    return _found(config, problems, warnings)
-
-
-def _found(config: Config, problems: list[str], warnings: list[str]) -> Findings:
-    if problems:
-        return Findings(tuple(problems), tuple(warnings))
-    if not config.tiers:
-        tiers = catalog_of(config).default_tiers(config.served)
-        config = attrs.evolve(config, tiers=tiers)
-    return Findings((), tuple(warnings), config)
+    return Findings(tuple(problems), tuple(warnings), None if problems else config)
 
 
 def _read_settings(raw: Any, parts: dict[str, Any], problems: list[str]) -> None:
