@@ -117,6 +117,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Application) -> None:
         self._server = server
         self._buffer = bytearray()
+        self._written: list[bytes] = []  # answers to requests that arrived together, sent together
         self._need = 0  # bytes without which reading on is useless
         self._task: asyncio.Task[None] | None = None
         self._continued = False
@@ -162,6 +163,19 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Serve the complete requests in the buffer until one takes its time."""
+        self._serve_buffered()
+        self._flush()
+
+    def write(self, data: bytes) -> None:
+        """Send an answer together with those to the requests that arrived with it."""
+        self._written.append(data)
+
+    def _flush(self) -> None:
+        if self._written:
+            self.transport.write(b"".join(self._written))
+            self._written.clear()
+
+    def _serve_buffered(self) -> None:
         while self._buffer and self._task is None and not self.closing:
             if len(self._buffer) < self._need:
                 return
@@ -169,7 +183,7 @@ class Connection(asyncio.Protocol):
                 if not self._next():
                     return
             except BadRequest as error:
-                self.transport.write(self._server.malformed(str(error)))
+                self.write(self._server.malformed(str(error)))
                 self.end("close")
 
     def _next(self) -> bool:
@@ -224,6 +238,7 @@ class Connection(asyncio.Protocol):
         """Close the connection: ``close`` sends what is written and FIN, ``reset`` sends RST."""
         if self.closing:
             return
+        self._flush()
         self.closing = True
         if how == "reset":
             sock = self.transport.get_extra_info("socket")
