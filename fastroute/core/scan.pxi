@@ -1,1 +1,622 @@
-# scan
+# --- 6. Scan ---------------------------------------------------------------------------------------------
+#
+# What is in a request's text, and which level that makes it: the patterns of all groups, words, characters and
+# structure in one linear pass (scan.h), then the rule set's conditions over the counts, all in one native call.
+#
+# Compiling: patterns are strings of byte sets with an optional assertion at both ends, which is a small NFA; the
+# subset construction makes it a DFA over classes of bytes. A DFA state remembers whether the last character was
+# part of a word, so `\b` is decided on reading the next one. Classes, repeats and alternatives would be more
+# kinds of NFA item in `_scan_automaton`; everything after it stays.
+#
+# The semantics are those of `re` with IGNORECASE, on ASCII patterns: mode "substring" is the literal text, mode
+# "word" is \b(?:pattern)\b in which a dot is any character but a line feed. U+0130 and U+0131 match i, U+017F
+# matches s, U+212A matches k; every other character outside ASCII matches only a dot. A word consists of what
+# str.isalnum accepts, and the underscore; a combining mark is not part of a word.
+#
+# Thread safety: Rules and Scan never change once made.
+
+from collections.abc import Mapping as _ScanMapping
+
+cimport cython
+from libc.math cimport isfinite
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+cdef extern from "scan.h":
+    enum:
+        SCAN_LONGEST
+        SCAN_HAS_AVX2
+    ctypedef struct scan_dfa:
+        uint16_t *cells
+        uint32_t start[2]
+    ctypedef struct scan_table:
+        scan_dfa free
+        scan_dfa fixed
+        uint8_t column[256]
+        uint8_t word[256]
+        uint32_t reach
+        uint64_t all
+        int vectors
+    ctypedef struct scan_counts:
+        int64_t chars
+        int64_t utf8
+        int64_t scope_chars
+        int64_t words
+        int64_t digits
+        int64_t question_marks
+        int64_t newlines
+        int64_t code_fences
+        uint64_t found
+        int truncated
+    ctypedef struct scan_pass:
+        scan_counts counts
+    void scan_begin(scan_pass *task, const scan_table *table) noexcept nogil
+    int scan_text(scan_pass *task, object text, int in_scope) except -1
+    void scan_finish(scan_pass *task) noexcept nogil
+    int scan_popcount "__builtin_popcountll"(uint64_t bits) noexcept nogil
+
+# Features that a condition may name; a group's number of distinct patterns found follows them.
+cdef enum:
+    SCAN_AVERAGE
+    SCAN_CHARS
+    SCAN_UTF8
+    SCAN_SCOPE_CHARS
+    SCAN_WORDS
+    SCAN_SCORE
+    SCAN_MAX_TOKENS
+    SCAN_TOOLS
+    SCAN_TURNS
+    SCAN_MESSAGES
+    SCAN_IMAGES
+    SCAN_TOTAL
+    SCAN_CODE_FENCES
+    SCAN_DIGITS
+    SCAN_QUESTION_MARKS
+    SCAN_NEWLINES
+    SCAN_GROUPS
+    SCAN_MAX_GROUPS = 16
+    SCAN_MAX_PATTERNS = 64
+    SCAN_MAX_CELLS = 65536
+
+SCAN_FEATURES = (
+    "average", "chars", "utf8", "scope_chars", "words", "score", "max_tokens", "tools", "turns", "messages",
+    "images", "total", "code_fences", "digits", "question_marks", "newlines",
+)
+SCAN_OPERATORS = ("<", "<=", ">", ">=", "==")
+
+ctypedef struct scan_condition:
+    int feature      # index into the features
+    int relation     # index into SCAN_OPERATORS
+    double value
+
+ctypedef struct scan_rule:
+    int level        # index into the levels
+    int first        # its conditions: from this one
+    int end          # up to before this one
+    double confidence
+
+
+# Compiling ...............................................................................................
+
+
+def _scan_automaton(patterns, columns, words, bint fixed):
+    """The rows of a DFA: one ``(matched bits, [next row of each class])`` a state, and its two start rows.
+
+    ``patterns`` are ``(sets, is_word)``: a set of classes for each character. ``words[c]`` says whether class
+    ``c`` is part of a word. With ``fixed``, matches begin at the first character only, and row 0 is the row
+    from which nothing can match any more.
+    """
+    # Items are bits: item k of a pattern stands for "k of its characters read"; 0 is not stored, as it is
+    # always there (or, with `fixed`, there only at the start).
+    cdef int classes = len(words)
+    advance = [0] * classes
+    begin = [[0] * classes, [0] * classes]     # by whether there is a word boundary before the class
+    literal_ends, word_ends = {}, {}
+    base = 0
+    for number, (sets, is_word) in enumerate(patterns):
+        for place, members in enumerate(sets):
+            for column in members:
+                if place:
+                    advance[column] |= 1 << (base + place - 1)
+                else:
+                    begin[1][column] |= 1 << base
+                    if not is_word:
+                        begin[0][column] |= 1 << base
+        (word_ends if is_word else literal_ends)[1 << (base + len(sets) - 1)] = 1 << number
+        base += len(sets)
+    literal_mask, word_mask = sum(literal_ends), sum(word_ends)
+
+    start = [(0, word, 0, True) for word in (0, 1)]
+    states = {}
+    rows = []
+    if fixed:
+        states[(0, 0, 0, False)] = 0
+        rows.append((0, [0] * classes))
+    queue = []
+    for state in start:
+        states[state] = len(rows)
+        rows.append((0, [0] * classes))
+        queue.append(state)
+    for state in queue:
+        items, word, _, fresh = state
+        targets = rows[states[state]][1]
+        for column in range(classes):
+            boundary = word != words[column]
+            matched = 0
+            if boundary:
+                ended = items & word_mask
+                while ended:
+                    last = ended & -ended
+                    matched |= word_ends[last]
+                    ended ^= last
+            following = (items & advance[column]) << 1
+            if fresh:
+                following |= begin[boundary][column]
+            ended = following & literal_mask
+            following ^= ended
+            while ended:
+                last = ended & -ended
+                matched |= literal_ends[last]
+                ended ^= last
+            if fixed and not following and not matched:
+                target = (0, 0, 0, False)
+            else:
+                target = (following, words[column], matched, not fixed)
+            row = states.get(target)
+            if row is None:
+                row = states[target] = len(rows)
+                if row * (classes + 4) >= SCAN_MAX_CELLS:
+                    raise ValueError("the patterns are too many, too long or have too many wildcards for one rule set")
+                rows.append((matched, [0] * classes))
+                queue.append(target)
+            targets[column] = row
+    return rows, [states[state] for state in start]
+
+
+def _scan_classes(patterns):
+    """Bytes that all patterns treat alike make one class: a column for each byte, and whether a class is of words."""
+    members = {frozenset(characters) for sets, _ in patterns for characters in sets}
+    columns, signatures = [], {}
+    words = []
+    for byte in range(256):
+        is_word = chr(byte).isalnum() or byte == 0x5F
+        signature = (is_word, *[byte in characters for characters in members])
+        if signature not in signatures:
+            signatures[signature] = len(words)
+            words.append(is_word)
+        columns.append(signatures[signature])
+    return columns, words
+
+
+cdef int _scan_store(scan_dfa *dfa, rows, start, int classes) except -1:
+    """Lays the rows out as scan.h has them."""
+    cdef int stride = (4 + classes + 3) // 4 * 4
+    cdef uint64_t matched
+    cdef size_t at = 0
+    if len(rows) * stride > SCAN_MAX_CELLS:
+        raise ValueError("the patterns are too many, too long or have too many wildcards for one rule set")
+    dfa.cells = <uint16_t *> calloc(len(rows) * stride, sizeof(uint16_t))
+    if dfa.cells == NULL:
+        raise MemoryError()
+    for bits, targets in rows:
+        matched = bits
+        memcpy(dfa.cells + at, &matched, sizeof(matched))
+        for column, target in enumerate(targets):
+            dfa.cells[at + 4 + <int> column] = <int> target * stride
+        at += stride
+    dfa.start[0] = <int> start[0] * stride
+    dfa.start[1] = <int> start[1] * stride
+    return 0
+
+
+def _scan_sets(str pattern, bint is_word):
+    """The bytes that each character of a pattern matches."""
+    wild = frozenset(range(256)) - {0x0A}
+    return [
+        wild if is_word and character == "." else frozenset((ord(character.lower()), ord(character.upper())))
+        for character in pattern
+    ]
+
+
+# Rules ...................................................................................................
+
+
+@cython.final
+cdef class Rules:
+    """A compiled rule set: groups of patterns, a score and ordered conditions.
+
+    Args:
+        groups: ``(name, patterns, mode, weight)`` each; mode is ``"substring"`` or ``"word"``. Case is ignored.
+            At most 16 groups and 64 different patterns in all, ASCII, of 1 to 256 characters.
+        scope: ``"user"`` looks for patterns, words and structure in messages of role ``user`` only.
+        base, low, high: the score is ``base`` plus each group's weight times the number of its patterns that
+            occur, held to ``low`` .. ``high``.
+        levels: names of the levels.
+        rules: ``(level, confidence, conditions)`` each; a condition is ``(feature, operator, value)``. The first
+            rule of which all conditions hold decides.
+        default: ``(level, confidence)`` if none does.
+        portable: use the plain C kernel even where the processor has AVX2 (for tests and comparison).
+
+    Raises:
+        ValueError: if anything in these cannot be right; the message says what and where.
+
+    Thread safety: immutable; any number of threads may scan with one object.
+    """
+
+    cdef scan_table table
+    cdef int scope_user
+    cdef int group_count
+    cdef uint64_t masks[SCAN_MAX_GROUPS]
+    cdef double weights[SCAN_MAX_GROUPS]
+    cdef double base, low, high
+    cdef scan_rule *rules
+    cdef scan_condition *conditions
+    cdef int rule_count
+    cdef scan_rule otherwise
+    cdef readonly tuple levels
+    cdef readonly tuple groups          # names
+    cdef tuple spellings                # of each group: (pattern, bit) pairs
+
+    def __cinit__(self):
+        memset(&self.table, 0, sizeof(scan_table))
+        self.rules = NULL
+        self.conditions = NULL
+
+    def __dealloc__(self):
+        free(self.table.free.cells)
+        free(self.table.fixed.cells)
+        free(self.rules)
+        free(self.conditions)
+
+    def __init__(
+        self, *, groups, str scope, levels, rules, default, double base=0.0, double low=-1e300,
+        double high=1e300, bint portable=False,
+    ):
+        if self.levels is not None:
+            raise RuntimeError("Rules cannot be initialised twice")
+        if scope not in ("user", "all"):
+            raise ValueError(f"scope: {scope!r} is unknown; 'user' or 'all'")
+        if not (isfinite(base) and isfinite(low) and isfinite(high) and low <= high):
+            raise ValueError("score: base, low and high must be finite, and low not above high")
+        self.scope_user = scope == "user"
+        self.base, self.low, self.high = base, low, high
+        self._compile_groups(groups)
+        self._compile_rules(tuple(levels), rules, default)
+        self.table.vectors = SCAN_HAS_AVX2 and not portable and False
+
+    cdef int _compile_groups(self, groups) except -1:
+        cdef dict bits = {}
+        cdef list names = [], spellings = [], patterns = []
+        for name, texts, mode, weight in groups:
+            where = f"group {name!r}"
+            if len(names) == SCAN_MAX_GROUPS:
+                raise ValueError(f"{where}: more than {SCAN_MAX_GROUPS} groups")
+            if name in names:
+                raise ValueError(f"{where}: there are two groups of this name")
+            if mode not in ("substring", "word"):
+                raise ValueError(f"{where}: mode {mode!r} is unknown; 'substring' or 'word'")
+            if isinstance(texts, str) or not texts:
+                raise ValueError(f"{where}: patterns must be a list of at least one")
+            if not isfinite(weight):
+                raise ValueError(f"{where}: weight must be finite")
+            mask, pairs = 0, []
+            for text in texts:
+                if not isinstance(text, str) or not text or len(text) > SCAN_LONGEST:
+                    raise ValueError(f"{where}: a pattern must be a string of 1 to {SCAN_LONGEST} characters")
+                if not text.isascii() or "\n" in text:
+                    raise ValueError(f"{where}: pattern {text!r} has a line feed or a character outside ASCII")
+                key = (mode == "word", text.lower())
+                if key not in bits:
+                    if len(bits) == SCAN_MAX_PATTERNS:
+                        raise ValueError(f"{where}: more than {SCAN_MAX_PATTERNS} different patterns")
+                    bits[key] = len(bits)
+                    patterns.append((_scan_sets(text, mode == "word"), mode == "word"))
+                bit = 1 << <int> bits[key]
+                if mask & bit:
+                    raise ValueError(f"{where}: pattern {text!r} stands there twice")
+                mask |= bit
+                pairs.append((text, bit))
+            self.masks[len(names)] = mask
+            self.weights[len(names)] = weight
+            names.append(name)
+            spellings.append(tuple(pairs))
+        self.groups = tuple(names)
+        self.group_count = len(names)
+        self.spellings = tuple(spellings)
+        if patterns:
+            self._compile_table(patterns)
+        return 0
+
+    cdef int _compile_table(self, list patterns) except -1:
+        columns, words = _scan_classes(patterns)
+        classed = [
+            ([{columns[byte] for byte in characters} for characters in sets], is_word) for sets, is_word in patterns
+        ]
+        for fixed in (False, True):
+            rows, start = _scan_automaton(classed, columns, words, fixed)
+            _scan_store(&self.table.fixed if fixed else &self.table.free, rows, start, len(words))
+        for byte in range(256):
+            self.table.column[<int> byte] = <int> columns[byte] + 4
+            self.table.word[<int> byte] = words[columns[byte]]
+        self.table.reach = max(4, max(len(sets) for sets, _ in patterns))
+        self.table.all = (1 << len(patterns)) - 1
+        return 0
+
+    cdef int _compile_rules(self, tuple levels, rules, default) except -1:
+        cdef int number = 0, place = 0
+        rules = [(level, confidence, tuple(conditions)) for level, confidence, conditions in rules]
+        if not levels or len(set(levels)) != len(levels):
+            raise ValueError("levels: there must be at least one, and none twice")
+        self.levels = levels
+        self.rules = <scan_rule *> calloc(len(rules) + 1, sizeof(scan_rule))
+        self.conditions = <scan_condition *> calloc(sum([len(rule[2]) for rule in rules]) + 1, sizeof(scan_condition))
+        if self.rules == NULL or self.conditions == NULL:
+            raise MemoryError()
+        features = {name: index for index, name in enumerate(SCAN_FEATURES)}
+        features.update((f"group.{name}", SCAN_GROUPS + index) for index, name in enumerate(self.groups))
+        for level, confidence, conditions in rules:
+            where = f"rule {number}"
+            self.rules[number].level = self._level(where, level, confidence)
+            self.rules[number].confidence = confidence
+            self.rules[number].first = place
+            for feature, operator, value in conditions:
+                if feature not in features:
+                    raise ValueError(f"{where}: unknown feature {feature!r}; known: {', '.join(features)}")
+                if operator not in SCAN_OPERATORS:
+                    raise ValueError(f"{where}: unknown operator {operator!r}; known: {' '.join(SCAN_OPERATORS)}")
+                if not isfinite(value):
+                    raise ValueError(f"{where}: the value compared with must be finite")
+                self.conditions[place].feature = features[feature]
+                self.conditions[place].relation = SCAN_OPERATORS.index(operator)
+                self.conditions[place].value = value
+                place += 1
+            self.rules[number].end = place
+            number += 1
+        self.rule_count = number
+        self.otherwise.level = self._level("default", default[0], default[1])
+        self.otherwise.confidence = default[1]
+        return 0
+
+    cdef int _level(self, where, level, confidence) except -1:
+        if level not in self.levels:
+            raise ValueError(f"{where}: unknown level {level!r}; known: {', '.join(self.levels)}")
+        if not 0 <= confidence <= 1:
+            raise ValueError(f"{where}: confidence must be from 0 to 1")
+        return self.levels.index(level)
+
+    @property
+    def kernel(self):
+        """The kernel in use: ``"avx2"`` or ``"portable"``."""
+        return "avx2" if self.table.vectors else "portable"
+
+    def scan(self, messages, int64_t max_tokens=0, int64_t tools=0):
+        """Scans a request's messages and decides its level.
+
+        Args:
+            messages: OpenAI's message mappings. Content may be a string, a list of parts (text is read, images
+                are counted) or missing; content of any other kind is passed over.
+            max_tokens: output tokens asked for, 0 if unknown.
+            tools: how many tools or functions the request offers.
+
+        Returns:
+            The counts and the level. Reading is linear in the text; of a text that would bring the whole above
+            1 MiB of characters and is longer than 16 KiB only the first and last 8 KiB are examined.
+
+        Raises:
+            TypeError: if ``messages`` is not a sequence of mappings; it says which one is not.
+        """
+        cdef scan_pass task
+        cdef Scan result = Scan.__new__(Scan)
+        cdef Py_ssize_t index = 0
+        if isinstance(messages, (str, bytes, dict)):
+            raise TypeError(f"messages must be a list of mappings, not {type(messages).__name__}")
+        result.rules = self
+        scan_begin(&task, &self.table)
+        for message in messages:
+            if isinstance(message, dict):
+                role = (<dict> message).get("role")
+                content = (<dict> message).get("content")
+            elif isinstance(message, _ScanMapping):
+                role = message.get("role")
+                content = message.get("content")
+            else:
+                raise TypeError(f"messages[{index}] must be a mapping, not {type(message).__name__}")
+            index += 1
+            is_user = isinstance(role, str) and <str> role == "user"
+            result.turns += is_user
+            if isinstance(content, str):
+                scan_text(&task, content, is_user or not self.scope_user)
+            elif isinstance(content, (list, tuple)):
+                for part in content:
+                    result.images += _scan_part(&task, part, is_user or not self.scope_user)
+        scan_finish(&task)
+        result.tally = task.counts
+        result.messages = index
+        self._judge(result, max_tokens, tools)
+        return result
+
+    cdef void _judge(self, Scan scan, int64_t max_tokens, int64_t tools) noexcept:
+        """Fills in the features, then the score and the level that follow from them."""
+        cdef double *value = scan.features
+        cdef double score = self.base
+        cdef scan_condition *condition
+        cdef int i, k
+        for i in range(self.group_count):
+            value[SCAN_GROUPS + i] = scan_popcount(scan.tally.found & self.masks[i])
+            score += self.weights[i] * value[SCAN_GROUPS + i]
+        value[SCAN_AVERAGE] = <double> scan.tally.chars / <double> scan.messages if scan.messages else 0.0
+        value[SCAN_CHARS] = <double> scan.tally.chars
+        value[SCAN_UTF8] = <double> scan.tally.utf8
+        value[SCAN_SCOPE_CHARS] = <double> scan.tally.scope_chars
+        value[SCAN_WORDS] = <double> scan.tally.words
+        value[SCAN_SCORE] = self.low if score < self.low else self.high if score > self.high else score
+        value[SCAN_MAX_TOKENS] = <double> max_tokens
+        value[SCAN_TOOLS] = <double> tools
+        value[SCAN_TURNS] = <double> scan.turns
+        value[SCAN_MESSAGES] = <double> scan.messages
+        value[SCAN_IMAGES] = <double> scan.images
+        value[SCAN_TOTAL] = scan_popcount(scan.tally.found)
+        value[SCAN_CODE_FENCES] = <double> scan.tally.code_fences
+        value[SCAN_DIGITS] = <double> scan.tally.digits
+        value[SCAN_QUESTION_MARKS] = <double> scan.tally.question_marks
+        value[SCAN_NEWLINES] = <double> scan.tally.newlines
+        for i in range(self.rule_count):
+            for k in range(self.rules[i].first, self.rules[i].end):
+                condition = &self.conditions[k]
+                if not _scan_holds(condition.relation, value[condition.feature], condition.value):
+                    break
+            else:
+                scan.rule = i
+                scan.level_index = self.rules[i].level
+                scan.confidence = self.rules[i].confidence
+                return
+        scan.rule = -1
+        scan.level_index = self.otherwise.level
+        scan.confidence = self.otherwise.confidence
+
+
+cdef inline bint _scan_holds(int relation, double value, double bound) noexcept nogil:
+    if relation == 0:
+        return value < bound
+    if relation == 1:
+        return value <= bound
+    if relation == 2:
+        return value > bound
+    if relation == 3:
+        return value >= bound
+    return value == bound
+
+
+cdef int _scan_part(scan_pass *task, part, bint in_scope) except -1:
+    """Reads one part of a content list; the result is how many images it holds."""
+    if isinstance(part, str):
+        scan_text(task, part, in_scope)
+        return 0
+    if not isinstance(part, (dict, _ScanMapping)):
+        return 0
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        return 0
+    if kind == "text" or kind == "input_text":
+        text = part.get("text")
+        if isinstance(text, str):
+            scan_text(task, text, in_scope)
+        return 0
+    return kind == "image_url" or kind == "input_image"
+
+
+# Scan ....................................................................................................
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(16)
+cdef class Scan:
+    """What `Rules.scan` found. Only `Rules` makes one.
+
+    ``chars``, ``utf8``, ``messages``, ``turns``, ``images`` and ``average`` are over all messages, exact whatever
+    their length; the other counts over the texts in scope, as far as they were examined.
+
+    Thread safety: immutable.
+    """
+
+    cdef Rules rules
+    cdef scan_counts tally
+    cdef double features[SCAN_GROUPS + SCAN_MAX_GROUPS]
+    cdef readonly double confidence     # of the rule that decided
+    cdef readonly int level_index       # index into the rule set's levels
+    cdef readonly int rule              # index of the rule that decided, -1: the default
+    cdef readonly Py_ssize_t messages   # how many
+    cdef readonly Py_ssize_t turns      # how many of role user
+    cdef readonly Py_ssize_t images     # image parts
+
+    def __init__(self):
+        raise TypeError("a Scan comes from Rules.scan")
+
+    @property
+    def level(self):
+        """The level's name."""
+        return self.rules.levels[self.level_index]
+
+    @property
+    def score(self):
+        """The score, held to its bounds."""
+        return self.features[SCAN_SCORE]
+
+    @property
+    def average(self):
+        """Code points per message; 0.0 if there is none."""
+        return self.features[SCAN_AVERAGE]
+
+    @property
+    def chars(self):
+        """Code points."""
+        return self.tally.chars
+
+    @property
+    def utf8(self):
+        """Bytes as UTF-8; a lone surrogate counts three."""
+        return self.tally.utf8
+
+    @property
+    def scope_chars(self):
+        """Code points of the texts in scope."""
+        return self.tally.scope_chars
+
+    @property
+    def words(self):
+        """What ``len(text.split())`` gives, summed over the texts."""
+        return self.tally.words
+
+    @property
+    def truncated(self):
+        """Whether a text was so long that only its ends were examined."""
+        return self.tally.truncated != 0
+
+    @property
+    def counts(self):
+        """How many different patterns of each group occur."""
+        cdef int i
+        return tuple([int(self.features[SCAN_GROUPS + i]) for i in range(self.rules.group_count)])
+
+    @property
+    def total(self):
+        """How many different patterns occur in all; one that stands in two groups counts once."""
+        return int(self.features[SCAN_TOTAL])
+
+    @property
+    def matches(self):
+        """The patterns that occur, as the rule set spells them, by group; groups without any are left out."""
+        cdef uint64_t found = self.tally.found
+        result = {}
+        for name, pairs in zip(self.rules.groups, self.rules.spellings):
+            present = tuple([text for text, bit in pairs if found & <uint64_t> bit])
+            if present:
+                result[name] = present
+        return result
+
+    @property
+    def structure(self):
+        """Counts of ``code_fences`` (three back-ticks), ``digits`` (0-9), ``question_marks`` and ``newlines``."""
+        return {
+            "code_fences": self.tally.code_fences,
+            "digits": self.tally.digits,
+            "question_marks": self.tally.question_marks,
+            "newlines": self.tally.newlines,
+        }
+
+    def feature(self, str name):
+        """The value of a feature, by the name that conditions use.
+
+        Raises:
+            KeyError: if there is none of that name.
+        """
+        if name in SCAN_FEATURES:
+            return self.features[<int> SCAN_FEATURES.index(name)]
+        if name.startswith("group.") and name[6:] in self.rules.groups:
+            return self.features[SCAN_GROUPS + <int> self.rules.groups.index(name[6:])]
+        raise KeyError(name)
+
+    def __repr__(self):
+        return f"<Scan {self.level} of {self.messages} messages, {self.chars} characters>"

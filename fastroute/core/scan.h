@@ -1,0 +1,411 @@
+/* The text scan: counts and pattern matches in one linear pass over the strings' own memory.
+ *
+ * Owns the bytes: narrowing text of any width to one byte a character, counting, and running the compiled
+ * tables. Making those tables, reading messages and judging the counts is scan.pxi.
+ *
+ * All texts of a request form one stream of bytes in which a line feed ends each text. A line feed is white
+ * space, is no part of a word, stands in no pattern and is not matched by a wildcard, so nothing can match or
+ * run on across two texts. The stream goes by in blocks through a small window that stays in the first-level
+ * cache; no text is held as a whole. The window ends in padding, so no kernel needs a case for a text's last
+ * few bytes and none reads outside it.
+ *
+ * A character above U+00FF becomes a byte that behaves as it would: a letter or digit of any script one Latin-1
+ * letter, white space a no-break space, all else a section sign; and the four that equal an ASCII letter when
+ * case is ignored (U+0130, U+0131, U+017F, U+212A) become that letter. Patterns are ASCII, so this loses nothing.
+ */
+#ifndef FASTROUTE_SCAN_H
+#define FASTROUTE_SCAN_H
+
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define SCAN_HAS_AVX2 1
+#include <immintrin.h>
+#else
+#define SCAN_HAS_AVX2 0
+#endif
+
+enum {
+    SCAN_STEP = 64,                      /* bytes that a kernel takes at a time */
+    SCAN_BLOCK = 63 * SCAN_STEP,         /* bytes between two sums: 255 16-byte vectors would overflow a byte */
+    SCAN_LONGEST = 256,                  /* characters in the longest pattern */
+    SCAN_STREAMS = 4,                    /* places of a block that the table-driven kernel walks at once */
+    SCAN_WHOLE = 1 << 20,                /* characters of a request that are examined whole ... */
+    SCAN_END = 8192,                     /* ... beyond which a long text shows only this much of each end */
+    SCAN_WINDOW = 1 + SCAN_BLOCK + 2 * SCAN_LONGEST + 2 * SCAN_STEP
+};
+
+/* One automaton: rows of `stride` cells. A row begins with the 64-bit set of patterns known to have matched on
+ * arrival, in four cells; after it stands, for every class of byte, the cell index of the next row. Rows are
+ * 8-byte aligned. */
+typedef struct {
+    uint16_t *cells;
+    uint32_t start[2];                   /* first row after a character outside, inside a word */
+} scan_dfa;
+
+/* A rule set's patterns, compiled; never written after it is made. */
+typedef struct {
+    scan_dfa free;                       /* finds matches that begin anywhere */
+    scan_dfa fixed;                      /* only those that begin where it starts; row 0: none is left */
+    uint8_t column[256];                 /* cell of a row that stands for a byte */
+    uint8_t word[256];                   /* whether a byte is part of a word */
+    uint32_t reach;                      /* characters of the longest pattern, at least 4; 0: there are none */
+    uint64_t all;                        /* a bit for every pattern */
+    uint8_t low[4][16], high[4][16];     /* filter: buckets possible by a byte's nibbles, 0..3 bytes on */
+    uint8_t any[4];                      /* buckets that take any byte there */
+    uint8_t inner;                       /* buckets whose patterns may begin within a word */
+    uint64_t bucket[8];                  /* patterns of each bucket */
+    int vectors;                         /* whether the AVX2 kernel is to be used */
+} scan_table;
+
+/* What a scan has counted. */
+typedef struct {
+    int64_t chars;                       /* code points of every message's text */
+    int64_t utf8;                        /* bytes of it as UTF-8, a lone surrogate as three */
+    int64_t scope_chars;                 /* code points in scope; the fields below are of these only */
+    int64_t words;                       /* len(text.split()), summed over texts */
+    int64_t digits;                      /* 0-9 */
+    int64_t question_marks;              /* ? */
+    int64_t newlines;                    /* line feeds */
+    int64_t code_fences;                 /* ``` */
+    uint64_t found;                      /* patterns, a bit each */
+    int truncated;                       /* whether some text was examined at its ends only */
+    /* Hashed word features belong here: a word's hash is known where its end is counted. */
+} scan_counts;
+
+/* A scan under way. */
+typedef struct {
+    const scan_table *table;
+    scan_counts counts;
+    int64_t left;                        /* characters that may still be examined whole */
+    int64_t added;                       /* line feeds that are not the texts' own */
+    uint32_t used;                       /* bytes of the window in use; byte 0 has been examined already */
+    uint32_t ticks;                      /* back-ticks in the run that reaches up to here, modulo 3 */
+    int dense;                           /* the text is so full of near-matches that filtering does not pay */
+    uint8_t window[SCAN_WINDOW];
+} scan_pass;
+
+/* --- characters above U+00FF ------------------------------------------------------------------------ */
+
+enum { SCAN_LETTER = 0xE9, SCAN_SPACE = 0xA0, SCAN_OTHER = 0xA7 };
+
+/* By code point, 0: not asked for yet. Only the pages of scripts in use are ever touched. Two threads may fill
+ * in the same byte, with the same value. */
+static uint8_t scan_known[0x110000];
+
+static uint8_t scan_learn(uint32_t c)
+{
+    uint8_t byte;
+    if (c == 0x130 || c == 0x131)
+        byte = 'i';
+    else if (c == 0x17F)
+        byte = 's';
+    else if (c == 0x212A)
+        byte = 'k';
+    else if (Py_UNICODE_ISALNUM(c))
+        byte = SCAN_LETTER;
+    else if (Py_UNICODE_ISSPACE(c))
+        byte = SCAN_SPACE;
+    else
+        byte = SCAN_OTHER;
+    __atomic_store_n(&scan_known[c], byte, __ATOMIC_RELAXED);
+    return byte;
+}
+
+static inline uint8_t scan_narrow(uint32_t c)
+{
+    uint8_t byte;
+    if (c < 0x100)
+        return (uint8_t)c;
+    if (c > 0x10FFFF)
+        return SCAN_OTHER;
+    byte = __atomic_load_n(&scan_known[c], __ATOMIC_RELAXED);
+    return byte ? byte : scan_learn(c);
+}
+
+/* Narrows 16 characters at a time if none of them is above U+00FF, which the compiler makes into a pack. */
+#define SCAN_DEFINE_COPY(NAME, UNIT)                                        \
+    static void NAME(uint8_t *restrict to, const UNIT *restrict from, size_t n) \
+    {                                                                       \
+        size_t i = 0;                                                       \
+        for (; i + 16 <= n; i += 16) {                                      \
+            UNIT seen = 0;                                                  \
+            for (int k = 0; k < 16; k++)                                    \
+                seen |= from[i + k];                                        \
+            if (seen < 0x100) {                                             \
+                for (int k = 0; k < 16; k++)                                \
+                    to[i + k] = (uint8_t)from[i + k];                       \
+            } else {                                                        \
+                for (int k = 0; k < 16; k++)                                \
+                    to[i + k] = scan_narrow(from[i + k]);                   \
+            }                                                               \
+        }                                                                   \
+        for (; i < n; i++)                                                  \
+            to[i] = scan_narrow(from[i]);                                   \
+    }
+
+SCAN_DEFINE_COPY(scan_copy2, Py_UCS2)
+SCAN_DEFINE_COPY(scan_copy4, Py_UCS4)
+
+/* Bytes beyond one a character that UTF-8 needs. */
+static int64_t scan_utf8_extra(int kind, const void *data, size_t n)
+{
+    int64_t extra = 0;
+    for (size_t i = 0; i < n;) {
+        size_t end = n - i < 128 ? n : i + 128;
+        if (kind == 1) {
+            const uint8_t *text = data;
+            uint8_t sum = 0;
+            for (; i < end; i++)
+                sum += text[i] >> 7;
+            extra += sum;
+        } else if (kind == 2) {
+            const Py_UCS2 *text = data;
+            uint16_t sum = 0;
+            for (; i < end; i++)
+                sum += (text[i] >= 0x80) + (text[i] >= 0x800);
+            extra += sum;
+        } else {
+            const Py_UCS4 *text = data;
+            uint32_t sum = 0;
+            for (; i < end; i++)
+                sum += (text[i] >= 0x80) + (text[i] >= 0x800) + (text[i] >= 0x10000);
+            extra += sum;
+        }
+    }
+    return extra;
+}
+
+/* --- kernels: counting ------------------------------------------------------------------------------ */
+
+/* Counts ``` in 64 bytes, given which of them are back-ticks: a run of n holds n / 3. */
+static void scan_fences(scan_pass *pass, uint64_t ticks)
+{
+    uint32_t run = pass->ticks;
+    unsigned left = 64;
+    while (ticks) {
+        unsigned gap = (unsigned)__builtin_ctzll(ticks);
+        unsigned length;
+        if (gap)
+            run = 0;
+        ticks >>= gap;
+        left -= gap;
+        length = ~ticks ? (unsigned)__builtin_ctzll(~ticks) : 64;
+        run += length;
+        pass->counts.code_fences += run / 3;
+        run %= 3;
+        left -= length;
+        ticks = length < 64 ? ticks >> length : 0;
+    }
+    pass->ticks = left ? 0 : run;
+}
+
+typedef uint8_t scan_v16 __attribute__((vector_size(16)));
+typedef uint64_t scan_v2 __attribute__((vector_size(16)));
+
+/* A bit for each byte that is 0xFF in a vector of 0 and 0xFF. */
+static inline uint64_t scan_bits(scan_v16 mask)
+{
+#if defined(__SSE2__)
+    return (uint64_t)(uint32_t)_mm_movemask_epi8((__m128i)mask);
+#elif defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    scan_v2 half = (scan_v2)mask & 0x8080808080808080u;
+    return ((half[0] >> 7) * 0x0102040810204080u >> 56) | ((half[1] >> 7) * 0x0102040810204080u >> 56) << 8;
+#else
+    uint64_t bits = 0;
+    for (int k = 0; k < 16; k++)
+        bits |= (uint64_t)(mask[k] & 1) << k;
+    return bits;
+#endif
+}
+
+static inline int64_t scan_sum(scan_v16 bytes)
+{
+#if defined(__SSE2__)
+    __m128i sums = _mm_sad_epu8((__m128i)bytes, _mm_setzero_si128());
+    return _mm_cvtsi128_si64(sums) + _mm_cvtsi128_si64(_mm_unpackhi_epi64(sums, sums));
+#else
+    int64_t sum = 0;
+    for (int k = 0; k < 16; k++)
+        sum += bytes[k];
+    return sum;
+#endif
+}
+
+/* Counts in `length` bytes, a multiple of SCAN_STEP and at most SCAN_BLOCK. White space is str.split's: 9-13,
+ * 28-32, 0x85, 0xA0. */
+static void scan_count(scan_pass *pass, const uint8_t *text, uint32_t length)
+{
+    scan_v16 digits = {0}, questions = {0}, newlines = {0};
+    uint64_t before = 0, words = 0;
+    uint8_t first = text[-1];
+    before = (first >= 9 && first <= 13) || (first >= 28 && first <= 32) || first == 0x85 || first == 0xA0;
+    for (uint32_t i = 0; i < length; i += SCAN_STEP) {
+        uint64_t space = 0, tick = 0;
+        for (int k = 0; k < 4; k++) {
+            scan_v16 v;
+            memcpy(&v, text + i + 16 * k, 16);
+            scan_v16 blank = (scan_v16)((scan_v16)(v - 9) <= 4) | (scan_v16)((scan_v16)(v - 28) <= 4) |
+                             (scan_v16)(v == 0x85) | (scan_v16)(v == 0xA0);
+            space |= scan_bits(blank) << 16 * k;
+            tick |= scan_bits((scan_v16)(v == '`')) << 16 * k;
+            digits -= (scan_v16)((scan_v16)(v - '0') <= 9);
+            questions -= (scan_v16)(v == '?');
+            newlines -= (scan_v16)(v == '\n');
+        }
+        words += (uint64_t)__builtin_popcountll(~space & (space << 1 | before));
+        before = space >> 63;
+        if (tick | pass->ticks)
+            scan_fences(pass, tick);
+    }
+    pass->counts.words += (int64_t)words;
+    pass->counts.digits += scan_sum(digits);
+    pass->counts.question_marks += scan_sum(questions);
+    pass->counts.newlines += scan_sum(newlines);
+}
+
+/* --- kernels: matching ------------------------------------------------------------------------------ */
+
+/* The set of patterns at the head of a row. */
+static inline uint64_t scan_matched(const uint16_t *row)
+{
+    uint64_t set;
+    memcpy(&set, row, sizeof set);
+    return set;
+}
+
+/* Every pattern that begins in `length` bytes, a multiple of SCAN_STEP; reads `reach` bytes more. A step waits
+ * for the one before it, so several parts of the text are walked side by side to hide that; each starts with
+ * nothing matched and goes on past its end far enough to see what began within it. (A pattern without a longest
+ * match would have to go on until it meets the state its neighbour had there.) No branch depends on the text,
+ * so no text is slower than another. */
+static void scan_walk(scan_pass *pass, const uint8_t *text, uint32_t length)
+{
+    const scan_table *table = pass->table;
+    const uint16_t *cells = table->free.cells;
+    const uint8_t *column = table->column;
+    const uint32_t part = length / SCAN_STREAMS, steps = part + table->reach;
+    const uint8_t *t0 = text, *t1 = t0 + part, *t2 = t1 + part, *t3 = t2 + part;
+    uint32_t s0 = table->free.start[table->word[t0[-1]]], s1 = table->free.start[table->word[t1[-1]]];
+    uint32_t s2 = table->free.start[table->word[t2[-1]]], s3 = table->free.start[table->word[t3[-1]]];
+    uint64_t f0 = 0, f1 = 0, f2 = 0, f3 = 0;
+    for (uint32_t i = 0; i < steps; i++) {
+        s0 = cells[s0 + column[t0[i]]];
+        s1 = cells[s1 + column[t1[i]]];
+        s2 = cells[s2 + column[t2[i]]];
+        s3 = cells[s3 + column[t3[i]]];
+        f0 |= scan_matched(cells + s0);
+        f1 |= scan_matched(cells + s1);
+        f2 |= scan_matched(cells + s2);
+        f3 |= scan_matched(cells + s3);
+    }
+    pass->counts.found |= f0 | f1 | f2 | f3;
+}
+
+/* --- the window ------------------------------------------------------------------------------------- */
+
+static void scan_examine(scan_pass *pass, const uint8_t *text, uint32_t length)
+{
+    scan_count(pass, text, length);
+    if (pass->counts.found != pass->table->all)
+        scan_walk(pass, text, length);
+}
+
+/* Takes in bytes; examines a block whenever one is full with the look-ahead that its last byte needs. */
+static void scan_put(scan_pass *pass, int kind, const void *data, size_t n)
+{
+    const uint32_t full = 1 + SCAN_BLOCK + pass->table->reach;
+    const char *from = data;
+    while (n) {
+        size_t room = full - pass->used;
+        size_t take = n < room ? n : room;
+        uint8_t *to = pass->window + pass->used;
+        if (kind == 1)
+            memcpy(to, from, take);
+        else if (kind == 2)
+            scan_copy2(to, (const Py_UCS2 *)from, take);
+        else
+            scan_copy4(to, (const Py_UCS4 *)from, take);
+        from += take * (size_t)kind;
+        n -= take;
+        pass->used += (uint32_t)take;
+        if (pass->used == full) {
+            scan_examine(pass, pass->window + 1, SCAN_BLOCK);
+            memmove(pass->window, pass->window + SCAN_BLOCK, full - SCAN_BLOCK);
+            pass->used = full - SCAN_BLOCK;
+        }
+    }
+}
+
+static inline void scan_end_text(scan_pass *pass)
+{
+    scan_put(pass, 1, "\n", 1);
+    pass->added++;
+}
+
+static void scan_begin(scan_pass *pass, const scan_table *table)
+{
+    memset(pass, 0, offsetof(scan_pass, window));
+    pass->table = table;
+    pass->left = SCAN_WHOLE;
+    pass->window[0] = '\n';
+    pass->used = 1;
+}
+
+/* One text of a message. Returns -1 with an exception set if the string cannot be read. */
+static int scan_text(scan_pass *pass, PyObject *text, int in_scope)
+{
+    size_t n;
+    int kind;
+    const char *data;
+#if PY_VERSION_HEX < 0x030C0000
+    if (PyUnicode_READY(text) < 0)
+        return -1;
+#endif
+    n = (size_t)PyUnicode_GET_LENGTH(text);
+    kind = (int)PyUnicode_KIND(text);
+    data = PyUnicode_DATA(text);
+    pass->counts.chars += (int64_t)n;
+    pass->counts.utf8 += (int64_t)n;
+    if (!PyUnicode_IS_ASCII(text))
+        pass->counts.utf8 += scan_utf8_extra(kind, data, n);
+    if (!in_scope || !n)
+        return 0;
+    pass->counts.scope_chars += (int64_t)n;
+    if ((int64_t)n > pass->left && n > 2 * SCAN_END) {
+        pass->counts.truncated = 1;
+        scan_put(pass, kind, data, SCAN_END);
+        scan_end_text(pass);
+        scan_put(pass, kind, data + (n - SCAN_END) * (size_t)kind, SCAN_END);
+        n = 2 * SCAN_END;
+    } else {
+        scan_put(pass, kind, data, n);
+    }
+    pass->left -= (int64_t)n;
+    scan_end_text(pass);
+    return 0;
+}
+
+/* Examines what is left in the window. */
+static void scan_finish(scan_pass *pass)
+{
+    uint32_t rest = pass->used - 1;
+    uint32_t length = (rest + SCAN_STEP - 1) / SCAN_STEP * SCAN_STEP;
+    uint8_t *text = pass->window + 1;
+    memset(text + rest, '\n', length - rest + pass->table->reach + SCAN_STEP);
+    pass->added += length - rest;
+    while (length) {
+        uint32_t part = length < SCAN_BLOCK ? length : SCAN_BLOCK;
+        scan_examine(pass, text, part);
+        text += part;
+        length -= part;
+    }
+    pass->counts.newlines -= pass->added;
+}
+
+#endif
