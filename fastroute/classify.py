@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence, Sized
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from attrs import field, frozen
 
-from . import _core
+from . import _core, _toml
 from ._core import Rules, Scan
 from .errors import ConfigError
 from .types import Classification
@@ -175,7 +174,9 @@ def _problems(rule_set: RuleSet) -> list[str]:
                     f"{where}: unknown feature {condition.feature!r}; known: {', '.join(sorted(features))}"
                 )
             if condition.operator not in OPERATORS:
-                found.append(f"{where}: unknown operator {condition.operator!r}; one of {' '.join(OPERATORS)}")
+                found.append(
+                    f"{where}: unknown operator {condition.operator!r}; one of {' '.join(OPERATORS)}"
+                )
             if not math.isfinite(condition.value):
                 found.append(f"{where}: the number must be finite")
     if rule_set.otherwise.when:
@@ -215,7 +216,9 @@ class _Reader:
         self._found: list[str] = []
 
     def rule_set(self, table: Mapping[str, Any]) -> RuleSet:
-        table = self._table("", table, ("scope", "levels", "rules", "otherwise", "score", "tiers", "unsure", "groups"))
+        table = self._table(
+            "", table, ("scope", "levels", "rules", "otherwise", "score", "tiers", "unsure", "groups")
+        )
         levels = self._strings("levels", table.get("levels"))
         groups = tuple(
             self._group(key, value) for key, value in self._table("groups", table.get("groups", {})).items()
@@ -225,9 +228,7 @@ class _Reader:
             self._problem("rules", "must be a list of tables")
             rules_value = []
         rules = tuple(self._rule(f"rules[{index}]", value) for index, value in enumerate(rules_value))
-        if "otherwise" not in table:
-            self._problem("otherwise", "is missing: the level when no rule holds")
-        otherwise = self._rule("otherwise", table.get("otherwise", {"level": ""}))
+        otherwise = self._rule("otherwise", table.get("otherwise"))
         score = None
         if "score" in table:
             bounds = self._table("score", table["score"], ("base", "low", "high"))
@@ -284,7 +285,9 @@ class _Reader:
             return {}
         for key in value:
             if keys and key not in keys:
-                self._problem(f"{where}.{key}" if where else str(key), f"unknown key; known: {', '.join(keys)}")
+                self._problem(
+                    f"{where}.{key}" if where else str(key), f"unknown key; known: {', '.join(keys)}"
+                )
         return {key: item for key, item in value.items() if not keys or key in keys}
 
     def _strings(self, where: str, value: Any) -> tuple[str, ...]:
@@ -327,14 +330,8 @@ def load_builtin() -> Mapping[str, RuleSet]:
 
     Thread safety: any number of threads may ask; at worst the file is read twice.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    text = Path(__file__).with_name("data").joinpath("classifiers.toml").read_text("utf-8")
-    return MappingProxyType(
-        {name: RuleSet.from_mapping(name, table) for name, table in tomllib.loads(text).items()}
-    )
+    tables = _toml.read(Path(__file__).with_name("data") / "classifiers.toml")
+    return MappingProxyType({name: RuleSet.from_mapping(name, table) for name, table in tables.items()})
 
 
 # -------------------------------------------------------------------------------------------- classifier
@@ -352,12 +349,36 @@ class Classifier:
     __slots__ = ("_rules", "rule_set")
 
     def __init__(self, rule_set: RuleSet, *, portable: bool = False) -> None:
-        """Compiles ``rule_set``; ``portable`` keeps to plain C where the processor could do more."""
+        """``portable`` keeps to plain C where the processor could do more; the results are the same."""
         self.rule_set = rule_set
         self._rules = _compile(rule_set, portable)
 
+    @classmethod
+    def named(cls, name: str) -> Classifier:
+        """The classifier of a built-in rule set.
+
+        Raises:
+            ConfigError: if there is none of that name.
+        """
+        known = load_builtin()
+        if name not in known:
+            raise ConfigError(
+                f"policy.classifier: there is no classifier {name!r}, must be one of {', '.join(known)}"
+            )
+        return cls(known[name])
+
+    @property
+    def name(self) -> str:
+        """The rule set's name."""
+        return self.rule_set.name
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels it tells apart, cheapest first."""
+        return self.rule_set.levels
+
     def __repr__(self) -> str:
-        return f"Classifier({self.rule_set.name!r})"
+        return f"Classifier({self.name!r})"
 
     def scan(self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> Scan:
         """Counts, score and level of a request.
@@ -428,20 +449,6 @@ def _tools(params: Mapping[str, Any]) -> int:
     )
 
 
-def _no_rule_set(name: str, known: Sequence[str]) -> NoReturn:
-    raise ConfigError(f"policy.classifier: no classifier is named {name!r}; known: {', '.join(known)}")
-
-
-def builtin(name: str) -> RuleSet:
-    """One of the built-in rule sets.
-
-    Raises:
-        ConfigError: if none has that name.
-    """
-    known = load_builtin()
-    return known[name] if name in known else _no_rule_set(name, list(known))
-
-
 __all__ = [
     "Classifier",
     "Condition",
@@ -449,6 +456,5 @@ __all__ = [
     "Rule",
     "RuleSet",
     "Score",
-    "builtin",
     "load_builtin",
 ]

@@ -288,6 +288,7 @@ cdef class Rules:
     cdef int _compile_groups(self, groups) except -1:
         cdef dict bits = {}
         cdef list names = [], spellings = [], patterns = []
+        cdef uint64_t mask, bit
         for name, texts, mode, weight in groups:
             where = f"group {name!r}"
             if len(names) == SCAN_MAX_GROUPS:
@@ -300,7 +301,8 @@ cdef class Rules:
                 raise ValueError(f"{where}: patterns must be a list of at least one")
             if not isfinite(weight):
                 raise ValueError(f"{where}: weight must be finite")
-            mask, pairs = 0, []
+            mask = 0
+            pairs = []
             for text in texts:
                 if not isinstance(text, str) or not text or len(text) > SCAN_LONGEST:
                     raise ValueError(f"{where}: a pattern must be a string of 1 to {SCAN_LONGEST} characters")
@@ -312,7 +314,7 @@ cdef class Rules:
                         raise ValueError(f"{where}: more than {SCAN_MAX_PATTERNS} different patterns")
                     bits[key] = len(bits)
                     patterns.append((_scan_sets(text, mode == "word"), mode == "word"))
-                bit = 1 << <int> bits[key]
+                bit = <uint64_t> 1 << <int> bits[key]
                 if mask & bit:
                     raise ValueError(f"{where}: pattern {text!r} stands there twice")
                 mask |= bit
@@ -340,7 +342,7 @@ cdef class Rules:
             self.table.column[<int> byte] = <int> columns[byte] + 4
             self.table.word[<int> byte] = words[columns[byte]]
         self.table.reach = max(4, max(len(sets) for sets, _ in patterns))
-        self.table.all = (1 << len(patterns)) - 1
+        self.table.all = <uint64_t> -1 >> (SCAN_MAX_PATTERNS - <int> len(patterns))
         return 0
 
     cdef int _compile_rules(self, tuple levels, rules, default) except -1:
@@ -582,7 +584,7 @@ cdef class Scan:
 
     @property
     def total(self):
-        """How many different patterns occur in all; one that stands in two groups counts once."""
+        """How many different patterns occur in all; one that stands in two groups of one mode counts once."""
         return int(self.features[SCAN_TOTAL])
 
     @property
