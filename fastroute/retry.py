@@ -67,7 +67,11 @@ def parse_duration(text: object) -> float | None:
 
     No sign, no bare number, at most 12 digits a number and 64 characters in all.
     """
-    if not isinstance(text, str) or len(text) > 64 or not _DURATION.fullmatch(text):
+    if not isinstance(text, str) or len(text) > 64:
+        return None
+    if text[-1:] == "s" and _NUMBER.fullmatch(text[:-1]):
+        return float(text[:-1])  # seconds alone, by far the commonest
+    if not _DURATION.fullmatch(text):
         return None
     total = 0  # in 10**-12 nanoseconds, so that the one rounding is the last step's
     for whole, fraction, unit in _DURATION_PART.findall(text):
@@ -252,21 +256,15 @@ _TOKEN_NAMES = (
 
 
 def parse_limits(headers: Mapping[str, str], now_wall: float | None = None) -> RateLimitHeaders | None:
-    """The limits in a response's headers, or None if there are none. Never raises."""
-    lowered = {}
-    date = None
-    for name, value in headers.items():
-        name = name.lower()
-        if "ratelimit" in name:
-            lowered[name] = value
-        elif name == "date":
-            date = value
-    if not lowered:
-        return None
-    moment = parse_http_date(date)
-    now = now_wall if moment is None else moment
-    requests = _dimension(lowered, _REQUEST_NAMES, now)
-    tokens = _dimension(lowered, _TOKEN_NAMES, now)
+    """The remaining allowance in a response's headers, or None if it is not in them. Never raises.
+
+    Every answer passes through here, so a mapping that ignores case itself, as the transport's does, is
+    asked for the few names instead of being read whole. Any ``dict`` is read ignoring case.
+    """
+    if isinstance(headers, dict):
+        headers = _lowered(headers)
+    requests = _dimension(headers, _REQUEST_NAMES, now_wall)
+    tokens = _dimension(headers, _TOKEN_NAMES, now_wall)
     if requests == tokens == (None, None, None):
         return None
     daily = _beyond_a_minute(*requests)
@@ -278,20 +276,24 @@ _Dimension = tuple[int | None, int | None, float | None]
 
 
 def _dimension(
-    lowered: Mapping[str, str], names: tuple[tuple[str, str, str], ...], now: float | None
+    headers: Mapping[str, str], names: tuple[tuple[str, str, str], ...], now_wall: float | None
 ) -> _Dimension:
     for limit_name, remaining_name, reset_name in names:
-        if limit_name not in lowered and remaining_name not in lowered:
+        if remaining_name not in headers:
             continue
-        limit = _count(lowered.get(limit_name))
-        remaining = _count(lowered.get(remaining_name))
-        reset = parse_reset(lowered.get(reset_name), now)
+        limit = _count(headers.get(limit_name))
+        remaining = _count(headers.get(remaining_name))
+        reset = headers.get(reset_name)
+        seconds = parse_reset(reset)
+        if seconds is None and reset is not None:
+            moment = parse_http_date(headers.get("date"))
+            seconds = parse_reset(reset, now_wall if moment is None else moment)
         if limit is not None and limit <= 0:
             limit = remaining = None
         # Azure sends -1 and 0 where it does not know. A true 0 comes beside the limit or a time of reset.
-        if remaining is not None and (remaining < 0 or (remaining == 0 and limit is None and not reset)):
+        if remaining is not None and (remaining < 0 or (remaining == 0 and limit is None and not seconds)):
             remaining = None
-        return limit, remaining, reset
+        return limit, remaining, seconds
     return None, None, None
 
 
@@ -299,8 +301,11 @@ def _count(text: object) -> int | None:
     """A whole number; None also for the two values joined by a comma that a duplicated header becomes."""
     if not isinstance(text, str):
         return None
-    text = text.strip(" \t")
-    return int(text) if _COUNT.fullmatch(text) else None
+    if not (text.isdigit() and text.isascii()):  # the common case needs no more than this
+        text = text.strip(" \t")
+        if not _COUNT.fullmatch(text):
+            return None
+    return int(text) if len(text) <= 16 else None
 
 
 def _beyond_a_minute(limit: int | None, remaining: int | None, reset: float | None) -> bool:

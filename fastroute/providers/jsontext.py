@@ -44,7 +44,7 @@ def loads(data: bytes | str) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         value = _reread(data, error)
-    if len(data) > MAX_DEPTH and _may_be_deep(data) and _deeper(value, MAX_DEPTH):
+    if len(data) > 2 * MAX_DEPTH and _may_be_deep(data) and _deeper(value, MAX_DEPTH):
         raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
     return value
 
