@@ -540,21 +540,23 @@ def test_a_lock_dies_with_the_parent_though_its_child_lives(path: Path) -> None:
 
     def parent() -> None:
         ledger = Ledger(path)
-        ledger.append(attempt(0, cost_nano=5))
-        child = os.fork()
-        if child == 0:
-            os.write(go, b"%d\n" % os.getpid())
-            signal.pause()
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for _ in range(8):  # so that some fork falls into a commit
+            ledger.append(attempt(0, cost_nano=5))
+            if os.fork() == 0:
+                os.write(go, b"%9d\n" % os.getpid())
+                signal.pause()
 
     pid = in_child(parent)
     with open(ready, "rb") as pipe:
-        grandchild = int(pipe.readline())
+        grandchildren = [int(pipe.readline()) for _ in range(8)]
     try:
         reap(pid)
         with Ledger(path) as ledger:
-            assert ledger.spent() == 5
+            assert ledger.spent() == 40
     finally:
-        os.kill(grandchild, signal.SIGKILL)
+        for grandchild in grandchildren:
+            os.kill(grandchild, signal.SIGKILL)
         os.close(go)
 
 
@@ -586,7 +588,7 @@ def test_a_segment_in_use_is_nobody_elses(path: Path) -> None:
 
 
 def test_full_segments_are_replaced_and_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastroute.ledger.SEGMENT_BYTES", 2000)
+    monkeypatch.setattr("fastroute.ledger.writer.SEGMENT_BYTES", 2000)
     with Ledger(path) as ledger:
         names = set()
         for n in range(60):
@@ -600,8 +602,8 @@ def test_full_segments_are_replaced_and_removed(path: Path, monkeypatch: pytest.
 
 
 def test_threads_that_meet_a_rotation_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastroute.ledger.SEGMENT_BYTES", 1)
-    monkeypatch.setattr("fastroute.ledger.BATCH_SECONDS", 0.0)
+    monkeypatch.setattr("fastroute.ledger.writer.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("fastroute.ledger.writer.BATCH_SECONDS", 0.0)
     with Ledger(path) as ledger:
         threads = [
             threading.Thread(target=lambda: [ledger.append(attempt(n, cost_nano=1)) for n in range(150)])
@@ -644,13 +646,13 @@ def test_an_entry_after_close_waits_in_the_journal(path: Path) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "LOCK_SECONDS", 0.02)
-    monkeypatch.setattr("fastroute.ledger.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("fastroute.ledger.MAX_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("fastroute.ledger.writer.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("fastroute.ledger.writer.MAX_RETRY_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_locked_database_stops_no_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastroute.ledger.QUEUE_LIMIT", 50)
+    monkeypatch.setattr("fastroute.ledger.writer.QUEUE_LIMIT", 50)
     heard: list[LedgerDegraded] = []
     hooks = Hooks()
     hooks.add(heard.append, LedgerDegraded)
@@ -720,7 +722,7 @@ def test_without_journal_and_memory_the_loss_is_counted(
     def refuse(fd: int, record: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastroute.ledger.QUEUE_LIMIT", 10)
+    monkeypatch.setattr("fastroute.ledger.writer.QUEUE_LIMIT", 10)
     with Ledger(path) as ledger, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         ledger.append(attempt(0, cost_nano=1))
@@ -852,6 +854,23 @@ def test_open_ledger(tmp_path: Path) -> None:
     with open_ledger(tmp_path / "x.db") as ledger:
         ledger.append(attempt(cost_nano=4))
         assert ledger.spent() == 4
+
+
+def test_a_flush_ends_though_entries_keep_coming(ledger: Ledger) -> None:
+    enough = threading.Event()
+
+    def pour() -> None:
+        while not enough.wait(1e-5):
+            ledger.append(attempt(cost_nano=1))
+
+    pouring = threading.Thread(target=pour)
+    pouring.start()
+    try:
+        for _ in range(3):
+            ledger.flush()
+    finally:
+        enough.set()
+        pouring.join()
 
 
 def test_nothing_starts_before_the_first_entry(path: Path) -> None:

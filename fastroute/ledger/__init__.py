@@ -1,138 +1,40 @@
 """The ledger: one line for every request sent, kept whatever happens, and its exact sums.
 
-Owns when an entry is safe and when it reaches the database: the queue, the thread that drains it, what
-happens while the database cannot be written, and what a forked child does. The journal's files are
-`journal.py`, the SQL is `database.py`, turning sums into a report is `report.py`.
+Owns when an entry is safe, and what happens to a ledger on fork and exit. The journal's files are
+`journal.py`, the thread that empties them `writer.py`, the SQL `database.py`, reports `report.py`.
 
 The way of an entry::
 
     append     encode, write to this process's journal (safe from here), queue      the caller's thread
-    drain      up to 512 entries a transaction, every 50 ms                          the ledger's thread
-    settle     a journal segment whose entries are all committed is removed          the ledger's thread
+    drain      one transaction for many entries, every 50 ms                        the ledger's thread
+    settle     a journal segment whose entries are all committed is removed         the ledger's thread
 
-A segment left by a process that was killed is drained by any other that opens, reads or writes the
-ledger; ids make a second insert of the same entry nothing.
+A segment left by a process that was killed is drained by any other that reads or writes the ledger; ids
+make a second insert of the same entry nothing.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import threading
-import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cache
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
-
 from fastroute.errors import ConfigError, Error
-from fastroute.events import Hooks, LedgerDegraded
+from fastroute.events import Hooks
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
+from . import locks
+from .values import LedgerHealth, Prices, Saving, Totals
+from .writer import Writer
 
 if TYPE_CHECKING:
-    from .database import Corrupt, Database, Durability
-
-log = logging.getLogger("fastroute")
-
-QUEUE_LIMIT = 10_000
-BATCH_ROWS = 512
-BATCH_SECONDS = 0.05
-SEGMENT_BYTES = 1 << 20
-ORPHAN_SECONDS = 30.0
-RETRY_SECONDS = 0.25
-MAX_RETRY_SECONDS = 5.0
-RECOVERY_SECONDS = 1.0
-
-Prices = Callable[[str], "tuple[int, int, int | None]"]
-"""Model name → input, output and cached-input price in nano-dollars per million tokens."""
-
-
-# ------------------------------------------------------------------------------------------------ values
-
-
-@frozen
-class Totals:
-    """Sums over entries.
-
-    Attributes:
-        keys: the group's values, in the order asked for; empty for a total. A day is ``YYYY-MM-DD`` in UTC.
-        calls: different calls; one whose attempts fall in two groups counts in both.
-        attempts: entries, ``failures`` of which did not end well (cancelled ones among them).
-        prompt_tokens, completion_tokens: all of them, ``cached_tokens`` and ``reasoning_tokens`` included.
-        cost_nano: the exact sum of known costs, nano-dollars.
-        unknown_cost: entries whose model has no known price; they are not in ``cost_nano``.
-        latency_mean, latency_p50, latency_p95: seconds, over successful entries; None if there are none.
-            The percentiles are to the microsecond.
-    """
-
-    keys: tuple[str | None, ...] = ()
-    calls: int = 0
-    attempts: int = 0
-    failures: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    cost_nano: int = 0
-    unknown_cost: int = 0
-    latency_mean: float | None = None
-    latency_p50: float | None = None
-    latency_p95: float | None = None
-
-
-@frozen
-class Saving:
-    """What the successful entries cost, against the same tokens at one model's prices.
-
-    Attributes:
-        model: the one model.
-        entries: successful entries with a known cost: those compared.
-        unknown_cost: successful entries left out on both sides, because their cost is unknown.
-        actual_nano: what they did cost.
-        alone_nano: what they would have cost.
-    """
-
-    model: str
-    entries: int
-    unknown_cost: int
-    actual_nano: int
-    alone_nano: int
-
-    @property
-    def saved_nano(self) -> int:
-        """Nano-dollars saved; negative if the one model would have been cheaper."""
-        return self.alone_nano - self.actual_nano
-
-
-@frozen
-class LedgerHealth:
-    """Whether entries reach the database.
-
-    Attributes:
-        ok: they do.
-        reason: why not.
-        waiting: entries in memory that are not in the database yet.
-        lost: entries that neither journal nor memory could take.
-        rejected: entries that the database refused for good.
-    """
-
-    ok: bool
-    reason: str | None
-    waiting: int
-    lost: int
-    rejected: int
-
-
-# ------------------------------------------------------------------------------------------------ ledger
+    from .database import Database, Durability
 
 
 class Ledger:
@@ -164,31 +66,17 @@ class Ledger:
         self.path = os.path.abspath(os.fspath(path))
         self.durability: Durability = durability
         self._hooks = hooks
-        self._directory = self.path + ".journal"
-        self._lock_path = os.path.join(self._directory, "lock")
-        self._lost = 0
-        self._rejected = 0
+        self._closed = False
+        _watch_process()
         self._begin()
         self._prepare()
-        _watch_process()
         _ledgers.add(self)
 
     def _begin(self) -> None:
-        """State that belongs to one process; none of it may cross a fork."""
+        """Makes all that belongs to one process; none of it may cross a fork."""
         self._pid = os.getpid()
-        self._journal = journals.Journal(self._directory, sync=self.durability == "power")
-        self._queue: deque[tuple[journals.Segment | None, bytes] | _Flush] = deque()
-        self._flushes: list[_Flush] = []
-        self._batch: list[tuple[journals.Segment | None, bytes]] = []
-        self._bell: SimpleQueue[None] = SimpleQueue()
-        self._awake = False
-        self._closed = False
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._database: Database | None = None
-        self._troubles: dict[str, str] = {}
-        self._orphans_at = 0.0
-        self._journal_failed_at = 0.0
+        self._journal = journals.Journal(self.path + ".journal", sync=self.durability == "power")
+        self._writer = Writer(self.path, self._journal, self.durability, self._hooks)
 
     def _prepare(self) -> None:
         """Finds out at once whether the file can be a ledger; being busy is no reason to fail."""
@@ -196,40 +84,43 @@ class Ledger:
 
         from .database import Corrupt
 
-        parent = os.path.dirname(self.path)
+        parent, directory = os.path.dirname(self.path), self._journal.directory
         if not os.path.isdir(parent):
             raise ConfigError(f"ledger: {self.path}: there is no directory {parent}")
-        used_before = os.path.isdir(self._directory)
+        # The journal's directory tells a damaged ledger, to be set aside, from a file named by mistake.
+        ours = os.path.isdir(directory)
         try:
-            with closing(self._connect()) as database:
-                if used_before and self._has_orphans():
+            with closing(self._writer.connect()) as database:
+                if ours and journals.has_orphans(directory):
                     database.check()
         except Corrupt as error:
-            if not used_before:
-                self._remove_directory()
+            if not ours:
+                _remove_directory(directory)
                 raise ConfigError(f"ledger: {self.path} is no SQLite database; name another file") from None
-            self._set_aside(error)
+            self._writer.set_aside(error)
         except ConfigError:
-            if not used_before:
-                self._remove_directory()
+            if not ours:
+                _remove_directory(directory)
             raise
         except (sqlite3.OperationalError, TimeoutError) as error:
-            if not os.access(self.path, os.W_OK) and os.path.exists(self.path):
+            if os.path.exists(self.path) and not os.access(self.path, os.W_OK):
                 raise ConfigError(f"ledger: {self.path} cannot be written: {error}") from None
-            self._trouble("database", str(error))
+            self._writer.trouble("database", f"the database cannot be opened: {error}")
         except OSError as error:
             raise ConfigError(f"ledger: {self.path} cannot be used: {error.strerror or error}") from None
 
-    def _remove_directory(self) -> None:
-        with suppress(OSError):
-            os.unlink(self._lock_path)
-            os.rmdir(self._directory)
+    def _own(self) -> Writer:
+        """The writer of this process; after a fork that ran no hooks, made now."""
+        if self._pid != os.getpid():
+            _restart_in_child()
+            if self._pid != os.getpid():  # closed before the fork, so not among the open ones
+                self._restart()
+        return self._writer
 
-    def _connect(self) -> Database:
-        from .database import Database
-
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        return Database(self.path, self._lock_path, self.durability)
+    def _restart(self) -> None:
+        # A connection closed or collected here would drop the locks that the parent has on the file.
+        _leaked.append(self._writer.held_database)
+        self._begin()
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -237,35 +128,22 @@ class Ledger:
         """Records one attempt; it is safe from the end of this process when this returns.
 
         Never raises and never waits for the database: while that cannot be written, entries stay in the
-        journal and `health` says so.
+        journal and `health` says so. After `close`, an entry waits in the journal for the next to open it.
         """
         record = journals.encode(attempt)
-        if self._pid != os.getpid():
-            self._leave_to_parent()
-        if self._closed:
-            self._append_closed(record)
-            return
+        writer = self._own()
+        segment: journals.Segment | None = None
         try:
-            segment: journals.Segment | None = self._journal.write(record)
+            if self._closed:
+                self._journal.write_alone(record)
+                return
+            segment = self._journal.write(record)
         except OSError as error:
-            segment = None
-            self._journal_failed(error)
-        if len(self._queue) < QUEUE_LIMIT:
-            self._queue.append((segment, record))
-        elif segment is not None:
-            segment.spill()
-        else:
-            self._lost += 1
-        if not self._awake:
-            self._awake = True
-            self._wake()
-
-    def _append_closed(self, record: bytes) -> None:
-        try:
-            self._journal.write_alone(record)
-        except OSError as error:
-            self._lost += 1
-            self._journal_failed(error)
+            if self._closed:
+                writer.lose(error)
+                return
+            writer.journal_failed(error)
+        writer.put(segment, record)
 
     def flush(self, timeout: float = 5.0) -> None:
         """Returns once all entries that this process has appended are in the database.
@@ -276,46 +154,20 @@ class Ledger:
         Raises:
             Error: they are not in the database in that time; they stay in the journal.
         """
-        if self._pid != os.getpid():
-            self._leave_to_parent()
-        if self._closed:
-            return
-        request = _Flush()
-        self._queue.append(request)
-        self._awake = True
-        self._wake()
-        if not request.done.wait(timeout):
-            reason = self._reason or "the time was up"
-            raise Error(f"the ledger {self.path} could not be brought up to date in {timeout} s: {reason}")
+        writer = self._own()
+        if not self._closed:
+            writer.flush(timeout)
 
     def close(self) -> None:
         """Brings the database up to date and lets go of thread and files; closing twice is nothing.
 
         If the database cannot be written, the entries stay in the journal for the next to open it.
         """
-        if self._pid != os.getpid():
-            self._leave_to_parent()
-        if self._closed:
-            return
-        self._closed = True
-        _ledgers.discard(self)
-        thread = self._thread
-        if thread is None:
-            if not self._queue:
-                self._journal.retire()
-                self._journal.release()
-                return
-            self._start()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            self._bell.put(None)
-            thread.join(2 * MAX_RETRY_SECONDS)
-        if self._troubles:
-            log.error(
-                "ledger %s closed with entries still in its journal: %s",
-                self.path,
-                self._reason,
-            )
+        writer = self._own()
+        if not self._closed:
+            self._closed = True
+            _ledgers.discard(self)
+            writer.stop()
 
     def __enter__(self) -> Ledger:
         return self
@@ -326,229 +178,7 @@ class Ledger:
     @property
     def health(self) -> LedgerHealth:
         """Whether entries reach the database at present."""
-        waiting = len(self._queue) + len(self._batch)
-        reason = self._reason
-        return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected)
-
-    # ------------------------------------------------------------------------------------------ its thread
-
-    def _wake(self) -> None:
-        if self._thread is None:
-            self._start()
-        self._bell.put(None)
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(target=self._run, name="fastroute-ledger", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                # The interpreter is going down: what the journal has, the next process will find.
-                self._awake = False
-                self._trouble("database", str(error))
-                return
-            self._thread = thread
-
-    def _run(self) -> None:
-        retry = RETRY_SECONDS
-        hurried = True  # the first round comes at once: it also drains what killed processes left
-        while True:
-            if not hurried and not self._closed:
-                self._listen(BATCH_SECONDS)
-            closing_down = self._closed
-            done = self._round()
-            if closing_down:
-                self._finish(done)
-                return
-            if not done:
-                hurried = self._listen(retry)
-                retry = min(retry * 2, MAX_RETRY_SECONDS)
-                continue
-            retry = RETRY_SECONDS
-            self._awake = False
-            if not self._queue:
-                self._listen(None)
-            self._awake = True
-            hurried = any(isinstance(item, _Flush) for item in tuple(self._queue))
-
-    def _listen(self, seconds: float | None) -> bool:
-        try:
-            self._bell.get(timeout=seconds)
-        except Empty:
-            return False
-        return True
-
-    def _round(self) -> bool:
-        """Commits all that waits; False if the database would not take it."""
-        from .database import Corrupt
-
-        try:
-            self._drain_queue()
-            self._journal.rotate(SEGMENT_BYTES)
-            self._settle()
-            self._drain_orphans(now=bool(self._flushes))
-        except Corrupt as error:
-            self._set_aside(error)
-            return False
-        except Exception as error:
-            # Whatever it is, the entries are in the journal and this thread must live to try again.
-            self._disconnect()
-            self._trouble("database", f"the database cannot be written: {error}")
-            return False
-        self._recovered()
-        flushes, self._flushes = self._flushes, []
-        for flush in flushes:
-            flush.done.set()
-        return True
-
-    def _drain_queue(self) -> None:
-        while self._queue or self._batch:
-            while self._queue and len(self._batch) < BATCH_ROWS:
-                item = self._queue.popleft()
-                if isinstance(item, _Flush):
-                    self._flushes.append(item)
-                else:
-                    self._batch.append(item)
-            self._commit_batch()
-
-    def _commit_batch(self) -> None:
-        if not self._batch:
-            return
-        rows = [row for _, record in self._batch if (row := journals.decode(record)) is not None]
-        self._insert(rows)
-        for segment, _ in self._batch:
-            if segment is not None:
-                segment.settled += 1
-        self._batch.clear()
-
-    def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Commits rows to the file that the path names now."""
-        import sqlite3
-
-        while True:
-            if self._database is None:
-                self._database = self._connect()
-            try:
-                self._database.insert(rows)
-            except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError):
-                self._insert_singly(rows)
-            if not self._database.replaced:
-                return
-            self._disconnect()
-            self._announce(f"the database file {self.path} was removed or replaced; a new one is in use")
-
-    def _insert_singly(self, rows: Sequence[Sequence[Any]]) -> None:
-        """One row that the database refuses for good must not hold up the others."""
-        import sqlite3
-
-        assert self._database is not None
-        for row in rows:
-            try:
-                self._database.insert([row])
-            except (
-                sqlite3.IntegrityError,
-                sqlite3.ProgrammingError,
-                sqlite3.InterfaceError,
-                OverflowError,
-            ) as error:
-                self._rejected += 1
-                log.error("ledger: entry %s cannot be recorded: %s", row[0], error)
-
-    def _drain_orphans(self, *, now: bool) -> None:
-        clock = time.monotonic()
-        if not now and clock < self._orphans_at:
-            return
-        self._orphans_at = clock + ORPHAN_SECONDS
-        for segment in journals.orphans(self._directory):
-            try:
-                self._insert_segment(segment)
-            except BaseException:
-                segment.release()
-                raise
-            segment.remove()
-
-    def _settle(self) -> None:
-        for segment in self._journal.retired():
-            if segment.spilled:
-                self._insert_segment(segment)
-            if segment.complete:
-                self._journal.remove(segment)
-
-    def _insert_segment(self, segment: journals.Segment) -> None:
-        for rows in _chunks(journals.read(segment.path), BATCH_ROWS):
-            self._insert(rows)
-
-    def _finish(self, done: bool) -> None:
-        self._journal.retire()
-        if done:
-            self._round()
-        self._journal.release()
-        self._disconnect()
-        self._thread = None
-
-    def _disconnect(self) -> None:
-        if self._database is not None:
-            database, self._database = self._database, None
-            try:
-                database.close()
-            except Exception as error:
-                log.warning("ledger %s: closing its connection: %s", self.path, error)
-
-    # -------------------------------------------------------------------------------------------- trouble
-
-    @property
-    def _reason(self) -> str | None:
-        return "; ".join(tuple(self._troubles.values())) or None
-
-    def _journal_failed(self, error: OSError) -> None:
-        self._journal_failed_at = time.monotonic()
-        self._trouble("journal", f"the journal cannot be written: {error.strerror or error}")
-
-    def _trouble(self, part: str, reason: str) -> None:
-        if self._troubles.get(part) != reason:
-            self._troubles[part] = reason
-            self._announce(reason)
-
-    def _announce(self, reason: str) -> None:
-        log.error("ledger %s: %s", self.path, reason)
-        if self._hooks is not None and self._hooks.wanted:
-            self._hooks.emit(LedgerDegraded(reason))
-
-    def _recovered(self) -> None:
-        if not self._troubles:
-            return
-        self._troubles.pop("database", None)
-        # One entry that came through proves little for a full disk: wait, or every entry would be an event.
-        if time.monotonic() > self._journal_failed_at + RECOVERY_SECONDS:
-            self._troubles.pop("journal", None)
-        if not self._troubles:
-            log.info("ledger %s: entries reach journal and database again", self.path)
-
-    def _set_aside(self, damage: Corrupt) -> None:
-        from .database import set_aside
-
-        self._disconnect()
-        target = set_aside(self.path, self._lock_path, damage.inode)
-        if target is not None:
-            self._announce(f"the database is damaged ({damage}); it is now {target}, and a new one is begun")
-
-    def _has_orphans(self) -> bool:
-        found = False
-        for segment in journals.orphans(self._directory):
-            segment.release()
-            found = True
-        return found
-
-    def _leave_to_parent(self) -> None:
-        """In a forked child: starts afresh; everything that waits is the parent's to write."""
-        self._journal.release()
-        if self._database is not None:
-            _leaked.append(self._database.leave_to_parent())
-        closed = self._closed
-        self._begin()
-        self._closed = closed
+        return self._own().health
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -677,30 +307,16 @@ class Ledger:
 
         self.flush()
         try:
-            with closing(self._connect()) as database:
+            with closing(self._writer.connect()) as database:
                 yield database
         except (sqlite3.Error, OSError, Corrupt) as error:
             raise Error(f"the ledger {self.path} cannot be read: {error}") from error
 
 
-class _Flush:
-    """A place in the queue; ``done`` is set when everything before it is in the database."""
-
-    __slots__ = ("done",)
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-
-
-def _chunks(rows: Iterable[list[Any]], size: int) -> Iterator[list[list[Any]]]:
-    chunk: list[list[Any]] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _remove_directory(directory: str) -> None:
+    with suppress(OSError):
+        os.unlink(os.path.join(directory, "lock"))
+        os.rmdir(directory)
 
 
 def _seconds(when: float | datetime | None) -> float | None:
@@ -724,9 +340,17 @@ _leaked: list[object] = []
 """Connections that belong to a parent process: neither closed nor collected here."""
 
 
-def _after_fork() -> None:
+def _restart_in_child() -> None:
+    """In a forked child, by the hook or, where a fork ran none, at the first use."""
+    locks.drop_inherited()
     for ledger in tuple(_ledgers):
-        ledger._leave_to_parent()
+        if ledger._pid != os.getpid():
+            ledger._restart()
+
+
+def _after_fork_in_child() -> None:
+    locks.after_fork()
+    _restart_in_child()
 
 
 def _at_exit() -> None:
@@ -736,7 +360,9 @@ def _at_exit() -> None:
 
 @cache
 def _watch_process() -> None:
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=locks.before_fork, after_in_parent=locks.after_fork, after_in_child=_after_fork_in_child
+    )
     atexit.register(_at_exit)
 
 

@@ -1,7 +1,7 @@
 """The ledger's SQLite file: schema, connection, inserts and sums.
 
 Owns everything that is SQL. One `Database` is one connection and is used by one thread of one process at
-a time; who that is, is `ledger/__init__.py`'s business, as is what to do when a write fails.
+a time; who that is, is `writer.py`'s business, as is what to do when a write fails.
 
 All SQL is constant text with bound values: grouping and filters are chosen by parameters. All sums are
 SQLite integers, so they are exact.
@@ -27,6 +27,7 @@ import orjson
 from fastroute.errors import ConfigError
 from fastroute.types import Attempt
 
+from . import locks
 from .journal import FIELDS, clean_tags, clean_text
 
 log = logging.getLogger("fastroute")
@@ -79,14 +80,14 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 VERSION = len(_MIGRATIONS)
 
 _COLUMNS = (*FIELDS, "day")
-_ROWS = 32  # rows a statement: its values stay under 999, the least limit SQLite was ever built with
+# Rows a statement, largest first. SQLite takes 32766 values a statement since 3.32, 999 before.
+_SIZES = (512, 64, 8, 1) if sqlite3.sqlite_version_info >= (3, 32) else (32, 8, 1)
 _ROW = "(" + ",".join("?" * len(_COLUMNS)) + ")"
 _TIME, _TAGS = FIELDS.index("time"), FIELDS.index("tags")
 
 _INTO = " ".join(("INSERT INTO attempts (", ",".join(_COLUMNS), ") VALUES"))
 _UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"  # OR IGNORE would also swallow rows it refuses
-_INSERT_ONE = " ".join((_INTO, _ROW, _UNLESS_THERE))
-_INSERT_MANY = " ".join((_INTO, ",".join([_ROW] * _ROWS), _UNLESS_THERE))
+_INSERTS = tuple((size, " ".join((_INTO, ",".join([_ROW] * size), _UNLESS_THERE))) for size in _SIZES)
 
 _MATCHING = """
     FROM attempts
@@ -185,7 +186,7 @@ class Database:
         self.path = path
         self._alone = one_checkpointer_needed(sqlite3.sqlite_version_info)
         self._inode: tuple[int, int] | None = None
-        self._lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._lock_fd = locks.open_private(lock_path, os.O_RDWR | os.O_CREAT)
         self.connection: sqlite3.Connection | None = None
         try:
             with self._locked(fcntl.LOCK_EX):
@@ -253,14 +254,14 @@ class Database:
             Corrupt: the same, and the file is damaged.
         """
         prepared = [_prepared(row) for row in rows]
-        whole = len(prepared) - len(prepared) % _ROWS
+        done = 0
         try:
             with self._locked(fcntl.LOCK_SH), self._transaction():
-                for start in range(0, whole, _ROWS):
-                    many = prepared[start : start + _ROWS]
-                    self._open.execute(_INSERT_MANY, [value for row in many for value in row])
-                for row in prepared[whole:]:
-                    self._open.execute(_INSERT_ONE, row)
+                for size, statement in _INSERTS:
+                    while len(prepared) - done >= size:
+                        values = [value for row in prepared[done : done + size] for value in row]
+                        self._open.execute(statement, values)
+                        done += size
         except sqlite3.DatabaseError as error:
             raise self._judged(error) from error
         if self._alone:
@@ -344,17 +345,8 @@ class Database:
             self.connection.close()
             self.connection = None
         if self._lock_fd >= 0:
-            os.close(self._lock_fd)
+            locks.close(self._lock_fd)
             self._lock_fd = -1
-
-    def leave_to_parent(self) -> sqlite3.Connection | None:
-        """In a forked child: lets go of the lock file and hands over the connection, which must be kept.
-
-        Closing a connection of the parent's, or having it collected, would drop the parent's locks.
-        """
-        connection, self.connection = self.connection, None
-        self._abandon()
-        return connection
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -413,7 +405,7 @@ def check_keys(keys: Sequence[str]) -> None:
 
 def set_aside(path: str, lock_path: str, inode: tuple[int, int] | None) -> str | None:
     """Renames a damaged file and its WAL to ``….corrupt-TIME``; None if another process was faster."""
-    fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = locks.open_private(lock_path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         found = identity(path)
@@ -425,7 +417,7 @@ def set_aside(path: str, lock_path: str, inode: tuple[int, int] | None) -> str |
                 os.rename(path + ending, target + ending)
         return target
     finally:
-        os.close(fd)
+        locks.close(fd)
 
 
 def identity(path: str) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
 """The write-ahead journal of the ledger: what makes an entry safe before the database has it.
 
 Owns the record format and the segment files. Deciding when records go into the database, and when a
-segment may be removed, is `ledger/__init__.py`; nothing here knows SQLite.
+segment may be removed, is `writer.py`; nothing here knows SQLite.
 
 A process appends to a segment file of its own, one `write` per record, straight into the page cache, so
 a process killed the instant after the write has lost nothing. Its owner holds an exclusive `flock` on the
@@ -15,7 +15,6 @@ next one.
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import logging
 import math
@@ -32,6 +31,8 @@ import attrs
 import orjson
 
 from fastroute.types import Attempt
+
+from . import locks
 
 log = logging.getLogger("fastroute")
 
@@ -197,7 +198,7 @@ class Segment:
     def release(self) -> None:
         """Gives up the lock; whoever comes next drains the file."""
         if self.fd >= 0:
-            os.close(self.fd)
+            locks.close(self.fd)
             self.fd = -1
 
 
@@ -292,19 +293,13 @@ class Journal:
 
     def _create(self) -> Segment:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             path = os.path.join(self.directory, f"{self._prefix}-{next(self._numbers)}{SUFFIX}")
-            fd = os.open(path, flags, 0o600)
-            # Between the two calls another process may have taken the file for an orphan; then it is gone.
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alive = os.fstat(fd).st_nlink > 0
-            except BlockingIOError:
-                alive = False
-            if alive:
+            fd = locks.open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+            # Between the two calls another process may have taken the file for an orphan.
+            if locks.claim(fd):
                 break
-            os.close(fd)
+            locks.close(fd)
         if self._sync:
             sync_directory(self.directory)
         return Segment(path, fd)
@@ -343,11 +338,7 @@ class Journal:
         segment.remove()
 
     def release(self) -> None:
-        """Gives up the locks of all segments and leaves their files for the next to come.
-
-        Also what a forked child does first: its copies of the descriptors share the parent's locks, and a
-        lock must die with the parent.
-        """
+        """Gives up the locks of all segments and leaves their files for the next to come."""
         segments = [*self._retired, self._segment]
         self._retired, self._segment = [], None
         for segment in segments:
@@ -378,18 +369,22 @@ def orphans(directory: str) -> Iterator[Segment]:
             continue
         path = os.path.join(directory, name)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = locks.open_private(path, os.O_RDWR)
         except OSError:
             continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.fstat(fd).st_nlink > 0
-        except BlockingIOError:
-            mine = False
-        if mine:
+        if locks.claim(fd):
             yield Segment(path, fd)
         else:
-            os.close(fd)
+            locks.close(fd)
+
+
+def has_orphans(directory: str) -> bool:
+    """Whether a process ended without closing its ledger."""
+    found = False
+    for segment in orphans(directory):
+        segment.release()
+        found = True
+    return found
 
 
 def read(path: str) -> Iterator[list[Any]]:

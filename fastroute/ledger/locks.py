@@ -1,0 +1,67 @@
+"""Files whose `flock` says that this process, and no other, is at work.
+
+Owns opening and closing them so that no such lock outlives its process. A forked child gets copies of its
+parent's descriptors, and with them a share in its locks: were they left open, a dead parent's lock would be
+held for as long as its child lives. So every such descriptor is registered, and a child closes them all.
+
+The registry's mutex is held across `fork`, so that none is ever between being opened and being registered.
+Objects that the parent had open are to be dropped in the child, never closed: their descriptors are gone,
+and the numbers may already mean other files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+
+_mutex = threading.RLock()
+_open: set[int] = set()
+_owner = os.getpid()
+
+
+def open_private(path: str, flags: int) -> int:
+    """Opens a file for its owner only, never through a link, and registers the descriptor.
+
+    Raises:
+        OSError: as `os.open`.
+    """
+    with _mutex:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        _open.add(fd)
+    return fd
+
+
+def close(fd: int) -> None:
+    """Closes a registered descriptor, and with it gives up its lock."""
+    with _mutex:
+        _open.discard(fd)
+        os.close(fd)
+
+
+def claim(fd: int) -> bool:
+    """Takes the file's lock for good; False if another holds it, or did and has deleted the file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(fd).st_nlink > 0
+
+
+def before_fork() -> None:
+    """Keeps others from opening a file while the process forks."""
+    _mutex.acquire()
+
+
+def after_fork() -> None:
+    """In the parent: lets others go on."""
+    _mutex.release()
+
+
+def drop_inherited() -> None:
+    """In the child: closes the parent's descriptors, once; the parent's locks stay the parent's."""
+    global _owner
+    if _owner != os.getpid():
+        _owner = os.getpid()
+        while _open:
+            os.close(_open.pop())
