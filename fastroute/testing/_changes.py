@@ -26,7 +26,7 @@ class Change:
 
     __slots__ = ()
 
-    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         return events
 
     def on_reply(self, reply: Reply, format: Format) -> Reply:
@@ -166,7 +166,10 @@ class SetUsage(Change):
     value: bytes
 
     def _set(self, data: bytes) -> bytes:
-        answer = orjson.loads(data)
+        try:
+            answer = orjson.loads(data)
+        except ValueError:
+            return data  # another fault has been at it
         if isinstance(answer, dict) and answer.get("usage") is not None:
             answer["usage"] = orjson.Fragment(self.value)
             return orjson.dumps(answer)
@@ -177,7 +180,7 @@ class SetUsage(Change):
             return replace(reply, body=self._set(reply.body))
         return reply
 
-    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         for event in events:
             if isinstance(event, bytes) and event.startswith(b"data: {") and b'"usage":{' in event:
                 line = event.rstrip(b"\r\n")
@@ -188,6 +191,17 @@ class SetUsage(Change):
 # ----------------------------------------------------------------------------------- changes of the events
 
 
+def split_events(events: Iterator[Piece], after: int) -> Iterator[Piece]:
+    """So many events off the front, with their pauses; comments count for nothing."""
+    while after > 0:
+        piece = next(events, None)
+        if piece is None:
+            return
+        yield piece
+        if isinstance(piece, bytes) and not piece.startswith(b":"):
+            after -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Insert(Change):
     """After so many events, pieces of one's own; then the stream goes on, or stops there."""
@@ -196,19 +210,24 @@ class Insert(Change):
     pieces: tuple[RawPiece, ...]
     resume: bool = True
 
-    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         source = iter(events)
-        seen = 0
-        while seen < self.after:
-            piece = next(source, None)
-            if piece is None:
-                break
-            yield piece
-            if isinstance(piece, bytes) and not piece.startswith(b":"):
-                seen += 1
+        yield from split_events(source, self.after)
         yield from unroll(self.pieces)
         if self.resume:
             yield from source
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEvent(Change):
+    """After so many events, an error in the format's shape as the last one."""
+
+    after: int
+    code: str
+
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+        yield from split_events(iter(events), self.after)
+        yield format.error_event(self.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +238,7 @@ class Rewrite(Change):
     new: bytes = b""
     drop: bool = False
 
-    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         for event in events:
             if not isinstance(event, bytes):
                 yield event
@@ -235,7 +254,7 @@ class Append(Change):
 
     pieces: tuple[RawPiece, ...]
 
-    def on_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         yield from events
         yield from unroll(self.pieces)
 

@@ -22,6 +22,7 @@ from ._changes import (
     Cut,
     Delay,
     Drip,
+    ErrorEvent,
     Frame,
     Insert,
     LongBody,
@@ -33,7 +34,7 @@ from ._changes import (
 )
 from ._latency import check_seconds
 from ._openai import ERRORS, Format
-from ._wire import ENDINGS, FRAMINGS, SEND_SIZE, Piece, RawPiece, Repeat, Reply, Wire, check_pieces
+from ._wire import ENDINGS, FRAMINGS, SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, check_pieces
 
 
 def _after(after: int | str, part: str) -> tuple[int, bool]:
@@ -59,6 +60,26 @@ def _data(event: bytes | str | Mapping[str, Any]) -> bytes:
     return b"data: " + (data.encode() if isinstance(data, str) else data) + b"\n\n"
 
 
+HeaderSource = Mapping[str, str] | Iterable[tuple[str, str]]
+
+
+def _pairs(headers: HeaderSource | None) -> Headers:
+    """Header lines from a mapping, or from pairs where a name comes twice."""
+    pairs = tuple((headers.items() if isinstance(headers, Mapping) else headers) or ())
+    for name, value in pairs:
+        try:
+            f"{name}: {value}".encode("latin-1")
+        except UnicodeEncodeError:
+            raise ValueError(f"headers: {name!r} goes beyond Latin-1; use raw() for that") from None
+    return pairs
+
+
+def _code(fault: str, code: str) -> str:
+    if code not in ERRORS:
+        raise ValueError(f"{fault}: {code!r} is unknown; use one of {', '.join(sorted(ERRORS))}")
+    return code
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Something that goes wrong with one request; made by the class methods, joined with ``|``.
@@ -82,9 +103,9 @@ class Fault:
         """Whether it ends a new connection before any request."""
         return any(isinstance(change, Cut) and change.connect for change in self.changes)
 
-    def change_events(self, events: Iterable[Piece]) -> Iterable[Piece]:
+    def change_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         for change in self.changes:
-            events = change.on_events(events)
+            events = change.on_events(events, format)
         return events
 
     def change_reply(self, reply: Reply, format: Format) -> Reply:
@@ -104,36 +125,33 @@ class Fault:
         cls,
         code: int,
         body: bytes | str | Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: HeaderSource | None = None,
     ) -> Fault:
-        """Answer with a status (any from 200 to 999); without a body, the format's own error body."""
+        """Answer with a status (200 to 999); without a body, with the format's own error body."""
         if isinstance(code, bool) or not isinstance(code, int) or not 200 <= code <= 999:
             raise ValueError(f"status: {code!r}; use a number from 200 to 999")
         if isinstance(body, Mapping):
             data: bytes | None = orjson.dumps(body)
         else:
             data = body.encode() if isinstance(body, str) else body
-        return cls(f"status({code})", (Replace(code, tuple((headers or {}).items()), data),))
+        return cls(f"status({code})", (Replace(code, _pairs(headers), data),))
 
     @classmethod
-    def error(cls, code: str, headers: Mapping[str, str] | None = None) -> Fault:
+    def error(cls, code: str, headers: HeaderSource | None = None) -> Fault:
         """Answer with a well-known error, such as ``context_length_exceeded`` or ``insufficient_quota``."""
-        if code not in ERRORS:
-            raise ValueError(f"error: {code!r} is unknown; use one of {', '.join(sorted(ERRORS))}")
-        return cls(f"error({code})", (Replace(ERRORS[code][0], tuple((headers or {}).items()), None, code),))
+        _code("error", code)
+        return cls(f"error({code})", (Replace(ERRORS[code][0], _pairs(headers), None, code),))
 
     @classmethod
     def error_in_200(cls, code: str = "server_error") -> Fault:
         """Answer 200 with an error object as its body."""
-        if code not in ERRORS:
-            raise ValueError(f"error_in_200: {code!r} is unknown; use one of {', '.join(sorted(ERRORS))}")
-        body = {"message": ERRORS[code][2], "type": ERRORS[code][1], "param": None, "code": code}
-        return cls(f"error_in_200({code})", (Replace(200, (), orjson.dumps({"error": body})),))
+        _code("error_in_200", code)
+        return cls(f"error_in_200({code})", (Replace(200, (), None, code),))
 
     @classmethod
     def redirect(cls, code: int, location: str) -> Fault:
         """Answer with a redirect to another place."""
-        return cls(f"redirect({code})", (Replace(code, (("location", location),), b""),))
+        return cls(f"redirect({code})", (Replace(code, _pairs({"location": location}), b""),))
 
     @classmethod
     def html(cls, body: str = "<!doctype html><title>Sign in</title>", code: int = 200) -> Fault:
@@ -146,9 +164,9 @@ class Fault:
         return cls(f"huge_body({size})", (LongBody(code, _count("size", size)),))
 
     @classmethod
-    def headers(cls, headers: Mapping[str, str]) -> Fault:
+    def headers(cls, headers: HeaderSource) -> Fault:
         """A good answer with more headers, or others of the same name."""
-        return cls("headers", (AddHeaders(tuple(headers.items())),))
+        return cls("headers", (AddHeaders(_pairs(headers)),))
 
     @classmethod
     def many_headers(cls, count: int = 200) -> Fault:
@@ -313,13 +331,8 @@ class Fault:
     @classmethod
     def stream_error(cls, after: int = 0, code: str = "server_error") -> Fault:
         """An error event after so many events (0: as the first), and nothing more."""
-        if code not in ERRORS:
-            raise ValueError(f"stream_error: {code!r} is unknown; use one of {', '.join(sorted(ERRORS))}")
-        body = {"message": ERRORS[code][2], "type": ERRORS[code][1], "param": None, "code": code}
-        return cls(
-            f"stream_error({after})",
-            (Insert(_count("after", after), (_data({"error": body}),), resume=False),),
-        )
+        _code("stream_error", code)
+        return cls(f"stream_error({after})", (ErrorEvent(_count("after", after), code),))
 
     @classmethod
     def stream_cut(cls, after: int, how: Literal["end", "close", "reset"] = "end") -> Fault:

@@ -40,6 +40,13 @@ class Host(Protocol):
     def stop(self) -> None: ...
 
 
+def _check_process(owner: int) -> None:
+    if owner != os.getpid():
+        raise RuntimeError(
+            "the provider belongs to the process that started it; a fork can only send requests"
+        )
+
+
 # ----------------------------------------------------------------------------------------------- thread
 
 
@@ -49,7 +56,7 @@ class ThreadHost:
     def __init__(self, settings: Settings, host: str, port: int) -> None:
         listener = listen(host, port)
         self.port: int = listener.getsockname()[1]
-        self.pid = os.getpid()
+        self.pid = self._owner = os.getpid()
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
@@ -85,6 +92,7 @@ class ThreadHost:
         """Carry out a command in the server's thread and return what it returns."""
         if command not in COMMANDS:
             raise ValueError(f"{command!r} is no command")
+        _check_process(self._owner)
         if threading.get_ident() == self._thread.ident:
             # From a script or answer function: waiting for our own loop would never end.
             result = getattr(self._server, command)(*arguments)
@@ -95,7 +103,7 @@ class ThreadHost:
         return asyncio.run_coroutine_threadsafe(self._invoke(command, arguments), self._loop).result()
 
     def stop(self) -> None:
-        if self._thread.is_alive():
+        if self._owner == os.getpid() and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
 
@@ -163,6 +171,7 @@ class ProcessHost:
         first = dumps({"settings": settings, "host": host, "port": port})
         root = str(pathlib.Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self._owner = os.getpid()
         self._lock = threading.Lock()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "fastroute.testing", "--json-config"],
@@ -198,12 +207,15 @@ class ProcessHost:
 
     def call(self, command: str, *arguments: Any) -> Any:
         """Send a command to the process and return what it returns."""
+        _check_process(self._owner)
         return self._exchange(dumps({"command": command, "arguments": arguments}))
 
     def stop(self) -> None:
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None
+        if self._owner != os.getpid():
+            return  # a fork's copy: the server is the parent's
         # The end of its input tells the process to stop; the same happens if this one dies.
         with contextlib.suppress(OSError):
             child.stdin.close()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import socket
 import struct
+import termios
 from typing import NamedTuple, Protocol
 
 logger = logging.getLogger("fastroute.testing")
@@ -153,6 +155,15 @@ class Connection(asyncio.Protocol):
         """Wait until all that was written has reached the socket."""
         if self._drained is not None:
             await self._drained
+
+    async def delivered(self) -> None:
+        """Wait until the peer's kernel has all that was written, a second at most: RST discards the rest."""
+        await self.drained()
+        sock = self.transport.get_extra_info("socket")
+        pause = 0.0
+        while pause < 0.5 and struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4))[0]:
+            await asyncio.sleep(pause)
+            pause = pause * 2 or 0.001
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

@@ -71,6 +71,7 @@ class Format(Protocol):
     def error(
         self, status: int, code: str | None, message: str | None, param: str | None = None
     ) -> bytes: ...
+    def error_event(self, code: str) -> bytes: ...
     def request_id(self, serial: int) -> tuple[str, str]: ...
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers: ...
     def refused(self, refused: Refused) -> tuple[Headers, bytes]: ...
@@ -373,6 +374,9 @@ class OpenAI:
         return orjson.dumps(
             {"error": {"message": message or usual, "type": kind, "param": param, "code": code or usual_code}}
         )
+
+    def error_event(self, code: str) -> bytes:
+        return b"data: " + self.error(ERRORS[code][0], code, None) + b"\n\n"
 
     def request_id(self, serial: int) -> tuple[str, str]:
         return "x-request-id", f"req_{serial:08x}"

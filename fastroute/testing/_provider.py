@@ -60,7 +60,7 @@ class Provider:
         style: how streams are written.
         fail_rate: share of requests (0 to 1) that meet a random one of ``fail_with`` (500, 503, reset).
         seed: of all random choices.
-        log_size: how many requests are remembered, the newest.
+        log_size: how many requests are remembered, the newest; at most 256 MiB of bodies.
         host, port: where it listens; port 0 takes a free one.
         process: whether it runs in a process of its own, so that it shares neither the interpreter lock
             nor a fork's memory. Functions cannot be sent there.

@@ -24,6 +24,7 @@ from typing import Any
 from ._answers import Question, Said, settle
 from ._faults import Fault
 from ._http import Connection, Head, parse_head
+from ._latency import check_seconds
 from ._limits import RateLimits
 from ._openai import FORMATS, Format, Refusal
 from ._settings import Received, Settings
@@ -34,6 +35,7 @@ logger = logging.getLogger("fastroute.testing")
 MOST_HEADS = 256  # parsed header blocks kept: clients send the same one again and again
 MOST_SAID = 256  # answers kept: a benchmark asks the same thing again and again
 LONGEST_SAID = 4096
+LOG_BYTES = 256 << 20  # of bodies in the log, whatever their number
 _JSON: Headers = (("content-type", "application/json"),)
 _EVENTS: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 
@@ -82,7 +84,8 @@ class Server:
         self._script: deque[Script] = deque()
         self._repeat = False
         self._function: ScriptFunction | None = None
-        self._log: deque[Received] = deque(maxlen=settings.log_size)
+        self._log: deque[Received] = deque()
+        self._log_bytes = 0
         self._resumed: asyncio.Event = asyncio.Event()
         self._resumed.set()
         self._serial = 0
@@ -197,6 +200,7 @@ class Server:
 
     def clear_requests(self) -> None:
         self._log.clear()
+        self._log_bytes = 0
 
     def pause(self) -> None:
         self._resumed.clear()
@@ -241,6 +245,13 @@ class Server:
             return self._rng.choice(settings.fail_with)
         return None
 
+    def _remember(self, received: Received) -> None:
+        log = self._log
+        log.append(received)
+        self._log_bytes += len(received.body)
+        while len(log) > self._settings.log_size or self._log_bytes > LOG_BYTES:
+            self._log_bytes -= len(log.popleft().body)
+
     def serve(self, connection: Connection, head: Head, body: bytes) -> None:
         """Answer one request, now or by a task."""
         now = time.monotonic()
@@ -256,14 +267,17 @@ class Server:
             if fault is not None:
                 received = Received(method, path, headers, body, now, connection.number, fault.name)
             reply = self._reply(received, now, fault)
+            latency = self._settings.latency
+            if callable(latency):
+                latency = check_seconds("latency", latency(self._rng))
         except Exception:
             # A user's function failed; the caller must see a broken provider, not a dead one.
-            logger.exception("a script or answer function failed")
-            message = "The provider's script or answer function raised; its log has the traceback."
+            logger.exception("a function given to the provider failed")
+            message = "A function given to the provider raised; its log has the traceback."
             reply = Reply(500, _JSON, self._format.error(500, None, message))
-        self._log.append(received)
-        latency = self._settings.latency
-        delay = (latency(self._rng) if callable(latency) else latency) + reply.work
+            latency = 0.0
+        self._remember(received)
+        delay = latency + reply.work
         if fault is None and not delay and isinstance(reply.body, bytes) and self._resumed.is_set():
             counts["peak_in_flight"] = max(counts["peak_in_flight"], counts["in_flight"] + 1)
             connection.write(encode(reply, keep=head.keep))
@@ -308,7 +322,7 @@ class Server:
             return Reply(200, common + _JSON, body, work=said.generated * pace)
         events: Iterable[Piece] = form.events(question, said, self._serial, created, settings.style, pace)
         if fault is not None:
-            events = fault.change_events(events)
+            events = fault.change_events(events, form)
         return Reply(200, common + _EVENTS, events)
 
     def _read(self, received: Received) -> tuple[Question | None, Said | None]:
@@ -378,7 +392,9 @@ class Server:
                     await asyncio.sleep(0)
             elif isinstance(piece, str):
                 await flush()
-                if piece == "hang":
+                if piece == "reset":
+                    await connection.delivered()
+                elif piece == "hang":
                     await loop.create_future()
                 connection.end(piece)
                 return
