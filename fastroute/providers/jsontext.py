@@ -52,7 +52,7 @@ def loads(data: bytes | str) -> Any:
 def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
     """A second try for what orjson refuses and we do not."""
     reason = error.msg
-    if "unexpected end of data" in reason or not data:
+    if "unexpected end of data" in reason or not data.strip():
         raise Cut("JSON that stops in the middle") from None
     text = data if isinstance(data, str) else data.decode("utf-8", "replace").removeprefix("\ufeff")
     if "surrogate" not in reason and "BOM" not in reason and "UTF-8" not in reason:

@@ -156,7 +156,7 @@ def _malformed(what: str) -> errors.UpstreamProtocolError:
     return errors.UpstreamProtocolError(what, maybe_billed=True)
 
 
-def _document(body: bytes | str, target: Target) -> Any:
+def _document(body: bytes, target: Target) -> Any:
     try:
         return jsontext.loads(body)
     except jsontext.Cut:
@@ -165,9 +165,8 @@ def _document(body: bytes | str, target: Target) -> Any:
         raise errors.UpstreamTruncated("the answer's JSON stops in the middle", maybe_billed=True) from None
     except ValueError as error:
         reason = str(error)
-        head = body[:200] if isinstance(body, bytes) else body[:200].encode("utf-8", "replace")
-        if not head.lstrip().startswith((b"{", b"[")):
-            reason += f"; it begins: {faults.excerpt(head, target)}"
+        if not body.lstrip().startswith((b"{", b"[")):
+            reason += f"; it begins: {faults.excerpt(body, target)}"
         raise _malformed(f"the answer is {reason}") from None
 
 

@@ -1,0 +1,248 @@
+"""Streams of the OpenAI format: events to chunks, and what the chunks add up to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastroute import errors, sse, types
+from fastroute.providers import (
+    Target,
+    base,
+    get,
+)
+
+OPENAI = get("openai")
+TARGET = Target("openai/gpt", "openai", "gpt", "gpt-2025", "https://api.example.com/v1")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def ask(**params: Any) -> types.Request:
+    return types.Request("gpt", [{"role": "user", "content": "hello"}], params, True)
+
+
+# --------------------------------------------------------------------------------------------------- stream
+
+
+def chunk(
+    *, choices: list[dict[str, Any]] | None = None, finish: str | None = None, index: int = 0, **delta: Any
+) -> str:
+    if choices is None:
+        choices = [{"index": index, "delta": delta, "finish_reason": finish}]
+    return json.dumps({"id": "c1", "created": 5, "model": "gpt-2025-04", "choices": choices})
+
+
+USAGE = '{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}}'
+
+
+def run(*data: str, **params: Any) -> tuple[base.StreamDecoder, list[types.Chunk]]:
+    decoder = OPENAI.stream(ask(**params), TARGET)
+    chunks = [made for text in data for made in decoder.feed(sse.Event(data=text))]
+    return decoder, chunks
+
+
+def test_a_stream() -> None:
+    decoder, chunks = run(
+        chunk(role="assistant", content=""),
+        chunk(content="he"),
+        chunk(content="llo"),
+        chunk(finish="stop"),
+        USAGE,
+        "[DONE]",
+    )
+    decoder.end()
+    assert [made.choices[0].delta.content for made in chunks] == ["", "he", "llo", None]
+    assert decoder.text == "hello"
+    assert decoder.output_chars == 5
+    assert decoder.finish_reason == "stop"
+    assert decoder.done
+    assert decoder.finished
+    assert not decoder.missing_done
+    assert decoder.usage == types.Usage(5, 2)
+    reply = decoder.completion()
+    assert (reply.id, reply.created, reply.model, reply.text) == ("c1", 5, "gpt-2025-04", "hello")
+    assert reply.usage == types.Usage(5, 2)
+    assert reply.to_dict()["choices"] == [
+        {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+    ]
+
+
+def test_usage_is_shown_to_those_who_asked() -> None:
+    hidden = json.loads(chunk(content="a"))
+    hidden["usage"] = None
+    _, chunks = run(json.dumps(hidden), chunk(finish="stop"), USAGE, stream_options={"include_usage": True})
+    assert chunks[-1].usage == types.Usage(5, 2)
+    assert chunks[-1].choices == ()
+    assert "usage" in chunks[0].to_dict()
+    _, chunks = run(json.dumps(hidden), chunk(finish="stop"), USAGE)
+    assert [made.usage for made in chunks] == [None, None]
+    assert "usage" not in chunks[0].to_dict()
+
+
+def test_the_last_usage_counts_and_none_is_summed() -> None:
+    def with_usage(prompt: int | None) -> str:
+        body = json.loads(chunk(content="a"))
+        body["usage"] = prompt and {"prompt_tokens": prompt, "completion_tokens": 1}
+        return json.dumps(body)
+
+    decoder, _ = run(with_usage(5), with_usage(6), with_usage(None))
+    assert decoder.usage == types.Usage(6, 1)
+
+
+def test_the_end_mark_may_be_missing_but_not_the_reason() -> None:
+    decoder, _ = run(chunk(content="a"), chunk(finish="stop"))
+    decoder.end()
+    assert decoder.missing_done
+    for data in ([chunk(content="a")], [chunk(content="a"), "[DONE]"], []):
+        decoder, _ = run(*data)
+        with pytest.raises(errors.UpstreamTruncated) as caught:
+            decoder.end()
+        assert caught.value.maybe_billed
+    decoder, _ = run("[DONE]")
+    with pytest.raises(errors.EmptyResponse):
+        decoder.end()
+
+
+def test_every_choice_must_have_ended() -> None:
+    decoder, _ = run(chunk(content="a"), chunk(content="b", index=1), chunk(finish="stop", index=1))
+    assert not decoder.finished
+    with pytest.raises(errors.UpstreamTruncated):
+        decoder.end()
+    decoder.feed(sse.Event(data=chunk(finish="length")))
+    decoder.end()
+    assert [choice.message.content for choice in decoder.completion().choices] == ["a", "b"]
+    assert [choice.finish_reason for choice in decoder.completion().choices] == ["length", "stop"]
+
+
+def test_nothing_counts_after_the_end_mark() -> None:
+    decoder, chunks = run(
+        chunk(content="a"), chunk(finish="stop"), "[DONE]", chunk(content="b"), "[DONE]", "rubbish"
+    )
+    assert len(chunks) == 2
+    assert decoder.text == "a"
+
+
+def call(
+    index: int | None, id: str | None = None, name: str | None = None, arguments: str = ""
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"id": id, "function": {"name": name, "arguments": arguments}}
+    if index is not None:
+        made["index"] = index
+    return made
+
+
+def test_tool_calls_are_put_together_by_their_index() -> None:
+    decoder, chunks = run(
+        chunk(tool_calls=[call(0, "a", "f", '{"x":"\\u')]),
+        chunk(tool_calls=[call(1, "b", "g", "{}")]),
+        chunk(tool_calls=[call(0, "", None, '00e9"}')]),
+        chunk(finish="tool_calls"),
+    )
+    decoder.end()
+    message = decoder.message()
+    assert message.content is None
+    assert message.tool_calls == (
+        types.ToolCall("a", "function", types.FunctionCall("f", '{"x":"\\u00e9"}')),
+        types.ToolCall("b", "function", types.FunctionCall("g", "{}")),
+    )
+    assert json.loads(message.to_dict()["tool_calls"][0]["function"]["arguments"]) == {"x": "\xe9"}
+    assert chunks[0].choices[0].delta.tool_calls == (
+        types.ToolCall("a", None, types.FunctionCall("f", '{"x":"\\u'), 0),
+    )
+
+
+def test_tool_calls_without_an_index_are_told_apart_by_their_ids() -> None:
+    decoder, _ = run(
+        chunk(tool_calls=[call(None, "a", "f", "{}"), call(None, "b", "g", "{}")]), chunk(finish="tool_calls")
+    )
+    assert [made.id for made in decoder.message().tool_calls or ()] == ["a", "b"]
+
+
+def test_two_ids_on_one_index_are_refused() -> None:
+    with pytest.raises(errors.UpstreamProtocolError, match="index 0"):
+        run(chunk(tool_calls=[call(0, "a", "f")]), chunk(tool_calls=[call(0, "b")]))
+
+
+def test_fields_unknown_here_pass_through() -> None:
+    body = json.loads(chunk(content="a", reasoning_content="why", refusal="no", odd=[1]))
+    body["obfuscation"] = "xyz"
+    decoder, chunks = run(json.dumps(body), chunk(finish="stop"))
+    assert chunks[0].to_dict() == body
+    assert chunks[0].obfuscation == "xyz"
+    assert chunks[0].choices[0].delta.reasoning_content == "why"
+    assert decoder.message().to_dict() == {
+        "role": "assistant", "content": "a", "refusal": "no", "reasoning_content": "why",
+    }  # fmt: skip
+    assert decoder.output_chars == 6
+
+
+def test_half_a_surrogate_pair_in_each_of_two_chunks() -> None:
+    decoder, chunks = run(
+        '{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}',
+        '{"choices":[{"index":0,"delta":{"content":"\\ude00"}}]}',
+    )
+    assert [made.choices[0].delta.content for made in chunks] == ["\ud83d", "\ude00"]
+    assert decoder.text == "\ud83d\ude00"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "rubbish",
+        "[]",
+        "3",
+        '{"choices":5}',
+        '{"choices":["x"]}',
+        '{"choices":[{"delta":5}]}',
+        "[1,2",
+        '{"choices":[{"index":-1,"delta":{}}]}',
+        '{"choices":[{"index":99999999,"delta":{}}]}',
+        '{"choices":[{"index":"0"}]}',
+        '{"choices":[{"delta":{"content":5}}]}',
+        '{"choices":[{"delta":{"tool_calls":{}}}]}',
+        '{"choices":[NaN]}',
+        '{"choices":[{"delta":{"tool_calls":[{"index":-1}]}}]}',
+    ],
+)
+def test_events_that_are_no_chunks(data: str) -> None:
+    with pytest.raises(errors.UpstreamProtocolError) as caught:
+        run(data)
+    assert caught.value.maybe_billed
+
+
+def test_an_event_cut_off_by_the_end_of_the_stream() -> None:
+    with pytest.raises(errors.UpstreamTruncated):
+        run('{"choices":[{"index":0,"de')
+
+
+@pytest.mark.parametrize(
+    "data", ["", " ", "{}", '{"choices":[]}', '{"choices":null}', '{"choices":[],"prompt_filter_results":[]}']
+)
+def test_events_that_bring_nothing(data: str) -> None:
+    decoder, chunks = run(data)
+    assert chunks == []
+    assert not decoder.finished
+
+
+def test_an_error_event_by_its_name() -> None:
+    decoder = OPENAI.stream(ask(), TARGET)
+    with pytest.raises(errors.InternalServerError, match="overloaded"):
+        decoder.feed(sse.Event("error", '{"type":"overloaded_error","message":"overloaded"}'))
+    with pytest.raises(errors.InternalServerError, match="went down"):
+        OPENAI.stream(ask(), TARGET).feed(sse.Event("error", "went down"))
+
+
+@given(JSON)
+def test_no_event_raises_anything_unexpected(value: Any) -> None:
+    try:
+        run(json.dumps(value), chunk(choices=[{"delta": value}]), chunk(choices=[value]))
+    except errors.APIError:
+        pass
