@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, embedsignature=False
-# cython: initializedcheck=False, cdivision=True
+# cython: initializedcheck=False, cdivision=True, auto_pickle=False, autotestdict=False
 """The native core: routing state and arithmetic in C.
 
 Units: times are integer nanoseconds on CLOCK_MONOTONIC (a ``now`` of 0 means: read the clock here), latencies
@@ -11,6 +11,11 @@ kill, nothing to deadlock after a fork, and nothing that stalls a gevent hub.
 
 Not here: I/O, sleeping, configuration, money budgets, and the meaning of names.
 """
+
+cimport cython
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from libc.math cimport log
+from libc.string cimport memset
 
 include "core/segment.pxi"
 include "core/bucket.pxi"

@@ -1,1 +1,218 @@
-# bucket
+# ======================================================================================================================
+# Bucket: how many a minute (GCRA)
+# ======================================================================================================================
+#
+# One number says it all: the theoretical arrival time (TAT), the time at which the bucket will be full again. A permit
+# costs a fixed interval and moves the TAT on by it; the TAT may run ahead of now by at most `burst` intervals. So
+# exactly `burst` permits are free at once, then one an interval. Charging what has already been spent may push the
+# TAT further: a debt, which later callers wait out. A TAT in the past is a full bucket, and 0 a fresh one.
+#
+# The interval is a minute divided by the rate, rounded up to a whole nanosecond. So the cost of n permits is exactly n
+# times that of one, and the rate is never exceeded; it falls short by less than a nanosecond a permit (0.002 % at a
+# million a minute).
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+cdef int64_t MINUTE_NS = 60_000_000_000
+cdef int64_t MAX_PER_MINUTE = 1_000_000_000
+cdef int64_t MAX_TOLERANCE = 1 << 60                 # 36 years: the longest a full bucket may take to fill
+
+# Struct ---------------------------------------------------------------------------------------------------------------
+
+cdef struct Limit:
+    int64_t per_minute           # < 0: no limit; 0: nothing passes
+    int64_t burst                # most permits at once
+    int64_t interval             # ns a permit
+    int64_t tolerance            # how far the TAT may run ahead: burst * interval
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+cdef int set_limit(Limit *limit, str what, int64_t per_minute, int64_t burst) except -1:
+    if per_minute > MAX_PER_MINUTE:
+        raise ValueError(f"{what} must be at most {MAX_PER_MINUTE} a minute, not {per_minute}")
+    if burst < 0:
+        raise ValueError(f"the burst of {what} must be 0 (a sixth of the rate) or more, not {burst}")
+    cdef Limit new
+    new.per_minute = max(per_minute, -1)
+    new.burst = burst
+    new.interval = 0
+    new.tolerance = 0
+    if per_minute > 0:
+        new.interval = (MINUTE_NS + per_minute - 1) // per_minute
+        if burst == 0:
+            new.burst = max(1, per_minute // 6)
+        if new.burst > MAX_TOLERANCE // new.interval:
+            raise ValueError(
+                f"the burst of {what} must be at most {MAX_TOLERANCE // new.interval} at {per_minute} a minute, not {burst}"
+            )
+        new.tolerance = new.burst * new.interval
+    limit[0] = new
+    return 0
+
+
+cdef inline int64_t bucket_wait(const Limit *limit, const int64_t *tat, int64_t n, int64_t now) noexcept nogil:
+    """What acquiring n would answer: 0, the wait in ns, or -1 for never."""
+    if limit.per_minute < 0 or n == 0:
+        return 0
+    if n > limit.burst or limit.per_minute == 0:
+        return -1
+    return max(0, max(fr_load_i64(tat), now) - now + n * limit.interval - limit.tolerance)
+
+
+cdef inline int64_t bucket_acquire(const Limit *limit, int64_t *tat, int64_t n, int64_t now) noexcept nogil:
+    """Takes n: 0. Or takes nothing: the wait in ns until n could be had, or -1 for never."""
+    cdef int64_t seen, wait, ahead
+    if limit.per_minute < 0 or n == 0:
+        return 0
+    if n > limit.burst or limit.per_minute == 0:
+        return -1
+    seen = fr_load_i64(tat)
+    while True:
+        ahead = max(seen, now) - now + n * limit.interval
+        wait = ahead - limit.tolerance
+        if wait > 0:
+            return wait
+        if fr_cas_i64(tat, &seen, now + ahead):
+            return 0
+
+
+cdef inline int64_t bucket_reserve(
+    const Limit *limit, int64_t *tat, int64_t n, int64_t max_wait, int64_t now
+) noexcept nogil:
+    """Takes n now, to be used after the returned ns. Takes nothing: -1 for never, -2 - wait if that is too long."""
+    cdef int64_t seen, wait, ahead
+    if limit.per_minute < 0 or n == 0:
+        return 0
+    if n > limit.burst or limit.per_minute == 0:
+        return -1
+    seen = fr_load_i64(tat)
+    while True:
+        ahead = max(seen, now) - now + n * limit.interval
+        wait = max(0, ahead - limit.tolerance)
+        if wait > max_wait:
+            return -2 - wait
+        if fr_cas_i64(tat, &seen, fr_sum(now, ahead)):
+            return wait
+
+
+cdef inline void bucket_settle(const Limit *limit, int64_t *tat, int64_t delta, int64_t now) noexcept nogil:
+    """Charges ``delta`` more, into debt if need be, or gives back ``-delta``."""
+    cdef int64_t seen, cost
+    if limit.per_minute <= 0 or delta == 0:
+        return
+    seen = fr_load_i64(tat)
+    if delta > 0:
+        cost = fr_product(delta, limit.interval)
+        while not fr_cas_i64(tat, &seen, fr_sum(max(seen, now), cost)):
+            pass
+        return
+    cost = fr_product(-delta, limit.interval)
+    # A TAT that has passed is a full bucket: there is nothing to add to.
+    while seen > now and not fr_cas_i64(tat, &seen, max(0, seen - cost)):
+        pass
+
+
+cdef inline int64_t bucket_available(const Limit *limit, const int64_t *tat, int64_t now) noexcept nogil:
+    """Permits free now, rounded down; negative in debt."""
+    cdef int64_t room
+    if limit.per_minute < 0:
+        return INT64_MAX
+    if limit.per_minute == 0:
+        return 0
+    room = limit.tolerance - (max(fr_load_i64(tat), now) - now)
+    if room >= 0:
+        return room // limit.interval
+    return -((-room + limit.interval - 1) // limit.interval)
+
+
+cdef inline void bucket_tighten(const Limit *limit, int64_t *tat, int64_t remaining, int64_t now) noexcept nogil:
+    """Moves the TAT on so that no more than ``remaining`` are free now; never back."""
+    cdef int64_t seen, target
+    if limit.per_minute <= 0 or remaining >= limit.burst:
+        return
+    target = now + limit.tolerance - remaining * limit.interval
+    seen = fr_load_i64(tat)
+    while seen < target and not fr_cas_i64(tat, &seen, target):
+        pass
+
+
+# Class ----------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Bucket:
+    """A limit of so many a minute with a burst, shared by name.
+
+    From fresh, exactly ``burst`` single permits are granted at once; then one an interval (a minute divided by the
+    rate, rounded up to a nanosecond). The limit is this object's own: only what has been taken is shared.
+
+    Args:
+        segment: Where the state lives.
+        name: Two buckets of one name in one segment are the same bucket.
+        per_minute: The rate, 0 (nothing passes) to 1e9; negative or None: no limit.
+        burst: Most permits at once; 0 means a sixth of the rate (ten seconds' worth), at least 1.
+
+    Thread safety: all methods are lock-free; threads and processes together never get more than the limit.
+    """
+
+    cdef readonly Segment segment
+    cdef readonly str name
+    cdef int64_t *tat
+    cdef Limit limit
+
+    def __init__(self, Segment segment not None, str name not None, per_minute: int | None, int64_t burst=0) -> None:
+        set_limit(&self.limit, "per_minute", -1 if per_minute is None else per_minute, burst)
+        self.tat = &(<Cold *>segment.claim(segment.name_hash(name), KIND_BUCKET)).tat
+        self.segment = segment
+        self.name = name
+
+    @property
+    def per_minute(self) -> int:
+        """The rate; -1 when there is no limit."""
+        return self.limit.per_minute
+
+    @property
+    def burst(self) -> int:
+        """Most permits at once."""
+        return self.limit.burst
+
+    def acquire(self, int64_t n=1, int64_t now=0) -> int:
+        """Takes ``n`` permits if they are free.
+
+        Returns:
+            0: taken. More than 0: nothing taken, ns until ``n`` could be. -1: never (``n`` above the burst, or the
+            rate is 0). ``n`` of 0 is always granted.
+        """
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, not {n}")
+        if now == 0:
+            now = fr_clock()
+        else:
+            moment(now)
+        return bucket_acquire(&self.limit, self.tat, n, now)
+
+    def reserve(self, int64_t n, int64_t max_wait, int64_t now=0) -> int:
+        """Takes ``n`` permits now that are good after a wait; who reserves first waits less, and each sleeps once.
+
+        Returns:
+            0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken, for the wait w is above ``max_wait`` ns.
+        """
+        if n < 0:
+            raise ValueError(f"n must be 0 or more, not {n}")
+        if max_wait < 0:
+            raise ValueError(f"max_wait must be 0 ns or more, not {max_wait}")
+        return bucket_reserve(&self.limit, self.tat, n, max_wait, moment(now) or fr_clock())
+
+    def settle(self, int64_t delta, int64_t now=0) -> None:
+        """Charges ``delta`` permits more (into debt if they are not there), or gives back ``-delta``."""
+        bucket_settle(&self.limit, self.tat, delta, moment(now) or fr_clock())
+
+    def available(self, int64_t now=0) -> int:
+        """Permits free now, rounded down; negative in debt; 2**63 - 1 without a limit."""
+        return bucket_available(&self.limit, self.tat, moment(now) or fr_clock())
+
+    def tighten(self, int64_t remaining, int64_t now=0) -> None:
+        """The provider says that only ``remaining`` are left: there are no more than that now. Never loosens."""
+        if remaining < 0:
+            raise ValueError(f"remaining must be 0 or more, not {remaining}")
+        bucket_tighten(&self.limit, self.tat, remaining, moment(now) or fr_clock())

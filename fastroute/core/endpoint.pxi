@@ -1,1 +1,748 @@
-# endpoint
+# ======================================================================================================================
+# Endpoint: admit and finish, one native call each
+# ======================================================================================================================
+#
+# An endpoint is a hot cell (what ranking reads), a cold cell, two of the breaker's window, four of latencies, and the
+# permits. A permit is a 16-bit entry: the worker's slot in the low byte, 0 when free, and a turn in the high byte that
+# grows each time the entry is taken. It is taken and given back by one swap, so the limit is exact over all processes;
+# what a killed worker held carries its slot and is given back by `Segment.reap`; and a ticket names slot and turn, so
+# that finishing it twice finds another entry than it left.
+#
+# A ticket: bits 0-11 the permit's index, 12-19 slot, 20-27 turn, 28-39 the breaker's ticket.
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+BLOCKED = REASON_BLOCKED
+BREAKER = REASON_BREAKER
+BUSY = REASON_BUSY
+REQUESTS = REASON_REQUESTS
+TOKENS = REASON_TOKENS
+TOO_LARGE = REASON_TOO_LARGE
+
+cdef enum:                       # the low three bits of a refusal
+    REASON_BLOCKED = 1
+    REASON_BREAKER = 2
+    REASON_BUSY = 3
+    REASON_REQUESTS = 4
+    REASON_TOKENS = 5
+    REASON_TOO_LARGE = 6
+
+cdef enum:
+    MAX_IN_FLIGHT = 4096
+    CELL_PERMITS = 28            # 16-bit entries in one cell
+    PERMIT_CELLS = 147           # enough for MAX_IN_FLIGHT
+
+cdef enum:
+    FLAG_OPENED = 1
+    FLAG_CLOSED = 2
+
+cdef int64_t MAX_AMOUNT = 1 << 61
+
+# Grows whenever any endpoint of this process is configured, so that rankings know when to copy weights again.
+cdef uint64_t configurations = 0
+
+# Structs --------------------------------------------------------------------------------------------------------------
+
+cdef struct Settings:            # as given, so that one can be changed and the rest kept
+    int64_t rpm
+    int64_t request_burst
+    int64_t tpm
+    int64_t token_burst
+    int64_t max_in_flight
+    double weight
+    int64_t failures
+    double rate
+    int64_t min_calls
+    double window_s
+    double open_s
+    double max_open_s
+    double reset_s
+    double probe_lease_s
+    int64_t probes_to_close
+    double ramp_s
+    double tau_s
+
+cdef struct EndpointParts:
+    Hot *hot
+    Cold *cold
+    Limit requests
+    Limit tokens
+    BreakerRules rules
+    BreakerCells breaker
+    LatencyCells latency
+    RetryRules retry
+    double inverse_weight
+    int32_t max_in_flight
+    int32_t hint                 # where a free permit was seen last, in this process
+    int32_t permit_cells         # how many of `permits` are claimed
+    uint64_t *permits[PERMIT_CELLS]
+
+# Permits --------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint16_t *permit_place(uint64_t **cells, int index) noexcept nogil:
+    return <uint16_t *>(cells[index // CELL_PERMITS] + 1) + index % CELL_PERMITS
+
+
+cdef inline int64_t permit_take(EndpointParts *e, int slot) noexcept nogil:
+    """The lower 28 bits of a ticket, or -1 when all permits are taken."""
+    cdef int index = e.hint
+    cdef int step
+    cdef uint16_t *place
+    cdef uint16_t seen, new
+    if index >= e.max_in_flight:
+        index = 0
+    for step in range(e.max_in_flight):
+        place = permit_place(e.permits, index)
+        seen = fr_load_u16(place)
+        if seen & 0xFF == 0:
+            new = <uint16_t>((seen + 0x100 & 0xFF00) | slot)
+            if fr_cas_u16(place, seen, new):
+                e.hint = index + 1
+                fr_add_i32(&e.hot.in_flight, 1)
+                return index | <int64_t>slot << 12 | <int64_t>(new >> 8) << 20
+        index += 1
+        if index >= e.max_in_flight:
+            index = 0
+    return -1
+
+
+cdef inline bint permit_free(EndpointParts *e) noexcept nogil:
+    cdef int index
+    for index in range(e.max_in_flight):
+        if fr_load_u16(permit_place(e.permits, index)) & 0xFF == 0:
+            return True
+    return False
+
+
+cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexcept nogil:
+    """Gives the permit of a ticket back; False if it is not this process's, or was given back before."""
+    cdef int index = ticket & 0xFFF
+    cdef uint16_t turn = ticket >> 12 & 0xFF00
+    if (ticket >> 12 & 0xFF) != slot or slot == 0 or index >= e.permit_cells * CELL_PERMITS:
+        return False
+    if not fr_cas_u16(permit_place(e.permits, index), turn | <uint16_t>slot, turn):
+        return False
+    e.hint = index
+    fr_add_i32(&e.hot.in_flight, -1)
+    return True
+
+
+cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
+    """Frees every permit that a worker holds, in all endpoints."""
+    cdef uint64_t index, number
+    cdef uint64_t *hot
+    cdef uint64_t *cell
+    cdef uint16_t *place
+    cdef uint16_t seen
+    cdef int lane
+    for index in range(mask + 1):
+        hot = table + 8 * index
+        if (fr_load(hot) & 15) != KIND_ENDPOINT:
+            continue
+        for number in range(<uint64_t>PERMIT_CELLS):
+            cell = find_cell(table, mask, sub_key(hot[0], KIND_PERMITS, number), False)
+            if cell is NULL:
+                break
+            for lane in range(CELL_PERMITS):
+                place = <uint16_t *>(cell + 1) + lane
+                seen = fr_load_u16(place)
+                if (seen & 0xFF) == slot and fr_cas_u16(place, seen, seen & 0xFF00):
+                    fr_add_i32(&(<Hot *>hot).in_flight, -1)
+
+
+cdef int permits_taken(uint64_t *table, uint64_t mask, uint64_t key) noexcept nogil:
+    cdef uint64_t number
+    cdef uint64_t *cell
+    cdef int lane
+    cdef int count = 0
+    for number in range(<uint64_t>PERMIT_CELLS):
+        cell = find_cell(table, mask, sub_key(key, KIND_PERMITS, number), False)
+        if cell is NULL:
+            break
+        for lane in range(CELL_PERMITS):
+            count += (fr_load_u16(<uint16_t *>(cell + 1) + lane) & 0xFF) != 0
+    return count
+
+
+cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
+    """Sets the in-flight counts that a process killed between a permit and its count has left wrong.
+
+    A count is changed only if it and the permits stood still while they were looked at twice; a call that slips
+    through all the same makes it wrong by one until the next time.
+    """
+    cdef uint64_t index
+    cdef Hot *hot
+    cdef int taken
+    cdef int32_t seen
+    for index in range(mask + 1):
+        hot = <Hot *>(table + 8 * index)
+        if (fr_load(&hot.key) & 15) != KIND_ENDPOINT:
+            continue
+        seen = fr_load_i32(&hot.in_flight)
+        taken = permits_taken(table, mask, hot.key)
+        if seen != taken and taken == permits_taken(table, mask, hot.key):
+            fr_cas_i32(&hot.in_flight, &seen, taken)
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+
+cdef inline int64_t refusal(int reason, int64_t wait) noexcept nogil:
+    return -(min(max(wait, 0), <int64_t>1 << 59) << 3 | reason)
+
+
+cdef inline void usage_add(EndpointParts *e, double tokens, int64_t now) noexcept nogil:
+    cdef uint32_t stamp = fr_millis(now)
+    cdef uint64_t word = fr_load(&e.cold.usage)
+    cdef double usage
+    while True:
+        usage = fr_value(word) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) / FR_USAGE_TAU) + tokens
+        if fr_cas(&e.cold.usage, &word, fr_pack(<float>max(usage, 0.0), stamp)):
+            return
+
+
+cdef inline double usage_at(const EndpointParts *e, int64_t now) noexcept nogil:
+    cdef uint64_t word = fr_load(&e.cold.usage)
+    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) / FR_USAGE_TAU)
+
+
+cdef inline bint never_fits(const EndpointParts *e, int64_t tokens) noexcept nogil:
+    """Whether no waiting would let such a request in."""
+    return (
+        e.max_in_flight == 0
+        or e.requests.per_minute == 0
+        or (e.tokens.per_minute >= 0 and tokens > 0 and (tokens > e.tokens.burst or e.tokens.per_minute == 0))
+    )
+
+
+cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
+    cdef uint64_t word = fr_load(&e.hot.block)
+    cdef int64_t gate, permit, wait
+    if never_fits(e, 0 if reserved else tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    if word:
+        wait = block_left(word, now)
+        if wait:
+            return refusal(REASON_BLOCKED, wait)
+    gate = breaker_allow(&e.rules, e.breaker.control, now)
+    if gate < 0:
+        return refusal(REASON_BREAKER, -gate)
+    permit = permit_take(e, slot)
+    if permit < 0:
+        if gate & 1:
+            breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
+        return refusal(REASON_BUSY, 0)
+    if not reserved:
+        wait = bucket_acquire(&e.requests, &e.cold.tat, 1, now)
+        if wait == 0:
+            wait = bucket_acquire(&e.tokens, &e.hot.tat, tokens, now)
+            if wait:
+                bucket_settle(&e.requests, &e.cold.tat, -1, now)
+                wait = refusal(REASON_TOKENS, wait)
+        else:
+            wait = refusal(REASON_REQUESTS, wait)
+        if wait:
+            permit_return(e, permit, slot)
+            if gate & 1:
+                breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
+            return wait
+    if tokens:
+        usage_add(e, <double>tokens, now)
+    return permit | gate << 28
+
+
+cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, int64_t now) noexcept nogil:
+    """What admit would answer, taking nothing; 0 for yes."""
+    cdef int64_t wait
+    if never_fits(e, tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    wait = block_left(fr_load(&e.hot.block), now)
+    if wait:
+        return refusal(REASON_BLOCKED, wait)
+    wait = breaker_peek(fr_load(&e.hot.breaker), now)
+    if wait < 0:
+        return refusal(REASON_BREAKER, -wait)
+    if not permit_free(e):
+        return refusal(REASON_BUSY, 0)
+    wait = bucket_wait(&e.requests, &e.cold.tat, 1, now)
+    if wait:
+        return refusal(REASON_REQUESTS, wait)
+    wait = bucket_wait(&e.tokens, &e.hot.tat, tokens, now)
+    if wait:
+        return refusal(REASON_TOKENS, wait)
+    return 0
+
+
+cdef int64_t endpoint_reserve(EndpointParts *e, int64_t tokens, int64_t max_wait, int64_t now) noexcept nogil:
+    cdef int64_t first, second
+    if never_fits(e, tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    first = bucket_reserve(&e.requests, &e.cold.tat, 1, max_wait, now)
+    if first < 0:
+        return refusal(REASON_REQUESTS, -2 - first)
+    second = bucket_reserve(&e.tokens, &e.hot.tat, tokens, max_wait, now)
+    if second < 0:
+        bucket_settle(&e.requests, &e.cold.tat, -1, now)
+        return refusal(REASON_TOKENS, -2 - second)
+    return max(first, second)
+
+
+cdef int endpoint_finish(
+    EndpointParts *e, int slot, int64_t ticket, int outcome, double latency_s, int64_t token_delta, int64_t now
+) noexcept nogil:
+    cdef int64_t coarse = now or fr_clock_coarse()
+    cdef int state
+    if not permit_return(e, ticket, slot):
+        return 0
+    state = breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, coarse)
+    result_record(&e.latency, outcome, latency_s, coarse)
+    if token_delta:
+        bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
+        usage_add(e, <double>token_delta, coarse)
+    return FLAG_OPENED if state == STATE_OPEN else FLAG_CLOSED if state == STATE_CLOSED else 0
+
+
+cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t tokens, int64_t now) noexcept nogil:
+    if not permit_return(e, ticket, slot):
+        return
+    breaker_record(&e.rules, &e.breaker, ticket >> 28, OUTCOME_IGNORED, now)
+    bucket_settle(&e.requests, &e.cold.tat, -1, now)
+    bucket_settle(&e.tokens, &e.hot.tat, -tokens, now)
+    if tokens:
+        usage_add(e, -<double>tokens, now)
+
+
+cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:
+    """(ewma + spread) * (calls in flight + 1) / success**2 / weight / ramp; less is better.
+
+    Never measured: nothing when idle, so that it is tried; a poor load once a call is under way, so that one call tries
+    it and not all; and poor as long as its failures are fresh, so that what only ever fails is not for ever the first.
+    """
+    cdef int32_t in_flight = max(fr_load_i32(&e.hot.in_flight), 0)
+    cdef double failure = failure_at(&e.latency, now)
+    cdef uint64_t word = fr_load(&e.hot.ewma)
+    cdef double load = fr_value(word)
+    if load > 0:
+        load += fr_load_float(&e.hot.spread)
+        load *= fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * e.latency.inverse_tau)
+    elif in_flight or failure >= FR_FORGIVEN:
+        load = FR_UNMEASURED
+    else:
+        return 0.0
+    load *= (in_flight + 1) * e.inverse_weight
+    if failure > 0:
+        load /= success_of(failure) * success_of(failure)
+    return load / breaker_ramp(&e.rules, fr_load(&e.hot.breaker), now)
+
+
+cdef inline double load_without_decay(const Hot *hot, double inverse_weight) noexcept nogil:
+    """The same from the score kept by the last call, as if no time had passed since, and before the ramp."""
+    cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
+    cdef double score = fr_load_float(&hot.score)
+    if score == 0 and in_flight:
+        score = FR_UNMEASURED
+    return score * (in_flight + 1) * inverse_weight
+
+
+cdef int64_t amount(str what, int64_t value, int64_t low) except? -1:
+    """Checks a number of tokens: large enough for any use, small enough to be added and negated."""
+    if value < low or value > MAX_AMOUNT:
+        raise ValueError(f"{what} must be {low} to 2**61, not {value}")
+    return value
+
+
+# Class ----------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Endpoint:
+    """One model at one provider: its limits, breaker, latency, permits; state shared by name.
+
+    The limits and rules are this object's own and can be changed in place (``configure``); what has been counted stays.
+
+    Args:
+        segment: Where the state lives.
+        name: Two endpoints of one name in one segment are the same endpoint.
+        rpm: Requests a minute; negative: no limit, 0: none.
+        request_burst: Most requests at once; 0: a sixth of ``rpm``, at least 1.
+        tpm: Tokens a minute; negative: no limit, 0: none.
+        token_burst: Most tokens at once; 0: a sixth of ``tpm``, at least 1. A larger request is never admitted.
+        max_in_flight: Most calls under way, over all processes, 0 to 4096.
+        weight: Its share of load beside others, above 0.
+        failures, rate, min_calls, window_s, open_s, max_open_s, reset_s, probe_lease_s, probes_to_close, ramp_s: See
+            ``Breaker``.
+        tau_s: See ``Latency``.
+
+    Thread safety: all methods are lock-free and may be called from any thread and forked process. ``configure`` should
+    be called by one thread at a time.
+    """
+
+    cdef readonly Segment segment
+    cdef readonly str name
+    cdef EndpointParts parts
+    cdef Settings settings
+
+    def __init__(
+        self, Segment segment not None, str name not None, *, int64_t rpm=-1, int64_t request_burst=0, int64_t tpm=-1,
+        int64_t token_burst=0, int64_t max_in_flight=200, double weight=1.0, int64_t failures=5, double rate=0.5,
+        int64_t min_calls=20, double window_s=30.0, double open_s=5.0, double max_open_s=300.0, double reset_s=60.0,
+        double probe_lease_s=35.0, int64_t probes_to_close=2, double ramp_s=10.0, double tau_s=10.0,
+    ) -> None:
+        if self.segment is not None:
+            raise RuntimeError("an Endpoint cannot be initialised twice; use configure()")
+        cdef EndpointParts *e = &self.parts
+        cdef uint64_t name_hash = segment.name_hash(name)
+        cdef Settings settings
+        settings.rpm = rpm
+        settings.request_burst = request_burst
+        settings.tpm = tpm
+        settings.token_burst = token_burst
+        settings.max_in_flight = max_in_flight
+        settings.weight = weight
+        settings.failures = failures
+        settings.rate = rate
+        settings.min_calls = min_calls
+        settings.window_s = window_s
+        settings.open_s = open_s
+        settings.max_open_s = max_open_s
+        settings.reset_s = reset_s
+        settings.probe_lease_s = probe_lease_s
+        settings.probes_to_close = probes_to_close
+        settings.ramp_s = ramp_s
+        settings.tau_s = tau_s
+        e.rules.salt = name_hash
+        self.apply(segment, name_hash, &settings)
+        e.hot = <Hot *>segment.claim(name_hash, KIND_ENDPOINT)
+        e.cold = <Cold *>segment.claim(name_hash, KIND_LEDGER)
+        e.breaker.control = &e.hot.breaker
+        e.breaker.block = &e.hot.block
+        e.breaker.window[0] = segment.claim(name_hash, KIND_WINDOW, 0) + 1
+        e.breaker.window[1] = segment.claim(name_hash, KIND_WINDOW, 1) + 1
+        claim_latency(&e.latency, segment, name_hash, e.hot, e.cold, tau_s)
+        set_retry_rules(&e.retry, 0.2, 1.0, 10.0)
+        self.name = name
+        self.segment = segment
+
+    cdef int apply(self, Segment segment, uint64_t name_hash, const Settings *s) except -1:
+        """Checks all settings, then puts them in force together."""
+        global configurations
+        cdef EndpointParts *e = &self.parts
+        cdef Limit requests, tokens
+        cdef BreakerRules rules = e.rules
+        cdef double tau_s = seconds("tau_s", s.tau_s, 0.001, 86400.0)
+        set_limit(&requests, "rpm", s.rpm, s.request_burst)
+        set_limit(&tokens, "tpm", s.tpm, s.token_burst)
+        whole("max_in_flight", s.max_in_flight, 0, MAX_IN_FLIGHT)
+        if not 1e-9 <= s.weight <= 1e9:
+            raise ValueError(f"weight must be 1e-9 to 1e9, not {s.weight!r}")
+        set_rules(
+            &rules, s.failures, s.rate, s.min_calls, s.window_s, s.open_s, s.max_open_s, s.reset_s, s.probe_lease_s,
+            s.probes_to_close, s.ramp_s,
+        )
+        while e.permit_cells * CELL_PERMITS < s.max_in_flight:
+            e.permits[e.permit_cells] = segment.claim(name_hash, KIND_PERMITS, e.permit_cells)
+            e.permit_cells += 1
+        e.requests = requests
+        e.tokens = tokens
+        e.rules = rules
+        e.inverse_weight = 1.0 / s.weight
+        e.max_in_flight = <int32_t>s.max_in_flight
+        e.latency.inverse_tau = 1.0 / tau_s
+        self.settings = s[0]
+        configurations += 1
+        return 0
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name!r}>"
+
+    def configure(
+        self, *, rpm: int | None = None, request_burst: int | None = None, tpm: int | None = None,
+        token_burst: int | None = None, max_in_flight: int | None = None, weight: float | None = None,
+        failures: int | None = None, rate: float | None = None, min_calls: int | None = None,
+        window_s: float | None = None, open_s: float | None = None, max_open_s: float | None = None,
+        reset_s: float | None = None, probe_lease_s: float | None = None, probes_to_close: int | None = None,
+        ramp_s: float | None = None, tau_s: float | None = None,
+    ) -> None:
+        """Changes the settings given, all of them or, if one is refused, none; what was counted and held stays.
+
+        Raises:
+            ValueError: A setting is out of range.
+            SegmentFullError: No room for the permits of a larger ``max_in_flight``.
+        """
+        cdef Settings s = self.settings
+        if rpm is not None: s.rpm = rpm
+        if request_burst is not None: s.request_burst = request_burst
+        if tpm is not None: s.tpm = tpm
+        if token_burst is not None: s.token_burst = token_burst
+        if max_in_flight is not None: s.max_in_flight = max_in_flight
+        if weight is not None: s.weight = weight
+        if failures is not None: s.failures = failures
+        if rate is not None: s.rate = rate
+        if min_calls is not None: s.min_calls = min_calls
+        if window_s is not None: s.window_s = window_s
+        if open_s is not None: s.open_s = open_s
+        if max_open_s is not None: s.max_open_s = max_open_s
+        if reset_s is not None: s.reset_s = reset_s
+        if probe_lease_s is not None: s.probe_lease_s = probe_lease_s
+        if probes_to_close is not None: s.probes_to_close = probes_to_close
+        if ramp_s is not None: s.ramp_s = ramp_s
+        if tau_s is not None: s.tau_s = tau_s
+        self.apply(self.segment, self.segment.name_hash(self.name), &s)
+
+    # The way of a call ------------------------------------------------------------------------------------------------
+
+    def admit(self, int64_t tokens=0, int64_t now=0, bint reserved=False) -> int:
+        """Takes a permit, passes the breaker, pays one request and ``tokens``: all of it or nothing.
+
+        Args:
+            tokens: Estimated tokens of the call.
+            now: ns; 0 reads the clock.
+            reserved: Both buckets were already paid by ``reserve``.
+
+        Returns:
+            0 or more: a ticket for ``finish`` or ``undo``, in this process only. Negative: minus (wait in ns << 3 |
+            reason), the wait 0 when it is not known (BUSY) or none would help (TOO_LARGE).
+        """
+        cdef int slot = self.segment.worker()
+        amount("tokens", tokens, 0)
+        if now == 0:
+            now = fr_clock()
+        else:
+            moment(now)
+        return endpoint_admit(&self.parts, slot, tokens, reserved, now)
+
+    def finish(
+        self, int64_t ticket, int outcome, double latency_s=0.0, int64_t token_delta=0, int64_t now=0
+    ) -> int:
+        """The call of a ticket has ended: gives its permit back, and counts how it went.
+
+        Args:
+            ticket: From ``admit``. One already finished or undone changes nothing, nor does one of another process.
+                (Not noticed: a ticket given again after its permit was taken exactly a multiple of 256 times since.)
+            outcome: OK, FAILURE, IGNORED or THROTTLED.
+            latency_s: Of an OK call; 0 if it was not measured.
+            token_delta: Real tokens minus those admitted.
+            now: ns; 0 reads the clock.
+
+        Returns:
+            1: this opened the breaker; 2: this closed it; 0: neither.
+        """
+        if ticket < 0:
+            raise ValueError("a refusal is not a ticket")
+        return endpoint_finish(
+            &self.parts, self.own_slot(), ticket, checked_outcome(outcome), checked_latency(latency_s),
+            amount("token_delta", token_delta, -MAX_AMOUNT), moment(now),
+        )
+
+    def undo(self, int64_t ticket, int64_t tokens, int64_t now=0) -> None:
+        """Admitted, but nothing was sent: permit, probe, request and ``tokens`` are given back, nothing is counted."""
+        if ticket < 0:
+            raise ValueError("a refusal is not a ticket")
+        endpoint_undo(
+            &self.parts, self.own_slot(), ticket, amount("tokens", tokens, 0), moment(now) or fr_clock()
+        )
+
+    cdef inline int own_slot(self) noexcept nogil:
+        """The slot of this process, 0 if it has none yet: then no ticket is its own."""
+        return self.segment.slot_number if self.segment.slot_forks == fr_fork_count() else 0
+
+    def reserve(self, int64_t tokens, int64_t max_wait, int64_t now=0) -> int:
+        """Pays one request and ``tokens`` ahead, both or neither, for an ``admit(reserved=True)`` after the wait.
+
+        Returns:
+            0 or more: paid, ns to wait. Negative as in ``admit``: REQUESTS or TOKENS with the wait that would have been
+            above ``max_wait``, or TOO_LARGE.
+        """
+        amount("tokens", tokens, 0)
+        if max_wait < 0:
+            raise ValueError(f"max_wait must be 0 ns or more, not {max_wait}")
+        return endpoint_reserve(&self.parts, tokens, max_wait, moment(now) or fr_clock())
+
+    def unreserve(self, int64_t tokens, int64_t now=0) -> None:
+        """Gives back what ``reserve`` paid."""
+        amount("tokens", tokens, 0)
+        now = moment(now) or fr_clock()
+        bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, now)
+        bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -tokens, now)
+
+    def wait(self, int64_t tokens=0, int64_t now=0) -> int:
+        """What ``admit`` would answer, taking nothing: 0 for yes, else its negative answer."""
+        return endpoint_wait(&self.parts, amount("tokens", tokens, 0), moment(now) or fr_clock())
+
+    def tighten(self, int64_t remaining_requests=-1, int64_t remaining_tokens=-1, int64_t now=0) -> None:
+        """The provider says that only so many are left (-1: it does not say). Never loosens."""
+        whole("remaining_requests", remaining_requests, -1, MAX_AMOUNT)
+        whole("remaining_tokens", remaining_tokens, -1, MAX_AMOUNT)
+        now = moment(now) or fr_clock()
+        if remaining_requests >= 0:
+            bucket_tighten(&self.parts.requests, &self.parts.cold.tat, remaining_requests, now)
+        if remaining_tokens >= 0:
+            bucket_tighten(&self.parts.tokens, &self.parts.hot.tat, remaining_tokens, now)
+
+    def deposit(self, int64_t now=0) -> None:
+        """A first attempt was made: see ``RetryBudget``."""
+        retry_change(&self.parts.retry, &self.parts.cold.retry, self.parts.retry.ratio, moment(now) or fr_clock_coarse())
+
+    def withdraw(self, int64_t now=0) -> bool:
+        """Takes one retry on this endpoint; False when there is none: see ``RetryBudget``."""
+        return retry_change(&self.parts.retry, &self.parts.cold.retry, -1.0, moment(now) or fr_clock_coarse())
+
+    def record_ttft(self, double x_s) -> None:
+        """Counts one time to first token, seconds."""
+        ttft_record(&self.parts.latency, checked_latency(x_s))
+
+    def record_ttft_timeout(self) -> None:
+        """The first token did not come in time: the next limit is twice as long."""
+        ttft_late(&self.parts.latency)
+
+    def block(self, int64_t until_ns, int reason) -> None:
+        """Excludes it until a time, whatever its breaker says; only ever extends: see ``Breaker.block``."""
+        block_until(&self.parts.hot.block, until_ns, reason)
+
+    def unblock(self) -> None:
+        """Ends the exclusion."""
+        fr_store(&self.parts.hot.block, 0)
+
+    # Figures ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way, over all processes."""
+        return max(fr_load_i32(&self.parts.hot.in_flight), 0)
+
+    @property
+    def spread(self) -> float:
+        """The average distance of a latency from the estimate before it, seconds."""
+        return fr_load_float(&self.parts.hot.spread)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(results that were OK, results that were FAILURE), ever."""
+        return (fr_load(&self.parts.cold.succeeded), fr_load(&self.parts.cold.failed))
+
+    @property
+    def rpm(self) -> int:
+        """Requests a minute; -1: no limit."""
+        return self.parts.requests.per_minute
+
+    @property
+    def request_burst(self) -> int:
+        """Most requests at once."""
+        return self.parts.requests.burst
+
+    @property
+    def tpm(self) -> int:
+        """Tokens a minute; -1: no limit."""
+        return self.parts.tokens.per_minute
+
+    @property
+    def token_burst(self) -> int:
+        """Most tokens at once."""
+        return self.parts.tokens.burst
+
+    @property
+    def max_in_flight(self) -> int:
+        """Most calls under way."""
+        return self.parts.max_in_flight
+
+    @property
+    def weight(self) -> float:
+        """Its share of load beside others."""
+        return self.settings.weight
+
+    def state(self, int64_t now=0) -> int:
+        """CLOSED, OPEN or HALF_OPEN; an opening whose time is up reads HALF_OPEN."""
+        return breaker_state(fr_load(&self.parts.hot.breaker), moment(now) or fr_clock())
+
+    def reopens_in(self, int64_t now=0) -> int:
+        """ns until an open breaker lets a probe through; 0 in every other state."""
+        cdef uint64_t word = fr_load(&self.parts.hot.breaker)
+        if control_state(word) != STATE_OPEN:
+            return 0
+        return max(0, control_time(word) - (moment(now) or fr_clock()))
+
+    def blocked(self, int64_t now=0) -> tuple[int, int]:
+        """(ns left, reason), or (0, 0) when it is not blocked."""
+        cdef uint64_t word = fr_load(&self.parts.hot.block)
+        cdef int64_t left = block_left(word, moment(now) or fr_clock())
+        return (left, <int>(word & 0xFF) if left else 0)
+
+    def health(self) -> tuple[int, float]:
+        """(score 0 to 100, share of failures among the last 50 results). Healthy: above 70 with under 0.05."""
+        return health_of(&self.parts.latency)
+
+    def ewma(self, int64_t now=0) -> float:
+        """The latency estimate faded to ``now``, seconds; 0.0 if never measured."""
+        return ewma_at(&self.parts.latency, moment(now) or fr_clock())
+
+    def success_rate(self, int64_t now=0) -> float:
+        """1 minus the failure rate faded to ``now``."""
+        return 1.0 - failure_at(&self.parts.latency, moment(now) or fr_clock())
+
+    def window(self) -> float:
+        """Mean of the last 50 latencies, the i-th newest weighing 1 / (1 + 0.1 i); 0.0 when there are none."""
+        return window_mean(&self.parts.latency)
+
+    def latencies(self) -> list[float]:
+        """The last 50 latencies, seconds, newest first."""
+        cdef double latencies[SAMPLES]
+        cdef int count = samples_read(&self.parts.latency, latencies)
+        return [latencies[i] for i in range(count)]
+
+    def ttft_timeout(self) -> float:
+        """How long to wait for a first token, seconds: 30 until 20 were seen, then 5 to 60 by mean and deviation."""
+        return ttft_limit(&self.parts.latency)
+
+    def load(self, int64_t now=0) -> float:
+        """What the LATENCY strategy compares, faded to ``now``; less is better."""
+        return load_with_decay(&self.parts, moment(now) or fr_clock())
+
+    def usage(self, int64_t now=0) -> float:
+        """Tokens of the last minute: each fades with a time constant of 60 s."""
+        return usage_at(&self.parts, moment(now) or fr_clock())
+
+    def available_requests(self, int64_t now=0) -> int:
+        """Requests free now; 2**63 - 1 without a limit."""
+        return bucket_available(&self.parts.requests, &self.parts.cold.tat, moment(now) or fr_clock())
+
+    def available_tokens(self, int64_t now=0) -> int:
+        """Tokens free now, negative in debt; 2**63 - 1 without a limit."""
+        return bucket_available(&self.parts.tokens, &self.parts.hot.tat, moment(now) or fr_clock())
+
+    def snapshot(self, int64_t now=0) -> dict[str, object]:
+        """All figures as plain values, for statistics. Limits that are not there read None."""
+        now = moment(now) or fr_clock()
+        latencies = sorted(self.latencies())
+        score, error_rate = self.health()
+        left, reason = self.blocked(now)
+        succeeded, failed = self.counts
+        limited_requests = self.parts.requests.per_minute >= 0
+        limited_tokens = self.parts.tokens.per_minute >= 0
+        return {
+            "name": self.name,
+            "state": ("closed", "open", "half-open")[self.state(now)],
+            "reopens_in_s": self.reopens_in(now) / 1e9,
+            "blocked_s": left / 1e9,
+            "block_reason": reason,
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
+            "succeeded": succeeded,
+            "failed": failed,
+            "health": score,
+            "error_rate": error_rate,
+            "success_rate": self.success_rate(now),
+            "ewma_s": self.ewma(now),
+            "spread_s": self.spread,
+            "window_s": self.window(),
+            "p50_s": latencies[len(latencies) // 2] if latencies else None,
+            "p95_s": latencies[len(latencies) * 95 // 100] if latencies else None,
+            "p99_s": latencies[len(latencies) * 99 // 100] if latencies else None,
+            "ttft_timeout_s": self.ttft_timeout(),
+            "load": self.load(now),
+            "usage_tokens": self.usage(now),
+            "rpm": self.rpm if limited_requests else None,
+            "available_requests": self.available_requests(now) if limited_requests else None,
+            "tpm": self.tpm if limited_tokens else None,
+            "available_tokens": self.available_tokens(now) if limited_tokens else None,
+        }

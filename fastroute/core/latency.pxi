@@ -1,1 +1,409 @@
-# latency
+# ======================================================================================================================
+# Latency: how quick and how well; and the retry budget
+# ======================================================================================================================
+#
+# The estimate is a peak-sensitive moving average: a call slower than it lifts it at once, a quicker one pulls it down
+# by a share that grows with the time since the last, 1 - exp(-dt / tau). Read with decay, average and failure rate
+# fade by exp(-dt / tau), so that an endpoint nobody asks any more is tried again. Averages and their time stamps share
+# a word and change together; spread, score and the counts beside them may lag by one call when two end at once.
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    SAMPLES = 50
+    CELL_SAMPLES = 14            # floats in one cell; four cells hold 50 and two words of time to first token
+    TTFT_MIN_SAMPLES = 20
+
+cdef extern from *:
+    """
+    #define FR_FAILURE_ALPHA 0.1
+    #define FR_UNMEASURED 1e6        /* load of an endpoint of unknown latency that is being tried: a poor one */
+    #define FR_FORGIVEN 0.05         /* an unmeasured endpoint that failed is tried again below this failure rate */
+    #define FR_MIN_SUCCESS 0.01
+    #define FR_USAGE_TAU 60.0
+    """
+    const double FR_FAILURE_ALPHA
+    const double FR_UNMEASURED
+    const double FR_FORGIVEN
+    const double FR_MIN_SUCCESS
+    const double FR_USAGE_TAU
+
+# Structs --------------------------------------------------------------------------------------------------------------
+
+cdef struct LatencyCells:
+    Hot *hot
+    Cold *cold
+    uint64_t *samples[4]         # whole cells, the key first; the last two words used of the fourth are ttft's
+    double inverse_tau           # 1 / tau_s
+
+cdef struct RetryRules:
+    double ratio                 # what a first attempt adds
+    double rest                  # where the balance drifts to: reserve_per_s * ttl_s
+    double inverse_ttl           # 1 / ttl_s
+    double most                  # the balance is held at this
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+cdef int claim_latency(LatencyCells *cells, Segment segment, uint64_t name, Hot *hot, Cold *cold, double tau_s) except -1:
+    cdef int number
+    cells.inverse_tau = 1.0 / seconds("tau_s", tau_s, 0.001, 86400.0)
+    cells.hot = hot
+    cells.cold = cold
+    for number in range(4):
+        cells.samples[number] = segment.claim(name, KIND_SAMPLES, number + 2)
+    return 0
+
+
+cdef double checked_latency(double value) except? -1:
+    if not 0.0 <= value <= 1e6:
+        raise ValueError(f"a latency must be 0 to 1e6 seconds, not {value!r}")
+    return value
+
+
+cdef inline double success_of(double failure) noexcept nogil:
+    return max(1.0 - failure, FR_MIN_SUCCESS)
+
+
+cdef inline void set_score(const LatencyCells *cells) noexcept nogil:
+    """The load of one call without decay, kept ready for ranking. 0 only if never measured nor failed."""
+    cdef double failure = fr_value(fr_load(&cells.hot.failure))
+    cdef double ewma = fr_value(fr_load(&cells.hot.ewma))
+    cdef double score = 0.0
+    if ewma > 0:
+        score = ewma + fr_load_float(&cells.hot.spread)
+    elif failure >= FR_FORGIVEN:
+        score = FR_UNMEASURED
+    if failure > 0:
+        score = score / (success_of(failure) * success_of(failure))
+    fr_store_float(&cells.hot.score, <float>score)
+
+
+cdef inline void latency_record(const LatencyCells *cells, int outcome, double x, int64_t now) noexcept nogil:
+    cdef uint32_t stamp = fr_millis(now)
+    cdef uint64_t word
+    cdef double failure, ewma, weight, deviation, spread, new
+    if outcome == OUTCOME_IGNORED:
+        return
+    word = fr_load(&cells.hot.failure)
+    if outcome != OUTCOME_OK or word != 0:
+        while True:
+            failure = fr_value(word)
+            if failure > 0:
+                failure *= fr_decay(fr_elapsed(stamp, fr_stamp(word)) * cells.inverse_tau)
+            failure += FR_FAILURE_ALPHA * ((0.0 if outcome == OUTCOME_OK else 1.0) - failure)
+            # Below one in a million it is none, and the next good call need not compute it again.
+            if fr_cas(&cells.hot.failure, &word, 0 if failure < 1e-6 else fr_pack(<float>failure, stamp)):
+                break
+    if outcome == OUTCOME_OK and x > 0:
+        word = fr_load(&cells.hot.ewma)
+        while True:
+            ewma = fr_value(word)
+            new = x
+            if x <= ewma:
+                weight = fr_decay(fr_elapsed(stamp, fr_stamp(word)) * cells.inverse_tau)
+                new = weight * ewma + (1.0 - weight) * x
+            if fr_cas(&cells.hot.ewma, &word, fr_pack(<float>new, stamp)):
+                break
+        deviation = abs(x - ewma)
+        if ewma == 0:
+            spread = x * 0.5
+        else:
+            spread = fr_load_float(&cells.hot.spread)
+            spread += 0.25 * (deviation - spread)
+        fr_store_float(&cells.hot.spread, <float>spread)
+    set_score(cells)
+
+
+cdef inline void samples_add(const LatencyCells *cells, double x) noexcept nogil:
+    cdef uint32_t index = fr_add(&cells.cold.samples, 1) % SAMPLES
+    fr_store_float(<float *>(cells.samples[index // CELL_SAMPLES] + 1) + index % CELL_SAMPLES, <float>x)
+
+
+cdef int samples_read(const LatencyCells *cells, double *out) noexcept nogil:
+    """Copies the latest latencies, the newest first; returns how many."""
+    cdef uint64_t total = fr_load(&cells.cold.samples)
+    cdef int count = <int>min(total, <uint64_t>SAMPLES)
+    cdef int i
+    cdef uint32_t index
+    for i in range(count):
+        index = (total - 1 - i) % SAMPLES
+        out[i] = fr_load_float(<float *>(cells.samples[index // CELL_SAMPLES] + 1) + index % CELL_SAMPLES)
+    return count
+
+
+cdef double window_mean(const LatencyCells *cells) noexcept nogil:
+    """The mean of the last 50 latencies, the i-th newest weighing 1 / (1 + 0.1 i); 0 when there are none."""
+    cdef double latencies[SAMPLES]
+    cdef int count = samples_read(cells, latencies)
+    cdef double total = 0.0
+    cdef double weights = 0.0
+    cdef int i
+    for i in range(count):
+        total += latencies[i] / (1.0 + 0.1 * i)
+        weights += 1.0 / (1.0 + 0.1 * i)
+    return total / weights if count else 0.0
+
+
+cdef inline void health_record(const LatencyCells *cells, bint failure) noexcept nogil:
+    """Bits 0-49: the last outcomes, the newest lowest, 1 a failure; 50-55: how many; 56-62: 100 - score."""
+    cdef uint64_t word = fr_load(&cells.cold.health)
+    cdef uint64_t bits, count
+    cdef int64_t lost
+    while True:
+        bits = (word << 1 | failure) & ((<uint64_t>1 << SAMPLES) - 1)
+        count = min((word >> 50 & 0x3F) + 1, <uint64_t>SAMPLES)
+        lost = <int64_t>(word >> 56)
+        lost = min(lost + 15, 100) if failure else max(lost - 2, 0)
+        if fr_cas(&cells.cold.health, &word, bits | count << 50 | <uint64_t>lost << 56):
+            return
+
+
+cdef int health_errors(uint64_t word) noexcept nogil:
+    cdef uint64_t bits = word & ((<uint64_t>1 << SAMPLES) - 1)
+    cdef int count = 0
+    while bits:
+        bits &= bits - 1
+        count += 1
+    return count
+
+
+cdef tuple health_of(const LatencyCells *cells):
+    cdef uint64_t word = fr_load(&cells.cold.health)
+    cdef int count = <int>(word >> 50 & 0x3F)
+    return (100 - <int>(word >> 56), health_errors(word) / <double>count if count else 0.0)
+
+
+cdef inline void result_record(const LatencyCells *cells, int outcome, double x, int64_t now) noexcept nogil:
+    """All that one result changes."""
+    latency_record(cells, outcome, x, now)
+    if outcome == OUTCOME_OK:
+        fr_add(&cells.cold.succeeded, 1)
+        health_record(cells, False)
+        if x > 0:
+            samples_add(cells, x)
+    elif outcome == OUTCOME_FAILURE:
+        fr_add(&cells.cold.failed, 1)
+        health_record(cells, True)
+
+
+cdef inline double ewma_at(const LatencyCells *cells, int64_t now) noexcept nogil:
+    cdef uint64_t word = fr_load(&cells.hot.ewma)
+    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
+
+
+cdef inline double failure_at(const LatencyCells *cells, int64_t now) noexcept nogil:
+    cdef uint64_t word = fr_load(&cells.hot.failure)
+    if word == 0:
+        return 0.0
+    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
+
+
+cdef void ttft_record(const LatencyCells *cells, double x) noexcept nogil:
+    """RFC 6298: smoothed value and deviation in one word; samples (32 bits) | time-outs in a row in the other."""
+    cdef uint64_t *pair = cells.samples[3] + 5
+    cdef uint64_t *counts = cells.samples[3] + 6
+    cdef uint64_t word = fr_load(pair)
+    cdef uint64_t seen
+    cdef double mean, deviation
+    while True:
+        mean = fr_value(word)
+        deviation = fr_float_of_bits(fr_stamp(word))
+        if word == 0:
+            mean = x
+            deviation = x * 0.5
+        else:
+            deviation += 0.25 * (abs(mean - x) - deviation)
+            mean += 0.125 * (x - mean)
+        if fr_cas(pair, &word, fr_pack(<float>mean, fr_bits_of_float(<float>deviation))):
+            break
+    seen = fr_load(counts)
+    while not fr_cas(counts, &seen, min((seen >> 32) + 1, <uint64_t>0xFFFFFFFF) << 32):
+        pass
+
+
+cdef void ttft_late(const LatencyCells *cells) noexcept nogil:
+    cdef uint64_t *counts = cells.samples[3] + 6
+    cdef uint64_t seen = fr_load(counts)
+    while <uint32_t>seen < 16 and not fr_cas(counts, &seen, seen + 1):
+        pass
+
+
+cdef double ttft_limit(const LatencyCells *cells) noexcept nogil:
+    cdef uint64_t word = fr_load(cells.samples[3] + 5)
+    cdef uint64_t counts = fr_load(cells.samples[3] + 6)
+    cdef double limit
+    if counts >> 32 < TTFT_MIN_SAMPLES:
+        return 30.0
+    limit = 1.5 * (fr_value(word) + 4.0 * fr_float_of_bits(fr_stamp(word)))
+    limit = min(max(limit, 5.0), 60.0)
+    return min(limit * <double>(1 << <uint32_t>counts), 60.0)
+
+
+cdef int set_retry_rules(RetryRules *rules, double ratio, double reserve_per_s, double ttl_s) except -1:
+    if not 0.0 <= ratio <= 1000.0:
+        raise ValueError(f"ratio must be 0 to 1000, not {ratio!r}")
+    if not 0.0 <= reserve_per_s <= 1000.0:
+        raise ValueError(f"reserve_per_s must be 0 to 1000, not {reserve_per_s!r}")
+    rules.inverse_ttl = 1.0 / seconds("ttl_s", ttl_s, 0.001, 86400.0)
+    rules.ratio = ratio
+    rules.rest = reserve_per_s * ttl_s
+    rules.most = 100.0 * max(1.0, rules.rest)
+    return 0
+
+
+cdef inline double retry_balance(const RetryRules *rules, uint64_t word, uint32_t stamp) noexcept nogil:
+    if word == 0:
+        return rules.rest
+    return rules.rest + (fr_value(word) - rules.rest) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * rules.inverse_ttl)
+
+
+cdef bint retry_change(const RetryRules *rules, uint64_t *place, double delta, int64_t now) noexcept nogil:
+    cdef uint32_t stamp = fr_millis(now)
+    cdef uint64_t word = fr_load(place)
+    cdef uint64_t new
+    cdef double balance
+    while True:
+        balance = min(retry_balance(rules, word, stamp) + delta, rules.most)
+        if balance < 0:
+            return False
+        # A word of 0 is a budget never touched; an empty one at stamp 0 must not look like it.
+        new = fr_pack(<float>balance, stamp) or 1
+        if fr_cas(place, &word, new):
+            return True
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Latency:
+    """How quick and how reliable an endpoint is, learned from its calls; shared by name.
+
+    Averages are kept as 32-bit floats, their time stamps in whole ms (an endpoint idle for over 24 days reads as if
+    no time had passed).
+
+    Args:
+        segment: Where the state lives.
+        name: Two of one name in one segment are the same.
+        tau_s: Time constant of average and failure rate, seconds.
+
+    Thread safety: all methods are lock-free.
+    """
+
+    cdef readonly Segment segment
+    cdef readonly str name
+    cdef LatencyCells cells
+
+    def __init__(self, Segment segment not None, str name not None, *, double tau_s=10.0) -> None:
+        cdef uint64_t name_hash = segment.name_hash(name)
+        seconds("tau_s", tau_s, 0.001, 86400.0)
+        claim_latency(
+            &self.cells, segment, fr_mix(name_hash), <Hot *>segment.claim(name_hash, KIND_LATENCY),
+            <Cold *>segment.claim(name_hash, KIND_LATENCY, 1), tau_s,
+        )
+        self.segment = segment
+        self.name = name
+
+    def record(self, int outcome, double latency_s, int64_t now=0) -> None:
+        """Counts one result.
+
+        OK, FAILURE and THROTTLED move the failure rate (a tenth towards 0, 1, 1, after letting it fade); OK and FAILURE
+        move health; only OK brings a latency, and a latency of 0 means that none was measured. IGNORED: nothing.
+        """
+        checked_outcome(outcome)
+        checked_latency(latency_s)
+        result_record(&self.cells, outcome, latency_s, moment(now) or fr_clock_coarse())
+
+    def ewma(self, int64_t now=0) -> float:
+        """The latency estimate faded to ``now``, seconds; 0.0 if never measured."""
+        return ewma_at(&self.cells, moment(now) or fr_clock())
+
+    @property
+    def spread(self) -> float:
+        """The average distance of a latency from the estimate before it, seconds."""
+        return fr_load_float(&self.cells.hot.spread)
+
+    def success_rate(self, int64_t now=0) -> float:
+        """1 minus the failure rate faded to ``now``."""
+        return 1.0 - failure_at(&self.cells, moment(now) or fr_clock())
+
+    def window(self) -> float:
+        """Mean of the last 50 latencies, the i-th newest weighing 1 / (1 + 0.1 i); 0.0 when there are none."""
+        return window_mean(&self.cells)
+
+    def samples(self) -> list[float]:
+        """The last 50 latencies, seconds, newest first."""
+        cdef double latencies[SAMPLES]
+        cdef int count = samples_read(&self.cells, latencies)
+        return [latencies[i] for i in range(count)]
+
+    def health(self) -> tuple[int, float]:
+        """(score 0 to 100, share of failures among the last 50 results). Healthy: above 70 with under 0.05."""
+        return health_of(&self.cells)
+
+    @property
+    def count(self) -> int:
+        """Results that were OK, ever."""
+        return fr_load(&self.cells.cold.succeeded)
+
+    @property
+    def failures(self) -> int:
+        """Results that were FAILURE, ever."""
+        return fr_load(&self.cells.cold.failed)
+
+    def record_ttft(self, double x_s) -> None:
+        """Counts one time to first token; ends the doubling after time-outs."""
+        ttft_record(&self.cells, checked_latency(x_s))
+
+    def record_ttft_timeout(self) -> None:
+        """The first token did not come in time: the next limit is twice as long."""
+        ttft_late(&self.cells)
+
+    def ttft_timeout(self) -> float:
+        """How long to wait for a first token, seconds: 30 until 20 were seen, then 5 to 60 by mean and deviation."""
+        return ttft_limit(&self.cells)
+
+
+@cython.final
+cdef class RetryBudget:
+    """Bounds retries to a share of first attempts, so that they cannot multiply an outage; shared by name.
+
+    The balance drifts with the time constant ``ttl_s`` towards ``reserve_per_s * ttl_s``, where it begins; a first
+    attempt adds ``ratio``, a retry takes 1. It never holds more than a hundred times its resting balance (at least
+    100).
+
+    Args:
+        segment: Where the state lives.
+        name: Two of one name in one segment are the same.
+        ratio: Retries earned by one first attempt.
+        reserve_per_s: Retries a second allowed without any.
+        ttl_s: Seconds in which what was earned or spent fades.
+
+    Thread safety: all methods are lock-free; no more retries are granted than were earned.
+    """
+
+    cdef readonly Segment segment
+    cdef readonly str name
+    cdef uint64_t *place
+    cdef RetryRules rules
+
+    def __init__(
+        self, Segment segment not None, str name not None, *, double ratio=0.2, double reserve_per_s=1.0,
+        double ttl_s=10.0,
+    ) -> None:
+        set_retry_rules(&self.rules, ratio, reserve_per_s, ttl_s)
+        self.place = &(<Cold *>segment.claim(segment.name_hash(name), KIND_RETRY)).retry
+        self.segment = segment
+        self.name = name
+
+    def deposit(self, int64_t now=0) -> None:
+        """A first attempt was made."""
+        retry_change(&self.rules, self.place, self.rules.ratio, moment(now) or fr_clock_coarse())
+
+    def withdraw(self, int64_t now=0) -> bool:
+        """Takes one retry; False, and nothing taken, when the balance is under 1."""
+        return retry_change(&self.rules, self.place, -1.0, moment(now) or fr_clock_coarse())
+
+    def balance(self, int64_t now=0) -> float:
+        """Retries that could be taken now."""
+        return retry_balance(&self.rules, fr_load(self.place), fr_millis(moment(now) or fr_clock()))

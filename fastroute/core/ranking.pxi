@@ -1,1 +1,623 @@
-# ranking
+# ======================================================================================================================
+# Ranking: which endpoint first
+# ======================================================================================================================
+#
+# A ranking knows a fixed row of endpoints and what of their models matters for choosing; everything that changes it
+# reads from their hot cells. Each endpoint is judged once: hard filters, then whether it can be had now, then soft
+# filters. Those that are in are ordered by model, then by strategy within the model; if the soft filters leave none,
+# those that only they kept out are taken after all, the best quality first.
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+LATENCY = BY_LATENCY
+WEIGHTED = BY_WEIGHT
+LEAST_BUSY = BY_BUSY
+LOWEST_COST = BY_COST
+LOWEST_USAGE = BY_USAGE
+TWO_CHOICES = BY_TWO_CHOICES
+ORDERED = BY_ORDER
+
+OUT_CAPABILITY = VERDICT_CAPABILITY
+OUT_WINDOW = VERDICT_WINDOW
+OUT_PRICE_CAP = VERDICT_PRICE_CAP
+OUT_BLOCKED = VERDICT_BLOCKED
+OUT_BREAKER = VERDICT_BREAKER
+OUT_TOO_LARGE = VERDICT_TOO_LARGE
+SOFT_QUALITY = VERDICT_QUALITY
+SOFT_LATENCY = VERDICT_LATENCY
+SOFT_PRICE = VERDICT_PRICE
+
+cdef enum:
+    BY_LATENCY = 0
+    BY_WEIGHT = 1
+    BY_BUSY = 2
+    BY_COST = 3
+    BY_USAGE = 4
+    BY_TWO_CHOICES = 5
+    BY_ORDER = 6
+
+cdef enum:                       # judged in this order; the first that applies is the verdict
+    VERDICT_IN = 0
+    VERDICT_CAPABILITY = 1
+    VERDICT_WINDOW = 2
+    VERDICT_PRICE_CAP = 3
+    VERDICT_BLOCKED = 4
+    VERDICT_BREAKER = 5
+    VERDICT_TOO_LARGE = 6
+    VERDICT_QUALITY = 7
+    VERDICT_LATENCY = 8
+    VERDICT_PRICE = 9
+
+cdef extern from *:
+    """
+    /* In a breaker's control word: state and time. While they are 0 it is closed and was not open lately. */
+    #define FR_UNSETTLED (~(uint64_t)0x3fffffc)
+    #define FR_INFINITY __builtin_inf()
+    """
+    const uint64_t FR_UNSETTLED
+    const double FR_INFINITY
+
+# Structs --------------------------------------------------------------------------------------------------------------
+
+cdef struct Item:                # what the quickest choice reads, 32 bytes an endpoint
+    const Hot *hot
+    double inverse_weight        # this and `never` are copies, renewed when any endpoint was configured
+    uint64_t never               # 1: its limits let nothing through
+    const EndpointParts *parts
+
+cdef struct Offer:               # what an endpoint's model is and costs
+    int32_t group                # the model, numbered from 0 in the order of the caller's numbers
+    uint64_t capabilities
+    int64_t window               # tokens, 0: not known
+    int64_t max_output           # tokens, 0: not known
+    int64_t input_price          # nano-USD per million tokens, -1: not known
+    int64_t output_price
+    double quality
+    double latency               # seconds to expect before any were measured, 0: not known
+
+cdef struct Candidate:           # one endpoint while it is being ranked
+    double place                 # of its model, or minus its quality when the soft filters are relaxed; less is better
+    double key                   # by strategy
+    int32_t turn                 # breaks ties: its distance from where the seed begins
+    int32_t index
+    int32_t group
+    bint probe                   # its breaker waits for a probe: it goes first
+
+cdef struct Wish:                # the arguments of rank
+    int strategy
+    int64_t tokens_in
+    int64_t tokens_out
+    uint64_t capabilities
+    int64_t max_price
+    int64_t price_ceiling
+    double quality_floor
+    double max_latency
+    bint by_value
+    int64_t limit
+    uint64_t seed
+    bint decay
+    int64_t now
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+
+cdef inline bint comes_before(const Candidate *a, const Candidate *b) noexcept nogil:
+    if a.place != b.place:
+        return a.place < b.place
+    if a.group != b.group:
+        return a.group < b.group
+    if a.probe != b.probe:
+        return a.probe
+    if a.key != b.key:
+        return a.key < b.key
+    return a.turn < b.turn
+
+
+cdef void sift_down(Candidate *heap, int64_t root, int64_t count) noexcept nogil:
+    """Restores the heap, the best at its root, after its root was replaced."""
+    cdef int64_t child
+    cdef Candidate moved = heap[root]
+    while 2 * root + 1 < count:
+        child = 2 * root + 1
+        if child + 1 < count and comes_before(&heap[child + 1], &heap[child]):
+            child += 1
+        if not comes_before(&heap[child], &moved):
+            break
+        heap[root] = heap[child]
+        root = child
+    heap[root] = moved
+
+
+cdef void select_best(Candidate *candidates, int64_t count, int64_t limit, int32_t *order) noexcept nogil:
+    """Writes the indexes of the first ``limit`` in order. A heap: count + limit * log(count) comparisons."""
+    cdef int64_t i
+    for i in range(count // 2 - 1, -1, -1):
+        sift_down(candidates, i, count)
+    for i in range(limit):
+        order[i] = candidates[0].index
+        count -= 1
+        candidates[0] = candidates[count]
+        if count:
+            sift_down(candidates, 0, count)
+
+
+cdef inline double weighted_key(uint64_t seed, uint32_t index, double inverse_weight) noexcept nogil:
+    """-ln(u) / weight: the smallest of such keys is at i with a chance in proportion to i's weight."""
+    return -log(1.0 - fr_fraction(fr_mix(seed ^ fr_mix(index + 1)))) * inverse_weight
+
+
+cdef inline void two_of(uint64_t seed, uint32_t count, uint32_t *first, uint32_t *second) noexcept nogil:
+    """Two different numbers below ``count``, which is at least 2."""
+    cdef uint64_t mixed = fr_mix(seed)
+    first[0] = fr_choice(mixed, count)
+    second[0] = fr_choice(mixed << 32, count - 1)
+    if second[0] >= first[0]:
+        second[0] += 1
+
+
+cdef double expected_latency(const Item *item, const Offer *offer, const Wish *wish) noexcept nogil:
+    """Seconds a call is expected to take, 0 if nothing is known.
+
+    With decay a measured latency fades into the prior, so that a model that was slow once gets another chance; without
+    a prior it stands, for fading to nothing would make whatever is not used look instant.
+    """
+    cdef uint64_t word = fr_load(&item.hot.ewma)
+    cdef double measured = fr_value(word)
+    cdef double weight
+    if measured <= 0:
+        return offer.latency
+    measured += fr_load_float(&item.hot.spread)
+    if wish.decay and offer.latency > 0:
+        weight = fr_decay(fr_elapsed(fr_millis(wish.now), fr_stamp(word)) * item.parts.latency.inverse_tau)
+        measured = offer.latency + weight * (measured - offer.latency)
+    return measured
+
+
+cdef inline int64_t output_of(const Offer *offer, int64_t tokens_out) noexcept nogil:
+    """The answer's tokens as they will be asked for: never above what the model gives."""
+    return min(tokens_out, offer.max_output) if offer.max_output > 0 else tokens_out
+
+
+cdef inline int64_t price_of(const Offer *offer, int64_t tokens_in, int64_t tokens_out) noexcept nogil:
+    """nano-USD, rounded up; -1 if a price that matters is not known."""
+    tokens_out = output_of(offer, tokens_out)
+    if (offer.input_price < 0 and tokens_in) or (offer.output_price < 0 and tokens_out):
+        return -1
+    return fr_price(tokens_in, max(offer.input_price, 0), tokens_out, max(offer.output_price, 0))
+
+
+cdef int verdict_on(
+    const Item *item, const Offer *offer, const Wish *wish, int64_t price, double latency, bint *probe
+) noexcept nogil:
+    cdef int64_t output = output_of(offer, wish.tokens_out)
+    cdef int64_t tokens = wish.tokens_in + output
+    cdef int64_t gate
+    if wish.capabilities & ~offer.capabilities:
+        return VERDICT_CAPABILITY
+    if offer.window > 0 and tokens > offer.window:
+        return VERDICT_WINDOW
+    if wish.max_price >= 0 and (price < 0 or price > wish.max_price):
+        return VERDICT_PRICE_CAP
+    if block_left(fr_load(&item.hot.block), wish.now):
+        return VERDICT_BLOCKED
+    gate = breaker_peek(fr_load(&item.hot.breaker), wish.now)
+    if gate < 0:
+        return VERDICT_BREAKER
+    probe[0] = gate == 1
+    if never_fits(item.parts, tokens):
+        return VERDICT_TOO_LARGE
+    if offer.quality < wish.quality_floor:
+        return VERDICT_QUALITY
+    if wish.max_latency > 0 and latency > wish.max_latency:
+        return VERDICT_LATENCY
+    if wish.price_ceiling >= 0 and (price < 0 or price > wish.price_ceiling):
+        return VERDICT_PRICE
+    return VERDICT_IN
+
+
+cdef double key_of(const Item *item, const Offer *offer, const Wish *wish, uint32_t index, int64_t price) noexcept nogil:
+    cdef uint64_t word
+    if wish.strategy == BY_LATENCY or wish.strategy == BY_TWO_CHOICES:
+        if wish.decay:
+            return load_with_decay(item.parts, wish.now)
+        return load_without_decay(item.hot, item.inverse_weight) / breaker_ramp(
+            &item.parts.rules, fr_load(&item.hot.breaker), wish.now
+        )
+    if wish.strategy == BY_WEIGHT:
+        return weighted_key(wish.seed, index, item.inverse_weight)
+    if wish.strategy == BY_BUSY:
+        return max(fr_load_i32(&item.hot.in_flight), 0) * item.inverse_weight
+    if wish.strategy == BY_COST:
+        return <double>price if price >= 0 else FR_INFINITY
+    if wish.strategy == BY_USAGE:
+        return usage_at(item.parts, wish.now)
+    return <double>index
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Ranked:
+    """What a ranking came to. Made by ``Ranking.rank`` only; the tuples are built when they are asked for."""
+
+    cdef int64_t endpoints
+    cdef int64_t chosen
+    cdef bint soft_relaxed
+    cdef int32_t *order_
+    cdef uint8_t *verdicts_
+    cdef double *keys_
+    cdef double *values_
+    cdef int64_t *prices_
+    cdef void *memory
+
+    def __init__(self) -> None:
+        raise TypeError("a Ranked is made by Ranking.rank()")
+
+    def __dealloc__(self):
+        PyMem_Free(self.memory)
+
+    def __repr__(self) -> str:
+        return f"<Ranked {self.order}{' relaxed' if self.soft_relaxed else ''}>"
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Indexes of the endpoints to try, the best first."""
+        return tuple([self.order_[i] for i in range(self.chosen)])
+
+    @property
+    def verdicts(self) -> bytes:
+        """One code for each endpoint: 0 it is in, or OUT_… or SOFT_…, why not."""
+        return self.verdicts_[:self.endpoints]
+
+    @property
+    def keys(self) -> tuple[float, ...]:
+        """The strategy's figure for each endpoint, less is better (TWO_CHOICES: the load)."""
+        return tuple([self.keys_[i] for i in range(self.endpoints)])
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """price / (quality * speed) for each endpoint, less is better; inf when price or quality is not known."""
+        return tuple([self.values_[i] for i in range(self.endpoints)])
+
+    @property
+    def prices(self) -> tuple[int, ...]:
+        """The estimate for each endpoint, nano-USD (without tokens: input plus output price); -1 when not known."""
+        return tuple([self.prices_[i] for i in range(self.endpoints)])
+
+    @property
+    def relaxed(self) -> bool:
+        """Nothing met the soft filters, so the order is by quality among what failed only those."""
+        return self.soft_relaxed
+
+
+@cython.final
+cdef class Ranking:
+    """Orders a fixed row of endpoints, in one native call.
+
+    Args:
+        endpoints: The row; everything below has one item for each of them.
+        models: A number for the model of each; equal numbers are one model.
+        windows: Context window, tokens; 0: not known, and never too small.
+        max_outputs: Most tokens of an answer; 0: not known. Longer answers are reckoned as this long.
+        capabilities: Bit masks, the caller's own.
+        input_prices: nano-USD per million tokens; -1: not known.
+        output_prices: The same.
+        qualities: 0 or more; 0: not known.
+        latencies: Seconds to expect while none were measured; 0: not known.
+
+    Thread safety: it does not change after it is made; any number of threads may rank with it.
+    """
+
+    cdef readonly tuple endpoints
+    cdef Item *items
+    cdef Offer *offers
+    cdef uint32_t count
+    cdef int32_t groups
+    cdef uint64_t configurations_seen
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, models: Sequence[int], windows: Sequence[int],
+        max_outputs: Sequence[int], capabilities: Sequence[int], input_prices: Sequence[int],
+        output_prices: Sequence[int], qualities: Sequence[float], latencies: Sequence[float],
+    ) -> None:
+        if self.endpoints is not None:
+            raise RuntimeError("a Ranking cannot be initialised twice")
+        cdef tuple row = tuple(endpoints)
+        cdef Py_ssize_t count = len(row)
+        cdef Py_ssize_t i
+        cdef Endpoint endpoint
+        cdef Offer *offer
+        if count > 1 << 20:
+            raise ValueError(f"endpoints must be at most {1 << 20}, not {count}")
+        for name, column in (
+            ("models", models), ("windows", windows), ("max_outputs", max_outputs), ("capabilities", capabilities),
+            ("input_prices", input_prices), ("output_prices", output_prices), ("qualities", qualities),
+            ("latencies", latencies),
+        ):
+            if len(column) != count:
+                raise ValueError(f"{name} must have one item for each of the {count} endpoints, not {len(column)}")
+        numbers = {number: group for group, number in enumerate(sorted(set(models)))}
+        self.items = <Item *>PyMem_Calloc(count + 1, sizeof(Item))
+        self.offers = <Offer *>PyMem_Calloc(count + 1, sizeof(Offer))
+        if self.items is NULL or self.offers is NULL:
+            raise MemoryError("no memory for the ranking")
+        for i in range(count):
+            if not isinstance(row[i], Endpoint):
+                raise TypeError(f"endpoints[{i}] must be an Endpoint, not {type(row[i]).__name__}")
+            endpoint = row[i]
+            if endpoint.segment is None:
+                raise ValueError(f"endpoints[{i}] was not initialised")
+            self.items[i].parts = &endpoint.parts
+            self.items[i].hot = endpoint.parts.hot
+            offer = &self.offers[i]
+            offer.group = numbers[models[i]]
+            offer.capabilities = capabilities[i]
+            offer.window = whole(f"windows[{i}]", windows[i], 0, MAX_AMOUNT)
+            offer.max_output = whole(f"max_outputs[{i}]", max_outputs[i], 0, MAX_AMOUNT)
+            offer.input_price = whole(f"input_prices[{i}]", input_prices[i], -1, INT64_MAX)
+            offer.output_price = whole(f"output_prices[{i}]", output_prices[i], -1, INT64_MAX)
+            offer.quality = qualities[i]
+            if not 0.0 <= offer.quality <= 1e9:
+                raise ValueError(f"qualities[{i}] must be 0 to 1e9, not {qualities[i]!r}")
+            offer.latency = seconds(f"latencies[{i}]", latencies[i], 0.0, 1e6)
+        self.groups = <int32_t>len(numbers)
+        self.count = <uint32_t>count
+        self.endpoints = row
+        self.copy_settings()
+
+    def __dealloc__(self):
+        PyMem_Free(self.items)
+        PyMem_Free(self.offers)
+
+    def __len__(self) -> int:
+        return self.count
+
+    cdef void copy_settings(self) noexcept nogil:
+        cdef uint32_t i
+        self.configurations_seen = configurations
+        for i in range(self.count):
+            self.items[i].never = never_fits(self.items[i].parts, 0)
+            self.items[i].inverse_weight = self.items[i].parts.inverse_weight
+
+    def rank(
+        self, int strategy, int64_t tokens_in=0, int64_t tokens_out=0, uint64_t capabilities=0, int64_t max_price=-1,
+        int64_t price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0, bint by_value=False,
+        int64_t limit=0, uint64_t seed=0, bint decay=True, int64_t now=0,
+    ) -> Ranked:
+        """Judges and orders all endpoints.
+
+        Args:
+            strategy: LATENCY, WEIGHTED, LEAST_BUSY, LOWEST_COST, LOWEST_USAGE, TWO_CHOICES or ORDERED.
+            tokens_in: Of the request.
+            tokens_out: Most the answer may have.
+            capabilities: Bits that must all be there.
+            max_price: Of this request, nano-USD; above it an endpoint is out. -1: no limit.
+            price_ceiling: The same, but gives way if nothing else is left.
+            quality_floor: Gives way likewise.
+            max_latency: Expected latency, seconds, gives way likewise; 0: no limit.
+            by_value: Models by price / (quality * speed), the best value first; else in the order of their numbers.
+            limit: At most so many in the order; 0: all.
+            seed: Any number; breaks ties and draws lots. Equal seeds give equal answers.
+            decay: Let old latencies and failures fade.
+            now: ns; 0 reads the clock.
+        """
+        cdef Wish wish
+        wish.strategy = strategy
+        wish.tokens_in = amount("tokens_in", tokens_in, 0)
+        wish.tokens_out = amount("tokens_out", tokens_out, 0)
+        wish.capabilities = capabilities
+        wish.max_price = max_price
+        wish.price_ceiling = price_ceiling
+        wish.quality_floor = quality_floor
+        wish.max_latency = max_latency
+        wish.by_value = by_value
+        wish.limit = whole("limit", limit, 0, MAX_AMOUNT)
+        wish.seed = seed
+        wish.decay = decay
+        wish.now = moment(now) or fr_clock_coarse()
+        self.check_strategy(strategy)
+        if quality_floor != quality_floor or max_latency != max_latency:
+            raise ValueError("quality_floor and max_latency must be numbers, not NaN")
+        return self.ranked(&wish)
+
+    cdef int check_strategy(self, int strategy) except -1:
+        if self.endpoints is None:
+            raise RuntimeError("this Ranking was not initialised")
+        if strategy < BY_LATENCY or strategy > BY_ORDER:
+            raise ValueError(f"strategy must be LATENCY (0) to ORDERED (6), not {strategy}")
+        return 0
+
+    cdef Ranked ranked(self, const Wish *wish):
+        cdef size_t n = self.count
+        cdef size_t groups = self.groups
+        cdef Ranked result = Ranked.__new__(Ranked)
+        # One block: what the result keeps, widest first, then what only the ranking needs.
+        cdef size_t kept = n * (sizeof(double) * 2 + sizeof(int64_t) + sizeof(int32_t) + sizeof(uint8_t))
+        kept = (kept + 7) // 8 * 8
+        cdef char *memory = <char *>PyMem_Malloc(
+            kept + n * sizeof(Candidate) + (groups + n) * sizeof(double) + n * sizeof(uint8_t) + 8
+        )
+        if memory is NULL:
+            raise MemoryError("no memory for the ranking")
+        result.memory = memory
+        result.endpoints = n
+        result.keys_ = <double *>memory
+        result.values_ = result.keys_ + n
+        result.prices_ = <int64_t *>(result.values_ + n)
+        result.order_ = <int32_t *>(result.prices_ + n)
+        result.verdicts_ = <uint8_t *>(result.order_ + n)
+        cdef double *speeds = <double *>(memory + kept)
+        cdef Candidate *candidates = <Candidate *>(speeds + groups + n)
+        self.judge(wish, result, speeds, speeds + groups, candidates)
+        return result
+
+    cdef void judge(
+        self, const Wish *wish, Ranked result, double *by_group, double *latencies, Candidate *candidates
+    ) noexcept:
+        cdef uint32_t n = self.count
+        cdef uint32_t i
+        cdef uint32_t in_count = 0
+        cdef uint32_t soft_count = 0
+        cdef int32_t group
+        cdef const Item *item
+        cdef const Offer *offer
+        cdef Candidate *candidate
+        cdef int verdict
+        cdef double latency
+        cdef uint32_t start = <uint32_t>(wish.seed % n) if n else 0
+        if self.configurations_seen != configurations:
+            self.copy_settings()
+        for i in range(n):
+            item = &self.items[i]
+            offer = &self.offers[i]
+            if wish.tokens_in == 0 and wish.tokens_out == 0:
+                result.prices_[i] = (
+                    -1 if offer.input_price < 0 or offer.output_price < 0
+                    else fr_sum(offer.input_price, offer.output_price)
+                )
+            else:
+                result.prices_[i] = price_of(offer, wish.tokens_in, wish.tokens_out)
+            latencies[i] = expected_latency(item, offer, wish)
+            candidate = &candidates[i]
+            candidate.probe = False
+            verdict = verdict_on(item, offer, wish, result.prices_[i], latencies[i], &candidate.probe)
+            result.verdicts_[i] = verdict
+            result.keys_[i] = key_of(item, offer, wish, i, result.prices_[i])
+            in_count += verdict == VERDICT_IN
+            soft_count += verdict >= VERDICT_QUALITY
+        result.soft_relaxed = in_count == 0 and soft_count > 0
+        self.set_values(result, by_group, latencies)
+        # The candidates are moved together to the front; index i is never behind where it is written to.
+        cdef uint32_t count = 0
+        for i in range(n):
+            if result.verdicts_[i] >= VERDICT_QUALITY if result.soft_relaxed else result.verdicts_[i] == VERDICT_IN:
+                candidate = &candidates[count]
+                group = self.offers[i].group
+                candidate.probe = candidates[i].probe
+                candidate.index = <int32_t>i
+                candidate.group = 0 if result.soft_relaxed else group
+                candidate.turn = <int32_t>(i - start if i >= start else i + n - start)
+                candidate.key = result.keys_[i]
+                candidate.place = (
+                    -self.offers[i].quality if result.soft_relaxed else by_group[group] if wish.by_value else group
+                )
+                count += 1
+        if wish.strategy == BY_TWO_CHOICES:
+            self.favour_two(wish, candidates, count)
+        result.chosen = min(wish.limit, <int64_t>count) if wish.limit else count
+        select_best(candidates, count, result.chosen, result.order_)
+
+    cdef void set_values(self, Ranked result, double *by_group, const double *latencies) noexcept:
+        """price / (quality * speed) of each endpoint, and in ``by_group`` the best of each model."""
+        cdef int32_t group
+        cdef uint32_t i
+        cdef double price, quality
+        for group in range(self.groups):
+            by_group[group] = FR_INFINITY
+        # A model is as quick as the quickest of its endpoints that is in and of which something is known.
+        for i in range(self.count):
+            group = self.offers[i].group
+            if result.verdicts_[i] == VERDICT_IN and latencies[i] > 0:
+                by_group[group] = min(by_group[group], latencies[i])
+        for i in range(self.count):
+            group = self.offers[i].group
+            price = <double>result.prices_[i]
+            quality = self.offers[i].quality
+            if price < 0 or quality <= 0:
+                result.values_[i] = FR_INFINITY
+            else:
+                result.values_[i] = price / quality * (1.0 if by_group[group] == FR_INFINITY else by_group[group])
+        for group in range(self.groups):
+            by_group[group] = FR_INFINITY
+        for i in range(self.count):
+            group = self.offers[i].group
+            if result.verdicts_[i] == VERDICT_IN:
+                by_group[group] = min(by_group[group], result.values_[i])
+
+    cdef void favour_two(self, const Wish *wish, Candidate *candidates, uint32_t count) noexcept:
+        """In each model draws two and puts the less loaded of them first; the rest follows by load.
+
+        The candidates stand in the order of the row, those of a model not always side by side.
+        """
+        cdef int32_t group
+        cdef uint32_t i, members, first, second
+        cdef Candidate *a
+        cdef Candidate *b
+        for group in range(self.groups):
+            members = 0
+            for i in range(count):
+                members += self.offers[candidates[i].index].group == group
+            if members < 2:
+                continue
+            two_of(wish.seed, members, &first, &second)
+            a = NULL
+            b = NULL
+            members = 0
+            for i in range(count):
+                if self.offers[candidates[i].index].group == group:
+                    if members == first:
+                        a = &candidates[i]
+                    elif members == second:
+                        b = &candidates[i]
+                    members += 1
+            if b.key < a.key:
+                a = b
+            a.key = -1.0
+
+    def pick(self, int strategy, uint64_t seed=0, bint decay=False, int64_t now=0) -> int:
+        """The endpoint that ``rank`` without filters would put first: its index, or -1 if none can be had now.
+
+        LATENCY and TWO_CHOICES among the endpoints of one model are answered without ranking the others.
+        """
+        if now:
+            moment(now)
+        if self.groups == 1 and self.configurations_seen == configurations and not decay:
+            if strategy == BY_LATENCY:
+                return self.pick_least_loaded(seed, now)
+        return self.pick_ranked(strategy, seed, decay, now)
+
+    cdef object pick_ranked(self, int strategy, uint64_t seed, bint decay, int64_t now):
+        cdef Wish wish
+        self.check_strategy(strategy)
+        memset(&wish, 0, sizeof(wish))
+        wish.strategy = strategy
+        wish.max_price = -1
+        wish.price_ceiling = -1
+        wish.limit = 1
+        wish.seed = seed
+        wish.decay = decay
+        wish.now = now or fr_clock_coarse()
+        cdef Ranked result = self.ranked(&wish)
+        return result.order_[0] if result.chosen else -1
+
+    cdef int pick_least_loaded(self, uint64_t seed, int64_t now) noexcept nogil:
+        cdef uint32_t n = self.count
+        cdef uint32_t start = <uint32_t>(seed % n)
+        cdef uint32_t i = start
+        cdef uint32_t step
+        cdef int best = -1
+        cdef double best_load = FR_INFINITY
+        cdef double load
+        cdef uint64_t word
+        cdef const Item *item
+        for step in range(n):
+            item = &self.items[i]
+            load = load_without_decay(item.hot, item.inverse_weight)
+            word = fr_load(&item.hot.breaker)
+            if (word & FR_UNSETTLED) | fr_load(&item.hot.block) | item.never:
+                if now == 0:
+                    now = fr_clock_coarse()
+                if item.never or block_left(fr_load(&item.hot.block), now) or breaker_peek(word, now) < 0:
+                    load = FR_INFINITY
+                elif control_state(word) != STATE_CLOSED:
+                    return <int>i
+                else:
+                    load /= breaker_ramp(&item.parts.rules, word, now)
+            if load < best_load:
+                best_load = load
+                best = <int>i
+            i += 1
+            if i == n:
+                i = 0
+        return best

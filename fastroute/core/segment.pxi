@@ -1,1 +1,346 @@
-# segment
+# ======================================================================================================================
+# Segment: the shared mapping, its cells, and who works in it
+# ======================================================================================================================
+#
+# Layout: header (two cells), worker table (64 cells), then 2**k cells of 64 bytes. A cell is a 64-bit key and 56 bytes
+# of state. The key is 60 bits of a hash of the name and 4 bits of kind, so it is never 0 and tells a stranger what
+# the state is. A cell is found by open addressing and claimed by one compare-and-swap of its key; all-zero state is
+# the valid beginning of every kind, so there is no second step that a killed process could leave undone. Cells are
+# never given back.
+
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+cdef extern from "atomics.h" nogil:
+    const int64_t FR_TIME_MAX
+    uint64_t fr_load(const uint64_t *word) noexcept
+    void fr_store(uint64_t *word, uint64_t value) noexcept
+    bint fr_cas(uint64_t *word, uint64_t *expected, uint64_t desired) noexcept
+    uint64_t fr_add(uint64_t *word, uint64_t delta) noexcept
+    int64_t fr_load_i64(const int64_t *word) noexcept
+    bint fr_cas_i64(int64_t *word, int64_t *expected, int64_t desired) noexcept
+    int32_t fr_load_i32(const int32_t *word) noexcept
+    int32_t fr_add_i32(int32_t *word, int32_t delta) noexcept
+    bint fr_cas_i32(int32_t *word, int32_t *expected, int32_t desired) noexcept
+    uint16_t fr_load_u16(const uint16_t *word) noexcept
+    bint fr_cas_u16(uint16_t *word, uint16_t expected, uint16_t desired) noexcept
+    uint64_t fr_pack(float value, uint32_t stamp) noexcept
+    float fr_value(uint64_t word) noexcept
+    uint32_t fr_stamp(uint64_t word) noexcept
+    float fr_float_of_bits(uint32_t bits) noexcept
+    uint32_t fr_bits_of_float(float value) noexcept
+    float fr_load_float(const float *place) noexcept
+    void fr_store_float(float *place, float value) noexcept
+    int64_t fr_clock() noexcept
+    int64_t fr_clock_coarse() noexcept
+    uint32_t fr_millis(int64_t now) noexcept
+    double fr_elapsed(uint32_t later, uint32_t earlier) noexcept
+    int64_t fr_sum(int64_t a, int64_t b) noexcept
+    int64_t fr_product(int64_t a, int64_t b) noexcept
+    double fr_decay(double x) noexcept
+    uint64_t fr_mix(uint64_t x) noexcept
+    double fr_fraction(uint64_t mixed) noexcept
+    uint32_t fr_choice(uint64_t mixed, uint32_t n) noexcept
+    int64_t fr_price(int64_t a, int64_t p, int64_t b, int64_t q) noexcept
+
+cdef extern from "process.h" nogil:
+    uint32_t fr_fork_count() noexcept
+    int fr_watch_forks() noexcept
+    void *fr_map_shared(size_t size) noexcept
+    bint fr_process_exists(int pid) noexcept
+    int getpid() noexcept
+    int munmap(void *place, size_t size) noexcept
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+cdef enum:
+    CELL_BYTES = 64
+    MIN_CELLS = 64
+    MAX_CELLS = 16777216         # 2**24 cells, 1 GiB
+    HEADER_CELLS = 2
+    WORKER_CELLS = 64            # 256 workers of 16 bytes; number 0 is nobody
+    WORKERS = 256
+    LAYOUT_VERSION = 1
+
+cdef enum:                       # the low four bits of a key
+    KIND_BUCKET = 1
+    KIND_BREAKER = 2
+    KIND_WINDOW = 3
+    KIND_LATENCY = 4
+    KIND_LEDGER = 5
+    KIND_SAMPLES = 6
+    KIND_RETRY = 7
+    KIND_ENDPOINT = 8
+    KIND_PERMITS = 9
+
+cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes
+cdef uint64_t REAPING = 1 << 31                       # in a worker's word: being reaped by the process named there
+
+# Structs --------------------------------------------------------------------------------------------------------------
+
+cdef struct Header:              # 128 bytes
+    uint64_t magic               # written last: a mapping without it is not ready
+    uint64_t version             # LAYOUT_VERSION; another one means another layout, never a conversion
+    uint64_t cells               # number of cells after the worker table, a power of two
+    uint64_t bytes               # size of the whole mapping
+    uint64_t boot                # hash of the machine's boot id: state of an earlier boot is worthless
+    uint64_t spare[11]
+
+cdef struct Worker:              # 16 bytes
+    uint64_t owner               # epoch << 32 | REAPING | pid; pid 0: free. The epoch grows with every owner
+    uint64_t started             # when that pid started (field 22 of /proc/PID/stat), 0: not known
+
+cdef struct Hot:                 # one cell: all that ranking reads of an endpoint
+    uint64_t key
+    int32_t in_flight            # calls now under way, approximate (the permits are exact)
+    float score                  # load of one call here without decay; 0: never measured
+    uint64_t breaker             # control word, see breaker.pxi
+    uint64_t block               # excluded until (us) << 8 | reason
+    uint64_t ewma                # float seconds | stamp
+    uint64_t failure             # float failure rate 0..1 | stamp
+    float spread                 # float seconds
+    uint32_t spare
+    int64_t tat                  # token bucket's theoretical arrival time, ns
+
+cdef struct Cold:                # one cell: what only admit and finish touch
+    uint64_t key
+    int64_t tat                  # request bucket's theoretical arrival time, ns
+    uint64_t retry               # float balance | stamp
+    uint64_t usage               # float tokens of the last minute | stamp
+    uint64_t succeeded           # calls that ended OK, ever
+    uint64_t failed              # calls that ended in FAILURE, ever
+    uint64_t health              # outcomes of the last 50 results and the score, see latency.pxi
+    uint64_t samples             # latencies ever recorded; the newest is at (samples - 1) % 50
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+cdef uint64_t *find_cell(uint64_t *cells, uint64_t mask, uint64_t key, bint claim) noexcept nogil:
+    """The cell of a key: claimed if it was not there and ``claim`` is set. NULL: not there, or the table is full."""
+    cdef uint64_t index = (key >> 4) & mask
+    cdef uint64_t step
+    cdef uint64_t *cell
+    cdef uint64_t found
+    for step in range(mask + 1):
+        cell = cells + 8 * ((index + step) & mask)
+        found = fr_load(cell)
+        if found == 0:
+            if not claim:
+                return NULL
+            if fr_cas(cell, &found, key):
+                return cell
+        if found == key:
+            return cell
+    return NULL
+
+
+cdef uint64_t sub_key(uint64_t name, uint64_t kind, uint64_t number) noexcept nogil:
+    """The key of a name's ``number``-th cell of a kind; the name's hash may itself be a key."""
+    name &= ~<uint64_t>15
+    if number:
+        name = fr_mix(name ^ fr_mix(number))
+    return (name & ~<uint64_t>15) | kind
+
+
+cdef object process_start(int pid):
+    """When the process started, in the kernel's ticks since boot; 0 if that cannot be known; None if it is no more.
+
+    A zombie is no more: it runs nothing and only waits for its parent to ask after it.
+    """
+    if not fr_process_exists(pid):
+        return None
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The second field is the command in parentheses and may itself hold blanks and parentheses.
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        import os
+
+        return None if os.path.exists("/proc/self/stat") else 0
+    except OSError:
+        return 0
+    if len(fields) < 20:
+        return 0
+    return None if fields[0] in (b"Z", b"X", b"x") else int(fields[19])
+
+
+cdef uint64_t boot_hash():
+    from hashlib import blake2b
+
+    try:
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            text = file.read().strip()
+    except OSError:
+        text = b""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+cdef int64_t moment(int64_t now) except -1:
+    """Checks a caller's time. 0 means: read the clock."""
+    if now < 0 or now > FR_TIME_MAX:
+        raise ValueError(f"now must be 0 (read the clock) or nanoseconds up to 2**61, not {now}")
+    return now
+
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+class SegmentFullError(MemoryError):
+    """The segment has no room for another name, or no slot for another worker process."""
+
+
+def clock() -> int:
+    """Nanoseconds on the core's clock, CLOCK_MONOTONIC: what ``now`` means everywhere here."""
+    return fr_clock()
+
+
+@cython.final
+cdef class Segment:
+    """The shared memory in which all state lives.
+
+    It is an anonymous shared mapping: processes forked after its making work on the same cells. Whoever holds an
+    object made on a segment keeps the mapping alive.
+
+    Args:
+        cells: How many 64-byte cells it has room for, 64 to 2**24, rounded up to a power of two. An endpoint takes 16
+            of them with the usual limits.
+
+    Thread safety: every method may be called from any thread and any forked process at any time.
+    """
+
+    cdef void *memory
+    cdef size_t bytes
+    cdef Header *header
+    cdef Worker *workers
+    cdef uint64_t *table
+    cdef uint64_t mask
+    cdef uint32_t slot_forks       # the fork count at which `slot_number` was claimed
+    cdef int slot_number
+
+    def __init__(self, cells: int = 16384) -> None:
+        if self.memory is not NULL:
+            raise RuntimeError("a Segment cannot be initialised twice")
+        if isinstance(cells, bool) or not isinstance(cells, int):
+            raise TypeError(f"cells must be an int, not {type(cells).__name__}")
+        if not MIN_CELLS <= cells <= MAX_CELLS:
+            raise ValueError(f"cells must be {MIN_CELLS} to {MAX_CELLS}, not {cells}")
+        cdef uint64_t count = 1 << (cells - 1).bit_length()
+        self.bytes = (HEADER_CELLS + WORKER_CELLS + count) * CELL_BYTES
+        cdef int error = fr_watch_forks()
+        if error:
+            raise OSError(error, "cannot watch for forks")
+        self.memory = fr_map_shared(self.bytes)
+        if self.memory is NULL:
+            raise MemoryError(f"cannot map {self.bytes} bytes of shared memory")
+        self.header = <Header *>self.memory
+        self.workers = <Worker *>(<char *>self.memory + HEADER_CELLS * CELL_BYTES)
+        self.table = <uint64_t *>(<char *>self.memory + (HEADER_CELLS + WORKER_CELLS) * CELL_BYTES)
+        self.mask = count - 1
+        self.header.version = LAYOUT_VERSION
+        self.header.cells = count
+        self.header.bytes = self.bytes
+        self.header.boot = boot_hash()
+        fr_store(&self.header.magic, SEGMENT_MAGIC)
+
+    def __dealloc__(self):
+        if self.memory is not NULL:
+            munmap(self.memory, self.bytes)
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.used} of {self.cells} cells used>"
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are."""
+        return self.mask + 1
+
+    @property
+    def used(self) -> int:
+        """How many cells are claimed (counted now: it walks the table)."""
+        cdef uint64_t index
+        cdef uint64_t count = 0
+        for index in range(self.mask + 1):
+            count += fr_load(self.table + 8 * index) != 0
+        return count
+
+    def slot(self) -> int:
+        """This process's number among the workers, 1 to 255; a new process (a forked one too) gets its own.
+
+        Raises:
+            SegmentFullError: 255 live processes work here already.
+        """
+        return self.worker()
+
+    def reap(self) -> int:
+        """Gives back what dead workers held and frees their slots; mends the in-flight counts. Returns how many died.
+
+        A worker is dead when its pid is gone, is a zombie, or belongs to a process that started at another time. It
+        walks the table (about 0.1 ms for 16384 cells), so call it every few seconds, not for every call.
+        """
+        cdef int number
+        cdef int reaped = 0
+        cdef uint64_t seen, mine, epoch
+        cdef uint64_t self_pid = <uint64_t>getpid()
+        for number in range(1, WORKERS):
+            seen = fr_load(&self.workers[number].owner)
+            if <uint32_t>seen == 0 or not self.is_dead(number, seen):
+                continue
+            # Only who wins this swap cleans up. Should it be killed half-way, the next one finds it dead in turn; were
+            # two to clean up, the slower one could free the permits of the slot's next owner.
+            mine = (seen & ~<uint64_t>0xFFFFFFFF) | REAPING | self_pid
+            if seen == mine or not fr_cas(&self.workers[number].owner, &seen, mine):
+                continue
+            reap_permits(self.table, self.mask, number)
+            fr_store(&self.workers[number].started, 0)
+            epoch = (mine >> 32) + 1
+            fr_cas(&self.workers[number].owner, &mine, (epoch & 0xFFFFFFFF) << 32)
+            reaped += 1
+        mend_in_flight(self.table, self.mask)
+        return reaped
+
+    cdef bint is_dead(self, int number, uint64_t owner) except -1:
+        cdef uint64_t started = fr_load(&self.workers[number].started)
+        start = process_start(<int>(owner & 0x7FFFFFFF))
+        if start is None:
+            return True
+        if owner & REAPING:
+            return False         # the reaper lives and will finish
+        return started != 0 and start != 0 and started != <uint64_t>start
+
+    cdef int worker(self) except -1:
+        """The slot of this process. Costs one comparison unless the process is new."""
+        if self.slot_forks != fr_fork_count():
+            self.slot_number = self.claim_slot()
+            self.slot_forks = fr_fork_count()
+        return self.slot_number
+
+    cdef int claim_slot(self) except -1:
+        cdef int number, attempt
+        cdef int pid = getpid()
+        cdef uint64_t seen
+        start = process_start(pid) or 0
+        for attempt in range(2):
+            for number in range(1, WORKERS):
+                seen = fr_load(&self.workers[number].owner)
+                while <uint32_t>seen == 0:
+                    if fr_cas(&self.workers[number].owner, &seen, seen | <uint64_t>pid):
+                        fr_store(&self.workers[number].started, start)
+                        return number
+            if attempt == 0 and self.reap() == 0:
+                break
+        raise SegmentFullError(f"all {WORKERS - 1} worker slots of the segment belong to live processes")
+
+    cdef uint64_t name_hash(self, str name) except? 0:
+        if self.memory is NULL:
+            raise RuntimeError("this Segment was not initialised")
+        if name is None or not name:
+            raise ValueError("name must be a string that is not empty")
+        from hashlib import blake2b
+
+        return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+    cdef uint64_t *claim(self, uint64_t name, uint64_t kind, uint64_t number=0) except NULL:
+        cdef uint64_t *cell = find_cell(self.table, self.mask, sub_key(name, kind, number), True)
+        if cell is NULL:
+            raise SegmentFullError(
+                f"all {self.mask + 1} cells of the segment are taken; make it with more, Segment(cells={2 * (self.mask + 1)})"
+            )
+        return cell

@@ -1,0 +1,164 @@
+/* Atomic words, clocks and small arithmetic under the core's .pxi sections.
+ *
+ * Every shared word is read and written through these, so that the C compiler cannot tear, cache or repeat an
+ * access. A word that publishes others is stored with release and loaded with acquire order; counters that nothing
+ * hangs on are relaxed. Nothing here allocates, blocks or calls Python.
+ */
+#ifndef FASTROUTE_ATOMICS_H
+#define FASTROUTE_ATOMICS_H
+
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+/* The largest time the core works with (73 years of uptime): two of them can be added without overflow. */
+#define FR_TIME_MAX ((int64_t)1 << 61)
+
+/* ---- words ------------------------------------------------------------------------------------------------- */
+
+static inline uint64_t fr_load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+
+static inline void fr_store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+
+/* One compare-and-swap. On failure *expected holds what was found, as the builtin leaves it. */
+static inline int fr_cas(uint64_t *word, uint64_t *expected, uint64_t desired) {
+    return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+static inline uint64_t fr_add(uint64_t *word, uint64_t delta) {
+    return __atomic_fetch_add(word, delta, __ATOMIC_RELAXED);
+}
+
+static inline int64_t fr_load_i64(const int64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+
+static inline int fr_cas_i64(int64_t *word, int64_t *expected, int64_t desired) {
+    return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+
+static inline int32_t fr_load_i32(const int32_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+
+static inline int32_t fr_add_i32(int32_t *word, int32_t delta) {
+    return __atomic_fetch_add(word, delta, __ATOMIC_RELAXED);
+}
+
+static inline int fr_cas_i32(int32_t *word, int32_t *expected, int32_t desired) {
+    return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
+static inline uint16_t fr_load_u16(const uint16_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+
+static inline int fr_cas_u16(uint16_t *word, uint16_t expected, uint16_t desired) {
+    return __atomic_compare_exchange_n(word, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* ---- a float and a 32-bit stamp (or a second float) in one word ------------------------------------------------ */
+
+static inline float fr_float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t fr_bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline uint64_t fr_pack(float value, uint32_t stamp) {
+    return ((uint64_t)fr_bits_of_float(value) << 32) | stamp;
+}
+
+static inline float fr_value(uint64_t word) { return fr_float_of_bits((uint32_t)(word >> 32)); }
+
+static inline uint32_t fr_stamp(uint64_t word) { return (uint32_t)word; }
+
+static inline float fr_load_float(const float *place) {
+    return fr_float_of_bits(__atomic_load_n((const uint32_t *)(const void *)place, __ATOMIC_RELAXED));
+}
+
+static inline void fr_store_float(float *place, float value) {
+    __atomic_store_n((uint32_t *)(void *)place, fr_bits_of_float(value), __ATOMIC_RELAXED);
+}
+
+/* ---- clocks ---------------------------------------------------------------------------------------------------- */
+
+static inline int64_t fr_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* The tick of the same clock, up to 10 ms behind and several times cheaper: for what is measured in seconds. */
+static inline int64_t fr_clock_coarse(void) {
+#ifdef CLOCK_MONOTONIC_COARSE
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+#else
+    return fr_clock();
+#endif
+}
+
+/* Time stamps beside floats count milliseconds and wrap after 49 days. */
+static inline uint32_t fr_millis(int64_t now) { return (uint32_t)((uint64_t)now / 1000000u); }
+
+/* Seconds between two such stamps. A difference over half the range is a clock read a moment earlier: no time. */
+static inline double fr_elapsed(uint32_t later, uint32_t earlier) {
+    uint32_t d = later - earlier;
+    return d > 0x7fffffffu ? 0.0 : (double)d * 1e-3;
+}
+
+/* ---- arithmetic ------------------------------------------------------------------------------------------------ */
+
+/* a + b and a * b for values that are not negative, held at FR_TIME_MAX. */
+static inline int64_t fr_sum(int64_t a, int64_t b) {
+    int64_t r;
+    return (__builtin_add_overflow(a, b, &r) || r > FR_TIME_MAX) ? FR_TIME_MAX : r;
+}
+
+static inline int64_t fr_product(int64_t a, int64_t b) {
+    int64_t r;
+    return (__builtin_mul_overflow(a, b, &r) || r > FR_TIME_MAX) ? FR_TIME_MAX : r;
+}
+
+/* e**-x for x >= 0, to 1e-8 of its value: 2**i times a short series on [-ln2/2, ln2/2]. Inlined, unlike exp(). */
+static inline double fr_decay(double x) {
+    double t, z, p;
+    int64_t i;
+    uint64_t bits;
+    if (!(x < 700.0)) return 0.0;
+    t = x * -1.4426950408889634;
+    i = (int64_t)(t - 0.5);
+    z = (t - (double)i) * 0.6931471805599453;
+    p = 1.0 + z * (1.0 + z * (1.0 / 2 + z * (1.0 / 6 + z * (1.0 / 24 + z * (1.0 / 120 + z * (1.0 / 720 + z / 5040))))));
+    bits = (uint64_t)(i + 1023) << 52;
+    memcpy(&t, &bits, sizeof t);
+    return p * t;
+}
+
+/* A 64-bit mix (the finaliser of splitmix64): equal inputs give equal outputs, near inputs far ones. */
+static inline uint64_t fr_mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* A fraction in [0, 1) of such a mix. */
+static inline double fr_fraction(uint64_t mixed) { return (double)(mixed >> 11) * 0x1p-53; }
+
+/* An even choice among n (n > 0) by such a mix. */
+static inline uint32_t fr_choice(uint64_t mixed, uint32_t n) { return (uint32_t)(((mixed >> 32) * n) >> 32); }
+
+/* ceil((a*p + b*q) / 1e6) for values that are not negative, held at INT64_MAX. */
+static inline int64_t fr_price(int64_t a, int64_t p, int64_t b, int64_t q) {
+    int64_t x, y, sum;
+    if (!__builtin_mul_overflow(a, p, &x) && !__builtin_mul_overflow(b, q, &y) && !__builtin_add_overflow(x, y, &sum))
+        return sum / 1000000 + (sum % 1000000 != 0);
+    unsigned __int128 wide = (unsigned __int128)a * (uint64_t)p + (unsigned __int128)b * (uint64_t)q;
+    wide = (wide + 999999) / 1000000;
+    return wide > (unsigned __int128)INT64_MAX ? INT64_MAX : (int64_t)wide;
+}
+
+#endif
