@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, Never, final
 
 # Outcomes of a call
 OK: Final[int]
@@ -245,6 +245,7 @@ class Endpoint:
 
 @final
 class Ranked:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def order(self) -> tuple[int, ...]: ...
     @property
