@@ -400,7 +400,9 @@ def test_no_field_raises_anything_unexpected(name: str, value: Any) -> None:
         except errors.APIError:
             pass
         try:
-            OPENAI.stream(ask(True), TARGET).feed(sse.Event(data=json.dumps(body)))
+            OPENAI.stream(types.Request("gpt", MESSAGES, {}, True), TARGET).feed(
+                sse.Event(data=json.dumps(body))
+            )
         except errors.APIError:
             pass
 
