@@ -369,6 +369,7 @@ def alias_problems(
 ) -> list[str]:
     """What is wrong with ``own`` aliases, as part of all ``aliases``: loops and targets nobody knows."""
     problems = []
+    reported: set[str] = set()
     for name in own:
         chain = [name]
         while True:
@@ -376,6 +377,9 @@ def alias_problems(
             if target in models:
                 break
             if target in chain:
+                if target in chain[1:] or any(word in reported for word in chain):
+                    break  # it runs into a circle that is reported where it begins
+                reported.update(chain)
                 problems.append(
                     f"aliases.{quoted(name)}: goes round in a circle ({' → '.join([*chain, target])}), "
                     "must end at a model"

@@ -6,7 +6,7 @@ permissions. Rules of a single key stand at the key, in `models`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fastroute import errors
 from fastroute._checks import did_you_mean, show
@@ -24,6 +24,7 @@ def find_problems(
     catalog: Catalog,
     formats: Collection[str],
     *,
+    places: Sequence[int] | None = None,
     unread_providers: Collection[str] = (),
     unread_models: Collection[str] = (),
     unread_tiers: Collection[str] = (),
@@ -34,6 +35,7 @@ def find_problems(
         config: the parts that could be read.
         catalog: the built-in one, with the configured file over it where there is one.
         formats: wire formats that can be spoken.
+        places: where each endpoint stands in the source, if some there could not be read.
         unread_providers, unread_models, unread_tiers: names whose tables have problems of their own. They
             exist, so nothing that refers to them is wrong for that reason.
     """
@@ -43,7 +45,7 @@ def find_problems(
     return [
         *_timeouts(config),
         *_providers(config, formats),
-        *_endpoints(config, {*config.providers, *unread_providers}, bool(unread_models)),
+        *_endpoints(config, {*config.providers, *unread_providers}, places),
         *_models(config, known, served),
         *_aliases(config, known, served),
         *_tiers(config, known, served),
@@ -98,12 +100,12 @@ def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
         yield from _bursts(path, provider, provider.rpm, provider.tpm)
 
 
-def _endpoints(config: Config, providers: set[str], some_unread: bool) -> Iterable[str]:
-    if not config.endpoints and not some_unread:
+def _endpoints(config: Config, providers: set[str], places: Sequence[int] | None) -> Iterable[str]:
+    if not config.endpoints and places is None:
         yield "endpoints: there are none, must be at least one [[endpoints]] with a provider and a model"
     names: dict[str, int] = {}
     weights: dict[str, float] = {}
-    for number, endpoint in enumerate(config.endpoints):
+    for number, endpoint in zip(places or range(len(config.endpoints)), config.endpoints):
         path = f"endpoints[{number}]"
         if endpoint.provider not in providers:
             hint = did_you_mean(endpoint.provider, providers)
@@ -148,16 +150,18 @@ def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Itera
                 yield f"{path}.fallbacks: names the model itself, must name others"
             elif _resolved(target, aliases, served) not in served:
                 yield f"{path}.fallbacks: {_not_served(target, known, served)}"
-    yield from _fallback_circles(known, aliases, served)
+    yield from _fallback_circles([*config.models, *known.models], known, aliases, served)
 
 
-def _fallback_circles(known: Catalog, aliases: Mapping[str, str], served: Collection[str]) -> Iterable[str]:
+def _fallback_circles(
+    starts: Iterable[str], known: Catalog, aliases: Mapping[str, str], served: Collection[str]
+) -> Iterable[str]:
     edges = {
         name: [_resolved(target, aliases, served) for target in model.fallbacks]
         for name, model in known.models.items()
     }
     done: set[str] = set()
-    for start in edges:
+    for start in starts:
         # Depth first with a stack of our own: a chain may be longer than Python's recursion allows.
         path: list[str] = []
         stack: list[tuple[str, bool]] = [(start, True)]

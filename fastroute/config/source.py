@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,8 @@ def _from_tables(
                 parts[key] = table
     parts["providers"] = _read_named(ProviderConfig, tables, "providers", problems)
     parts["models"] = _read_named(ModelOverride, tables, "models", problems)
-    parts["endpoints"] = _read_endpoints(tables.get("endpoints", ()), problems)
+    endpoints = _read_endpoints(tables.get("endpoints", ()), problems)
+    parts["endpoints"] = () if endpoints is None else tuple(endpoints.values())
     for key, validator in (
         ("aliases", mapping_of(text())),
         ("tiers", mapping_of(sequence_of(text()))),
@@ -254,7 +255,9 @@ def _from_tables(
         parts[key] = _read_entries(tables.get(key, {}), key, validator, problems)
 
     config = _with_paths_from(directory, Config(**parts))
-    problems += _relation_problems(config, formats, tables)
+    all_read = endpoints is not None and len(endpoints) == len(tables.get("endpoints", ()))
+    places = None if all_read else list(endpoints or ())
+    problems += _relation_problems(config, formats, tables, places)
     problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
     return Findings(tuple(problems), tuple(warnings), None if problems else config)
 
@@ -292,15 +295,16 @@ def _read_named(kind: type[Any], tables: Mapping[str, Any], key: str, problems: 
     return found
 
 
-def _read_endpoints(raw: Any, problems: list[str]) -> tuple[EndpointConfig, ...]:
+def _read_endpoints(raw: Any, problems: list[str]) -> dict[int, EndpointConfig] | None:
+    """Those that could be read, by their place; None if there is no list of them at all."""
     if not isinstance(raw, (list, tuple)):
         problems.append(f"endpoints: {show(raw)} is not a list, must be [[endpoints]] for each")
-        return ()
-    read = (
-        read_table(EndpointConfig, table, f"endpoints[{number}]", problems)
+        return None
+    read = {
+        number: read_table(EndpointConfig, table, f"endpoints[{number}]", problems)
         for number, table in enumerate(raw)
-    )
-    return tuple(endpoint for endpoint in read if endpoint is not None)
+    }
+    return {number: endpoint for number, endpoint in read.items() if endpoint is not None}
 
 
 def _read_entries(raw: Any, key: str, validator: Any, problems: list[str]) -> dict[str, Any]:
@@ -342,7 +346,10 @@ def _base_catalog(config: Config) -> Catalog:
 
 
 def _relation_problems(
-    config: Config, formats: Collection[str], tables: Mapping[str, Any] | None = None
+    config: Config,
+    formats: Collection[str],
+    tables: Mapping[str, Any] | None = None,
+    places: Sequence[int] | None = None,
 ) -> list[str]:
     problems: list[str] = []
     try:
@@ -363,6 +370,7 @@ def _relation_problems(
         config,
         catalog,
         formats,
+        places=places,
         unread_providers=_names(tables.get("providers")) - config.providers.keys(),
         unread_models=models - set(config.served),
         unread_tiers=_names(tables.get("tiers")) - config.tiers.keys(),

@@ -39,7 +39,7 @@ def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> 
         return f"is longer than {_MOST_CHARS} characters, must be like https://api.example.com/v1"
     if not url.isascii():
         return (
-            "holds characters beyond ASCII, which can look like others; "
+            "holds characters beyond ASCII, which can look like others, "
             "must be plain ASCII (an international host name in its xn-- form)"
         )
     if any(char <= " " or char in '\\"<>^`{|}\x7f' for char in url):
