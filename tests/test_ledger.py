@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastroute import ledger as ledger_module
 from fastroute.errors import ConfigError, Error
 from fastroute.events import Hooks, LedgerDegraded
 from fastroute.ledger import Ledger, NullLedger, Totals, database, journal, open_ledger
@@ -196,6 +197,11 @@ def test_a_damaged_record_is_noticed(entry: Attempt, data: st.DataObject) -> Non
     flipped = record[:at] + bytes([record[at] ^ (1 << data.draw(st.integers(0, 4)))]) + record[at + 1 :]
     decoded = journal.decode(flipped)
     assert decoded is None or at <= 8  # the case of a hexadecimal digit may flip without harm
+
+
+def test_the_document_names_every_column() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "ledger.md").read_text(encoding="utf-8")
+    assert [name for name in (*journal.FIELDS, *database.GROUPS) if f"`{name}`" not in text] == []
 
 
 # -------------------------------------------------------------------------------------------------- sums
@@ -525,8 +531,11 @@ def test_a_fork_after_the_first_entries(path: Path) -> None:
 def test_a_fork_takes_nothing_of_what_the_parent_holds(path: Path) -> None:
     ledger = Ledger(path)
     ledger.append(attempt(0, cost_nano=1))
+    ledger.flush()
 
     def work() -> None:
+        assert all(isinstance(held, database.Database) for held in ledger_module._leaked)
+        assert len(ledger_module._leaked) == 1  # the parent's connection is neither closed nor collected
         ledger.close()  # a child that never used it must not write, remove or unlock the parent's
 
     reap(in_child(work))
@@ -599,6 +608,31 @@ def test_full_segments_are_replaced_and_removed(path: Path, monkeypatch: pytest.
                 assert len(segments(path)) == 1
         assert len(names) > 3
         assert ledger.spent() == 60
+
+
+def test_a_record_never_goes_to_a_segment_that_is_given_up(tmp_path: Path) -> None:
+    written = journal.Journal(str(tmp_path))
+    first = written.write(journal.encode(attempt(0)))
+    first.settled = 1
+
+    class RotatedMeanwhile:
+        add_first, value = first.begun.add, first.begun.value
+
+        def add(self) -> int:
+            written.rotate(-1)
+            return type(self).add_first()
+
+    assert not first.complete
+    first.begun = RotatedMeanwhile()  # type: ignore[assignment]
+    second = written.write(journal.encode(attempt(1)))
+    assert second.path != first.path
+    assert first.complete
+    assert written.retired() == (first,)
+    written.retire()
+    assert not second.complete  # its record is neither settled nor spilled
+    second.spill()
+    assert second.complete
+    written.release()
 
 
 def test_threads_that_meet_a_rotation_lose_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
