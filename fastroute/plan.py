@@ -199,7 +199,7 @@ class Planner:
     def later_stages(self, first: Stage) -> Iterator[Stage]:
         """The fallback models of those in the first stage, breadth first, each once."""
         seen = {endpoint.model.name for endpoint in first.endpoints}
-        level = list(dict.fromkeys(endpoint.model for endpoint in first.endpoints))
+        level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
         while level:
             names = []
             for model in level:

@@ -188,7 +188,6 @@ class Route:
         attempts: all of them, oldest first.
         cached: the answer came from the cache, or from an equal call that was in flight.
         waited: seconds spent waiting for limits and back-off.
-        downgraded: why it is not the model first in line, if it is not.
         request_id: the provider's id.
     """
 
@@ -203,7 +202,6 @@ class Route:
     attempts: tuple[Attempt, ...] = ()
     cached: bool = False
     waited: float = 0.0
-    downgraded: str | None = None
     request_id: str | None = None
 
     @property
