@@ -861,3 +861,32 @@ def test_a_latency_function_that_raises_or_errs_is_a_500(caplog: pytest.LogCaptu
     with Provider(latency=lambda rng: -1.0) as provider:
         assert ask(provider)[0] == 500
     assert "latency" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_kill_refuses_also_while_a_fork_holds_a_copy_of_the_socket(provider: Provider) -> None:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(writer)
+            os.read(reader, 1)
+        finally:
+            os._exit(0)
+    os.close(reader)
+    try:
+        provider.kill()
+        with pytest.raises(ConnectionRefusedError):
+            connect(provider)
+        provider.restart()
+        assert ask(provider)[0] == 200
+    finally:
+        os.close(writer)
+        os.waitpid(pid, 0)
+
+
+def test_a_changed_answer_holds_for_a_question_asked_before() -> None:
+    with Provider(answer="before") as provider:
+        assert answer(provider)["choices"][0]["message"]["content"] == "before"
+        provider.answer = "after"
+        assert answer(provider)["choices"][0]["message"]["content"] == "after"
