@@ -1,0 +1,424 @@
+"""``fastroute bench``: what routing costs on this machine, measured here and now.
+
+Owns the measurements and their printing. Everything that a user has on is on (limits, breakers, ledger), the
+cache is off, and each figure stands beside a peer measured in the same run, in turns, so that a busy machine
+is unfair to none of them. The local server runs in a process of its own, and its own greatest rate is
+measured too: a comparison of clients means something only while that is well above what any of them reaches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import asdict, frozen
+
+from .group import json_option
+from .output import Column, dim, micros, plain_table, print_json
+
+if TYPE_CHECKING:
+    from fastroute.client import Client
+
+PROMPT = (
+    "Our nightly export stops with a decimal error since Tuesday. Compare the two ways to read an amount "
+    "below and explain which of them copes with a blank, a comma and a currency sign; then write the better "
+    "one as a function with a docstring and three tests. Amounts come as 1.234,56 from the shop and as "
+    "1234.56 from the warehouse, and once a month somebody types EUR in front of them. The file has forty "
+    "thousand lines and must be read in less than a minute on a small machine, with clear errors for people."
+)
+MESSAGES = [{"role": "user", "content": PROMPT}]
+ENDPOINTS = 10
+THREADS = (1, 8, 32)
+PIPELINE = 64  # requests that the raw client has on their way at once
+
+
+@frozen
+class Timing:
+    """Seconds one operation takes.
+
+    Attributes:
+        median: over all samples; ``low`` and ``high`` are the tenth and ninetieth percentile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+@frozen
+class Figures:
+    """All that was measured; times in seconds, rates in calls a second.
+
+    Attributes:
+        decision: classify, rank, admit and finish, natively.
+        plan: ``client.plan``, reasons and all.
+        calls: one call on loopback, by client.
+        rates: by client, then by number of threads.
+        server_rate: what the local server answers to a raw client that pipelines.
+    """
+
+    decision: Timing
+    plan: Timing
+    calls: Mapping[str, Timing]
+    rates: Mapping[str, Mapping[str, float]]
+    server_rate: float
+    machine: Mapping[str, Any]
+
+
+@click.command("bench")
+@click.option("--quick", is_flag=True, help="A few seconds; the figures are rougher.")
+@json_option
+def command(quick: bool, as_json: bool) -> None:
+    """Measure fastroute on this machine.
+
+    How long a decision takes, what one call costs beside requests.post and a requests.Session on a local
+    server, and how many calls a second 1, 8 and 32 threads make. Limits, breakers and the ledger are on, the
+    cache is off.
+    """
+    logging.getLogger("fastroute").setLevel(logging.ERROR)
+    figures = measure(quick=quick, say=None if as_json else dim)
+    if as_json:
+        print_json(asdict(figures))
+    else:
+        click.echo(text_of(figures))
+
+
+def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> Figures:
+    """Runs all measurements, one after the other."""
+    from fastroute.testing import Provider
+
+    tell = say or (lambda text: None)
+    with Provider(["gpt-4.1"], answer="All three cases are read by the second way.", process=True) as server:
+        with _client(server.base_url) as client:
+            tell("decision and plan …")
+            decision, plan = _decision(quick), _plan(client, quick)
+            tell("one call …")
+            calls = _calls(client, server.base_url, quick)
+            tell("calls a second …")
+            rates = _rates(client, server.base_url, quick)
+        tell("the local server by itself …")
+        server_rate = _server_rate(server.port, 0.3 if quick else 1.0)
+    machine = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "fastroute": _version(),
+        "requests": _version("requests"),
+    }
+    return Figures(decision, plan, calls, rates, server_rate, machine)
+
+
+def _version(package: str = "fastroute") -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def _client(base_url: str) -> Iterator[Client]:
+    """A client with ten endpoints, all of them the one local server, and everything on but the cache."""
+    from fastroute.client import Client
+
+    with tempfile.TemporaryDirectory(prefix="fastroute-bench-") as folder:
+        config = {
+            "fastroute": {"ledger": os.path.join(folder, "bench.db")},
+            "cache": {"enabled": False},
+            "providers": {
+                f"local{number}": {"base_url": base_url, "rpm": 100_000_000, "tpm": 10**12}
+                for number in range(ENDPOINTS)
+            },
+            "endpoints": [{"provider": f"local{number}", "model": "gpt-4.1"} for number in range(ENDPOINTS)],
+            "tiers": {"standard": ["gpt-4.1"]},
+        }
+        with Client(config) as client:
+            yield client
+
+
+# ------------------------------------------------------------------------------------------- measuring
+
+
+def _timing(samples: list[float]) -> Timing:
+    samples.sort()
+    last = len(samples) - 1
+    return Timing(statistics.median(samples), samples[last // 10], samples[last - last // 10])
+
+
+def _loop(operation: Callable[[], object], times: int, rounds: int) -> Timing:
+    """An operation too quick for the clock: rounds of many, the loop's own time among them."""
+    samples = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for _ in range(times):
+            operation()
+        samples.append((time.perf_counter() - begun) / times)
+    return _timing(samples)
+
+
+def _decision(quick: bool) -> Timing:
+    from fastroute import _core
+    from fastroute.classify import Classifier
+    from fastroute.tokens import estimate_input
+
+    segment = _core.Segment()
+    endpoints = [
+        _core.Endpoint(segment, f"bench-{number}", rpm=100_000_000, tpm=10**12) for number in range(ENDPOINTS)
+    ]
+    ranking = _core.Ranking(
+        endpoints,
+        models=[0] * ENDPOINTS,
+        windows=[128_000] * ENDPOINTS,
+        max_outputs=[16_384] * ENDPOINTS,
+        capabilities=[15] * ENDPOINTS,
+        input_prices=[2_000_000_000] * ENDPOINTS,
+        output_prices=[8_000_000_000] * ENDPOINTS,
+        qualities=[0.9] * ENDPOINTS,
+        latencies=[1.0] * ENDPOINTS,
+    )
+    classifier = Classifier.named("five-level")
+    for endpoint in endpoints:
+        endpoint.finish(endpoint.admit(1), _core.OK, 0.5)
+
+    def decide() -> None:
+        scan = classifier.scan(MESSAGES, {})
+        tokens = estimate_input(scan.chars, scan.utf8, scan.messages, scan.images)
+        ranked = ranking.rank(_core.LATENCY, tokens, 256)
+        endpoint = endpoints[ranked.order[0]]
+        endpoint.finish(endpoint.admit(tokens + 256), _core.OK, 0.5)
+
+    return _loop(decide, 1000, 5 if quick else 30)
+
+
+def _plan(client: Client, quick: bool) -> Timing:
+    def plan() -> None:
+        str(client.plan(model="auto", messages=MESSAGES).tier)
+
+    return _loop(plan, 300, 5 if quick else 30)
+
+
+def _body() -> bytes:
+    import orjson
+
+    return orjson.dumps({"model": "gpt-4.1", "messages": MESSAGES, "max_tokens": 256})
+
+
+_HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+
+
+def _calls(client: Client, base_url: str, quick: bool) -> dict[str, Timing]:
+    """One call at a time, the three clients in turns."""
+    import requests
+
+    url, body = f"{base_url}/chat/completions", _body()
+    with requests.Session() as session:
+
+        def bare() -> None:
+            requests.post(url, data=body, headers=_HEADERS, timeout=60).json()
+
+        def pooled() -> None:
+            session.post(url, data=body, headers=_HEADERS, timeout=60).json()
+
+        def routed() -> None:
+            client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256)
+
+        clients = {"requests.post": bare, "requests.Session.post": pooled, "fastroute": routed}
+        samples: dict[str, list[float]] = {name: [] for name in clients}
+        for turn in range(60 if quick else 600):
+            for name, call in clients.items():
+                begun = time.perf_counter()
+                call()
+                if turn >= 10:  # the first ones open connections and warm up
+                    samples[name].append(time.perf_counter() - begun)
+    return {name: _timing(taken) for name, taken in samples.items()}
+
+
+def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, float]]:
+    """Calls a second by number of threads; the two clients in turns, the median of the turns."""
+    import requests
+
+    url, body = f"{base_url}/chat/completions", _body()
+
+    def pooled() -> Callable[[], Callable[[], None]]:
+        def begin() -> Callable[[], None]:
+            session = requests.Session()
+            sessions.append(session)
+            return lambda: session.post(url, data=body, headers=_HEADERS, timeout=60).json()
+
+        return begin
+
+    def routed() -> Callable[[], None]:
+        return lambda: (
+            client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256) and None
+        )
+
+    sessions: list[requests.Session] = []
+    clients = {"requests.Session per thread": pooled(), "fastroute": routed}
+    turns, span = (1, 0.4) if quick else (3, 1.0)
+    found: dict[str, dict[str, float]] = {name: {} for name in clients}
+    for threads in THREADS:
+        rates: dict[str, list[float]] = {name: [] for name in clients}
+        for _ in range(turns):
+            for name, begin in clients.items():
+                rates[name].append(_rate(begin, threads, span))
+                while sessions:
+                    sessions.pop().close()
+        for name in clients:
+            found[name][str(threads)] = statistics.median(rates[name])
+    return found
+
+
+def _rate(begin: Callable[[], Callable[[], None]], threads: int, span: float) -> float:
+    """Calls a second of so many threads over ``span`` seconds, connections open already."""
+    counts = [0] * threads
+    ready = threading.Barrier(threads + 1)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(place: int) -> None:
+        try:
+            call = begin()
+            call()
+        except BaseException as error:
+            failures.append(error)
+            ready.abort()
+            return
+        try:
+            ready.wait()
+        except threading.BrokenBarrierError:
+            return
+        try:
+            while not stop.is_set():
+                call()
+                counts[place] += 1
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [
+        threading.Thread(target=work, args=(place,), name=f"bench-{place}") for place in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        try:
+            ready.wait()
+        except threading.BrokenBarrierError:
+            raise failures[0] from None
+        begun = time.perf_counter()
+        stop.wait(span)
+        done, took = sum(counts), time.perf_counter() - begun
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    if failures:
+        raise failures[0]
+    return done / took
+
+
+def _server_rate(port: int, span: float) -> float:
+    """Answers a second to one raw connection with many requests on their way at once."""
+    body = _body()
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    batch = request * PIPELINE
+    answered = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < span:
+            raw.sendall(batch)
+            heads, tail = 0, b""
+            while heads < PIPELINE:
+                piece = raw.recv(1 << 18)
+                if not piece:
+                    raise ConnectionError("the local server closed the raw connection")
+                data = tail + piece
+                heads += data.count(b"HTTP/1.1 200")
+                tail = data[-11:]  # a status line may be cut in two; it is one byte shorter than the mark
+            answered += heads
+            _drain(raw)
+        return answered / (time.perf_counter() - begun)
+
+
+def _drain(raw: socket.socket) -> None:
+    """Reads what is left of a batch's last answer."""
+    raw.setblocking(False)
+    try:
+        while raw.recv(1 << 18):
+            pass
+    except BlockingIOError:
+        pass
+    finally:
+        raw.settimeout(30)
+
+
+# ------------------------------------------------------------------------------------------- printing
+
+
+def text_of(figures: Figures) -> str:
+    """The figures for people, with how each was measured."""
+    machine = figures.machine
+    lines = [
+        f"fastroute {machine['fastroute']}, Python {machine['python']}, {machine['system']}, "
+        f"{machine['cpus']} CPUs; limits, breakers and ledger on, cache off",
+        "",
+    ]
+    times = [
+        Column("time"),
+        Column("median", right=True),
+        Column("10 %", right=True),
+        Column("90 %", right=True),
+    ]
+    base = figures.calls["requests.Session.post"].median
+    rows = [
+        [
+            f"decision: classify {len(PROMPT)} B, rank {ENDPOINTS}, admit, finish",
+            *_spread(figures.decision),
+            "",
+        ],
+        [f"client.plan, {ENDPOINTS} endpoints", *_spread(figures.plan), ""],
+    ]
+    for name, timing in figures.calls.items():
+        rows.append([f"one call: {name}", *_spread(timing), f"{timing.median / base:.2f}"])
+    lines.append(plain_table([*times, Column("× Session", right=True)], rows))
+    lines.append("")
+    columns = [Column("calls a second"), *(Column(f"{threads} threads", right=True) for threads in THREADS)]
+    pooled, routed = figures.rates.values()
+    rate_rows = [
+        [name, *(f"{rates[str(threads)]:,.0f}" for threads in THREADS)]
+        for name, rates in figures.rates.items()
+    ]
+    rate_rows.append(
+        ["ratio", *(f"{routed[str(threads)] / pooled[str(threads)]:.2f}" for threads in THREADS)]
+    )
+    lines.append(plain_table(columns, rate_rows))
+    best = max(rate for rates in figures.rates.values() for rate in rates.values())
+    lines += [
+        "",
+        f"The local server, in its own process, answers {figures.server_rate:,.0f} a second to a raw client: "
+        f"{figures.server_rate / best:.1f} times the best rate above."
+        + ("" if figures.server_rate > 1.5 * best else " It may be what limits the figures above."),
+        "Calls took turns, so all of them saw the same machine; client and server share its CPUs.",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(timing: Timing) -> tuple[str, str, str]:
+    return micros(timing.median), micros(timing.low), micros(timing.high)
+
+
+__all__ = ["Figures", "Timing", "command", "measure", "text_of"]

@@ -1,0 +1,187 @@
+"""``fastroute chat``: one question, or a conversation, through the router.
+
+Owns reading the prompt and showing the answer; the call is `fastroute.client`'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .group import config_option, json_option, read_tags, visible
+from .output import dim, dollars, print_json, seconds
+
+if TYPE_CHECKING:
+    from fastroute.client import Client
+    from fastroute.types import Completion, Route, Usage
+
+
+@click.command("chat")
+@click.argument("prompt", required=False)
+@click.option("-m", "--model", help="A model, alias or tier, or auto. [default: the configuration's]")
+@click.option("-s", "--system", help="System message.")
+@click.option(
+    "--stream/--no-stream", default=None, help="Show the answer as it comes. [default: on a terminal]"
+)
+@click.option(
+    "--tag", multiple=True, callback=read_tags, metavar="NAME=VALUE", help="Label for the ledger; repeatable."
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
+@config_option
+@json_option
+def command(
+    prompt: str | None,
+    model: str | None,
+    system: str | None,
+    stream: bool | None,
+    tag: dict[str, str],
+    max_tokens: int | None,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Ask one question, or talk, through the router.
+
+    PROMPT is the question; - or nothing reads it from standard input. With no PROMPT on a terminal a
+    conversation begins, which Ctrl-D ends. The answer goes to standard output; which model gave it, at which
+    endpoint, and what it cost go to standard error.
+    """
+    if as_json and stream:
+        raise click.UsageError("--json prints the whole answer at once; leave out --stream")
+    talk = prompt is None and sys.stdin.isatty()
+    if talk and as_json:
+        raise click.UsageError("--json needs a PROMPT")
+    if not talk:
+        prompt = _prompt(prompt)
+    if stream is None:
+        stream = sys.stdout.isatty() and not as_json
+    params: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+    if tag:
+        params["route"] = {"tags": tag}
+    if model is not None:
+        params["model"] = model
+    history: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+
+    from fastroute.client import Client
+
+    with Client(config) as client:
+        if talk:
+            _talk(client, history, params, stream)
+        elif as_json:
+            completion = client.chat.completions.create(messages=[*history, _user(prompt or "")], **params)
+            print_json(_object(completion))
+        else:
+            _answer(client, [*history, _user(prompt or "")], params, stream)
+
+
+def _prompt(given: str | None) -> str:
+    if given is not None and given != "-":
+        text = given
+    else:
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(
+                f"standard input is no {error.encoding} text (byte {error.start})"
+            ) from None
+    if not text.strip():
+        raise click.UsageError("the prompt is empty; give one as an argument or on standard input")
+    return text
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any], stream: bool) -> None:
+    """Questions and answers until Ctrl-D; Ctrl-C ends an answer, or the conversation between two."""
+    import contextlib
+
+    from fastroute.errors import Error
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # line editing in input()
+    dim("Ctrl-D ends the conversation.")
+    while True:
+        try:
+            question = input("> ")
+        except EOFError:
+            click.echo()
+            return
+        if not question.strip():
+            continue
+        try:
+            answer = _answer(client, [*history, _user(question)], params, stream)
+        except KeyboardInterrupt:
+            click.echo()
+            dim("the answer was cut short and is not part of the conversation")
+            continue
+        except Error as error:
+            click.secho(f"Error: {visible(str(error))}", fg="red", err=True)
+            continue
+        history += [_user(question), {"role": "assistant", "content": answer}]
+
+
+def _answer(client: Client, messages: list[dict[str, str]], params: dict[str, Any], stream: bool) -> str:
+    """Prints one answer and the line about it; returns the answer's text."""
+    # A terminal obeys control characters, and an answer is a stranger's text; a pipe gets it as it is.
+    safe = visible if sys.stdout.isatty() else str
+    if not stream:
+        completion = client.chat.completions.create(messages=messages, **params)
+        click.echo(safe(completion.text))
+        _about(completion.route, completion.usage)
+        return completion.text
+    pieces = []
+    ended_line = False
+    with client.chat.completions.create(messages=messages, stream=True, **params) as answer:
+        try:
+            for chunk in answer:
+                for choice in chunk.choices[:1]:
+                    piece = choice.delta.content
+                    if piece:
+                        pieces.append(piece)
+                        click.echo(safe(piece), nl=False)
+                        sys.stdout.flush()
+            ended_line = bool(pieces) and pieces[-1].endswith("\n")
+        finally:
+            if pieces and not ended_line:
+                click.echo()
+    _about(answer.route, answer.usage)
+    return "".join(pieces)
+
+
+def _about(route: Route | None, usage: Usage | None) -> None:
+    """The dim line under an answer."""
+    if route is None:
+        return
+    parts = [route.model, route.endpoint]
+    if route.classification is not None:
+        parts.append(route.classification.level)
+    if usage is not None:
+        about = "about " if usage.source == "estimated" else ""
+        parts.append(f"{about}{usage.prompt_tokens} in, {usage.completion_tokens} out")
+    parts.append("from the cache" if route.cached else dollars(route.cost))
+    if route.latency is not None:
+        parts.append(seconds(route.latency))
+    if len(route.attempts) > 1:
+        parts.append(f"{len(route.attempts)} attempts")
+    dim(" · ".join(parts))
+
+
+def _object(completion: Completion) -> dict[str, Any]:
+    route = completion.route
+    assert route is not None
+    return {
+        "content": completion.text,
+        "finish_reason": completion.choices[0].finish_reason if completion.choices else None,
+        "model": route.model,
+        "endpoint": route.endpoint,
+        "tier": route.tier,
+        "class": route.classification.level if route.classification is not None else None,
+        "usage": completion.usage.to_dict() if completion.usage is not None else None,
+        "cost_usd": route.cost,
+        "latency_s": route.latency,
+        "attempts": len(route.attempts),
+        "cached": route.cached,
+    }

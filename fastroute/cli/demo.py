@@ -1,0 +1,161 @@
+"""``fastroute demo``: the router at work on local providers that fail, with no key and no server.
+
+Owns the command: its options, the prompts file, what is printed and the exit status. The providers, the
+configuration and the calls are `demo_run.py`, the live picture is `demo_view.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from .group import INTERRUPTED, json_option, visible
+from .output import Column, dim, dollars, plain_table, print_json, seconds
+
+if TYPE_CHECKING:
+    from .demo_run import Result
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@click.command("demo")
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, dir_okay=False),
+    help="JSON lines, each with messages. [default: 300 prompts that come with fastroute]",
+)
+@click.option("--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Calls at once.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the providers' times and faults.")
+@click.option("--fast", is_flag=True, help="Providers answer four times as fast.")
+@json_option
+def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: bool) -> None:
+    """Watch the router at work on local providers that fail.
+
+    Starts four providers on this machine, each in a process of its own, one of them flaky, and sends them
+    real-looking prompts from many threads with model="auto". When 35 % are done the main provider of the
+    standard tier is killed, at 55 % it comes back. Nothing leaves this machine, and no key is needed: the
+    answers are made up, and the prices are the catalogue's. Exit status 0 only if every prompt was answered.
+    """
+    from .demo_run import Demo
+
+    asked = read_prompts(prompts)
+    # Warnings are meant for those who run a service; here they would only tear the picture.
+    logging.getLogger("fastroute").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="fastroute-demo-") as folder:
+        demo = Demo(
+            asked, os.path.join(folder, "demo.db"), threads=threads, seed=seed, speed=4 if fast else 1
+        )
+        try:
+            with demo:
+                _watch(demo, quiet=as_json)
+                result = demo.result()
+                spent = "" if as_json else demo.spent()
+        except KeyboardInterrupt:
+            dim("interrupted; the providers are stopped")
+            raise SystemExit(INTERRUPTED) from None
+    if as_json:
+        print_json(result.figures())
+    else:
+        click.echo(_summary(result))
+        click.echo(f"\nFrom the ledger, by model:\n{spent}")
+    raise SystemExit(1 if result.failed else 0)
+
+
+def _watch(demo: Any, *, quiet: bool) -> None:
+    """Runs the calls and shows them: live on a terminal, else a few lines on standard error."""
+    if not quiet and sys.stdout.isatty():
+        from .demo_view import watch
+
+        watch(demo)
+        return
+    demo.start()
+    quarter = 1
+    while True:
+        ended = demo.wait(0.1)
+        for line in demo.board.news():
+            dim(line)
+        done = demo.board.done
+        while quarter <= 4 and done * 4 >= demo.total * quarter:
+            dim(f"{demo.elapsed():6.2f} s  {quarter * 25} %: {done} of {demo.total} calls done")
+            quarter += 1
+        if ended:
+            return
+
+
+def read_prompts(path: str | None) -> list[Messages]:
+    """The messages of every line of a JSON-lines file; of the file in the package without a path."""
+    if path is None:
+        data = resources.files("fastroute").joinpath("data/demo_prompts.jsonl").read_bytes()
+        name = "demo_prompts.jsonl"
+    else:
+        name = path
+        with open(path, "rb") as file:
+            data = file.read()
+    found: list[Messages] = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise click.ClickException(f"{where}: no JSON ({error})") from None
+        messages = value.get("messages") if isinstance(value, dict) else None
+        if not isinstance(messages, list) or not messages:
+            raise click.ClickException(f'{where}: an object with a list "messages" is wanted')
+        for message in messages:
+            if (
+                not isinstance(message, dict)
+                or not isinstance(message.get("role"), str)
+                or "content" not in message
+            ):
+                raise click.ClickException(f"{where}: every message needs a role and content")
+        found.append(messages)
+    if not found:
+        raise click.ClickException(f"{name}: there is no prompt in it")
+    return found
+
+
+def _summary(result: Result) -> str:
+    figures = result.figures()
+    saved = result.premium_cost_usd - result.cost_usd
+    share = f", {100 * saved / result.premium_cost_usd:.0f} % saved" if result.premium_cost_usd else ""
+    lost = "none was lost" if not result.failed else f"{result.failed} LOST"
+    lines = [
+        "",
+        f"{result.ok} of {result.calls} calls answered, {lost}, in {result.wall_s:.1f} s "
+        f"({result.calls / result.wall_s:.0f} a second)",
+        f"attempts    {result.attempts}, of which {result.failed_attempts} failed; "
+        f"{result.failovers} fail-overs",
+        f"breakers    opened {_times(result.breakers_opened)}, closed again {_times(result.breakers_closed)}"
+        + (f"; still open: {', '.join(result.still_open)}" if result.still_open else ""),
+        f"latency     p50 {seconds(result.p50_ms / 1e3)}, p95 {seconds(result.p95_ms / 1e3)}, "
+        f"p99 {seconds(result.p99_ms / 1e3)}",
+        f"cost        {dollars(result.cost_usd)}; all by {result.premium_model}: "
+        f"{dollars(result.premium_cost_usd)}{share}",
+        "",
+    ]
+    columns = [Column("class"), Column("calls", right=True), Column("   model"), Column("calls", right=True)]
+    classes = list(figures["by_class"].items())
+    models = list(figures["by_model"].items())
+    rows = []
+    for place in range(max(len(classes), len(models))):
+        level, of_level = classes[place] if place < len(classes) else ("", "")
+        model, of_model = models[place] if place < len(models) else ("", "")
+        rows.append([level, str(of_level), f"   {model}", str(of_model)])
+    lines.append(plain_table(columns, rows))
+    for error, count in result.errors.items():
+        lines.append(f"lost to {error}: {count}")
+    return visible("\n".join(lines))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else "twice" if count == 2 else f"{count} times"

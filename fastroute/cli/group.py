@@ -1,0 +1,137 @@
+"""The list of commands, and what all of them share.
+
+Owns the names of the commands with their one-line descriptions, so that ``--help`` imports none of them; how
+errors become messages and exit statuses; and the options that several commands take. What a command does is
+its own file's business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from fastroute import __version__
+from fastroute.errors import Error
+
+COMMANDS: Mapping[str, str] = {
+    "chat": "Ask one question, or talk, through the router.",
+    "explain": "Show how a prompt would be routed, without sending it.",
+    "check": "List every problem of a configuration.",
+    "models": "List the models, their prices and who serves them.",
+    "report": "Show what was spent, from the ledger.",
+    "demo": "Watch the router at work on local providers that fail.",
+    "bench": "Measure fastroute on this machine.",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """An error of fastroute's as the command line shows it."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(str(error))
+
+    def format_message(self) -> str:
+        return visible(self.message)
+
+
+class Commands(click.Group):
+    """The commands by name, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            raise Failure(error) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastroute")
+def cli() -> None:
+    """Routes LLM calls to the right model at the right endpoint, and keeps routing when providers fail."""
+
+
+# ------------------------------------------------------------------------------------------ shared options
+
+
+def config_option(command: _Command) -> _Command:
+    """``--config``: which configuration to use instead of the one that would be found."""
+    return click.option(
+        "-c",
+        "--config",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Configuration file. [default: FASTROUTE_CONFIG, else ./fastroute.toml, else the provider keys "
+        "in the environment]",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """``--json``: one object on standard output instead of text."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)
+
+
+def read_tags(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+    """``--tag NAME=VALUE``, as often as given, as a mapping."""
+    tags = {}
+    for text in value:
+        name, equals, content = text.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{text!r} is no tag; write NAME=VALUE", ctx, param)
+        tags[name] = content
+    return tags
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the command with a message and status 1."""
+    raise click.ClickException(message)
+
+
+def visible(text: str) -> str:
+    """Text from elsewhere, made unable to steer a terminal: control characters shown, not sent."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+__all__ = [
+    "COMMANDS",
+    "INTERRUPTED",
+    "cli",
+    "config_option",
+    "json_option",
+    "read_tags",
+    "refuse",
+    "visible",
+]

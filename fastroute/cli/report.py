@@ -1,0 +1,131 @@
+"""``fastroute report``: what was spent, from the ledger.
+
+Owns the options; sums, comparisons and their forms are `fastroute.ledger`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import click
+
+from .group import config_option, read_tags, refuse
+
+if TYPE_CHECKING:
+    from fastroute.catalog import Catalog
+
+_AGO = re.compile(r"([0-9]{1,6})([mhdw])", re.ASCII)
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Moment(click.ParamType):
+    """A moment: a date, a date and time (UTC unless it says otherwise), or so long ago, such as 7d."""
+
+    name = "when"
+
+    def convert(
+        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        ago = _AGO.fullmatch(value)
+        if ago is not None:
+            return datetime.now(timezone.utc) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        try:
+            moment = datetime.fromisoformat(value.removesuffix("Z"))
+        except ValueError:
+            self.fail(f"{value!r}: write 2025-03-31, 2025-03-31T18:00, or 30m, 24h, 7d, 2w for so long ago")
+        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+@click.command("report")
+@config_option
+@click.option(
+    "--ledger",
+    "path",
+    type=click.Path(exists=True, dir_okay=False),
+    help="The ledger's file. [default: the configuration's]",
+)
+@click.option(
+    "--by",
+    multiple=True,
+    metavar="KEY",
+    help="model, tier, level, endpoint, provider, day, outcome or tag:NAME; several with commas. "
+    "[default: model]",
+)
+@click.option("--since", type=Moment(), help="Only entries from then on: 2025-03-31, or 7d for so long ago.")
+@click.option("--until", type=Moment(), help="Only entries before then.")
+@click.option(
+    "--tag", multiple=True, callback=read_tags, metavar="NAME=VALUE", help="Only entries with it; repeatable."
+)
+@click.option("--against", multiple=True, metavar="MODEL", help="Also what this model alone would have cost.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
+)
+def command(
+    config: str | None,
+    path: str | None,
+    by: tuple[str, ...],
+    since: datetime | None,
+    until: datetime | None,
+    tag: dict[str, str],
+    against: tuple[str, ...],
+    form: str,
+) -> None:
+    """Show what was spent, from the ledger.
+
+    Calls, tokens, cost and latency by whatever --by says, and with --against what one model alone would have
+    cost for the same tokens.
+    """
+    from fastroute.ledger import open_ledger
+    from fastroute.ledger.report import report, to_csv, to_json, to_table
+
+    catalog, configured = _source(config, path)
+    location = path or configured
+    if not location:
+        refuse('the configuration keeps no ledger (ledger = ""); name one with --ledger FILE')
+    if "://" not in location and not os.path.exists(location):
+        refuse(f"there is no ledger at {location} yet: it begins with the first call")
+    keys = tuple(key.strip() for text in by or ("model",) for key in text.split(",") if key.strip())
+    names = [catalog.resolve(name) for name in against]
+
+    def prices(name: str) -> tuple[int, int, int | None]:
+        model = catalog.model(name)
+        if model.input_price is None or model.output_price is None:
+            refuse(f'--against {name}: the catalogue knows no price of it; set one in [models."{name}"]')
+        return model.input_price, model.output_price, model.cached_input_price
+
+    ledger = open_ledger(location)
+    try:
+        result = report(
+            ledger,
+            by=keys,
+            since=since,
+            until=until,
+            tags=tag or None,
+            against=names,
+            prices=prices if names else None,
+        )
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--by") from None
+    finally:
+        ledger.close()
+    write = {"table": to_table, "json": to_json, "csv": to_csv}[form]
+    click.echo(write(result).rstrip("\n"))
+
+
+def _source(config: str | None, path: str | None) -> tuple[Catalog, str]:
+    """The catalogue that prices come from, and the ledger that the configuration names."""
+    from fastroute.catalog import Catalog
+    from fastroute.config import Config, catalog_of
+
+    from .configuration import find
+
+    loaded = find(config).config
+    if loaded is None:
+        # The built-in prices, and the place where a ledger is by default.
+        return Catalog.builtin(), Config().ledger
+    return catalog_of(loaded), loaded.ledger
