@@ -18,8 +18,10 @@ from typing import Any
 
 Validator = Callable[[Any, Any, Any], None]
 
+# Prefixes of the usual API keys, long runs of letters with digits, UUIDs, and passwords in addresses.
 _KEY_LIKE = re.compile(
-    r"(?i)\b(sk|pk|rk|gsk|xai|key|bearer|token|aiza)[-_ ]?[a-z0-9]|[A-Za-z0-9_\-+/]{24,}|://[^/]*@"
+    r"(?i)\b(sk|pk|rk|gsk|xai|key|token)[-_][a-z0-9]|\bbearer\s|\baiza[a-z0-9]|://[^/]*@"
+    r"|(?=[a-z]*[0-9])[a-z0-9_]{24,}|\b[0-9a-f]{8}-[0-9a-f]{4}-"
 )
 _LONGEST_SHOWN = 60
 
@@ -34,6 +36,19 @@ def show(value: Any) -> str:
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a huge number"
         return {"None": "nothing", "True": "true", "False": "false"}.get(text, text)
     return f"a value of type {type(value).__name__}"
+
+
+def quoted(key: Any) -> str:
+    """A key as it would stand in a TOML path: in quotes if it holds more than letters, digits, _ and -.
+
+    A key that might be a secret put in the wrong place is not shown.
+    """
+    word = str(key)
+    if _KEY_LIKE.search(word):
+        return "(a name not shown: it might hold a secret)"
+    if word and all(char.isalnum() or char in "_-" for char in word):
+        return word[:80]
+    return '"' + word[:80].replace('"', "'") + '"'
 
 
 def near(word: str, known: Iterable[str], count: int = 1) -> list[str]:

@@ -23,7 +23,7 @@ import attrs
 from attrs import field, frozen
 
 from . import _toml, errors
-from ._checks import did_you_mean, mapping_of, near, number, one_of, sequence_of, show, text, whole
+from ._checks import did_you_mean, mapping_of, near, number, one_of, quoted, sequence_of, show, text, whole
 from .types import usd_to_nano
 
 log = logging.getLogger("fastroute")
@@ -391,14 +391,6 @@ def alias_problems(
                 break
             chain.append(target)
     return problems
-
-
-def quoted(key: Any) -> str:
-    """A key as it would stand in a TOML path: in quotes if it holds more than letters, digits, _ and -."""
-    word = str(key)
-    if word and all(char.isalnum() or char in "_-" for char in word):
-        return word
-    return '"' + word[:80].replace('"', "'") + '"'
 
 
 def _table(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:

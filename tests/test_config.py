@@ -16,7 +16,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastroute import errors
@@ -406,6 +406,8 @@ JSON = st.recursive(
 KEYS = ["base_url", "rpm", "headers", "model", "provider", "fallbacks", "classes", "breaker", "timeout", "x"]
 
 
+# The first text that is drawn on a fresh machine builds Hypothesis's table of characters, which takes seconds.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["fastroute", *TABLES, "other"]),
@@ -734,6 +736,11 @@ def test_a_key_file_that_cannot_be_one_is_refused(tmp_path):
     [
         {"providers": provider(api_key=KEY)},
         {"providers": provider(key=KEY)},
+        {"providers": provider(**{KEY: 1})},
+        {"models": {KEY: {"qality": 1}}},
+        {"tiers": {"t": [KEY]}},
+        {"aliases": {"a": KEY}},
+        {"endpoints": [{"provider": KEY, "model": "m"}]},
         {"providers": provider(token=KEY)},
         {"providers": provider(api_key_env=KEY)},
         {"providers": provider(headers={"Authorization": f"Bearer {KEY}"})},
@@ -754,6 +761,13 @@ def test_a_literal_key_is_refused_and_never_shown(changes):
     found = problems_of(**changes)
     assert found
     assert all(KEY not in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    "name", ["meta-llama/Llama-3.3-70B-Instruct", "anthropic/claude-sonnet-4.5-20250929"]
+)
+def test_the_long_name_of_a_model_is_shown(name):
+    assert name in only_problem(tiers={"t": [name]})
 
 
 def test_a_literal_key_is_told_where_to_go():

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastroute import _toml
-from fastroute._checks import did_you_mean
-from fastroute.catalog import Catalog, quoted
+from fastroute._checks import did_you_mean, quoted
+from fastroute.catalog import Catalog
 
 from .models import SETTINGS, TABLES
 

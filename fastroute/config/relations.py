@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fastroute import errors
-from fastroute._checks import did_you_mean, show
-from fastroute.catalog import Catalog, alias_problems, quoted
+from fastroute._checks import did_you_mean, quoted, show
+from fastroute.catalog import Catalog, alias_problems
 
 from .models import AUTO, CLASSIFIERS, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem

@@ -17,8 +17,8 @@ import attrs
 from attrs import frozen
 
 from fastroute import _toml, errors
-from fastroute._checks import did_you_mean, mapping_of, sequence_of, show, text
-from fastroute.catalog import Catalog, ModelOverride, quoted
+from fastroute._checks import did_you_mean, mapping_of, quoted, sequence_of, show, text
+from fastroute.catalog import Catalog, ModelOverride
 
 from .convert import read_table, unknown_key
 from .environment import overlay
