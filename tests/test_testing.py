@@ -890,3 +890,13 @@ def test_a_changed_answer_holds_for_a_question_asked_before() -> None:
         assert answer(provider)["choices"][0]["message"]["content"] == "before"
         provider.answer = "after"
         assert answer(provider)["choices"][0]["message"]["content"] == "after"
+
+
+def test_stop_does_not_wait_for_a_client_that_reads_nothing() -> None:
+    with Provider(answer="x" * (16 << 20)) as provider, connect(provider) as sock:
+        sock.sendall(request_bytes(extra="connection: close\r\n"))
+        provider.wait_until(lambda p: p.received == 1)
+        provider.kill()
+        data, how = read_all(sock)
+        assert how == "reset"
+        assert len(data) < 16 << 20

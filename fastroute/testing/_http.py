@@ -246,10 +246,14 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def end(self, how: str) -> None:
-        """Close the connection: ``close`` sends what is written and FIN, ``reset`` sends RST."""
-        if self.closing:
+        """Close the connection: ``close`` sends what is written and FIN, ``reset`` sends RST.
+
+        A reset also ends a connection that is still busy closing, for a peer that reads nothing.
+        """
+        if self.closing and how != "reset":
             return
-        self._flush()
+        if not self.closing:
+            self._flush()
         self.closing = True
         if how == "reset":
             sock = self.transport.get_extra_info("socket")
