@@ -19,12 +19,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
+from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
@@ -218,7 +217,7 @@ class _Response(requests.Response):
         self.request = request
         self.url = request.url  # type: ignore[assignment]
         self.reason = raw.reason
-        self._content = False
+        self._content = False  # type: ignore[assignment]
         self._content_consumed = False
 
 
@@ -253,7 +252,7 @@ class PooledAdapter(HTTPAdapter):
         raw = route[0].urlopen(
             request.method or "POST",
             route[1],
-            body=request.body,  # type: ignore[arg-type]
+            body=request.body,
             headers=request.headers,
             retries=_NO_RETRY,
             redirect=False,
@@ -266,8 +265,8 @@ class PooledAdapter(HTTPAdapter):
 
     def _route(self, request: requests.PreparedRequest) -> tuple[HTTPConnectionPool, str]:
         pool = self.get_connection_with_tls_context(request, self._verify, proxies=self._proxies)
-        self.cert_verify(pool, request.url, self._verify, None)
-        return pool, self.request_url(request, self._proxies)
+        self.cert_verify(pool, request.url, self._verify, None)  # type: ignore[no-untyped-call]
+        return cast(HTTPConnectionPool, pool), self.request_url(request, self._proxies)
 
 
 # ------------------------------------------------------------------------------------------------ exchange
@@ -427,6 +426,7 @@ class Transport:
         """A request to be sent many times, each time with another body."""
         prepared = requests.Request(method, url, headers=dict(headers)).prepare()
         if self._session is None:
+            # A plain dict is copied faster; a caller's own adapter gets the mapping that requests promises.
             prepared.headers = dict(prepared.headers)  # type: ignore[assignment]
         return prepared
 
@@ -489,13 +489,11 @@ class Transport:
         if session is None:
             adapter = self._adapter or self._open()
             return adapter.send(request, timeout)
-        if not isinstance(request.headers, CaseInsensitiveDict):
-            request.headers = CaseInsensitiveDict(request.headers)
         return session.get_adapter(request.url or "").send(
             request,
             stream=True,
             timeout=timeout,  # type: ignore[arg-type]
-            verify=session.verify,
+            verify=session.verify if session.verify is not None else True,
             cert=session.cert,
             proxies=dict(session.proxies) or dict(self._proxies),
         )
@@ -516,8 +514,9 @@ class Transport:
         if self._session is not None:
             for mounted in self._session.adapters.values():
                 if isinstance(mounted, HTTPAdapter):
-                    _inherited.append(mounted.poolmanager)
-                    mounted.__setstate__(mounted.__getstate__())
+                    _inherited.append((mounted.poolmanager, mounted.proxy_manager))
+                    mounted.proxy_manager = {}
+                    mounted.init_poolmanager(DEFAULT_POOLSIZE, self._pool_size)
 
     def _check_framing(self, headers: Mapping[str, str]) -> None:
         if "transfer-encoding" in headers and "content-length" in headers:
