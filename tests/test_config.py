@@ -406,7 +406,7 @@ JSON = st.recursive(
 KEYS = ["base_url", "rpm", "headers", "model", "provider", "fallbacks", "classes", "breaker", "timeout", "x"]
 
 
-# The first text that is drawn on a fresh machine builds Hypothesis's table of characters, which takes seconds.
+# The first text drawn on a fresh machine builds Hypothesis's table of characters, which takes seconds.
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.dictionaries(
