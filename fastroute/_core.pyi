@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, Never, final
+from typing import Any, Final, Literal, NoReturn, final
 
 # Outcomes of a call
 OK: Final[int]
@@ -245,7 +245,7 @@ class Endpoint:
 
 @final
 class Ranked:
-    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @property
     def order(self) -> tuple[int, ...]: ...
     @property

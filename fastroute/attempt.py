@@ -636,7 +636,7 @@ class Stream:
     def _finish(self) -> None:
         self._ended = True
         usage = self._reader.decoder.usage
-        self.usage = usage if usage is not None else self._sending.estimated_usage(len(self.text))
+        self.usage = usage if usage is not None else self._sending.estimated_usage(self._reader.decoder.output_chars)
         self._exchange.close()
         self._sending.succeeded(self.usage, self._exchange, self._sending.elapsed(), self._ttft)
         self._close_books()
@@ -677,7 +677,7 @@ class Stream:
     def _spent(self) -> Usage:
         """What a stream that ended early has cost, by its own figures or by the text that came."""
         usage = self._reader.decoder.usage
-        return usage if usage is not None else self._sending.estimated_usage(len(self.text))
+        return usage if usage is not None else self._sending.estimated_usage(self._reader.decoder.output_chars)
 
     def _close_books(self) -> None:
         if self.usage is None:

@@ -170,7 +170,7 @@ class Dispatcher:
         progress.retry = [known for known in progress.retry if known is not endpoint]
         if action is Action.RETRY:
             progress.retry.append(endpoint)
-        elif action is Action.WITHOUT_USAGE:
+        elif action is Action.WITHOUT_USAGE and self._wires[endpoint.name].target.include_usage:
             # The provider knows no stream_options: ask the same endpoint again at once, without.
             self._wires[endpoint.name].forget_usage()
             progress.tried.discard(endpoint.name)
