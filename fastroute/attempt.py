@@ -193,7 +193,7 @@ class Attempts:
             raise
         usage = completion.usage
         if usage is None:
-            usage = sending.estimated_usage(len(completion.text))
+            usage = sending.estimated_usage(_answer_chars(completion))
         now = sending.succeeded(usage, exchange, sending.elapsed())
         return completion.with_route(call.route(wire, now), usage)
 
@@ -485,6 +485,16 @@ class _Sending:
 _NOTHING = Usage(source="none")
 
 
+def _answer_chars(completion: Completion) -> int:
+    """Characters that the model wrote, in all choices, tool arguments among them."""
+    chars = 0
+    for choice in completion.choices:
+        message = choice.message
+        chars += len(message.content or "") + len(message.refusal or "")
+        chars += sum(len(call.function.arguments) for call in message.tool_calls or ())
+    return chars
+
+
 class _StreamReader:
     """Chunks out of an exchange, with the stream's clocks."""
 
@@ -636,7 +646,9 @@ class Stream:
     def _finish(self) -> None:
         self._ended = True
         usage = self._reader.decoder.usage
-        self.usage = usage if usage is not None else self._sending.estimated_usage(self._reader.decoder.output_chars)
+        self.usage = (
+            usage if usage is not None else self._sending.estimated_usage(self._reader.decoder.output_chars)
+        )
         self._exchange.close()
         self._sending.succeeded(self.usage, self._exchange, self._sending.elapsed(), self._ttft)
         self._close_books()
@@ -677,7 +689,9 @@ class Stream:
     def _spent(self) -> Usage:
         """What a stream that ended early has cost, by its own figures or by the text that came."""
         usage = self._reader.decoder.usage
-        return usage if usage is not None else self._sending.estimated_usage(self._reader.decoder.output_chars)
+        return (
+            usage if usage is not None else self._sending.estimated_usage(self._reader.decoder.output_chars)
+        )
 
     def _close_books(self) -> None:
         if self.usage is None:

@@ -23,7 +23,7 @@ from . import errors, events
 from .attempt import Attempts, Call, Stream, Wire
 from .cache import Cache
 from .classify import Classifier
-from .config import Config, catalog_of, load, read_keys
+from .config import Config, catalog_of, is_loopback_url, load, read_keys
 from .dispatch import Dispatcher
 from .ledger import Ledger, NullLedger, open_ledger
 from .plan import Plan, Planner
@@ -72,6 +72,9 @@ class _Shared:
                 proxy=provider.proxy,
                 ca_bundle=provider.ca_bundle,
                 session=session,
+                allow_private_hosts=provider.allow_private_hosts
+                or provider.proxy is not None
+                or is_loopback_url(provider.base_url),
             )
         for endpoint in self.state.endpoints:
             provider = endpoint.provider

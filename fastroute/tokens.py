@@ -15,7 +15,6 @@ from typing import Protocol
 # whose characters are several bytes and a token or more each.
 CHARS_PER_TOKEN = 3
 BYTES_PER_TOKEN = 4
-CHARS_PER_TOKEN_STRICT = 2
 # The role, the separators and a name cost a few tokens beside the text.
 TOKENS_PER_MESSAGE = 8
 # A picture of 1024 x 1024 in OpenAI's high detail takes 765; others lie between 250 and 1600.
@@ -37,12 +36,6 @@ def estimate_input(chars: int, utf8: int, messages: int, images: int = 0) -> int
         images: how many image parts there are.
     """
     text = max(-(-chars // CHARS_PER_TOKEN), -(-utf8 // BYTES_PER_TOKEN))
-    return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
-
-
-def bound_input(chars: int, utf8: int, messages: int, images: int = 0) -> int:
-    """Input tokens that hardly any text exceeds, for limits that must hold; same arguments."""
-    text = max(-(-chars // CHARS_PER_TOKEN_STRICT), -(-utf8 // BYTES_PER_TOKEN))
     return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
 
 

@@ -30,6 +30,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry, Timeout
 
 from . import errors
+from .config import address_problem
 
 _NO_RETRY = Retry(total=False, redirect=False)
 _PIECE = 65536
@@ -48,10 +49,11 @@ class _Watch:
     Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute.
     """
 
-    __slots__ = ("_sock", "deadline", "expired", "raw", "reused", "sent")
+    __slots__ = ("_sock", "deadline", "expired", "private_allowed", "raw", "reused", "sent")
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, private_allowed: bool) -> None:
         self.deadline = deadline
+        self.private_allowed = private_allowed
         self.expired = False
         self.raw: Any = None
         self.reused = False
@@ -160,6 +162,13 @@ def _connected(connection: Any) -> None:
     watch: _Watch | None = getattr(_current, "watch", None)
     if watch is not None:
         watch.hold(connection.sock)
+        if not watch.private_allowed:
+            # The name was checked when the configuration was read; what it resolved to is known only now,
+            # and nothing has been sent yet.
+            problem = address_problem(connection.sock.getpeername()[0], allow_private_hosts=False)
+            if problem is not None:
+                connection.close()
+                raise errors.APIConnectionError(f"the provider's host name was resolved, but {problem}")
 
 
 def _ready_to_read() -> None:
@@ -411,7 +420,9 @@ class Transport:
         proxy: str | None = None,
         ca_bundle: str | None = None,
         session: requests.Session | None = None,
+        allow_private_hosts: bool = True,
     ) -> None:
+        self._allow_private_hosts = allow_private_hosts
         self._pool_size = pool_size
         self._connect_timeout = connect_timeout
         self._limit = max_response_bytes
@@ -457,7 +468,7 @@ class Transport:
         request.headers = headers
         request.body = body
         request.hooks = prepared.hooks
-        watch = _Watch(deadline)
+        watch = _Watch(deadline, self._allow_private_hosts)
         timeout = Timeout(connect=min(self._connect_timeout, left), read=min(read_timeout, left))
         _reaper.add(watch)
         _current.watch = watch

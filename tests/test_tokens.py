@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute.catalog import Model
-from fastroute.tokens import Calibration, OutputHistory, bound_input, estimate_input
+from fastroute.tokens import Calibration, OutputHistory, estimate_input
 
 LIMITED = Model("limited", max_output_tokens=4096)
 UNLIMITED = Model("unlimited")
@@ -26,16 +26,6 @@ UNLIMITED = Model("unlimited")
 )
 def test_estimate_follows_the_formula(chars, utf8, messages, images, tokens):
     assert estimate_input(chars, utf8, messages, images) == tokens
-
-
-@given(st.text(max_size=400), st.integers(1, 20))
-def test_the_bound_is_never_under_the_estimate(text, messages):
-    sizes = len(text), len(text.encode("utf-8", "surrogatepass")), messages
-    assert bound_input(*sizes) >= estimate_input(*sizes)
-
-
-def test_bound_takes_two_characters_a_token():
-    assert bound_input(1000, 1000, 1) == 508
 
 
 def test_calibration_moves_towards_what_was_seen_and_rounds_up():

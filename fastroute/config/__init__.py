@@ -30,7 +30,7 @@ from .models import (
     ProviderConfig,
 )
 from .source import Findings, Source, catalog_of, check, load, tiers_of
-from .urls import address_problem
+from .urls import address_problem, is_loopback_url
 
 __all__ = [
     "AUTO",
@@ -50,6 +50,7 @@ __all__ = [
     "address_problem",
     "catalog_of",
     "check",
+    "is_loopback_url",
     "load",
     "read_key",
     "read_keys",

@@ -80,6 +80,11 @@ def address_problem(address: str, *, allow_private_hosts: bool) -> str | None:
     return None if allow_private_hosts or _is_public(parsed) else _private(str(parsed))
 
 
+def is_loopback_url(url: str) -> bool:
+    """Whether a base URL that has been checked means this very machine."""
+    return urlsplit(url).hostname in _LOOPBACK
+
+
 def _host_problem(host: str, allow_private_hosts: bool) -> str | None:
     if not host:
         return "has no host, must be like https://api.example.com/v1"
