@@ -137,7 +137,7 @@ def _client(base_url: str) -> Iterator[Client]:
             "fastroute": {"ledger": os.path.join(folder, "bench.db")},
             "cache": {"enabled": False},
             "providers": {
-                f"local{number}": {"base_url": base_url, "rpm": 100_000_000, "tpm": 10**12}
+                f"local{number}": {"base_url": base_url, "rpm": 100_000_000, "tpm": 1_000_000_000}
                 for number in range(ENDPOINTS)
             },
             "endpoints": [{"provider": f"local{number}", "model": "gpt-4.1"} for number in range(ENDPOINTS)],
@@ -174,7 +174,8 @@ def _decision(quick: bool) -> Timing:
 
     segment = _core.Segment()
     endpoints = [
-        _core.Endpoint(segment, f"bench-{number}", rpm=100_000_000, tpm=10**12) for number in range(ENDPOINTS)
+        _core.Endpoint(segment, f"bench-{number}", rpm=100_000_000, tpm=1_000_000_000)
+        for number in range(ENDPOINTS)
     ]
     ranking = _core.Ranking(
         endpoints,
@@ -250,18 +251,16 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
 
     url, body = f"{base_url}/chat/completions", _body()
 
-    def pooled() -> Callable[[], Callable[[], None]]:
-        def begin() -> Callable[[], None]:
+    def pooled() -> Callable[[], Callable[[], object]]:
+        def begin() -> Callable[[], object]:
             session = requests.Session()
             sessions.append(session)
             return lambda: session.post(url, data=body, headers=_HEADERS, timeout=60).json()
 
         return begin
 
-    def routed() -> Callable[[], None]:
-        return lambda: (
-            client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256) and None
-        )
+    def routed() -> Callable[[], object]:
+        return lambda: client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256)
 
     sessions: list[requests.Session] = []
     clients = {"requests.Session per thread": pooled(), "fastroute": routed}
@@ -279,7 +278,7 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
     return found
 
 
-def _rate(begin: Callable[[], Callable[[], None]], threads: int, span: float) -> float:
+def _rate(begin: Callable[[], Callable[[], object]], threads: int, span: float) -> float:
     """Calls a second of so many threads over ``span`` seconds, connections open already."""
     counts = [0] * threads
     ready = threading.Barrier(threads + 1)
@@ -396,7 +395,10 @@ def text_of(figures: Figures) -> str:
         rows.append([f"one call: {name}", *_spread(timing), f"{timing.median / base:.2f}"])
     lines.append(plain_table([*times, Column("× Session", right=True)], rows))
     lines.append("")
-    columns = [Column("calls a second"), *(Column(f"{threads} threads", right=True) for threads in THREADS)]
+    columns = [
+        Column("calls a second"),
+        *(Column(f"{threads} thread{'s' if threads > 1 else ''}", right=True) for threads in THREADS),
+    ]
     pooled, routed = figures.rates.values()
     rate_rows = [
         [name, *(f"{rates[str(threads)]:,.0f}" for threads in THREADS)]

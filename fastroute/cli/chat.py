@@ -6,6 +6,7 @@ Owns reading the prompt and showing the answer; the call is `fastroute.client`'s
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -126,9 +127,9 @@ def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any],
 def _answer(client: Client, messages: list[dict[str, str]], params: dict[str, Any], stream: bool) -> str:
     """Prints one answer and the line about it; returns the answer's text."""
     # A terminal obeys control characters, and an answer is a stranger's text; a pipe gets it as it is.
-    safe = visible if sys.stdout.isatty() else str
+    safe: Callable[[str], str] = visible if sys.stdout.isatty() else str
     if not stream:
-        completion = client.chat.completions.create(messages=messages, **params)
+        completion: Completion = client.chat.completions.create(messages=messages, **params)
         click.echo(safe(completion.text))
         _about(completion.route, completion.usage)
         return completion.text

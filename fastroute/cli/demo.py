@@ -18,7 +18,7 @@ import click
 import orjson
 
 from .group import INTERRUPTED, json_option, visible
-from .output import Column, dim, dollars, plain_table, print_json, seconds
+from .output import dim, dollars, print_json, seconds
 
 if TYPE_CHECKING:
     from .demo_run import Result
@@ -57,15 +57,18 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
             with demo:
                 _watch(demo, quiet=as_json)
                 result = demo.result()
-                spent = "" if as_json else demo.spent()
+                spent = None if as_json else demo.spent()
         except KeyboardInterrupt:
             dim("interrupted; the providers are stopped")
             raise SystemExit(INTERRUPTED) from None
-    if as_json:
+    if spent is None:
         print_json(result.figures())
     else:
+        from .report import print_compact
+
         click.echo(_summary(result))
-        click.echo(f"\nFrom the ledger, by model:\n{spent}")
+        click.echo("\nFrom the ledger:")
+        print_compact(spent)
     raise SystemExit(1 if result.failed else 0)
 
 
@@ -125,7 +128,6 @@ def read_prompts(path: str | None) -> list[Messages]:
 
 
 def _summary(result: Result) -> str:
-    figures = result.figures()
     saved = result.premium_cost_usd - result.cost_usd
     share = f", {100 * saved / result.premium_cost_usd:.0f} % saved" if result.premium_cost_usd else ""
     lost = "none was lost" if not result.failed else f"{result.failed} LOST"
@@ -141,17 +143,8 @@ def _summary(result: Result) -> str:
         f"p99 {seconds(result.p99_ms / 1e3)}",
         f"cost        {dollars(result.cost_usd)}; all by {result.premium_model}: "
         f"{dollars(result.premium_cost_usd)}{share}",
-        "",
+        f"classes     {', '.join(f'{level} {count}' for level, count in result.by_class.items())}",
     ]
-    columns = [Column("class"), Column("calls", right=True), Column("   model"), Column("calls", right=True)]
-    classes = list(figures["by_class"].items())
-    models = list(figures["by_model"].items())
-    rows = []
-    for place in range(max(len(classes), len(models))):
-        level, of_level = classes[place] if place < len(classes) else ("", "")
-        model, of_model = models[place] if place < len(models) else ("", "")
-        rows.append([level, str(of_level), f"   {model}", str(of_model)])
-    lines.append(plain_table(columns, rows))
     for error, count in result.errors.items():
         lines.append(f"lost to {error}: {count}")
     return visible("\n".join(lines))

@@ -19,8 +19,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
@@ -29,6 +30,9 @@ from fastroute.client import Client
 from fastroute.errors import Error
 from fastroute.testing import Fault, Lognormal, Provider
 from fastroute.types import NANO, Completion
+
+if TYPE_CHECKING:
+    from fastroute.ledger.report import Report
 
 TIERS = {
     "ultra-budget": "gpt-4.1-nano",
@@ -275,7 +279,9 @@ class Demo:
     def __enter__(self) -> Demo:
         try:
             for place, part in enumerate(PARTS):
-                self._providers[part.name] = self._provider(part, self._seed + place).start()
+                self._providers[part.name] = self._provider(part, self._seed + place)
+            with ThreadPoolExecutor() as pool:  # a process takes a while to begin: all of them at once
+                list(pool.map(Provider.start, self._providers.values()))
             self._client = Client(self.configuration())
             self._client.on(self.board.heard)
         except BaseException:
@@ -448,11 +454,11 @@ class Demo:
             errors=dict(board.errors),
         )
 
-    def spent(self) -> str:
+    def spent(self) -> Report:
         """The ledger's own report by model."""
-        from fastroute.ledger.report import report, to_table
+        from fastroute.ledger.report import report
 
-        return to_table(report(self.client.ledger, by=("model",)))
+        return report(self.client.ledger, by=("model",))
 
 
 __all__ = ["KILLED", "PARTS", "PREMIUM", "TIERS", "Board", "Demo", "Part", "Result", "percentile"]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .demo_run import CLASSES, KILLED, PARTS, PREMIUM, TIERS, Demo
-from .output import dollars, seconds
+from .output import dollars
 
 FRAME = 0.125  # seconds between two pictures
 _FIXED_LINES = 18  # all but the latest events
@@ -71,7 +71,7 @@ def _figures(demo: Demo) -> Text:
     line.append("   ")
     line.append(f"lost {board.failed}", style="bold red" if board.failed else "")
     line.append(f"   fail-overs {board.failovers}   latency ")
-    line.append(f"p50 {seconds(p50)}  p95 {seconds(p95)}  p99 {seconds(p99)}", style="bold")
+    line.append(f"p50 {p50 * 1e3:.0f}  p95 {p95 * 1e3:.0f}  p99 {p99 * 1e3:.0f} ms", style="bold")
     return line
 
 
@@ -143,12 +143,13 @@ def _endpoint(
     own = figures[name]
     mark, style = _MARKS[own["state"]]
     failed = demo.board.failures_of[name]
-    cell = Text(mark, style=style, no_wrap=True)
-    cell.append(f" {demo.board.by_endpoint[name]}/", style="")
-    cell.append(str(failed), style="red" if failed else "default")
-    latency = own["ewma"]
+    cell = Text(no_wrap=True)
+    cell.append(mark, style=style)
+    cell.append(f" {demo.board.by_endpoint[name]}/")
+    cell.append(str(failed), style="red" if failed else "")
+    latency = own["p50_s"]
     if latency:
-        cell.append(f" {latency * 1000:.0f}ms", style="default")
+        cell.append(f" {latency * 1000:.0f}ms")
     return cell
 
 

@@ -59,7 +59,7 @@ def command(
             print_json({"class": _class(classification), "candidates": None})
         else:
             _print_class(classification)
-            click.echo(f"\nThis is the class alone, for there is no configuration: {visible(found.missing)}")
+            click.echo(f"\nonly the class: {visible(found.missing)}")
         return
     params = {} if max_tokens is None else {"max_tokens": max_tokens}
     plan = _plan(found.config, messages, model, params)
@@ -125,11 +125,16 @@ def _row(candidate: Candidate) -> list[str]:
         optional(candidate.price, dollars),
         f"{candidate.quality:.2f}",
         seconds(candidate.latency) if candidate.latency else "-",
-        optional(candidate.available_requests, lambda count: f"{count:,}"),
-        optional(candidate.available_tokens, lambda count: f"{count:,}"),
+        _room(candidate.available_requests),
+        _room(candidate.available_tokens),
         candidate.state,
         candidate.verdict,
     ]
+
+
+def _room(count: int | None) -> str:
+    """What a limit lets in at this moment; the core's own figure for no limit is its greatest number."""
+    return "any" if count is None or count >= 2**62 else f"{count:,}"
 
 
 def _class(found: Classification) -> dict[str, Any]:

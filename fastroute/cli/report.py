@@ -7,38 +7,41 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import click
 
+from fastroute.types import NANO
+
 from .group import config_option, read_tags, refuse
+from .output import Column, optional, print_table, seconds
 
 if TYPE_CHECKING:
     from fastroute.catalog import Catalog
+    from fastroute.ledger import Totals
+    from fastroute.ledger.report import Report
 
 _AGO = re.compile(r"([0-9]{1,6})([mhdw])", re.ASCII)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class Moment(click.ParamType):
-    """A moment: a date, a date and time (UTC unless it says otherwise), or so long ago, such as 7d."""
-
-    name = "when"
-
-    def convert(
-        self, value: str | datetime, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        ago = _AGO.fullmatch(value)
-        if ago is not None:
-            return datetime.now(timezone.utc) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        try:
-            moment = datetime.fromisoformat(value.removesuffix("Z"))
-        except ValueError:
-            self.fail(f"{value!r}: write 2025-03-31, 2025-03-31T18:00, or 30m, 24h, 7d, 2w for so long ago")
-        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """A date, a date and time (UTC unless it says otherwise), or so long ago, such as 7d."""
+    if value is None:
+        return None
+    ago = _AGO.fullmatch(value)
+    if ago is not None:
+        return datetime.now(timezone.utc) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(value.removesuffix("Z"))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r}: write 2025-03-31, 2025-03-31T18:00, or 30m, 24h, 7d, 2w for so long ago", ctx, param
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 @click.command("report")
@@ -56,8 +59,13 @@ class Moment(click.ParamType):
     help="model, tier, level, endpoint, provider, day, outcome or tag:NAME; several with commas. "
     "[default: model]",
 )
-@click.option("--since", type=Moment(), help="Only entries from then on: 2025-03-31, or 7d for so long ago.")
-@click.option("--until", type=Moment(), help="Only entries before then.")
+@click.option(
+    "--since",
+    callback=read_moment,
+    metavar="WHEN",
+    help="Only entries from then on: 2025-03-31, or 7d for so long ago.",
+)
+@click.option("--until", callback=read_moment, metavar="WHEN", help="Only entries before then.")
 @click.option(
     "--tag", multiple=True, callback=read_tags, metavar="NAME=VALUE", help="Only entries with it; repeatable."
 )
@@ -113,8 +121,37 @@ def command(
         raise click.BadParameter(str(error), param_hint="--by") from None
     finally:
         ledger.close()
-    write = {"table": to_table, "json": to_json, "csv": to_csv}[form]
-    click.echo(write(result).rstrip("\n"))
+    text = {"table": to_table, "json": to_json, "csv": to_csv}[form](result).rstrip("\n")
+    columns = shutil.get_terminal_size().columns
+    if (
+        form == "table"
+        and sys.stdout.isatty()
+        and max(map(len, text.split("\n\n")[0].splitlines())) > columns
+    ):
+        print_compact(result)
+        _, gap, sentences = text.partition("\n\n")
+        click.echo(gap[1:] + sentences, nl=bool(sentences))
+    else:
+        click.echo(text)
+
+
+def print_compact(result: Report) -> None:
+    """The report's table with what matters most, for a terminal too narrow for all of it."""
+    columns = [Column(key, give=True) for key in result.keys or ("",)]
+    columns += [Column(title, right=True) for title in ("calls", "failed", "in", "out", "USD", "p50", "p95")]
+    groups = [
+        [optional(key) for key in group.keys] + _figures(group) for group in result.groups if result.keys
+    ]
+    total = ["total", *[""] * (len(result.keys) - 1), *_figures(result.totals)]
+    print_table(columns, [*groups, total])
+
+
+def _figures(sums: Totals) -> list[str]:
+    return [
+        *(f"{n:,}" for n in (sums.calls, sums.failures, sums.prompt_tokens, sums.completion_tokens)),
+        f"{sums.cost_nano / NANO:,.6f}",
+        *(optional(latency, seconds) for latency in (sums.latency_p50, sums.latency_p95)),
+    ]
 
 
 def _source(config: str | None, path: str | None) -> tuple[Catalog, str]:
