@@ -15,7 +15,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attempt import Stream
     from .client import Client
     from .config import Config
     from .errors import (
@@ -52,15 +51,16 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from .plan import Plan
+    from .stream import Stream
     from .types import Attempt, Chunk, Classification, Completion, Route, Usage
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attempt": ("Stream",),
     "client": ("Client",),
     "config": ("Config",),
     "plan": ("Plan",),
+    "stream": ("Stream",),
     "types": ("Attempt", "Chunk", "Classification", "Completion", "Route", "Usage"),
     "errors": (
         "APIConnectionError",

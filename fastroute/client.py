@@ -20,7 +20,7 @@ import requests
 from attrs import evolve, fields_dict
 
 from . import errors, events
-from .attempt import Attempts, Call, Stream, Wire
+from .attempt import Attempts
 from .cache import Cache
 from .classify import Classifier
 from .config import Config, catalog_of, is_loopback_url, load, read_keys
@@ -31,7 +31,9 @@ from .providers import get as get_format
 from .providers import names as format_names
 from .providers.base import Target
 from .retry import RetryPolicy
+from .sending import Call, Sinks, Wire
 from .state import State
+from .stream import Stream
 from .transport import Transport
 from .types import Completion, Request, Route, RouteOptions
 from .workers import Workers
@@ -92,7 +94,8 @@ class _Shared:
             wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, transports[name])
         self.transports = transports
         self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
-        attempts = Attempts(policy, retries, self.ledger, self.hooks, self.state.outputs, self.freed)
+        sinks = Sinks(retries, self.ledger, self.hooks, self.state.outputs, self.freed)
+        attempts = Attempts(policy, sinks)
         self.dispatcher = Dispatcher(policy, retries, wires, attempts)
         cache = config.cache
         self.cache = (

@@ -21,11 +21,13 @@ from typing import TypeVar
 from attrs import frozen
 
 from . import _core, errors, events
-from .attempt import Attempts, Call, Grant, Stream, Wire
+from .attempt import Attempts
 from .config import Policy
 from .plan import Plan
 from .retry import Action, RetryPolicy
+from .sending import Call, Grant, Wire
 from .state import Endpoint
+from .stream import Stream
 from .types import Completion
 
 log = logging.getLogger("fastroute")
@@ -147,7 +149,7 @@ class Dispatcher:
 
     @property
     def _hooks(self) -> events.Hooks:
-        return self._attempts.hooks
+        return self._attempts.sinks.hooks
 
     def _failed(self, call: Call, progress: _Progress, endpoint: Endpoint, error: errors.APIError) -> None:
         """Takes note of a failed attempt; raises when it was the last."""

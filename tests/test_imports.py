@@ -24,6 +24,8 @@ ROWS = [
     {"config"},
     {"providers", "state", "cache", "ledger"},
     {"plan", "transport"},
+    {"sending"},
+    {"stream"},
     {"attempt"},
     {"dispatch", "workers"},
     {"client"},
@@ -31,7 +33,7 @@ ROWS = [
     {"cli"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-MAY_IMPORT_REQUESTS = {"transport", "attempt", "client", "testing", "cli"}
+MAY_IMPORT_REQUESTS = {"transport", "sending", "client", "testing", "cli"}
 
 
 def module_of(path: Path) -> str:

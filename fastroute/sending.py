@@ -1,0 +1,423 @@
+"""One request on its way: what it was given, and settling all of it once, whichever way it ends.
+
+Owns what the attempts of a call share (`Call`), what never changes between the attempts at one endpoint
+(`Wire`), and the settling: permits go back, breaker and latency hear of it, the ledger gets its one line.
+What is done with the answer is `attempt.py`'s and `stream.py`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import requests
+from attrs import evolve, frozen
+
+from . import _core, errors, events
+from .plan import Estimate
+from .providers.base import Format, Target, check_content_type
+from .retry import RetryPolicy, Verdict, parse_limits
+from .state import Endpoint
+from .tokens import OutputHistory
+from .transport import Exchange, Transport
+from .types import Attempt, Classification, Outcome, Request, Route, Usage, UsageSource
+
+
+class Recorder(Protocol):
+    """Where attempts are written down."""
+
+    def append(self, attempt: Attempt) -> None: ...
+
+
+class _Ids:
+    """Ids unique among processes: a random prefix per process and a count."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._prefix = ""
+        self._count = itertools.count()
+
+    def next(self) -> str:
+        if self._pid != os.getpid():
+            self._prefix, self._pid = os.urandom(8).hex(), os.getpid()
+        return f"{self._prefix}-{next(self._count):x}"
+
+
+next_id = _Ids().next
+
+
+class Call:
+    """What the attempts of one call share.
+
+    Attributes:
+        deadline: time.monotonic by which the call must have ended.
+        attempts: those that were sent, oldest first.
+        waited: seconds spent waiting for limits and back-off.
+        verdict: what the retry policy said of the last failure.
+    """
+
+    __slots__ = (
+        "attempts",
+        "classify",
+        "deadline",
+        "estimate",
+        "id",
+        "level",
+        "request",
+        "started",
+        "tier",
+        "verdict",
+        "waited",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        estimate: Estimate,
+        level: str | None,
+        classify: Callable[[], Classification],
+        started: float,
+        deadline: float,
+    ) -> None:
+        self.id = next_id()
+        self.request = request
+        self.estimate = estimate
+        self.level = level
+        self.classify = classify
+        self.tier: str | None = None
+        self.started = started
+        self.deadline = deadline
+        self.attempts: list[Attempt] = []
+        self.waited = 0.0
+        self.verdict: Verdict | None = None
+
+    def route(self, wire: Wire, now: float, *, ttft: float | None = None, relaxed: bool = False) -> Route:
+        """How the call was served, once its last attempt has ended."""
+        cost: int | None = 0
+        for attempt in self.attempts:
+            cost = None if cost is None or attempt.cost_nano is None else cost + attempt.cost_nano
+        endpoint = wire.endpoint
+        return Route(
+            endpoint.model.name,
+            endpoint.name,
+            endpoint.config.provider,
+            self.tier,
+            self.classify(),
+            cost,
+            now - self.started,
+            ttft,
+            tuple(self.attempts),
+            False,
+            self.waited,
+            self.attempts[-1].request_id if self.attempts else None,
+        )
+
+
+class Wire:
+    """One endpoint's format, address and connections; what never changes is prepared once.
+
+    Thread safety: all threads share it. `forget_usage` is one attribute store.
+    """
+
+    def __init__(self, endpoint: Endpoint, format: Format, target: Target, transport: Transport) -> None:
+        self.endpoint = endpoint
+        self.format = format
+        self.target = target
+        self.transport = transport
+        self._plain = transport.prepare(format.url(target, False), format.headers(target, False))
+        self._stream = transport.prepare(format.url(target, True), format.headers(target, True))
+
+    def prepared(self, stream: bool) -> requests.PreparedRequest:
+        return self._stream if stream else self._plain
+
+    def forget_usage(self) -> None:
+        """The provider refuses stream_options: ask for no usage from now on, and estimate it."""
+        self.target = evolve(self.target, include_usage=False)
+
+
+@frozen
+class Grant:
+    """What the core let in: the ticket to hand back, and the tokens reserved with it."""
+
+    ticket: int
+    tokens: int
+
+
+@frozen(eq=False)
+class Sinks:
+    """Where attempts are judged, written down and made known.
+
+    Attributes:
+        retries: says what may be done about an error.
+        ledger: gets one line an attempt.
+        hooks: hear of it.
+        outputs: learn how long answers are.
+        freed: is told that a permit was given back.
+    """
+
+    retries: RetryPolicy
+    ledger: Recorder
+    hooks: events.Hooks
+    outputs: OutputHistory
+    freed: Callable[[], None]
+
+
+class Sending:
+    """An attempt under way: from its permits to its one line in the ledger."""
+
+    __slots__ = ("_call", "_grant", "_lock", "_settled", "_sinks", "_started", "_time", "_wire")
+
+    def __init__(self, sinks: Sinks, call: Call, wire: Wire, grant: Grant) -> None:
+        self._sinks = sinks
+        self._call = call
+        self._wire = wire
+        self._grant = grant
+        self._settled = False
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._time = time.time()
+
+    @property
+    def call(self) -> Call:
+        return self._call
+
+    @property
+    def wire(self) -> Wire:
+        return self._wire
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def open(self, stream: bool, limit: float, read_timeout: float) -> Exchange:
+        """Encodes and sends; on a failure everything is settled before it is raised."""
+        call, wire = self._call, self._wire
+        try:
+            body = wire.format.encode(call.request, wire.target)
+        except BaseException:
+            self._undo()
+            raise
+        try:
+            return wire.transport.send(
+                wire.prepared(stream),
+                body,
+                deadline=min(call.deadline, self._started + limit),
+                read_timeout=read_timeout,
+            )
+        except BaseException as error:
+            if isinstance(error, errors.APITimeoutError) and stream and error.maybe_billed:
+                wire.endpoint.core.record_ttft_timeout()
+            self.failed(error, None)
+            raise
+
+    def check_status(self, exchange: Exchange, body: bytes) -> None:
+        """Raises what a status other than 200 means; also what a 200 of another content type means."""
+        status = exchange.status
+        if status >= 400:
+            raise self._wire.format.decode_error(status, exchange.headers, body, self._wire.target)
+        if 300 <= status < 400:
+            raise errors.APIStatusError(
+                f"{self._wire.endpoint.name} answered with a redirect, which is never followed: "
+                "base_url should name the final address",
+                status_code=status,
+            )
+        if status == 204 or (status == 200 and not body.strip()):
+            raise errors.EmptyResponse("the answer is empty", maybe_billed=True)
+        if status != 200:
+            raise errors.UpstreamProtocolError(
+                f"the answer has the unknown status {status}", status_code=status, maybe_billed=True
+            )
+        check_content_type(exchange.headers, False)
+
+    def estimated_usage(self, answer_chars: int) -> Usage:
+        """For a provider that gave no usable figures: by the lengths of prompt and answer."""
+        return Usage(self._call.estimate.input_tokens, (answer_chars + 2) // 3, source="estimated")
+
+    def succeeded(self, usage: Usage, exchange: Exchange, latency: float, ttft: float | None = None) -> float:
+        """Settles a good answer; returns time.monotonic."""
+        estimate = self._call.estimate.input_tokens
+        if usage.source == "provider":
+            self._wire.endpoint.calibration.learn(estimate, usage.prompt_tokens)
+            if self._call.request.max_tokens is None:
+                self._sinks.outputs.record(self._wire.endpoint.model.name, usage.completion_tokens)
+        self._limits(exchange.headers)
+        self._settle(
+            _core.OK,
+            latency,
+            usage.prompt_tokens + usage.completion_tokens,
+            "ok",
+            usage,
+            usage.source,
+            None,
+            exchange,
+            ttft,
+        )
+        return time.monotonic()
+
+    def failed(
+        self,
+        error: BaseException,
+        exchange: Exchange | None,
+        *,
+        usage: Usage | None = None,
+        ttft: float | None = None,
+    ) -> None:
+        """Settles an attempt that ended with an error, an interrupt or a caller who went away."""
+        latency = self.elapsed()
+        if exchange is not None:
+            exchange.close()
+            self._limits(exchange.headers)
+        if not isinstance(error, errors.Error):
+            # KeyboardInterrupt, a killed greenlet, a bug of ours: nothing that the endpoint did.
+            self.cancelled(exchange, usage, ttft)
+            return
+        call = self._call
+        verdict = self._sinks.retries.classify(error)
+        outcome = int(verdict.outcome)
+        if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
+            outcome = _core.IGNORED
+        call.verdict = verdict
+        billed = bool(getattr(error, "maybe_billed", False))
+        if usage is None and billed:
+            usage = Usage(call.estimate.input_tokens, 0, source="estimated")
+        spent = self._grant.tokens if billed else 0
+        if usage is not None:
+            spent = max(spent, usage.total_tokens)
+        self._settle(
+            outcome,
+            latency,
+            spent,
+            "failed",
+            usage,
+            usage.source if usage is not None else "none",
+            error,
+            exchange,
+            ttft,
+        )
+        if verdict.block_seconds:
+            self._block(verdict)
+
+    def cancelled(self, exchange: Exchange | None, usage: Usage | None, ttft: float | None = None) -> None:
+        """Settles an attempt whose caller went away: the provider may charge for all of it."""
+        if exchange is not None:
+            exchange.close()
+        if usage is None:
+            usage = Usage(self._call.estimate.input_tokens, 0, source="estimated")
+        self._settle(
+            _core.IGNORED,
+            self.elapsed(),
+            max(self._grant.tokens, usage.total_tokens),
+            "client_cancelled",
+            usage,
+            usage.source,
+            None,
+            exchange,
+            ttft,
+        )
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    def _cut_by_caller(self, latency: float) -> bool:
+        """Whether the caller's own deadline left the endpoint too little time to be blamed."""
+        call = self._call
+        return time.monotonic() >= call.deadline and latency < 0.5 * call.estimate.timeout
+
+    def _limits(self, headers: Mapping[str, str]) -> None:
+        limits = parse_limits(headers)
+        if limits is None:
+            return
+        core = self._wire.endpoint.core
+        requests_left, tokens_left = limits.remaining_requests, limits.remaining_tokens
+        core.tighten(
+            -1 if requests_left is None else requests_left, -1 if tokens_left is None else tokens_left
+        )
+
+    def _block(self, verdict: Verdict) -> None:
+        endpoint = self._wire.endpoint
+        endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), int(verdict.block_code))
+        hooks = self._sinks.hooks
+        if hooks.wanted:
+            hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))
+
+    def _undo(self) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+        self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
+        self._sinks.freed()
+
+    def _settle(
+        self,
+        core_outcome: int,
+        latency: float,
+        spent_tokens: int,
+        outcome: Outcome,
+        usage: Usage | None,
+        source: UsageSource,
+        error: errors.Error | None,
+        exchange: Exchange | None,
+        ttft: float | None,
+    ) -> None:
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+        sinks, call, wire, grant = self._sinks, self._call, self._wire, self._grant
+        endpoint = wire.endpoint
+        flags = endpoint.core.finish(grant.ticket, core_outcome, latency, spent_tokens - grant.tokens)
+        sinks.freed()
+        cost: int | None = 0
+        if usage is not None:
+            model = endpoint.model
+            if model.input_price is None or model.output_price is None:
+                cost = None
+            else:
+                cost = usage.cost_nano(model.input_price, model.output_price, model.cached_input_price)
+        else:
+            usage = _NOTHING
+        status = exchange.status if exchange is not None else None
+        request_id = exchange.headers.get("x-request-id") if exchange is not None else None
+        if error is not None:
+            status = error.status_code if isinstance(error, errors.APIStatusError) else status
+            request_id = error.request_id or request_id
+        attempt = Attempt(
+            next_id(),
+            call.id,
+            self._time,
+            endpoint.name,
+            endpoint.config.provider,
+            endpoint.model.name,
+            call.tier,
+            call.level,
+            outcome,
+            status,
+            type(error).__name__ if error is not None else None,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            usage.reasoning_tokens,
+            source,
+            cost,
+            latency,
+            ttft,
+            call.request.stream,
+            bool(getattr(error, "maybe_billed", False)),
+            request_id,
+            call.request.options.tags,
+        )
+        call.attempts.append(attempt)
+        sinks.ledger.append(attempt)
+        hooks = sinks.hooks
+        if hooks.wanted:
+            hooks.emit(events.AttemptFinished(attempt))
+            if flags:
+                hooks.emit(events.BreakerChanged(endpoint.name, "open" if flags & 1 else "closed"))
+
+
+_NOTHING = Usage(source="none")

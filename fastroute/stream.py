@@ -1,0 +1,220 @@
+"""A streamed answer: the chunks, the clocks that may cut it, and leaving it early.
+
+Owns a stream from its first byte to its end. It holds its attempt's permits as long; settling them is
+`sending.py`'s. Turning events into chunks is the format's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from . import errors, sse
+from .providers.base import StreamDecoder, check_content_type
+from .sending import Call, Sending, Wire
+from .transport import Exchange
+from .types import Chunk, Completion, Route, Usage
+
+
+class StreamReader:
+    """Chunks out of an exchange, with the stream's clocks."""
+
+    def __init__(
+        self, exchange: Exchange, wire: Wire, call: Call, idle_timeout: float, ping_timeout: float
+    ) -> None:
+        self._exchange = exchange
+        self._idle_timeout = idle_timeout
+        self._ping_timeout = ping_timeout
+        self._wire = wire
+        self._pieces = exchange.pieces()
+        self._events = sse.Decoder()
+        self.decoder: StreamDecoder = wire.format.stream(call.request, wire.target)
+        self._call = call
+        self._progress = time.monotonic()
+        self._ended = False
+
+    def head(self) -> list[Chunk]:
+        """The chunks up to the first one with content."""
+        if check_content_type(self._exchange.headers, True) == "json":
+            self._not_a_stream()
+        found: list[Chunk] = []
+        for chunks in self.batches():
+            found += chunks
+            if any(chunk.has_content for chunk in chunks):
+                return found
+        return found
+
+    def batches(self) -> Iterator[list[Chunk]]:
+        """The chunks of each piece that arrives, until the stream has properly ended.
+
+        Raises:
+            errors.APIError: it broke, or sent an error, or ended without a finish reason.
+        """
+        decoder = self.decoder
+        while not self._ended:
+            piece = next(self._pieces, None)
+            now = time.monotonic()
+            if piece is None:
+                self._ended = True
+                parsed = self._events.end()
+            else:
+                parsed = self._events.feed(piece)
+            chunks: list[Chunk] = []
+            for event in parsed:
+                chunks += decoder.feed(event)
+                if decoder.done:
+                    break
+            if parsed:
+                self._progress = now
+            self._extend(now)
+            if decoder.done and not self._ended:
+                self._ended = True
+                self._exchange.drain(self._pieces)
+            if chunks:
+                yield chunks
+        decoder.end()
+
+    def _extend(self, now: float) -> None:
+        self._exchange.extend(
+            min(self._call.deadline, now + self._idle_timeout, self._progress + self._ping_timeout)
+        )
+
+    def _not_a_stream(self) -> None:
+        """Raises what one JSON document in place of a stream stands for: mostly an error in a 200."""
+        self._wire.format.decode(self._exchange.body(), self._call.request, self._wire.target)
+        raise errors.UpstreamProtocolError(
+            "the provider answered a streamed request in one piece", maybe_billed=True
+        )
+
+
+class Stream:
+    """A streamed answer: iterate over its chunks, or leave early with `close` (or a ``with`` block).
+
+    ``usage`` and ``route`` are set once it has ended; ``route`` says where it is served from the start.
+
+    Raises while iterating:
+        errors.StreamInterrupted: or one of its kinds, when the stream breaks after content was handed out.
+        errors.DeadlineExceeded: when the call's own deadline cuts it.
+
+    Thread safety: one thread iterates; `close` may be called from any, and a stream that is dropped without
+    being closed gives its connection and permits back when it is collected.
+    """
+
+    def __init__(
+        self, sending: Sending, exchange: Exchange, reader: StreamReader, head: list[Chunk], ttft: float
+    ) -> None:
+        self._sending = sending
+        self._exchange = exchange
+        self._reader = reader
+        self._ttft = ttft
+        self._ready = iter(head)
+        self._batches = reader.batches()
+        self._ended = False
+        self.usage: Usage | None = None
+        self.route: Route = sending.call.route(sending.wire, time.monotonic(), ttft=ttft)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        while True:
+            chunk = next(self._ready, None)
+            if chunk is not None:
+                return chunk
+            if self._ended:
+                raise StopIteration
+            try:
+                batch = next(self._batches, None)
+            except BaseException as error:
+                raise self._broke(error) from None
+            if batch is None:
+                self._finish()
+                raise StopIteration
+            self._ready = iter(batch)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        sending = getattr(self, "_sending", None)
+        if sending is not None and not sending.settled:
+            self.close()
+
+    @property
+    def text(self) -> str:
+        """The content so far, of the first choice."""
+        return self._reader.decoder.text
+
+    def close(self) -> None:
+        """Ends it early: the connection is shut, permits go back, the ledger says ``client_cancelled``."""
+        if self._sending.settled:
+            return
+        self._ended = True
+        self._sending.cancelled(self._exchange, self._spent(), self._ttft)
+        self._close_books()
+
+    def completion(self) -> Completion:
+        """The whole answer as one completion, once the stream has ended."""
+        if not self._ended or self.usage is None:
+            raise errors.Error("the stream has not ended yet")
+        return self._reader.decoder.completion().with_route(self.route, self.usage)
+
+    def _finish(self) -> None:
+        self._ended = True
+        usage = self._reader.decoder.usage
+        self.usage = usage if usage is not None else self._estimated()
+        self._exchange.close()
+        self._sending.succeeded(self.usage, self._exchange, self._sending.elapsed(), self._ttft)
+        self._close_books()
+
+    def _broke(self, error: BaseException) -> BaseException:
+        closed_elsewhere = self._sending.settled
+        self._ended = True
+        usage = self._spent()
+        shown: BaseException = error
+        if isinstance(error, errors.Error):
+            kind: type[errors.StreamInterrupted] = errors.StreamInterrupted
+            if isinstance(error, errors.APITimeoutError):
+                kind = errors.StreamStalled
+            elif isinstance(error, errors.UpstreamTruncated):
+                kind = errors.StreamTruncated
+            shown = kind(
+                f"the stream from {self._sending.wire.endpoint.name} broke off: {error}",
+                partial_text=self.text,
+                usage=usage,
+                request_id=error.request_id,
+            )
+            if isinstance(error, errors.APITimeoutError) and time.monotonic() >= self._sending.call.deadline:
+                shown = errors.DeadlineExceeded("the call's deadline passed while the answer was streaming")
+        if closed_elsewhere:
+            shown = errors.StreamInterrupted(
+                "the stream was closed by another thread", partial_text=self.text
+            )
+        else:
+            error_billed = error
+            if isinstance(error_billed, errors.APIError):
+                error_billed.maybe_billed = True
+            self._sending.failed(error, self._exchange, usage=usage, ttft=self._ttft)
+            self._close_books()
+        if isinstance(shown, errors.Error):
+            shown.attempts = tuple(self._sending.call.attempts)
+        return shown
+
+    def _spent(self) -> Usage:
+        """What a stream that ended early has cost, by its own figures or by the text that came."""
+        usage = self._reader.decoder.usage
+        return usage if usage is not None else self._estimated()
+
+    def _estimated(self) -> Usage:
+        return self._sending.estimated_usage(self._reader.decoder.output_chars)
+
+    def _close_books(self) -> None:
+        if self.usage is None:
+            self.usage = self._spent()
+        self.route = self._sending.call.route(self._sending.wire, time.monotonic(), ttft=self._ttft)
