@@ -66,7 +66,8 @@ class _Progress:
     def __init__(self) -> None:
         self.tried: set[str] = set()
         self.excluded: set[str] = set()
-        self.retry: list[Endpoint] = []  # tried, and may be asked again, oldest first
+        # Tried, and may be asked again: with what each failed last, the longest ago first.
+        self.retry: list[tuple[Endpoint, errors.APIError]] = []
         self.refused: list[_Refusal] = []
         self.primary: errors.Error | None = None
         self.failed: Endpoint | None = None
@@ -169,9 +170,9 @@ class Dispatcher:
         if len(call.attempts) >= self._retries.max_attempts or (verdict.once and progress.failed_slowly):
             raise progress.primary
         progress.failed_slowly = progress.failed_slowly or verdict.once
-        progress.retry = [known for known in progress.retry if known is not endpoint]
+        progress.retry = [known for known in progress.retry if known[0] is not endpoint]
         if action is Action.RETRY:
-            progress.retry.append(endpoint)
+            progress.retry.append((endpoint, error))
         elif action is Action.WITHOUT_USAGE and self._wires[endpoint.name].target.include_usage:
             # The provider knows no stream_options: ask the same endpoint again at once, without.
             self._wires[endpoint.name].forget_usage()
@@ -241,11 +242,12 @@ class Dispatcher:
             return self._queue(call, progress, limited, left)
         if pause is None or pause >= left:
             raise self._exhausted(plan, progress)
-        endpoint = progress.retry[0]
+        endpoint, _ = progress.retry[0]
         if not endpoint.core.withdraw():
             if self._hooks.wanted:
                 self._hooks.emit(events.RetryBudgetExhausted(endpoint.name))
-            raise self._exhausted(plan, progress)
+            progress.retry.pop(0)
+            return None
         time.sleep(pause)
         call.waited += pause
         tokens = self._tokens(call, endpoint)
@@ -257,9 +259,9 @@ class Dispatcher:
 
     def _backoff(self, call: Call, progress: _Progress) -> float | None:
         """Seconds before the first endpoint that may be asked again, or None if there is none."""
-        if not progress.retry or progress.primary is None:
+        if not progress.retry:
             return None
-        return self._retries.backoff(len(call.attempts) - 1, progress.primary, self._random.random())
+        return self._retries.backoff(len(call.attempts) - 1, progress.retry[0][1], self._random.random())
 
     def _queue(
         self, call: Call, progress: _Progress, limited: _Refusal, left: float
