@@ -255,6 +255,8 @@ class Dispatcher:
         if ticket >= 0:
             return endpoint, Grant(ticket, tokens)
         progress.retry.pop(0)
+        if -ticket & 7 in _WAITABLE:
+            progress.tried.discard(endpoint.name)  # at its limit by now: it may be waited for like any other
         return None
 
     def _backoff(self, call: Call, progress: _Progress) -> float | None:
