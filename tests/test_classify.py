@@ -23,9 +23,28 @@ def say(text: str, role: str = "user") -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------- the formulas, read plainly
 
-THINKING = ["analyze", "compare", "evaluate", "design", "explain", "derive", "synthesize", "architect", "optimize"]
+THINKING = [
+    "analyze",
+    "compare",
+    "evaluate",
+    "design",
+    "explain",
+    "derive",
+    "synthesize",
+    "architect",
+    "optimize",
+]
 STRUCTURAL = ["json", "schema", "csv", "extract", "parse", "format", "return"]
-REASONING = ["refactor", "architect", "debug", "race.condition", "optimize", "security", "trade.off", "compare"]
+REASONING = [
+    "refactor",
+    "architect",
+    "debug",
+    "race.condition",
+    "optimize",
+    "security",
+    "trade.off",
+    "compare",
+]
 ROUTINE = ["test", "docstring", "translate", "boilerplate", "lint", "format", "comment", "rename"]
 UP = ["analyze", "compare", "evaluate", "synthesize", "complex", "detailed", "comprehensive", "thorough"]
 DOWN = ["simple", "quick", "brief", "summarize", "list", "what is", "define", "translate"]
@@ -284,30 +303,63 @@ def test_a_table_becomes_a_rule_set() -> None:
     [
         ({"colour": 1}, "classifiers.mine.colour: unknown key"),
         ({"levels": []}, "classifiers.mine.levels: must be a list"),
-        ({"levels": ["low", "high", "low"]}, "classifiers.mine.levels: there must be at least one, and none twice"),
+        (
+            {"levels": ["low", "high", "low"]},
+            "classifiers.mine.levels: there must be at least one, and none twice",
+        ),
         ({"levels": ["low", 3]}, "classifiers.mine.levels[1]: must be a string, not int"),
         ({"scope": "system"}, "classifiers.mine.scope: must be one of user, all"),
-        ({"otherwise": {"level": "mid"}}, "classifiers.mine.otherwise.level: unknown level 'mid'; known: low, high"),
-        ({"otherwise": {"level": "low", "confidence": 2}}, "classifiers.mine.otherwise.confidence: must be from 0"),
-        ({"otherwise": {"level": "low", "when": ["chars > 1"]}}, "classifiers.mine.otherwise.when: it decides"),
+        (
+            {"otherwise": {"level": "mid"}},
+            "classifiers.mine.otherwise.level: unknown level 'mid'; known: low, high",
+        ),
+        (
+            {"otherwise": {"level": "low", "confidence": 2}},
+            "classifiers.mine.otherwise.confidence: must be from 0",
+        ),
+        (
+            {"otherwise": {"level": "low", "when": ["chars > 1"]}},
+            "classifiers.mine.otherwise.when: it decides",
+        ),
         ({"rules": {}}, "classifiers.mine.rules: must be a list of tables"),
         ({"rules": ["x"]}, "classifiers.mine.rules[0]: must be a table, not str"),
-        ({"rules": [{"level": "high", "when": ["chars"]}]}, "classifiers.mine.rules[0].when[0]: 'chars' is no condition"),
-        ({"rules": [{"level": "high", "when": ["chars > nan"]}]}, "classifiers.mine.rules[0].when[0]: 'chars > nan'"),
-        ({"rules": [{"level": "high", "when": ["chars != 1"]}]}, "classifiers.mine.rules[0].when[0]: 'chars != 1'"),
-        ({"rules": [{"level": "high", "when": ["size > 1"]}]}, "classifiers.mine.rules[0].when[0]: unknown feature 'size'"),
-        ({"rules": [{"level": "high", "confidence": True}]}, "classifiers.mine.rules[0].confidence: must be a finite"),
+        (
+            {"rules": [{"level": "high", "when": ["chars"]}]},
+            "classifiers.mine.rules[0].when[0]: 'chars' is no condition",
+        ),
+        (
+            {"rules": [{"level": "high", "when": ["chars > nan"]}]},
+            "classifiers.mine.rules[0].when[0]: 'chars > nan'",
+        ),
+        (
+            {"rules": [{"level": "high", "when": ["chars != 1"]}]},
+            "classifiers.mine.rules[0].when[0]: 'chars != 1'",
+        ),
+        (
+            {"rules": [{"level": "high", "when": ["size > 1"]}]},
+            "classifiers.mine.rules[0].when[0]: unknown feature 'size'",
+        ),
+        (
+            {"rules": [{"level": "high", "confidence": True}]},
+            "classifiers.mine.rules[0].confidence: must be a finite",
+        ),
         ({"score": {"base": float("nan")}}, "classifiers.mine.score.base: must be a finite number"),
         ({"score": {"low": 3, "high": 1}}, "classifiers.mine.score: base, low and high"),
         ({"tiers": {"mid": "budget"}}, "classifiers.mine.tiers.mid: unknown level"),
         ({"unsure": "mid"}, "classifiers.mine.unsure: unknown level"),
         ({"groups": {"hard": {"patterns": []}}}, "classifiers.mine.groups.hard.patterns: must be a list"),
-        ({"groups": {"hard": {"patterns": ["a", "A"]}}}, "classifiers.mine.groups: group 'hard': pattern 'A' stands"),
+        (
+            {"groups": {"hard": {"patterns": ["a", "A"]}}},
+            "classifiers.mine.groups: group 'hard': pattern 'A' stands",
+        ),
         ({"groups": {"hard": {"patterns": ["é"]}}}, "classifiers.mine.groups: group 'hard': pattern 'é' has"),
-        ({"groups": {"hard": {"patterns": ["a"], "mode": "glob"}}}, "classifiers.mine.groups.hard.mode: must be one of"),
+        (
+            {"groups": {"hard": {"patterns": ["a"], "mode": "glob"}}},
+            "classifiers.mine.groups.hard.mode: must be one of",
+        ),
         ({"groups": {"h.d": {"patterns": ["a"]}}}, "classifiers.mine.groups.h.d: a group's name"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_right_is_refused_with_its_place(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RuleSet.from_mapping("mine", GOOD | change)

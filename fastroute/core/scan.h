@@ -40,21 +40,21 @@ enum {
     SCAN_WINDOW = 1 + SCAN_BLOCK + 2 * SCAN_LONGEST + 2 * SCAN_STEP
 };
 
-/* One automaton: rows of `stride` cells. A row begins with the 64-bit set of patterns known to have matched on
- * arrival, in four cells; after it stands, for every class of byte, the cell index of the next row. Rows are
- * 8-byte aligned. */
+/* One automaton. A row of cells begins with the 64-bit set of patterns known to have matched on arrival; after it
+ * stands, for every class of byte, the address of the next row, so that a step is two loads and nothing else. The
+ * address of a row whose set is not empty is an odd multiple of 8, that of any other an even one. */
 typedef struct {
-    uint16_t *cells;
-    uint32_t start[2];                   /* first row after a character outside, inside a word */
+    uint64_t *memory;                    /* of all rows; they begin at its first multiple of 16 bytes */
+    uintptr_t start[2];                  /* first row after a character outside, inside a word */
 } scan_dfa;
 
 /* A rule set's patterns, compiled; never written after it is made. */
 typedef struct {
     scan_dfa free;                       /* finds matches that begin anywhere */
-    scan_dfa fixed;                      /* only those that begin where it starts; row 0: none is left */
+    scan_dfa fixed;                      /* only those that begin where it starts; first row: none is left */
     uint8_t column[256];                 /* cell of a row that stands for a byte */
     uint8_t word[256];                   /* whether a byte is part of a word */
-    uint32_t reach;                      /* characters of the longest pattern, at least 4; 0: there are none */
+    uint32_t reach;                      /* characters of the longest pattern, up to a multiple of 4; 0: no patterns */
     uint64_t all;                        /* a bit for every pattern */
     uint8_t low[4][16], high[4][16];     /* filter: buckets possible by a byte's nibbles, 0..3 bytes on */
     uint8_t any[4];                      /* buckets that take any byte there */
@@ -86,7 +86,7 @@ typedef struct {
     int64_t added;                       /* line feeds that are not the texts' own */
     uint32_t used;                       /* bytes of the window in use; byte 0 has been examined already */
     uint32_t ticks;                      /* back-ticks in the run that reaches up to here, modulo 3 */
-    int dense;                           /* the text is so full of near-matches that filtering does not pay */
+    int rich;                            /* there are so many matches that asking before each costs more */
     uint8_t window[SCAN_WINDOW];
 } scan_pass;
 
@@ -183,26 +183,37 @@ static int64_t scan_utf8_extra(int kind, const void *data, size_t n)
 
 /* --- kernels: counting ------------------------------------------------------------------------------ */
 
+/* In plain C, as processors that the compiler cannot count on having the instruction get a slow call. */
+static inline uint32_t scan_popcount(uint64_t bits)
+{
+    bits -= bits >> 1 & 0x5555555555555555u;
+    bits = (bits & 0x3333333333333333u) + (bits >> 2 & 0x3333333333333333u);
+    bits = (bits + (bits >> 4)) & 0x0F0F0F0F0F0F0F0Fu;
+    return (uint32_t)(bits * 0x0101010101010101u >> 56);
+}
+
 /* Counts ``` in 64 bytes, given which of them are back-ticks: a run of n holds n / 3. */
 static void scan_fences(scan_pass *pass, uint64_t ticks)
 {
-    uint32_t run = pass->ticks;
-    unsigned left = 64;
-    while (ticks) {
-        unsigned gap = (unsigned)__builtin_ctzll(ticks);
-        unsigned length;
-        if (gap)
-            run = 0;
-        ticks >>= gap;
-        left -= gap;
-        length = ~ticks ? (unsigned)__builtin_ctzll(~ticks) : 64;
-        run += length;
-        pass->counts.code_fences += run / 3;
-        run %= 3;
-        left -= length;
-        ticks = length < 64 ? ticks >> length : 0;
+    uint64_t triples, at;
+    uint32_t run;
+    if (!~ticks) {
+        pass->counts.code_fences += (pass->ticks + 64) / 3;
+        pass->ticks = (pass->ticks + 64) % 3;
+        return;
     }
-    pass->ticks = left ? 0 : run;
+    run = pass->ticks + (uint32_t)__builtin_ctzll(~ticks);   /* the one that goes on from before */
+    pass->counts.code_fences += run / 3;
+    ticks &= ticks + 1;
+    run = (uint32_t)__builtin_clzll(~ticks);                 /* the one that may go on after */
+    pass->counts.code_fences += run / 3;
+    pass->ticks = run % 3;
+    ticks &= ~(uint64_t)0 >> run;
+    triples = ticks & ticks >> 1 & ticks >> 2;
+    for (at = triples & ~(ticks << 1); at; at &= triples) {
+        pass->counts.code_fences += scan_popcount(at);
+        triples >>= 3;
+    }
 }
 
 typedef uint8_t scan_v16 __attribute__((vector_size(16)));
@@ -258,7 +269,7 @@ static void scan_count(scan_pass *pass, const uint8_t *text, uint32_t length)
             questions -= (scan_v16)(v == '?');
             newlines -= (scan_v16)(v == '\n');
         }
-        words += (uint64_t)__builtin_popcountll(~space & (space << 1 | before));
+        words += scan_popcount(~space & (space << 1 | before));
         before = space >> 63;
         if (tick | pass->ticks)
             scan_fences(pass, tick);
@@ -271,40 +282,64 @@ static void scan_count(scan_pass *pass, const uint8_t *text, uint32_t length)
 
 /* --- kernels: matching ------------------------------------------------------------------------------ */
 
-/* The set of patterns at the head of a row. */
-static inline uint64_t scan_matched(const uint16_t *row)
+static inline uintptr_t scan_step(uintptr_t row, uint8_t column)
 {
-    uint64_t set;
-    memcpy(&set, row, sizeof set);
-    return set;
+    return (uintptr_t)((const uint64_t *)row)[column];
+}
+
+static inline int scan_is_match(uintptr_t row)
+{
+    return (row & 8) != 0;
+}
+
+/* The set of patterns at the head of a row. */
+static inline uint64_t scan_matched(uintptr_t row)
+{
+    return *(const uint64_t *)row;
 }
 
 /* Every pattern that begins in `length` bytes, a multiple of SCAN_STEP; reads `reach` bytes more. A step waits
  * for the one before it, so several parts of the text are walked side by side to hide that; each starts with
  * nothing matched and goes on past its end far enough to see what began within it. (A pattern without a longest
- * match would have to go on until it meets the state its neighbour had there.) No branch depends on the text,
- * so no text is slower than another. */
-static void scan_walk(scan_pass *pass, const uint8_t *text, uint32_t length)
+ * match would have to go on until it meets the state its neighbour had there.)
+ *
+ * Most texts hold few matches, and then a branch that is rarely taken is cheapest. Where a block turns out to be
+ * full of them, `rich` does without a branch, so that no text can be slower than another. */
+static inline __attribute__((always_inline)) uint32_t scan_walk_as(scan_pass *pass, const uint8_t *text,
+                                                                   uint32_t length, int rich)
 {
     const scan_table *table = pass->table;
-    const uint16_t *cells = table->free.cells;
     const uint8_t *column = table->column;
-    const uint32_t part = length / SCAN_STREAMS, steps = part + table->reach;
+    const size_t part = length / SCAN_STREAMS;
     const uint8_t *t0 = text, *t1 = t0 + part, *t2 = t1 + part, *t3 = t2 + part;
-    uint32_t s0 = table->free.start[table->word[t0[-1]]], s1 = table->free.start[table->word[t1[-1]]];
-    uint32_t s2 = table->free.start[table->word[t2[-1]]], s3 = table->free.start[table->word[t3[-1]]];
-    uint64_t f0 = 0, f1 = 0, f2 = 0, f3 = 0;
-    for (uint32_t i = 0; i < steps; i++) {
-        s0 = cells[s0 + column[t0[i]]];
-        s1 = cells[s1 + column[t1[i]]];
-        s2 = cells[s2 + column[t2[i]]];
-        s3 = cells[s3 + column[t3[i]]];
-        f0 |= scan_matched(cells + s0);
-        f1 |= scan_matched(cells + s1);
-        f2 |= scan_matched(cells + s2);
-        f3 |= scan_matched(cells + s3);
+    const uint8_t *end = t1 + table->reach;
+    uintptr_t s0 = table->free.start[table->word[t0[-1]]], s1 = table->free.start[table->word[t1[-1]]];
+    uintptr_t s2 = table->free.start[table->word[t2[-1]]], s3 = table->free.start[table->word[t3[-1]]];
+    uint64_t found = 0;
+    uint32_t hits = 0;
+    for (; t0 < end; t0 += 4, t1 += 4, t2 += 4, t3 += 4) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            s0 = scan_step(s0, column[t0[k]]);
+            s1 = scan_step(s1, column[t1[k]]);
+            s2 = scan_step(s2, column[t2[k]]);
+            s3 = scan_step(s3, column[t3[k]]);
+            if (rich || __builtin_expect(scan_is_match(s0 | s1 | s2 | s3), 0)) {
+                found |= scan_matched(s0) | scan_matched(s1) | scan_matched(s2) | scan_matched(s3);
+                hits++;
+            }
+        }
     }
-    pass->counts.found |= f0 | f1 | f2 | f3;
+    pass->counts.found |= found;
+    return hits;
+}
+
+static __attribute__((noinline)) void scan_walk(scan_pass *pass, const uint8_t *text, uint32_t length)
+{
+    if (pass->rich)
+        scan_walk_as(pass, text, length, 1);
+    else
+        pass->rich = scan_walk_as(pass, text, length, 0) > length / 64;
 }
 
 /* --- the window ------------------------------------------------------------------------------------- */

@@ -19,7 +19,7 @@ from collections.abc import Mapping as _ScanMapping
 
 cimport cython
 from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -28,8 +28,8 @@ cdef extern from "scan.h":
         SCAN_LONGEST
         SCAN_HAS_AVX2
     ctypedef struct scan_dfa:
-        uint16_t *cells
-        uint32_t start[2]
+        uint64_t *memory
+        uintptr_t start[2]
     ctypedef struct scan_table:
         scan_dfa free
         scan_dfa fixed
@@ -54,7 +54,7 @@ cdef extern from "scan.h":
     void scan_begin(scan_pass *task, const scan_table *table) noexcept nogil
     int scan_text(scan_pass *task, object text, int in_scope) except -1
     void scan_finish(scan_pass *task) noexcept nogil
-    int scan_popcount "__builtin_popcountll"(uint64_t bits) noexcept nogil
+    uint32_t scan_popcount(uint64_t bits) noexcept nogil
 
 # Features that a condition may name; a group's number of distinct patterns found follows them.
 cdef enum:
@@ -166,7 +166,7 @@ def _scan_automaton(patterns, columns, words, bint fixed):
             row = states.get(target)
             if row is None:
                 row = states[target] = len(rows)
-                if row * (classes + 4) >= SCAN_MAX_CELLS:
+                if row * classes >= SCAN_MAX_CELLS:
                     raise ValueError("the patterns are too many, too long or have too many wildcards for one rule set")
                 rows.append((matched, [0] * classes))
                 queue.append(target)
@@ -191,22 +191,20 @@ def _scan_classes(patterns):
 
 cdef int _scan_store(scan_dfa *dfa, rows, start, int classes) except -1:
     """Lays the rows out as scan.h has them."""
-    cdef int stride = (4 + classes + 3) // 4 * 4
-    cdef uint64_t matched
-    cdef size_t at = 0
-    if len(rows) * stride > SCAN_MAX_CELLS:
-        raise ValueError("the patterns are too many, too long or have too many wildcards for one rule set")
-    dfa.cells = <uint16_t *> calloc(len(rows) * stride, sizeof(uint16_t))
-    if dfa.cells == NULL:
+    cdef int stride = (1 + 1 + classes + 1) // 2 * 2
+    cdef int place, column
+    cdef uint64_t *cells
+    places = [index * stride + (bits != 0) for index, (bits, _) in enumerate(rows)]
+    dfa.memory = <uint64_t *> calloc(len(rows) * stride + 2, sizeof(uint64_t))
+    if dfa.memory == NULL:
         raise MemoryError()
-    for bits, targets in rows:
-        matched = bits
-        memcpy(dfa.cells + at, &matched, sizeof(matched))
-        for column, target in enumerate(targets):
-            dfa.cells[at + 4 + <int> column] = <int> target * stride
-        at += stride
-    dfa.start[0] = <int> start[0] * stride
-    dfa.start[1] = <int> start[1] * stride
+    cells = dfa.memory + ((<uintptr_t> dfa.memory & 8) != 0)
+    for place, (bits, targets) in zip(places, rows):
+        cells[place] = bits
+        for column in range(classes):
+            cells[place + 1 + column] = <uintptr_t> &cells[<int> places[targets[column]]]
+    dfa.start[0] = <uintptr_t> &cells[<int> places[start[0]]]
+    dfa.start[1] = <uintptr_t> &cells[<int> places[start[1]]]
     return 0
 
 
@@ -264,8 +262,8 @@ cdef class Rules:
         self.conditions = NULL
 
     def __dealloc__(self):
-        free(self.table.free.cells)
-        free(self.table.fixed.cells)
+        free(self.table.free.memory)
+        free(self.table.fixed.memory)
         free(self.rules)
         free(self.conditions)
 
@@ -339,9 +337,9 @@ cdef class Rules:
             rows, start = _scan_automaton(classed, columns, words, fixed)
             _scan_store(&self.table.fixed if fixed else &self.table.free, rows, start, len(words))
         for byte in range(256):
-            self.table.column[<int> byte] = <int> columns[byte] + 4
+            self.table.column[<int> byte] = <int> columns[byte] + 1
             self.table.word[<int> byte] = words[columns[byte]]
-        self.table.reach = max(4, max(len(sets) for sets, _ in patterns))
+        self.table.reach = (max(len(sets) for sets, _ in patterns) + 3) // 4 * 4
         self.table.all = <uint64_t> -1 >> (SCAN_MAX_PATTERNS - <int> len(patterns))
         return 0
 

@@ -236,14 +236,40 @@ def test_what_is_examined_has_an_exact_bound() -> None:
         ({"role": 7, "content": 7}, 0, 0),
         ({"role": "user", "content": {"type": "text", "text": "json"}}, 0, 0),
         ({"role": "user", "content": []}, 0, 0),
-        ({"role": "user", "content": [{"type": "text", "text": "ab"}, {"type": "image_url", "image_url": {}}]}, 2, 1),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "ab"}, {"type": "image_url", "image_url": {}}],
+            },
+            2,
+            1,
+        ),
         ({"role": "user", "content": ({"type": "input_text", "text": "ab"}, {"type": "input_image"})}, 2, 1),
-        ({"role": "user", "content": [None, 1, "abc", {}, {"type": None}, {"type": "text"}, {"type": "text", "text": 1}]}, 3, 0),
+        (
+            {
+                "role": "user",
+                "content": [
+                    None,
+                    1,
+                    "abc",
+                    {},
+                    {"type": None},
+                    {"type": "text"},
+                    {"type": "text", "text": 1},
+                ],
+            },
+            3,
+            0,
+        ),
         ({"role": "user", "content": [{"type": "input_audio"}, {"type": "file"}, ["text"]]}, 0, 0),
         (MappingProxyType({"role": "user", "content": "abc"}), 3, 0),
-        (MappingProxyType({"role": "user", "content": [MappingProxyType({"type": "text", "text": "é"})]}), 1, 0),
+        (
+            MappingProxyType({"role": "user", "content": [MappingProxyType({"type": "text", "text": "é"})]}),
+            1,
+            0,
+        ),
     ],
-)  # fmt: skip
+)
 def test_messages_of_every_shape(message: Mapping[str, Any], chars: int, images: int) -> None:
     scan = RULES[False].scan([message, {"role": "user", "content": "x"}])
     assert (scan.chars, scan.images, scan.messages) == (chars + 1, images, 2)
@@ -320,10 +346,25 @@ def judge(conditions: Sequence[tuple[str, str, float]], messages: Any, **call: i
 
 
 FEATURES = {
-    "average": 9.0, "chars": 18.0, "utf8": 19.0, "scope_chars": 18.0, "words": 4.0, "score": 4.5, "max_tokens": 70.0,
-    "tools": 3.0, "turns": 2.0, "messages": 2.0, "images": 0.0, "total": 3.0, "code_fences": 1.0, "digits": 2.0,
-    "question_marks": 1.0, "newlines": 1.0, "group.a": 2.0, "group.b": 1.0,
-}  # fmt: skip
+    "average": 9.0,
+    "chars": 18.0,
+    "utf8": 19.0,
+    "scope_chars": 18.0,
+    "words": 4.0,
+    "score": 4.5,
+    "max_tokens": 70.0,
+    "tools": 3.0,
+    "turns": 2.0,
+    "messages": 2.0,
+    "images": 0.0,
+    "total": 3.0,
+    "code_fences": 1.0,
+    "digits": 2.0,
+    "question_marks": 1.0,
+    "newlines": 1.0,
+    "group.a": 2.0,
+    "group.b": 1.0,
+}
 
 
 @pytest.mark.parametrize("feature", FEATURES)
@@ -401,7 +442,7 @@ def test_a_scan_is_closed_and_final() -> None:
         ({"groups": [(f"g{k}", ("a",), "word", 0.0) for k in range(17)]}, "more than 16"),
         ({"groups": [("g", ["." * 12 + "ab" + "." * 60], "word", 0.0)]}, "too many wildcards"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_right_is_refused(change: dict[str, Any], match: str) -> None:
     options: dict[str, Any] = {"groups": GROUPS} | change
     with pytest.raises(ValueError, match=match):
