@@ -23,12 +23,6 @@
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define SCAN_HAS_AVX2 1
-#include <immintrin.h>
-#else
-#define SCAN_HAS_AVX2 0
-#endif
 
 enum {
     SCAN_STEP = 64,                      /* bytes that a kernel takes at a time */
@@ -45,7 +39,8 @@ enum {
  * address of a row whose set is not empty is an odd multiple of 8, that of any other an even one. */
 typedef struct {
     uint64_t *memory;                    /* of all rows; they begin at its first multiple of 16 bytes */
-    uintptr_t start[2];                  /* first row after a character outside, inside a word */
+    uintptr_t first;                     /* the first row */
+    uintptr_t start[2];                  /* row to begin with after a character outside, inside a word */
 } scan_dfa;
 
 /* A rule set's patterns, compiled; never written after it is made. */
@@ -56,11 +51,10 @@ typedef struct {
     uint8_t word[256];                   /* whether a byte is part of a word */
     uint32_t reach;                      /* characters of the longest pattern, up to a multiple of 4; 0: no patterns */
     uint64_t all;                        /* a bit for every pattern */
-    uint8_t low[4][16], high[4][16];     /* filter: buckets possible by a byte's nibbles, 0..3 bytes on */
-    uint8_t any[4];                      /* buckets that take any byte there */
-    uint8_t inner;                       /* buckets whose patterns may begin within a word */
+    int vectors;                         /* whether the AVX2 kernel is to be used; the rest is for it */
     uint64_t bucket[8];                  /* patterns of each bucket */
-    int vectors;                         /* whether the AVX2 kernel is to be used */
+    uint8_t inner;                       /* buckets whose patterns may begin within a word */
+    uint8_t low[4][16], high[4][16];     /* buckets possible by the nibbles of a pattern's first four characters */
 } scan_table;
 
 /* What a scan has counted. */
@@ -86,6 +80,7 @@ typedef struct {
     int64_t added;                       /* line feeds that are not the texts' own */
     uint32_t used;                       /* bytes of the window in use; byte 0 has been examined already */
     uint32_t ticks;                      /* back-ticks in the run that reaches up to here, modulo 3 */
+    int dense;                           /* there are so many near-matches that filtering costs more */
     int rich;                            /* there are so many matches that asking before each costs more */
     uint8_t window[SCAN_WINDOW];
 } scan_pass;
@@ -342,10 +337,23 @@ static __attribute__((noinline)) void scan_walk(scan_pass *pass, const uint8_t *
         pass->rich = scan_walk_as(pass, text, length, 0) > length / 64;
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include "scan_avx2.h"
+#define SCAN_HAS_AVX2 __builtin_cpu_supports("avx2")
+#else
+#define SCAN_HAS_AVX2 0
+#endif
+
 /* --- the window ------------------------------------------------------------------------------------- */
 
 static void scan_examine(scan_pass *pass, const uint8_t *text, uint32_t length)
 {
+#ifdef FASTROUTE_SCAN_AVX2_H
+    if (pass->table->vectors) {
+        scan_vectors(pass, text, length);
+        return;
+    }
+#endif
     scan_count(pass, text, length);
     if (pass->counts.found != pass->table->all)
         scan_walk(pass, text, length);

@@ -29,6 +29,7 @@ cdef extern from "scan.h":
         SCAN_HAS_AVX2
     ctypedef struct scan_dfa:
         uint64_t *memory
+        uintptr_t first
         uintptr_t start[2]
     ctypedef struct scan_table:
         scan_dfa free
@@ -38,6 +39,10 @@ cdef extern from "scan.h":
         uint32_t reach
         uint64_t all
         int vectors
+        uint64_t bucket[8]
+        uint8_t inner
+        uint8_t low[4][16]
+        uint8_t high[4][16]
     ctypedef struct scan_counts:
         int64_t chars
         int64_t utf8
@@ -203,6 +208,7 @@ cdef int _scan_store(scan_dfa *dfa, rows, start, int classes) except -1:
         cells[place] = bits
         for column in range(classes):
             cells[place + 1 + column] = <uintptr_t> &cells[<int> places[targets[column]]]
+    dfa.first = <uintptr_t> cells
     dfa.start[0] = <uintptr_t> &cells[<int> places[start[0]]]
     dfa.start[1] = <uintptr_t> &cells[<int> places[start[1]]]
     return 0
@@ -215,6 +221,77 @@ def _scan_sets(str pattern, bint is_word):
         wild if is_word and character == "." else frozenset((ord(character.lower()), ord(character.upper())))
         for character in pattern
     ]
+
+
+cdef extern from *:
+    """
+    /* Characters of prose, the commonest first: rank r stands for a share of about 1 / (r + 4). */
+    static const char scan_prose[] = " etaoinshrdlucmfwypvbgk.,-'jxqz0123456789";
+    """
+    const char *scan_prose
+
+
+cdef double _scan_share(uint32_t low, uint32_t high) noexcept nogil:
+    """The share of prose that has one of these nibbles below and one of those above (a bit for each)."""
+    cdef double sum = 0.001
+    cdef int rank = 0
+    while scan_prose[rank]:
+        if low >> (scan_prose[rank] & 15) & 1 and high >> (scan_prose[rank] >> 4) & 1:
+            sum += 1.0 / (rank + 4)
+        rank += 1
+    return sum
+
+
+def _scan_passing(windows):
+    """How much of prose a bucket lets pass, in no particular unit."""
+    passing = 1.0
+    for low, high in windows:
+        passing *= _scan_share(low, high)
+    return passing
+
+
+cdef int _scan_buckets(scan_table *table, list patterns) except -1:
+    """Spreads the patterns over the filter's eight buckets, so that little passes which is no match.
+
+    Begins with a bucket for each pattern, then joins the two for which that lets least more pass, until there
+    are eight. Patterns that can begin within a word are kept apart from those that cannot.
+    """
+    cdef int number, place, byte
+    buckets = []
+    for number, (sets, is_word) in enumerate(patterns):
+        # A boundary follows a character outside words if what comes next is part of one.
+        inner = not is_word or not all(chr(byte).isalnum() for byte in sets[0])
+        windows = []
+        for place in range(4):
+            low = high = 0
+            for byte in sets[place] if place < len(sets) else range(256):
+                low |= 1 << (byte & 15)
+                high |= 1 << (byte >> 4)
+            windows.append((low, high))
+        buckets.append((inner, 1 << <object> number, windows, _scan_passing(windows)))
+    while len(buckets) > 8:
+        best = None
+        for place, one in enumerate(buckets):
+            for other in buckets[:place]:
+                if one[0] == other[0]:
+                    windows = [(a | c, b | d) for (a, b), (c, d) in zip(one[2], other[2])]
+                    passing = _scan_passing(windows)
+                    gain = passing - one[3] - other[3]
+                    if best is None or gain < best[0]:
+                        best = gain, one, other, (one[0], one[1] | other[1], windows, passing)
+        buckets = [bucket for bucket in buckets if bucket is not best[1] and bucket is not best[2]] + [best[3]]
+    for number, (inner, bits, windows, _) in enumerate(buckets):
+        table.bucket[number] = bits
+        if inner:
+            table.inner |= <uint8_t> (1 << number)
+        for place in range(4):
+            low, high = windows[place]
+            for byte in range(16):
+                if low >> <object> byte & 1:
+                    table.low[place][byte] |= <uint8_t> (1 << number)
+                if high >> <object> byte & 1:
+                    table.high[place][byte] |= <uint8_t> (1 << number)
+    return 0
 
 
 # Rules ...................................................................................................
@@ -281,7 +358,7 @@ cdef class Rules:
         self.base, self.low, self.high = base, low, high
         self._compile_groups(groups)
         self._compile_rules(tuple(levels), rules, default)
-        self.table.vectors = SCAN_HAS_AVX2 and not portable and False
+        self.table.vectors = SCAN_HAS_AVX2 and not portable
 
     cdef int _compile_groups(self, groups) except -1:
         cdef dict bits = {}
@@ -339,6 +416,7 @@ cdef class Rules:
         for byte in range(256):
             self.table.column[<int> byte] = <int> columns[byte] + 1
             self.table.word[<int> byte] = words[columns[byte]]
+        _scan_buckets(&self.table, patterns)
         self.table.reach = (max(len(sets) for sets, _ in patterns) + 3) // 4 * 4
         self.table.all = <uint64_t> -1 >> (SCAN_MAX_PATTERNS - <int> len(patterns))
         return 0
