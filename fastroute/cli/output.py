@@ -5,6 +5,8 @@ Owns the choice between these and how figures are spelled for people. What is in
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +24,7 @@ class Column:
 
     Attributes:
         right: numbers are set flush right.
-        give: gives way first where the terminal is too narrow: its text is cut there, never wrapped.
+        give: gives way where the terminal is too narrow: its text is cut, or goes on a line of its own.
     """
 
     title: str
@@ -30,57 +32,84 @@ class Column:
     give: bool = False
 
 
+Line = Sequence[str]
+
+
 def print_json(value: Any) -> None:
     """One object, indented, in UTF-8; what JSON cannot hold becomes null."""
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output: coloured and cut to its width on a terminal, whole and plain otherwise."""
-    rows = [[visible(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _rich_table(columns, rows)
-    else:
-        click.echo(plain_table(columns, rows))
+def print_table(columns: Sequence[Column], rows: Sequence[Line]) -> None:
+    """A table on standard output: coloured and fitted on a terminal, whole and plain otherwise."""
+    shown = [[visible(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        click.echo(plain_table(columns, shown))
+        return
+    for place, line in enumerate(fitted(columns, shown, shutil.get_terminal_size().columns)):
+        click.echo(click.style(line, bold=True) if place == 0 else _coloured(line))
 
 
-def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+def plain_table(columns: Sequence[Column], rows: Sequence[Line]) -> str:
     """Aligned text, two spaces between columns."""
+    return "\n".join(fitted(columns, rows, sys.maxsize))
+
+
+def fitted(columns: Sequence[Column], rows: Sequence[Line], width: int) -> list[str]:
+    """The lines of a table, none longer than ``width`` if columns that give can make it so.
+
+    They are cut to share the room that is left; with too little of it they go below their row, indented.
+    """
     lines = [[column.title for column in columns], *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
+    gaps = 2 * (len(columns) - 1)
+    giving = [place for place, column in enumerate(columns) if column.give]
+    if giving and sum(widths) + gaps > width:
+        room = width - gaps - sum(widths[place] for place in range(len(columns)) if place not in giving)
+        if room < _LEAST * len(giving):
+            return _folded(columns, rows, giving, width)
+        while sum(widths[place] for place in giving) > room:
+            widths[max(giving, key=lambda place: widths[place])] -= 1
 
-    def line(cells: Sequence[str]) -> str:
-        placed = [
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, columns)
-        ]
+    def line(cells: Line) -> str:
+        placed = []
+        for cell, size, column in zip(cells, widths, columns):
+            text = cut(cell, size)
+            placed.append(text.rjust(size) if column.right else text.ljust(size))
         return "  ".join(placed).rstrip()
 
-    return "\n".join(map(line, lines))
+    return [line(cells) for cells in lines]
 
 
-def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        # Only columns that may give have no least width, so rich takes from them alone.
-        widest = max([len(column.title), *(len(row[len(table.columns)]) for row in rows)])
-        table.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if column.give else widest,
-        )
-    for row in rows:
-        table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    Console(highlight=False).print(table)
+_LEAST = 12  # columns of the terminal below which a cut text says too little
 
 
-_STYLES = {"closed": "green", "half-open": "yellow", "open": "red"}
+def _folded(columns: Sequence[Column], rows: Sequence[Line], giving: Sequence[int], width: int) -> list[str]:
+    kept = [place for place in range(len(columns)) if place not in giving]
+    head, *lines = fitted(
+        [columns[place] for place in kept], [[row[place] for place in kept] for row in rows], width
+    )
+    folded = [head]
+    for line, row in zip(lines, rows):
+        folded.append(line)
+        more = "; ".join(row[place] for place in giving if row[place])
+        if more:
+            folded.append("     " + cut(more, max(_LEAST, width - 5)))
+    return folded
+
+
+def cut(text: str, size: int) -> str:
+    """The text, or its beginning and an ellipsis."""
+    return text if len(text) <= size else text[: size - 1] + "…"
+
+
+def _coloured(line: str) -> str:
+    for word, colour in _COLOURS.items():
+        line = re.sub(rf"(?<=  ){word}(?=  |$)", click.style(word, fg=colour), line)
+    return line
+
+
+_COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
 def dim(text: str) -> None:
@@ -117,8 +146,10 @@ def optional(value: Any, spell: Callable[[Any], str] = str) -> str:
 
 __all__ = [
     "Column",
+    "cut",
     "dim",
     "dollars",
+    "fitted",
     "micros",
     "optional",
     "plain_table",
