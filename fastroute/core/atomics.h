@@ -122,19 +122,35 @@ static inline int64_t fr_product(int64_t a, int64_t b) {
     return (__builtin_mul_overflow(a, b, &r) || r > FR_TIME_MAX) ? FR_TIME_MAX : r;
 }
 
-/* e**-x for x >= 0, to 1e-8 of its value: 2**i times a short series on [-ln2/2, ln2/2]. Inlined, unlike exp(). */
+/* 2**(-i/32) */
+static const double fr_powers[32] = {
+    0x1.0000000000000p+0, 0x1.f50765b6e4540p-1, 0x1.ea4afa2a490dap-1, 0x1.dfc97337b9b5fp-1,
+    0x1.d5818dcfba487p-1, 0x1.cb720dcef9069p-1, 0x1.c199bdd85529cp-1, 0x1.b7f76f2fb5e47p-1,
+    0x1.ae89f995ad3adp-1, 0x1.a5503b23e255dp-1, 0x1.9c49182a3f090p-1, 0x1.93737b0cdc5e5p-1,
+    0x1.8ace5422aa0dbp-1, 0x1.82589994cce13p-1, 0x1.7a11473eb0187p-1, 0x1.71f75e8ec5f74p-1,
+    0x1.6a09e667f3bcdp-1, 0x1.6247eb03a5585p-1, 0x1.5ab07dd485429p-1, 0x1.5342b569d4f82p-1,
+    0x1.4bfdad5362a27p-1, 0x1.44e086061892dp-1, 0x1.3dea64c123422p-1, 0x1.371a7373aa9cbp-1,
+    0x1.306fe0a31b715p-1, 0x1.29e9df51fdee1p-1, 0x1.2387a6e756238p-1, 0x1.1d4873168b9aap-1,
+    0x1.172b83c7d517bp-1, 0x1.11301d0125b51p-1, 0x1.0b5586cf9890fp-1, 0x1.059b0d3158574p-1,
+};
+
+/* e**-x for x >= 0, to 1e-8 of its value; 0 from e**-700 on. Inlined, and a third of the time of exp().
+ *
+ * With x = (32 k + j + f) ln2/32, f in [0, 1): 2**-k from the exponent, 2**(-j/32) from the table, the rest by four
+ * terms of the series. */
 static inline double fr_decay(double x) {
-    double t, z, p;
+    double t, r;
     int64_t i;
     uint64_t bits;
     if (!(x < 700.0)) return 0.0;
-    t = x * -1.4426950408889634;
-    i = (int64_t)(t - 0.5);
-    z = (t - (double)i) * 0.6931471805599453;
-    p = 1.0 + z * (1.0 + z * (1.0 / 2 + z * (1.0 / 6 + z * (1.0 / 24 + z * (1.0 / 120 + z * (1.0 / 720 + z / 5040))))));
-    bits = (uint64_t)(i + 1023) << 52;
+    t = x * (32 * 1.4426950408889634);
+    i = (int64_t)t;
+    r = (t - (double)i) * (0.6931471805599453 / 32);
+    r = (1.0 - r) + r * r * (0.5 - r * (1.0 / 6));
+    memcpy(&bits, &fr_powers[i & 31], sizeof bits);
+    bits -= (uint64_t)(i >> 5) << 52;
     memcpy(&t, &bits, sizeof t);
-    return p * t;
+    return t * r;
 }
 
 /* A 64-bit mix (the finaliser of splitmix64): equal inputs give equal outputs, near inputs far ones. */

@@ -313,36 +313,47 @@ cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t toke
         usage_add(e, -<double>tokens, now)
 
 
-cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:
-    """(ewma + spread) * (calls in flight + 1) / success**2 / weight / ramp; less is better.
+cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t stamp) noexcept nogil:
+    """(ewma + spread) * (calls in flight + 1) / success**2, faded to a time stamp; less is better.
 
     Never measured: nothing when idle, so that it is tried; a poor load once a call is under way, so that one call tries
     it and not all; and poor as long as its failures are fresh, so that what only ever fails is not for ever the first.
     """
-    cdef int32_t in_flight = max(fr_load_i32(&e.hot.in_flight), 0)
-    cdef double failure = failure_at(&e.latency, now)
-    cdef uint64_t word = fr_load(&e.hot.ewma)
-    cdef double load = fr_value(word)
+    cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
+    cdef uint64_t word = fr_load(&hot.failure)
+    cdef double failure = 0.0
+    cdef double load
+    if word:
+        failure = fr_value(word) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * inverse_tau)
+    word = fr_load(&hot.ewma)
+    load = fr_value(word)
     if load > 0:
-        load += fr_load_float(&e.hot.spread)
-        load *= fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * e.latency.inverse_tau)
+        load = (load + fr_load_float(&hot.spread)) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * inverse_tau)
     elif in_flight or failure >= FR_FORGIVEN:
         load = FR_UNMEASURED
     else:
         return 0.0
-    load *= (in_flight + 1) * e.inverse_weight
+    load *= in_flight + 1
     if failure > 0:
         load /= success_of(failure) * success_of(failure)
-    return load / breaker_ramp(&e.rules, fr_load(&e.hot.breaker), now)
+    return <float>load
 
 
-cdef inline double load_without_decay(const Hot *hot, double inverse_weight) noexcept nogil:
+cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:
+    """The same by weight, and higher while a breaker that has closed lately ramps up."""
+    return (
+        measured_load(e.hot, e.latency.inverse_tau, fr_millis(now)) * e.inverse_weight
+        / breaker_ramp(&e.rules, fr_load(&e.hot.breaker), now)
+    )
+
+
+cdef inline float load_without_decay(const Hot *hot, float inverse_weight) noexcept nogil:
     """The same from the score kept by the last call, as if no time had passed since, and before the ramp."""
     cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
-    cdef double score = fr_load_float(&hot.score)
+    cdef float score = fr_load_float(&hot.score)
     if score == 0 and in_flight:
-        score = FR_UNMEASURED
-    return score * (in_flight + 1) * inverse_weight
+        score = <float>FR_UNMEASURED
+    return score * <float>(in_flight + 1) * inverse_weight
 
 
 cdef int64_t amount(str what, int64_t value, int64_t low) except? -1:

@@ -61,9 +61,10 @@ cdef extern from *:
 
 cdef struct Item:                # what the quickest choice reads, 32 bytes an endpoint
     const Hot *hot
-    double inverse_weight        # this and `never` are copies, renewed when any endpoint was configured
-    uint64_t never               # 1: its limits let nothing through
     const EndpointParts *parts
+    double inverse_tau           # this and the next are copies, renewed when any endpoint was configured
+    float inverse_weight
+    float penalty                # the same, or infinite when its limits let nothing through: then it is never picked
 
 cdef struct Offer:               # what an endpoint's model is and costs
     int32_t group                # the model, numbered from 0 in the order of the caller's numbers
@@ -168,7 +169,7 @@ cdef double expected_latency(const Item *item, const Offer *offer, const Wish *w
         return offer.latency
     measured += fr_load_float(&item.hot.spread)
     if wish.decay and offer.latency > 0:
-        weight = fr_decay(fr_elapsed(fr_millis(wish.now), fr_stamp(word)) * item.parts.latency.inverse_tau)
+        weight = fr_decay(fr_elapsed(fr_millis(wish.now), fr_stamp(word)) * item.inverse_tau)
         measured = offer.latency + weight * (measured - offer.latency)
     return measured
 
@@ -184,6 +185,29 @@ cdef inline int64_t price_of(const Offer *offer, int64_t tokens_in, int64_t toke
     if (offer.input_price < 0 and tokens_in) or (offer.output_price < 0 and tokens_out):
         return -1
     return fr_price(tokens_in, max(offer.input_price, 0), tokens_out, max(offer.output_price, 0))
+
+
+cdef inline bint is_unsettled(const Hot *hot) noexcept nogil:
+    """Whether more than its load must be looked at: blocked, or not closed, or closed only lately."""
+    return ((fr_load(&hot.breaker) & FR_UNSETTLED) | fr_load(&hot.block)) != 0
+
+
+cdef bint can_be_had(const Item *item, int64_t now) noexcept nogil:
+    if never_fits(item.parts, 0) or block_left(fr_load(&item.hot.block), now):
+        return False
+    return breaker_peek(fr_load(&item.hot.breaker), now) >= 0
+
+
+cdef inline float decayed_load(const Item *item, uint32_t stamp) noexcept nogil:
+    """The load of a settled endpoint, faded to a time stamp: load_with_decay without its ramp."""
+    return measured_load(item.hot, item.inverse_tau, stamp) * item.penalty
+
+
+cdef float ramped_load(const Item *item, bint decay, int64_t now) noexcept nogil:
+    cdef double ramp = breaker_ramp(&item.parts.rules, fr_load(&item.hot.breaker), now)
+    if decay:
+        return <float>(decayed_load(item, fr_millis(now)) / ramp)
+    return <float>(load_without_decay(item.hot, item.penalty) / ramp)
 
 
 cdef int verdict_on(
@@ -216,13 +240,15 @@ cdef int verdict_on(
 
 
 cdef double key_of(const Item *item, const Offer *offer, const Wish *wish, uint32_t index, int64_t price) noexcept nogil:
-    cdef uint64_t word
+    cdef float load
     if wish.strategy == BY_LATENCY or wish.strategy == BY_TWO_CHOICES:
-        if wish.decay:
-            return load_with_decay(item.parts, wish.now)
-        return load_without_decay(item.hot, item.inverse_weight) / breaker_ramp(
-            &item.parts.rules, fr_load(&item.hot.breaker), wish.now
+        load = (
+            measured_load(item.hot, item.inverse_tau, fr_millis(wish.now)) * item.inverse_weight if wish.decay
+            else load_without_decay(item.hot, item.inverse_weight)
         )
+        if fr_load(&item.hot.breaker) & FR_UNSETTLED:
+            load = <float>(load / breaker_ramp(&item.parts.rules, fr_load(&item.hot.breaker), wish.now))
+        return load
     if wish.strategy == BY_WEIGHT:
         return weighted_key(wish.seed, index, item.inverse_weight)
     if wish.strategy == BY_BUSY:
@@ -375,10 +401,13 @@ cdef class Ranking:
 
     cdef void copy_settings(self) noexcept nogil:
         cdef uint32_t i
+        cdef const EndpointParts *parts
         self.configurations_seen = configurations
         for i in range(self.count):
-            self.items[i].never = never_fits(self.items[i].parts, 0)
-            self.items[i].inverse_weight = self.items[i].parts.inverse_weight
+            parts = self.items[i].parts
+            self.items[i].inverse_tau = parts.latency.inverse_tau
+            self.items[i].inverse_weight = <float>parts.inverse_weight
+            self.items[i].penalty = <float>FR_INFINITY if never_fits(parts, 0) else <float>parts.inverse_weight
 
     def rank(
         self, int strategy, int64_t tokens_in=0, int64_t tokens_out=0, uint64_t capabilities=0, int64_t max_price=-1,
@@ -570,11 +599,16 @@ cdef class Ranking:
 
         LATENCY and TWO_CHOICES among the endpoints of one model are answered without ranking the others.
         """
+        cdef int best
         if now:
             moment(now)
-        if self.groups == 1 and self.configurations_seen == configurations and not decay:
+        if self.groups == 1 and self.configurations_seen == configurations:
             if strategy == BY_LATENCY:
-                return self.pick_least_loaded(seed, now)
+                return self.pick_least_loaded(seed, decay, now)
+            if strategy == BY_TWO_CHOICES:
+                best = self.pick_of_two(seed, decay, now)
+                if best >= 0:
+                    return best
         return self.pick_ranked(strategy, seed, decay, now)
 
     cdef object pick_ranked(self, int strategy, uint64_t seed, bint decay, int64_t now):
@@ -591,33 +625,63 @@ cdef class Ranking:
         cdef Ranked result = self.ranked(&wish)
         return result.order_[0] if result.chosen else -1
 
-    cdef int pick_least_loaded(self, uint64_t seed, int64_t now) noexcept nogil:
+    cdef int pick_least_loaded(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:
         cdef uint32_t n = self.count
         cdef uint32_t start = <uint32_t>(seed % n)
         cdef uint32_t i = start
-        cdef uint32_t step
         cdef int best = -1
-        cdef double best_load = FR_INFINITY
-        cdef double load
-        cdef uint64_t word
+        cdef float best_load = <float>FR_INFINITY
+        cdef float load
         cdef const Item *item
-        for step in range(n):
+        cdef uint32_t stamp
+        if decay and now == 0:
+            now = fr_clock_coarse()
+        stamp = fr_millis(now)
+        while True:
             item = &self.items[i]
-            load = load_without_decay(item.hot, item.inverse_weight)
-            word = fr_load(&item.hot.breaker)
-            if (word & FR_UNSETTLED) | fr_load(&item.hot.block) | item.never:
+            if is_unsettled(item.hot):
                 if now == 0:
                     now = fr_clock_coarse()
-                if item.never or block_left(fr_load(&item.hot.block), now) or breaker_peek(word, now) < 0:
-                    load = FR_INFINITY
-                elif control_state(word) != STATE_CLOSED:
+                if not can_be_had(item, now):
+                    load = <float>FR_INFINITY
+                elif control_state(fr_load(&item.hot.breaker)) != STATE_CLOSED:
                     return <int>i
                 else:
-                    load /= breaker_ramp(&item.parts.rules, word, now)
+                    load = ramped_load(item, decay, now)
+            elif decay:
+                load = decayed_load(item, stamp)
+            else:
+                load = load_without_decay(item.hot, item.penalty)
             if load < best_load:
                 best_load = load
                 best = <int>i
             i += 1
             if i == n:
                 i = 0
-        return best
+            if i == start:
+                return best
+
+    cdef int pick_of_two(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:
+        """The better of two drawn at random; -1 if either is not plainly closed, or there are not two."""
+        cdef uint32_t first, second
+        cdef const Item *a
+        cdef const Item *b
+        cdef float load_a, load_b
+        if self.count < 2:
+            return -1
+        two_of(seed, self.count, &first, &second)
+        a = &self.items[first]
+        b = &self.items[second]
+        if is_unsettled(a.hot) or is_unsettled(b.hot):
+            return -1
+        if decay:
+            if now == 0:
+                now = fr_clock_coarse()
+            load_a = decayed_load(a, fr_millis(now))
+            load_b = decayed_load(b, fr_millis(now))
+        else:
+            load_a = load_without_decay(a.hot, a.penalty)
+            load_b = load_without_decay(b.hot, b.penalty)
+        if load_b < load_a:
+            return <int>second
+        return <int>first if load_a < FR_INFINITY else -1
