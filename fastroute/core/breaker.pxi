@@ -178,8 +178,10 @@ cdef inline void window_add(const BreakerRules *rules, const BreakerCells *cells
                 return
             new = word + (1 << 20) + failure
         else:
-            if (number - (word >> 40) & 0xFFFFFF) > 0x7FFFFF:
-                return               # a later bucket is there already: this result came too late to count
+            # A little ahead of this one: a later bucket is there already, and this result came too late to count. More
+            # than that ahead: the 24 bits have wrapped since.
+            if word << 24 and ((word >> 40) - number & 0xFFFFFF) < 1024:
+                return
             new = number << 40 | 1 << 20 | failure
         if fr_cas(place, &word, new):
             return
@@ -304,22 +306,20 @@ cdef inline int64_t block_left(uint64_t word, int64_t now) noexcept nogil:
     return max(0, <int64_t>(word >> 8) * 1000 - now)
 
 
-cdef int block_until(uint64_t *block, int64_t until, int reason) except -1:
-    if until < 0 or until > FR_TIME_MAX // 2:
-        raise ValueError(f"until_ns must be a time on the core's clock, 0 to 2**60, not {until}")
-    if reason < 0 or reason > 255:
-        raise ValueError(f"reason must be 0 to 255, not {reason}")
-    cdef uint64_t new = (<uint64_t>until + 999) // 1000 << 8 | <uint64_t>reason
+cdef int block_until(uint64_t *block, object until_ns, object reason) except -1:
+    cdef uint64_t until = amount("until_ns", until_ns, 0)
+    cdef uint64_t new = (until + 999) // 1000 << 8 | <uint64_t>whole("reason", integer(reason), 0, 255)
     cdef uint64_t word = fr_load(block)
     while word >> 8 < new >> 8 and not fr_cas(block, &word, new):
         pass
     return 0
 
 
-cdef int checked_outcome(int outcome) except -1:
-    if outcome < OUTCOME_OK or outcome > OUTCOME_THROTTLED:
+cdef inline int checked_outcome(object outcome) except -1:
+    cdef int64_t value = integer(outcome)
+    if value < OUTCOME_OK or value > OUTCOME_THROTTLED:
         raise ValueError(f"outcome must be OK (0), FAILURE (1), IGNORED (2) or THROTTLED (3), not {outcome}")
-    return outcome
+    return <int>value
 
 
 # Class ----------------------------------------------------------------------------------------------------------------
@@ -361,13 +361,13 @@ cdef class Breaker:
     cdef BreakerRules rules
 
     def __init__(
-        self, Segment segment not None, str name not None, *, int64_t failures=5, double rate=0.5, int64_t min_calls=20,
+        self, Segment segment not None, str name not None, *, failures=5, double rate=0.5, min_calls=20,
         double window_s=30.0, double open_s=5.0, double max_open_s=300.0, double reset_s=60.0,
-        double probe_lease_s=35.0, int64_t probes_to_close=2, double ramp_s=10.0,
+        double probe_lease_s=35.0, probes_to_close=2, double ramp_s=10.0,
     ) -> None:
         set_rules(
-            &self.rules, failures, rate, min_calls, window_s, open_s, max_open_s, reset_s, probe_lease_s,
-            probes_to_close, ramp_s,
+            &self.rules, integer(failures), rate, integer(min_calls), window_s, open_s, max_open_s, reset_s,
+            probe_lease_s, integer(probes_to_close), ramp_s,
         )
         cdef uint64_t name_hash = segment.name_hash(name)
         cdef Hot *hot = <Hot *>segment.claim(name_hash, KIND_BREAKER)
@@ -379,7 +379,7 @@ cdef class Breaker:
         self.segment = segment
         self.name = name
 
-    def allow(self, int64_t now=0) -> int:
+    def allow(self, now=0) -> int:
         """Asks whether to send.
 
         Returns:
@@ -388,39 +388,37 @@ cdef class Breaker:
         """
         return breaker_allow(&self.rules, self.cells.control, moment(now))
 
-    def record(self, int64_t ticket, int outcome, int64_t now=0) -> int:
+    def record(self, ticket, outcome, now=0) -> int:
         """Says how the call of a ticket ended: OK, FAILURE, IGNORED or THROTTLED.
 
         Returns:
             The new state if this changed it, else -1. A ticket of an older epoch changes nothing. A probe's ticket
             counts once; a closed breaker's counts as often as it is given.
         """
-        if ticket < 0:
-            raise ValueError("a refusal is not a ticket")
-        return breaker_record(&self.rules, &self.cells, ticket, checked_outcome(outcome), moment(now))
+        return breaker_record(
+            &self.rules, &self.cells, ticket_of(ticket), checked_outcome(outcome), moment(now)
+        )
 
-    def cancel(self, int64_t ticket, int64_t now=0) -> None:
+    def cancel(self, ticket, now=0) -> None:
         """The call of a ticket was not made, or its end says nothing: the same as recording IGNORED."""
-        if ticket < 0:
-            raise ValueError("a refusal is not a ticket")
-        breaker_record(&self.rules, &self.cells, ticket, OUTCOME_IGNORED, moment(now))
+        breaker_record(&self.rules, &self.cells, ticket_of(ticket), OUTCOME_IGNORED, moment(now))
 
-    def state(self, int64_t now=0) -> int:
+    def state(self, now=0) -> int:
         """CLOSED, OPEN or HALF_OPEN; an opening whose time is up reads HALF_OPEN."""
         return breaker_state(fr_load(self.cells.control), moment(now) or fr_clock())
 
-    def reopens_in(self, int64_t now=0) -> int:
+    def reopens_in(self, now=0) -> int:
         """ns until an open breaker lets a probe through; 0 in every other state."""
         cdef uint64_t word = fr_load(self.cells.control)
         if control_state(word) != STATE_OPEN:
             return 0
         return max(0, control_time(word) - (moment(now) or fr_clock()))
 
-    def ramp(self, int64_t now=0) -> float:
+    def ramp(self, now=0) -> float:
         """0.1 rising to 1.0 in ``ramp_s`` after closing; 1.0 whenever it did not close lately."""
         return breaker_ramp(&self.rules, fr_load(self.cells.control), moment(now) or fr_clock())
 
-    def block(self, int64_t until_ns, int reason) -> None:
+    def block(self, until_ns, reason) -> None:
         """Excludes the endpoint until a time, whatever the state; only ever extends. ``allow`` does not look at it.
 
         Args:
@@ -429,7 +427,7 @@ cdef class Breaker:
         """
         block_until(self.cells.block, until_ns, reason)
 
-    def blocked(self, int64_t now=0) -> tuple[int, int]:
+    def blocked(self, now=0) -> tuple[int, int]:
         """(ns left, reason), or (0, 0) when it is not blocked."""
         cdef uint64_t word = fr_load(self.cells.block)
         cdef int64_t left = block_left(word, moment(now) or fr_clock())

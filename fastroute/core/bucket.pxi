@@ -160,8 +160,8 @@ cdef class Bucket:
     cdef int64_t *tat
     cdef Limit limit
 
-    def __init__(self, Segment segment not None, str name not None, per_minute: int | None, int64_t burst=0) -> None:
-        set_limit(&self.limit, "per_minute", -1 if per_minute is None else per_minute, burst)
+    def __init__(self, Segment segment not None, str name not None, per_minute, burst=0) -> None:
+        set_limit(&self.limit, "per_minute", -1 if per_minute is None else integer(per_minute), integer(burst))
         self.tat = &(<Cold *>segment.claim(segment.name_hash(name), KIND_BUCKET)).tat
         self.segment = segment
         self.name = name
@@ -176,43 +176,33 @@ cdef class Bucket:
         """Most permits at once."""
         return self.limit.burst
 
-    def acquire(self, int64_t n=1, int64_t now=0) -> int:
+    def acquire(self, n=1, now=0) -> int:
         """Takes ``n`` permits if they are free.
 
         Returns:
             0: taken. More than 0: nothing taken, ns until ``n`` could be. -1: never (``n`` above the burst, or the
             rate is 0). ``n`` of 0 is always granted.
         """
-        if n < 0:
-            raise ValueError(f"n must be 0 or more, not {n}")
-        if now == 0:
-            now = fr_clock()
-        else:
-            moment(now)
-        return bucket_acquire(&self.limit, self.tat, n, now)
+        return bucket_acquire(&self.limit, self.tat, amount("n", n, 0), moment(now) or fr_clock())
 
-    def reserve(self, int64_t n, int64_t max_wait, int64_t now=0) -> int:
+    def reserve(self, n, max_wait, now=0) -> int:
         """Takes ``n`` permits now that are good after a wait; who reserves first waits less, and each sleeps once.
 
         Returns:
             0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken, for the wait w is above ``max_wait`` ns.
         """
-        if n < 0:
-            raise ValueError(f"n must be 0 or more, not {n}")
-        if max_wait < 0:
-            raise ValueError(f"max_wait must be 0 ns or more, not {max_wait}")
-        return bucket_reserve(&self.limit, self.tat, n, max_wait, moment(now) or fr_clock())
+        return bucket_reserve(
+            &self.limit, self.tat, amount("n", n, 0), amount("max_wait", max_wait, 0), moment(now) or fr_clock()
+        )
 
-    def settle(self, int64_t delta, int64_t now=0) -> None:
+    def settle(self, delta, now=0) -> None:
         """Charges ``delta`` permits more (into debt if they are not there), or gives back ``-delta``."""
-        bucket_settle(&self.limit, self.tat, delta, moment(now) or fr_clock())
+        bucket_settle(&self.limit, self.tat, amount("delta", delta, -FR_TIME_MAX), moment(now) or fr_clock())
 
-    def available(self, int64_t now=0) -> int:
+    def available(self, now=0) -> int:
         """Permits free now, rounded down; negative in debt; 2**63 - 1 without a limit."""
         return bucket_available(&self.limit, self.tat, moment(now) or fr_clock())
 
-    def tighten(self, int64_t remaining, int64_t now=0) -> None:
+    def tighten(self, remaining, now=0) -> None:
         """The provider says that only ``remaining`` are left: there are no more than that now. Never loosens."""
-        if remaining < 0:
-            raise ValueError(f"remaining must be 0 or more, not {remaining}")
-        bucket_tighten(&self.limit, self.tat, remaining, moment(now) or fr_clock())
+        bucket_tighten(&self.limit, self.tat, amount("remaining", remaining, 0), moment(now) or fr_clock())

@@ -36,8 +36,6 @@ cdef enum:
     FLAG_OPENED = 1
     FLAG_CLOSED = 2
 
-cdef int64_t MAX_AMOUNT = 1 << 61
-
 # Grows whenever any endpoint of this process is configured, so that rankings know when to copy weights again.
 cdef uint64_t configurations = 0
 
@@ -75,6 +73,7 @@ cdef struct EndpointParts:
     int32_t max_in_flight
     int32_t hint                 # where a free permit was seen last, in this process
     int32_t permit_cells         # how many of `permits` are claimed
+    int32_t reach                # permits below this may be held: above max_in_flight after that was lowered
     uint64_t *permits[PERMIT_CELLS]
 
 # Permits --------------------------------------------------------------------------------------------------------------
@@ -107,12 +106,28 @@ cdef inline int64_t permit_take(EndpointParts *e, int slot) noexcept nogil:
     return -1
 
 
-cdef inline bint permit_free(EndpointParts *e) noexcept nogil:
+cdef int permits_held(EndpointParts *e, int first, int end) noexcept nogil:
     cdef int index
-    for index in range(e.max_in_flight):
-        if fr_load_u16(permit_place(e.permits, index)) & 0xFF == 0:
-            return True
-    return False
+    cdef int count = 0
+    for index in range(first, end):
+        count += (fr_load_u16(permit_place(e.permits, index)) & 0xFF) != 0
+    return count
+
+
+cdef int64_t permit_take_lowered(EndpointParts *e, int slot) noexcept nogil:
+    """Takes a permit while some above a lowered limit may still be held: those count too.
+
+    It takes first and counts then, so that two that do so at once may both be refused but are never both let in.
+    """
+    cdef int64_t permit
+    if permits_held(e, e.max_in_flight, e.reach) == 0:
+        e.reach = e.max_in_flight
+        return permit_take(e, slot)
+    permit = permit_take(e, slot)
+    if permit >= 0 and permits_held(e, 0, e.reach) > e.max_in_flight:
+        permit_return(e, permit, slot)
+        return -1
+    return permit
 
 
 cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexcept nogil:
@@ -216,6 +231,30 @@ cdef inline bint never_fits(const EndpointParts *e, int64_t tokens) noexcept nog
     )
 
 
+cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
+    """What admit would answer, taking nothing; 0 for yes."""
+    cdef int64_t wait
+    if never_fits(e, 0 if reserved else tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    wait = block_left(fr_load(&e.hot.block), now)
+    if wait:
+        return refusal(REASON_BLOCKED, wait)
+    wait = breaker_peek(fr_load(&e.hot.breaker), now)
+    if wait < 0:
+        return refusal(REASON_BREAKER, -wait)
+    if permits_held(e, 0, e.reach) >= e.max_in_flight:
+        return refusal(REASON_BUSY, 0)
+    if reserved:
+        return 0
+    wait = bucket_wait(&e.requests, &e.cold.tat, 1, now)
+    if wait:
+        return refusal(REASON_REQUESTS, wait)
+    wait = bucket_wait(&e.tokens, &e.hot.tat, tokens, now)
+    if wait:
+        return refusal(REASON_TOKENS, wait)
+    return 0
+
+
 cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
     cdef uint64_t word = fr_load(&e.hot.block)
     cdef int64_t gate, permit, wait
@@ -225,10 +264,15 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
         wait = block_left(word, now)
         if wait:
             return refusal(REASON_BLOCKED, wait)
+    if control_state(fr_load(&e.hot.breaker)) != STATE_CLOSED:
+        # The probe goes to a caller that will not be refused for another reason just after.
+        wait = endpoint_wait(e, tokens, reserved, now)
+        if wait:
+            return wait
     gate = breaker_allow(&e.rules, e.breaker.control, now)
     if gate < 0:
         return refusal(REASON_BREAKER, -gate)
-    permit = permit_take(e, slot)
+    permit = permit_take(e, slot) if e.reach == e.max_in_flight else permit_take_lowered(e, slot)
     if permit < 0:
         if gate & 1:
             breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
@@ -250,28 +294,6 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
     if tokens:
         usage_add(e, <double>tokens, now)
     return permit | gate << 28
-
-
-cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, int64_t now) noexcept nogil:
-    """What admit would answer, taking nothing; 0 for yes."""
-    cdef int64_t wait
-    if never_fits(e, tokens):
-        return refusal(REASON_TOO_LARGE, 0)
-    wait = block_left(fr_load(&e.hot.block), now)
-    if wait:
-        return refusal(REASON_BLOCKED, wait)
-    wait = breaker_peek(fr_load(&e.hot.breaker), now)
-    if wait < 0:
-        return refusal(REASON_BREAKER, -wait)
-    if not permit_free(e):
-        return refusal(REASON_BUSY, 0)
-    wait = bucket_wait(&e.requests, &e.cold.tat, 1, now)
-    if wait:
-        return refusal(REASON_REQUESTS, wait)
-    wait = bucket_wait(&e.tokens, &e.hot.tat, tokens, now)
-    if wait:
-        return refusal(REASON_TOKENS, wait)
-    return 0
 
 
 cdef int64_t endpoint_reserve(EndpointParts *e, int64_t tokens, int64_t max_wait, int64_t now) noexcept nogil:
@@ -356,13 +378,6 @@ cdef inline float load_without_decay(const Hot *hot, float inverse_weight) noexc
     return score * <float>(in_flight + 1) * inverse_weight
 
 
-cdef int64_t amount(str what, int64_t value, int64_t low) except? -1:
-    """Checks a number of tokens: large enough for any use, small enough to be added and negated."""
-    if value < low or value > MAX_AMOUNT:
-        raise ValueError(f"{what} must be {low} to 2**61, not {value}")
-    return value
-
-
 # Class ----------------------------------------------------------------------------------------------------------------
 
 
@@ -395,31 +410,31 @@ cdef class Endpoint:
     cdef Settings settings
 
     def __init__(
-        self, Segment segment not None, str name not None, *, int64_t rpm=-1, int64_t request_burst=0, int64_t tpm=-1,
-        int64_t token_burst=0, int64_t max_in_flight=200, double weight=1.0, int64_t failures=5, double rate=0.5,
-        int64_t min_calls=20, double window_s=30.0, double open_s=5.0, double max_open_s=300.0, double reset_s=60.0,
-        double probe_lease_s=35.0, int64_t probes_to_close=2, double ramp_s=10.0, double tau_s=10.0,
+        self, Segment segment not None, str name not None, *, rpm=-1, request_burst=0, tpm=-1,
+        token_burst=0, max_in_flight=200, double weight=1.0, failures=5, double rate=0.5,
+        min_calls=20, double window_s=30.0, double open_s=5.0, double max_open_s=300.0, double reset_s=60.0,
+        double probe_lease_s=35.0, probes_to_close=2, double ramp_s=10.0, double tau_s=10.0,
     ) -> None:
         if self.segment is not None:
             raise RuntimeError("an Endpoint cannot be initialised twice; use configure()")
         cdef EndpointParts *e = &self.parts
         cdef uint64_t name_hash = segment.name_hash(name)
         cdef Settings settings
-        settings.rpm = rpm
-        settings.request_burst = request_burst
-        settings.tpm = tpm
-        settings.token_burst = token_burst
-        settings.max_in_flight = max_in_flight
+        settings.rpm = integer(rpm)
+        settings.request_burst = integer(request_burst)
+        settings.tpm = integer(tpm)
+        settings.token_burst = integer(token_burst)
+        settings.max_in_flight = integer(max_in_flight)
         settings.weight = weight
-        settings.failures = failures
+        settings.failures = integer(failures)
         settings.rate = rate
-        settings.min_calls = min_calls
+        settings.min_calls = integer(min_calls)
         settings.window_s = window_s
         settings.open_s = open_s
         settings.max_open_s = max_open_s
         settings.reset_s = reset_s
         settings.probe_lease_s = probe_lease_s
-        settings.probes_to_close = probes_to_close
+        settings.probes_to_close = integer(probes_to_close)
         settings.ramp_s = ramp_s
         settings.tau_s = tau_s
         e.rules.salt = name_hash
@@ -440,6 +455,7 @@ cdef class Endpoint:
         global configurations
         cdef EndpointParts *e = &self.parts
         cdef Limit requests, tokens
+        cdef uint64_t *cell
         cdef BreakerRules rules = e.rules
         cdef double tau_s = seconds("tau_s", s.tau_s, 0.001, 86400.0)
         set_limit(&requests, "rpm", s.rpm, s.request_burst)
@@ -454,11 +470,19 @@ cdef class Endpoint:
         while e.permit_cells * CELL_PERMITS < s.max_in_flight:
             e.permits[e.permit_cells] = segment.claim(name_hash, KIND_PERMITS, e.permit_cells)
             e.permit_cells += 1
+        # There may be more from a time when the limit was higher.
+        while e.permit_cells < PERMIT_CELLS:
+            cell = find_cell(segment.table, segment.mask, sub_key(name_hash, KIND_PERMITS, e.permit_cells), False)
+            if cell is NULL:
+                break
+            e.permits[e.permit_cells] = cell
+            e.permit_cells += 1
         e.requests = requests
         e.tokens = tokens
         e.rules = rules
         e.inverse_weight = 1.0 / s.weight
         e.max_in_flight = <int32_t>s.max_in_flight
+        e.reach = max(e.permit_cells * CELL_PERMITS, e.max_in_flight)
         e.latency.inverse_tau = 1.0 / tau_s
         self.settings = s[0]
         configurations += 1
@@ -468,12 +492,9 @@ cdef class Endpoint:
         return f"<Endpoint {self.name!r}>"
 
     def configure(
-        self, *, rpm: int | None = None, request_burst: int | None = None, tpm: int | None = None,
-        token_burst: int | None = None, max_in_flight: int | None = None, weight: float | None = None,
-        failures: int | None = None, rate: float | None = None, min_calls: int | None = None,
-        window_s: float | None = None, open_s: float | None = None, max_open_s: float | None = None,
-        reset_s: float | None = None, probe_lease_s: float | None = None, probes_to_close: int | None = None,
-        ramp_s: float | None = None, tau_s: float | None = None,
+        self, *, rpm=None, request_burst=None, tpm=None, token_burst=None, max_in_flight=None, weight=None, failures=None,
+        rate=None, min_calls=None, window_s=None, open_s=None, max_open_s=None, reset_s=None, probe_lease_s=None,
+        probes_to_close=None, ramp_s=None, tau_s=None,
     ) -> None:
         """Changes the settings given, all of them or, if one is refused, none; what was counted and held stays.
 
@@ -482,28 +503,28 @@ cdef class Endpoint:
             SegmentFullError: No room for the permits of a larger ``max_in_flight``.
         """
         cdef Settings s = self.settings
-        if rpm is not None: s.rpm = rpm
-        if request_burst is not None: s.request_burst = request_burst
-        if tpm is not None: s.tpm = tpm
-        if token_burst is not None: s.token_burst = token_burst
-        if max_in_flight is not None: s.max_in_flight = max_in_flight
+        if rpm is not None: s.rpm = integer(rpm)
+        if request_burst is not None: s.request_burst = integer(request_burst)
+        if tpm is not None: s.tpm = integer(tpm)
+        if token_burst is not None: s.token_burst = integer(token_burst)
+        if max_in_flight is not None: s.max_in_flight = integer(max_in_flight)
         if weight is not None: s.weight = weight
-        if failures is not None: s.failures = failures
+        if failures is not None: s.failures = integer(failures)
         if rate is not None: s.rate = rate
-        if min_calls is not None: s.min_calls = min_calls
+        if min_calls is not None: s.min_calls = integer(min_calls)
         if window_s is not None: s.window_s = window_s
         if open_s is not None: s.open_s = open_s
         if max_open_s is not None: s.max_open_s = max_open_s
         if reset_s is not None: s.reset_s = reset_s
         if probe_lease_s is not None: s.probe_lease_s = probe_lease_s
-        if probes_to_close is not None: s.probes_to_close = probes_to_close
+        if probes_to_close is not None: s.probes_to_close = integer(probes_to_close)
         if ramp_s is not None: s.ramp_s = ramp_s
         if tau_s is not None: s.tau_s = tau_s
         self.apply(self.segment, self.segment.name_hash(self.name), &s)
 
     # The way of a call ------------------------------------------------------------------------------------------------
 
-    def admit(self, int64_t tokens=0, int64_t now=0, bint reserved=False) -> int:
+    def admit(self, tokens=0, now=0, bint reserved=False) -> int:
         """Takes a permit, passes the breaker, pays one request and ``tokens``: all of it or nothing.
 
         Args:
@@ -516,15 +537,12 @@ cdef class Endpoint:
             reason), the wait 0 when it is not known (BUSY) or none would help (TOO_LARGE).
         """
         cdef int slot = self.segment.worker()
-        amount("tokens", tokens, 0)
-        if now == 0:
-            now = fr_clock()
-        else:
-            moment(now)
-        return endpoint_admit(&self.parts, slot, tokens, reserved, now)
+        return endpoint_admit(
+            &self.parts, slot, amount("tokens", tokens, 0), reserved, moment(now) or fr_clock()
+        )
 
     def finish(
-        self, int64_t ticket, int outcome, double latency_s=0.0, int64_t token_delta=0, int64_t now=0
+        self, ticket, outcome, double latency_s=0.0, token_delta=0, now=0
     ) -> int:
         """The call of a ticket has ended: gives its permit back, and counts how it went.
 
@@ -539,63 +557,55 @@ cdef class Endpoint:
         Returns:
             1: this opened the breaker; 2: this closed it; 0: neither.
         """
-        if ticket < 0:
-            raise ValueError("a refusal is not a ticket")
         return endpoint_finish(
-            &self.parts, self.own_slot(), ticket, checked_outcome(outcome), checked_latency(latency_s),
-            amount("token_delta", token_delta, -MAX_AMOUNT), moment(now),
+            &self.parts, self.segment.worker_if_any(), ticket_of(ticket), checked_outcome(outcome),
+            checked_latency(latency_s), amount("token_delta", token_delta, -FR_TIME_MAX), moment(now),
         )
 
-    def undo(self, int64_t ticket, int64_t tokens, int64_t now=0) -> None:
+    def undo(self, ticket, tokens, now=0) -> None:
         """Admitted, but nothing was sent: permit, probe, request and ``tokens`` are given back, nothing is counted."""
-        if ticket < 0:
-            raise ValueError("a refusal is not a ticket")
         endpoint_undo(
-            &self.parts, self.own_slot(), ticket, amount("tokens", tokens, 0), moment(now) or fr_clock()
+            &self.parts, self.segment.worker_if_any(), ticket_of(ticket), amount("tokens", tokens, 0),
+            moment(now) or fr_clock(),
         )
 
-    cdef inline int own_slot(self) noexcept nogil:
-        """The slot of this process, 0 if it has none yet: then no ticket is its own."""
-        return self.segment.slot_number if self.segment.slot_forks == fr_fork_count() else 0
-
-    def reserve(self, int64_t tokens, int64_t max_wait, int64_t now=0) -> int:
+    def reserve(self, tokens, max_wait, now=0) -> int:
         """Pays one request and ``tokens`` ahead, both or neither, for an ``admit(reserved=True)`` after the wait.
 
         Returns:
             0 or more: paid, ns to wait. Negative as in ``admit``: REQUESTS or TOKENS with the wait that would have been
             above ``max_wait``, or TOO_LARGE.
         """
-        amount("tokens", tokens, 0)
-        if max_wait < 0:
-            raise ValueError(f"max_wait must be 0 ns or more, not {max_wait}")
-        return endpoint_reserve(&self.parts, tokens, max_wait, moment(now) or fr_clock())
+        return endpoint_reserve(
+            &self.parts, amount("tokens", tokens, 0), amount("max_wait", max_wait, 0), moment(now) or fr_clock()
+        )
 
-    def unreserve(self, int64_t tokens, int64_t now=0) -> None:
+    def unreserve(self, tokens, now=0) -> None:
         """Gives back what ``reserve`` paid."""
-        amount("tokens", tokens, 0)
-        now = moment(now) or fr_clock()
-        bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, now)
-        bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -tokens, now)
+        cdef int64_t paid = amount("tokens", tokens, 0)
+        cdef int64_t time = moment(now) or fr_clock()
+        bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, time)
+        bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -paid, time)
 
-    def wait(self, int64_t tokens=0, int64_t now=0) -> int:
+    def wait(self, tokens=0, now=0) -> int:
         """What ``admit`` would answer, taking nothing: 0 for yes, else its negative answer."""
-        return endpoint_wait(&self.parts, amount("tokens", tokens, 0), moment(now) or fr_clock())
+        return endpoint_wait(&self.parts, amount("tokens", tokens, 0), False, moment(now) or fr_clock())
 
-    def tighten(self, int64_t remaining_requests=-1, int64_t remaining_tokens=-1, int64_t now=0) -> None:
+    def tighten(self, remaining_requests=-1, remaining_tokens=-1, now=0) -> None:
         """The provider says that only so many are left (-1: it does not say). Never loosens."""
-        whole("remaining_requests", remaining_requests, -1, MAX_AMOUNT)
-        whole("remaining_tokens", remaining_tokens, -1, MAX_AMOUNT)
-        now = moment(now) or fr_clock()
-        if remaining_requests >= 0:
-            bucket_tighten(&self.parts.requests, &self.parts.cold.tat, remaining_requests, now)
-        if remaining_tokens >= 0:
-            bucket_tighten(&self.parts.tokens, &self.parts.hot.tat, remaining_tokens, now)
+        cdef int64_t requests = amount("remaining_requests", remaining_requests, -1)
+        cdef int64_t tokens = amount("remaining_tokens", remaining_tokens, -1)
+        cdef int64_t time = moment(now) or fr_clock()
+        if requests >= 0:
+            bucket_tighten(&self.parts.requests, &self.parts.cold.tat, requests, time)
+        if tokens >= 0:
+            bucket_tighten(&self.parts.tokens, &self.parts.hot.tat, tokens, time)
 
-    def deposit(self, int64_t now=0) -> None:
+    def deposit(self, now=0) -> None:
         """A first attempt was made: see ``RetryBudget``."""
         retry_change(&self.parts.retry, &self.parts.cold.retry, self.parts.retry.ratio, moment(now) or fr_clock_coarse())
 
-    def withdraw(self, int64_t now=0) -> bool:
+    def withdraw(self, now=0) -> bool:
         """Takes one retry on this endpoint; False when there is none: see ``RetryBudget``."""
         return retry_change(&self.parts.retry, &self.parts.cold.retry, -1.0, moment(now) or fr_clock_coarse())
 
@@ -607,7 +617,7 @@ cdef class Endpoint:
         """The first token did not come in time: the next limit is twice as long."""
         ttft_late(&self.parts.latency)
 
-    def block(self, int64_t until_ns, int reason) -> None:
+    def block(self, until_ns, reason) -> None:
         """Excludes it until a time, whatever its breaker says; only ever extends: see ``Breaker.block``."""
         block_until(&self.parts.hot.block, until_ns, reason)
 
@@ -662,18 +672,18 @@ cdef class Endpoint:
         """Its share of load beside others."""
         return self.settings.weight
 
-    def state(self, int64_t now=0) -> int:
+    def state(self, now=0) -> int:
         """CLOSED, OPEN or HALF_OPEN; an opening whose time is up reads HALF_OPEN."""
         return breaker_state(fr_load(&self.parts.hot.breaker), moment(now) or fr_clock())
 
-    def reopens_in(self, int64_t now=0) -> int:
+    def reopens_in(self, now=0) -> int:
         """ns until an open breaker lets a probe through; 0 in every other state."""
         cdef uint64_t word = fr_load(&self.parts.hot.breaker)
         if control_state(word) != STATE_OPEN:
             return 0
         return max(0, control_time(word) - (moment(now) or fr_clock()))
 
-    def blocked(self, int64_t now=0) -> tuple[int, int]:
+    def blocked(self, now=0) -> tuple[int, int]:
         """(ns left, reason), or (0, 0) when it is not blocked."""
         cdef uint64_t word = fr_load(&self.parts.hot.block)
         cdef int64_t left = block_left(word, moment(now) or fr_clock())
@@ -683,11 +693,11 @@ cdef class Endpoint:
         """(score 0 to 100, share of failures among the last 50 results). Healthy: above 70 with under 0.05."""
         return health_of(&self.parts.latency)
 
-    def ewma(self, int64_t now=0) -> float:
+    def ewma(self, now=0) -> float:
         """The latency estimate faded to ``now``, seconds; 0.0 if never measured."""
         return ewma_at(&self.parts.latency, moment(now) or fr_clock())
 
-    def success_rate(self, int64_t now=0) -> float:
+    def success_rate(self, now=0) -> float:
         """1 minus the failure rate faded to ``now``."""
         return 1.0 - failure_at(&self.parts.latency, moment(now) or fr_clock())
 
@@ -705,23 +715,23 @@ cdef class Endpoint:
         """How long to wait for a first token, seconds: 30 until 20 were seen, then 5 to 60 by mean and deviation."""
         return ttft_limit(&self.parts.latency)
 
-    def load(self, int64_t now=0) -> float:
+    def load(self, now=0) -> float:
         """What the LATENCY strategy compares, faded to ``now``; less is better."""
         return load_with_decay(&self.parts, moment(now) or fr_clock())
 
-    def usage(self, int64_t now=0) -> float:
+    def usage(self, now=0) -> float:
         """Tokens of the last minute: each fades with a time constant of 60 s."""
         return usage_at(&self.parts, moment(now) or fr_clock())
 
-    def available_requests(self, int64_t now=0) -> int:
+    def available_requests(self, now=0) -> int:
         """Requests free now; 2**63 - 1 without a limit."""
         return bucket_available(&self.parts.requests, &self.parts.cold.tat, moment(now) or fr_clock())
 
-    def available_tokens(self, int64_t now=0) -> int:
+    def available_tokens(self, now=0) -> int:
         """Tokens free now, negative in debt; 2**63 - 1 without a limit."""
         return bucket_available(&self.parts.tokens, &self.parts.hot.tat, moment(now) or fr_clock())
 
-    def snapshot(self, int64_t now=0) -> dict[str, object]:
+    def snapshot(self, now=0) -> dict[str, object]:
         """All figures as plain values, for statistics. Limits that are not there read None."""
         now = moment(now) or fr_clock()
         latencies = sorted(self.latencies())

@@ -304,7 +304,7 @@ cdef class Latency:
         self.segment = segment
         self.name = name
 
-    def record(self, int outcome, double latency_s, int64_t now=0) -> None:
+    def record(self, outcome, double latency_s, now=0) -> None:
         """Counts one result.
 
         OK, FAILURE and THROTTLED move the failure rate (a tenth towards 0, 1, 1, after letting it fade); OK and FAILURE
@@ -314,7 +314,7 @@ cdef class Latency:
         checked_latency(latency_s)
         result_record(&self.cells, outcome, latency_s, moment(now) or fr_clock_coarse())
 
-    def ewma(self, int64_t now=0) -> float:
+    def ewma(self, now=0) -> float:
         """The latency estimate faded to ``now``, seconds; 0.0 if never measured."""
         return ewma_at(&self.cells, moment(now) or fr_clock())
 
@@ -323,7 +323,7 @@ cdef class Latency:
         """The average distance of a latency from the estimate before it, seconds."""
         return fr_load_float(&self.cells.hot.spread)
 
-    def success_rate(self, int64_t now=0) -> float:
+    def success_rate(self, now=0) -> float:
         """1 minus the failure rate faded to ``now``."""
         return 1.0 - failure_at(&self.cells, moment(now) or fr_clock())
 
@@ -396,14 +396,14 @@ cdef class RetryBudget:
         self.segment = segment
         self.name = name
 
-    def deposit(self, int64_t now=0) -> None:
+    def deposit(self, now=0) -> None:
         """A first attempt was made."""
         retry_change(&self.rules, self.place, self.rules.ratio, moment(now) or fr_clock_coarse())
 
-    def withdraw(self, int64_t now=0) -> bool:
+    def withdraw(self, now=0) -> bool:
         """Takes one retry; False, and nothing taken, when the balance is under 1."""
         return retry_change(&self.rules, self.place, -1.0, moment(now) or fr_clock_coarse())
 
-    def balance(self, int64_t now=0) -> float:
+    def balance(self, now=0) -> float:
         """Retries that could be taken now."""
         return retry_balance(&self.rules, fr_load(self.place), fr_millis(moment(now) or fr_clock()))

@@ -156,11 +156,12 @@ cdef inline void two_of(uint64_t seed, uint32_t count, uint32_t *first, uint32_t
         second[0] += 1
 
 
-cdef double expected_latency(const Item *item, const Offer *offer, const Wish *wish) noexcept nogil:
+cdef double expected_latency(const Item *item, const Offer *offer, const Wish *wish, bint forget) noexcept nogil:
     """Seconds a call is expected to take, 0 if nothing is known.
 
-    With decay a measured latency fades into the prior, so that a model that was slow once gets another chance; without
-    a prior it stands, for fading to nothing would make whatever is not used look instant.
+    With decay a measured latency fades into the prior, so that a model that was slow once gets another chance. Without
+    a prior it fades to nothing only if ``forget`` is set: judged by value, what is not used must not come to look
+    instant.
     """
     cdef uint64_t word = fr_load(&item.hot.ewma)
     cdef double measured = fr_value(word)
@@ -168,7 +169,7 @@ cdef double expected_latency(const Item *item, const Offer *offer, const Wish *w
     if measured <= 0:
         return offer.latency
     measured += fr_load_float(&item.hot.spread)
-    if wish.decay and offer.latency > 0:
+    if wish.decay and (offer.latency > 0 or forget):
         weight = fr_decay(fr_elapsed(fr_millis(wish.now), fr_stamp(word)) * item.inverse_tau)
         measured = offer.latency + weight * (measured - offer.latency)
     return measured
@@ -211,11 +212,13 @@ cdef float ramped_load(const Item *item, bint decay, int64_t now) noexcept nogil
 
 
 cdef int verdict_on(
-    const Item *item, const Offer *offer, const Wish *wish, int64_t price, double latency, bint *probe
+    const Item *item, const Offer *offer, const Wish *wish, int64_t price, bint *probe
 ) noexcept nogil:
     cdef int64_t output = output_of(offer, wish.tokens_out)
     cdef int64_t tokens = wish.tokens_in + output
     cdef int64_t gate
+    if tokens == 0 and price > 0:
+        price = 0                # it is what a million tokens cost; of none there is nothing to be capped
     if wish.capabilities & ~offer.capabilities:
         return VERDICT_CAPABILITY
     if offer.window > 0 and tokens > offer.window:
@@ -232,7 +235,7 @@ cdef int verdict_on(
         return VERDICT_TOO_LARGE
     if offer.quality < wish.quality_floor:
         return VERDICT_QUALITY
-    if wish.max_latency > 0 and latency > wish.max_latency:
+    if wish.max_latency > 0 and expected_latency(item, offer, wish, True) > wish.max_latency:
         return VERDICT_LATENCY
     if wish.price_ceiling >= 0 and (price < 0 or price > wish.price_ceiling):
         return VERDICT_PRICE
@@ -378,11 +381,11 @@ cdef class Ranking:
             self.items[i].hot = endpoint.parts.hot
             offer = &self.offers[i]
             offer.group = numbers[models[i]]
-            offer.capabilities = capabilities[i]
-            offer.window = whole(f"windows[{i}]", windows[i], 0, MAX_AMOUNT)
-            offer.max_output = whole(f"max_outputs[{i}]", max_outputs[i], 0, MAX_AMOUNT)
-            offer.input_price = whole(f"input_prices[{i}]", input_prices[i], -1, INT64_MAX)
-            offer.output_price = whole(f"output_prices[{i}]", output_prices[i], -1, INT64_MAX)
+            offer.capabilities = PyLong_AsUnsignedLongLong(capabilities[i])
+            offer.window = amount(f"windows[{i}]", windows[i], 0)
+            offer.max_output = amount(f"max_outputs[{i}]", max_outputs[i], 0)
+            offer.input_price = amount(f"input_prices[{i}]", input_prices[i], -1)
+            offer.output_price = amount(f"output_prices[{i}]", output_prices[i], -1)
             offer.quality = qualities[i]
             if not 0.0 <= offer.quality <= 1e9:
                 raise ValueError(f"qualities[{i}] must be 0 to 1e9, not {qualities[i]!r}")
@@ -410,9 +413,9 @@ cdef class Ranking:
             self.items[i].penalty = <float>FR_INFINITY if never_fits(parts, 0) else <float>parts.inverse_weight
 
     def rank(
-        self, int strategy, int64_t tokens_in=0, int64_t tokens_out=0, uint64_t capabilities=0, int64_t max_price=-1,
-        int64_t price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0, bint by_value=False,
-        int64_t limit=0, uint64_t seed=0, bint decay=True, int64_t now=0,
+        self, strategy, tokens_in=0, tokens_out=0, capabilities=0, max_price=-1,
+        price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0, bint by_value=False,
+        limit=0, seed=0, bint decay=True, now=0,
     ) -> Ranked:
         """Judges and orders all endpoints.
 
@@ -432,30 +435,30 @@ cdef class Ranking:
             now: ns; 0 reads the clock.
         """
         cdef Wish wish
-        wish.strategy = strategy
+        wish.strategy = self.checked_strategy(strategy)
         wish.tokens_in = amount("tokens_in", tokens_in, 0)
         wish.tokens_out = amount("tokens_out", tokens_out, 0)
-        wish.capabilities = capabilities
-        wish.max_price = max_price
-        wish.price_ceiling = price_ceiling
+        wish.capabilities = PyLong_AsUnsignedLongLong(capabilities)
+        wish.max_price = amount("max_price", max_price, -1)
+        wish.price_ceiling = amount("price_ceiling", price_ceiling, -1)
         wish.quality_floor = quality_floor
         wish.max_latency = max_latency
         wish.by_value = by_value
-        wish.limit = whole("limit", limit, 0, MAX_AMOUNT)
-        wish.seed = seed
+        wish.limit = amount("limit", limit, 0)
+        wish.seed = PyLong_AsUnsignedLongLong(seed)
         wish.decay = decay
         wish.now = moment(now) or fr_clock_coarse()
-        self.check_strategy(strategy)
         if quality_floor != quality_floor or max_latency != max_latency:
             raise ValueError("quality_floor and max_latency must be numbers, not NaN")
         return self.ranked(&wish)
 
-    cdef int check_strategy(self, int strategy) except -1:
+    cdef int checked_strategy(self, object strategy) except -1:
+        cdef int64_t value = integer(strategy)
         if self.endpoints is None:
             raise RuntimeError("this Ranking was not initialised")
-        if strategy < BY_LATENCY or strategy > BY_ORDER:
+        if value < BY_LATENCY or value > BY_ORDER:
             raise ValueError(f"strategy must be LATENCY (0) to ORDERED (6), not {strategy}")
-        return 0
+        return <int>value
 
     cdef Ranked ranked(self, const Wish *wish):
         cdef size_t n = self.count
@@ -507,10 +510,10 @@ cdef class Ranking:
                 )
             else:
                 result.prices_[i] = price_of(offer, wish.tokens_in, wish.tokens_out)
-            latencies[i] = expected_latency(item, offer, wish)
+            latencies[i] = expected_latency(item, offer, wish, False)
             candidate = &candidates[i]
             candidate.probe = False
-            verdict = verdict_on(item, offer, wish, result.prices_[i], latencies[i], &candidate.probe)
+            verdict = verdict_on(item, offer, wish, result.prices_[i], &candidate.probe)
             result.verdicts_[i] = verdict
             result.keys_[i] = key_of(item, offer, wish, i, result.prices_[i])
             in_count += verdict == VERDICT_IN
@@ -594,26 +597,26 @@ cdef class Ranking:
                 a = b
             a.key = -1.0
 
-    def pick(self, int strategy, uint64_t seed=0, bint decay=False, int64_t now=0) -> int:
+    def pick(self, strategy, seed=0, bint decay=False, now=0) -> int:
         """The endpoint that ``rank`` without filters would put first: its index, or -1 if none can be had now.
 
         LATENCY and TWO_CHOICES among the endpoints of one model are answered without ranking the others.
         """
+        cdef int64_t time = moment(now)
+        cdef int kind = self.checked_strategy(strategy)
+        cdef uint64_t lot = PyLong_AsUnsignedLongLong(seed)
         cdef int best
-        if now:
-            moment(now)
         if self.groups == 1 and self.configurations_seen == configurations:
-            if strategy == BY_LATENCY:
-                return self.pick_least_loaded(seed, decay, now)
-            if strategy == BY_TWO_CHOICES:
-                best = self.pick_of_two(seed, decay, now)
+            if kind == BY_LATENCY:
+                return self.pick_least_loaded(lot, decay, time)
+            if kind == BY_TWO_CHOICES:
+                best = self.pick_of_two(lot, decay, time)
                 if best >= 0:
                     return best
-        return self.pick_ranked(strategy, seed, decay, now)
+        return self.pick_ranked(kind, lot, decay, time)
 
     cdef object pick_ranked(self, int strategy, uint64_t seed, bint decay, int64_t now):
         cdef Wish wish
-        self.check_strategy(strategy)
         memset(&wish, 0, sizeof(wish))
         wish.strategy = strategy
         wish.max_price = -1

@@ -173,11 +173,39 @@ cdef uint64_t boot_hash():
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
-cdef int64_t moment(int64_t now) except -1:
-    """Checks a caller's time. 0 means: read the clock."""
-    if now < 0 or now > FR_TIME_MAX:
+# Cython's own conversion would cut 1.5 down to 1; these take nothing but integers, so that seconds given for ns fail.
+
+cdef inline int64_t integer(object value) except? -1:
+    return PyLong_AsLongLong(value)
+
+
+cdef inline int64_t moment(object now) except -1:
+    """A caller's time. 0 means: read the clock."""
+    cdef int64_t value = PyLong_AsLongLong(now)
+    if value < 0 or value > FR_TIME_MAX:
+        if value == -1 and PyErr_Occurred():
+            return -1
         raise ValueError(f"now must be 0 (read the clock) or nanoseconds up to 2**61, not {now}")
-    return now
+    return value
+
+
+cdef inline int64_t amount(str what, object value, int64_t low) except? -1:
+    """A number of permits or tokens: large enough for any use, small enough to be added and negated."""
+    cdef int64_t number = PyLong_AsLongLong(value)
+    if number < low or number > FR_TIME_MAX:
+        if number == -1 and PyErr_Occurred():
+            return -1
+        raise ValueError(f"{what} must be {low} to 2**61, not {value}")
+    return number
+
+
+cdef inline int64_t ticket_of(object ticket) except -1:
+    cdef int64_t value = PyLong_AsLongLong(ticket)
+    if value < 0:
+        if value == -1 and PyErr_Occurred():
+            return -1
+        raise ValueError("a refusal (a negative answer) is not a ticket")
+    return value
 
 
 # Classes --------------------------------------------------------------------------------------------------------------
@@ -212,13 +240,12 @@ cdef class Segment:
     cdef Worker *workers
     cdef uint64_t *table
     cdef uint64_t mask
-    cdef uint32_t slot_forks       # the fork count at which `slot_number` was claimed
-    cdef int slot_number
+    cdef uint64_t slot_word        # this process's slot, with the fork count at which it was claimed above it
 
-    def __init__(self, cells: int = 16384) -> None:
+    def __init__(self, cells=16384) -> None:
         if self.memory is not NULL:
             raise RuntimeError("a Segment cannot be initialised twice")
-        if isinstance(cells, bool) or not isinstance(cells, int):
+        if type(cells) is not int:
             raise TypeError(f"cells must be an int, not {type(cells).__name__}")
         if not MIN_CELLS <= cells <= MAX_CELLS:
             raise ValueError(f"cells must be {MIN_CELLS} to {MAX_CELLS}, not {cells}")
@@ -305,25 +332,35 @@ cdef class Segment:
             return False         # the reaper lives and will finish
         return started != 0 and start != 0 and started != <uint64_t>start
 
-    cdef int worker(self) except -1:
+    cdef inline int worker(self) except -1:
         """The slot of this process. Costs one comparison unless the process is new."""
-        if self.slot_forks != fr_fork_count():
-            self.slot_number = self.claim_slot()
-            self.slot_forks = fr_fork_count()
-        return self.slot_number
+        cdef uint64_t word = fr_load(&self.slot_word)
+        if word >> 32 == fr_fork_count():
+            return <int>(word & 0xFF)
+        return self.claim_slot(word)
 
-    cdef int claim_slot(self) except -1:
-        cdef int number, attempt
-        cdef int pid = getpid()
+    cdef inline int worker_if_any(self) noexcept nogil:
+        """The same, but 0 if this process has no slot yet."""
+        cdef uint64_t word = fr_load(&self.slot_word)
+        return <int>(word & 0xFF) if word >> 32 == fr_fork_count() else 0
+
+    cdef int claim_slot(self, uint64_t word) except -1:
+        cdef uint64_t number, attempt
+        cdef uint64_t forks = fr_fork_count()
+        cdef uint64_t pid = <uint64_t>getpid()
         cdef uint64_t seen
-        start = process_start(pid) or 0
+        cdef uint64_t start = process_start(<int>pid) or 0
         for attempt in range(2):
-            for number in range(1, WORKERS):
+            for number in range(1, <uint64_t>WORKERS):
                 seen = fr_load(&self.workers[number].owner)
-                while <uint32_t>seen == 0:
-                    if fr_cas(&self.workers[number].owner, &seen, seen | <uint64_t>pid):
-                        fr_store(&self.workers[number].started, start)
-                        return number
+                if <uint32_t>seen or not fr_cas(&self.workers[number].owner, &seen, seen | pid):
+                    continue
+                # Threads of a new process may come here together: the first sets the word, the others give back.
+                if fr_cas(&self.slot_word, &word, forks << 32 | number):
+                    fr_store(&self.workers[number].started, start)
+                    return <int>number
+                fr_store(&self.workers[number].owner, seen + (<uint64_t>1 << 32))
+                return <int>(word & 0xFF)
             if attempt == 0 and self.reap() == 0:
                 break
         raise SegmentFullError(f"all {WORKERS - 1} worker slots of the segment belong to live processes")
