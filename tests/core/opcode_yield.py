@@ -1,0 +1,79 @@
+"""A tracer that gives the interpreter lock away between bytecodes, where another thread can do the most harm.
+
+Python code that only by luck is never interrupted between a check and its act looks correct for years. Here
+every thread may lose the lock after any bytecode of the chosen files, by a seeded draw, so that a race of few
+bytecodes shows within a test's few calls. Code in C runs as it is: its steps are not bytecodes.
+
+It owns no threads: it runs the callables it is given, each in one, all started together.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run_yielding(
+    calls: Sequence[Callable[[], T]], files: Iterable[str], *, seed: int = 0, share: float = 0.2
+) -> list[T]:
+    """Runs all calls at the same time, switching threads between bytecodes.
+
+    Args:
+        calls: One for each thread.
+        files: Ends of the names of the source files whose bytecodes are interrupted, such as ``"cache.py"``.
+        seed: Decides which bytecodes; the scheduler still has its say in who comes next.
+        share: Of the bytecodes after which the lock is given away.
+
+    Returns:
+        What the calls returned, in their order.
+
+    Raises:
+        BaseException: The first that a call raised, once all have ended.
+    """
+    endings = tuple(files)
+    results: list[Any] = [None] * len(calls)
+    errors: list[BaseException] = []
+    together = threading.Barrier(len(calls))
+
+    def body(i: int, call: Callable[[], T]) -> None:
+        draw = random.Random(seed * 1_000_003 + i).random
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            if event == "call":
+                if not frame.f_code.co_filename.endswith(endings):
+                    return None
+                frame.f_trace_opcodes = True
+                frame.f_trace_lines = False
+            elif event == "opcode" and draw() < share:
+                time.sleep(0)  # lets the lock go; whoever waits for it runs on
+            return trace
+
+        together.wait()
+        sys.settrace(trace)
+        try:
+            results[i] = call()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            sys.settrace(None)
+
+    threads = [threading.Thread(target=body, args=item) for item in enumerate(calls)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    if errors:
+        raise errors[0]
+    return results

@@ -1,0 +1,93 @@
+"""The core's state in plain Python: the same classes, methods and answers, written to be read.
+
+Owns the reference meaning of Bucket, Breaker, Latency, RetryBudget, Endpoint and Ranking; the tests drive it
+and `fastroute._core` with the same operations and compare every answer. Leaves out what only memory shared
+between processes can have: cells, worker slots, reaping. Not thread-safe, exact where the core packs floats,
+and in no hurry.
+
+Units are the core's: ``now`` in integer nanoseconds (0 reads the monotonic clock), latencies in seconds,
+prices in nano-dollars per million tokens. Where the core draws a random number the twin is told the outcome
+(`Breaker.open_until`), or leaves the choice to the test (`Ranking` compares keys, not tie-breaks).
+"""
+
+from .breaker import Breaker
+from .bucket import Bucket
+from .endpoint import Endpoint
+from .latency import Latency, RetryBudget
+from .ranking import Ranked, Ranking
+from .segment import (
+    BLOCKED,
+    BREAKER,
+    BUSY,
+    CLOSED,
+    FAILURE,
+    HALF_OPEN,
+    IGNORED,
+    IN,
+    LATENCY,
+    LEAST_BUSY,
+    LOWEST_COST,
+    LOWEST_USAGE,
+    OK,
+    OPEN,
+    ORDERED,
+    OUT_BLOCKED,
+    OUT_BREAKER,
+    OUT_CAPABILITY,
+    OUT_PRICE_CAP,
+    OUT_TOO_LARGE,
+    OUT_WINDOW,
+    REQUESTS,
+    SOFT_LATENCY,
+    SOFT_PRICE,
+    SOFT_QUALITY,
+    THROTTLED,
+    TOKENS,
+    TOO_LARGE,
+    TWO_CHOICES,
+    WEIGHTED,
+    Segment,
+    clock,
+)
+
+__all__ = [
+    "BLOCKED",
+    "BREAKER",
+    "BUSY",
+    "CLOSED",
+    "FAILURE",
+    "HALF_OPEN",
+    "IGNORED",
+    "IN",
+    "LATENCY",
+    "LEAST_BUSY",
+    "LOWEST_COST",
+    "LOWEST_USAGE",
+    "OK",
+    "OPEN",
+    "ORDERED",
+    "OUT_BLOCKED",
+    "OUT_BREAKER",
+    "OUT_CAPABILITY",
+    "OUT_PRICE_CAP",
+    "OUT_TOO_LARGE",
+    "OUT_WINDOW",
+    "REQUESTS",
+    "SOFT_LATENCY",
+    "SOFT_PRICE",
+    "SOFT_QUALITY",
+    "THROTTLED",
+    "TOKENS",
+    "TOO_LARGE",
+    "TWO_CHOICES",
+    "WEIGHTED",
+    "Breaker",
+    "Bucket",
+    "Endpoint",
+    "Latency",
+    "Ranked",
+    "Ranking",
+    "RetryBudget",
+    "Segment",
+    "clock",
+]

@@ -1,0 +1,178 @@
+"""Ranking in plain Python: a verdict for each endpoint, then one sort."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .endpoint import Endpoint
+from .segment import (
+    IN,
+    LATENCY,
+    LEAST_BUSY,
+    LOWEST_COST,
+    LOWEST_USAGE,
+    OUT_BLOCKED,
+    OUT_BREAKER,
+    OUT_CAPABILITY,
+    OUT_PRICE_CAP,
+    OUT_TOO_LARGE,
+    OUT_WINDOW,
+    SOFT_LATENCY,
+    SOFT_PRICE,
+    SOFT_QUALITY,
+    TWO_CHOICES,
+    ceil_div,
+    clock,
+)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A decision: who, in what order, and why not the others."""
+
+    order: tuple[int, ...]
+    verdicts: bytes
+    keys: tuple[float, ...]
+    values: tuple[float, ...]
+    prices: tuple[int, ...]
+    relaxed: bool
+
+
+class Ranking:
+    """Filters, then orders models, then each model's endpoints. Weights are not drawn here (WEIGHTED)."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        *,
+        models: Sequence[int],
+        windows: Sequence[int],
+        max_outputs: Sequence[int],
+        capabilities: Sequence[int],
+        input_prices: Sequence[int],
+        output_prices: Sequence[int],
+        qualities: Sequence[float],
+        latencies: Sequence[float],
+    ) -> None:
+        self.endpoints = endpoints
+        self.models, self.windows, self.capabilities = models, windows, capabilities
+        self.max_outputs = max_outputs
+        self.input_prices, self.output_prices = input_prices, output_prices
+        self.qualities, self.latencies = qualities, latencies
+
+    def rank(
+        self,
+        strategy: int,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        capabilities: int = 0,
+        max_price: int = -1,
+        price_ceiling: int = -1,
+        quality_floor: float = 0.0,
+        max_latency: float = 0.0,
+        by_value: bool = False,
+        limit: int = 0,
+        seed: int = 0,
+        decay: bool = True,
+        now: int = 0,
+    ) -> Ranked:
+        assert decay, "the twin always lets the past fade"
+        now = now or clock()
+        n = range(len(self.endpoints))
+        prices = tuple(self.price(i, tokens_in, tokens_out) for i in n)
+        expected = [self.expected(i, now) for i in n]
+
+        def verdict(i: int) -> int:
+            endpoint, tokens = self.endpoints[i], tokens_in + self.output(i, tokens_out)
+            if capabilities & ~self.capabilities[i]:
+                return OUT_CAPABILITY
+            if 0 < self.windows[i] < tokens:
+                return OUT_WINDOW
+            if max_price >= 0 and not 0 <= prices[i] <= max_price:
+                return OUT_PRICE_CAP
+            if endpoint.blocked(now)[0]:
+                return OUT_BLOCKED
+            if not endpoint.breaker.would_allow(now):
+                return OUT_BREAKER
+            if endpoint.never(tokens):
+                return OUT_TOO_LARGE
+            if self.qualities[i] < quality_floor:
+                return SOFT_QUALITY
+            if 0 < max_latency < expected[i]:
+                return SOFT_LATENCY
+            if price_ceiling >= 0 and not 0 <= prices[i] <= price_ceiling:
+                return SOFT_PRICE
+            return IN
+
+        verdicts = [verdict(i) for i in n]
+        chosen = [i for i in n if verdicts[i] == IN]
+        softly_out = [i for i in n if verdicts[i] >= SOFT_QUALITY]
+        relaxed = not chosen and bool(softly_out)
+
+        # A model is as quick as the quickest of its endpoints that are in.
+        seconds: dict[int, float] = {}
+        for i in chosen:
+            if expected[i] > 0:
+                seconds[self.models[i]] = min(seconds.get(self.models[i], math.inf), expected[i])
+        values = tuple(
+            prices[i] / (self.qualities[i] * (1 / seconds.get(self.models[i], 1.0)))
+            if prices[i] >= 0 and self.qualities[i] > 0
+            else math.inf
+            for i in n
+        )
+        keys = tuple(self.key(strategy, i, prices[i], now) for i in n)
+
+        def place(i: int) -> tuple[float, ...]:
+            model = self.models[i]
+            within = (not self.endpoints[i].breaker.probe_due(now), keys[i], (i - seed) % len(n))
+            if relaxed:
+                return (-self.qualities[i], 0, *within)
+            if by_value:
+                return (min(values[j] for j in chosen if self.models[j] == model), model, *within)
+            return (model, model, *within)
+
+        self.place = place
+        order = sorted(softly_out if relaxed else chosen, key=place)
+        return Ranked(tuple(order[: limit or None]), bytes(verdicts), keys, values, prices, relaxed)
+
+    def pick(self, strategy: int, seed: int = 0, decay: bool = True, now: int = 0) -> int:
+        return next(iter(self.rank(strategy, limit=1, seed=seed, decay=decay, now=now).order), -1)
+
+    def output(self, i: int, tokens_out: int) -> int:
+        """Tokens of the answer: never more than the model gives."""
+        return min(tokens_out, self.max_outputs[i] or tokens_out)
+
+    def price(self, i: int, tokens_in: int, tokens_out: int) -> int:
+        """Nano-dollars, rounded up; -1 unknown. Of no tokens: a million in and out, to compare by."""
+        if tokens_in == tokens_out == 0:
+            tokens_in = tokens_out = 1_000_000
+        else:
+            tokens_out = self.output(i, tokens_out)
+        parts = ((tokens_in, self.input_prices[i]), (tokens_out, self.output_prices[i]))
+        if any(tokens and price < 0 for tokens, price in parts):
+            return -1
+        return min(ceil_div(sum(tokens * price for tokens, price in parts), 1_000_000), 2**63 - 1)
+
+    def expected(self, i: int, now: int) -> float:
+        """Seconds a call here should take, 0 unknown: what was measured, fading into the model's prior."""
+        times, prior = self.endpoints[i].latency, self.latencies[i]
+        if not times.state.samples:
+            return prior
+        measured = times.state.ewma + times.spread
+        if prior > 0:
+            measured = prior + (measured - prior) * times._fade(times.state.ewma_at, now)
+        return measured
+
+    def key(self, strategy: int, i: int, price: int, now: int) -> float:
+        endpoint = self.endpoints[i]
+        if strategy in (LATENCY, TWO_CHOICES):
+            return endpoint.load(now)
+        if strategy == LEAST_BUSY:
+            return endpoint.in_flight / endpoint.weight
+        if strategy == LOWEST_COST:
+            return float(price) if price >= 0 else math.inf
+        if strategy == LOWEST_USAGE:
+            return endpoint.usage(now)
+        return float(i)
