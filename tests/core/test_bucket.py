@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import twin
@@ -168,7 +168,7 @@ def test_without_now_the_clock_is_read(core: Any, segment: Any) -> None:
         (lambda b: _core.Bucket(_core.Segment(64), "b", 10**9 + 1), ValueError),
         (lambda b: _core.Bucket(_core.Segment(64), "b", 60, -1), ValueError),
         (lambda b: _core.Bucket(_core.Segment(64), "", 60), ValueError),
-        (lambda b: _core.Bucket(None, "b", 60), TypeError),
+        (lambda b: _core.Bucket(cast(Any, None), "b", 60), TypeError),
     ],
 )
 def test_bad_arguments_are_refused_and_take_nothing(call: Any, error: Any) -> None:

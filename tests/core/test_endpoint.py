@@ -42,7 +42,7 @@ def refusal(answer: int) -> tuple[int, int]:
     return -answer & 7, -answer >> 3
 
 
-def taken(endpoint: Any, now: int) -> tuple[int, int, int, float]:
+def taken(endpoint: Any, now: int) -> tuple[Any, ...]:
     """All that an admission takes."""
     return (
         endpoint.in_flight,
@@ -458,7 +458,7 @@ def test_native_answers_as_the_twin(
 ) -> None:
     native = _core.Endpoint(_core.Segment(64), "e", **settings_)
     oracle = twin.Endpoint(twin.Segment(), "e", **settings_)
-    both = (native, oracle)
+    both: tuple[Any, Any] = (native, oracle)
     held: list[tuple[tuple[int, int], int]] = []
     paid: list[int] = []
     now = T0
