@@ -379,7 +379,7 @@ STEPS = st.lists(
 
 
 @given(rules=RULES, steps=STEPS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 def test_native_answers_as_the_twin(rules: dict[str, Any], steps: list[tuple[str, int, int]]) -> None:
     native = _core.Breaker(_core.Segment(64), "b", **rules)
     oracle = twin.Breaker(twin.Segment(), "b", **rules)

@@ -178,7 +178,7 @@ def test_bad_arguments_are_refused_and_take_nothing(call: Any, error: Any) -> No
     assert bucket.available(T0) == 10
 
 
-@pytest.mark.parametrize("huge", [2**40, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("huge", [2**40, 2**60, 2**61])
 def test_huge_amounts_saturate(huge: int) -> None:
     bucket = _core.Bucket(_core.Segment(64), "b", 1, 1)
     assert bucket.acquire(huge, T0) == -1
@@ -186,9 +186,21 @@ def test_huge_amounts_saturate(huge: int) -> None:
     bucket.settle(huge, T0)
     assert bucket.available(T0) < 0
     assert bucket.acquire(1, T0) > 0
-    assert bucket.reserve(1, 2**63 - 1, T0) >= 0 or bucket.reserve(1, 2**63 - 1, T0) < -2
-    bucket.settle(-(2**63), T0)
+    assert bucket.reserve(1, huge, T0) not in (0, -1)
+    bucket.settle(-huge, T0)
+    bucket.settle(-huge, T0)
     assert bucket.available(T0) <= 1
+
+
+@pytest.mark.parametrize("over", [2**61 + 1, 2**63, -(2**64)])
+def test_more_than_can_be_reckoned_with_is_refused(over: int) -> None:
+    bucket = _core.Bucket(_core.Segment(64), "b", 60, 10)
+    for method in (bucket.acquire, bucket.settle, bucket.tighten):
+        with pytest.raises((ValueError, OverflowError)):
+            method(over, T0)
+    with pytest.raises((ValueError, OverflowError)):
+        bucket.acquire(1, over)
+    assert bucket.available(T0) == 10
 
 
 @given(
@@ -218,7 +230,7 @@ def test_no_window_grants_more_than_burst_and_rate(
 
 OPS = st.one_of(
     st.tuples(st.just("acquire"), st.integers(0, 12)),
-    st.tuples(st.just("reserve"), st.integers(0, 12), st.sampled_from([0, SECOND, MINUTE, 2**62])),
+    st.tuples(st.just("reserve"), st.integers(0, 12), st.sampled_from([0, SECOND, MINUTE, 2**60])),
     st.tuples(st.just("settle"), st.integers(-15, 15)),
     st.tuples(st.just("available")),
     st.tuples(st.just("tighten"), st.integers(0, 12)),
@@ -231,7 +243,7 @@ OPS = st.one_of(
     steps=st.lists(st.tuples(OPS, st.integers(0, 4 * SECOND)), max_size=60),
 )
 @example(per_minute=60, burst=10, steps=[(("settle", 15), 0), (("settle", -15), 0), (("available",), 0)])
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 def test_native_answers_as_the_twin(
     per_minute: int, burst: int, steps: list[tuple[tuple[Any, ...], int]]
 ) -> None:

@@ -452,7 +452,7 @@ STEPS = st.lists(
 
 
 @given(settings_=SETTINGS, steps=STEPS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 def test_native_answers_as_the_twin(
     settings_: dict[str, Any], steps: list[tuple[str, int, int, int, int]]
 ) -> None:

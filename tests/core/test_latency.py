@@ -275,7 +275,7 @@ RESULTS = st.lists(
 
 
 @given(results=RESULTS, tau=st.sampled_from([0.5, 10.0, 300.0]))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 def test_native_answers_as_the_twin(results: list[tuple[int, float, int]], tau: float) -> None:
     native = _core.Latency(_core.Segment(64), "l", tau_s=tau)
     oracle = twin.Latency(twin.Segment(), "l", tau_s=tau)

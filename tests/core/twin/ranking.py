@@ -86,11 +86,12 @@ class Ranking:
 
         def verdict(i: int) -> int:
             endpoint, tokens = self.endpoints[i], tokens_in + self.output(i, tokens_out)
+            price = min(prices[i], 0) if tokens == 0 else prices[i]  # of nothing there is nothing to cap
             if capabilities & ~self.capabilities[i]:
                 return OUT_CAPABILITY
             if 0 < self.windows[i] < tokens:
                 return OUT_WINDOW
-            if max_price >= 0 and not 0 <= prices[i] <= max_price:
+            if max_price >= 0 and not 0 <= price <= max_price:
                 return OUT_PRICE_CAP
             if endpoint.blocked(now)[0]:
                 return OUT_BLOCKED
@@ -100,9 +101,9 @@ class Ranking:
                 return OUT_TOO_LARGE
             if self.qualities[i] < quality_floor:
                 return SOFT_QUALITY
-            if 0 < max_latency < expected[i]:
+            if 0 < max_latency < self.expected(i, now, forget=True):
                 return SOFT_LATENCY
-            if price_ceiling >= 0 and not 0 <= prices[i] <= price_ceiling:
+            if price_ceiling >= 0 and not 0 <= price <= price_ceiling:
                 return SOFT_PRICE
             return IN
 
@@ -155,13 +156,16 @@ class Ranking:
             return -1
         return min(ceil_div(sum(tokens * price for tokens, price in parts), 1_000_000), 2**63 - 1)
 
-    def expected(self, i: int, now: int) -> float:
-        """Seconds a call here should take, 0 unknown: what was measured, fading into the model's prior."""
+    def expected(self, i: int, now: int, forget: bool = False) -> float:
+        """Seconds a call here should take, 0 unknown: what was measured, fading into the model's prior.
+
+        Where no prior is known it stays as it is, unless it is to be forgotten.
+        """
         times, prior = self.endpoints[i].latency, self.latencies[i]
         if not times.state.samples:
             return prior
         measured = times.state.ewma + times.spread
-        if prior > 0:
+        if prior > 0 or forget:
             measured = prior + (measured - prior) * times._fade(times.state.ewma_at, now)
         return measured
 
