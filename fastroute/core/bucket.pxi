@@ -192,7 +192,7 @@ cdef class Bucket:
             0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken, for the wait w is above ``max_wait`` ns.
         """
         return bucket_reserve(
-            &self.limit, self.tat, amount("n", n, 0), amount("max_wait", max_wait, 0), moment(now) or fr_clock()
+            &self.limit, self.tat, amount("n", n, 0), patience(max_wait), moment(now) or fr_clock()
         )
 
     def settle(self, delta, now=0) -> None:

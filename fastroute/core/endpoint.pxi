@@ -577,7 +577,7 @@ cdef class Endpoint:
             above ``max_wait``, or TOO_LARGE.
         """
         return endpoint_reserve(
-            &self.parts, amount("tokens", tokens, 0), amount("max_wait", max_wait, 0), moment(now) or fr_clock()
+            &self.parts, amount("tokens", tokens, 0), patience(max_wait), moment(now) or fr_clock()
         )
 
     def unreserve(self, tokens, now=0) -> None:

@@ -384,8 +384,8 @@ cdef class Ranking:
             offer.capabilities = PyLong_AsUnsignedLongLong(capabilities[i])
             offer.window = amount(f"windows[{i}]", windows[i], 0)
             offer.max_output = amount(f"max_outputs[{i}]", max_outputs[i], 0)
-            offer.input_price = amount(f"input_prices[{i}]", input_prices[i], -1)
-            offer.output_price = amount(f"output_prices[{i}]", output_prices[i], -1)
+            offer.input_price = whole(f"input_prices[{i}]", integer(input_prices[i]), -1, INT64_MAX)
+            offer.output_price = whole(f"output_prices[{i}]", integer(output_prices[i]), -1, INT64_MAX)
             offer.quality = qualities[i]
             if not 0.0 <= offer.quality <= 1e9:
                 raise ValueError(f"qualities[{i}] must be 0 to 1e9, not {qualities[i]!r}")
@@ -439,8 +439,8 @@ cdef class Ranking:
         wish.tokens_in = amount("tokens_in", tokens_in, 0)
         wish.tokens_out = amount("tokens_out", tokens_out, 0)
         wish.capabilities = PyLong_AsUnsignedLongLong(capabilities)
-        wish.max_price = amount("max_price", max_price, -1)
-        wish.price_ceiling = amount("price_ceiling", price_ceiling, -1)
+        wish.max_price = whole("max_price", integer(max_price), -1, INT64_MAX)
+        wish.price_ceiling = whole("price_ceiling", integer(price_ceiling), -1, INT64_MAX)
         wish.quality_floor = quality_floor
         wish.max_latency = max_latency
         wish.by_value = by_value
@@ -506,7 +506,7 @@ cdef class Ranking:
             if wish.tokens_in == 0 and wish.tokens_out == 0:
                 result.prices_[i] = (
                     -1 if offer.input_price < 0 or offer.output_price < 0
-                    else fr_sum(offer.input_price, offer.output_price)
+                    else fr_price(1000000, offer.input_price, 1000000, offer.output_price)
                 )
             else:
                 result.prices_[i] = price_of(offer, wish.tokens_in, wish.tokens_out)

@@ -199,6 +199,16 @@ cdef inline int64_t amount(str what, object value, int64_t low) except? -1:
     return number
 
 
+cdef inline int64_t patience(object max_wait) except -1:
+    """The longest wait, ns; anything above 73 years is as good as for ever."""
+    cdef int64_t number = PyLong_AsLongLong(max_wait)
+    if number < 0:
+        if number == -1 and PyErr_Occurred():
+            return -1
+        raise ValueError(f"max_wait must be 0 ns or more, not {max_wait}")
+    return min(number, FR_TIME_MAX)
+
+
 cdef inline int64_t ticket_of(object ticket) except -1:
     cdef int64_t value = PyLong_AsLongLong(ticket)
     if value < 0:
