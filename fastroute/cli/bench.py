@@ -39,6 +39,7 @@ PROMPT = (
 MESSAGES = [{"role": "user", "content": PROMPT}]
 ENDPOINTS = 10
 THREADS = (1, 8, 32)
+SPANS = {True: (1, 0.4), False: (3, 1.0)}  # quick or not → turns, and seconds of each
 PIPELINE = 64  # requests that the raw client has on their way at once
 
 
@@ -264,7 +265,7 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
 
     sessions: list[requests.Session] = []
     clients = {"requests.Session per thread": pooled(), "fastroute": routed}
-    turns, span = (1, 0.4) if quick else (3, 1.0)
+    turns, span = SPANS[quick]
     found: dict[str, dict[str, float]] = {name: {} for name in clients}
     for threads in THREADS:
         rates: dict[str, list[float]] = {name: [] for name in clients}

@@ -311,7 +311,8 @@ class Demo:
         )
 
     def configuration(self) -> dict[str, Any]:
-        """What a user would write in fastroute.toml for these providers."""
+        """What a user would write in fastroute.toml for these providers, with shorter waits."""
+        speed = self._speed
         return {
             "fastroute": {"ledger": self._ledger, "timeout": 60.0},
             "cache": {"enabled": False},
@@ -325,9 +326,9 @@ class Demo:
             "policy": {
                 "classes": CLASSES,
                 "max_attempts": 6,
-                "backoff_base": 0.1,
-                "backoff_cap": 0.5,
-                "breaker": {"open": 0.4, "max_open": 0.8, "ramp": 1.0},
+                "backoff_base": 0.1 / speed,
+                "backoff_cap": 0.5 / speed,
+                "breaker": {"open": 0.4 / speed, "max_open": 0.8 / speed, "ramp": 1.0 / speed},
             },
         }
 
@@ -380,9 +381,9 @@ class Demo:
         """Kills the main provider of the standard tier and brings it back."""
         provider = self._providers[KILLED]
         if self._reached(KILL_AT):
-            provider.kill()
             self.down = True
             self.board.say(f"{KILLED} is killed: its connections are reset, its port is closed")
+            provider.kill()
         if self._reached(RESTART_AT):
             provider.restart()
             self.down = False

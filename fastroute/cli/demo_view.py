@@ -70,7 +70,7 @@ def _figures(demo: Demo) -> Text:
     line.append(f"answered {board.ok}", style="green")
     line.append("   ")
     line.append(f"lost {board.failed}", style="bold red" if board.failed else "")
-    line.append(f"   fail-overs {board.failovers}   latency ")
+    line.append(f"   fail-overs {board.failovers}   ")
     line.append(f"p50 {p50 * 1e3:.0f}  p95 {p95 * 1e3:.0f}  p99 {p99 * 1e3:.0f} ms", style="bold")
     return line
 
