@@ -59,6 +59,7 @@ class _Progress:
         "primary",
         "refused",
         "retry",
+        "too_small",
         "tried",
         "wider_than",
     )
@@ -72,6 +73,7 @@ class _Progress:
         self.primary: errors.Error | None = None
         self.failed: Endpoint | None = None
         self.failed_slowly = False
+        self.too_small: set[str] = set()  # models whose window the request does not fit
         self.wider_than = 0  # only models with a larger window than this are left to ask
 
 
@@ -178,7 +180,7 @@ class Dispatcher:
             self._wires[endpoint.name].forget_usage()
             progress.tried.discard(endpoint.name)
         elif action is Action.FALL_BACK:
-            progress.excluded.add(endpoint.name)
+            progress.too_small.add(endpoint.model.name)
             progress.wider_than = max(progress.wider_than, endpoint.model.context_window)
             progress.primary = error
         else:
@@ -210,6 +212,8 @@ class Dispatcher:
     def _untried(self, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
         for endpoint, stage in plan.walk():
             if endpoint.name in progress.tried or endpoint.name in progress.excluded:
+                continue
+            if endpoint.model.name in progress.too_small:
                 continue
             if progress.wider_than and 0 < endpoint.model.context_window <= progress.wider_than:
                 continue

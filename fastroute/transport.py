@@ -87,6 +87,14 @@ class _Watch:
             except (ValueError, RuntimeError, OSError, AttributeError):
                 pass
 
+    def destroy(self) -> None:
+        """Closes the socket although a half-read answer may still hold it, as after headers that are refused."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            number = sock.detach()
+            if number >= 0:
+                os.close(number)
+
 
 class _Reaper:
     """One thread that expires watches. Started when first needed, and again after a fork."""
@@ -272,6 +280,12 @@ class PooledAdapter(HTTPAdapter):
         )
         return _Response(raw, request)
 
+    def close(self) -> None:
+        # The pool manager only drops its pools, and whoever still holds an error's traceback keeps them open.
+        for pool, _ in list(self._routes.values()):
+            pool.close()
+        super().close()
+
     def _route(self, request: requests.PreparedRequest) -> tuple[HTTPConnectionPool, str]:
         pool = self.get_connection_with_tls_context(request, self._verify, proxies=self._proxies)
         self.cert_verify(pool, request.url, self._verify, None)  # type: ignore[no-untyped-call]
@@ -430,6 +444,7 @@ class Transport:
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._session = session
         self._adapter: PooledAdapter | None = None
+        self._closed = False
         self._lock = threading.Lock()
         _transports.add(self)
 
@@ -483,14 +498,20 @@ class Transport:
             _reaper.discard(watch)
             if response is not None:
                 response.raw.close()
+            else:
+                watch.destroy()
             raise translate(error, watch) from None
         finally:
             _current.watch = None
         return Exchange(response, watch, self._limit)
 
     def close(self) -> None:
-        """Closes the idle connections; requests under way finish. A caller's own session stays open."""
+        """Closes the idle connections; requests under way finish, later ones are refused.
+
+        A caller's own session stays open.
+        """
         with self._lock:
+            self._closed = True
             adapter, self._adapter = self._adapter, None
         if adapter is not None:
             adapter.close()
@@ -511,6 +532,8 @@ class Transport:
 
     def _open(self) -> PooledAdapter:
         with self._lock:
+            if self._closed:
+                raise errors.APIConnectionError("the client is closed")
             if self._adapter is None:
                 self._adapter = PooledAdapter(self._pool_size, self._verify, self._proxies)
             return self._adapter

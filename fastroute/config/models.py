@@ -257,7 +257,7 @@ class BreakerConfig:
         ramp: seconds over which a closed endpoint gets its full share back.
     """
 
-    failures: int = field(default=5, validator=whole(least=1, most=1000))
+    failures: int = field(default=5, validator=whole(least=1, most=255))
     rate: float = field(default=0.5, validator=number(above=0, most=1))
     min_calls: int = field(default=20, validator=whole(least=1, most=10_000))
     window: float = field(default=30.0, validator=_seconds(most=3600))

@@ -1,0 +1,51 @@
+"""Fixtures for everything that runs against the client and real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import Loopback, nothing_left
+
+from fastroute.testing import Provider
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Loopback]]:
+    """Starts local providers and a client in front of them; afterwards nothing may be held or leaked.
+
+    ``start(2, policy={...}, providers={"a": {...}, "all": {...}})``: how many providers (or a mapping of
+    started ones by name), and tables over the usual configuration; ``check=False`` leaves the books alone.
+    """
+    with nothing_left(), ExitStack() as stack:
+        started: list[tuple[Loopback, bool]] = []
+
+        def begin(
+            servers: int | dict[str, Provider] = 1,
+            /,
+            *,
+            check: bool = True,
+            session: Any = None,
+            answer: Any = None,
+            more_endpoints: list[dict[str, Any]] | None = None,
+            ledger: bool = True,
+            **tables: Any,
+        ) -> Loopback:
+            if isinstance(servers, int):
+                servers = {chr(ord("a") + place): Provider(answer=answer) for place in range(servers)}
+            for provider in servers.values():
+                stack.enter_context(provider)
+            path = tmp_path / f"ledger{len(started)}.db" if ledger else None
+            loop = Loopback(servers, path, tables, session, more_endpoints)
+            stack.callback(loop.client.close)
+            started.append((loop, check))
+            return loop
+
+        yield begin
+        for loop, check in started:
+            if check:
+                loop.check()
+            loop.close()
