@@ -18,6 +18,7 @@ from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
 from .tokens import Calibration, OutputHistory
 
+_LAST_RESORT = 1e-9  # the weight of an endpoint that is configured with 0: after all others
 STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
 
 
@@ -65,7 +66,7 @@ class State:
                 tpm=_limit(limits.tpm),
                 token_burst=limits.token_burst or 0,
                 max_in_flight=limits.max_in_flight,
-                weight=entry.weight,
+                weight=max(entry.weight, _LAST_RESORT),
                 failures=breaker.failures,
                 rate=breaker.rate,
                 min_calls=breaker.min_calls,
