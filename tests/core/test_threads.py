@@ -130,6 +130,29 @@ def in_processes(body: Callable[[], int], count: int = PROCESSES) -> list[int]:
     return results
 
 
+class Gate:
+    """Lets two forked processes go on only when both have come, within a fraction of a microsecond.
+
+    Waking through a pipe leaves them far too long apart to meet inside a compare-and-swap.
+    """
+
+    PROCESSES = 2
+
+    def __init__(self, rounds: int) -> None:
+        segment = Segment(4 * rounds + 64)
+        self.arrivals = [Bucket(segment, f"round {i}", 1, self.PROCESSES) for i in range(rounds)]
+
+    def wait(self, i: int) -> None:
+        arrivals, begun, spins = self.arrivals[i], _core.clock(), 0
+        arrivals.acquire(1, T0)
+        while arrivals.available(T0):
+            spins += 1
+            if spins % 1000 == 0:  # the other one has no processor: give it this one
+                os.sched_yield()
+                if _core.clock() - begun > 10 * SECOND:
+                    raise TimeoutError("the other process did not come")
+
+
 def everywhere(body: Callable[[], int]) -> int:
     """The sum of `body()` over threads of several forked processes."""
     return sum(in_processes(lambda: sum(in_threads(lambda _: body(), 4))))
@@ -157,6 +180,15 @@ class TestExactly:
         bucket = Bucket(Segment(64), "b", 60, burst)
         assert all_at_once(lambda: sum(bucket.acquire(1, T0) == 0 for _ in range(600))) == burst
         assert bucket.available(T0) == 0
+
+    def test_permits_of_a_bucket_taken_at_the_same_instant(self) -> None:
+        bucket, gate = Bucket(Segment(64), "b", 60, 200_000), Gate(1)
+
+        def body() -> int:
+            gate.wait(0)
+            return sum(bucket.acquire(1, T0) == 0 for _ in range(150_000))
+
+        assert sum(in_processes(body, Gate.PROCESSES)) == 200_000
 
     def test_permits_of_a_bucket_by_the_clock(self, all_at_once: AllAtOnce) -> None:
         bucket = Bucket(Segment(64), "b", 600_000, 500)
@@ -278,6 +310,22 @@ class TestBreaker:
             now += 36 * SECOND
             assert all_at_once(partial(ask, now)) == 1
             assert breaker.state(now) == HALF_OPEN
+
+    def test_one_probe_at_the_same_instant(self) -> None:
+        rounds = 1500
+        breaker, gate = Breaker(Segment(64), "b"), Gate(rounds)
+        for _ in range(5):
+            breaker.record(breaker.allow(T0), FAILURE, T0)
+
+        def body() -> int:
+            probes = 0
+            for i in range(rounds):  # each time the lease of the last probe is over
+                now = T0 + (i + 1) * 36 * SECOND
+                gate.wait(i)
+                probes += breaker.allow(now) >= 0
+            return probes
+
+        assert sum(in_processes(body, Gate.PROCESSES)) == rounds
 
     def test_one_probe_at_the_endpoints_door(self, all_at_once: AllAtOnce) -> None:
         endpoint = Endpoint(Segment(128), "e", rpm=60_000)
