@@ -253,8 +253,9 @@ def test_a_conversation_on_a_terminal(config: Path, provider: Provider) -> None:
         assert "\x1b[2J" not in first
         read_until(master, "> ", first.rpartition(" ms")[2])
         os.write(master, b"And of Nepal?\n")
-        read_until(master, " ms")
-        os.write(master, b"\x04")
+        second = read_until(master, " ms")
+        read_until(master, "> ", second.rpartition(" ms")[2])
+        os.write(master, b"\x04")  # only at its prompt does the terminal pass Ctrl-D on
         assert child.wait(20) == 0
     finally:
         child.kill()

@@ -8,7 +8,6 @@ measured too: a comparison of clients means something only while that is well ab
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import socket
@@ -24,7 +23,7 @@ import click
 from attrs import asdict, frozen
 
 from .group import json_option
-from .output import Column, dim, micros, plain_table, print_json
+from .output import Column, dim, micros, no_warnings, plain_table, print_json
 
 if TYPE_CHECKING:
     from fastroute.client import Client
@@ -86,8 +85,8 @@ def command(quick: bool, as_json: bool) -> None:
     server, and how many calls a second 1, 8 and 32 threads make. Limits, breakers and the ledger are on, the
     cache is off.
     """
-    logging.getLogger("fastroute").setLevel(logging.ERROR)
-    figures = measure(quick=quick, say=None if as_json else dim)
+    with no_warnings():
+        figures = measure(quick=quick, say=None if as_json else dim)
     if as_json:
         print_json(asdict(figures))
     else:

@@ -6,7 +6,6 @@ configuration and the calls are `demo_run.py`, the live picture is `demo_view.py
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import tempfile
@@ -18,10 +17,10 @@ import click
 import orjson
 
 from .group import INTERRUPTED, json_option, visible
-from .output import dim, dollars, print_json, seconds
+from .output import dim, dollars, no_warnings, print_json, seconds
 
 if TYPE_CHECKING:
-    from .demo_run import Result
+    from .demo_run import Demo, Result
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -47,9 +46,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
     from .demo_run import Demo
 
     asked = read_prompts(prompts)
-    # Warnings are meant for those who run a service; here they would only tear the picture.
-    logging.getLogger("fastroute").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="fastroute-demo-") as folder:
+    with no_warnings(), tempfile.TemporaryDirectory(prefix="fastroute-demo-") as folder:
         demo = Demo(
             asked, os.path.join(folder, "demo.db"), threads=threads, seed=seed, speed=4 if fast else 1
         )
@@ -72,7 +69,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
     raise SystemExit(1 if result.failed else 0)
 
 
-def _watch(demo: Any, *, quiet: bool) -> None:
+def _watch(demo: Demo, *, quiet: bool) -> None:
     """Runs the calls and shows them: live on a terminal, else a few lines on standard error."""
     if not quiet and sys.stdout.isatty():
         from .demo_view import watch

@@ -165,6 +165,10 @@ class Board:
     def done(self) -> int:
         return self.ok + self.failed
 
+    def begin(self) -> None:
+        """Times are told from here on."""
+        self._begun = time.monotonic()
+
     def answered(self, completion: Completion, premium_nano: int) -> None:
         route = completion.route
         assert route is not None
@@ -177,7 +181,7 @@ class Board:
             self.cost_nano += route.cost_nano or 0
             self.premium_nano += premium_nano
 
-    def lost(self, error: Error, level: str) -> None:
+    def lost(self, error: Exception, level: str) -> None:
         with self._lock:
             self.failed += 1
             self.by_class[level] += 1
@@ -337,7 +341,7 @@ class Demo:
     def start(self) -> None:
         """Begins the calls; `wait` says when they have ended."""
         self._began = time.monotonic()
-        self.board._begun = self._began
+        self.board.begin()
         for thread in (self._director, *self._threads):
             thread.start()
 
@@ -364,11 +368,10 @@ class Demo:
             messages = self._prompts[place]
             try:
                 completion = create(model="auto", messages=messages, max_tokens=ANSWER_TOKENS)
-            except Error as error:
+            except Exception as error:  # a bug of ours is a lost call too, and must not hang the rest
                 if self._stop.is_set():
                     break
-                level = client.plan(model="auto", messages=messages).classification.level
-                self.board.lost(error, level)
+                self.board.lost(error, self._level(messages))
             else:
                 usage = completion.usage
                 self.board.answered(completion, usage.cost_nano(*prices) if usage is not None else 0)
@@ -376,6 +379,13 @@ class Demo:
                 if self.board.done == self.total:
                     self._ended = time.monotonic()
                 self._progress.notify_all()
+
+    def _level(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The class of a call that was lost."""
+        try:
+            return self.client.plan(model="auto", messages=messages).classification.level
+        except Error:
+            return "unknown"
 
     def _direct(self) -> None:
         """Kills the main provider of the standard tier and brings it back."""

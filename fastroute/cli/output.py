@@ -5,10 +5,12 @@ Owns the choice between these and how figures are spelled for people. What is in
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -117,6 +119,18 @@ def dim(text: str) -> None:
     click.secho(visible(text), err=True, dim=True)
 
 
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Keeps the library's warnings back: they are for those who run a service, and would tear a picture."""
+    log = logging.getLogger("fastroute")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def dollars(usd: float | None) -> str:
     """US dollars with as many digits as a small amount needs."""
     if usd is None:
@@ -151,6 +165,7 @@ __all__ = [
     "dollars",
     "fitted",
     "micros",
+    "no_warnings",
     "optional",
     "plain_table",
     "print_json",
