@@ -1,6 +1,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, final
 
+from typing_extensions import Self
+
 # Outcomes of a call
 OK: Final[int]
 FAILURE: Final[int]
@@ -304,8 +306,8 @@ SCAN_OPERATORS: tuple[str, ...]
 class Rules:
     levels: tuple[str, ...]
     groups: tuple[str, ...]
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         groups: Iterable[tuple[str, Sequence[str], str, float]],
         scope: str,
@@ -316,7 +318,7 @@ class Rules:
         low: float = -1e300,
         high: float = 1e300,
         portable: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def kernel(self) -> Literal["avx2", "portable"]: ...
     def scan(self, messages: Iterable[Mapping[str, Any]], max_tokens: int = 0, tools: int = 0) -> Scan: ...
@@ -329,10 +331,10 @@ class Scan:
     messages: int
     turns: int
     images: int
+    score: float
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @property
     def level(self) -> str: ...
-    @property
-    def score(self) -> float: ...
     @property
     def average(self) -> float: ...
     @property

@@ -1,11 +1,11 @@
 """Which level a request is of, and why.
 
-Owns rule sets: their form, their checking, the four that come with the package (``data/classifiers.toml``), and
-the classification that a person can read. Reading the text is the core's (`fastroute._core.Rules`); which tier
-a level is served from, and what a low confidence means, is `plan.py`.
+Owns rule sets: their form, their checking, the four that come with the package (``data/classifiers.toml``),
+and the classification that a person can read. Reading the text is the core's (`fastroute._core.Rules`); which
+tier a level is served from, and what a low confidence means, is `plan.py`.
 
-A classifier looks at counts only. Nothing that a prompt says is followed, and no text can slow it down: time is
-linear in the text's length, with a bound on how much of a very long one is examined.
+A classifier looks at counts only. Nothing that a prompt says is followed, and no text can slow it down: time
+is linear in the text's length, with a bound on how much of a very long one is examined.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Group:
     Attributes:
         name: as in ``group.NAME``, the feature that counts how many of them occur.
         patterns: ASCII; case is ignored.
-        mode: ``substring`` finds a pattern anywhere; ``word`` between word boundaries, a dot being any character.
+        mode: ``substring`` finds a pattern anywhere; ``word`` between word boundaries, where a dot is any
+            character but a line feed.
         weight: what each pattern that occurs adds to the score.
     """
 

@@ -393,9 +393,13 @@ static inline void scan_end_text(scan_pass *pass)
 
 static void scan_begin(scan_pass *pass, const scan_table *table)
 {
-    memset(pass, 0, offsetof(scan_pass, window));
+    /* Field by field, and not the window: clearing more than is needed would be a good part of a short scan. */
     pass->table = table;
+    pass->counts = (scan_counts){0};
     pass->left = SCAN_WHOLE;
+    pass->added = 0;
+    pass->ticks = 0;
+    pass->dense = pass->rich = 0;
     pass->window[0] = '\n';
     pass->used = 1;
 }

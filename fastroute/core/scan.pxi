@@ -3,11 +3,6 @@
 # What is in a request's text, and which level that makes it: the patterns of all groups, words, characters and
 # structure in one linear pass (scan.h), then the rule set's conditions over the counts, all in one native call.
 #
-# Compiling: patterns are strings of byte sets with an optional assertion at both ends, which is a small NFA; the
-# subset construction makes it a DFA over classes of bytes. A DFA state remembers whether the last character was
-# part of a word, so `\b` is decided on reading the next one. Classes, repeats and alternatives would be more
-# kinds of NFA item in `_scan_automaton`; everything after it stays.
-#
 # The semantics are those of `re` with IGNORECASE, on ASCII patterns: mode "substring" is the literal text, mode
 # "word" is \b(?:pattern)\b in which a dot is any character but a line feed. U+0130 and U+0131 match i, U+017F
 # matches s, U+212A matches k; every other character outside ASCII matches only a dot. A word consists of what
@@ -102,196 +97,7 @@ ctypedef struct scan_rule:
     double confidence
 
 
-# Compiling ...............................................................................................
-
-
-def _scan_automaton(patterns, columns, words, bint fixed):
-    """The rows of a DFA: one ``(matched bits, [next row of each class])`` a state, and its two start rows.
-
-    ``patterns`` are ``(sets, is_word)``: a set of classes for each character. ``words[c]`` says whether class
-    ``c`` is part of a word. With ``fixed``, matches begin at the first character only, and row 0 is the row
-    from which nothing can match any more.
-    """
-    # Items are bits: item k of a pattern stands for "k of its characters read"; 0 is not stored, as it is
-    # always there (or, with `fixed`, there only at the start).
-    cdef int classes = len(words)
-    advance = [0] * classes
-    begin = [[0] * classes, [0] * classes]     # by whether there is a word boundary before the class
-    literal_ends, word_ends = {}, {}
-    base = 0
-    for number, (sets, is_word) in enumerate(patterns):
-        for place, members in enumerate(sets):
-            for column in members:
-                if place:
-                    advance[column] |= 1 << (base + place - 1)
-                else:
-                    begin[1][column] |= 1 << base
-                    if not is_word:
-                        begin[0][column] |= 1 << base
-        (word_ends if is_word else literal_ends)[1 << (base + len(sets) - 1)] = 1 << number
-        base += len(sets)
-    literal_mask, word_mask = sum(literal_ends), sum(word_ends)
-
-    start = [(0, word, 0, True) for word in (0, 1)]
-    states = {}
-    rows = []
-    if fixed:
-        states[(0, 0, 0, False)] = 0
-        rows.append((0, [0] * classes))
-    queue = []
-    for state in start:
-        states[state] = len(rows)
-        rows.append((0, [0] * classes))
-        queue.append(state)
-    for state in queue:
-        items, word, _, fresh = state
-        targets = rows[states[state]][1]
-        for column in range(classes):
-            boundary = word != words[column]
-            matched = 0
-            if boundary:
-                ended = items & word_mask
-                while ended:
-                    last = ended & -ended
-                    matched |= word_ends[last]
-                    ended ^= last
-            following = (items & advance[column]) << 1
-            if fresh:
-                following |= begin[boundary][column]
-            ended = following & literal_mask
-            following ^= ended
-            while ended:
-                last = ended & -ended
-                matched |= literal_ends[last]
-                ended ^= last
-            if fixed and not following and not matched:
-                target = (0, 0, 0, False)
-            else:
-                target = (following, words[column], matched, not fixed)
-            row = states.get(target)
-            if row is None:
-                row = states[target] = len(rows)
-                if row * classes >= SCAN_MAX_CELLS:
-                    raise ValueError("the patterns are too many, too long or have too many wildcards for one rule set")
-                rows.append((matched, [0] * classes))
-                queue.append(target)
-            targets[column] = row
-    return rows, [states[state] for state in start]
-
-
-def _scan_classes(patterns):
-    """Bytes that all patterns treat alike make one class: a column for each byte, and whether a class is of words."""
-    members = {frozenset(characters) for sets, _ in patterns for characters in sets}
-    columns, signatures = [], {}
-    words = []
-    for byte in range(256):
-        is_word = chr(byte).isalnum() or byte == 0x5F
-        signature = (is_word, *[byte in characters for characters in members])
-        if signature not in signatures:
-            signatures[signature] = len(words)
-            words.append(is_word)
-        columns.append(signatures[signature])
-    return columns, words
-
-
-cdef int _scan_store(scan_dfa *dfa, rows, start, int classes) except -1:
-    """Lays the rows out as scan.h has them."""
-    cdef int stride = (1 + 1 + classes + 1) // 2 * 2
-    cdef int place, column
-    cdef uint64_t *cells
-    places = [index * stride + (bits != 0) for index, (bits, _) in enumerate(rows)]
-    dfa.memory = <uint64_t *> calloc(len(rows) * stride + 2, sizeof(uint64_t))
-    if dfa.memory == NULL:
-        raise MemoryError()
-    cells = dfa.memory + ((<uintptr_t> dfa.memory & 8) != 0)
-    for place, (bits, targets) in zip(places, rows):
-        cells[place] = bits
-        for column in range(classes):
-            cells[place + 1 + column] = <uintptr_t> &cells[<int> places[targets[column]]]
-    dfa.first = <uintptr_t> cells
-    dfa.start[0] = <uintptr_t> &cells[<int> places[start[0]]]
-    dfa.start[1] = <uintptr_t> &cells[<int> places[start[1]]]
-    return 0
-
-
-def _scan_sets(str pattern, bint is_word):
-    """The bytes that each character of a pattern matches."""
-    wild = frozenset(range(256)) - {0x0A}
-    return [
-        wild if is_word and character == "." else frozenset((ord(character.lower()), ord(character.upper())))
-        for character in pattern
-    ]
-
-
-cdef extern from *:
-    """
-    /* Characters of prose, the commonest first: rank r stands for a share of about 1 / (r + 4). */
-    static const char scan_prose[] = " etaoinshrdlucmfwypvbgk.,-'jxqz0123456789";
-    """
-    const char *scan_prose
-
-
-cdef double _scan_share(uint32_t low, uint32_t high) noexcept nogil:
-    """The share of prose that has one of these nibbles below and one of those above (a bit for each)."""
-    cdef double sum = 0.001
-    cdef int rank = 0
-    while scan_prose[rank]:
-        if low >> (scan_prose[rank] & 15) & 1 and high >> (scan_prose[rank] >> 4) & 1:
-            sum += 1.0 / (rank + 4)
-        rank += 1
-    return sum
-
-
-def _scan_passing(windows):
-    """How much of prose a bucket lets pass, in no particular unit."""
-    passing = 1.0
-    for low, high in windows:
-        passing *= _scan_share(low, high)
-    return passing
-
-
-cdef int _scan_buckets(scan_table *table, list patterns) except -1:
-    """Spreads the patterns over the filter's eight buckets, so that little passes which is no match.
-
-    Begins with a bucket for each pattern, then joins the two for which that lets least more pass, until there
-    are eight. Patterns that can begin within a word are kept apart from those that cannot.
-    """
-    cdef int number, place, byte
-    buckets = []
-    for number, (sets, is_word) in enumerate(patterns):
-        # A boundary follows a character outside words if what comes next is part of one.
-        inner = not is_word or not all(chr(byte).isalnum() for byte in sets[0])
-        windows = []
-        for place in range(4):
-            low = high = 0
-            for byte in sets[place] if place < len(sets) else range(256):
-                low |= 1 << (byte & 15)
-                high |= 1 << (byte >> 4)
-            windows.append((low, high))
-        buckets.append((inner, 1 << <object> number, windows, _scan_passing(windows)))
-    while len(buckets) > 8:
-        best = None
-        for place, one in enumerate(buckets):
-            for other in buckets[:place]:
-                if one[0] == other[0]:
-                    windows = [(a | c, b | d) for (a, b), (c, d) in zip(one[2], other[2])]
-                    passing = _scan_passing(windows)
-                    gain = passing - one[3] - other[3]
-                    if best is None or gain < best[0]:
-                        best = gain, one, other, (one[0], one[1] | other[1], windows, passing)
-        buckets = [bucket for bucket in buckets if bucket is not best[1] and bucket is not best[2]] + [best[3]]
-    for number, (inner, bits, windows, _) in enumerate(buckets):
-        table.bucket[number] = bits
-        if inner:
-            table.inner |= <uint8_t> (1 << number)
-        for place in range(4):
-            low, high = windows[place]
-            for byte in range(16):
-                if low >> <object> byte & 1:
-                    table.low[place][byte] |= <uint8_t> (1 << number)
-                if high >> <object> byte & 1:
-                    table.high[place][byte] |= <uint8_t> (1 << number)
-    return 0
+include "scan_compile.pxi"
 
 
 # Rules ...................................................................................................
@@ -333,23 +139,10 @@ cdef class Rules:
     cdef readonly tuple groups          # names
     cdef tuple spellings                # of each group: (pattern, bit) pairs
 
-    def __cinit__(self):
-        memset(&self.table, 0, sizeof(scan_table))
-        self.rules = NULL
-        self.conditions = NULL
-
-    def __dealloc__(self):
-        free(self.table.free.memory)
-        free(self.table.fixed.memory)
-        free(self.rules)
-        free(self.conditions)
-
-    def __init__(
+    def __cinit__(
         self, *, groups, str scope, levels, rules, default, double base=0.0, double low=-1e300,
         double high=1e300, bint portable=False,
     ):
-        if self.levels is not None:
-            raise RuntimeError("Rules cannot be initialised twice")
         if scope not in ("user", "all"):
             raise ValueError(f"scope: {scope!r} is unknown; 'user' or 'all'")
         if not (isfinite(base) and isfinite(low) and isfinite(high) and low <= high):
@@ -359,6 +152,12 @@ cdef class Rules:
         self._compile_groups(groups)
         self._compile_rules(tuple(levels), rules, default)
         self.table.vectors = SCAN_HAS_AVX2 and not portable
+
+    def __dealloc__(self):
+        free(self.table.free.memory)
+        free(self.table.fixed.memory)
+        free(self.rules)
+        free(self.conditions)
 
     cdef int _compile_groups(self, groups) except -1:
         cdef dict bits = {}
@@ -487,6 +286,7 @@ cdef class Rules:
         cdef scan_pass task
         cdef Scan result = Scan.__new__(Scan)
         cdef Py_ssize_t index = 0
+        cdef bint is_user, in_scope
         if isinstance(messages, (str, bytes, dict)):
             raise TypeError(f"messages must be a list of mappings, not {type(messages).__name__}")
         result.rules = self
@@ -502,12 +302,13 @@ cdef class Rules:
                 raise TypeError(f"messages[{index}] must be a mapping, not {type(message).__name__}")
             index += 1
             is_user = isinstance(role, str) and <str> role == "user"
+            in_scope = is_user or not self.scope_user
             result.turns += is_user
             if isinstance(content, str):
-                scan_text(&task, content, is_user or not self.scope_user)
+                scan_text(&task, content, in_scope)
             elif isinstance(content, (list, tuple)):
                 for part in content:
-                    result.images += _scan_part(&task, part, is_user or not self.scope_user)
+                    result.images += _scan_part(&task, part, in_scope)
         scan_finish(&task)
         result.tally = task.counts
         result.messages = index
@@ -515,30 +316,14 @@ cdef class Rules:
         return result
 
     cdef void _judge(self, Scan scan, int64_t max_tokens, int64_t tools) noexcept:
-        """Fills in the features, then the score and the level that follow from them."""
-        cdef double *value = scan.features
-        cdef double score = self.base
+        """The score, and the level of the first rule that holds."""
+        cdef double value[SCAN_GROUPS + SCAN_MAX_GROUPS]
         cdef scan_condition *condition
         cdef int i, k
-        for i in range(self.group_count):
-            value[SCAN_GROUPS + i] = scan_popcount(scan.tally.found & self.masks[i])
-            score += self.weights[i] * value[SCAN_GROUPS + i]
-        value[SCAN_AVERAGE] = <double> scan.tally.chars / <double> scan.messages if scan.messages else 0.0
-        value[SCAN_CHARS] = <double> scan.tally.chars
-        value[SCAN_UTF8] = <double> scan.tally.utf8
-        value[SCAN_SCOPE_CHARS] = <double> scan.tally.scope_chars
-        value[SCAN_WORDS] = <double> scan.tally.words
-        value[SCAN_SCORE] = self.low if score < self.low else self.high if score > self.high else score
-        value[SCAN_MAX_TOKENS] = <double> max_tokens
-        value[SCAN_TOOLS] = <double> tools
-        value[SCAN_TURNS] = <double> scan.turns
-        value[SCAN_MESSAGES] = <double> scan.messages
-        value[SCAN_IMAGES] = <double> scan.images
-        value[SCAN_TOTAL] = scan_popcount(scan.tally.found)
-        value[SCAN_CODE_FENCES] = <double> scan.tally.code_fences
-        value[SCAN_DIGITS] = <double> scan.tally.digits
-        value[SCAN_QUESTION_MARKS] = <double> scan.tally.question_marks
-        value[SCAN_NEWLINES] = <double> scan.tally.newlines
+        scan.max_tokens = max_tokens
+        scan.tools = tools
+        self._features(scan, value)
+        scan.score = value[SCAN_SCORE]
         for i in range(self.rule_count):
             for k in range(self.rules[i].first, self.rules[i].end):
                 condition = &self.conditions[k]
@@ -552,6 +337,30 @@ cdef class Rules:
         scan.rule = -1
         scan.level_index = self.otherwise.level
         scan.confidence = self.otherwise.confidence
+
+    cdef void _features(self, Scan scan, double *value) noexcept:
+        """All features, in the order of SCAN_FEATURES, then the groups'."""
+        cdef double score = self.base
+        cdef int i
+        for i in range(self.group_count):
+            value[SCAN_GROUPS + i] = scan_popcount(scan.tally.found & self.masks[i])
+            score += self.weights[i] * value[SCAN_GROUPS + i]
+        value[SCAN_AVERAGE] = <double> scan.tally.chars / <double> scan.messages if scan.messages else 0.0
+        value[SCAN_CHARS] = <double> scan.tally.chars
+        value[SCAN_UTF8] = <double> scan.tally.utf8
+        value[SCAN_SCOPE_CHARS] = <double> scan.tally.scope_chars
+        value[SCAN_WORDS] = <double> scan.tally.words
+        value[SCAN_SCORE] = self.low if score < self.low else self.high if score > self.high else score
+        value[SCAN_MAX_TOKENS] = <double> scan.max_tokens
+        value[SCAN_TOOLS] = <double> scan.tools
+        value[SCAN_TURNS] = <double> scan.turns
+        value[SCAN_MESSAGES] = <double> scan.messages
+        value[SCAN_IMAGES] = <double> scan.images
+        value[SCAN_TOTAL] = scan_popcount(scan.tally.found)
+        value[SCAN_CODE_FENCES] = <double> scan.tally.code_fences
+        value[SCAN_DIGITS] = <double> scan.tally.digits
+        value[SCAN_QUESTION_MARKS] = <double> scan.tally.question_marks
+        value[SCAN_NEWLINES] = <double> scan.tally.newlines
 
 
 cdef inline bint _scan_holds(int relation, double value, double bound) noexcept nogil:
@@ -601,7 +410,9 @@ cdef class Scan:
 
     cdef Rules rules
     cdef scan_counts tally
-    cdef double features[SCAN_GROUPS + SCAN_MAX_GROUPS]
+    cdef int64_t max_tokens
+    cdef int64_t tools
+    cdef readonly double score          # held to its bounds
     cdef readonly double confidence     # of the rule that decided
     cdef readonly int level_index       # index into the rule set's levels
     cdef readonly int rule              # index of the rule that decided, -1: the default
@@ -609,23 +420,19 @@ cdef class Scan:
     cdef readonly Py_ssize_t turns      # how many of role user
     cdef readonly Py_ssize_t images     # image parts
 
-    def __init__(self):
+    def __init__(self, *args, **kwargs):
         raise TypeError("a Scan comes from Rules.scan")
 
     @property
+    @cython.nonecheck(True)
     def level(self):
         """The level's name."""
         return self.rules.levels[self.level_index]
 
     @property
-    def score(self):
-        """The score, held to its bounds."""
-        return self.features[SCAN_SCORE]
-
-    @property
     def average(self):
         """Code points per message; 0.0 if there is none."""
-        return self.features[SCAN_AVERAGE]
+        return self.feature("average")
 
     @property
     def chars(self):
@@ -653,17 +460,19 @@ cdef class Scan:
         return self.tally.truncated != 0
 
     @property
+    @cython.nonecheck(True)
     def counts(self):
         """How many different patterns of each group occur."""
         cdef int i
-        return tuple([int(self.features[SCAN_GROUPS + i]) for i in range(self.rules.group_count)])
+        return tuple([scan_popcount(self.tally.found & self.rules.masks[i]) for i in range(self.rules.group_count)])
 
     @property
     def total(self):
         """How many different patterns occur in all; one that stands in two groups of one mode counts once."""
-        return int(self.features[SCAN_TOTAL])
+        return scan_popcount(self.tally.found)
 
     @property
+    @cython.nonecheck(True)
     def matches(self):
         """The patterns that occur, as the rule set spells them, by group; groups without any are left out."""
         cdef uint64_t found = self.tally.found
@@ -684,17 +493,23 @@ cdef class Scan:
             "newlines": self.tally.newlines,
         }
 
+    @cython.nonecheck(True)
     def feature(self, str name):
         """The value of a feature, by the name that conditions use.
 
         Raises:
             KeyError: if there is none of that name.
         """
+        cdef double value[SCAN_GROUPS + SCAN_MAX_GROUPS]
+        cdef int place
         if name in SCAN_FEATURES:
-            return self.features[<int> SCAN_FEATURES.index(name)]
-        if name.startswith("group.") and name[6:] in self.rules.groups:
-            return self.features[SCAN_GROUPS + <int> self.rules.groups.index(name[6:])]
-        raise KeyError(name)
+            place = SCAN_FEATURES.index(name)
+        elif name.startswith("group.") and name[6:] in self.rules.groups:
+            place = SCAN_GROUPS + <int> self.rules.groups.index(name[6:])
+        else:
+            raise KeyError(name)
+        self.rules._features(self, value)
+        return value[place]
 
     def __repr__(self):
         return f"<Scan {self.level} of {self.messages} messages, {self.chars} characters>"

@@ -1,4 +1,4 @@
-"""The text scan held to `re`, `str.split` and `str.count`, for every kernel, string width and block boundary."""
+"""The text scan held to `re`, `str.split` and `str.count`, for all kernels, widths and block boundaries."""
 
 from __future__ import annotations
 
