@@ -80,6 +80,24 @@ class LedgerDegraded(Event):
     reason: str
 
 
+@frozen
+class DriftDetected(Event):
+    """A model's answers changed for better or worse: a rate left its baseline (see `quality`).
+
+    Attributes:
+        measure: ``success`` of attempts, or ``validation`` of the answers that were judged.
+        rate, baseline: 0..1, over the newest ``samples`` results and the ``baseline_samples`` before those.
+    """
+
+    model: str
+    tier: str | None
+    measure: str
+    rate: float
+    baseline: float
+    samples: int
+    baseline_samples: int
+
+
 class Hooks:
     """The callables that hear events.
 

@@ -22,7 +22,7 @@ ROWS = [
     {"_checks", "_toml"},
     {"catalog", "tokens", "classify", "retry", "sse"},
     {"config"},
-    {"providers", "state", "cache", "ledger"},
+    {"providers", "state", "cache", "ledger", "quality"},
     {"plan", "transport"},
     {"sending"},
     {"stream"},

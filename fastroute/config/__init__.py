@@ -28,6 +28,7 @@ from .models import (
     Limits,
     Policy,
     ProviderConfig,
+    QualityConfig,
 )
 from .source import Findings, Source, catalog_of, check, load, tiers_of
 from .urls import address_problem, is_loopback_url
@@ -45,6 +46,7 @@ __all__ = [
     "ModelOverride",
     "Policy",
     "ProviderConfig",
+    "QualityConfig",
     "Secret",
     "Source",
     "address_problem",

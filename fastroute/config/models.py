@@ -323,6 +323,21 @@ class Policy:
 
 
 @frozen
+class QualityConfig:
+    """``[quality]``: when a model's success or validation rate counts as drifting.
+
+    Attributes:
+        drift: how far a rate must be from its baseline; 0.05 is five percentage points.
+        window: the newest results that make the rate; the ten windows before them make the baseline.
+        min_samples: results that rate and baseline must hold each before they are compared.
+    """
+
+    drift: float = field(default=0.05, validator=number(above=0, most=1))
+    window: int = field(default=100, validator=whole(least=10, most=100_000))
+    min_samples: int = field(default=50, validator=whole(least=1, most=100_000))
+
+
+@frozen
 class Config:
     """The whole configuration; the keys of ``[fastroute]`` are attributes of its own.
 
@@ -343,6 +358,7 @@ class Config:
         aliases: ``[aliases]``: other names for models.
         tiers: ``[tiers]``: models by tier, cheapest tier first; empty leaves them to the catalogue.
         policy: ``[policy]``.
+        quality: ``[quality]``.
     """
 
     default_model: str = field(default=AUTO, validator=text())
@@ -361,6 +377,7 @@ class Config:
     aliases: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
     tiers: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=mapping_of(sequence_of(text())))
     policy: Policy = field(factory=Policy)
+    quality: QualityConfig = field(factory=QualityConfig)
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -407,4 +424,4 @@ SETTINGS = (
     "max_pending",
     "catalog",
 )
-TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy")
+TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy", "quality")

@@ -51,6 +51,7 @@ def find_problems(
         *_tiers(config, known, served),
         *_default_model(config, known, served, tiers),
         *_policy(config, tiers),
+        *_quality(config),
     ]
 
 
@@ -244,6 +245,11 @@ def _policy(config: Config, tiers: Collection[str]) -> Iterable[str]:
             yield f"policy.{base}: is longer than {cap}, must be at most that"
     if policy.breaker.open > policy.breaker.max_open:
         yield "policy.breaker.open: is longer than max_open, must be at most that"
+
+
+def _quality(config: Config) -> Iterable[str]:
+    if config.quality.min_samples > config.quality.window:
+        yield "quality.min_samples: is more than window ever holds, must be at most that"
 
 
 def _resolved(name: str, aliases: Mapping[str, str], served: Collection[str]) -> str:

@@ -31,6 +31,7 @@ from .models import (
     EndpointConfig,
     Policy,
     ProviderConfig,
+    QualityConfig,
 )
 from .relations import find_problems
 from .urls import url_problem
@@ -239,7 +240,7 @@ def _from_tables(
             problems.append(f"{quoted(key)}: {_unknown_table(key)}")
     parts: dict[str, Any] = {}
     _read_settings(tables.get("fastroute", {}), parts, problems)
-    for key, kind in (("cache", CacheConfig), ("policy", Policy)):
+    for key, kind in (("cache", CacheConfig), ("policy", Policy), ("quality", QualityConfig)):
         if key in tables:
             table = read_table(kind, tables[key], key, problems)
             if table is not None:
