@@ -59,7 +59,7 @@ class Attempts:
         """
         sending = Sending(self.sinks, call, wire, grant)
         scale = 1.0 + call.estimate.input_tokens / 10_000
-        limit = wire.endpoint.core.ttft_timeout() * scale
+        limit = wire.endpoint.provider.timeout or wire.endpoint.core.ttft_timeout() * scale
         policy = self._policy
         exchange = sending.open(True, limit, max(limit, policy.idle_timeout))
         reader = None

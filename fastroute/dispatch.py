@@ -45,6 +45,7 @@ class _Refusal:
     """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
 
     endpoint: Endpoint
+    tier: str | None
     reason: int
     wait: float
 
@@ -62,6 +63,7 @@ class _Progress:
         "too_small",
         "tried",
         "wider_than",
+        "without_usage",
     )
 
     def __init__(self) -> None:
@@ -74,6 +76,7 @@ class _Progress:
         self.failed: Endpoint | None = None
         self.failed_slowly = False
         self.too_small: set[str] = set()  # models whose window the request does not fit
+        self.without_usage: set[str] = set()  # endpoints that were to be asked again without stream_options
         self.wider_than = 0  # only models with a larger window than this are left to ask
 
 
@@ -169,15 +172,18 @@ class Dispatcher:
         action = verdict.action
         if action is Action.STOP:
             raise error
+        if action is Action.WITHOUT_USAGE:
+            self._wires[endpoint.name].forget_usage()
         if len(call.attempts) >= self._retries.max_attempts or (verdict.once and progress.failed_slowly):
             raise progress.primary
         progress.failed_slowly = progress.failed_slowly or verdict.once
         progress.retry = [known for known in progress.retry if known[0] is not endpoint]
         if action is Action.RETRY:
             progress.retry.append((endpoint, error))
-        elif action is Action.WITHOUT_USAGE and self._wires[endpoint.name].target.include_usage:
-            # The provider knows no stream_options: ask the same endpoint again at once, without.
-            self._wires[endpoint.name].forget_usage()
+        elif action is Action.WITHOUT_USAGE and endpoint.name not in progress.without_usage:
+            # The provider knows no stream_options: ask the same endpoint again at once, without. Once for
+            # each call, since calls of other threads may have been under way with it too.
+            progress.without_usage.add(endpoint.name)
             progress.tried.discard(endpoint.name)
         elif action is Action.FALL_BACK:
             progress.too_small.add(endpoint.model.name)
@@ -206,7 +212,7 @@ class Dispatcher:
             if ticket >= 0:
                 call.tier = tier
                 return endpoint, Grant(ticket, tokens)
-            progress.refused.append(_Refusal(endpoint, -ticket & 7, (-ticket >> 3) / 1e9))
+            progress.refused.append(_Refusal(endpoint, tier, -ticket & 7, (-ticket >> 3) / 1e9))
         return None
 
     def _untried(self, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
@@ -291,7 +297,10 @@ class Dispatcher:
                 with self._free:
                     self._free.wait(min(_POLL, patience))
                 return None
-            return self._sleep_in_line(call, core, limited.endpoint, patience)
+            found = self._sleep_in_line(call, core, limited.endpoint, patience)
+            if found is not None:
+                call.tier = limited.tier
+            return found
         finally:
             with self._free:
                 self._queued -= 1

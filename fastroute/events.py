@@ -33,7 +33,10 @@ class AttemptFinished(Event):
 
 @frozen
 class CallFinished(Event):
-    """A whole call ended; ``error`` is the class name of what the caller got instead of an answer."""
+    """A whole call ended; ``error`` is the class name of what the caller got instead of an answer.
+
+    A stream that was closed early says ``client_cancelled``.
+    """
 
     route: Route | None
     error: str | None = None

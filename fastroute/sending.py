@@ -189,6 +189,10 @@ class Sending:
     def wire(self) -> Wire:
         return self._wire
 
+    @property
+    def hooks(self) -> events.Hooks:
+        return self._sinks.hooks
+
     def elapsed(self) -> float:
         return time.monotonic() - self._started
 

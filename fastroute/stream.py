@@ -6,11 +6,12 @@ Owns a stream from its first byte to its end. It holds its attempt's permits as 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from types import TracebackType
 
-from . import errors, sse
+from . import errors, events, sse
 from .providers.base import StreamDecoder, check_content_type
 from .sending import Call, Sending, Wire
 from .transport import Exchange
@@ -111,6 +112,7 @@ class Stream:
         self._ready = iter(head)
         self._batches = reader.batches()
         self._ended = False
+        self._pid = os.getpid()
         self.usage: Usage | None = None
         self.route: Route = sending.call.route(sending.wire, time.monotonic(), ttft=ttft)
 
@@ -153,11 +155,12 @@ class Stream:
 
     def close(self) -> None:
         """Ends it early: the connection is shut, permits go back, the ledger says ``client_cancelled``."""
-        if self._sending.settled:
-            return
+        self._ready = iter(())
+        if self._sending.settled or self._pid != os.getpid():
+            return  # a copy in a forked child: connection and permits are the parent's to give back
         self._ended = True
         self._sending.cancelled(self._exchange, self._spent(), self._ttft)
-        self._close_books()
+        self._close_books("client_cancelled")
 
     def completion(self) -> Completion:
         """The whole answer as one completion, once the stream has ended."""
@@ -174,7 +177,7 @@ class Stream:
         self._close_books()
 
     def _broke(self, error: BaseException) -> BaseException:
-        closed_elsewhere = self._sending.settled
+        closed_elsewhere = self._ended  # `close` sets it before it shuts the connection
         self._ended = True
         usage = self._spent()
         shown: BaseException = error
@@ -201,7 +204,7 @@ class Stream:
             if isinstance(error_billed, errors.APIError):
                 error_billed.maybe_billed = True
             self._sending.failed(error, self._exchange, usage=usage, ttft=self._ttft)
-            self._close_books()
+            self._close_books(type(shown).__name__)
         if isinstance(shown, errors.Error):
             shown.attempts = tuple(self._sending.call.attempts)
         return shown
@@ -214,7 +217,10 @@ class Stream:
     def _estimated(self) -> Usage:
         return self._sending.estimated_usage(self._reader.decoder.output_chars)
 
-    def _close_books(self) -> None:
+    def _close_books(self, error: str | None = None) -> None:
         if self.usage is None:
             self.usage = self._spent()
         self.route = self._sending.call.route(self._sending.wire, time.monotonic(), ttft=self._ttft)
+        hooks = self._sending.hooks
+        if hooks.wanted:
+            hooks.emit(events.CallFinished(self.route, error))

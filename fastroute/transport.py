@@ -88,7 +88,7 @@ class _Watch:
                 pass
 
     def destroy(self) -> None:
-        """Closes the socket although a half-read answer may still hold it, as after headers that are refused."""
+        """Closes the socket although a half-read answer still holds it, as after headers that are refused."""
         sock, self._sock = self._sock, None
         if sock is not None:
             number = sock.detach()

@@ -168,7 +168,7 @@ class ProviderConfig:
         ca_bundle: a file of certificates to trust in place of the usual ones; verifying cannot be turned off.
         allow_http: permits plain HTTP to other hosts than this machine.
         allow_private_hosts: permits hosts in private networks.
-        timeout: seconds one attempt may take, in place of what is left of the call's.
+        timeout: seconds one attempt may take, and a stream until it begins; in place of [policy]'s.
         connect_timeout: seconds connecting may take, in place of [fastroute]'s.
     """
 

@@ -1,0 +1,480 @@
+"""Cases 38 to 59: what can happen to a streamed answer. The numbers are the catalogue's."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from loopback import MODEL, Loopback, within
+
+import fastroute
+from fastroute import events
+from fastroute.testing import Answer, Fault, Provider, Received, Repeat, StreamStyle
+
+Start = Callable[..., Loopback]
+
+LONG = "the first words and many more of them"
+LIMITS = {"tpm": 1, "token_burst": 100_000}
+PATIENT = {"failures": 255, "min_calls": 10_000}
+
+
+def chunk(content: str | None = None, finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    if content is not None:
+        delta["content"] = content
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "up",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+
+
+USAGE = {**chunk(), "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}
+
+
+def sse(*items: Any, end: str = "\n") -> bytes:
+    texts = [item if isinstance(item, str) else json.dumps(item) for item in items]
+    return "".join(f"data: {text}{end}{end}" for text in texts).encode()
+
+
+def text_of(stream: fastroute.Stream) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def streamed(*pieces: Any) -> Fault:
+    """Exactly these bytes as a stream that the close ends."""
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    return Fault.raw(head, *pieces)
+
+
+# ---------------------------------------------------------------------------------------- the bytes
+
+
+def test_038_the_split_of_the_bytes_does_not_matter(start: Start) -> None:
+    loop = start(1)
+    body = sse(
+        chunk("", role="assistant"),
+        chunk("naïve 😀 "),
+        chunk("end\u2028"),
+        chunk(finish="stop"),
+        USAGE,
+        "[DONE]",
+    )
+    body = body.replace(b"\\ud83d\\ude00", "😀".encode())
+    for place in range(1, len(body), 11):
+        loop.provider().script(streamed(body[:place], 0.0005, body[place:]))
+        stream = loop.stream()
+        assert text_of(stream) == "naïve 😀 end\u2028"
+        assert stream.usage is not None
+        assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (7, 3)
+    loop.provider().script(streamed(*[bytes([byte]) for byte in body]))
+    assert text_of(loop.stream()) == "naïve 😀 end\u2028"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_039_any_line_ending(start: Start, end: str) -> None:
+    loop = start(1)
+    loop.provider().script(streamed(sse(chunk("a"), chunk("b"), chunk(finish="stop"), "[DONE]", end=end)))
+    assert text_of(loop.stream()) == "ab"
+
+
+def test_040_a_byte_order_mark(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(
+        Fault.bom(), streamed(b"\xef", b"\xbb", b"\xbf" + sse(chunk("x", "stop"), "[DONE]"))
+    )
+    assert text_of(loop.stream(LONG)) == LONG
+    assert text_of(loop.stream()) == "x"
+
+
+def test_041_fields_with_and_without_blanks_and_data_in_several_lines(start: Start) -> None:
+    loop = start(1)
+    lines = json.dumps(chunk("b", "stop"), indent=1).splitlines()
+    body = b"data:" + json.dumps(chunk("a")).encode() + b"\n\ndata\n\n"
+    body += b"".join(b"data: " + line.encode() + b"\n" for line in lines) + b"\ndata:  [DONE]\n\n"
+    loop.provider().script(streamed(body))
+    assert text_of(loop.stream()) == "ab"
+
+
+def test_042_pings_alone_are_no_progress(start: Start) -> None:
+    loop = start(2, policy={"ping_timeout": 0.2})
+    loop.provider("a").script(Fault.pings(0.02), Fault.pings(0.02, after=3), Fault.pings(0.02, 5))
+    stream = loop.stream(LONG)
+    assert text_of(stream) == LONG
+    assert [attempt.error for attempt in stream.route.attempts] == ["APITimeoutError", None]
+    with within(0.2), pytest.raises(fastroute.StreamStalled) as caught:
+        text_of(loop.stream(LONG))
+    assert caught.value.partial_text == LONG[:8]
+    assert text_of(loop.stream(LONG)) == LONG  # a few pings harm nothing
+
+
+def test_043_strange_characters_split_nothing(start: Start) -> None:
+    loop = start(1)
+    strange = "a\u2028b\u0085c\x00d\u200b"
+    body = b"data: " + json.dumps(chunk(strange), ensure_ascii=False).encode() + b"\n\n"
+    loop.provider().script(streamed(body + sse(chunk(finish="stop"), "[DONE]")), Fault.invalid_utf8(1))
+    assert text_of(loop.stream()) == strange
+    assert "\ufffd" in text_of(loop.stream("x"))
+
+
+def test_044_halves_of_a_character(start: Start) -> None:
+    loop = start(1)
+    halves = sse(chunk("\ud83d"), chunk("\ude00"), chunk(finish="stop"), "[DONE]")
+    loop.provider().script(streamed(halves))
+    stream = loop.stream()
+    assert text_of(stream) == "\ud83d\ude00"
+    assert stream.completion().to_dict()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault.long_line(8 << 20), id="one-line"),
+        pytest.param(Fault.events(Repeat(b"data: x\n", 1 << 20)), id="many-lines"),
+    ],
+)
+def test_045_an_event_without_end_is_given_up(start: Start, fault: Fault) -> None:
+    loop = start(2)
+    loop.provider("a").script(fault)
+    stream = loop.stream(LONG)
+    assert text_of(stream) == LONG
+    assert stream.route.attempts[0].error == "UpstreamProtocolError"
+    loop.provider("a").wait_until(lambda provider: provider.open_connections == 0)
+
+
+# ------------------------------------------------------------------------- before the first content: silence
+
+BEFORE = [
+    pytest.param(Fault.status(503), "InternalServerError", id="023-status"),
+    pytest.param(Fault.malformed_event(0), "UpstreamProtocolError", id="046-first-event-broken"),
+    pytest.param(Fault.malformed_event(1), "UpstreamProtocolError", id="046-broken-after-the-role"),
+    pytest.param(Fault.stream_error(0), "InternalServerError", id="047-error-first"),
+    pytest.param(Fault.stream_error(1), "InternalServerError", id="047-error-after-the-role"),
+    pytest.param(Fault.stream_error(0, "rate_limit_exceeded"), "RateLimitError", id="047-throttled"),
+    pytest.param(Fault.error_in_200("overloaded"), "InternalServerError", id="017-error-in-200"),
+    pytest.param(Fault.html(), "UpstreamProtocolError", id="016-html"),
+    pytest.param(Fault.stream_cut(0), "UpstreamProtocolError", id="050-nothing"),
+    pytest.param(Fault.stream_cut(1), "UpstreamTruncated", id="050-only-the-role"),
+    pytest.param(Fault.stream_cut(1, "reset"), "APIConnectionError", id="050-reset-after-the-role"),
+    pytest.param(Fault.cut_headers(27), "UpstreamProtocolError", id="006-cut-in-headers"),
+    pytest.param(Fault.stream_stall(1), "APITimeoutError", id="058-stall-after-the-role"),
+    pytest.param(Fault.black_hole(), "APITimeoutError", id="004-black-hole"),
+    pytest.param(Fault.drip(1, 0.05, "headers"), "APITimeoutError", id="005-headers-drip"),
+    pytest.param(Fault.stall("headers"), "APITimeoutError", id="004-silent-after-the-headers"),
+    pytest.param(Fault.reset("headers"), "APIConnectionError", id="009-reset-after-the-headers"),
+    pytest.param(Fault.events(sse("[DONE]")), "EmptyResponse", id="037-no-choice"),
+]
+
+
+@pytest.mark.parametrize(("fault", "error"), BEFORE)
+def test_the_caller_sees_only_the_winner(start: Start, fault: Fault, error: str) -> None:
+    loop = start(2, providers={"a": {"timeout": 0.4}}, policy={"idle_timeout": 0.3})
+    loop.provider("a").script(fault)
+    stream = loop.stream(LONG)
+    assert text_of(stream) == LONG
+    assert stream.route.endpoint == f"b/{MODEL}"
+    failed, answered = stream.route.attempts
+    assert issubclass(getattr(fastroute, str(failed.error)), getattr(fastroute, error))
+    assert answered.outcome == "ok"
+    assert answered.ttft is not None
+
+
+# ---------------------------------------------------------------------------- after it: an error, no failover
+
+AFTER = [
+    pytest.param(Fault.malformed_event(3), "StreamTruncated", id="046-half-an-event"),
+    pytest.param(Fault.insert_event("{nonsense}", 3), "StreamInterrupted", id="046-broken-event"),
+    pytest.param(Fault.stream_error(3), "StreamInterrupted", id="048-error-event"),
+    pytest.param(Fault.stream_cut(3), "StreamTruncated", id="050-orderly-end"),
+    pytest.param(Fault.stream_cut(3, "close"), "StreamTruncated", id="050-closed"),
+    pytest.param(Fault.stream_cut(3, "reset"), "StreamInterrupted", id="050-reset"),
+    pytest.param(
+        Fault.stream_cut(3, "end") | Fault.insert_event("[DONE]", 3), "StreamTruncated", id="050-done"
+    ),
+    pytest.param(Fault.stream_stall(3), "StreamStalled", id="058-silence"),
+]
+
+
+@pytest.mark.parametrize(("fault", "error"), AFTER)
+def test_what_was_handed_out_is_not_taken_back(start: Start, fault: Fault, error: str) -> None:
+    loop = start(2, providers={"all": LIMITS}, policy={"idle_timeout": 0.25})
+    loop.provider("a").script(fault)
+    before = loop.endpoint("a")["available_tokens"]
+    stream = loop.stream(LONG, max_tokens=1000)
+    got: list[str] = []
+    with within(0.3), pytest.raises(fastroute.StreamInterrupted) as caught:  # noqa: PT012
+        for piece in stream:
+            got += [choice.delta.content or "" for choice in piece.choices]
+    assert type(caught.value).__name__ == error
+    assert "".join(got) == LONG[:8]
+    assert caught.value.partial_text == LONG[:8]
+    assert caught.value.usage is not None
+    assert caught.value.usage.source == "estimated"
+    assert caught.value.usage.completion_tokens > 0
+    assert loop.provider("b").received == 0
+    (attempt,) = caught.value.attempts
+    assert (attempt.outcome, attempt.maybe_billed, attempt.usage_source) == ("failed", True, "estimated")
+    assert attempt.cost_nano
+    assert before - loop.endpoint("a")["available_tokens"] >= 1000
+    assert loop.endpoint("a")["failed"] == 1
+    with pytest.raises(StopIteration):
+        next(stream)
+    assert [event.error for event in loop.of(events.CallFinished)] == [error]
+
+
+def test_048_the_deadline_of_the_call_is_its_own_error(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.stream_stall(3))
+    with within(0.4), pytest.raises(fastroute.DeadlineExceeded):
+        text_of(loop.stream(LONG, timeout=0.4))
+
+
+def test_048_truncated_and_stalled_streams_open_the_breaker(start: Start) -> None:
+    loop = start(1, policy={"idle_timeout": 0.1, "breaker": {"failures": 3}})
+    loop.provider().script(Fault.stream_cut(3), Fault.stream_cut(3, "reset"), Fault.stream_stall(3))
+    for _ in range(3):
+        with pytest.raises(fastroute.StreamInterrupted):
+            text_of(loop.stream(LONG))
+    assert loop.endpoint()["state"] == "open"
+
+
+# --------------------------------------------------------------------------------------------- the end
+
+
+def test_049_a_missing_done_is_forgiven(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.no_done())
+    stream = loop.stream(LONG)
+    assert text_of(stream) == LONG
+    assert stream.usage is not None
+    assert stream.usage.source == "provider"
+    assert stream.completion().choices[0].finish_reason == "stop"
+
+
+def test_051_what_comes_after_done_is_ignored_and_reaches_nobody(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.after_done())
+    assert text_of(loop.stream(LONG)) == LONG
+    assert loop.ask("next").text == "next"
+
+
+def test_052_done_without_its_blank_line(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(
+        streamed(sse(chunk("x", "stop")) + b"data: [DONE]"),
+        streamed(sse(chunk("x"))[:-1] + b"\n" + b"data: " + json.dumps(chunk("y", "stop")).encode()),
+    )
+    assert text_of(loop.stream()) == "x"
+    assert text_of(loop.stream()) == "xy"
+
+
+def test_053_usage_is_the_last_and_shown_only_to_who_asked(start: Start) -> None:
+    style = StreamStyle(usage_in_every_chunk=True)
+    loop = start({"a": Provider(answer=LONG), "b": Provider(answer=LONG, style=style)})
+    for name in ("a", "b"):
+        if name == "b":
+            loop.provider("a").kill()
+        unasked = loop.stream("question")
+        chunks = list(unasked)
+        assert all(piece.usage is None and piece.choices for piece in chunks)
+        assert all("usage" not in piece.to_dict() for piece in chunks)
+        assert unasked.usage is not None
+        assert unasked.usage.source == "provider"
+        assert unasked.usage.completion_tokens == -(-len(LONG) // 4)
+        asked = loop.stream("question", stream_options={"include_usage": True})
+        *_, last = list(asked)
+        assert last.usage == asked.usage == unasked.usage
+
+
+def test_053_a_settled_stream_costs_what_it_used(start: Start) -> None:
+    loop = start(1, providers={"a": LIMITS})
+    before = loop.endpoint()["available_tokens"]
+    stream = loop.stream(LONG, max_tokens=5000)
+    assert before - loop.endpoint()["available_tokens"] > 5000  # reserved while it runs
+    text_of(stream)
+    assert stream.usage is not None
+    assert before - loop.endpoint()["available_tokens"] == stream.usage.total_tokens
+    (row,) = loop.attempts
+    assert (row.prompt_tokens, row.completion_tokens) == (
+        stream.usage.prompt_tokens,
+        stream.usage.completion_tokens,
+    )
+    assert row.stream
+    assert row.ttft is not None
+    assert stream.route.cost_nano == row.cost_nano == row.prompt_tokens * 1000 + row.completion_tokens * 2000
+
+
+def refuse_stream_options(request: Received) -> Fault | None:
+    if "stream_options" not in request.json:
+        return None
+    error = {
+        "message": "Unknown parameter: 'stream_options'.",
+        "type": "invalid_request_error",
+        "param": "stream_options",
+    }
+    return Fault.status(400, {"error": error})
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_054_a_provider_that_knows_no_stream_options(start: Start, attempts: int) -> None:
+    loop = start(1, policy={"max_attempts": attempts})
+    loop.provider().script(refuse_stream_options)
+    if attempts == 1:
+        with pytest.raises(fastroute.BadRequestError):
+            loop.stream(LONG)  # but it is remembered
+    stream = loop.stream(LONG)
+    assert text_of(stream) == LONG
+    assert stream.usage is not None
+    assert stream.usage.source == "estimated"
+    assert stream.usage.completion_tokens > 0
+    assert text_of(loop.stream("again")) == "again"
+    assert ["stream_options" in request.json for request in loop.provider().requests] == [True, False, False]
+    assert loop.endpoint()["failed"] == 0
+
+
+def test_054_many_threads_find_it_out_at_once(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(refuse_stream_options)
+    loop.provider().latency = 0.05  # all are under way before the first is refused
+    found: list[str] = []
+    workers = [threading.Thread(target=lambda: found.append(text_of(loop.stream(LONG)))) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [LONG] * 6
+
+
+def call(index: int, arguments: str, **rest: Any) -> dict[str, Any]:
+    return {"index": index, "function": {"arguments": arguments, **rest.pop("function", {})}, **rest}
+
+
+def test_057_tool_calls_are_put_together_by_index(start: Start) -> None:
+    loop = start(1)
+    pieces = [
+        chunk(tool_calls=[call(0, "", id="call_a", type="function", function={"name": "first"})]),
+        chunk(tool_calls=[call(1, '{"b": "', id="call_b", type="function", function={"name": "second"})]),
+        chunk(tool_calls=[call(0, '{"a": "\\')]),
+        chunk(tool_calls=[call(1, 'y"}'), call(0, 'n"}')]),
+        chunk(finish="tool_calls"),
+        "[DONE]",
+    ]
+    loop.provider().script(streamed(sse(*pieces)))
+    stream = loop.stream()
+    list(stream)
+    calls = stream.completion().choices[0].message.tool_calls
+    assert calls is not None
+    assert [(found.id, found.function.name, json.loads(found.function.arguments)) for found in calls] == [
+        ("call_a", "first", {"a": "\n"}),
+        ("call_b", "second", {"b": "y"}),
+    ]
+
+
+def test_057_two_calls_on_one_index_are_a_broken_stream(start: Start) -> None:
+    loop = start(1)
+    first = sse(chunk(tool_calls=[call(0, "{", id="call_a")]))
+    second = sse(chunk(tool_calls=[call(0, "}", id="call_b")]), chunk(finish="tool_calls"))
+    loop.provider().script(streamed(first, "hang"), streamed(first + second))
+    stream = loop.stream()
+    assert next(stream).choices[0].delta.tool_calls
+    stream.close()
+    assert text_of(loop.stream(LONG)) == LONG  # nothing had been handed out yet: asked again
+    assert loop.attempts[1].error == "UpstreamProtocolError"
+
+
+# ------------------------------------------------------------------------------------- who leaves early
+
+
+def leave_by_close(stream: fastroute.Stream) -> None:
+    next(stream)
+    stream.close()
+
+
+def leave_by_with(stream: fastroute.Stream) -> None:
+    with stream:
+        next(stream)
+
+
+def leave_by_raising(stream: fastroute.Stream) -> None:
+    with pytest.raises(KeyError), stream:  # noqa: PT012
+        for _ in stream:
+            raise KeyError
+
+
+def leave_by_dropping(stream: fastroute.Stream) -> None:
+    next(stream)
+
+
+def leave_in_another_thread(stream: fastroute.Stream) -> None:
+    thread = threading.Thread(target=stream.close)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [leave_by_close, leave_by_with, leave_by_raising, leave_by_dropping, leave_in_another_thread],
+    ids=lambda leave: leave.__name__,
+)
+def test_059_who_leaves_early_gives_everything_back(
+    start: Start, leave: Callable[[fastroute.Stream], None]
+) -> None:
+    loop = start(1, providers={"a": LIMITS})
+    loop.provider().script(Fault.stream_stall(3))
+    before = loop.endpoint()["available_tokens"]
+    stream = loop.stream(LONG, max_tokens=1000)
+    assert loop.endpoint()["in_flight"] == 1
+    with within(1.0):
+        leave(stream)
+        del stream
+        gc.collect()
+        loop.provider().wait_until(lambda provider: provider.abandoned == 1)
+    assert loop.endpoint()["in_flight"] == 0
+    (attempt,) = loop.attempts
+    assert (attempt.outcome, attempt.error, attempt.usage_source) == ("client_cancelled", None, "estimated")
+    assert attempt.cost_nano
+    assert before - loop.endpoint()["available_tokens"] >= 1000  # the provider may charge for all of it
+    assert (loop.endpoint()["failed"], loop.endpoint()["succeeded"]) == (0, 0)
+    assert [event.error for event in loop.of(events.CallFinished)] == ["client_cancelled"]
+
+
+def test_059_a_close_from_another_thread_wakes_the_reader(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.stream_stall(3))
+    stream = loop.stream(LONG)
+    reading = threading.Event()
+
+    def close() -> None:
+        reading.wait()
+        stream.close()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    with within(1.0), pytest.raises(fastroute.StreamInterrupted):  # noqa: PT012
+        for piece in stream:
+            if piece.choices[0].delta.content == LONG[4:8]:
+                reading.set()
+    closer.join()
+    assert [attempt.outcome for attempt in loop.attempts] == ["client_cancelled"]
+
+
+def test_059_a_closed_stream_gives_nothing_more(start: Start) -> None:
+    loop = start(1)
+    stream = loop.stream(LONG)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+    stream.close()
+    assert len(loop.attempts) == 1
+
+
+def test_a_finished_stream_leaves_its_connection_for_the_next(start: Start) -> None:
+    loop = start({"a": Provider(answer=Answer(content=LONG))})
+    for _ in range(5):
+        assert text_of(loop.stream()) == LONG
+    assert loop.provider().connections == 1
