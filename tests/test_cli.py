@@ -288,6 +288,7 @@ def test_explain_as_json(config: Path) -> None:
     (only,) = told["candidates"]
     assert (only["endpoint"], only["rank"], only["state"]) == ("local/gpt-4.1", 0, "closed")
     assert only["price"] > 0
+    assert (only["available_requests"], only["available_tokens"]) == (100, None)
 
 
 def test_explain_without_any_configuration_shows_the_class_alone() -> None:

@@ -125,16 +125,21 @@ def _row(candidate: Candidate) -> list[str]:
         optional(candidate.price, dollars),
         f"{candidate.quality:.2f}",
         seconds(candidate.latency) if candidate.latency else "-",
-        _room(candidate.available_requests),
-        _room(candidate.available_tokens),
+        _spelled(candidate.available_requests),
+        _spelled(candidate.available_tokens),
         candidate.state,
         candidate.verdict,
     ]
 
 
-def _room(count: int | None) -> str:
-    """What a limit lets in at this moment; the core's own figure for no limit is its greatest number."""
-    return "any" if count is None or count >= 2**62 else f"{count:,}"
+def _room(count: int | None) -> int | None:
+    """What a limit lets in now; None for no limit, which the core writes as its greatest number."""
+    return None if count is None or count >= 2**62 else count
+
+
+def _spelled(count: int | None) -> str:
+    count = _room(count)
+    return "any" if count is None else f"{count:,}"
 
 
 def _class(found: Classification) -> dict[str, Any]:
@@ -161,5 +166,12 @@ def _object(plan: Plan) -> dict[str, Any]:
             "output_tokens": plan.estimate.output_tokens,
             "timeout_s": plan.estimate.timeout,
         },
-        "candidates": [asdict(candidate) for candidate in plan.candidates],
+        "candidates": [
+            {
+                **asdict(candidate),
+                "available_requests": _room(candidate.available_requests),
+                "available_tokens": _room(candidate.available_tokens),
+            }
+            for candidate in plan.candidates
+        ],
     }
