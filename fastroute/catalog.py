@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -58,6 +58,10 @@ def _optional(check: Any) -> Any:
     return attrs.validators.optional(check)
 
 
+# The keys by which one model leads to others.
+CHAINS = ("fallbacks", "context_fallbacks", "content_fallbacks")
+
+
 @frozen
 class ModelOverride:
     """What a file says of one model; None where it says nothing.
@@ -71,6 +75,8 @@ class ModelOverride:
         latency: seconds a medium answer typically takes, until measured.
         tier: the tier it belongs to when a configuration defines none.
         fallbacks: models to try, in order, when this one cannot be had.
+        context_fallbacks: models to try instead when the input is too long for this one.
+        content_fallbacks: models to try instead when this one's content filter refuses.
         providers: the name each provider knows the model by.
     """
 
@@ -90,6 +96,8 @@ class ModelOverride:
     )
     tier: str | None = field(default=None, validator=_optional(one_of(TIERS)))
     fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
+    context_fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
+    content_fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
     providers: Mapping[str, str] | None = field(default=None, validator=_optional(mapping_of(text())))
 
 
@@ -105,7 +113,8 @@ class Model:
         quality: 0 to 1.
         latency: typical seconds before anything is measured; 0 is unknown.
         tier: the tier it belongs to by default.
-        fallbacks: models to try when it cannot be had.
+        fallbacks, context_fallbacks, content_fallbacks: models to try when it cannot be had, when the input
+            is too long for it, when its content filter refuses.
         providers: the name each provider knows it by.
         known: whether the catalogue or the user says anything of it.
     """
@@ -121,8 +130,16 @@ class Model:
     latency: float = 0.0
     tier: str | None = None
     fallbacks: tuple[str, ...] = ()
+    context_fallbacks: tuple[str, ...] = ()
+    content_fallbacks: tuple[str, ...] = ()
     providers: Mapping[str, str] = field(factory=dict)
     known: bool = False
+
+    def chained(self) -> Iterator[tuple[str, str]]:
+        """Every chain that leads on from this model, as (chain, model)."""
+        for chain in CHAINS:
+            for target in getattr(self, chain):
+                yield chain, target
 
     @property
     def priced(self) -> bool:
@@ -218,9 +235,12 @@ class Catalog:
                 merged.pop(name, None)
         catalog = attrs.evolve(self, models=merged, aliases={**self.aliases, **(aliases or {})})
         for name, model in merged.items():
-            if model.fallbacks:
-                # Written as aliases or not, they are followed by the models' own names.
-                merged[name] = attrs.evolve(model, fallbacks=tuple(map(catalog._own_name, model.fallbacks)))
+            # Written as aliases or not, chains are followed by the models' own names.
+            chains: dict[str, Any] = {
+                chain: tuple(map(catalog._own_name, getattr(model, chain))) for chain in CHAINS
+            }
+            if any(chains.values()):
+                merged[name] = attrs.evolve(model, **chains)
         return catalog
 
     def resolve(self, name: str) -> str:
@@ -326,14 +346,13 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
         merged = base.with_overrides(overrides, aliases)
         problems += alias_problems(aliases, merged.aliases, merged.models)
         for name in overrides:
-            for target in merged.models[name].fallbacks:
+            for chain, target in merged.models[name].chained():
+                path = f"models.{quoted(name)}.{chain}"
                 if target == name:
-                    problems.append(f"models.{quoted(name)}.fallbacks: names the model itself")
+                    problems.append(f"{path}: names the model itself")
                 elif target not in merged.models:
                     hint = did_you_mean(target, merged.models)
-                    problems.append(
-                        f"models.{quoted(name)}.fallbacks: no model is called {show(target)}{hint}"
-                    )
+                    problems.append(f"{path}: no model is called {show(target)}{hint}")
         if not problems:
             return attrs.evolve(merged, version=LAYOUT, date=day, source=source)
     raise errors.ConfigError([f"{where}: {problem}" for problem in problems])

@@ -22,6 +22,7 @@ from attrs import frozen
 
 from . import _core, errors, events
 from .attempt import Attempts
+from .catalog import Model
 from .config import Policy
 from .plan import Plan
 from .retry import Action, RetryPolicy
@@ -54,6 +55,7 @@ class _Progress:
     """One call's way through its plan."""
 
     __slots__ = (
+        "chain",
         "excluded",
         "failed",
         "failed_slowly",
@@ -78,6 +80,12 @@ class _Progress:
         self.too_small: set[str] = set()  # models whose window the request does not fit
         self.without_usage: set[str] = set()  # endpoints that were to be asked again without stream_options
         self.wider_than = 0  # only models with a larger window than this are left to ask
+        self.chain: tuple[str, Model] | None = None  # the chain that took the plan's place, and whose it is
+
+    def detour(self, chain: str, model: Model) -> None:
+        """Leaves the plan for a chain of models that can take what this one could not, if it has one."""
+        if getattr(model, chain):
+            self.chain = (chain, model)
 
 
 class Dispatcher:
@@ -170,6 +178,10 @@ class Dispatcher:
                 f"{progress.primary}"
             ) from progress.primary
         action = verdict.action
+        if isinstance(error, errors.ContentFilterError) and endpoint.model.content_fallbacks:
+            action = Action.FAIL_OVER
+            progress.primary = error
+            progress.detour("content_fallbacks", endpoint.model)
         if action is Action.STOP:
             raise error
         if action is Action.WITHOUT_USAGE:
@@ -189,6 +201,7 @@ class Dispatcher:
             progress.too_small.add(endpoint.model.name)
             progress.wider_than = max(progress.wider_than, endpoint.model.context_window)
             progress.primary = error
+            progress.detour("context_fallbacks", endpoint.model)
         else:
             progress.excluded.add(endpoint.name)
 
@@ -216,14 +229,18 @@ class Dispatcher:
         return None
 
     def _untried(self, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
-        for endpoint, stage in plan.walk():
+        if progress.chain is not None:
+            walk = plan.detour(*progress.chain)
+        else:
+            walk = ((endpoint, stage.tier) for endpoint, stage in plan.walk())
+        for endpoint, tier in walk:
             if endpoint.name in progress.tried or endpoint.name in progress.excluded:
                 continue
             if endpoint.model.name in progress.too_small:
                 continue
             if progress.wider_than and 0 < endpoint.model.context_window <= progress.wider_than:
                 continue
-            yield endpoint, stage.tier
+            yield endpoint, tier
 
     def _tokens(self, call: Call, endpoint: Endpoint) -> int:
         """Tokens to reserve: the calibrated input and the expected output."""

@@ -4,9 +4,9 @@ Owns the decision and its explanation. Pure but for reading the core's state: no
 counted here, so a plan may be made and thrown away. Carrying it out is `dispatch.py`.
 
 A plan has stages, asked one after the other: the tier or model that the request calls for, then the fallback
-models of what was in it. Within a stage the core ranks: models of a tier by price / (quality × speed), the
-endpoints of a model by the policy's strategy. A stage is ranked when it is reached, so a later one sees the
-state of its moment.
+models of what was in it, then, for a tier, the cheaper tiers. Within a stage the core ranks: models of a tier
+by price / (quality × speed), the endpoints of a model by the policy's strategy. A stage is ranked when it is
+reached, so a later one sees the state of its moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import orjson
 from attrs import frozen
 
 from . import _core
-from .catalog import Catalog
+from .catalog import Catalog, Model
 from .classify import Classifier
 from .config import AUTO, Config, tiers_of
 from .errors import (
@@ -49,6 +49,11 @@ STRATEGIES: Mapping[str, int] = {
     "lowest-usage": _core.LOWEST_USAGE,
     "two-choices": _core.TWO_CHOICES,
     "ordered": _core.ORDERED,
+}
+_CHAIN_NAMES = {
+    "fallbacks": "fallback",
+    "context_fallbacks": "fallback for long input",
+    "content_fallbacks": "fallback for filtered content",
 }
 _MIDDLE_TIER = "standard"  # where a request goes that nobody could classify with confidence
 
@@ -197,7 +202,10 @@ class Planner:
         )
 
     def later_stages(self, first: Stage) -> Iterator[Stage]:
-        """The fallback models of those in the first stage, breadth first, each once."""
+        """What follows the first stage: the fallback models of those in it, breadth first; cheaper tiers.
+
+        Each endpoint comes once.
+        """
         seen = {endpoint.model.name for endpoint in first.endpoints}
         level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
         while level:
@@ -207,10 +215,26 @@ class Planner:
                     if name not in seen:
                         seen.add(name)
                         names.append(name)
-            stage = self._stage(("fallback", *names)) if names else None
+            stage = self._stage(("fallbacks", *names)) if names else None
             if stage is not None:
                 yield stage
             level = [self._catalog.model(name) for name in names]
+        if first.tier is None or not self._config.policy.cascade:
+            return
+        for tier in reversed(self._tiers[: self._tiers.index(first.tier)]):
+            names = [name for name in self._model_names(tier) if name not in seen]
+            seen.update(names)
+            stage = self._stage(("tier", tier, *names)) if names else None
+            if stage is not None:
+                yield stage
+
+    def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
+        """The endpoints of a model's ``context_fallbacks`` or ``content_fallbacks``, first choice first."""
+        names = getattr(model, chain)
+        stage = self._stage((chain, *names)) if names else None
+        if stage is not None:
+            for place in self.rank(plan, stage).order:
+                yield stage.endpoints[place], None
 
     def explain(self, scan: Any, failure: str | None) -> Classification:
         if scan is None:
@@ -256,10 +280,13 @@ class Planner:
         return stage
 
     def _tier_stage(self, tier: str) -> Stage:
-        stage = self._stage(("tier", tier))
+        stage = self._stage(("tier", tier, *self._model_names(tier)))
         if stage is None:
             raise NoEndpointError(f'no model of the tier "{tier}" has an endpoint')
         return stage
+
+    def _model_names(self, tier: str) -> list[str]:
+        return [self._catalog.resolve(name) for name in self._models_of[tier]]
 
     def _default_tier(self) -> str:
         if not self._tiers:
@@ -284,14 +311,14 @@ class Planner:
             return self._stages[key]
         kind, *names = key
         if kind == "tier":
-            models = [self._catalog.resolve(name) for name in self._models_of[names[0]]]
-            stage = self._build(f"tier {names[0]}", names[0], models, by_value=True)
+            tier, *models = names
+            stage = self._build(f"tier {tier}", tier, models, by_value=True)
         elif kind == "model":
             stage = self._build(f"model {names[0]}", None, names, by_value=False)
             if stage is None:
                 return None  # a caller's spelling: not remembered, or any text would grow the table
         else:
-            stage = self._build("fallback", None, names, by_value=False)
+            stage = self._build(_CHAIN_NAMES[kind], None, names, by_value=False)
         self._stages[key] = stage
         return stage
 
@@ -381,6 +408,10 @@ class Plan:
             endpoints = stage.endpoints
             for place in ranked.order:
                 yield endpoints[place], stage
+
+    def detour(self, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
+        """As `walk`, over the models that stand in for one that cannot take this input."""
+        return self._planner.detour(self, chain, model)
 
     @property
     def relaxed(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fastroute import errors
 from fastroute._checks import did_you_mean, quoted, show
-from fastroute.catalog import Catalog, alias_problems
+from fastroute.catalog import CHAINS, Catalog, alias_problems
 
 from .models import AUTO, CLASSIFIERS, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
@@ -146,19 +146,25 @@ def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Itera
         if name not in served and not known.models[name].providers:
             hint = did_you_mean(name, [*served, *known.models.keys() - {name}])
             yield f"{path}: no endpoint serves such a model{hint}, must be named by an endpoint"
-        for target in override.fallbacks or ():
-            if target == name:
-                yield f"{path}.fallbacks: names the model itself, must name others"
-            elif _resolved(target, aliases, served) not in served:
-                yield f"{path}.fallbacks: {_not_served(target, known, served)}"
-    yield from _fallback_circles([*config.models, *known.models], known, aliases, served)
+        for chain in CHAINS:
+            for target in getattr(override, chain) or ():
+                if target == name:
+                    yield f"{path}.{chain}: names the model itself, must name others"
+                elif _resolved(target, aliases, served) not in served:
+                    yield f"{path}.{chain}: {_not_served(target, known, served)}"
+    for chain in CHAINS:
+        yield from _circles(chain, [*config.models, *known.models], known, aliases, served)
 
 
-def _fallback_circles(
-    starts: Iterable[str], known: Catalog, aliases: Mapping[str, str], served: Collection[str]
+def _circles(
+    chain: str,
+    starts: Iterable[str],
+    known: Catalog,
+    aliases: Mapping[str, str],
+    served: Collection[str],
 ) -> Iterable[str]:
     edges = {
-        name: [_resolved(target, aliases, served) for target in model.fallbacks]
+        name: [_resolved(target, aliases, served) for target in getattr(model, chain)]
         for name, model in known.models.items()
     }
     done: set[str] = set()
@@ -175,7 +181,7 @@ def _fallback_circles(
                 circle = [*path[path.index(name) :], name]
                 if len(circle) > 2:  # a model that names itself has been reported
                     yield (
-                        f"models.{quoted(name)}.fallbacks: go round in a circle ({' → '.join(circle)}), "
+                        f"models.{quoted(name)}.{chain}: go round in a circle ({' → '.join(circle)}), "
                         "must end somewhere"
                     )
             elif name not in done:
