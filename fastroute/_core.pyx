@@ -14,7 +14,7 @@ Not here: I/O, sleeping, configuration, money budgets, and the meaning of names.
 
 cimport cython
 from cpython.exc cimport PyErr_Occurred
-from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong
+from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.math cimport log
 from libc.string cimport memset

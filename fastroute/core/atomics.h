@@ -134,6 +134,15 @@ static const double fr_powers[32] = {
     0x1.172b83c7d517bp-1, 0x1.11301d0125b51p-1, 0x1.0b5586cf9890fp-1, 0x1.059b0d3158574p-1,
 };
 
+/* a / d for 0 <= a <= FR_TIME_MAX by the reciprocal 2**64 / d: a multiplication where the division takes 20 cycles.
+ * The product is short of the quotient by at most one, which the remainder shows. */
+static inline uint64_t fr_reciprocal(uint64_t d) { return UINT64_MAX / d; }
+
+static inline uint64_t fr_divide(uint64_t a, uint64_t d, uint64_t reciprocal) {
+    uint64_t q = (uint64_t)(((unsigned __int128)a * reciprocal) >> 64);
+    return q + (a - q * d >= d);
+}
+
 /* e**-x for x >= 0, to 1e-8 of its value; 0 from e**-700 on. Inlined, and a third of the time of exp().
  *
  * With x = (32 k + j + f) ln2/32, f in [0, 1): 2**-k from the exponent, 2**(-j/32) from the table, the rest by four

@@ -53,6 +53,7 @@ cdef struct BreakerRules:        # all times in ns
     double rate                  # or this share of failures in the window,
     int64_t min_calls            # once it has seen so many results
     int64_t window               # length of one of the window's ten buckets
+    uint64_t window_reciprocal
     int64_t open                 # the first opening lasts half to all of this
     int64_t max_open             # and no opening longer than this
     int64_t reset                # closed for so long: the next opening is a first one again
@@ -91,6 +92,7 @@ cdef int set_rules(
     new.rate = rate
     new.min_calls = whole("min_calls", min_calls, 1, WINDOW_COUNT_MAX)
     new.window = <int64_t>(seconds("window_s", window_s, 0.01, 86400.0) * 1e9) // WINDOW_WORDS
+    new.window_reciprocal = fr_reciprocal(new.window)
     new.open = <int64_t>(seconds("open_s", open_s, 0.001, 86400.0) * 1e9)
     new.max_open = <int64_t>(seconds("max_open_s", max_open_s, open_s, 86400.0) * 1e9)
     new.reset = <int64_t>(seconds("reset_s", reset_s, 0.0, 86400.0) * 1e9)
@@ -166,7 +168,7 @@ cdef inline int64_t breaker_peek(uint64_t word, int64_t now) noexcept nogil:
 
 cdef inline void window_add(const BreakerRules *rules, const BreakerCells *cells, bint failure, int64_t now) noexcept nogil:
     """Counts one result in the bucket of now: bucket number (24 bits) | calls (20 bits) | failures (20 bits)."""
-    cdef uint64_t number = <uint64_t>now // <uint64_t>rules.window
+    cdef uint64_t number = fr_divide(now, rules.window, rules.window_reciprocal)
     cdef uint32_t index = number % WINDOW_WORDS
     cdef uint64_t *place = cells.window[index // 5] + index % 5
     cdef uint64_t word = fr_load(place)
@@ -188,7 +190,7 @@ cdef inline void window_add(const BreakerRules *rules, const BreakerCells *cells
 
 
 cdef inline bint window_trips(const BreakerRules *rules, const BreakerCells *cells, int64_t now) noexcept nogil:
-    cdef uint64_t number = <uint64_t>now // <uint64_t>rules.window
+    cdef uint64_t number = fr_divide(now, rules.window, rules.window_reciprocal)
     cdef uint64_t word
     cdef int64_t calls = 0
     cdef int64_t failures = 0

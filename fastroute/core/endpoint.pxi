@@ -99,6 +99,7 @@ cdef inline int64_t permit_take(EndpointParts *e, int slot) noexcept nogil:
             if fr_cas_u16(place, seen, new):
                 e.hint = index + 1
                 fr_add_i32(&e.hot.in_flight, 1)
+                refresh_load(e.hot)
                 return index | <int64_t>slot << 12 | <int64_t>(new >> 8) << 20
         index += 1
         if index >= e.max_in_flight:
@@ -140,6 +141,7 @@ cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexc
         return False
     e.hint = index
     fr_add_i32(&e.hot.in_flight, -1)
+    refresh_load(e.hot)
     return True
 
 
@@ -164,6 +166,7 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
                 seen = fr_load_u16(place)
                 if (seen & 0xFF) == slot and fr_cas_u16(place, seen, seen & 0xFF00):
                     fr_add_i32(&(<Hot *>hot).in_flight, -1)
+                    refresh_load(<Hot *>hot)
 
 
 cdef int permits_taken(uint64_t *table, uint64_t mask, uint64_t key) noexcept nogil:
@@ -198,6 +201,7 @@ cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
         taken = permits_taken(table, mask, hot.key)
         if seen != taken and taken == permits_taken(table, mask, hot.key):
             fr_cas_i32(&hot.in_flight, &seen, taken)
+            refresh_load(hot)
 
 
 # Functions ------------------------------------------------------------------------------------------------------------
@@ -341,24 +345,25 @@ cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t sta
     Never measured: nothing when idle, so that it is tried; a poor load once a call is under way, so that one call tries
     it and not all; and poor as long as its failures are fresh, so that what only ever fails is not for ever the first.
     """
-    cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
-    cdef uint64_t word = fr_load(&hot.failure)
-    cdef double failure = 0.0
-    cdef double load
-    if word:
-        failure = fr_value(word) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * inverse_tau)
-    word = fr_load(&hot.ewma)
-    load = fr_value(word)
+    cdef uint64_t measured = fr_load(&hot.ewma)
+    cdef uint64_t failing = fr_load(&hot.failure)
+    cdef int32_t in_flight
+    cdef double failure, load
+    if failing == 0:
+        # Without failures the load kept ready is all but faded.
+        if measured == 0:
+            return fr_load_float(&hot.load)
+        return <float>(fr_load_float(&hot.load) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau))
+    in_flight = max(fr_load_i32(&hot.in_flight), 0)
+    failure = fr_value(failing) * fr_decay(fr_elapsed(stamp, fr_stamp(failing)) * inverse_tau)
+    load = fr_value(measured)
     if load > 0:
-        load = (load + fr_load_float(&hot.spread)) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * inverse_tau)
+        load = (load + fr_load_float(&hot.spread)) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau)
     elif in_flight or failure >= FR_FORGIVEN:
         load = FR_UNMEASURED
     else:
         return 0.0
-    load *= in_flight + 1
-    if failure > 0:
-        load /= success_of(failure) * success_of(failure)
-    return <float>load
+    return <float>(load * (in_flight + 1) / (success_of(failure) * success_of(failure)))
 
 
 cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:
@@ -370,12 +375,8 @@ cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept
 
 
 cdef inline float load_without_decay(const Hot *hot, float inverse_weight) noexcept nogil:
-    """The same from the score kept by the last call, as if no time had passed since, and before the ramp."""
-    cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
-    cdef float score = fr_load_float(&hot.score)
-    if score == 0 and in_flight:
-        score = <float>FR_UNMEASURED
-    return score * <float>(in_flight + 1) * inverse_weight
+    """The same as the last call left it, as if no time had passed since, and before the ramp."""
+    return fr_load_float(&hot.load) * inverse_weight
 
 
 # Class ----------------------------------------------------------------------------------------------------------------

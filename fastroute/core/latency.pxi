@@ -64,6 +64,15 @@ cdef inline double success_of(double failure) noexcept nogil:
     return max(1.0 - failure, FR_MIN_SUCCESS)
 
 
+cdef inline void refresh_load(Hot *hot) noexcept nogil:
+    """Brings ``load`` up to its parts. Two that do so at once may leave the older; the next call mends it."""
+    cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
+    cdef float score = fr_load_float(&hot.score)
+    if score == 0 and in_flight:
+        score = <float>FR_UNMEASURED
+    fr_store_float(&hot.load, score * <float>(in_flight + 1))
+
+
 cdef inline void set_score(const LatencyCells *cells) noexcept nogil:
     """The load of one call without decay, kept ready for ranking. 0 only if never measured nor failed."""
     cdef double failure = fr_value(fr_load(&cells.hot.failure))
@@ -76,6 +85,7 @@ cdef inline void set_score(const LatencyCells *cells) noexcept nogil:
     if failure > 0:
         score = score / (success_of(failure) * success_of(failure))
     fr_store_float(&cells.hot.score, <float>score)
+    refresh_load(cells.hot)
 
 
 cdef inline void latency_record(const LatencyCells *cells, int outcome, double x, int64_t now) noexcept nogil:

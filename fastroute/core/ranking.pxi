@@ -631,38 +631,47 @@ cdef class Ranking:
     cdef int pick_least_loaded(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:
         cdef uint32_t n = self.count
         cdef uint32_t start = <uint32_t>(seed % n)
-        cdef uint32_t i = start
-        cdef int best = -1
         cdef float best_load = <float>FR_INFINITY
-        cdef float load
-        cdef const Item *item
-        cdef uint32_t stamp
+        cdef int best = -1
+        cdef int probe = -1
         if decay and now == 0:
             now = fr_clock_coarse()
-        stamp = fr_millis(now)
-        while True:
+        # From where the seed says to the end, then the rest, so that ties fall differently each time.
+        self.least_loaded(start, n, decay, &now, &best, &best_load, &probe)
+        if probe < 0 and start:
+            self.least_loaded(0, start, decay, &now, &best, &best_load, &probe)
+        return probe if probe >= 0 else best
+
+    cdef inline void least_loaded(
+        self, uint32_t first, uint32_t end, bint decay, int64_t *now, int *best, float *best_load, int *probe
+    ) noexcept nogil:
+        """The least loaded of a stretch, if it is less loaded than the best so far; stops at one that awaits a probe."""
+        cdef uint32_t i
+        cdef uint32_t stamp = fr_millis(now[0])
+        cdef float load
+        cdef float least = best_load[0]
+        cdef int at = best[0]
+        cdef const Item *item
+        for i in range(first, end):
             item = &self.items[i]
             if is_unsettled(item.hot):
-                if now == 0:
-                    now = fr_clock_coarse()
-                if not can_be_had(item, now):
-                    load = <float>FR_INFINITY
-                elif control_state(fr_load(&item.hot.breaker)) != STATE_CLOSED:
-                    return <int>i
-                else:
-                    load = ramped_load(item, decay, now)
+                if now[0] == 0:
+                    now[0] = fr_clock_coarse()
+                if not can_be_had(item, now[0]):
+                    continue
+                if control_state(fr_load(&item.hot.breaker)) != STATE_CLOSED:
+                    probe[0] = <int>i
+                    return
+                load = ramped_load(item, decay, now[0])
             elif decay:
                 load = decayed_load(item, stamp)
             else:
                 load = load_without_decay(item.hot, item.penalty)
-            if load < best_load:
-                best_load = load
-                best = <int>i
-            i += 1
-            if i == n:
-                i = 0
-            if i == start:
-                return best
+            if load < least:
+                least = load
+                at = <int>i
+        best_load[0] = least
+        best[0] = at
 
     cdef int pick_of_two(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:
         """The better of two drawn at random; -1 if either is not plainly closed, or there are not two."""

@@ -8,7 +8,7 @@
 # the valid beginning of every kind, so there is no second step that a killed process could leave undone. Cells are
 # never given back.
 
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "atomics.h" nogil:
     const int64_t FR_TIME_MAX
@@ -36,6 +36,8 @@ cdef extern from "atomics.h" nogil:
     double fr_elapsed(uint32_t later, uint32_t earlier) noexcept
     int64_t fr_sum(int64_t a, int64_t b) noexcept
     int64_t fr_product(int64_t a, int64_t b) noexcept
+    uint64_t fr_reciprocal(uint64_t d) noexcept
+    uint64_t fr_divide(uint64_t a, uint64_t d, uint64_t reciprocal) noexcept
     double fr_decay(double x) noexcept
     uint64_t fr_mix(uint64_t x) noexcept
     double fr_fraction(uint64_t mixed) noexcept
@@ -92,13 +94,13 @@ cdef struct Worker:              # 16 bytes
 cdef struct Hot:                 # one cell: all that ranking reads of an endpoint
     uint64_t key
     int32_t in_flight            # calls now under way, approximate (the permits are exact)
-    float score                  # load of one call here without decay; 0: never measured
+    float load                   # score * (in_flight + 1), kept ready for the quickest choice; see refresh_load
     uint64_t breaker             # control word, see breaker.pxi
     uint64_t block               # excluded until (us) << 8 | reason
     uint64_t ewma                # float seconds | stamp
     uint64_t failure             # float failure rate 0..1 | stamp
     float spread                 # float seconds
-    uint32_t spare
+    float score                  # load of one call here without decay; 0: never measured
     int64_t tat                  # token bucket's theoretical arrival time, ns
 
 cdef struct Cold:                # one cell: what only admit and finish touch
@@ -176,12 +178,15 @@ cdef uint64_t boot_hash():
 # Cython's own conversion would cut 1.5 down to 1; these take nothing but integers, so that seconds given for ns fail.
 
 cdef inline int64_t integer(object value) except? -1:
+    # Of an int Cython's own conversion is inlined; for the rest only what has an __index__ passes here.
+    if PyLong_Check(value):
+        return value
     return PyLong_AsLongLong(value)
 
 
 cdef inline int64_t moment(object now) except -1:
     """A caller's time. 0 means: read the clock."""
-    cdef int64_t value = PyLong_AsLongLong(now)
+    cdef int64_t value = integer(now)
     if value < 0 or value > FR_TIME_MAX:
         if value == -1 and PyErr_Occurred():
             return -1
@@ -191,7 +196,7 @@ cdef inline int64_t moment(object now) except -1:
 
 cdef inline int64_t amount(str what, object value, int64_t low) except? -1:
     """A number of permits or tokens: large enough for any use, small enough to be added and negated."""
-    cdef int64_t number = PyLong_AsLongLong(value)
+    cdef int64_t number = integer(value)
     if number < low or number > FR_TIME_MAX:
         if number == -1 and PyErr_Occurred():
             return -1
@@ -210,7 +215,7 @@ cdef inline int64_t patience(object max_wait) except -1:
 
 
 cdef inline int64_t ticket_of(object ticket) except -1:
-    cdef int64_t value = PyLong_AsLongLong(ticket)
+    cdef int64_t value = integer(ticket)
     if value < 0:
         if value == -1 and PyErr_Occurred():
             return -1
