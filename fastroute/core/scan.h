@@ -53,7 +53,8 @@ typedef struct {
     uint64_t all;                        /* a bit for every pattern */
     int vectors;                         /* whether the AVX2 kernel is to be used; the rest is for it */
     uint64_t bucket[8];                  /* patterns of each bucket */
-    uint8_t inner;                       /* buckets whose patterns may begin within a word */
+    uint8_t used;                        /* buckets that hold patterns */
+    uint8_t inner;                       /* those whose patterns may begin within a word */
     uint8_t low[4][16], high[4][16];     /* buckets possible by the nibbles of a pattern's first four characters */
 } scan_table;
 
@@ -123,29 +124,62 @@ static inline uint8_t scan_narrow(uint32_t c)
     return byte ? byte : scan_learn(c);
 }
 
-/* Narrows 16 characters at a time if none of them is above U+00FF, which the compiler makes into a pack. */
-#define SCAN_DEFINE_COPY(NAME, UNIT)                                        \
-    static void NAME(uint8_t *restrict to, const UNIT *restrict from, size_t n) \
-    {                                                                       \
-        size_t i = 0;                                                       \
-        for (; i + 16 <= n; i += 16) {                                      \
-            UNIT seen = 0;                                                  \
-            for (int k = 0; k < 16; k++)                                    \
-                seen |= from[i + k];                                        \
-            if (seen < 0x100) {                                             \
-                for (int k = 0; k < 16; k++)                                \
-                    to[i + k] = (uint8_t)from[i + k];                       \
-            } else {                                                        \
-                for (int k = 0; k < 16; k++)                                \
-                    to[i + k] = scan_narrow(from[i + k]);                   \
-            }                                                               \
-        }                                                                   \
-        for (; i < n; i++)                                                  \
-            to[i] = scan_narrow(from[i]);                                   \
+/* Narrows 16 characters if none of them is above U+00FF, and says whether it did. */
+static inline int scan_pack2(uint8_t *to, const Py_UCS2 *from)
+{
+#if defined(__SSE2__)
+    __m128i a = _mm_loadu_si128((const __m128i *)from), b = _mm_loadu_si128((const __m128i *)(from + 8));
+    __m128i high = _mm_srli_epi16(_mm_or_si128(a, b), 8);
+    if (_mm_movemask_epi8(_mm_cmpeq_epi16(high, _mm_setzero_si128())) != 0xFFFF)
+        return 0;
+    _mm_storeu_si128((__m128i *)to, _mm_packus_epi16(a, b));
+#else
+    Py_UCS2 seen = 0;
+    for (int k = 0; k < 16; k++)
+        seen |= from[k];
+    if (seen >= 0x100)
+        return 0;
+    for (int k = 0; k < 16; k++)
+        to[k] = (uint8_t)from[k];
+#endif
+    return 1;
+}
+
+static inline int scan_pack4(uint8_t *to, const Py_UCS4 *from)
+{
+#if defined(__SSE2__)
+    __m128i a = _mm_loadu_si128((const __m128i *)from), b = _mm_loadu_si128((const __m128i *)(from + 4));
+    __m128i c = _mm_loadu_si128((const __m128i *)(from + 8)), d = _mm_loadu_si128((const __m128i *)(from + 12));
+    __m128i high = _mm_srli_epi32(_mm_or_si128(_mm_or_si128(a, b), _mm_or_si128(c, d)), 8);
+    if (_mm_movemask_epi8(_mm_cmpeq_epi32(high, _mm_setzero_si128())) != 0xFFFF)
+        return 0;
+    _mm_storeu_si128((__m128i *)to, _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
+#else
+    Py_UCS4 seen = 0;
+    for (int k = 0; k < 16; k++)
+        seen |= from[k];
+    if (seen >= 0x100)
+        return 0;
+    for (int k = 0; k < 16; k++)
+        to[k] = (uint8_t)from[k];
+#endif
+    return 1;
+}
+
+#define SCAN_DEFINE_COPY(NAME, PACK, UNIT)                              \
+    static void NAME(uint8_t *to, const UNIT *from, size_t n)           \
+    {                                                                   \
+        size_t i = 0;                                                   \
+        for (; i + 16 <= n; i += 16)                                    \
+            if (!PACK(to + i, from + i))                                \
+                for (int k = 0; k < 16; k++)                            \
+                    to[i + k] = scan_narrow(from[i + k]);               \
+        for (; i < n; i++)                                              \
+            to[i] = scan_narrow(from[i]);                               \
     }
 
-SCAN_DEFINE_COPY(scan_copy2, Py_UCS2)
-SCAN_DEFINE_COPY(scan_copy4, Py_UCS4)
+SCAN_DEFINE_COPY(scan_copy2, scan_pack2, Py_UCS2)
+SCAN_DEFINE_COPY(scan_copy4, scan_pack4, Py_UCS4)
 
 /* Bytes beyond one a character that UTF-8 needs. */
 static int64_t scan_utf8_extra(int kind, const void *data, size_t n)

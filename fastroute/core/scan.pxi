@@ -35,6 +35,7 @@ cdef extern from "scan.h":
         uint64_t all
         int vectors
         uint64_t bucket[8]
+        uint8_t used
         uint8_t inner
         uint8_t low[4][16]
         uint8_t high[4][16]

@@ -21,8 +21,11 @@
 enum {
     SCAN_IS_SPACE = 0x0F,                /* four bits, as white space is four rectangles of nibbles */
     SCAN_IS_WORD = 0xE0,                 /* ASCII letters (two bits) and digits */
-    SCAN_IS_DIGIT = 0x80
+    SCAN_IS_DIGIT = 0x80                 /* the sign bit, which can be asked for without a mask */
 };
+
+/* Which patterns to filter for, fixed when compiled: those that may begin within a word, and those that may not. */
+enum { SCAN_INNER = 1, SCAN_OUTER = 2 };
 
 static const uint8_t scan_kind_low[16] = {
     0xC4, 0xE0, 0xE0, 0xE0, 0xE0, 0xE8, 0xE0, 0xE0, 0xE0, 0xE1, 0x61, 0x21, 0x23, 0x23, 0x22, 0x22,
@@ -78,7 +81,7 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
     const __m256i low2 = scan_table16(table->low[2]), high2 = scan_table16(table->high[2]);
     const __m256i low3 = scan_table16(table->low[3]), high3 = scan_table16(table->high[3]);
     const __m256i low0 = scan_table16(table->low[0]);
-    const __m256i inner = _mm256_set1_epi8((char)table->inner), outer = _mm256_set1_epi8((char)~table->inner);
+    const __m256i inner = _mm256_set1_epi8((char)table->inner);
     __m256i high0 = scan_table16(table->high[0]), digits = zero, questions = zero, newlines = zero;
     uint64_t space_before = 0, outside_before = 0, words = 0, found = pass->counts.found;
     uint32_t steps = 0;
@@ -93,7 +96,7 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
     space_before = (before & SCAN_IS_SPACE) != 0;
     outside_before = (before & SCAN_IS_WORD) == 0;
     for (uint32_t i = 0; i < length; i += SCAN_STEP) {
-        uint64_t solid = 0, outside = 0, tick = 0, inside_hits = 0, begin_hits = 0;
+        uint64_t solid = 0, outside = 0, tick = 0, no_inner = 0, no_outer = 0;
 #pragma GCC unroll 2
         for (int k = 0; k < SCAN_STEP; k += 32) {
             const uint8_t *at = text + i + k;
@@ -113,9 +116,12 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
                 hits = _mm256_and_si256(hits, scan_possible(at + 1, low1, high1));
                 hits = _mm256_and_si256(hits, scan_possible(at + 2, low2, high2));
                 hits = _mm256_and_si256(hits, scan_possible(at + 3, low3, high3));
-                inside_hits |= scan_zeros(_mm256_and_si256(hits, inner)) << k;
-                begin_hits |= scan_zeros(_mm256_and_si256(hits, outer)) << k;
-                outside |= scan_zeros(_mm256_and_si256(kind, _mm256_set1_epi8((char)SCAN_IS_WORD))) << k;
+                if (filter & SCAN_INNER)
+                    no_inner |= scan_zeros(_mm256_and_si256(hits, inner)) << k;
+                if (filter & SCAN_OUTER) {
+                    no_outer |= scan_zeros(_mm256_andnot_si256(inner, hits)) << k;
+                    outside |= scan_zeros(_mm256_and_si256(kind, _mm256_set1_epi8((char)SCAN_IS_WORD))) << k;
+                }
             }
         }
         words += (uint64_t)__builtin_popcountll(solid & (~solid << 1 | space_before));
@@ -123,7 +129,9 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
         if (__builtin_expect((tick | pass->ticks) != 0, 0))
             scan_fences(pass, tick);
         if (filter) {
-            uint64_t hits = ~inside_hits | (~begin_hits & (outside << 1 | outside_before));
+            uint64_t hits = filter & SCAN_INNER ? ~no_inner : 0;
+            if (filter & SCAN_OUTER)
+                hits |= ~no_outer & (outside << 1 | outside_before);
             outside_before = outside >> 63;
             for (; hits; hits &= hits - 1)
                 steps += 4 + scan_check(table, text + i + __builtin_ctzll(hits), &found);
@@ -139,27 +147,35 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
     return steps > most;
 }
 
-static SCAN_AVX2 __attribute__((noinline)) uint32_t scan_vectors_count(scan_pass *pass, const uint8_t *text,
-                                                                       uint32_t length)
-{
-    return scan_vectors_as(pass, text, length, 0);
-}
+#define SCAN_DEFINE_VECTORS(NAME, FILTER)                                                                   \
+    static SCAN_AVX2 __attribute__((noinline)) uint32_t NAME(scan_pass *pass, const uint8_t *text, uint32_t length) \
+    {                                                                                                       \
+        return scan_vectors_as(pass, text, length, FILTER);                                                 \
+    }
 
-static SCAN_AVX2 __attribute__((noinline)) uint32_t scan_vectors_filter(scan_pass *pass, const uint8_t *text,
-                                                                        uint32_t length)
-{
-    return scan_vectors_as(pass, text, length, 1);
-}
+SCAN_DEFINE_VECTORS(scan_vectors_count, 0)
+SCAN_DEFINE_VECTORS(scan_vectors_inner, SCAN_INNER)
+SCAN_DEFINE_VECTORS(scan_vectors_outer, SCAN_OUTER)
+SCAN_DEFINE_VECTORS(scan_vectors_both, SCAN_INNER | SCAN_OUTER)
 
 /* What scan_count and scan_walk do, by vectors. */
 static void scan_vectors(scan_pass *pass, const uint8_t *text, uint32_t length)
 {
-    if (pass->counts.found == pass->table->all)
+    uint8_t inner = pass->table->inner, outer = pass->table->used & ~inner;
+    uint32_t exhausted;
+    if (pass->counts.found == pass->table->all) {
         scan_vectors_count(pass, text, length);
-    else if (pass->dense) {
-        scan_vectors_count(pass, text, length);
-        scan_walk(pass, text, length);
-    } else if (scan_vectors_filter(pass, text, length)) {
+        return;
+    }
+    if (pass->dense)
+        exhausted = 1, scan_vectors_count(pass, text, length);
+    else if (!inner)
+        exhausted = scan_vectors_outer(pass, text, length);
+    else if (!outer)
+        exhausted = scan_vectors_inner(pass, text, length);
+    else
+        exhausted = scan_vectors_both(pass, text, length);
+    if (exhausted) {
         pass->dense = 1;
         scan_walk(pass, text, length);
     }

@@ -192,6 +192,7 @@ cdef int _scan_buckets(scan_table *table, list patterns) except -1:
         fresh += 1
     for number, (inner, bits, windows, _) in enumerate(buckets.values()):
         table.bucket[number] = bits
+        table.used |= <uint8_t> (1 << number)
         if inner:
             table.inner |= <uint8_t> (1 << number)
         for place in range(4):
