@@ -9,7 +9,7 @@ Concurrency: all state lives in 64-byte cells of one mapping that forked workers
 compare-and-swap, or harmless if the process dies between two. There is no lock, so nothing to unlock after a
 kill, nothing to deadlock after a fork, and nothing that stalls a gevent hub.
 
-Not here: I/O, sleeping, configuration, money budgets, and the meaning of names.
+Not here: I/O, sleeping, configuration, when a window of a budget begins, and the meaning of names.
 """
 
 cimport cython
@@ -25,4 +25,5 @@ include "core/breaker.pxi"
 include "core/latency.pxi"
 include "core/endpoint.pxi"
 include "core/ranking.pxi"
+include "core/money.pxi"
 include "core/scan.pxi"

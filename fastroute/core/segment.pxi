@@ -331,6 +331,7 @@ cdef class Segment:
             if seen == mine or not fr_cas(&self.workers[number].owner, &seen, mine):
                 continue
             reap_permits(self.table, self.mask, number)
+            reap_reservations(self.table, self.mask, number)
             fr_store(&self.workers[number].started, 0)
             epoch = (mine >> 32) + 1
             fr_cas(&self.workers[number].owner, &mine, (epoch & 0xFFFFFFFF) << 32)
