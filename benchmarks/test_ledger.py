@@ -8,7 +8,6 @@ interpreter lock away is what costs; they report the time of the append alone.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -17,85 +16,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import attrs
-import orjson
 import pytest
 
-from fastroute.ledger import Ledger, journal
+from fastroute.ledger import Ledger
 from fastroute.types import Attempt
+
+from .records import MAKERS, attempt
 
 THREADS = 16
 CALLS = 50
 ROWS = 5_000
-
-COLUMNS = (*journal.FIELDS, "day")
-INSERT = " ".join(
-    ("INSERT INTO attempts (", ",".join(COLUMNS), ") VALUES (", ",".join(f":{name}" for name in COLUMNS), ")")
-)
-
-
-def attempt(n: int) -> Attempt:
-    return Attempt(
-        id=os.urandom(16).hex(),
-        call_id=f"call-{n}",
-        time=1.7e9 + n,
-        endpoint="openai/gpt-4.1",
-        provider="openai",
-        model="gpt-4.1",
-        tier="standard",
-        level="moderate",
-        status_code=200,
-        prompt_tokens=812,
-        completion_tokens=240,
-        usage_source="provider",
-        cost_nano=3_544_000,
-        latency=1.25,
-        tags={"team": "search", "user": "u-17"},
-    )
-
-
-class Direct:
-    """One commit for each entry, on a connection of the thread's own, as a ledger without a journal would."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
-        Ledger(path).close()  # for the schema and the write-ahead log
-
-    def append(self, entry: Attempt) -> None:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(
-                self._path, isolation_level=None, check_same_thread=False, timeout=30
-            )
-            connection.execute("PRAGMA synchronous = NORMAL")
-            self._local.connection = connection
-            self._opened.append(connection)
-        values = dict(attrs.asdict(entry, recurse=False), day=0, tags=orjson.dumps(entry.tags).decode())
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(INSERT, values)
-        connection.execute("COMMIT")
-
-    def close(self) -> None:
-        for connection in self._opened:
-            connection.close()
-
-
-class Nothing:
-    def append(self, entry: Attempt) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-MAKERS: dict[str, Callable[[Path], Any]] = {
-    "no-op": lambda _: Nothing(),
-    "sqlite-commit": Direct,
-    "ledger": Ledger,
-    "ledger-power": lambda path: Ledger(path, durability="power"),
-}
 
 
 @pytest.fixture(params=MAKERS)

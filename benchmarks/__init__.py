@@ -1,0 +1,1 @@
+"""What fastroute costs, beside what it is compared with; see docs/benchmarks.md."""

@@ -1,0 +1,538 @@
+"""Whole calls over loopback, and what is done once a call: planning, the cache.
+
+The local provider runs in a process of its own. Limits, breakers, ledger and prices are on; the cache is off
+but where it is what is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import select
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import cachetools
+import orjson
+import requests
+import urllib3
+
+import fastroute
+from fastroute.cache import Cache
+from fastroute.testing import Provider
+from fastroute.transport import Transport
+from fastroute.types import Request
+
+from .routing import litellm_router, load_litellm, text_of
+from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, need
+
+ENDPOINTS = 10
+MESSAGES = [{"role": "user", "content": text_of(400)}]
+BODY = orjson.dumps({"model": "gpt-4.1", "messages": MESSAGES, "max_tokens": 256})
+HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+CHUNKS = 500
+
+
+class _Server:
+    """One provider for all contenders that are prepared at the same time."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self._provider: Provider | None = None
+        self._users = 0
+
+    def join(self, stack: ExitStack) -> str:
+        if self._provider is None:
+            self._provider = Provider(["gpt-4.1"], answer=self._answer, process=True, log_size=1).start()
+        self._users += 1
+        stack.callback(self._leave)
+        return self._provider.base_url
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users and self._provider is not None:
+            self._provider.stop()
+            self._provider = None
+
+
+short = _Server("All three cases are read by the second way.")
+long = _Server(CHUNKS)
+
+
+def client_of(stack: ExitStack, base_url: str, cache: bool = False) -> fastroute.Client:
+    """Ten endpoints, all of them the local server, with everything on."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastroute-bench-"))
+    client = fastroute.Client(
+        {
+            "fastroute": {"ledger": os.path.join(folder, "ledger.db")},
+            "cache": {"enabled": cache},
+            "providers": {
+                f"local{number}": {"base_url": base_url, "rpm": 10**8, "tpm": 10**9, "token_burst": 10**9}
+                for number in range(ENDPOINTS)
+            },
+            "endpoints": [{"provider": f"local{number}", "model": "gpt-4.1"} for number in range(ENDPOINTS)],
+            "tiers": {"standard": ["gpt-4.1"]},
+        }
+    )
+    stack.callback(client.close)
+    return client
+
+
+# -------------------------------------------------------------------------------------------------- calls
+
+Call = Callable[[], Any]
+
+
+def routed(stack: ExitStack, url: str) -> Call:
+    create = client_of(stack, url).chat.completions.create
+    return lambda: create(model="auto", messages=MESSAGES, max_tokens=256)
+
+
+def transport(stack: ExitStack, url: str) -> Call:
+    found = Transport()
+    stack.callback(found.close)
+    prepared = found.prepare(f"{url}/chat/completions", HEADERS)
+    return lambda: found.send(prepared, BODY, deadline=time.monotonic() + 60, read_timeout=60).body()
+
+
+def session(stack: ExitStack, url: str) -> Call:
+    found = stack.enter_context(requests.Session())
+    return lambda: found.post(f"{url}/chat/completions", data=BODY, headers=HEADERS, timeout=60).json()
+
+
+def session_threads(stack: ExitStack, url: str) -> Call:
+    """A session for each thread: a shared one is not said to be safe."""
+    local = threading.local()
+
+    def call() -> Any:
+        found = getattr(local, "session", None)
+        if found is None:
+            found = local.session = requests.Session()
+            stack.callback(found.close)
+        return found.post(f"{url}/chat/completions", data=BODY, headers=HEADERS, timeout=60).json()
+
+    return call
+
+
+def pool(stack: ExitStack, url: str) -> Call:
+    found = urllib3.PoolManager(maxsize=64)
+    stack.callback(found.clear)
+    return lambda: found.request(
+        "POST", f"{url}/chat/completions", body=BODY, headers=HEADERS, timeout=60
+    ).json()
+
+
+def httpx(stack: ExitStack, url: str) -> Call:
+    found = stack.enter_context(need("httpx").Client(timeout=60))
+    return lambda: found.post(f"{url}/chat/completions", content=BODY, headers=HEADERS).json()
+
+
+def openai(stack: ExitStack, url: str) -> Call:
+    found = stack.enter_context(need("openai").OpenAI(base_url=url, api_key="none", max_retries=0))
+    create = found.chat.completions.create
+    return lambda: create(model="gpt-4.1", messages=MESSAGES, max_tokens=256)
+
+
+def litellm(_: ExitStack, url: str) -> Call:
+    completion = load_litellm().completion
+    return lambda: completion(
+        model="openai/gpt-4.1", messages=MESSAGES, max_tokens=256, api_base=url, api_key="none"
+    )
+
+
+def router(_: ExitStack, url: str) -> Call:
+    completion = litellm_router(url).completion
+    return lambda: completion(model="gpt-4.1", messages=MESSAGES, max_tokens=256)
+
+
+def _text(answer: Any) -> str:
+    if isinstance(answer, bytes):
+        answer = orjson.loads(answer)
+    if isinstance(answer, dict):
+        return str(answer["choices"][0]["message"]["content"])
+    return str(answer.choices[0].message.content)
+
+
+def whole(make: Callable[[ExitStack, str], Call]) -> Callable[[ExitStack], Operation]:
+    def prepare(stack: ExitStack) -> Operation:
+        call = make(stack, short.join(stack))
+        return Operation("call()", {"call": call}, lambda answer: _text(answer).startswith("All three"))
+
+    return prepare
+
+
+_CALLS = {
+    "requests.Session.post": session,
+    "fastroute create, everything on": routed,
+    "fastroute's transport alone": transport,
+    "urllib3 pool": pool,
+    "httpx.Client": httpx,
+    "openai SDK": openai,
+    "litellm.completion": litellm,
+    "litellm Router": router,
+}
+
+
+# -------------------------------------------------------------------------------------------- CPU of a call
+
+
+def _cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
+    """CPU of one call, in µs: of its thread, of the process, and of the process over the bare transport."""
+
+    def run(seconds: float) -> list[float]:
+        with ExitStack() as stack:
+            url = short.join(stack)
+            bare, call = transport(stack, url), make(stack, url)
+            spent = {"bare": [0.0, 0.0], "call": [0.0, 0.0]}
+            counts = {"bare": 0, "call": 0}
+            end = time.monotonic() + seconds
+            for one in (bare, call) * 5:
+                one()
+            while True:
+                for name, one in (("bare", bare), ("call", call)):
+                    thread, process = time.thread_time(), time.process_time()
+                    for _ in range(50):
+                        one()
+                    spent[name][0] += time.thread_time() - thread
+                    spent[name][1] += time.process_time() - process
+                    counts[name] += 50
+                if time.monotonic() >= end:
+                    break
+            each = {name: [1e6 * total / counts[name] for total in spent[name]] for name in spent}
+            return [*each["call"], each["call"][1] - each["bare"][1]]
+
+    return run
+
+
+# --------------------------------------------------------------------------------------------- many threads
+
+
+def rate(make: Callable[[ExitStack, str], Call], threads: int, seconds: float) -> float:
+    """Calls a second, connections open already."""
+    with ExitStack() as stack:
+        call = make(stack, short.join(stack))
+        call()
+        counts = [0] * threads
+        ready, stop = threading.Barrier(threads + 1), threading.Event()
+        failures: list[BaseException] = []
+
+        def work(place: int) -> None:
+            try:
+                call()
+                ready.wait()
+                while not stop.is_set():
+                    call()
+                    counts[place] += 1
+            except BaseException as error:
+                failures.append(error)
+                ready.abort()
+
+        workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+        for worker in workers:
+            worker.start()
+        try:
+            ready.wait()
+        except threading.BrokenBarrierError:
+            stop.set()
+            raise failures[0] from None
+        begun = time.perf_counter()
+        stop.wait(seconds)
+        done, took = sum(counts), time.perf_counter() - begun
+        stop.set()
+        for worker in workers:
+            worker.join()
+        if failures:
+            raise failures[0]
+        return done / took
+
+
+def _rates(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
+    return lambda seconds: [rate(make, threads, seconds) for threads in (1, 8, 32)]
+
+
+def _raw_client(port: int, connections: int, seconds: float, result: Any) -> None:
+    """Sends the same bytes again as soon as an answer is whole, and reads no more of it than its length."""
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+    ).encode() + BODY
+    poll = select.epoll()
+    sockets: dict[int, tuple[socket.socket, bytearray]] = {}
+    for _ in range(connections):
+        raw = socket.create_connection(("127.0.0.1", port), timeout=30)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.sendall(request)
+        poll.register(raw.fileno(), select.EPOLLIN)
+        sockets[raw.fileno()] = (raw, bytearray())
+    answered = 0
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        for number, _ in poll.poll(1.0):
+            raw, data = sockets[number]
+            data += raw.recv(65536)
+            head = data.find(b"\r\n\r\n")
+            if head < 0:
+                continue
+            at = data.lower().find(b"content-length:", 0, head)
+            length = int(data[at + 15 : data.find(b"\r\n", at)])
+            if len(data) >= head + 4 + length:
+                answered += 1
+                data.clear()
+                raw.sendall(request)
+    result.send(answered / (time.perf_counter() - begun))
+    poll.close()
+    for raw, _ in sockets.values():
+        raw.close()
+
+
+def _capacity(seconds: float) -> list[float]:
+    """The server's own rate: a client that does nothing with the answers, in a process of its own."""
+    found = []
+    with ExitStack() as stack:
+        url = short.join(stack)
+        port = int(url.split(":")[2].split("/")[0])
+        for connections in (1, 8, 32):
+            receiver, sender = multiprocessing.Pipe(duplex=False)
+            child = multiprocessing.get_context("spawn").Process(
+                target=_raw_client, args=(port, connections, seconds, sender)
+            )
+            child.start()
+            sender.close()
+            found.append(float(receiver.recv()))
+            child.join()
+            child.close()
+            receiver.close()
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- streams
+
+
+def _streamed(make: Callable[[ExitStack, str], Callable[[], int]]) -> Callable[[ExitStack], Operation]:
+    def prepare(stack: ExitStack) -> Operation:
+        read = make(stack, long.join(stack))
+        return Operation("read()", {"read": read}, lambda chunks: chunks >= CHUNKS, float(CHUNKS))
+
+    return prepare
+
+
+_STREAM = orjson.dumps(
+    {
+        "model": "gpt-4.1",
+        "messages": MESSAGES,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+)
+
+
+def stream_ours(stack: ExitStack, url: str) -> Callable[[], int]:
+    create = client_of(stack, url).chat.completions.create
+
+    def read() -> int:
+        with create(model="auto", messages=MESSAGES, stream=True) as stream:
+            return sum(1 for _ in stream)
+
+    return read
+
+
+def stream_transport(stack: ExitStack, url: str) -> Callable[[], int]:
+    found = Transport()
+    stack.callback(found.close)
+    prepared = found.prepare(f"{url}/chat/completions", HEADERS)
+
+    def read() -> int:
+        exchange = found.send(prepared, _STREAM, deadline=time.monotonic() + 60, read_timeout=60)
+        return sum(piece.count(b"data: ") for piece in exchange.pieces())
+
+    return read
+
+
+def stream_requests(stack: ExitStack, url: str) -> Callable[[], int]:
+    found = stack.enter_context(requests.Session())
+
+    def read() -> int:
+        address = f"{url}/chat/completions"
+        with found.post(address, data=_STREAM, headers=HEADERS, timeout=60, stream=True) as answer:
+            return sum(1 for line in answer.iter_lines(chunk_size=None) if line)
+
+    return read
+
+
+def stream_httpx(stack: ExitStack, url: str) -> Callable[[], int]:
+    found = stack.enter_context(need("httpx").Client(timeout=60))
+
+    def read() -> int:
+        with found.stream("POST", f"{url}/chat/completions", content=_STREAM, headers=HEADERS) as answer:
+            return sum(1 for line in answer.iter_lines() if line)
+
+    return read
+
+
+def stream_openai(stack: ExitStack, url: str) -> Callable[[], int]:
+    found = stack.enter_context(need("openai").OpenAI(base_url=url, api_key="none", max_retries=0))
+
+    def read() -> int:
+        with found.chat.completions.create(model="gpt-4.1", messages=MESSAGES, stream=True) as stream:
+            return sum(1 for _ in stream)
+
+    return read
+
+
+def stream_litellm(_: ExitStack, url: str) -> Callable[[], int]:
+    completion = load_litellm().completion
+
+    def read() -> int:
+        stream = completion(
+            model="openai/gpt-4.1", messages=MESSAGES, stream=True, api_base=url, api_key="none"
+        )
+        return sum(1 for _ in stream)
+
+    return read
+
+
+# ------------------------------------------------------------------------------------------- plan and cache
+
+
+def plan(explain: bool) -> Callable[[ExitStack], Operation]:
+    def make(stack: ExitStack) -> Operation:
+        names: dict[str, Any] = {"plan": client_of(stack, "http://127.0.0.1:9/v1").plan, "m": MESSAGES}
+        if not explain:
+            return Operation("plan(model='auto', messages=m)", names, lambda found: found.tier == "standard")
+
+        def explained() -> str:
+            found = names["plan"](model="auto", messages=MESSAGES)
+            assert len(found.candidates) == ENDPOINTS
+            return str(found)
+
+        return Operation("explained()", {"explained": explained}, lambda text: "standard" in text)
+
+    return make
+
+
+def cache_hit(stack: ExitStack) -> Operation:
+    client = client_of(stack, short.join(stack), cache=True)
+    completion = client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256)
+    cache = Cache()
+    request = Request("auto", MESSAGES, {"max_tokens": 256})
+    key = cache.key(request)
+    assert key is not None
+    cache.through(key, lambda: completion, time.monotonic() + 60)
+    names = {"get": cache.get, "key": cache.key, "request": request}
+    return Operation("get(key(request))", names, lambda found: found is completion)
+
+
+def cached_call(stack: ExitStack) -> Operation:
+    create = client_of(stack, short.join(stack), cache=True).chat.completions.create
+    create(model="auto", messages=MESSAGES, max_tokens=256)
+    return Operation(
+        "create(model='auto', messages=m, max_tokens=256)",
+        {"create": create, "m": MESSAGES},
+        lambda answer: answer.route.cached,
+    )
+
+
+def cache_by_hand(_: ExitStack) -> Operation:
+    lock = threading.Lock()
+    store: cachetools.TTLCache[bytes, object] = cachetools.TTLCache(10_000, 3600)
+    request = {"model": "auto", "messages": MESSAGES, "max_tokens": 256}
+
+    def lookup() -> object:
+        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).digest()
+        with lock:
+            return store.get(key)
+
+    store[hashlib.sha256(json.dumps(request, sort_keys=True).encode()).digest()] = store
+    return Operation("lookup()", {"lookup": lookup}, lambda found: found is store)
+
+
+COMPARISONS = (
+    Comparison(
+        "client.plan, 10 endpoints, 400 B",
+        (
+            NO_OP,
+            Contender("fastroute plan", plan(False), ours=True),
+            Contender("fastroute plan, its candidates, str(plan)", plan(True), ours=True),
+        ),
+        base="fastroute plan",
+    ),
+    Comparison(
+        "Cache hit, request of 400 B, key included",
+        (
+            NO_OP,
+            Contender("fastroute Cache.key + get", cache_hit, ours=True),
+            Contender("json + sha256 + TTLCache + lock", cache_by_hand),
+            Contender("fastroute create, answered from the cache", cached_call, ours=True),
+        ),
+        base="fastroute Cache.key + get",
+    ),
+    Comparison(
+        "A whole call on loopback, one thread",
+        (
+            NO_OP,
+            *(Contender(name, whole(make), name.startswith("fastroute")) for name, make in _CALLS.items()),
+        ),
+        base="requests.Session.post",
+        loops=4,
+        rounds=150,
+        clock=time.perf_counter,
+        note="time on the wall; ratio: to requests.Session.post",
+    ),
+    Comparison(
+        f"A streamed chunk, of {CHUNKS}: CPU of the reading thread",
+        (
+            NO_OP,
+            Contender("fastroute, chunks as objects", _streamed(stream_ours), ours=True),
+            Contender("fastroute's transport alone", _streamed(stream_transport), ours=True),
+            Contender("requests, raw lines", _streamed(stream_requests)),
+            Contender("httpx, raw lines", _streamed(stream_httpx)),
+            Contender("openai SDK", _streamed(stream_openai)),
+            Contender("litellm.completion", _streamed(stream_litellm)),
+        ),
+        base="requests, raw lines",
+        loops=1,
+        rounds=11,
+    ),
+)
+
+_THREADED: dict[str, Callable[[float], Sequence[float]]] = {
+    "requests.Session for each thread": _rates(session_threads),
+    "fastroute create, everything on": _rates(routed),
+    "urllib3 pool": _rates(pool),
+    "openai SDK": _rates(openai),
+    "litellm Router": _rates(router),
+    "(the server's own rate, raw client in another process)": _capacity,
+}
+
+TRIALS = (
+    Trial(
+        "CPU of a call",
+        ("calling thread, µs", "process, µs", "over the bare transport, µs"),
+        {
+            "fastroute's transport alone": _cpu(transport),
+            "fastroute create, everything on": _cpu(routed),
+            "openai SDK": _cpu(openai),
+            "litellm Router": _cpu(router),
+        },
+        seconds=1.0,
+        rounds=5,
+        note="the process's share includes the ledger's own thread",
+    ),
+    Trial(
+        "Calls a second, instant upstream",
+        ("1 thread", "8 threads", "32 threads"),
+        _THREADED,
+        seconds=1.0,
+        rounds=3,
+        base="requests.Session for each thread",
+        ratio="32 threads",
+        note="ratio: at 32 threads",
+    ),
+)

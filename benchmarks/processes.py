@@ -1,0 +1,209 @@
+"""One limit for several processes: forked workers on the anonymous shared segment, beside the usual ways."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from fastroute import _core
+
+from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial
+
+WORKERS = 4
+_PLENTY = 1_000_000_000  # a minute; the burst makes up for what is taken more quickly
+
+
+def _shared(_: ExitStack) -> Operation:
+    bucket = _core.Bucket(_core.Segment(64), "shared", _PLENTY, 1_000_000_000)
+    return Operation("take()", {"take": bucket.acquire}, lambda wait: wait == 0)
+
+
+def value_taker(per_second: float, burst: float) -> Callable[[], bool]:
+    """A token bucket in two shared numbers under one lock."""
+    context = multiprocessing.get_context("fork")
+    tokens = context.Value("d", burst)
+    stamp = context.Value("d", time.monotonic(), lock=False)
+
+    def take() -> bool:
+        with tokens.get_lock():
+            now = time.monotonic()
+            left = min(burst, tokens.value + (now - stamp.value) * per_second)
+            stamp.value = now
+            if left < 1.0:
+                tokens.value = left
+                return False
+            tokens.value = left - 1.0
+            return True
+
+    return take
+
+
+def _value(_: ExitStack) -> Operation:
+    return Operation("take()", {"take": value_taker(1e9, 1e7)}, lambda granted: granted is True)
+
+
+def sqlite_taker(path: str, per_second: float, burst: float) -> Callable[[], bool]:
+    """A token bucket in one row; each process and only it uses its connection."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as first:
+        first.execute("PRAGMA journal_mode = WAL")
+        first.execute("CREATE TABLE bucket (tokens REAL, stamp REAL)")
+        first.execute("INSERT INTO bucket VALUES (?, ?)", (burst, time.monotonic()))
+    opened: dict[int, sqlite3.Connection] = {}
+
+    def take() -> bool:
+        connection = opened.get(os.getpid())
+        if connection is None:
+            connection = opened[os.getpid()] = sqlite3.connect(path, isolation_level=None, timeout=30)
+            connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("BEGIN IMMEDIATE")
+        tokens, stamp = connection.execute("SELECT tokens, stamp FROM bucket").fetchone()
+        now = time.monotonic()
+        left = min(burst, tokens + (now - stamp) * per_second)
+        granted = left >= 1.0
+        connection.execute("UPDATE bucket SET tokens = ?, stamp = ?", (left - granted, now))
+        connection.execute("COMMIT")
+        return bool(granted)
+
+    def close() -> None:
+        for connection in opened.values():
+            connection.close()
+
+    take.close = close  # type: ignore[attr-defined]
+    return take
+
+
+def _sqlite(stack: ExitStack) -> Operation:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastroute-bench-"))
+    take = sqlite_taker(os.path.join(folder, "bucket.db"), 1e9, 1e7)
+    stack.callback(take.close)  # type: ignore[attr-defined]
+    return Operation("take()", {"take": take}, lambda granted: granted is True)
+
+
+def _contended(make: Callable[[ExitStack], Operation]) -> Callable[[ExitStack], Operation]:
+    """The same while another process takes as fast as it can."""
+
+    def contended(stack: ExitStack) -> Operation:
+        operation = make(stack)
+        child = os.fork()
+        if child == 0:
+            try:
+                take = operation.names["take"]
+                while True:
+                    take()
+            finally:
+                os._exit(1)
+
+        def end() -> None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+        stack.callback(end)
+        return operation
+
+    return contended
+
+
+_WAYS = {
+    "fastroute Bucket on the forked segment": _shared,
+    "multiprocessing.Value under its lock": _value,
+    "SQLite, one row": _sqlite,
+}
+
+COMPARISONS = (
+    Comparison(
+        "One bucket for forked processes, taken by one",
+        (
+            NO_OP,
+            *(Contender(name, make, ours=name.startswith("fastroute")) for name, make in _WAYS.items()),
+        ),
+        base="fastroute Bucket on the forked segment",
+    ),
+    *(
+        Comparison(
+            f"The same, a second process taking too: {name}",
+            (NO_OP, Contender(name, _contended(make), ours=name.startswith("fastroute"))),
+            base="no-op",
+            note="by itself, as the other process would slow down its neighbours in the table",
+        )
+        for name, make in _WAYS.items()
+        if name != "SQLite, one row"  # the other process may hold its lock for any time
+    ),
+)
+
+
+# --------------------------------------------------------------------------------------------- the bound
+
+RATE = 20_000
+BURST = 200
+
+
+def _bound(make: Callable[[ExitStack], Callable[[], bool]]) -> Callable[[float], list[float]]:
+    """Forked workers that all take as fast as they can: granted, of what the bucket may give."""
+
+    def run(seconds: float) -> list[float]:
+        with ExitStack() as stack:
+            take = make(stack)
+            begun = (
+                time.monotonic()
+            )  # before the first permit, so that the bound is no smaller than the truth
+            pipes = []
+            children = []
+            for _ in range(WORKERS):
+                reader, writer = os.pipe()
+                child = os.fork()
+                if child == 0:
+                    try:
+                        granted = asked = 0
+                        while time.monotonic() < begun + seconds:
+                            for _ in range(20):
+                                asked += 1
+                                granted += take()
+                        ended = time.monotonic()
+                        os.write(writer, f"{granted} {asked} {ended}".encode())
+                    finally:
+                        os._exit(0)
+                os.close(writer)
+                pipes.append(reader)
+                children.append(child)
+            answers = []
+            for reader, child in zip(pipes, children):
+                answers.append(os.read(reader, 200).split())
+                os.close(reader)
+                os.waitpid(child, 0)
+            granted = sum(int(answer[0]) for answer in answers)
+            asked = sum(int(answer[1]) for answer in answers)
+            ended = max(float(answer[2]) for answer in answers)
+            bound = BURST + RATE * (ended - begun)
+            return [granted / bound, max(0.0, granted - bound), asked / granted]
+
+    return run
+
+
+def _ours(_: ExitStack) -> Callable[[], bool]:
+    bucket = _core.Bucket(_core.Segment(64), "bound", RATE * 60, BURST)
+    acquire = bucket.acquire
+    return lambda: acquire() == 0
+
+
+def _theirs(_: ExitStack) -> Callable[[], bool]:
+    return value_taker(RATE, BURST)
+
+
+TRIALS = (
+    Trial(
+        f"{WORKERS} forked processes on one bucket of {RATE} a second",
+        ("share of the bound", "permits over it", "asks a permit"),
+        {
+            "fastroute Bucket on the forked segment": _bound(_ours),
+            "multiprocessing.Value under its lock": _bound(_theirs),
+        },
+        seconds=1.0,
+        rounds=3,
+    ),
+)

@@ -1,0 +1,435 @@
+"""Reading a prompt, picking an endpoint, and both with a limit and a breaker: a decision."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fastroute
+from fastroute import _core
+from fastroute.classify import Classifier, RuleSet, load_builtin
+
+from .side_by_side import NO_OP, Comparison, Contender, Operation, need
+
+# -------------------------------------------------------------------------------------------------- texts
+
+
+@cache
+def prose() -> str:
+    """The prompts that come with the package, one after the other."""
+    path = Path(fastroute.__file__).parent / "data" / "demo_prompts.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    texts = [message["content"] for line in lines for message in json.loads(line)["messages"]]
+    return " ".join(text for text in texts if text.isascii())
+
+
+def text_of(size: int) -> str:
+    found = prose()
+    return (found * (size // len(found) + 1))[:size]
+
+
+@cache
+def rule_set() -> RuleSet:
+    """All groups of the rule sets that come with the package in one."""
+    groups: dict[str, Any] = {}
+    for known in load_builtin().values():
+        for group in known.groups:
+            groups[group.name] = {"mode": group.mode, "patterns": list(group.patterns)}
+    table = {
+        "scope": "all",
+        "levels": ["low", "high"],
+        "rules": [{"level": "high", "when": ["words > 100", "total > 5"]}],
+        "otherwise": {"level": "low"},
+        "groups": groups,
+    }
+    return RuleSet.from_mapping("benchmark", table)
+
+
+def _pattern(text: str, mode: str) -> str:
+    if mode == "substring":
+        return re.escape(text)
+    return r"\b" + "".join("." if letter == "." else re.escape(letter) for letter in text) + r"\b"
+
+
+def patterns() -> list[str]:
+    return [_pattern(text, group.mode) for group in rule_set().groups for text in group.patterns]
+
+
+# --------------------------------------------------------------------------------------------------- scan
+
+
+def ours(text: str, portable: bool = False, per: float = 1.0) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        classifier = Classifier(rule_set(), portable=portable)
+        expected = len(_with_re(text))
+        return Operation(
+            "scan(messages, {})",
+            {"scan": classifier.scan, "messages": [{"role": "user", "content": text}]},
+            lambda scan: sum(scan.counts) == expected and scan.words > 0,
+            per,
+        )
+
+    return make
+
+
+@cache
+def _compiled() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern) for pattern in patterns())
+
+
+def _with_re(text: str) -> list[int]:
+    """Which patterns occur: each is searched for, since in one alternation one would hide another.
+
+    The text is lowered first: that is several times as quick as IGNORECASE.
+    """
+    lowered = text.lower()
+    return [place for place, pattern in enumerate(_compiled()) if pattern.search(lowered)]
+
+
+def with_re(text: str, per: float = 1.0) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        return Operation(
+            "(found(text), len(text.split()))",
+            {"found": _with_re, "text": text},
+            lambda answer: answer[1] > 0,
+            per,
+        )
+
+    return make
+
+
+@cache
+def _alternations() -> tuple[re.Pattern[str], ...]:
+    return tuple(
+        re.compile("|".join(_pattern(text, group.mode) for text in group.patterns))
+        for group in rule_set().groups
+    )
+
+
+def with_alternations(text: str, per: float = 1.0) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        compiled = _alternations()
+
+        def scan() -> tuple[list[int], int]:
+            lowered = text.lower()
+            return [len(set(group.findall(lowered))) for group in compiled], len(text.split())
+
+        return Operation("scan()", {"scan": scan}, lambda answer: answer[1] > 0, per)
+
+    return make
+
+
+def with_re2(text: str, per: float = 1.0) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        re2 = need("re2")
+        options = re2.Options()
+        options.case_sensitive = False
+        found = re2.Set.SearchSet(options)
+        for pattern in patterns():
+            found.Add(pattern)
+        found.Compile()
+        expected = len(_with_re(text))
+        return Operation(
+            "match(text)", {"match": found.Match, "text": text}, lambda hits: len(hits or ()) == expected, per
+        )
+
+    return make
+
+
+def hyperscan_matcher() -> tuple[Callable[[bytes], list[int]], Any]:
+    hyperscan = need("hyperscan")
+    database = hyperscan.Database()
+    expressions = [pattern.encode() for pattern in patterns()]
+    database.compile(
+        expressions=expressions,
+        ids=list(range(len(expressions))),
+        elements=len(expressions),
+        flags=hyperscan.HS_FLAG_CASELESS | hyperscan.HS_FLAG_SINGLEMATCH,
+    )
+    hits: list[int] = []
+
+    def heard(place: int, *_: Any) -> None:
+        hits.append(place)
+
+    def match(data: bytes) -> list[int]:
+        hits.clear()
+        database.scan(data, match_event_handler=heard)
+        return hits
+
+    return match, database
+
+
+def with_hyperscan(text: str, per: float = 1.0) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        match, database = hyperscan_matcher()
+        expected = len(_with_re(text))
+        names = {"match": match, "text": text, "database": database}
+        return Operation("match(text.encode())", names, lambda hits: len(hits) == expected, per)
+
+    return make
+
+
+def _scan(title: str, text: str, per: float = 1.0, note: str = "") -> Comparison:
+    return Comparison(
+        title,
+        (
+            NO_OP,
+            Contender("fastroute Classifier.scan", ours(text, per=per), ours=True),
+            Contender("fastroute, portable kernel", ours(text, portable=True, per=per), ours=True),
+            Contender("re, a search for each pattern", with_re(text, per)),
+            Contender("re, an alternation for each group", with_alternations(text, per)),
+            Contender("RE2 set (no words counted)", with_re2(text, per)),
+            Contender("Hyperscan (no words counted)", with_hyperscan(text, per)),
+        ),
+        base="fastroute Classifier.scan",
+        note=note,
+    )
+
+
+_ADVERSARIAL = 50_000
+# Beginnings of patterns without their ends: filters find candidates everywhere, and none of them is one.
+_NEARLY = ("compar optimiz analyz desig extrac trade-of synthesi architec evaluat " * 800)[:_ADVERSARIAL]
+
+SCANS = (
+    _scan("Scan of 500 B, 48 words and phrases, words counted", text_of(500)),
+    _scan("Scan of 50 KB", text_of(50_000)),
+    _scan("Scan of 50 KB of words that almost match, per byte", _NEARLY, _ADVERSARIAL, "time per byte"),
+)
+
+
+# --------------------------------------------------------------------------------------------------- pick
+
+
+def _endpoints(number: int) -> list[_core.Endpoint]:
+    segment = _core.Segment(65536)
+    found = [
+        _core.Endpoint(
+            segment, f"endpoint-{place}", rpm=10**9, request_burst=10**9, tpm=10**9, token_burst=10**9
+        )
+        for place in range(number)
+    ]
+    for place, endpoint in enumerate(found):
+        for turn in range(60):
+            endpoint.finish(endpoint.admit(1), _core.OK, 0.3 + 0.01 * ((place * 7 + turn * 3) % 50))
+    return found
+
+
+def ranking_of(endpoints: list[_core.Endpoint]) -> _core.Ranking:
+    number = len(endpoints)
+    return _core.Ranking(
+        endpoints,
+        models=[0] * number,
+        windows=[128_000] * number,
+        max_outputs=[16_384] * number,
+        capabilities=[15] * number,
+        input_prices=[2_000_000_000] * number,
+        output_prices=[8_000_000_000] * number,
+        qualities=[0.9] * number,
+        latencies=[1.0] * number,
+    )
+
+
+def pick(number: int, strategy: int, decay: bool) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        names = {"pick": ranking_of(_endpoints(number)).pick, "s": strategy, "decay": decay}
+        return Operation("pick(s, 7, decay)", names, lambda place: 0 <= place < number)
+
+    return make
+
+
+def rank(number: int) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        names = {"rank": ranking_of(_endpoints(number)).rank, "s": _core.LATENCY}
+        return Operation("rank(s, 100, 256)", names, lambda ranked: len(ranked.order) == number)
+
+    return make
+
+
+class _Plain:
+    """An endpoint as a router in Python keeps it."""
+
+    __slots__ = ("ewma", "in_flight", "samples")
+
+    def __init__(self, place: int) -> None:
+        self.samples = collections.deque(
+            (0.3 + 0.01 * ((place * 7 + n * 3) % 50) for n in range(50)), maxlen=50
+        )
+        self.ewma = sum(self.samples) / 50
+        self.in_flight = place % 3
+
+
+def python_ewma(number: int) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        plain = [_Plain(place) for place in range(number)]
+        return Operation("min(plain, key=load)", {"plain": plain, "load": lambda one: one.ewma})
+
+    return make
+
+
+def python_window(number: int) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        plain = [_Plain(place) for place in range(number)]
+
+        def weighted(one: _Plain) -> float:
+            samples = list(one.samples)
+            weights = [math.exp(-0.1 * (len(samples) - 1 - place)) for place in range(len(samples))]
+            return sum(x * w for x, w in zip(samples, weights)) / sum(weights)
+
+        return Operation("min(plain, key=weighted)", {"plain": plain, "weighted": weighted})
+
+    return make
+
+
+def _picks(number: int) -> Comparison:
+    return Comparison(
+        f"Pick among {number} endpoints",
+        (
+            NO_OP,
+            Contender(
+                "fastroute Ranking.pick, latency, no decay", pick(number, _core.LATENCY, False), ours=True
+            ),
+            Contender(
+                "fastroute Ranking.pick, latency, with decay", pick(number, _core.LATENCY, True), ours=True
+            ),
+            Contender(
+                "fastroute Ranking.pick, two choices", pick(number, _core.TWO_CHOICES, False), ours=True
+            ),
+            Contender("fastroute Ranking.rank, all of them, filtered, with values", rank(number), ours=True),
+            Contender("a scan of EWMAs in Python", python_ewma(number)),
+            Contender("the 50-window formula in Python", python_window(number)),
+        ),
+        base="fastroute Ranking.pick, latency, no decay",
+    )
+
+
+# ----------------------------------------------------------------------------------------------- decision
+
+_NUMBER = 10
+_TEXT = text_of(500)
+
+
+def decision(_: ExitStack) -> Operation:
+    classifier = Classifier(rule_set())
+    endpoints = _endpoints(_NUMBER)
+    ranking = ranking_of(endpoints)
+    messages = [{"role": "user", "content": _TEXT}]
+    scan, choose, latency, ok = classifier.scan, ranking.rank, _core.LATENCY, _core.OK
+
+    def decide() -> int:
+        seen = scan(messages, {})
+        tokens = seen.chars // 4
+        endpoint = endpoints[choose(latency, tokens, 256).order[0]]
+        ticket = endpoint.admit(tokens + 256)
+        endpoint.finish(ticket, ok, 0.5)
+        return ticket
+
+    return Operation("decide()", {"decide": decide}, lambda ticket: ticket >= 0)
+
+
+def _by_hand(find: Callable[[str], Any]) -> Callable[[], Any]:
+    """A scan, the least EWMA whose breaker is closed, and a moving window, each of a package of its own."""
+    breaker = need("circuitbreaker").CircuitBreaker
+    package = need("limits")
+    strategy = need("limits.strategies").FixedWindowRateLimiter(need("limits.storage").MemoryStorage())
+    item = package.RateLimitItemPerMinute(10**12)
+    plain = [
+        (_Plain(place), breaker(name=f"endpoint-{place}"), f"endpoint-{place}") for place in range(_NUMBER)
+    ]
+
+    def nothing() -> None:
+        pass
+
+    def decide() -> bool:
+        find(_TEXT)
+        usable = [one for one in plain if not one[1].opened]
+        _, chosen, name = min(usable, key=lambda one: one[0].ewma)
+        granted = strategy.hit(item, name)
+        chosen.call(nothing)
+        return bool(granted)
+
+    return decide
+
+
+def re_decision(_: ExitStack) -> Operation:
+    return Operation("decide()", {"decide": _by_hand(_with_re)}, lambda granted: granted is True)
+
+
+def hyperscan_decision(_: ExitStack) -> Operation:
+    match, database = hyperscan_matcher()
+    names = {"decide": _by_hand(lambda text: match(text.encode())), "database": database}
+    return Operation("decide()", names, lambda granted: granted is True)
+
+
+def litellm_router(base_url: str = "http://127.0.0.1:9", **options: Any) -> Any:
+    litellm = load_litellm()
+    return litellm.Router(
+        model_list=[
+            {
+                "model_name": "gpt-4.1",
+                "litellm_params": {
+                    "model": "openai/gpt-4.1",
+                    "api_base": base_url,
+                    "api_key": "none",
+                    "rpm": 10**8,
+                },
+            }
+            for _ in range(_NUMBER)
+        ],
+        num_retries=0,
+        **options,
+    )
+
+
+def load_litellm() -> Any:
+    import os
+
+    # Its price list ships with it; it would be fetched at import otherwise.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    litellm = need("litellm")
+    litellm.telemetry = False
+    return litellm
+
+
+def litellm_selection(strategy: str) -> Callable[[ExitStack], Operation]:
+    def make(_: ExitStack) -> Operation:
+        router = litellm_router(routing_strategy=strategy)
+        messages = [{"role": "user", "content": _TEXT}]
+        names = {"choose": router.get_available_deployment, "messages": messages}
+        return Operation(
+            "choose('gpt-4.1', messages=messages, request_kwargs={})",
+            names,
+            lambda found: found["model_name"] == "gpt-4.1",
+        )
+
+    return make
+
+
+COMPARISONS = (
+    *SCANS,
+    _picks(10),
+    _picks(200),
+    Comparison(
+        "A decision: classify 500 B, rank 10, breaker and limit, settle",
+        (
+            NO_OP,
+            Contender("fastroute: scan, rank, admit, finish", decision, ours=True),
+            Contender("Hyperscan + circuitbreaker + limits", hyperscan_decision),
+            Contender("re + circuitbreaker + limits", re_decision),
+            Contender(
+                "litellm Router's selection alone (simple-shuffle)", litellm_selection("simple-shuffle")
+            ),
+            Contender(
+                "litellm Router's selection alone (latency-based-routing)",
+                litellm_selection("latency-based-routing"),
+            ),
+        ),
+        base="fastroute: scan, rank, admit, finish",
+    ),
+)

@@ -1,0 +1,234 @@
+"""Compares ways to do one thing: in turns, in one run, so that a busy machine is unfair to none of them.
+
+Owns how things are measured. What is measured stands in the modules beside it, as `Comparison` (operations
+short enough to repeat) and `Trial` (runs that take seconds and have several figures). The tests run each once
+to see that it works; `benchmarks.table` measures them and prints the table.
+
+A contender is a Python expression and the names in it: the expression is compiled into the timing loop, so
+that a native call is not measured through a Python function around it. Each round runs every contender once;
+the figure is the median over the rounds. The row ``no-op`` is the same loop with nothing in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import timeit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+Clock = Callable[[], float]
+
+
+class MissingError(Exception):
+    """A contender cannot run here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one contender repeats.
+
+    Attributes:
+        statement: a Python expression over ``names``.
+        check: whether a result of the expression is what a working contender gives.
+        names: what the expression refers to.
+        per: how many units (chunks, bytes) one evaluation stands for.
+    """
+
+    statement: str
+    names: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Any], bool] = lambda _: True
+    per: float = 1.0
+
+    def once(self) -> Any:
+        return eval(self.statement, dict(self.names))
+
+
+Maker = Callable[[ExitStack], Operation]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A named way to do it; ``make`` prepares it and leaves on the stack what has to be closed."""
+
+    name: str
+    make: Maker
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways to do one thing, measured in turns.
+
+    Attributes:
+        title: what is done.
+        contenders: the first of those that run is what ratios refer to, unless ``base`` names another.
+        loops: evaluations in one timing; None: found for each contender, so that a timing takes 2 ms.
+        rounds: timings of each contender.
+        clock: seconds. The thread's CPU time by default: what other processes take from a small machine is
+            then nobody's; the time on the wall where waiting is part of what is compared.
+    """
+
+    title: str
+    contenders: tuple[Contender, ...]
+    base: str
+    loops: int | None = None
+    rounds: int = 25
+    clock: Clock = time.thread_time
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Runs with several figures each, in turns; each figure is the median over the rounds.
+
+    Attributes:
+        columns: the figures' names, in order.
+        runs: by contender, a function of seconds to run for (it decides what that means) → the figures.
+        ratio: the column whose ratio to ``base`` is shown; None: no ratios.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    runs: Mapping[str, Callable[[float], Sequence[float]]]
+    seconds: float
+    rounds: int = 3
+    base: str = ""
+    ratio: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender's figures; times in seconds. ``skipped`` says why there are none."""
+
+    name: str
+    figures: tuple[float, ...] = ()
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    skipped: str = ""
+    ours: bool = False
+
+
+def no_op(_: ExitStack) -> Operation:
+    return Operation("None")
+
+
+NO_OP = Contender("no-op", no_op)
+
+
+def need(module: str) -> Any:
+    """A peer's module.
+
+    Raises:
+        MissingError: it is not installed or does not load here.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise MissingError(f"{module} does not load: {type(error).__name__}") from error
+
+
+@contextmanager
+def quiet_gc() -> Iterator[None]:
+    """Collects now and not while the clock runs, as timeit does."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _loops_for(timer: timeit.Timer, target: float) -> int:
+    loops = 1
+    while True:
+        took = timer.timeit(loops)
+        if took >= target or loops >= 1_000_000:
+            return loops
+        loops = min(1_000_000, max(loops * 2, int(loops * target / max(took, 1e-9) * 0.8)))
+
+
+def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
+    """Measures every contender in turns."""
+    samples: dict[str, list[float]] = {}
+    skipped: dict[str, str] = {}
+    with ExitStack() as stack:
+        timers: list[tuple[str, timeit.Timer, int, float]] = []
+        for contender in comparison.contenders:
+            try:
+                operation = contender.make(stack)
+            except MissingError as error:
+                skipped[contender.name] = str(error)
+                continue
+            timer = timeit.Timer(operation.statement, timer=comparison.clock, globals=dict(operation.names))
+            timer.timeit(2)
+            loops = comparison.loops or _loops_for(
+                timeit.Timer(operation.statement, globals=dict(operation.names)), 0.002
+            )
+            timers.append((contender.name, timer, loops, operation.per))
+            samples[contender.name] = []
+        for turn in range(rounds or comparison.rounds):
+            # Each round begins with another one: the second after a slow one finds other caches than it left.
+            shift = turn % len(timers)
+            with quiet_gc():
+                for name, timer, loops, per in (*timers[shift:], *timers[:shift]):
+                    samples[name].append(timer.timeit(loops) / loops / per)
+    base = statistics.median(samples[comparison.base]) if samples.get(comparison.base) else 0.0
+    rows = []
+    for contender in comparison.contenders:
+        if contender.name in skipped:
+            rows.append(Row(contender.name, skipped=skipped[contender.name], ours=contender.ours))
+            continue
+        taken = sorted(samples[contender.name])
+        median = statistics.median(taken)
+        rows.append(
+            Row(
+                contender.name,
+                (median,),
+                median / base if base else None,
+                taken[len(taken) // 10],
+                taken[-1 - len(taken) // 10],
+                ours=contender.ours,
+            )
+        )
+    return rows
+
+
+def run_trial(trial: Trial, rounds: int | None = None, seconds: float | None = None) -> list[Row]:
+    """Runs every contender in turns."""
+    found: dict[str, list[Sequence[float]]] = {name: [] for name in trial.runs}
+    skipped: dict[str, str] = {}
+    for _ in range(rounds or trial.rounds):
+        for name, run in trial.runs.items():
+            if name not in skipped:
+                try:
+                    found[name].append(run(seconds or trial.seconds))
+                except MissingError as error:
+                    skipped[name] = str(error)
+    medians = {
+        name: tuple(statistics.median(column) for column in zip(*figures))
+        for name, figures in found.items()
+        if name not in skipped
+    }
+    place = trial.columns.index(trial.ratio) if trial.ratio else 0
+    base = medians[trial.base][place] if trial.ratio and trial.base in medians else 0.0
+    return [
+        Row(name, skipped=skipped[name])
+        if name in skipped
+        else Row(
+            name,
+            medians[name],
+            medians[name][place] / base if base else None,
+            ours=name.startswith("fastroute"),
+        )
+        for name in trial.runs
+    ]

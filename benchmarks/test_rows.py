@@ -1,0 +1,109 @@
+"""Every row of the table, through pytest-benchmark: ``pytest benchmarks``.
+
+With ``--benchmark-disable`` each contender runs once and its answer is checked, nothing is timed. The ratios
+that count come from ``python -m benchmarks.table``, which takes the contenders in turns; pytest-benchmark
+measures one after the other.
+"""
+
+from __future__ import annotations
+
+import timeit
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from . import calls, limits, processes, records, routing, start
+from .side_by_side import Comparison, Contender, MissingError, Row, Trial, compare, run_trial
+from .table import COMPARISONS, TRIALS, markdown
+
+# The peers' own warnings are theirs to mend; ours are still errors (the modules are named).
+pytestmark = pytest.mark.filterwarnings(
+    "ignore", "error:::fastroute", "error::pytest.PytestUnraisableExceptionWarning"
+)
+
+ROWS = [
+    pytest.param(comparison, contender, id=f"{comparison.title} - {contender.name}")
+    for comparison in COMPARISONS
+    for contender in comparison.contenders
+]
+RUNS = [pytest.param(trial, name, id=f"{trial.title} - {name}") for trial in TRIALS for name in trial.runs]
+SHORT = 0.1  # seconds that a trial runs when nothing is timed
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as found:
+        yield found
+
+
+@pytest.mark.parametrize(("comparison", "contender"), ROWS)
+def test_row(benchmark: Any, stack: ExitStack, comparison: Comparison, contender: Contender) -> None:
+    benchmark.group = comparison.title
+    try:
+        operation = contender.make(stack)
+    except MissingError as error:
+        pytest.skip(str(error))
+    assert operation.check(operation.once()), "it does not do what it is compared for"
+    timer = timeit.Timer(operation.statement, globals=dict(operation.names))
+    if benchmark.disabled:
+        benchmark.pedantic(timer.timeit, args=(1,))
+        return
+    loops = comparison.loops or max(1, timer.autorange()[0] // 100)
+    benchmark.extra_info["evaluations a round"] = loops
+    benchmark.pedantic(timer.timeit, args=(loops,), rounds=comparison.rounds, warmup_rounds=1)
+
+
+@pytest.mark.parametrize(("trial", "name"), RUNS)
+def test_trial(benchmark: Any, trial: Trial, name: str) -> None:
+    benchmark.group = trial.title
+    seconds = SHORT if benchmark.disabled else trial.seconds
+    try:
+        figures = benchmark.pedantic(trial.runs[name], args=(seconds,))
+    except MissingError as error:
+        pytest.skip(str(error))
+    assert len(figures) == len(trial.columns)
+    assert all(figure >= 0 for figure in figures) or trial.title.startswith("CPU")
+    benchmark.extra_info.update(zip(trial.columns, figures))
+
+
+def test_no_bucket_gives_more_than_its_bound() -> None:
+    (trial,) = processes.TRIALS
+    for row in run_trial(trial, rounds=1, seconds=SHORT):
+        assert row.figures[1] == 0, row
+
+
+def test_every_module_is_in_the_table() -> None:
+    for module in (limits, processes, routing, calls, records, start):
+        for row in (*getattr(module, "COMPARISONS", ()), *getattr(module, "TRIALS", ())):
+            assert row in COMPARISONS or row in TRIALS
+
+
+def test_every_comparison_has_a_row_with_nothing_done_and_its_base() -> None:
+    for comparison in COMPARISONS:
+        names = [contender.name for contender in comparison.contenders]
+        assert "no-op" in names
+        assert comparison.base in names
+        assert len(set(names)) == len(names)
+
+
+def test_the_table_shows_figures_ratios_and_what_was_left_out() -> None:
+    def absent(_: ExitStack) -> Any:
+        raise MissingError("nowhere does not load: ImportError")
+
+    comparison = COMPARISONS[0]
+    shown = Comparison(
+        comparison.title, (*comparison.contenders[:3], Contender("nowhere", absent)), base=comparison.base
+    )
+    rows = compare(shown, rounds=1)
+    text = markdown(shown, rows)
+    assert text.count("\n|") == 6
+    assert "nowhere does not load" in text
+    assert rows[1].ratio == 1.0
+
+
+def test_a_trial_takes_the_median_of_each_figure() -> None:
+    figures = iter([(1.0, 9.0), (3.0, 5.0), (2.0, 7.0)])
+    trial = Trial("t", ("a", "b"), {"x": lambda _: next(figures)}, 0.0, base="x", ratio="b")
+    assert run_trial(trial) == [Row("x", (2.0, 7.0), 1.0)]
