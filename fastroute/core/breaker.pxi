@@ -166,7 +166,9 @@ cdef inline int64_t breaker_peek(uint64_t word, int64_t now) noexcept nogil:
     return -left if left > 0 else 1
 
 
-cdef inline void window_add(const BreakerRules *rules, const BreakerCells *cells, bint failure, int64_t now) noexcept nogil:
+cdef inline void window_add(
+    const BreakerRules *rules, const BreakerCells *cells, bint failure, int64_t now
+) noexcept nogil:
     """Counts one result in the bucket of now: bucket number (24 bits) | calls (20 bits) | failures (20 bits)."""
     cdef uint64_t number = fr_divide(now, rules.window, rules.window_reciprocal)
     cdef uint32_t index = number % WINDOW_WORDS

@@ -43,7 +43,8 @@ cdef int set_limit(Limit *limit, str what, int64_t per_minute, int64_t burst) ex
             new.burst = max(1, per_minute // 6)
         if new.burst > MAX_TOLERANCE // new.interval:
             raise ValueError(
-                f"the burst of {what} must be at most {MAX_TOLERANCE // new.interval} at {per_minute} a minute, not {burst}"
+                f"the burst of {what} must be at most {MAX_TOLERANCE // new.interval} at {per_minute} a minute, "
+                f"not {burst}"
             )
         new.tolerance = new.burst * new.interval
     limit[0] = new

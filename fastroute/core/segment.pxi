@@ -394,6 +394,7 @@ cdef class Segment:
         cdef uint64_t *cell = find_cell(self.table, self.mask, sub_key(name, kind, number), True)
         if cell is NULL:
             raise SegmentFullError(
-                f"all {self.mask + 1} cells of the segment are taken; make it with more, Segment(cells={2 * (self.mask + 1)})"
+                f"all {self.mask + 1} cells of the segment are taken; "
+                f"make it with more, Segment(cells={2 * (self.mask + 1)})"
             )
         return cell

@@ -16,7 +16,7 @@ T = 10**15  # a time on the core's clock, ns
 
 
 def in_child(work: Callable[[], bytes], end: str = "exit") -> bytes:
-    """Runs ``work`` in a forked child and returns what it returns; the child exits, is killed, or is left a zombie."""
+    """Runs ``work`` in a forked child, which then exits, is killed, or stays a zombie; returns its answer."""
     readable, writable = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -232,7 +232,7 @@ class TestReap:
         assert [e.in_flight for e in endpoints] == [0] * 20
 
     def test_a_worker_killed_anywhere_harms_nothing(self) -> None:
-        """A child that admits and finishes without pause is killed from outside, wherever it happens to be."""
+        """A child that admits and finishes without pause is killed from outside, wherever it is."""
         segment = Segment(256)
         endpoint = Endpoint(segment, "a", max_in_flight=8, rpm=10**9, tpm=10**9, token_burst=10**8)
         for _ in range(10):

@@ -1,0 +1,379 @@
+# ======================================================================================================================
+# Admission: permits, and the way of a call through an endpoint's cells
+# ======================================================================================================================
+#
+# An endpoint is a hot cell (what ranking reads), a cold cell, two of the breaker's window, four of latencies, and the
+# permits. A permit is a 16-bit entry: the worker's slot in the low byte, 0 when free, and a turn in the high byte that
+# grows each time the entry is taken. It is taken and given back by one swap, so the limit is exact over all processes;
+# what a killed worker held carries its slot and is given back by `Segment.reap`; and a ticket names slot and turn, so
+# that finishing it twice finds another entry than it left.
+#
+# A ticket: bits 0-11 the permit's index, 12-19 slot, 20-27 turn, 28-39 the breaker's ticket.
+
+# Constants ------------------------------------------------------------------------------------------------------------
+
+BLOCKED = REASON_BLOCKED
+BREAKER = REASON_BREAKER
+BUSY = REASON_BUSY
+REQUESTS = REASON_REQUESTS
+TOKENS = REASON_TOKENS
+TOO_LARGE = REASON_TOO_LARGE
+
+cdef enum:                       # the low three bits of a refusal
+    REASON_BLOCKED = 1
+    REASON_BREAKER = 2
+    REASON_BUSY = 3
+    REASON_REQUESTS = 4
+    REASON_TOKENS = 5
+    REASON_TOO_LARGE = 6
+
+cdef enum:
+    MAX_IN_FLIGHT = 4096
+    CELL_PERMITS = 28            # 16-bit entries in one cell
+    PERMIT_CELLS = 147           # enough for MAX_IN_FLIGHT
+
+cdef enum:
+    FLAG_OPENED = 1
+    FLAG_CLOSED = 2
+
+# Grows whenever any endpoint of this process is configured, so that rankings know when to copy weights again.
+cdef uint64_t configurations = 0
+
+# Structs --------------------------------------------------------------------------------------------------------------
+
+cdef struct Settings:            # as given, so that one can be changed and the rest kept
+    int64_t rpm
+    int64_t request_burst
+    int64_t tpm
+    int64_t token_burst
+    int64_t max_in_flight
+    double weight
+    int64_t failures
+    double rate
+    int64_t min_calls
+    double window_s
+    double open_s
+    double max_open_s
+    double reset_s
+    double probe_lease_s
+    int64_t probes_to_close
+    double ramp_s
+    double tau_s
+
+cdef struct EndpointParts:
+    Hot *hot
+    Cold *cold
+    Limit requests
+    Limit tokens
+    BreakerRules rules
+    BreakerCells breaker
+    LatencyCells latency
+    RetryRules retry
+    double inverse_weight
+    int32_t max_in_flight
+    int32_t hint                 # where a free permit was seen last, in this process
+    int32_t permit_cells         # how many of `permits` are claimed
+    int32_t reach                # permits below this may be held: above max_in_flight after that was lowered
+    uint64_t *permits[PERMIT_CELLS]
+
+# Permits --------------------------------------------------------------------------------------------------------------
+
+
+cdef inline uint16_t *permit_place(uint64_t **cells, int index) noexcept nogil:
+    return <uint16_t *>(cells[index // CELL_PERMITS] + 1) + index % CELL_PERMITS
+
+
+cdef inline int64_t permit_take(EndpointParts *e, int slot) noexcept nogil:
+    """The lower 28 bits of a ticket, or -1 when all permits are taken."""
+    cdef int index = e.hint
+    cdef int step
+    cdef uint16_t *place
+    cdef uint16_t seen, new
+    if index >= e.max_in_flight:
+        index = 0
+    for step in range(e.max_in_flight):
+        place = permit_place(e.permits, index)
+        seen = fr_load_u16(place)
+        if seen & 0xFF == 0:
+            new = <uint16_t>((seen + 0x100 & 0xFF00) | slot)
+            if fr_cas_u16(place, seen, new):
+                e.hint = index + 1
+                fr_add_i32(&e.hot.in_flight, 1)
+                refresh_load(e.hot)
+                return index | <int64_t>slot << 12 | <int64_t>(new >> 8) << 20
+        index += 1
+        if index >= e.max_in_flight:
+            index = 0
+    return -1
+
+
+cdef int permits_held(EndpointParts *e, int first, int end) noexcept nogil:
+    cdef int index
+    cdef int count = 0
+    for index in range(first, end):
+        count += (fr_load_u16(permit_place(e.permits, index)) & 0xFF) != 0
+    return count
+
+
+cdef int64_t permit_take_lowered(EndpointParts *e, int slot) noexcept nogil:
+    """Takes a permit while some above a lowered limit may still be held: those count too.
+
+    It takes first and counts then, so that two that do so at once may both be refused but are never both let in.
+    """
+    cdef int64_t permit
+    if permits_held(e, e.max_in_flight, e.reach) == 0:
+        e.reach = e.max_in_flight
+        return permit_take(e, slot)
+    permit = permit_take(e, slot)
+    if permit >= 0 and permits_held(e, 0, e.reach) > e.max_in_flight:
+        permit_return(e, permit, slot)
+        return -1
+    return permit
+
+
+cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexcept nogil:
+    """Gives the permit of a ticket back; False if it is not this process's, or was given back before."""
+    cdef int index = ticket & 0xFFF
+    cdef uint16_t turn = ticket >> 12 & 0xFF00
+    if (ticket >> 12 & 0xFF) != slot or slot == 0 or index >= e.permit_cells * CELL_PERMITS:
+        return False
+    if not fr_cas_u16(permit_place(e.permits, index), turn | <uint16_t>slot, turn):
+        return False
+    e.hint = index
+    fr_add_i32(&e.hot.in_flight, -1)
+    refresh_load(e.hot)
+    return True
+
+
+cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
+    """Frees every permit that a worker holds, in all endpoints."""
+    cdef uint64_t index, number
+    cdef uint64_t *hot
+    cdef uint64_t *cell
+    cdef uint16_t *place
+    cdef uint16_t seen
+    cdef int lane
+    for index in range(mask + 1):
+        hot = table + 8 * index
+        if (fr_load(hot) & 15) != KIND_ENDPOINT:
+            continue
+        for number in range(<uint64_t>PERMIT_CELLS):
+            cell = find_cell(table, mask, sub_key(hot[0], KIND_PERMITS, number), False)
+            if cell is NULL:
+                break
+            for lane in range(CELL_PERMITS):
+                place = <uint16_t *>(cell + 1) + lane
+                seen = fr_load_u16(place)
+                if (seen & 0xFF) == slot and fr_cas_u16(place, seen, seen & 0xFF00):
+                    fr_add_i32(&(<Hot *>hot).in_flight, -1)
+                    refresh_load(<Hot *>hot)
+
+
+cdef int permits_taken(uint64_t *table, uint64_t mask, uint64_t key) noexcept nogil:
+    cdef uint64_t number
+    cdef uint64_t *cell
+    cdef int lane
+    cdef int count = 0
+    for number in range(<uint64_t>PERMIT_CELLS):
+        cell = find_cell(table, mask, sub_key(key, KIND_PERMITS, number), False)
+        if cell is NULL:
+            break
+        for lane in range(CELL_PERMITS):
+            count += (fr_load_u16(<uint16_t *>(cell + 1) + lane) & 0xFF) != 0
+    return count
+
+
+cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
+    """Sets the in-flight counts that a process killed between a permit and its count has left wrong.
+
+    A count is changed only if it and the permits stood still while they were looked at twice; a call that slips
+    through all the same makes it wrong by one until the next time.
+    """
+    cdef uint64_t index
+    cdef Hot *hot
+    cdef int taken
+    cdef int32_t seen
+    for index in range(mask + 1):
+        hot = <Hot *>(table + 8 * index)
+        if (fr_load(&hot.key) & 15) != KIND_ENDPOINT:
+            continue
+        seen = fr_load_i32(&hot.in_flight)
+        taken = permits_taken(table, mask, hot.key)
+        if seen != taken and taken == permits_taken(table, mask, hot.key):
+            fr_cas_i32(&hot.in_flight, &seen, taken)
+            refresh_load(hot)
+
+
+# Functions ------------------------------------------------------------------------------------------------------------
+
+
+cdef inline int64_t refusal(int reason, int64_t wait) noexcept nogil:
+    return -(min(max(wait, 0), <int64_t>1 << 59) << 3 | reason)
+
+
+cdef inline void usage_add(EndpointParts *e, double tokens, int64_t now) noexcept nogil:
+    cdef uint32_t stamp = fr_millis(now)
+    cdef uint64_t word = fr_load(&e.cold.usage)
+    cdef double usage
+    while True:
+        usage = fr_value(word) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) / FR_USAGE_TAU) + tokens
+        if fr_cas(&e.cold.usage, &word, fr_pack(<float>max(usage, 0.0), stamp)):
+            return
+
+
+cdef inline double usage_at(const EndpointParts *e, int64_t now) noexcept nogil:
+    cdef uint64_t word = fr_load(&e.cold.usage)
+    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) / FR_USAGE_TAU)
+
+
+cdef inline bint never_fits(const EndpointParts *e, int64_t tokens) noexcept nogil:
+    """Whether no waiting would let such a request in."""
+    return (
+        e.max_in_flight == 0
+        or e.requests.per_minute == 0
+        or (e.tokens.per_minute >= 0 and tokens > 0 and (tokens > e.tokens.burst or e.tokens.per_minute == 0))
+    )
+
+
+cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
+    """What admit would answer, taking nothing; 0 for yes."""
+    cdef int64_t wait
+    if never_fits(e, 0 if reserved else tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    wait = block_left(fr_load(&e.hot.block), now)
+    if wait:
+        return refusal(REASON_BLOCKED, wait)
+    wait = breaker_peek(fr_load(&e.hot.breaker), now)
+    if wait < 0:
+        return refusal(REASON_BREAKER, -wait)
+    if permits_held(e, 0, e.reach) >= e.max_in_flight:
+        return refusal(REASON_BUSY, 0)
+    if reserved:
+        return 0
+    wait = bucket_wait(&e.requests, &e.cold.tat, 1, now)
+    if wait:
+        return refusal(REASON_REQUESTS, wait)
+    wait = bucket_wait(&e.tokens, &e.hot.tat, tokens, now)
+    if wait:
+        return refusal(REASON_TOKENS, wait)
+    return 0
+
+
+cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
+    cdef uint64_t word = fr_load(&e.hot.block)
+    cdef int64_t gate, permit, wait
+    if never_fits(e, 0 if reserved else tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    if word:
+        wait = block_left(word, now)
+        if wait:
+            return refusal(REASON_BLOCKED, wait)
+    if control_state(fr_load(&e.hot.breaker)) != STATE_CLOSED:
+        # The probe goes to a caller that will not be refused for another reason just after.
+        wait = endpoint_wait(e, tokens, reserved, now)
+        if wait:
+            return wait
+    gate = breaker_allow(&e.rules, e.breaker.control, now)
+    if gate < 0:
+        return refusal(REASON_BREAKER, -gate)
+    permit = permit_take(e, slot) if e.reach == e.max_in_flight else permit_take_lowered(e, slot)
+    if permit < 0:
+        if gate & 1:
+            breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
+        return refusal(REASON_BUSY, 0)
+    if not reserved:
+        wait = bucket_acquire(&e.requests, &e.cold.tat, 1, now)
+        if wait == 0:
+            wait = bucket_acquire(&e.tokens, &e.hot.tat, tokens, now)
+            if wait:
+                bucket_settle(&e.requests, &e.cold.tat, -1, now)
+                wait = refusal(REASON_TOKENS, wait)
+        else:
+            wait = refusal(REASON_REQUESTS, wait)
+        if wait:
+            permit_return(e, permit, slot)
+            if gate & 1:
+                breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
+            return wait
+    if tokens:
+        usage_add(e, <double>tokens, now)
+    return permit | gate << 28
+
+
+cdef int64_t endpoint_reserve(EndpointParts *e, int64_t tokens, int64_t max_wait, int64_t now) noexcept nogil:
+    cdef int64_t first, second
+    if never_fits(e, tokens):
+        return refusal(REASON_TOO_LARGE, 0)
+    first = bucket_reserve(&e.requests, &e.cold.tat, 1, max_wait, now)
+    if first < 0:
+        return refusal(REASON_REQUESTS, -2 - first)
+    second = bucket_reserve(&e.tokens, &e.hot.tat, tokens, max_wait, now)
+    if second < 0:
+        bucket_settle(&e.requests, &e.cold.tat, -1, now)
+        return refusal(REASON_TOKENS, -2 - second)
+    return max(first, second)
+
+
+cdef int endpoint_finish(
+    EndpointParts *e, int slot, int64_t ticket, int outcome, double latency_s, int64_t token_delta, int64_t now
+) noexcept nogil:
+    cdef int64_t coarse = now or fr_clock_coarse()
+    cdef int state
+    if not permit_return(e, ticket, slot):
+        return 0
+    state = breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, coarse)
+    result_record(&e.latency, outcome, latency_s, coarse)
+    if token_delta:
+        bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
+        usage_add(e, <double>token_delta, coarse)
+    return FLAG_OPENED if state == STATE_OPEN else FLAG_CLOSED if state == STATE_CLOSED else 0
+
+
+cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t tokens, int64_t now) noexcept nogil:
+    if not permit_return(e, ticket, slot):
+        return
+    breaker_record(&e.rules, &e.breaker, ticket >> 28, OUTCOME_IGNORED, now)
+    bucket_settle(&e.requests, &e.cold.tat, -1, now)
+    bucket_settle(&e.tokens, &e.hot.tat, -tokens, now)
+    if tokens:
+        usage_add(e, -<double>tokens, now)
+
+
+cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t stamp) noexcept nogil:
+    """(ewma + spread) * (calls in flight + 1) / success**2, faded to a time stamp; less is better.
+
+    Never measured: nothing when idle, so that it is tried; a poor load once a call is under way, so that one call tries
+    it and not all; and poor as long as its failures are fresh, so that what only ever fails is not for ever the first.
+    """
+    cdef uint64_t measured = fr_load(&hot.ewma)
+    cdef uint64_t failing = fr_load(&hot.failure)
+    cdef int32_t in_flight
+    cdef double failure, load
+    if failing == 0:
+        # Without failures the load kept ready is all but faded.
+        if measured == 0:
+            return fr_load_float(&hot.load)
+        return <float>(fr_load_float(&hot.load) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau))
+    in_flight = max(fr_load_i32(&hot.in_flight), 0)
+    failure = fr_value(failing) * fr_decay(fr_elapsed(stamp, fr_stamp(failing)) * inverse_tau)
+    load = fr_value(measured)
+    if load > 0:
+        load = (load + fr_load_float(&hot.spread)) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau)
+    elif in_flight or failure >= FR_FORGIVEN:
+        load = FR_UNMEASURED
+    else:
+        return 0.0
+    return <float>(load * (in_flight + 1) / (success_of(failure) * success_of(failure)))
+
+
+cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:
+    """The same by weight, and higher while a breaker that has closed lately ramps up."""
+    return (
+        measured_load(e.hot, e.latency.inverse_tau, fr_millis(now)) * e.inverse_weight
+        / breaker_ramp(&e.rules, fr_load(&e.hot.breaker), now)
+    )
+
+
+cdef inline float load_without_decay(const Hot *hot, float inverse_weight) noexcept nogil:
+    """The same as the last call left it, as if no time had passed since, and before the ramp."""
+    return fr_load_float(&hot.load) * inverse_weight
