@@ -17,7 +17,7 @@ import click
 from fastroute.types import NANO
 
 from .group import config_option, read_tags, refuse
-from .output import Column, optional, print_table, seconds
+from .output import Column, dim, optional, print_table, seconds
 
 if TYPE_CHECKING:
     from fastroute.catalog import Catalog
@@ -73,6 +73,13 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
 )
+@click.option(
+    "--plot",
+    "page",
+    type=click.Path(dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Also draw the days as a web page: cost, latency, calls, failures.",
+)
 def command(
     config: str | None,
     path: str | None,
@@ -82,6 +89,7 @@ def command(
     tag: dict[str, str],
     against: tuple[str, ...],
     form: str,
+    page: str | None,
 ) -> None:
     """Show what was spent, from the ledger.
 
@@ -89,6 +97,7 @@ def command(
     cost for the same tokens.
     """
     from fastroute.ledger import open_ledger
+    from fastroute.ledger.plot import days, to_html
     from fastroute.ledger.report import report, to_csv, to_json, to_table
 
     catalog, configured = _source(config, path)
@@ -117,10 +126,13 @@ def command(
             against=names,
             prices=prices if names else None,
         )
+        drawn = days(ledger, since=since, until=until, tags=tag or None) if page else None
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--by") from None
     finally:
         ledger.close()
+    if page and drawn is not None:
+        _write(page, to_html(drawn, made=datetime.now(timezone.utc)))
     text = {"table": to_table, "json": to_json, "csv": to_csv}[form](result).rstrip("\n")
     columns = shutil.get_terminal_size().columns
     if (
@@ -133,6 +145,15 @@ def command(
         click.echo(gap[1:] + sentences, nl=bool(sentences))
     else:
         click.echo(text)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        refuse(f"{path} cannot be written: {error.strerror}")
+    dim(f"the days are drawn in {path}")
 
 
 def print_compact(result: Report) -> None:

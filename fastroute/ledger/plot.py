@@ -1,0 +1,512 @@
+"""A ledger's days as one HTML page: cost, latency, calls and failures over time, drawn as SVG.
+
+Owns which charts there are and how they are drawn; the sums are the ledger's own, tables and files for
+programs are `report.py`. The page is one file with no script and nothing to load, for any browser, light or
+dark, wide or as narrow as a phone.
+
+Only shapes are inside the SVG, which is stretched to whatever room there is. Text lies beside it as HTML, so
+that it keeps its size on a narrow screen. Figures of a day show when it is pointed at, and all of them stand
+in a table at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta, timezone
+from html import escape
+from itertools import accumulate
+
+from attrs import frozen
+
+from fastroute.types import NANO
+
+from . import Ledger, Totals
+from .report import usd
+
+_MOST_MODELS = 7  # as many as colours can be told apart; the rest are drawn as one
+_OTHERS = "other models"
+_UNKNOWN = "(no model)"
+# A ledger with a longer gap than this holds an entry of a wrong clock; days between are then left out.
+_LONGEST_SPAN = 3660
+_MOST_DATES = 5
+_MOST_WITHOUT_YEAR = 300
+_MOST_APART = 92  # days up to which bars stand apart; more of them would be mostly gaps
+_SLOT = 10.0  # width of one day in the SVG's units
+_HEIGHT = 100.0
+
+
+@frozen
+class Day:
+    """One day's sums.
+
+    Attributes:
+        day: in UTC.
+        totals: over the whole day; zeros if nothing was recorded.
+        costs: nano-dollars by model, of those that cost anything.
+    """
+
+    day: date
+    totals: Totals
+    costs: Mapping[str, int]
+
+
+@frozen
+class Days:
+    """What the charts are drawn from.
+
+    Attributes:
+        days: one after the other, oldest first, those without entries among them.
+        totals: sums over all of it.
+        models: that cost anything, dearest first.
+    """
+
+    days: tuple[Day, ...]
+    totals: Totals
+    models: tuple[str, ...]
+
+
+def days(
+    ledger: Ledger,
+    *,
+    since: float | datetime | None = None,
+    until: float | datetime | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Days:
+    """The sums of each day.
+
+    Args:
+        ledger: any, a closed one too.
+        since, until, tags: which entries count, as in `Ledger.by`.
+
+    Raises:
+        ValueError: a datetime without a zone.
+        Error: the ledger cannot be read.
+    """
+    totals: dict[date, Totals] = {}
+    for row in ledger.by("day", since=since, until=until, tags=tags):
+        if row.keys[0] is not None:
+            totals[date.fromisoformat(row.keys[0])] = row
+    costs: dict[date, dict[str, int]] = {}
+    spent: dict[str, int] = {}
+    for row in ledger.by("day", "model", since=since, until=until, tags=tags):
+        if row.keys[0] is not None and row.cost_nano:
+            model = row.keys[1] or _UNKNOWN
+            costs.setdefault(date.fromisoformat(row.keys[0]), {})[model] = row.cost_nano
+            spent[model] = spent.get(model, 0) + row.cost_nano
+    return Days(
+        tuple(Day(day, totals.get(day, Totals()), costs.get(day, {})) for day in _span(sorted(totals))),
+        ledger.totals(since=since, until=until, tags=tags),
+        tuple(sorted(spent, key=lambda model: (-spent[model], model))),
+    )
+
+
+def _span(known: Sequence[date]) -> Sequence[date]:
+    if not known or (known[-1] - known[0]).days > _LONGEST_SPAN:
+        return known
+    return [known[0] + timedelta(count) for count in range((known[-1] - known[0]).days + 1)]
+
+
+def to_html(found: Days, *, title: str = "What was spent", made: datetime | None = None) -> str:
+    """The page.
+
+    Args:
+        found: what `days` found.
+        title: the heading.
+        made: the moment named at its end; by default none.
+    """
+    body = [f"<h1>{_text(title)}</h1>"]
+    if found.days:
+        first, last = found.days[0].day, found.days[-1].day
+        span = f"{first}" if first == last else f"{first} to {last}"
+        body += [f'<p class="quiet">{span}, days in UTC</p>', _tiles(found), *_charts(found), _table(found)]
+    else:
+        body.append("<p>The ledger holds no entry of this time.</p>")
+    if made is not None:
+        body.append(f'<p class="quiet">Made {made.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC.</p>')
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        # The page needs nothing but its own styles, so that is all it may have.
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+# -------------------------------------------------------------------------------------------------- charts
+
+
+@frozen
+class _Scale:
+    """A vertical axis from 0 to ``top``, with a line at every ``step``."""
+
+    top: float
+    step: float
+
+    def y(self, value: float) -> float:
+        return _HEIGHT * (1 - value / self.top)
+
+    @property
+    def ticks(self) -> list[float]:
+        return [self.step * count for count in range(round(self.top / self.step) + 1)]
+
+
+def _scale(values: Iterable[float | None], *, least: float = 0.0) -> _Scale:
+    """An axis for the values, up to five steps of 1, 2 or 5 times a power of ten, ``least`` or more each."""
+    most = max((value for value in values if value is not None), default=0.0) or least or 1.0
+    step = 10.0 ** math.floor(math.log10(most))
+    for factor in (0.2, 0.5, 1.0):
+        if most <= 5 * factor * step:
+            step *= factor
+            break
+    else:
+        step *= 2
+    step = max(step, least)
+    return _Scale(step * max(1, math.ceil(most / step - 1e-9)), step)
+
+
+def _charts(found: Days) -> list[str]:
+    days = found.days
+    shown = found.models
+    if len(shown) > _MOST_MODELS:
+        shown = (*shown[: _MOST_MODELS - 1], _OTHERS)
+    costs = [_merged(day.costs, shown) for day in days]
+    daily = [sum(day.costs.values()) / NANO for day in days]
+    running = [nano / NANO for nano in accumulate(sum(day.costs.values()) for day in days)]
+    p50 = [day.totals.latency_p50 for day in days]
+    p95 = [day.totals.latency_p95 for day in days]
+    calls = [float(day.totals.calls) for day in days]
+    failed = [day.totals.failures / day.totals.attempts if day.totals.attempts else None for day in days]
+
+    money, total, latency = _scale(daily), _scale(running), _scale([*p50, *p95])
+    count, share = _scale(calls, least=1), _scale(failed, least=0.01)
+    stacks = [[cost.get(model, 0) / NANO for cost in costs] for model in shown]
+    return [
+        _chart(
+            "Cost per day",
+            days,
+            money,
+            _money,
+            _bars(stacks, money),
+            [
+                [_money(day), *(f"{model}: {_money(cost[model] / NANO)}" for model in shown if model in cost)]
+                for day, cost in zip(daily, costs)
+            ],
+            shown,
+        ),
+        _chart(
+            "Cost added up",
+            days,
+            total,
+            _money,
+            _line(running, total, 0, filled=True),
+            [[f"{_money(cost)} by the end of the day"] for cost in running],
+        ),
+        _chart(
+            "Latency of answers",
+            days,
+            latency,
+            _duration,
+            _line(p50, latency, 0) + _line(p95, latency, 1),
+            [
+                [
+                    "no answers"
+                    if low is None or high is None
+                    else f"half within {_duration(low)}, 95 % within {_duration(high)}"
+                ]
+                for low, high in zip(p50, p95)
+            ],
+            ("p50", "p95"),
+        ),
+        _chart(
+            "Calls per day",
+            days,
+            count,
+            _count,
+            _bars([calls], count),
+            [[f"{day.totals.calls:,} calls, {day.totals.attempts:,} attempts"] for day in days],
+        ),
+        _chart(
+            "Attempts that failed or were cancelled",
+            days,
+            share,
+            _percent,
+            _line(failed, share, 5),
+            [
+                [
+                    "no attempts"
+                    if rate is None
+                    else f"{day.totals.failures:,} of {day.totals.attempts:,}: {_percent(rate)}"
+                ]
+                for day, rate in zip(days, failed)
+            ],
+        ),
+    ]
+
+
+def _merged(costs: Mapping[str, int], shown: Sequence[str]) -> dict[str, int]:
+    merged: dict[str, int] = {}
+    for model, cost in costs.items():
+        name = model if model in shown else _OTHERS
+        merged[name] = merged.get(name, 0) + cost
+    return merged
+
+
+def _chart(
+    title: str,
+    days: Sequence[Day],
+    scale: _Scale,
+    spell: Callable[[float], str],
+    shapes: str,
+    labels: Sequence[Sequence[str]],
+    names: Sequence[str] = (),
+) -> str:
+    """One figure: heading, legend, axes, shapes, and a strip over each day that tells its figures."""
+    width = _SLOT * len(days)
+    grid = "".join(f"M0 {_n(scale.y(tick))}h{_n(width)}" for tick in scale.ticks)
+    strips = "".join(
+        f'<rect x="{_n(place * _SLOT)}" width="{_n(_SLOT)}" height="{_n(_HEIGHT)}">'
+        f"<title>{_text(chr(10).join([_day(day.day, year=True), *lines]))}</title></rect>"
+        for place, (day, lines) in enumerate(zip(days, labels))
+    )
+    upright = "".join(
+        f'<span style="top:{_n(scale.y(tick))}%">{_text(spell(tick))}</span>' for tick in scale.ticks
+    )
+    legend = "".join(f'<li><i class="c{place}"></i>{_text(name)}</li>' for place, name in enumerate(names))
+    return (
+        f"<figure><figcaption>{_text(title)}</figcaption>"
+        + (f"<ul>{legend}</ul>" if legend else "")
+        + f'<div class="plot"><div class="y">{upright}</div>'
+        f'<svg viewBox="0 0 {_n(width)} {_n(_HEIGHT)}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{_text(title)}; the figures are in the table below">'
+        f'<path class="grid" d="{grid}"/>{shapes}<g class="strips">{strips}</g></svg>'
+        f'<div class="x">{_across(days)}</div></div></figure>'
+    )
+
+
+def _across(days: Sequence[Day]) -> str:
+    """At most five days named below a chart: more would run into each other on a phone."""
+    count = len(days)
+    every = max(1, -(-count // _MOST_DATES))
+    spell = _month if count > _MOST_WITHOUT_YEAR else _day
+    return "".join(
+        f'<span style="left:{_n(100 * (place + 0.5) / count)}%">{spell(days[place].day)}</span>'
+        for place in range((every - 1) // 2 if count > _MOST_DATES else 0, count, every)
+    )
+
+
+def _bars(stacks: Sequence[Sequence[float]], scale: _Scale) -> str:
+    """One upright bar a day, in as many pieces as there are stacks; the first is the lowest."""
+    count = len(stacks[0]) if stacks else 0
+    gap = _SLOT * (0.12 if count <= _MOST_APART else 0.0)
+    below = [0.0] * count
+    drawn = []
+    for colour, heights in enumerate(stacks):
+        path = []
+        for place, height in enumerate(heights):
+            if height > 0:
+                low, high = scale.y(below[place]), scale.y(below[place] + height)
+                path.append(
+                    f"M{_n(place * _SLOT + gap)} {_n(low)}V{_n(high)}h{_n(_SLOT - 2 * gap)}V{_n(low)}z"
+                )
+                below[place] += height
+        drawn.append(f'<path class="bar f{colour}" d="{"".join(path)}"/>')
+    return "".join(drawn)
+
+
+def _line(values: Sequence[float | None], scale: _Scale, colour: int, *, filled: bool = False) -> str:
+    """A line through the middles of the days, broken where there is no value."""
+    path, last = [], False
+    for place, value in enumerate(values):
+        if value is not None:
+            # A day alone is a line of no length, whose round ends make it a dot.
+            path.append(
+                f"{'L' if last else 'M'}{_n((place + 0.5) * _SLOT)} {_n(scale.y(value))}"
+                + ("" if last else "h0")
+            )
+        last = value is not None
+    line = "".join(path)
+    alone = " alone" if len(values) == 1 else ""
+    area = ""
+    if filled and len(values) > 1:
+        left, right = _n(_SLOT / 2), _n((len(values) - 0.5) * _SLOT)
+        area = f'<path class="area f{colour}" d="{line}L{right} {_n(_HEIGHT)}L{left} {_n(_HEIGHT)}z"/>'
+    return f'{area}<path class="line{alone} s{colour}" d="{line}"/>'
+
+
+# ----------------------------------------------------------------------------------------- figures and text
+
+
+def _tiles(found: Days) -> str:
+    sums = found.totals
+    tiles = [
+        ("spent", _money(sums.cost_nano / NANO), f"{len(found.models):,} models"),
+        ("calls", f"{sums.calls:,}", f"{sums.prompt_tokens + sums.completion_tokens:,} tokens"),
+        (
+            "failed or cancelled",
+            _percent(sums.failures / sums.attempts if sums.attempts else 0.0),
+            f"{sums.failures:,} of {sums.attempts:,}",
+        ),
+    ]
+    if sums.latency_p50 is not None and sums.latency_p95 is not None:
+        tiles.append(
+            (
+                "median answer",
+                _duration(sums.latency_p50),
+                f"95 % within {_duration(sums.latency_p95)}",
+            )
+        )
+    drawn = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd><dd>{more}</dd></div>" for name, value, more in tiles
+    )
+    note = ""
+    if sums.unknown_cost:
+        note = f"<p>Attempts of unknown price, which are not in the cost: {sums.unknown_cost:,}.</p>"
+    return f"<dl>{drawn}</dl>{note}"
+
+
+def _table(found: Days) -> str:
+    heads = ("day", "cost USD", "calls", "attempts", "not ok", "p50 s", "p95 s")
+    rows = "".join(
+        f"<tr><th scope=row>{day.day}</th>"
+        + "".join(
+            f"<td>{cell}</td>"
+            for cell in (
+                usd(day.totals.cost_nano),
+                f"{day.totals.calls:,}",
+                f"{day.totals.attempts:,}",
+                f"{day.totals.failures:,}",
+                *(
+                    "-" if latency is None else f"{latency:.3f}"
+                    for latency in (day.totals.latency_p50, day.totals.latency_p95)
+                ),
+            )
+        )
+        + "</tr>"
+        for day in found.days
+    )
+    head = "".join(f"<th scope=col>{name}</th>" for name in heads)
+    return (
+        "<details><summary>All figures</summary>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _text(text: str) -> str:
+    return escape(
+        "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    )
+
+
+def _n(number: float) -> str:
+    """A coordinate, short."""
+    return f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def _day(day: date, *, year: bool = False) -> str:
+    return f"{day.day} {_MONTHS[day.month - 1]}" + (f" {day.year}" if year else "")
+
+
+def _month(day: date) -> str:
+    return f"{_MONTHS[day.month - 1]} {day.year}"
+
+
+def _money(usd: float) -> str:
+    """To the cent from a cent up, with three digits below."""
+    if usd >= 0.01 or usd == 0:
+        return f"${usd:,.2f}" if usd else "$0"
+    return "$" + f"{usd:.{2 - math.floor(math.log10(usd))}f}".rstrip("0")
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:,.3g} s"
+        if 1 <= seconds < 1000 or not seconds
+        else f"{seconds:,.0f} s"
+        if seconds >= 1
+        else f"{seconds * 1000:.3g} ms"
+    )
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+# Colours that stay apart from each other for the common kinds of colour blindness, on light and on dark.
+_LIGHT = ("#2a78d6", "#1baf7a", "#eda100", "#4a3aa7", "#e87ba4", "#e34948", "#8b8a84")
+_DARK = ("#3987e5", "#199e70", "#c98500", "#9085e9", "#d55181", "#e66767", "#8b8a84")
+
+
+def _colours(colours: Sequence[str]) -> str:
+    return "".join(f"--c{place}: {colour}; " for place, colour in enumerate(colours))
+
+
+_STYLE = (
+    f":root {{ {_colours(_LIGHT)} }}\n"
+    f"@media (prefers-color-scheme: dark) {{ :root {{ {_colours(_DARK)} }} }}\n"
+    + "\n".join(
+        f".c{n} {{ background: var(--c{n}) }} .f{n} {{ fill: var(--c{n}) }} .s{n} {{ stroke: var(--c{n}) }}"
+        for n in range(len(_LIGHT))
+    )
+    + """
+:root { color-scheme: light dark;
+  --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --quiet: #63625d; --grid: #e4e3df }
+@media (prefers-color-scheme: dark) { :root {
+  --page: #121211; --card: #1d1d1b; --ink: #f1f0ec; --quiet: #a3a29b; --grid: #343430 } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
+main { max-width: 66rem; margin: auto; padding: 1.25rem 1rem 3rem; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)) }
+main > * { grid-column: 1 / -1; margin: 0 }
+main > figure { grid-column: auto; display: flex; flex-direction: column }
+main > figure:first-of-type { grid-column: 1 / -1 }
+h1 { font-size: 1.5rem; line-height: 1.2 }
+.quiet { color: var(--quiet) }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 1rem }
+dl > div, figure, details { background: var(--card); border: 1px solid var(--grid);
+  border-radius: 10px; padding: .9rem 1rem }
+dt, dd + dd { color: var(--quiet); font-size: .85rem }
+dd { margin: 0; font-size: 1.55rem; font-weight: 600; line-height: 1.3 }
+dd + dd { font-weight: 400 }
+figcaption { font-weight: 600 }
+ul { list-style: none; margin: .3rem 0 0; padding: 0; display: flex; flex-wrap: wrap;
+  gap: .1rem .9rem; font-size: .85rem; color: var(--quiet) }
+li { overflow-wrap: anywhere }
+li i { display: inline-block; width: .7em; height: .7em; border-radius: 2px; margin-right: .4em }
+.plot { display: grid; grid-template: 11rem 1.4rem / 3.9rem 1fr; margin-top: auto; padding: 1rem .8rem 0 0;
+  font-size: .75rem; color: var(--quiet); font-variant-numeric: tabular-nums }
+.y, .x { position: relative }
+.x { grid-column: 2 }
+.y span { position: absolute; right: .5rem; transform: translateY(-50%); white-space: nowrap }
+.x span { position: absolute; top: .35rem; transform: translateX(-50%); white-space: nowrap }
+svg { width: 100%; height: 100%; display: block; overflow: visible }
+path { vector-effect: non-scaling-stroke }
+.grid { stroke: var(--grid); stroke-width: 1; fill: none }
+.line { fill: none; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round }
+.line.alone { stroke-width: 6 }
+.area { opacity: .14 }
+.strips rect { fill: transparent }
+.strips rect:hover { fill: var(--ink); fill-opacity: .07 }
+summary { cursor: pointer; font-weight: 600 }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; margin-top: .6rem; font-size: .85rem;
+  font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid) }
+th { font-weight: 400 }
+th:first-child { text-align: left; padding-left: 0 }
+thead th { color: var(--quiet) }
+"""
+)
+
+__all__ = ["Day", "Days", "days", "to_html"]
