@@ -121,7 +121,10 @@ def test_the_summary_is_for_people(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for children in /proc")
-def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     few = ({"messages": messages} for messages in demo.read_prompts(None)[:48])
     running = start("--prompts", str(write(tmp_path / "few.jsonl", few)))
@@ -134,10 +137,11 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for pid in (task / "children").read_text().split()
     ]
     assert len(children) == len(demo_run.PARTS)
-    os.killpg(running.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(running.pid, number)
     _, err = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; the providers are stopped"
+    assert running.returncode == status
+    if number == signal.SIGINT:
+        assert err.splitlines()[-1] == "interrupted; the providers are stopped"
     assert "Traceback" not in err
     assert [pid for pid in children if os.path.exists(f"/proc/{pid}")] == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("fastroute-demo-")] == []

@@ -7,9 +7,12 @@ configuration and the calls are `demo_run.py`, the live picture is `demo_view.py
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +54,15 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
             asked, os.path.join(folder, "demo.db"), threads=threads, seed=seed, speed=4 if fast else 1
         )
         try:
-            with demo:
+            with _signals_end_it(), demo:
                 _watch(demo, quiet=as_json)
                 result = demo.result()
                 spent = None if as_json else demo.spent()
         except KeyboardInterrupt:
             dim("interrupted; the providers are stopped")
             raise SystemExit(INTERRUPTED) from None
+        except _Ended as ended:
+            raise SystemExit(128 + ended.signal) from None
     if spent is None:
         print_json(result.figures())
     else:
@@ -67,6 +72,32 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
         click.echo("\nFrom the ledger:")
         print_compact(spent)
     raise SystemExit(1 if result.failed else 0)
+
+
+class _Ended(BaseException):
+    """The process was told to end."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """A closed terminal or a kill ends the demonstration as Ctrl-C does, so that nothing is left of it."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Ended(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there can signals be handled
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _watch(demo: Demo, *, quiet: bool) -> None:
