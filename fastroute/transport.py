@@ -185,32 +185,44 @@ def _ready_to_read() -> None:
         watch.sent = True
 
 
-class _Connection(HTTPConnection):
+class _Watched:
+    """Tells the watch what its connection does, and sends a request's head and body in one piece.
+
+    By themselves they go in two: two system calls, two packets, and a peer that is woken twice.
+    """
+
+    _held: list[bytes] | None = None
+
     def connect(self) -> None:
-        super().connect()
+        super().connect()  # type: ignore[misc]
         _connected(self)
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         _reused(self)
-        super().request(*args, **kwargs)
+        self._held = []
+        try:
+            super().request(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            pieces, self._held = self._held, None
+        self.send(b"".join(pieces))
+
+    def send(self, data: Any) -> None:
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]
+        else:
+            self._held.append(data)
 
     def getresponse(self) -> Any:
         _ready_to_read()
-        return super().getresponse()
+        return super().getresponse()  # type: ignore[misc]
 
 
-class _TLSConnection(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _connected(self)
+class _Connection(_Watched, HTTPConnection):
+    pass
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        _reused(self)
-        super().request(*args, **kwargs)
 
-    def getresponse(self) -> Any:
-        _ready_to_read()
-        return super().getresponse()
+class _TLSConnection(_Watched, HTTPSConnection):
+    pass
 
 
 class _Pool(HTTPConnectionPool):
