@@ -392,6 +392,10 @@ class Client:
             model = self._shared.config.default_model
         elif not isinstance(model, str) or not model:
             raise errors.BadRequestError("model: the name of a model, alias or tier, or auto")
+        for name in ("max_tokens", "max_completion_tokens"):
+            wanted = params.get(name)
+            if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
+                raise errors.BadRequestError(f"{name}: a whole number is wanted, not {type(wanted).__name__}")
         return Request(model, messages, params, stream, self._route_options(route))
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:

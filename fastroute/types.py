@@ -21,6 +21,7 @@ UsageSource = Literal["provider", "estimated", "none"]
 
 NANO = 1_000_000_000
 _EMPTY: Mapping[str, Any] = {}
+_MOST_TOKENS = 1 << 40  # more than this asks for nothing more
 
 
 def copy_json(value: Any) -> Any:
@@ -96,11 +97,14 @@ class Request:
 
     @property
     def max_tokens(self) -> int | None:
-        """Output tokens asked for, under either of OpenAI's two names; None if neither is set."""
+        """Output tokens asked for, under either of OpenAI's two names; None for no limit.
+
+        Some servers take a negative number for no limit, so it is no error here.
+        """
         wanted = self.params.get("max_completion_tokens")
         if wanted is None:
             wanted = self.params.get("max_tokens")
-        return wanted
+        return None if wanted is None or wanted < 0 else min(wanted, _MOST_TOKENS)
 
 
 # --------------------------------------------------------------------------------------------- decision

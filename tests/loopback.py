@@ -63,6 +63,8 @@ class Loopback:
                 tables[table] = keys
         if more_endpoints:
             tables["endpoints"] = [*tables["endpoints"], *more_endpoints]
+        if not any(endpoint["model"] == MODEL for endpoint in tables["endpoints"]):
+            tables["models"].pop(MODEL)
         self.events: list[events.Event] = []
         self.client = Client(tables, session=session)
         self.client.on(self.events.append)

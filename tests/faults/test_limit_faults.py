@@ -1,4 +1,4 @@
-"""Cases 65 to 85: what providers say about limits, and limits of one's own. The numbers are the catalogue's."""
+"""Cases 65 to 85: what providers say about limits, and limits of our own; numbered as there."""
 
 from __future__ import annotations
 
