@@ -24,7 +24,8 @@ RULE_SET = load_builtin()["task-tier"]
 PROSE = (
     "Please have a look at the service below. It answers slowly when many people use it at once, and I would "
     "like to know where the time goes. The tests pass, but the page takes 3 seconds. What would you change "
-    "first?\n\ndef load(path):\n    with open(path) as file:\n        return [line.strip() for line in file]\n\n"
+    "first?\n\n"
+    "def load(path):\n    with open(path) as file:\n        return [line.strip() for line in file]\n\n"
     "Write a short answer for someone who knows Python, in a friendly tone, with an example of the output. "
 )
 NEAR = [
