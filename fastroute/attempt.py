@@ -30,6 +30,7 @@ class Attempts:
 
         Raises:
             errors.APIError: the attempt failed; ``call.verdict`` says what may be done about it.
+            errors.ValidationError: the answer failed the caller's check; it carries the answer.
         """
         sending = Sending(self.sinks, call, wire, grant)
         limit = wire.endpoint.provider.timeout or call.estimate.timeout
@@ -45,7 +46,23 @@ class Attempts:
         if usage is None:
             usage = sending.estimated_usage(_answer_chars(completion))
         now = sending.succeeded(usage, exchange, sending.elapsed())
-        return completion.with_route(call.route(wire, now), usage)
+        completion = completion.with_route(call.route(wire, now), usage)
+        self._judge(call, wire, completion)
+        return completion
+
+    def _judge(self, call: Call, wire: Wire, completion: Completion) -> None:
+        # After settling: the check is the caller's code, and no permit should wait for it.
+        validator = call.validator
+        model, tier = wire.endpoint.model.name, call.tier
+        if validator is None:
+            self.sinks.rates.record(model, tier, True)
+            return
+        reason = validator.judge(completion)
+        self.sinks.rates.record(model, tier, True, reason is None)
+        if reason is not None:
+            raise errors.ValidationError(
+                f"the answer failed its check: {reason}", completion=completion, reason=reason
+            )
 
     # ------------------------------------------------------------------------------------------------ streams
 

@@ -87,7 +87,7 @@ class Cache:
         self.misses = 0
 
     def key(self, request: Request) -> bytes | None:
-        """The request's key, or None if it is no JSON (the provider's encoder will say what is wrong)."""
+        """The request's key, or None if it has none: it is no JSON, or a function judges its answer."""
         options = request.options
         try:
             scope = _canonical(self._tags(options.tags)) if options.tags else b""
@@ -100,6 +100,7 @@ class Cache:
                     options.quality,
                     options.max_cost,
                     options.max_latency,
+                    options.validate,
                 ]
             )
         except (TypeError, ValueError, RecursionError):

@@ -30,6 +30,7 @@ from .plan import Plan, Planner
 from .providers import get as get_format
 from .providers import names as format_names
 from .providers.base import Target
+from .quality import Rates, Validator
 from .retry import RetryPolicy
 from .sending import Call, Sinks, Wire
 from .state import State
@@ -94,9 +95,10 @@ class _Shared:
             wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, transports[name])
         self.transports = transports
         self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
-        sinks = Sinks(retries, self.ledger, self.hooks, self.state.outputs, self.freed)
+        self.rates = Rates(config.quality, self.hooks)
+        sinks = Sinks(retries, self.ledger, self.hooks, self.state.outputs, self.rates, self.freed)
         attempts = Attempts(policy, sinks)
-        self.dispatcher = Dispatcher(policy, retries, wires, attempts)
+        self.dispatcher = Dispatcher(policy, config.quality, retries, wires, attempts)
         cache = config.cache
         self.cache = (
             Cache(
@@ -122,6 +124,7 @@ class _Shared:
         self._closing = threading.Lock()
         self.workers.after_fork()
         self.dispatcher.after_fork()
+        self.rates.after_fork()
         if self.cache is not None:
             self.cache.after_fork()
 
@@ -241,7 +244,8 @@ class Completions:
             model: a model, an alias, a tier, or ``auto``; default: ``default_model`` of the configuration.
             stream: return a `Stream` of chunks instead.
             route: routing words: ``tags``, ``tier``, ``quality``, ``max_cost`` (USD), ``max_latency``
-                (seconds), ``cache`` (False: leave the cache alone), ``deadline`` (seconds).
+                (seconds), ``cache`` (False: leave the cache alone), ``validate`` (a JSON Schema, a pattern or
+                a callable that judges the answer), ``deadline`` (seconds).
             timeout: seconds the whole call may take, retries and waiting and all.
             **params: every other parameter of the API, passed on untouched; 0 is a value.
 
@@ -328,6 +332,7 @@ class Client:
             "endpoints": shared.state.snapshot(),
             "cache": shared.cache.stats() if shared.cache is not None else None,
             "queued": shared.dispatcher.queued,
+            "rates": shared.rates.snapshot(),
             "ledger": shared.ledger.health,
         }
 
@@ -396,7 +401,12 @@ class Client:
             wanted = params.get(name)
             if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
                 raise errors.BadRequestError(f"{name}: a whole number is wanted, not {type(wanted).__name__}")
-        return Request(model, messages, params, stream, self._route_options(route))
+        options = self._route_options(route)
+        if stream and options.validate is not None:
+            raise errors.BadRequestError(
+                "route.validate: a streamed answer is handed out before it could be judged; leave out stream"
+            )
+        return Request(model, messages, params, stream, options)
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:
         if not route:
@@ -448,6 +458,8 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
             _number(f"route.{name}", value)
     if options.deadline is not None:
         _seconds("route.deadline", options.deadline)
+    if options.validate is not None:
+        Validator.of(options.validate)
     return evolve(options, tags=dict(tags)) if tags else options
 
 

@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from . import _core, errors, events
 from .attempt import Attempts
 from .catalog import Model
-from .config import Policy
+from .config import Policy, QualityConfig
 from .plan import Plan
+from .quality import with_feedback
 from .retry import Action, RetryPolicy
 from .sending import Call, Grant, Wire
 from .state import Endpoint
@@ -93,6 +94,7 @@ class Dispatcher:
 
     Args:
         policy: attempts, queue bounds.
+        quality: what is done about answers that fail their check.
         retries: what may be done about an error.
         wires: by endpoint name.
 
@@ -100,9 +102,15 @@ class Dispatcher:
     """
 
     def __init__(
-        self, policy: Policy, retries: RetryPolicy, wires: Mapping[str, Wire], attempts: Attempts
+        self,
+        policy: Policy,
+        quality: QualityConfig,
+        retries: RetryPolicy,
+        wires: Mapping[str, Wire],
+        attempts: Attempts,
     ) -> None:
         self._policy = policy
+        self._quality = quality
         self._retries = retries
         self._wires = wires
         self._attempts = attempts
@@ -157,9 +165,26 @@ class Dispatcher:
                     return attempt(call, self._wires[endpoint.name], grant)
                 except errors.APIError as error:
                     self._failed(call, progress, endpoint, error)
+                except errors.ValidationError as error:
+                    plan = self._rejected(call, plan, error)
+                    progress = _Progress()
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
+
+    def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
+        """The plan for another answer after one that failed its check; raises when that was the last."""
+        quality = self._quality
+        completion = error.completion
+        call.rejected += 1
+        if call.rejected > quality.retries or completion is None:
+            raise error
+        if time.monotonic() >= call.deadline:
+            raise errors.DeadlineExceeded(f"the call's deadline passed, and {error}") from error
+        if quality.feedback:
+            messages = with_feedback(call.request.messages, completion, error.reason)
+            call.request = evolve(call.request, messages=messages)
+        return (plan.higher() if quality.escalate else None) or plan
 
     @property
     def _hooks(self) -> events.Hooks:
@@ -186,7 +211,9 @@ class Dispatcher:
             raise error
         if action is Action.WITHOUT_USAGE:
             self._wires[endpoint.name].forget_usage()
-        if len(call.attempts) >= self._retries.max_attempts or (verdict.once and progress.failed_slowly):
+        if len(call.attempts) - call.rejected >= self._retries.max_attempts or (
+            verdict.once and progress.failed_slowly
+        ):
             raise progress.primary
         progress.failed_slowly = progress.failed_slowly or verdict.once
         progress.retry = [known for known in progress.retry if known[0] is not endpoint]

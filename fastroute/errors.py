@@ -137,13 +137,17 @@ class ValidationError(Error):
 
     Attributes:
         completion: the last answer that was judged.
+        reason: what is wrong with it, in the words of the check.
     """
 
     default_status = 502
 
-    def __init__(self, message: str = "", *, completion: Completion | None = None, **rest: Any) -> None:
+    def __init__(
+        self, message: str = "", *, completion: Completion | None = None, reason: str = "", **rest: Any
+    ) -> None:
         super().__init__(message, **rest)
         self.completion = completion
+        self.reason = reason
 
 
 class StreamInterrupted(Error):

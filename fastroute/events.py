@@ -54,7 +54,7 @@ class FailedOver(Event):
 
 @frozen
 class BreakerChanged(Event):
-    """A circuit breaker changed its state (``closed``, ``open``, ``half-open``)."""
+    """A circuit breaker opened or closed: ``state`` is ``open`` or ``closed``."""
 
     endpoint: str
     state: str

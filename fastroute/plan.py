@@ -181,6 +181,12 @@ class Planner:
         estimate = Estimate(tokens_in, tokens_out, timeout)
         return Plan(self, request, scan, failure, stage, estimate, needs)
 
+    def higher(self, plan: Plan, first: Stage) -> Plan | None:
+        if first.tier is None or first.tier == self._tiers[-1]:
+            return None
+        stage = self._tier_stage(self._tiers[self._tiers.index(first.tier) + 1])
+        return Plan(self, plan.request, plan._scan, plan._failure, stage, plan.estimate, plan.needs)
+
     def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
         options = plan.request.options
         policy = self._config.policy
@@ -409,6 +415,10 @@ class Plan:
             for place in ranked.order:
                 yield endpoints[place], stage
 
+    def higher(self) -> Plan | None:
+        """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
+        return self._planner.higher(self, self._stages[0][0])
+
     def detour(self, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
         """As `walk`, over the models that stand in for one that cannot take this input."""
         return self._planner.detour(self, chain, model)
@@ -501,8 +511,8 @@ class Plan:
             in_flight=core.in_flight,
             state=STATE_NAMES[core.state()],
             value=ranked.values[place],
-            available_requests=core.available_requests(),
-            available_tokens=core.available_tokens(),
+            available_requests=_limited(core.available_requests()),
+            available_tokens=_limited(core.available_tokens()),
         )
 
     def _verdict(self, stage: Stage, ranked: _core.Ranked, place: int) -> str:
@@ -544,6 +554,10 @@ class Plan:
 def _reopens(endpoint: Endpoint, now: int) -> float:
     blocked, _ = endpoint.core.blocked(now)
     return max(blocked, endpoint.core.reopens_in(now)) / 1e9
+
+
+def _limited(available: int) -> int | None:
+    return None if available >= 2**62 else available  # the core's word for no limit is its largest number
 
 
 def _price(nano: int | None) -> int:

@@ -20,6 +20,7 @@ from attrs import evolve, frozen
 from . import _core, errors, events
 from .plan import Estimate
 from .providers.base import Format, Target, check_content_type
+from .quality import Rates, Validator
 from .retry import RetryPolicy, Verdict, parse_limits
 from .state import Endpoint
 from .tokens import OutputHistory
@@ -56,6 +57,8 @@ class Call:
     Attributes:
         deadline: time.monotonic by which the call must have ended.
         attempts: those that were sent, oldest first.
+        validator: what the answer is held to, if anything.
+        rejected: answers that failed it so far.
         waited: seconds spent waiting for limits and back-off.
         verdict: what the retry policy said of the last failure.
     """
@@ -67,9 +70,11 @@ class Call:
         "estimate",
         "id",
         "level",
+        "rejected",
         "request",
         "started",
         "tier",
+        "validator",
         "verdict",
         "waited",
     )
@@ -92,6 +97,9 @@ class Call:
         self.started = started
         self.deadline = deadline
         self.attempts: list[Attempt] = []
+        rule = request.options.validate
+        self.validator = None if rule is None else Validator.of(rule)
+        self.rejected = 0
         self.waited = 0.0
         self.verdict: Verdict | None = None
 
@@ -156,6 +164,7 @@ class Sinks:
         ledger: gets one line an attempt.
         hooks: hear of it.
         outputs: learn how long answers are.
+        rates: success and validation rates of the models.
         freed: is told that a permit was given back.
     """
 
@@ -163,6 +172,7 @@ class Sinks:
     ledger: Recorder
     hooks: events.Hooks
     outputs: OutputHistory
+    rates: Rates
     freed: Callable[[], None]
 
 
@@ -416,6 +426,8 @@ class Sending:
             call.request.options.tags,
         )
         call.attempts.append(attempt)
+        if outcome == "failed" or (outcome == "ok" and attempt.stream):
+            sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
         hooks = sinks.hooks
         if hooks.wanted:

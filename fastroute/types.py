@@ -11,7 +11,7 @@ or completion falls back to the provider's own JSON, and `to_dict` returns all o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import field, frozen
@@ -65,6 +65,7 @@ class RouteOptions:
         max_cost: USD the whole call may cost by estimate.
         max_latency: seconds an endpoint may be expected to take.
         cache: False neither reads nor writes the response cache.
+        validate: what the answer is held to: a JSON Schema, a regular expression or a callable.
         deadline: seconds from the start of the call until it must have ended.
     """
 
@@ -74,6 +75,7 @@ class RouteOptions:
     max_cost: float | None = None
     max_latency: float | None = None
     cache: bool = True
+    validate: Mapping[str, Any] | str | Callable[[Completion], object] | None = None
     deadline: float | None = None
 
 

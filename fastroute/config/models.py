@@ -37,6 +37,7 @@ STRATEGIES = (
 )
 AUTO = "auto"
 MOST_IN_FLIGHT = 4096
+MOST_PER_MINUTE = 1_000_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -120,7 +121,7 @@ def _ledger(instance: Any, attribute: Any, value: Any) -> None:
         raise ValueError('is an address, must be the path of an SQLite file or "" for none in this version')
 
 
-def _limit(most: int = _MOST) -> Any:
+def _limit(most: int = MOST_PER_MINUTE) -> Any:
     # 0 is a limit like any other: it lets nothing through.
     return field(default=None, validator=optional(whole(least=0, most=most)))
 
@@ -326,9 +327,12 @@ class Policy:
 
 @frozen
 class QualityConfig:
-    """``[quality]``: when a model's success or validation rate counts as drifting.
+    """``[quality]``: what is done about answers that fail their check, and when a model's rates drift.
 
     Attributes:
+        retries: further answers asked for when one fails its check.
+        escalate: whether they come from the next dearer tier, where the call was served by tier.
+        feedback: whether the model is told why its answer failed.
         drift: how far a rate must be from its baseline; 0.05 is five percentage points.
         window: the newest results that make the rate; the ten windows before them make the baseline.
         min_samples: results that rate and baseline must hold each before they are compared.
@@ -337,6 +341,9 @@ class QualityConfig:
     drift: float = field(default=0.05, validator=number(above=0, most=1))
     window: int = field(default=100, validator=whole(least=10, most=100_000))
     min_samples: int = field(default=50, validator=whole(least=1, most=100_000))
+    retries: int = field(default=2, validator=whole(least=0, most=20))
+    escalate: bool = field(default=True, validator=flag)
+    feedback: bool = field(default=True, validator=flag)
 
 
 @frozen

@@ -471,7 +471,8 @@ def _warn_once() -> None:
     global _warned
     if not _warned:
         _warned = True
-        log.warning(
+        # Not a warning: nothing is left for the user to do about it.
+        log.info(
             "SQLite %s can damage a database that several processes check-point at once (mended in 3.51.3): "
             "the ledger lets one process at a time do it; a newer SQLite needs no such care",
             sqlite3.sqlite_version,
