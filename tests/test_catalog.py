@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute import errors
+from fastroute import errors, prices
 from fastroute.catalog import (
     CAPABILITIES,
     JSON_SCHEMA,
@@ -317,16 +317,7 @@ def refresh_tool():
     return module
 
 
-def test_refreshing_rewrites_prices_and_nothing_else(monkeypatch):
-    tool = refresh_tool()
-    monkeypatch.setattr(tool, "version", lambda name: "9.9")
-    monkeypatch.setattr(
-        tool,
-        "figures",
-        lambda provider, upstream, day: (
-            {"input_price": "1.0", "output_price": "2.0"} if upstream == "known" else {}
-        ),
-    )
+def test_refreshing_rewrites_prices_and_nothing_else(tmp_path):
     before = """# kept
 date = "2000-01-01"
 source = ""
@@ -344,7 +335,14 @@ input_price = 3.0
 [aliases]
 "x" = "b"
 """
-    after, missing = tool.refresh(before, datetime.datetime(2026, 12, 1))
+    known = {"input_price": 1.0, "output_price": 2.0}
+    source = prices.Source(
+        "genai-prices 9.9",
+        datetime.date(2026, 12, 1),
+        lambda model: known if model.providers["openai"] == "known" else None,
+    )
+    catalog = Catalog({}).with_file(write(tmp_path, before))
+    after, missing = refresh_tool().refresh(before, catalog, source)
     assert missing == ["b"]
     assert after == before.replace("2000-01-01", "2026-12-01").replace(
         'source = ""', 'source = "genai-prices 9.9"'

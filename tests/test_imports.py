@@ -21,7 +21,7 @@ ROWS = [
     {"events"},
     {"_checks", "_toml"},
     {"catalog", "tokens", "classify", "retry", "sse"},
-    {"config"},
+    {"config", "prices"},
     {"providers", "state", "cache", "ledger", "quality"},
     {"plan", "transport"},
     {"sending"},

@@ -1,16 +1,17 @@
 """``fastroute models``: the catalogue in force, and which of its models somebody serves.
 
-Owns the showing; the data is `fastroute.catalog`'s.
+Owns the showing; the data is `fastroute.catalog`'s, and bringing it up to date `fastroute.prices`'.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .group import config_option, json_option
-from .output import Column, optional, print_json, print_table
+from .output import Column, dim, optional, print_json, print_table
 
 if TYPE_CHECKING:
     from fastroute.catalog import Catalog, Model
@@ -21,8 +22,30 @@ _PER_MILLION = 1_000_000_000  # nano-dollars per million tokens → dollars per 
 @click.command("models")
 @config_option
 @click.option("--all", "everything", is_flag=True, help="Also the models that no endpoint serves.")
+@click.option("--update", is_flag=True, help="Write the newest prices into a catalogue file of yours.")
+@click.option(
+    "--from",
+    "origin",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="With --update: a catalogue file to take them from. [default: the genai-prices package]",
+)
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="With --update: the file to write. [default: the configuration's catalog, else ./catalog.toml]",
+)
 @json_option
-def command(config: str | None, everything: bool, as_json: bool) -> None:
+def command(
+    config: str | None,
+    everything: bool,
+    update: bool,
+    origin: str | None,
+    target: str | None,
+    as_json: bool,
+) -> None:
     """List the models, their prices and who serves them.
 
     Prices are US dollars per million tokens. With a configuration, the models that it serves; without one, or
@@ -34,6 +57,12 @@ def command(config: str | None, everything: bool, as_json: bool) -> None:
     from .configuration import find
 
     loaded = find(config).config
+    if update:
+        configured = loaded.catalog if loaded is not None else ""
+        _update(origin, target or configured or "catalog.toml", configured, as_json)
+        return
+    if origin or target:
+        raise click.UsageError("--from and --to go with --update")
     catalog = Catalog.builtin() if loaded is None else catalog_of(loaded)
     endpoints: dict[str, list[str]] = {}
     for endpoint in loaded.endpoints if loaded is not None else ():
@@ -91,6 +120,67 @@ def command(config: str | None, everything: bool, as_json: bool) -> None:
     print_table(columns, rows)
     if loaded is None:
         click.echo("\nNo configuration was found, so nothing is served yet.")
+
+
+def _update(origin: str | None, target: str, configured: str, as_json: bool) -> None:
+    """Brings a catalogue file up to date and says what changed."""
+    from fastroute import prices
+
+    done = prices.update(target, prices.from_file(origin) if origin else prices.from_package())
+    if as_json:
+        print_json(
+            {
+                "path": done.path,
+                "date": done.date.isoformat(),
+                "source": done.source,
+                "updated": done.updated,
+                "unknown": done.unknown,
+                "own": done.own,
+                "changes": [
+                    {
+                        "model": change.model,
+                        "figure": change.figure,
+                        "before": change.before,
+                        "after": change.after,
+                    }
+                    for change in done.changes
+                ],
+            }
+        )
+        return
+    if done.changes:
+        columns = [
+            Column("model"),
+            Column("figure"),
+            Column("before", right=True),
+            Column("after", right=True),
+        ]
+        print_table(
+            columns,
+            [
+                [
+                    change.model,
+                    change.figure,
+                    optional(change.before, _figure),
+                    optional(change.after, _figure),
+                ]
+                for change in done.changes
+            ],
+        )
+        click.echo()
+    click.echo(
+        f"{done.path}: prices of {done.date.isoformat()} from {done.source} for {len(done.updated)} models, "
+        f"{len(done.changes) or 'no'} figures changed"
+    )
+    for names, why in ((done.unknown, "not in the source"), (done.own, "your own words, without providers")):
+        if names:
+            dim(f"as they were ({why}): {', '.join(names)}")
+    if os.path.realpath(done.path) != os.path.realpath(configured or ""):
+        dim(f'to use it, set catalog = "{done.path}" in [fastroute]')
+
+
+def _figure(number: float) -> str:
+    return f"{number:,.10g}"
 
 
 def _aliases(catalog: Catalog) -> dict[str, list[str]]:

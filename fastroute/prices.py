@@ -1,0 +1,445 @@
+"""New prices for the models of the catalogue, written into a catalogue file.
+
+Owns where new figures come from (the genai-prices package, or a file), which of them are believed, and how a
+file is brought up to date without losing what people wrote in it. What a catalogue file means is `catalog`.
+
+An update is all or nothing: every figure is checked against the catalogue's own rules and against the figure
+in force, the new text is read back whole, and only then put in the old file's place, in one step. Only prices
+and context windows change; qualities, latencies, tiers, aliases, comments and models that the source does
+not know stay as they are. A table without a ``providers`` line is somebody's own word and stays too.
+
+The figures of a model are those of the first provider it names. A price that varies over the day is taken at
+its dearest hour, so that an estimate is never under the bill for that reason; of prices that grow with the
+length of the input, the base is taken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from . import _toml, errors
+from ._checks import quoted
+from .catalog import Catalog, Model, read_override
+
+PRICES = ("input_price", "cached_input_price", "output_price")
+FIGURES = (*PRICES, "context_window")
+
+# A price that moves by more than this was most likely given for another number of tokens.
+_MOST_TIMES = 100
+# The catalogue names providers as a configuration does; genai-prices calls this one by its company.
+_SOURCE_NAMES = {"gemini": "google"}
+_PACKAGE = "genai-prices"
+
+Figures = Mapping[str, Any]
+"""What a source says of one model, by the names in `FIGURES`, unchecked."""
+
+
+@frozen
+class Source:
+    """Where new figures come from.
+
+    Attributes:
+        name: as the catalogue's ``source`` will say.
+        date: the day of the figures.
+        look_up: the figures of a model; None if the source does not know it.
+        complete: whether it should tell the window of every model whose price it tells.
+    """
+
+    name: str
+    date: date
+    look_up: Callable[[Model], Figures | None]
+    complete: bool = False
+
+
+@frozen
+class Change:
+    """One figure that changed, USD per million tokens or tokens; None where there was none or is none now."""
+
+    model: str
+    figure: str
+    before: float | None
+    after: float | None
+
+
+@frozen
+class Update:
+    """What an update did.
+
+    Attributes:
+        path: the file written.
+        date, source: as it says now.
+        changes: by model, in the catalogue's order.
+        updated: models whose figures are the source's.
+        unknown: models that the source does not know; their figures are as they were.
+        own: models of the file whose tables name no provider; they were not touched.
+    """
+
+    path: str
+    date: date
+    source: str
+    changes: tuple[Change, ...]
+    updated: tuple[str, ...]
+    unknown: tuple[str, ...]
+    own: tuple[str, ...]
+
+
+def update(path: str | os.PathLike[str], source: Source) -> Update:
+    """Brings a catalogue file up to date, or makes one.
+
+    Args:
+        path: the file; what is there is kept until the new text has proved right, and if anything is wrong.
+        source: from `from_package` or `from_file`.
+
+    Raises:
+        ConfigError: the file or the source is broken, older than what is in force, or no place for a file;
+            with every problem there is. Nothing was changed.
+    """
+    target = Path(os.path.realpath(path))
+    builtin = Catalog.builtin()
+    if target.is_relative_to(Path(__file__).resolve().parent):
+        raise errors.ConfigError(f"{path}: belongs to the package, must be a file of your own")
+    old_text = target.read_text(encoding="utf-8-sig") if target.exists() else ""
+    base = builtin.with_file(target) if old_text else builtin
+    if source.date < base.date:
+        raise errors.ConfigError(
+            f"{source.name}: its prices are of {source.date}, older than those in force ({base.date})"
+        )
+    tables = _toml.parse(old_text).get("models", {}) if old_text else {}
+    own = tuple(name for name, table in tables.items() if "providers" not in table)
+    problems: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    unknown: list[str] = []
+    changes: list[Change] = []
+    for name, model in base.models.items():
+        if name in own or not model.providers:
+            continue
+        figures = source.look_up(model)
+        if figures is None:
+            unknown.append(name)
+            continue
+        wrong = _problems(
+            model, figures, must_tell_window="context_window" in tables.get(name, ()) or source.complete
+        )
+        problems += [f"{source.name}: {problem}" for problem in wrong]
+        if not wrong:
+            found[name] = {key: plain(value) for key, value in figures.items()}
+            changes += _changes(model, figures)
+    if not found and not problems:
+        problems.append(f"{source.name}: knows none of the models that may be updated")
+    if problems:
+        raise errors.ConfigError(problems)
+    text = rewrite(old_text or _HEAD, found, source)
+    for name, lines in found.items():
+        if name not in tables:
+            text += _section(base.models[name], lines)
+    _put(target, text, found)
+    return Update(str(path), source.date, source.name, tuple(changes), tuple(found), tuple(unknown), own)
+
+
+# ------------------------------------------------------------------------------------------------- sources
+
+
+def from_package() -> Source:
+    """The genai-prices package that is installed, as of today.
+
+    Raises:
+        ConfigError: it is not installed, cannot be read, or is older than what the built-in prices come from.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        installed = version(_PACKAGE)
+        providers = importlib.import_module("genai_prices.data").providers
+    except (ImportError, PackageNotFoundError):
+        raise errors.ConfigError(
+            f"prices: the {_PACKAGE} package is not there: pip install {_PACKAGE}, or name a file"
+        ) from None
+    built_from = Catalog.builtin().source.removeprefix(f"{_PACKAGE} ")
+    if _release(installed) < _release(built_from):
+        raise errors.ConfigError(
+            f"prices: {_PACKAGE} {installed} is older than the built-in catalogue, which is made from "
+            f"{built_from}: pip install --upgrade {_PACKAGE}"
+        )
+    midnight = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    return package_source(providers, f"{_PACKAGE} {installed}", midnight)
+
+
+def package_source(providers: Any, name: str, midnight: datetime) -> Source:
+    """A source of genai-prices' own data.
+
+    Args:
+        providers: the package's list of them.
+        name: what to call it.
+        midnight: the beginning of the day whose prices are wanted, UTC.
+    """
+    by_id = {provider.id: provider for provider in providers}
+
+    def look_up(model: Model) -> Figures | None:
+        provider, upstream = next(iter(model.providers.items()))
+        listed = by_id.get(_SOURCE_NAMES.get(provider, provider))
+        known = None
+        if listed is not None:
+            known = next((entry for entry in listed.models if entry.id == upstream), None)
+            known = known or listed.find_model(upstream)
+        if known is None:
+            return None
+        hours = [known.get_prices(midnight + timedelta(hours=hour)) for hour in range(24)]
+        found: dict[str, Any] = {}
+        for key, attribute in _ATTRIBUTES.items():
+            prices = [getattr(hour, attribute, None) for hour in hours]
+            stated = [getattr(price, "base", price) for price in prices if price is not None]
+            if stated:
+                found[key] = _dearest(stated)
+        if "input_price" not in found:
+            return None
+        if known.context_window is not None:
+            found["context_window"] = known.context_window
+        return found
+
+    return Source(name, midnight.date(), look_up)
+
+
+_ATTRIBUTES = {
+    "input_price": "input_mtok",
+    "cached_input_price": "cache_read_mtok",
+    "output_price": "output_mtok",
+}
+
+
+def from_file(path: str | os.PathLike[str]) -> Source:
+    """A catalogue file, such as one that is kept for many programs; it must be right as a whole.
+
+    Raises:
+        ConfigError: with every problem of the file.
+    """
+    catalog = Catalog.builtin().with_file(path)
+    raw = _toml.read(Path(path))
+    tables: Mapping[str, Mapping[str, Any]] = raw.get("models", {})
+
+    def look_up(model: Model) -> Figures | None:
+        table = tables.get(model.name, {})
+        found = {key: table[key] for key in FIGURES if key in table}
+        return found if "input_price" in found else None
+
+    day = catalog.date if "date" in raw else datetime.now(timezone.utc).date()
+    name = catalog.source if raw.get("source") else Path(path).name
+    return Source(name, day, look_up, complete=True)
+
+
+def _dearest(prices: list[Any]) -> Any:
+    """The highest; one that is no number at all comes first, so that it is seen."""
+    for price in prices:
+        if not _is_number(price):
+            return price
+    return max(prices)
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+# -------------------------------------------------------------------------------------------------- checks
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list[str]:
+    """What is wrong with a source's figures, in themselves and beside those in force."""
+    path = f"models.{quoted(model.name)}"
+    problems: list[str] = []
+    table = {key: float(value) if isinstance(value, Decimal) else value for key, value in figures.items()}
+    if read_override(table, path, problems) is None:
+        return problems
+    problems += [
+        f"{path}.{key}: is not told, must be"
+        for key in ("input_price", "output_price")
+        if table.get(key) is None
+    ]
+    if "context_window" not in table and model.context_window and must_tell_window:
+        problems.append(f"{path}.context_window: is gone, was {model.context_window:,}, must be told")
+    for key in PRICES:
+        before, after = _in_force(model, key), table.get(key)
+        if not before or after is None:
+            continue
+        if not before / _MOST_TIMES <= after <= before * _MOST_TIMES:
+            problems.append(
+                f"{path}.{key}: {after:g} USD per million tokens after {before:g} looks like another unit, "
+                f"must be within {_MOST_TIMES} times; if it is right, set it in the file by hand"
+            )
+    return problems
+
+
+def _in_force(model: Model, key: str) -> float | None:
+    if key == "context_window":
+        return model.context_window or None
+    nano: int | None = getattr(model, key)
+    return None if nano is None else nano / 1_000_000_000
+
+
+def _changes(model: Model, figures: Figures) -> list[Change]:
+    changes = []
+    for key in FIGURES:
+        before = _in_force(model, key)
+        after = float(figures[key]) if key in figures else None
+        if key == "context_window" and after is None:
+            continue  # the one in force stays
+        if before is None or after is None:
+            same = before is after
+        else:
+            same = math.isclose(before, after, rel_tol=1e-12)
+        if not same:
+            changes.append(Change(model.name, key, before, after))
+    return changes
+
+
+# --------------------------------------------------------------------------------------------------- text
+
+_HEAD = """\
+# Prices and context windows over the built-in catalogue of fastroute, written by `fastroute models --update`.
+# An update rewrites these figures in every table that has a providers line, and leaves all else as it is.
+
+version = 1
+date = ""
+source = ""
+"""
+
+_TABLE = re.compile(
+    r"""(?mx) ^\[models\.(?: "(?P<double>[^"\\\n]+)" | '(?P<single>[^'\n]+)' | (?P<bare>[A-Za-z0-9_-]+) )\]
+    [^\n]*\n (?P<body> (?: (?!\[) [^\n]*\n )* )"""
+)
+
+
+def rewrite(text: str, found: Mapping[str, Mapping[str, str]], source: Source) -> str:
+    """A catalogue's text with new figures in the tables that it has, and its new date and source.
+
+    Args:
+        text: TOML, with a line break at its end.
+        found: the figures by model, as TOML values; a price of cached input that is not told any more goes.
+        source: whose name and date to write.
+    """
+    text = text if text.endswith("\n") else text + "\n"
+    text = _with_setting(text, "date", source.date.isoformat())
+    text = _with_setting(text, "source", source.name)
+
+    def renewed(table: re.Match[str]) -> str:
+        figures = found.get(table["double"] or table["single"] or table["bare"])
+        if figures is None:
+            return table[0]
+        gone = {*figures, "cached_input_price"}
+        body = table["body"].splitlines(keepends=True)
+        lines = [line for line in body if line.split("=")[0].strip() not in gone]
+        places = [place for place, line in enumerate(lines, 1) if line.split("=")[0].strip() == "providers"]
+        at = places[0] if places else 0
+        lines[at:at] = [f"{key} = {value}\n" for key, value in _ordered(figures)]
+        return table[0][: table.start("body") - table.start()] + "".join(lines)
+
+    return _TABLE.sub(renewed, text)
+
+
+def _section(model: Model, figures: Mapping[str, str]) -> str:
+    providers = ", ".join(f"{_key(name)} = {_quote(upstream)}" for name, upstream in model.providers.items())
+    lines = [f"[models.{_quote(model.name)}]", f"providers = {{ {providers} }}"]
+    lines += [f"{key} = {value}" for key, value in _ordered(figures)]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _ordered(figures: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(key, figures[key]) for key in FIGURES if key in figures]
+
+
+def _with_setting(text: str, key: str, value: str) -> str:
+    """The text with a key of the first lines, before any table, set to a string."""
+    first = re.search(r"(?m)^\[", text)
+    head, rest = (text[: first.start()], text[first.start() :]) if first else (text, "")
+    line = f"{key} = {_quote(value)}"
+    changed, count = re.subn(rf"(?m)^{key}\s*=.*$", lambda _: line, head, count=1)
+    return (changed if count else f"{line}\n{head}") + rest
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quote(name)
+
+
+def plain(value: Any) -> str:
+    """A figure as a TOML value: a whole number as it is, any other as a fraction without an exponent."""
+    if isinstance(value, int):
+        return str(value)
+    digits = f"{Decimal(repr(value)) if isinstance(value, float) else value:f}"
+    return digits if "." in digits else digits + ".0"
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def _put(target: Path, text: str, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Puts a proved text in the file's place, or leaves the file alone."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".toml", dir=target.parent)
+    except OSError as error:
+        raise errors.ConfigError(f"{target}: cannot be written ({error.strerror})") from None
+    new = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _prove(new, target, found)
+        new.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+        new.replace(target)
+    except OSError as error:
+        raise errors.ConfigError(f"{target}: cannot be written ({error.strerror})") from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Reads the new text as everybody will, and looks whether the figures arrived."""
+    try:
+        catalog = Catalog.builtin().with_file(new)
+    except errors.ConfigError as error:
+        raise errors.ConfigError(
+            [
+                f"{target}: cannot be updated in place: {problem.partition(': ')[2]}"
+                for problem in error.problems
+            ]
+        ) from None
+    for name, lines in found.items():
+        for key, value in lines.items():
+            arrived = _in_force(catalog.models[name], key)
+            if arrived is None or not math.isclose(arrived, float(value), rel_tol=1e-9, abs_tol=1e-9):
+                raise errors.ConfigError(
+                    f"{target}: models.{quoted(name)}.{key} is written in a form that cannot be updated in "
+                    "place, must be a line of its own below a [models.NAME] line"
+                )
+
+
+__all__ = [
+    "FIGURES",
+    "Change",
+    "Source",
+    "Update",
+    "from_file",
+    "from_package",
+    "package_source",
+    "plain",
+    "rewrite",
+    "update",
+]
