@@ -21,7 +21,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
+from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -452,8 +452,7 @@ class Rates:
         self._window = config.window
         self._least = min(config.min_samples, config.window)
         # Shares are compared as whole numbers, so that "more than 5 points" has no rounding in it.
-        drift = Fraction(str(config.drift))
-        self._drift = (drift.numerator, drift.denominator)
+        self._drift = Decimal(str(config.drift)).as_integer_ratio()
         self._hooks = hooks
         self._series: dict[tuple[str, str | None, Measure], _Series] = {}
         self._lock = threading.Lock()
