@@ -119,15 +119,19 @@ class _Reaper:
     def discard(self, watch: _Watch) -> None:
         self._watches.pop(id(watch), None)
 
+    def _look(self) -> None:
+        # A function of its own: a name left over in the loop below would keep the last answer alive.
+        now = time.monotonic()
+        for watch in list(self._watches.values()):
+            if watch.deadline <= now and not watch.expired:
+                watch.expire()
+
     def _run(self) -> None:
         quiet = 0
         while True:
             if self._watches:
                 quiet = 0
-                now = time.monotonic()
-                for watch in list(self._watches.values()):
-                    if watch.deadline <= now and not watch.expired:
-                        watch.expire()
+                self._look()
             else:
                 quiet += 1
                 if quiet > _QUIET_TICKS:
@@ -501,7 +505,12 @@ class Transport:
         _current.watch = watch
         response = None
         try:
-            response = self._post(request, timeout)
+            try:
+                response = self._post(request, timeout)
+            except (requests.RequestException, HTTPError, OSError) as error:
+                if not _closed_while_idle(error, watch):
+                    raise
+                response = self._post(request, timeout)
             watch.raw = response.raw
             self._check_framing(response.headers)
             if watch.expired:
@@ -575,6 +584,17 @@ _inherited: list[Any] = []  # kept for ever in a forked child, so that no finali
 
 
 # -------------------------------------------------------------------------------------------------- errors
+
+
+def _closed_while_idle(error: BaseException, watch: _Watch) -> bool:
+    """Whether a kept connection ended before a byte of the answer, and the request may be sent once more.
+
+    Providers close connections that were idle for long, and a request can cross that on its way.
+    """
+    if not watch.reused or watch.expired:
+        return False
+    watch.reused = False
+    return any(isinstance(cause, (ConnectionResetError, BrokenPipeError)) for cause in _causes(error))
 
 
 def _timed_out(sent: bool) -> errors.APITimeoutError:

@@ -45,6 +45,7 @@ class Loopback:
         more_endpoints: list[dict[str, Any]] | None = None,
     ) -> None:
         self.providers = dict(providers)
+        self.session = session
         tables: dict[str, Any] = {
             "fastroute": {"ledger": str(ledger) if ledger else "", "timeout": 20.0, "connect_timeout": 0.15},
             "cache": {"enabled": False},
@@ -111,6 +112,8 @@ class Loopback:
 
     def close(self) -> None:
         self.client.close()
+        if self.session is not None:
+            return  # its connections are its owner's to close
         for provider in self.providers.values():
             try:
                 provider.wait_until(lambda known: known.open_connections == 0, SLACK)

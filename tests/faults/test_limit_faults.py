@@ -212,7 +212,7 @@ def test_079_a_limit_of_one_a_minute_and_of_a_billion(start: Start) -> None:
 
 def test_083_tokens_refused_cost_no_request(start: Start) -> None:
     loop = start(
-        1,
+        {"a": Provider(answer=Answer(content="x", completion_tokens=1500))},
         providers={"a": {"rpm": 1, "burst": 10, "tpm": 1, "token_burst": 2000}},
         policy={"queue_timeout": 0.0},
     )
@@ -220,7 +220,7 @@ def test_083_tokens_refused_cost_no_request(start: Start) -> None:
     left = loop.endpoint()
     for _ in range(3):
         with pytest.raises(fastroute.RateLimitError, match="tokens"):
-            loop.ask(max_tokens=1900)
+            loop.ask(max_tokens=1000)
     assert loop.endpoint()["available_requests"] == left["available_requests"] == 9
     assert loop.endpoint()["available_tokens"] == left["available_tokens"]
 

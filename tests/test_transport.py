@@ -1,0 +1,151 @@
+"""Connections: shared, kept, sent through a caller's own session, and never used twice after trouble."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+from loopback import MODEL, Loopback, within
+from requests.adapters import HTTPAdapter
+
+import fastroute
+from fastroute import errors
+from fastroute.testing import Fault, Provider
+from fastroute.transport import Transport
+
+Start = Callable[..., Loopback]
+
+
+class Recording(HTTPAdapter):
+    """An adapter of the caller's that sees what is sent."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str | None, Any]] = []
+        super().__init__()
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        self.seen.append((request.url, request.body))
+        request.headers["x-mark"] = "mine"
+        return super().send(request, *args, **kwargs)
+
+
+def test_a_callers_session_is_sent_through(start: Start) -> None:
+    adapter = Recording()
+    with requests.Session() as session:
+        session.mount("http://", adapter)
+        loop = start(1, session=session)
+        assert loop.ask().text == "Say hello"
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in loop.stream()) == "Say hello"
+        assert [request.headers["x-mark"] for request in loop.provider().requests] == ["mine", "mine"]
+        assert {url for url, _ in adapter.seen} == {loop.provider().base_url + "/chat/completions"}
+        loop.client.close()
+        assert (
+            session.get(loop.provider().base_url + "/models").status_code == 200
+        )  # it is still the caller's
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault.status(503), fastroute.InternalServerError),
+        (Fault.truncated(), fastroute.UpstreamTruncated),
+        (Fault.reset(), fastroute.APIConnectionError),
+        (Fault.bad_gzip(), fastroute.UpstreamProtocolError),
+        (Fault.black_hole(), fastroute.APITimeoutError),
+        (Fault.drip(1, 0.05), fastroute.APITimeoutError),
+        (Fault.redirect(302, "http://127.0.0.1:1/"), fastroute.APIStatusError),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_faults_through_a_callers_session_mean_the_same(
+    start: Start, fault: Fault, kind: type[errors.Error]
+) -> None:
+    with requests.Session() as session:
+        loop = start(1, session=session, policy={"max_attempts": 1}, providers={"a": {"timeout": 0.3}})
+        loop.provider().script(fault)
+        with within(0.3), pytest.raises(kind):
+            loop.ask()
+        assert loop.ask("next").text == "next"
+
+
+def test_connections_are_kept(start: Start) -> None:
+    loop = start(1)
+    for number in range(5):
+        loop.ask(f"{number}")
+    assert loop.provider().connections == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.truncated(),
+        Fault.cut_chunk(0),
+        Fault.length_and_chunked(),
+        Fault.drip(1, 0.05),
+    ],
+    ids=lambda fault: fault.name,
+)
+def test_034_a_connection_is_not_used_again_after_trouble(start: Start, fault: Fault) -> None:
+    loop = start(1, policy={"max_attempts": 1}, providers={"a": {"timeout": 0.2}})
+    loop.ask()
+    loop.provider().script(fault)
+    with pytest.raises(fastroute.APIConnectionError):
+        loop.ask()
+    loop.ask()
+    assert [request.connection for request in loop.provider().requests] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "end", [Fault.close("request"), Fault.reset("request")], ids=lambda fault: fault.name
+)
+def test_030_a_kept_connection_that_ends_is_replaced_once(start: Start, end: Fault) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.ask()
+    loop.provider().script(end)
+    reply = loop.ask("again")
+    assert reply.text == "again"
+    assert reply.route is not None
+    assert len(reply.route.attempts) == 1
+    assert loop.endpoint()["failed"] == 0
+    loop.provider().script(end, end)
+    with pytest.raises(fastroute.APIConnectionError):
+        loop.ask()
+
+
+def test_030_a_fresh_connection_that_ends_is_a_failure(start: Start) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.provider().script(Fault.close("request"))
+    with pytest.raises(fastroute.APIConnectionError):
+        loop.ask()
+    assert loop.provider().received == 1
+
+
+def test_a_restarted_provider_is_reached_again(start: Start) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.ask()
+    loop.provider().restart()
+    assert loop.ask("again").text == "again"
+
+
+def test_a_spent_deadline_sends_nothing() -> None:
+    with Provider() as provider:
+        transport = Transport()
+        prepared = transport.prepare(provider.base_url + "/models", {}, "GET")
+        with pytest.raises(errors.APITimeoutError):
+            transport.send(prepared, None, deadline=time.monotonic(), read_timeout=1.0)
+        exchange = transport.send(prepared, None, deadline=time.monotonic() + 5, read_timeout=1.0)
+        assert exchange.status == 200
+        assert exchange.body()
+        exchange.close()
+        transport.close()
+        with pytest.raises(errors.APIConnectionError, match="closed"):
+            transport.send(prepared, None, deadline=time.monotonic() + 5, read_timeout=1.0)
+        assert provider.received == 1
+
+
+def test_the_model_that_answers_is_the_one_asked(start: Start) -> None:
+    loop = start(1)
+    assert loop.ask().model == MODEL

@@ -1,0 +1,79 @@
+"""The pool behind `Client.submit`."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from loopback import nothing_left
+
+from fastroute.errors import Error
+from fastroute.workers import Workers
+
+
+def test_nothing_runs_before_the_first_submission_nor_after_close() -> None:
+    before = threading.active_count()
+    workers = Workers(2, 2)
+    assert threading.active_count() == before
+    with nothing_left():
+        assert workers.submit(lambda: 42).result(5) == 42
+        workers.close()
+    workers.close()
+    with pytest.raises(Error, match="closed"):
+        workers.submit(lambda: 1)
+
+
+def test_close_drops_what_has_not_begun_and_wakes_who_waits_for_room() -> None:
+    workers = Workers(1, 1)
+    begun, go = threading.Event(), threading.Event()
+
+    def hold() -> str:
+        begun.set()
+        go.wait()
+        return "held"
+
+    running = workers.submit(hold)
+    begun.wait()
+    waiting = workers.submit(lambda: "never")
+    refused: list[BaseException] = []
+
+    def third() -> None:
+        try:
+            workers.submit(lambda: "no room")
+        except Error as error:
+            refused.append(error)
+
+    blocked = threading.Thread(target=third)
+    blocked.start()
+    closing = threading.Thread(target=workers.close)
+    closing.start()
+    blocked.join(5)
+    assert len(refused) == 1
+    assert waiting.cancelled()
+    go.set()
+    closing.join(5)
+    assert running.result(5) == "held"
+
+
+def test_what_a_call_raises_is_the_futures() -> None:
+    workers = Workers(1, 0)
+    assert isinstance(workers.submit(lambda: 1 / 0).exception(5), ZeroDivisionError)
+    assert workers.submit(lambda: 2).result(5) == 2  # and its place is free again
+    workers.close()
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_child_has_threads_of_its_own() -> None:
+    workers = Workers(2, 2)
+    workers.submit(lambda: 1).result(5)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            workers.after_fork()
+            status = 0 if workers.submit(lambda: 7).result(5) == 7 else 1
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    workers.close()
