@@ -121,9 +121,21 @@ class RequestTooLargeForLimit(NoEndpointError):
 
 
 class BudgetExceeded(Error):
-    """The call would cost more than a budget or its price cap allows."""
+    """The call would cost more than a budget or its price cap allows.
+
+    Attributes:
+        budget: the name of the budget; None for a price cap.
+        on_breach: ``refuse``, or ``downgrade`` where a cheaper model may be tried.
+    """
 
     default_status = 429
+
+    def __init__(
+        self, message: str = "", *, budget: str | None = None, on_breach: str = "refuse", **rest: Any
+    ) -> None:
+        super().__init__(message, **rest)
+        self.budget = budget
+        self.on_breach = on_breach
 
 
 class DeadlineExceeded(Error, TimeoutError):

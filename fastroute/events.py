@@ -101,6 +101,46 @@ class DriftDetected(Event):
     baseline_samples: int
 
 
+@frozen
+class BudgetAlert(Event):
+    """Spending in a budget's window has reached a share of its limit; told once, by one of all processes.
+
+    Attributes:
+        value: of the tag that the budget is per; None for a budget of all calls.
+        window: the day or month (``2026-11-21``, ``2026-11``), or ``total``.
+        share: of the limit, 0 to 1.
+        spent_nano, limit_nano: nano-dollars.
+    """
+
+    budget: str
+    value: str | None
+    window: str
+    share: float
+    spent_nano: int
+    limit_nano: int
+
+
+@frozen
+class BudgetExceededEvent(Event):
+    """A budget did not let a call in at the price it would have had; it may go on at a cheaper one.
+
+    Attributes:
+        value, window: as for `BudgetAlert`; the window may be ``request``.
+        on_breach: what the budget asks for: ``refuse`` or ``downgrade``.
+        amount_nano: what the call could have cost, nano-dollars; None if its price is unknown.
+        spent_nano, reserved_nano, limit_nano: how the budget stood.
+    """
+
+    budget: str
+    value: str | None
+    window: str
+    on_breach: str
+    amount_nano: int | None
+    spent_nano: int
+    reserved_nano: int
+    limit_nano: int
+
+
 class Hooks:
     """The callables that hear events.
 

@@ -22,7 +22,7 @@ ROWS = [
     {"_checks", "_toml"},
     {"catalog", "tokens", "classify", "retry", "sse"},
     {"config", "prices"},
-    {"providers", "state", "cache", "ledger", "quality"},
+    {"providers", "state", "cache", "ledger", "quality", "budget"},
     {"plan", "transport"},
     {"sending"},
     {"stream"},

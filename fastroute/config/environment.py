@@ -23,6 +23,8 @@ from .models import SETTINGS, TABLES
 PREFIX = "FASTROUTE_"
 # Ours, but not keys of the configuration: where the file is, and three that choose how the package is built.
 NOT_KEYS = frozenset({"FASTROUTE_CONFIG", "FASTROUTE_ASAN", "FASTROUTE_TRACE", "FASTROUTE_ANNOTATE"})
+# Tables that are lists; every other is a table of names.
+_LISTS = ("endpoints", "budgets")
 _NOT_IN_VARIABLE = re.compile(r"[^a-z0-9]+")
 
 
@@ -61,14 +63,15 @@ def _place(
         return None
     if len(words) == 1:
         return tables, table, table
-    target: Any = tables.setdefault(table, [] if table == "endpoints" else {})
+    target: Any = tables.setdefault(table, [] if table in _LISTS else {})
     written = table
     for depth, word in enumerate(words[1:], 1):
         if isinstance(target, list):
-            number = _endpoint(target, word)
+            number = _entry(target, word)
             if number is None:
                 problems.append(
-                    f"{variable}: names no endpoint, must name one of the file's by its number or name"
+                    f"{variable}: names no {table.removesuffix('s')}, must name one of the file's "
+                    "by its number or name"
                 )
                 return None
             key: Any = number
@@ -114,12 +117,12 @@ def _match(word: str, names: Iterable[str]) -> str:
     return word.lower()
 
 
-def _endpoint(endpoints: list[Any], word: str) -> int | None:
+def _entry(entries: list[Any], word: str) -> int | None:
     if word.isdecimal():
-        return int(word) if int(word) < len(endpoints) else None
-    for number, endpoint in enumerate(endpoints):
-        if isinstance(endpoint, dict):
-            name = endpoint.get("name", f"{endpoint.get('provider')}/{endpoint.get('model')}")
+        return int(word) if int(word) < len(entries) else None
+    for number, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            name = entry.get("name", f"{entry.get('provider')}/{entry.get('model')}")
             if _plain(str(name)) == _plain(word):
                 return number
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +36,8 @@ STRATEGIES = (
     "two-choices",
     "ordered",
 )
+BUDGET_WINDOWS = ("request", "day", "month", "total")
+ON_BREACH = ("refuse", "downgrade")
 AUTO = "auto"
 MOST_IN_FLIGHT = 4096
 MOST_PER_MINUTE = 1_000_000_000
@@ -119,6 +122,39 @@ def _ledger(instance: Any, attribute: Any, value: Any) -> None:
     text(empty=True)(instance, attribute, value)
     if "://" in value:
         raise ValueError('is an address, must be the path of an SQLite file or "" for none in this version')
+
+
+def _dollars(instance: Any, attribute: Any, value: Any) -> None:
+    number(least=0, most=1e9, unit="USD")(instance, attribute, value)
+    if 0 < value < 1e-9:
+        raise ValueError(f"{show(value)} is less than can be counted, must be 0 or at least 1e-9 (USD)")
+
+
+def _zone(instance: Any, attribute: Any, value: Any) -> None:
+    text()(instance, attribute, value)
+    if value == "UTC":
+        return
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(
+            f"{show(value)} is no time zone known here, must be like Europe/Berlin "
+            "(where the system has no list of them, the tzdata package brings one)"
+        ) from None
+
+
+def _per(instance: Any, attribute: Any, value: Any) -> None:
+    text(empty=True)(instance, attribute, value)
+    if value and not (value.startswith("tag:") and len(value) > len("tag:")):
+        raise ValueError(f'{show(value)} is nothing to count by, must be "" or "tag:NAME"')
+
+
+def _alerts(instance: Any, attribute: Any, value: Any) -> None:
+    sequence_of(number(above=0, most=1))(instance, attribute, value)
+    if len(value) > 8:
+        raise ValueError(f"has {len(value)} entries, must have at most 8")
 
 
 def _limit(most: int = MOST_PER_MINUTE) -> Any:
@@ -271,6 +307,42 @@ class BreakerConfig:
 
 
 @frozen
+class BudgetConfig:
+    """``[[budgets]]``: how much may be spent.
+
+    Attributes:
+        name: unique among budgets.
+        limit: USD a window.
+        window: what the limit is for: each ``request``, a calendar ``day`` or ``month``, or ``total``.
+        timezone: where days and months begin.
+        per: nothing for all calls together, or ``tag:NAME`` for each value of a tag apart; calls without the
+            tag count together.
+        on_breach: ``refuse`` the call, or ``downgrade`` it to the cheapest tier.
+        hard: whether a call is let in only if its worst case fits; if not, it is as long as anything is left.
+        alerts: shares of the limit at which word is given, once each a window.
+    """
+
+    name: str = field(validator=name)
+    limit: float = field(validator=_dollars)
+    window: str = field(validator=one_of(BUDGET_WINDOWS))
+    timezone: str = field(default="UTC", validator=_zone)
+    per: str = field(default="", validator=_per)
+    on_breach: str = field(default="refuse", validator=one_of(ON_BREACH))
+    hard: bool = field(default=True, validator=flag)
+    alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=_alerts)
+
+    @property
+    def limit_nano(self) -> int:
+        """The limit in nano-dollars, a fraction of one dropped."""
+        return int(Decimal(repr(self.limit)) * 1_000_000_000)
+
+    @property
+    def tag(self) -> str | None:
+        """The tag whose values are counted apart."""
+        return self.per.removeprefix("tag:") or None
+
+
+@frozen
 class Policy:
     """``[policy]``: how a model and an endpoint are chosen, and what happens on failure.
 
@@ -368,6 +440,7 @@ class Config:
         tiers: ``[tiers]``: models by tier, cheapest tier first; empty leaves them to the catalogue.
         policy: ``[policy]``.
         quality: ``[quality]``.
+        budgets: ``[[budgets]]``, in the file's order.
     """
 
     default_model: str = field(default=AUTO, validator=text())
@@ -387,6 +460,7 @@ class Config:
     tiers: Mapping[str, tuple[str, ...]] = field(factory=dict, validator=mapping_of(sequence_of(text())))
     policy: Policy = field(factory=Policy)
     quality: QualityConfig = field(factory=QualityConfig)
+    budgets: tuple[BudgetConfig, ...] = field(default=(), converter=tuple)
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -433,4 +507,4 @@ SETTINGS = (
     "max_pending",
     "catalog",
 )
-TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy", "quality")
+TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy", "quality", "budgets")

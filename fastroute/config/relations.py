@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from attrs import fields
+
 from fastroute import errors
 from fastroute._checks import did_you_mean, quoted, show
 from fastroute.catalog import CHAINS, Catalog, alias_problems
 
-from .models import AUTO, CLASSIFIERS, Config, EndpointConfig, ProviderConfig
+from .models import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
 
 # Formats that fastroute will speak, so that a configuration naming one gets a plain answer.
@@ -52,6 +54,7 @@ def find_problems(
         *_default_model(config, known, served, tiers),
         *_policy(config, tiers),
         *_quality(config),
+        *_budgets(config),
     ]
 
 
@@ -256,6 +259,24 @@ def _policy(config: Config, tiers: Collection[str]) -> Iterable[str]:
 def _quality(config: Config) -> Iterable[str]:
     if config.quality.min_samples > config.quality.window:
         yield "quality.min_samples: is more than window ever holds, must be at most that"
+
+
+def _budgets(config: Config) -> Iterable[str]:
+    names: set[str] = set()
+    usual = {field.name: field.default for field in fields(BudgetConfig)}
+    for budget in config.budgets:
+        path = f"budgets.{quoted(budget.name)}"
+        if budget.name in names:
+            yield f"{path}.name: is the name of another budget too, must be unique"
+        names.add(budget.name)
+        if budget.window in ("request", "total") and budget.timezone != usual["timezone"]:
+            yield f'{path}.timezone: has no effect with window = "{budget.window}", must be left out'
+        if budget.window == "request":
+            if not budget.hard:
+                yield f'{path}.hard: is false with window = "request", must be true'
+            for key in ("per", "alerts"):
+                if getattr(budget, key) != usual[key]:
+                    yield f'{path}.{key}: has no effect with window = "request", must be left out'
 
 
 def _resolved(name: str, aliases: Mapping[str, str], served: Collection[str]) -> str:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from attrs import frozen
@@ -26,6 +26,7 @@ from .keys import read_keys
 from .models import (
     SETTINGS,
     TABLES,
+    BudgetConfig,
     CacheConfig,
     Config,
     EndpointConfig,
@@ -37,6 +38,8 @@ from .relations import find_problems
 from .urls import url_problem
 
 log = logging.getLogger("fastroute")
+
+T = TypeVar("T")
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 
@@ -247,8 +250,10 @@ def _from_tables(
                 parts[key] = table
     parts["providers"] = _read_named(ProviderConfig, tables, "providers", problems)
     parts["models"] = _read_named(ModelOverride, tables, "models", problems)
-    endpoints = _read_endpoints(tables.get("endpoints", ()), problems)
+    endpoints = _read_list(EndpointConfig, tables, "endpoints", problems)
+    budgets = _read_list(BudgetConfig, tables, "budgets", problems)
     parts["endpoints"] = () if endpoints is None else tuple(endpoints.values())
+    parts["budgets"] = () if budgets is None else tuple(budgets.values())
     for key, validator in (
         ("aliases", mapping_of(text())),
         ("tiers", mapping_of(sequence_of(text()))),
@@ -296,16 +301,16 @@ def _read_named(kind: type[Any], tables: Mapping[str, Any], key: str, problems: 
     return found
 
 
-def _read_endpoints(raw: Any, problems: list[str]) -> dict[int, EndpointConfig] | None:
+def _read_list(
+    kind: type[T], tables: Mapping[str, Any], key: str, problems: list[str]
+) -> dict[int, T] | None:
     """Those that could be read, by their place; None if there is no list of them at all."""
+    raw = tables.get(key, ())
     if not isinstance(raw, (list, tuple)):
-        problems.append(f"endpoints: {show(raw)} is not a list, must be [[endpoints]] for each")
+        problems.append(f"{key}: {show(raw)} is not a list, must be [[{key}]] for each")
         return None
-    read = {
-        number: read_table(EndpointConfig, table, f"endpoints[{number}]", problems)
-        for number, table in enumerate(raw)
-    }
-    return {number: endpoint for number, endpoint in read.items() if endpoint is not None}
+    read = {number: read_table(kind, table, f"{key}[{number}]", problems) for number, table in enumerate(raw)}
+    return {number: entry for number, entry in read.items() if entry is not None}
 
 
 def _read_entries(raw: Any, key: str, validator: Any, problems: list[str]) -> dict[str, Any]:

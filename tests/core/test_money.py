@@ -1,4 +1,4 @@
-"""Money counters: never over the limit, settled once, nothing left behind by a kill between any two writes."""
+"""Money counters: never over the limit, settled once, nothing left by a kill between any two writes."""
 
 from __future__ import annotations
 
@@ -564,7 +564,7 @@ def test_a_window_half_begun_is_finished_by_the_next(segment: Segment) -> None:
 
 
 def test_many_kills_at_once_leave_exact_sums(segment: Segment) -> None:
-    """Children die somewhere in their work while others go on; what was not sent comes back to the last nano."""
+    """Children die somewhere in their work while others go on; what was not sent comes back whole."""
     counter = begun(segment)
     pids = []
     for number in range(40):

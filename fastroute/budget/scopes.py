@@ -1,0 +1,100 @@
+"""A configured budget and the counters of its windows.
+
+Owns which counter a call falls to and how much may be committed before it. Reserving over all budgets is the
+package's `Budgets`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+
+from attrs import frozen
+
+from fastroute import _core
+from fastroute.config import BudgetConfig
+
+from .windows import Window, window_at, zone_of
+
+ANY = 2**63 - 1  # so much may be committed before: more than there can be
+
+
+class Budget:
+    """One configured budget: its limit in nano-dollars and its present window."""
+
+    __slots__ = ("config", "limit", "scopes", "thresholds", "window", "zone")
+
+    def __init__(self, config: BudgetConfig) -> None:
+        self.config = config
+        self.limit = config.limit_nano
+        self.zone = zone_of(config.timezone)
+        self.window: Window | None = None
+        self.scopes: dict[str, Scope] = {}
+        self.thresholds = tuple(
+            (max(1, math.ceil(Decimal(repr(share)) * self.limit)), share) for share in sorted(config.alerts)
+        )
+
+    def window_at(self, when: float) -> Window:
+        known = self.window
+        if known is None or not known.start <= when < known.end:
+            known = self.window = window_at(self.config.window, self.zone, when)
+        return known
+
+    def scope(self, tags: Mapping[str, str]) -> Scope:
+        """The calls counted together with one that has these tags."""
+        tag = self.config.tag
+        value = "" if tag is None else tags.get(tag, "")
+        return self.scopes.get(value) or self.scopes.setdefault(value, Scope(self, value))
+
+    def most(self, amount: int | None, forced: bool) -> int:
+        """How much may be committed before a call of this amount."""
+        if amount == 0 or (forced and not self.config.hard):
+            return ANY
+        if amount is None:
+            return -1 if self.config.hard else self.limit - 1
+        return max(self.limit - amount, -1) if self.config.hard else self.limit - 1
+
+
+class Scope:
+    """A budget for one value of its tag, or for all calls."""
+
+    __slots__ = ("alerted", "budget", "counters", "unreadable_until", "value")
+
+    def __init__(self, budget: Budget, value: str) -> None:
+        self.budget = budget
+        self.value = value
+        self.counters: dict[int, _core.Counter] = {}
+        self.alerted = (0, 0)  # stamp, and how many alerts are known to have been given
+        self.unreadable_until = 0
+
+    @property
+    def tags(self) -> dict[str, str]:
+        tag = self.budget.config.tag
+        return {} if tag is None else {tag: self.value}
+
+    @property
+    def shown(self) -> str | None:
+        return None if self.budget.config.tag is None else self.value
+
+    def counter(self, segment: _core.Segment, window: Window) -> _core.Counter:
+        # Two cells take turns, so that the calls still under way in one window do not meet the next.
+        turn = window.number & 1
+        found = self.counters.get(turn)
+        if found is None:
+            config = self.budget.config
+            # A budget that counts something else from now on must not meet what it counted before.
+            parts = ("budget", config.name, config.window, config.timezone, config.per, self.value, str(turn))
+            found = self.counters.setdefault(turn, _core.Counter(segment, "\0".join(parts)))
+        return found
+
+
+@frozen
+class Share:
+    """One budget's part of a reservation."""
+
+    scope: Scope
+    counter: _core.Counter
+    stamp: int
+    ticket: int
+    window: Window

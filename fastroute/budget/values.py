@@ -1,0 +1,101 @@
+"""What budgets ask of a ledger, how they stand, and how that is said to people.
+
+Owns plain values and words only; counting is the package's `Budgets`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Protocol
+
+from attrs import frozen
+
+from fastroute import events
+from fastroute._checks import show
+
+Spent = Callable[[float, Mapping[str, str]], int]
+"""Seconds since the epoch and tags → nano-dollars since; an empty value means entries without the tag."""
+
+
+class _Group(Protocol):
+    @property
+    def keys(self) -> tuple[str | None, ...]: ...
+    @property
+    def cost_nano(self) -> int: ...
+
+
+class Sums(Protocol):
+    """The part of a ledger that budgets begin from."""
+
+    def spent(self, since: float, tags: Mapping[str, str]) -> int: ...
+    def by(self, *keys: str, since: float) -> Iterable[_Group]: ...
+
+
+def spent_in(ledger: Sums) -> Spent:
+    """A ledger as `Budgets` asks it: a tag with an empty value means entries without that tag."""
+
+    def spent(since: float, tags: Mapping[str, str]) -> int:
+        missing = [name for name, value in tags.items() if not value]
+        if not missing:
+            return ledger.spent(since, tags)
+        groups = ledger.by(f"tag:{missing[0]}", since=since)
+        return sum(group.cost_nano for group in groups if not group.keys[0])
+
+    return spent
+
+
+@frozen
+class BudgetStatus:
+    """How a budget stands.
+
+    Attributes:
+        budget: its name.
+        value: of the tag that it is per; None for a budget of all calls.
+        window: the day or month, or ``total``.
+        ends: seconds since the epoch; None for ``total``.
+        limit_nano, spent_nano, reserved_nano: nano-dollars; the last two are None when the ledger, which
+            knows what was spent before, cannot be read.
+        hard, on_breach: as configured.
+    """
+
+    budget: str
+    value: str | None
+    window: str
+    ends: float | None
+    limit_nano: int
+    spent_nano: int | None
+    reserved_nano: int | None
+    hard: bool
+    on_breach: str
+
+
+OVER, UNREAD, FULL = "over", "unread", "full"  # why a budget does not let a call in
+
+
+def usd(nano: int) -> str:
+    """Nano-dollars as dollars, every digit that counts: ``$0.0125``."""
+    return f"${Decimal(nano).scaleb(-9).normalize():f}"
+
+
+def of_tag(tag: str | None, value: str | None) -> str:
+    if tag is None:
+        return ""
+    return f", {tag} {show(value)}" if value else f", without {tag}"
+
+
+def sentence(event: events.BudgetExceededEvent, tag: str | None, failure: str) -> str:
+    cost = "the call's price is unknown"
+    if event.amount_nano is not None:
+        cost = f"the call could cost {usd(event.amount_nano)}"
+    if event.window == "request":
+        return f"budget {event.budget}: {cost}, and a request may cost {usd(event.limit_nano)}"
+    where = f"budget {event.budget}, {event.window}{of_tag(tag, event.value)}"
+    if failure == UNREAD:
+        return f"{where}: what has been spent cannot be read from the ledger"
+    if failure == FULL:
+        return f"{where}: there is no room left to count it"
+    return (
+        f"{where}: {usd(event.spent_nano)} spent and {usd(event.reserved_nano)} reserved of "
+        f"{usd(event.limit_nano)}; {cost}"
+    )
