@@ -24,6 +24,7 @@ from fastroute.catalog import ModelOverride
 from fastroute.config import (
     CLASSIFIERS,
     BreakerConfig,
+    BudgetConfig,
     CacheConfig,
     Config,
     EndpointConfig,
@@ -857,6 +858,7 @@ SECTIONS: dict[str, list[str]] = {
     '[models."NAME"]': [f.name for f in attrs.fields(ModelOverride) if f.name != "providers"],
     "[policy]": [f.name for f in attrs.fields(Policy) if f.name not in ("breaker", "classes")],
     "[policy.breaker]": [field.name for field in attrs.fields(BreakerConfig)],
+    "[[budgets]]": [field.name for field in attrs.fields(BudgetConfig)],
 }
 
 
@@ -881,6 +883,7 @@ def defaults() -> list[tuple[str, str, Any]]:
         "[providers.NAME]": ProviderConfig,
         "[policy]": Policy,
         "[policy.breaker]": BreakerConfig,
+        "[[budgets]]": BudgetConfig,
     }
     for heading, kind in classes.items():
         for field in attrs.fields(kind):

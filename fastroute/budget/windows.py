@@ -35,7 +35,8 @@ def window_at(kind: str, zone: tzinfo, when: float) -> Window:
     """
     if kind == "total":
         return Window(1, "total", 0.0, math.inf)
-    first = datetime.fromtimestamp(when, zone).date()
+    # Whole seconds: a fraction would be rounded, and could round into the next window.
+    first = datetime.fromtimestamp(math.floor(when), zone).date()
     if kind == "month":
         first = first.replace(day=1)
     while True:
