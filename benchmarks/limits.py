@@ -310,26 +310,28 @@ def retrying(_: ExitStack) -> Callable[[], int]:
     return acquire
 
 
-def pyrate_waiting(stack: ExitStack) -> Callable[[], int]:
-    package = need("pyrate_limiter")
-    limiter = package.Limiter(package.Rate(PER_SECOND, package.Duration.SECOND))
-    stack.callback(limiter.close)
-    while limiter.try_acquire("bench", blocking=False):
-        pass  # the first second's worth goes at once, before the clock runs
+def pyrate_waiting(gcra: bool) -> Callable[[ExitStack], Callable[[], int]]:
+    def make(stack: ExitStack) -> Callable[[], int]:
+        package = need("pyrate_limiter")
+        second = package.Duration.SECOND
+        if gcra:
+            limiter = _pyrate_limiter(package, package.Rate(PER_SECOND, second, burst=1))
+        else:
+            limiter = package.Limiter(package.Rate(PER_SECOND, second))
+        stack.callback(limiter.close)
 
-    def acquire() -> int:
-        limiter.try_acquire("bench")  # it does not say how often it asked
-        return 0
+        def acquire() -> int:
+            limiter.try_acquire("bench")  # it does not say how often it asked
+            return 0
 
-    return acquire
+        return acquire
+
+    return make
 
 
 def ratelimit_waiting(_stack: ExitStack) -> Callable[[], int]:
     package = need("ratelimit")
-    limited = package.limits(calls=PER_SECOND, period=1)(lambda: None)
-    waits = package.sleep_and_retry(limited)
-    for _ in range(PER_SECOND):
-        limited()
+    waits = package.sleep_and_retry(package.limits(calls=PER_SECOND, period=1)(lambda: None))
 
     def acquire() -> int:
         waits()
@@ -346,13 +348,13 @@ TRIALS = (
         {
             "fastroute Endpoint: reserve, sleep once, admit": _waiting(in_line),
             "a loop that sleeps what the refusal says (Bucket.acquire)": _waiting(retrying),
-            "pyrate-limiter, blocking, its default bucket": _waiting(pyrate_waiting),
-            "ratelimit.sleep_and_retry (a window: lets a second's worth go at once)": _waiting(
-                ratelimit_waiting
-            ),
+            "pyrate-limiter, blocking, GCRA": _waiting(pyrate_waiting(True)),
+            "pyrate-limiter, blocking, its default (a window)": _waiting(pyrate_waiting(False)),
+            "ratelimit.sleep_and_retry (a window)": _waiting(ratelimit_waiting),
         },
         seconds=3.0,
         rounds=3,
-        note="asks: 0 where the package does not tell; in line, a refusal is one and the reservation another",
+        note="asks: 0 where the package does not tell; in line, a refusal is one, the reservation another; "
+        "a window lets a second's worth go at once",
     ),
 )

@@ -113,15 +113,15 @@ def _alternations() -> tuple[re.Pattern[str], ...]:
     )
 
 
+def _by_group(text: str) -> tuple[list[int], int]:
+    lowered = text.lower()
+    return [len(set(group.findall(lowered))) for group in _alternations()], len(text.split())
+
+
 def with_alternations(text: str, per: float = 1.0) -> Callable[[ExitStack], Operation]:
     def make(_: ExitStack) -> Operation:
-        compiled = _alternations()
-
-        def scan() -> tuple[list[int], int]:
-            lowered = text.lower()
-            return [len(set(group.findall(lowered))) for group in compiled], len(text.split())
-
-        return Operation("scan()", {"scan": scan}, lambda answer: answer[1] > 0, per)
+        names = {"scan": _by_group, "text": text}
+        return Operation("scan(text)", names, lambda answer: answer[1] > 0, per)
 
     return make
 
@@ -358,7 +358,7 @@ def _by_hand(find: Callable[[str], Any]) -> Callable[[], Any]:
 
 
 def re_decision(_: ExitStack) -> Operation:
-    return Operation("decide()", {"decide": _by_hand(_with_re)}, lambda granted: granted is True)
+    return Operation("decide()", {"decide": _by_hand(_by_group)}, lambda granted: granted is True)
 
 
 def hyperscan_decision(_: ExitStack) -> Operation:
