@@ -157,6 +157,17 @@ def test_a_long_expectation_is_cut() -> None:
         ({"$ref": "#/$defs/none"}, "\"$ref\" '#/$defs/none' leads nowhere"),
         ({"$ref": "#none"}, "\"$ref\" '#none' leads nowhere"),
         ({"items": {"$ref": "https://schemas.example.com/x.json"}}, "leads nowhere"),
+        (
+            {"$ref": "#/own/x", "own": {"x": {"$ref": "https://schemas.example.com/x"}}},
+            "\"$ref\" 'https://schemas.example.com/x' leads nowhere",
+        ),
+        ({"$ref": "#/own/x", "own": {"x": {"type": "int"}}}, "\"#/own/x\".type: 'int' must be one of array"),
+        ({"$ref": "#/title", "title": "x"}, "\"$ref\" '#/title' leads to no schema"),
+        ({"$ref": "#"}, "leads back to itself"),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}},
+            "leads back to itself",
+        ),
         ({"$schema": "https://example.com/draft-99"}, '"$schema": '),
         ({1: 2}, "must be plain JSON"),
         ({"default": object()}, "must be plain JSON"),

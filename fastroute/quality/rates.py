@@ -1,0 +1,195 @@
+"""How often models answer and how often their answers are right, and when that changes.
+
+Owns the counting and the word for a change (`DriftDetected`); what counts as good is decided by others.
+
+Drift is a change, not a level. Of each rate the last ``window`` results are held against the ten windows
+before those. A model that is always right 80 % of the time never drifts; one that falls from 99 to 90 % does,
+once, and after ten windows at 90 % that is its baseline.
+"""
+
+from __future__ import annotations
+
+import threading
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
+
+from attrs import frozen
+
+from fastroute.events import DriftDetected, Hooks
+
+if TYPE_CHECKING:
+    from fastroute.config import QualityConfig
+
+_BASELINE_WINDOWS = 10
+
+Measure = Literal["success", "validation"]
+
+
+@frozen
+class Rate:
+    """One rate of one model in one tier.
+
+    Attributes:
+        model, tier: whose.
+        measure: ``success`` (of all attempts) or ``validation`` (of the answers that were judged).
+        rate: 0..1 over the last ``samples`` results; None without any.
+        baseline: 0..1 over the ``baseline_samples`` results before those; None without any.
+        drifting: whether the one is away from the other, and this has been said.
+    """
+
+    model: str
+    tier: str | None
+    measure: Measure
+    rate: float | None
+    samples: int
+    baseline: float | None
+    baseline_samples: int
+    drifting: bool
+
+
+class Rates:
+    """Success and validation rates by model and tier, with an event when one drifts.
+
+    A rate drifts when its recent window and its baseline hold ``min_samples`` each and are more than
+    ``drift`` apart, up or down. That is said once; it may be said again when they have come within half of
+    ``drift``.
+
+    Thread safety: all methods. Hooks run after the lock is let go.
+
+    Args:
+        config: ``[quality]``: drift, window, min_samples.
+        hooks: hear `DriftDetected`.
+    """
+
+    def __init__(self, config: QualityConfig, hooks: Hooks) -> None:
+        self._window = config.window
+        self._least = min(config.min_samples, config.window)
+        # Shares are compared as whole numbers, so that "more than 5 points" has no rounding in it.
+        self._drift = Decimal(str(config.drift)).as_integer_ratio()
+        self._hooks = hooks
+        self._series: dict[tuple[str, str | None, Measure], _Series] = {}
+        self._lock = threading.Lock()
+
+    def record(self, model: str, tier: str | None, ok: bool, valid: bool | None = None) -> None:
+        """Counts one attempt.
+
+        Args:
+            model: that was asked.
+            tier: it was asked from, if any.
+            ok: whether an answer came. An attempt that the caller cancelled says nothing: leave it out.
+            valid: whether the answer passed; None if it was not judged.
+        """
+        found: list[DriftDetected] = []
+        with self._lock:
+            self._count(model, tier, "success", ok, found)
+            if valid is not None:
+                self._count(model, tier, "validation", valid, found)
+        for event in found:
+            self._hooks.emit(event)
+
+    def _count(
+        self, model: str, tier: str | None, measure: Measure, good: bool, found: list[DriftDetected]
+    ) -> None:
+        key = (model, tier, measure)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series(self._window)
+        series.add(good)
+        if series.moved(self._drift, self._least):
+            recent, baseline = series.samples, series.baseline_samples
+            found.append(
+                DriftDetected(
+                    model,
+                    tier,
+                    measure,
+                    series.good / recent,
+                    series.baseline_good / baseline,
+                    recent,
+                    baseline,
+                )
+            )
+
+    def snapshot(self) -> tuple[Rate, ...]:
+        """All rates at this moment, in the order in which they first appeared."""
+        with self._lock:
+            return tuple(series.rate(*key) for key, series in self._series.items())
+
+    def after_fork(self) -> None:
+        """In a forked child: the lock may be held by a thread that is not there, half-way through a count."""
+        self._lock = threading.Lock()
+        for series in self._series.values():
+            series.recount()
+
+
+class _Series:
+    """The last results of one rate: a ring of a window and the baseline before it, and the sums of both."""
+
+    __slots__ = ("_ring", "_side", "_total", "_window", "baseline_good", "good")
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._ring = bytearray(window * (1 + _BASELINE_WINDOWS))
+        self._total = 0  # results ever; the newest stands at (total - 1) modulo the ring's length
+        self._side = 0  # the direction of the drift that has been said: -1, 1, or 0 for none
+        self.good = 0
+        self.baseline_good = 0
+
+    @property
+    def samples(self) -> int:
+        total, window = self._total, self._window
+        return total if total < window else window
+
+    @property
+    def baseline_samples(self) -> int:
+        total, size, window = self._total, len(self._ring), self._window
+        return 0 if total < window else (total if total < size else size) - window
+
+    def add(self, good: bool) -> None:
+        ring, total = self._ring, self._total
+        place = total % len(ring)
+        if total >= self._window:
+            leaving = ring[(total - self._window) % len(ring)]
+            self.good -= leaving
+            self.baseline_good += leaving
+        if total >= len(ring):
+            self.baseline_good -= ring[place]
+        ring[place] = good
+        self.good += good
+        self._total = total + 1
+
+    def moved(self, drift: tuple[int, int], least: int) -> bool:
+        """Whether a drift, more than this fraction, begins with the newest result."""
+        recent, baseline = self.samples, self.baseline_samples
+        if recent < least or baseline < least:
+            return False
+        apart = (self.good * baseline - self.baseline_good * recent) * drift[1]
+        limit = drift[0] * recent * baseline
+        side = 1 if apart > limit else -1 if apart < -limit else 0
+        if side:
+            begins = side != self._side
+            self._side = side
+            return begins
+        if 2 * abs(apart) <= limit:
+            self._side = 0
+        return False
+
+    def recount(self) -> None:
+        """The sums, taken anew from the ring."""
+        size = len(self._ring)
+        kept = min(self._total, size)
+        newest = [self._ring[(self._total - 1 - back) % size] for back in range(kept)]
+        self.good = sum(newest[: self._window])
+        self.baseline_good = sum(newest[self._window :])
+
+    def rate(self, model: str, tier: str | None, measure: Measure) -> Rate:
+        recent, baseline = self.samples, self.baseline_samples
+        return Rate(
+            model,
+            tier,
+            measure,
+            self.good / recent if recent else None,
+            recent,
+            self.baseline_good / baseline if baseline else None,
+            baseline,
+            bool(self._side),
+        )
