@@ -21,6 +21,7 @@ from attrs import evolve, fields_dict
 
 from . import errors, events
 from .attempt import Attempts
+from .budget import Budgets, spent_in
 from .cache import Cache
 from .classify import Classifier
 from .config import Config, catalog_of, is_loopback_url, load, read_keys
@@ -96,7 +97,10 @@ class _Shared:
         self.transports = transports
         self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
         self.rates = Rates(config.quality, self.hooks)
-        sinks = Sinks(retries, self.ledger, self.hooks, self.state.outputs, self.rates, self.freed)
+        self.budgets = Budgets(config.budgets, self.state.segment, spent_in(self.ledger), self.hooks)
+        sinks = Sinks(
+            retries, self.ledger, self.hooks, self.state.outputs, self.rates, self.budgets, self.freed
+        )
         attempts = Attempts(policy, sinks)
         self.dispatcher = Dispatcher(policy, config.quality, retries, wires, attempts)
         cache = config.cache
@@ -245,7 +249,8 @@ class Completions:
             stream: return a `Stream` of chunks instead.
             route: routing words: ``tags``, ``tier``, ``quality``, ``max_cost`` (USD), ``max_latency``
                 (seconds), ``cache`` (False: leave the cache alone), ``validate`` (a JSON Schema, a pattern or
-                a callable that judges the answer), ``deadline`` (seconds).
+                a callable that judges the answer), ``force_premium`` (budgets do not downgrade), ``deadline``
+                (seconds).
             timeout: seconds the whole call may take, retries and waiting and all.
             **params: every other parameter of the API, passed on untouched; 0 is a value.
 
@@ -333,6 +338,7 @@ class Client:
             "cache": shared.cache.stats() if shared.cache is not None else None,
             "queued": shared.dispatcher.queued,
             "rates": shared.rates.snapshot(),
+            "budgets": shared.budgets.snapshot(),
             "ledger": shared.ledger.health,
         }
 
@@ -445,8 +451,9 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
         raise errors.BadRequestError("route.tags: a mapping of strings to strings is wanted")
     if options.tier is not None and not isinstance(options.tier, str):
         raise errors.BadRequestError("route.tier: the name of a tier is wanted")
-    if not isinstance(options.cache, bool):
-        raise errors.BadRequestError("route.cache: True or False is wanted")
+    for name in ("cache", "force_premium"):
+        if not isinstance(getattr(options, name), bool):
+            raise errors.BadRequestError(f"route.{name}: True or False is wanted")
     quality = options.quality
     if quality is not None:
         _number("route.quality", quality)

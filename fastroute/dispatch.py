@@ -168,6 +168,9 @@ class Dispatcher:
                 except errors.ValidationError as error:
                     plan = self._rejected(call, plan, error)
                     progress = _Progress()
+                except errors.BudgetExceeded as error:
+                    plan = self._downgraded(call, plan, error)
+                    progress = _Progress()
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
@@ -185,6 +188,16 @@ class Dispatcher:
             messages = with_feedback(call.request.messages, completion, error.reason)
             call.request = evolve(call.request, messages=messages)
         return (plan.higher() if quality.escalate else None) or plan
+
+    def _downgraded(self, call: Call, plan: Plan, error: errors.BudgetExceeded) -> Plan:
+        """The plan for the cheapest tier, where a budget asks for that; else raises its refusal."""
+        cheapest = None
+        if error.on_breach == "downgrade" and call.downgraded is None:
+            cheapest = None if call.request.options.force_premium else plan.cheapest()
+        if cheapest is None:
+            raise error
+        call.downgraded = error.budget
+        return cheapest
 
     @property
     def _hooks(self) -> events.Hooks:

@@ -184,7 +184,15 @@ class Planner:
     def higher(self, plan: Plan, first: Stage) -> Plan | None:
         if first.tier is None or first.tier == self._tiers[-1]:
             return None
-        stage = self._tier_stage(self._tiers[self._tiers.index(first.tier) + 1])
+        return self._from_tier(plan, self._tiers[self._tiers.index(first.tier) + 1])
+
+    def cheapest(self, plan: Plan, first: Stage) -> Plan | None:
+        if not self._tiers or first.tier == self._tiers[0]:
+            return None
+        return self._from_tier(plan, self._tiers[0])
+
+    def _from_tier(self, plan: Plan, tier: str) -> Plan:
+        stage = self._tier_stage(tier)
         return Plan(self, plan.request, plan._scan, plan._failure, stage, plan.estimate, plan.needs)
 
     def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
@@ -418,6 +426,10 @@ class Plan:
     def higher(self) -> Plan | None:
         """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
         return self._planner.higher(self, self._stages[0][0])
+
+    def cheapest(self) -> Plan | None:
+        """The plan for the same request from the cheapest tier, or None where there is none cheaper."""
+        return self._planner.cheapest(self, self._stages[0][0])
 
     def detour(self, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
         """As `walk`, over the models that stand in for one that cannot take this input."""

@@ -18,6 +18,7 @@ import requests
 from attrs import evolve, frozen
 
 from . import _core, errors, events
+from .budget import Budgets, Reservation
 from .plan import Estimate
 from .providers.base import Format, Target, check_content_type
 from .quality import Rates, Validator
@@ -26,6 +27,8 @@ from .state import Endpoint
 from .tokens import OutputHistory
 from .transport import Exchange, Transport
 from .types import Attempt, Classification, Outcome, Request, Route, Usage, UsageSource
+
+_LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
 
 
 class Recorder(Protocol):
@@ -61,12 +64,14 @@ class Call:
         rejected: answers that failed it so far.
         waited: seconds spent waiting for limits and back-off.
         verdict: what the retry policy said of the last failure.
+        downgraded: the budget that sent it to the cheapest tier, if one did.
     """
 
     __slots__ = (
         "attempts",
         "classify",
         "deadline",
+        "downgraded",
         "estimate",
         "id",
         "level",
@@ -102,8 +107,9 @@ class Call:
         self.rejected = 0
         self.waited = 0.0
         self.verdict: Verdict | None = None
+        self.downgraded: str | None = None
 
-    def route(self, wire: Wire, now: float, *, ttft: float | None = None, relaxed: bool = False) -> Route:
+    def route(self, wire: Wire, now: float, *, ttft: float | None = None) -> Route:
         """How the call was served, once its last attempt has ended."""
         cost: int | None = 0
         for attempt in self.attempts:
@@ -122,6 +128,7 @@ class Call:
             False,
             self.waited,
             self.attempts[-1].request_id if self.attempts else None,
+            self.downgraded,
         )
 
 
@@ -165,6 +172,7 @@ class Sinks:
         hooks: hear of it.
         outputs: learn how long answers are.
         rates: success and validation rates of the models.
+        budgets: what may still be spent.
         freed: is told that a permit was given back.
     """
 
@@ -173,13 +181,24 @@ class Sinks:
     hooks: events.Hooks
     outputs: OutputHistory
     rates: Rates
+    budgets: Budgets
     freed: Callable[[], None]
 
 
 class Sending:
     """An attempt under way: from its permits to its one line in the ledger."""
 
-    __slots__ = ("_call", "_grant", "_lock", "_settled", "_sinks", "_started", "_time", "_wire")
+    __slots__ = (
+        "_call",
+        "_grant",
+        "_lock",
+        "_reservation",
+        "_settled",
+        "_sinks",
+        "_started",
+        "_time",
+        "_wire",
+    )
 
     def __init__(self, sinks: Sinks, call: Call, wire: Wire, grant: Grant) -> None:
         self._sinks = sinks
@@ -187,6 +206,7 @@ class Sending:
         self._wire = wire
         self._grant = grant
         self._settled = False
+        self._reservation: Reservation | None = None
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._time = time.time()
@@ -211,6 +231,16 @@ class Sending:
         call, wire = self._call, self._wire
         try:
             body = wire.format.encode(call.request, wire.target)
+            budgets = self._sinks.budgets
+            if budgets:
+                self._reservation = budgets.reserve(
+                    self._worst_cost(),
+                    call.request.options.tags,
+                    max(call.deadline - self._started, 0.0) + _LEASE_SLACK,
+                    forced=call.request.options.force_premium,
+                    at=self._time,
+                )
+                self._reservation.sent()
         except BaseException:
             self._undo()
             raise
@@ -226,6 +256,24 @@ class Sending:
                 wire.endpoint.core.record_ttft_timeout()
             self.failed(error, None)
             raise
+
+    def _worst_cost(self) -> int | None:
+        """Nano-dollars that the attempt can cost at most, or None if the model's price is unknown."""
+        call, model = self._call, self._wire.endpoint.model
+        if model.input_price is None or model.output_price is None:
+            return None
+        # The estimate takes three characters a token; hardly any text has more than one in two.
+        prompt = -(-3 * call.estimate.input_tokens // 2)
+        output = call.request.max_tokens
+        most = model.max_output_tokens or max(model.context_window - prompt, 0)
+        if output is None:
+            output = most or call.estimate.output_tokens
+        elif model.max_output_tokens:
+            output = min(output, model.max_output_tokens)
+        choices = call.request.params.get("n")
+        if isinstance(choices, int) and choices > 1:
+            output *= choices
+        return Usage(prompt, output).cost_nano(model.input_price, model.output_price)
 
     def check_status(self, exchange: Exchange, body: bytes) -> None:
         """Raises what a status other than 200 means; also what a 200 of another content type means."""
@@ -364,6 +412,8 @@ class Sending:
                 return
             self._settled = True
         self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
+        if self._reservation is not None:
+            self._reservation.release()
         self._sinks.freed()
 
     def _settle(
@@ -426,6 +476,8 @@ class Sending:
             call.request.options.tags,
         )
         call.attempts.append(attempt)
+        if self._reservation is not None:
+            self._reservation.settle(cost)
         if outcome == "failed" or (outcome == "ok" and attempt.stream):
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)

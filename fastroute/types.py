@@ -65,6 +65,7 @@ class RouteOptions:
         max_cost: USD the whole call may cost by estimate.
         max_latency: seconds an endpoint may be expected to take.
         cache: False neither reads nor writes the response cache.
+        force_premium: budgets neither downgrade nor, unless hard, refuse the call.
         validate: what the answer is held to: a JSON Schema, a regular expression or a callable.
         deadline: seconds from the start of the call until it must have ended.
     """
@@ -75,6 +76,7 @@ class RouteOptions:
     max_cost: float | None = None
     max_latency: float | None = None
     cache: bool = True
+    force_premium: bool = False
     validate: Mapping[str, Any] | str | Callable[[Completion], object] | None = None
     deadline: float | None = None
 
@@ -195,6 +197,7 @@ class Route:
         cached: the answer came from the cache, or from an equal call that was in flight.
         waited: seconds spent waiting for limits and back-off.
         request_id: the provider's id.
+        downgraded: the budget that sent the call to the cheapest tier, if one did.
     """
 
     model: str
@@ -209,6 +212,7 @@ class Route:
     cached: bool = False
     waited: float = 0.0
     request_id: str | None = None
+    downgraded: str | None = None
 
     @property
     def cost(self) -> float | None:
