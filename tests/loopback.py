@@ -127,7 +127,9 @@ def threads() -> set[int]:
 
 
 def open_files() -> set[tuple[str, str]]:
-    found = set()
+    found: set[tuple[str, str]] = set()
+    if not os.path.isdir("/proc/self/fd"):
+        return found  # only Linux tells
     for number in os.listdir("/proc/self/fd"):
         try:
             found.add((number, os.readlink(f"/proc/self/fd/{number}")))
