@@ -478,7 +478,8 @@ class Sending:
         call.attempts.append(attempt)
         if self._reservation is not None:
             self._reservation.settle(cost)
-        if outcome == "failed" or (outcome == "ok" and attempt.stream):
+        # What the caller's own request brought about, or cut short, says nothing about the model.
+        if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream):
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
         hooks = sinks.hooks

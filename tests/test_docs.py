@@ -1,0 +1,62 @@
+"""The Python examples of the README and of pages without a test of their own run, against a local provider."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastroute
+from fastroute.testing import Provider
+
+ROOT = Path(__file__).parent.parent
+MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
+PAGES = ["README.md", "docs/routing.md"]
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever client an example makes finds a local provider of the models it names."""
+    with Provider(models=MODELS) as provider:
+        endpoints = "".join(f'[[endpoints]]\nprovider = "local"\nmodel = "{model}"\n' for model in MODELS)
+        (tmp_path / "fastroute.toml").write_text(
+            f'[fastroute]\nledger = ""\n[providers.local]\nbase_url = "{provider.base_url}"\n{endpoints}'
+            '[tiers]\nbudget = ["gpt-4.1-nano"]\nstandard = ["gpt-4.1-mini"]\npremium = ["gpt-4.1"]\n'
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("FASTROUTE_CONFIG", raising=False)
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_run_from_top_to_bottom(page: str, local: None) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    messages = [{"role": "user", "content": "Compare B-trees and LSM trees."}]
+    with fastroute.Client() as client:
+        names: dict[str, Any] = {"client": client, "messages": messages, "many": [messages, messages]}
+        for block in blocks:
+            exec(compile(block, page, "exec"), names)
+        made = names["client"]
+        if made is not client:
+            made.close()
+
+
+def test_every_link_between_the_pages_leads_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_configuration_is_one() -> None:
+    from fastroute.config import check
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    tomllib = pytest.importorskip("tomllib")
+
+    assert check(tomllib.loads(block.group(1)), environ={"OPENAI_API_KEY": "x" * 30}).problems == ()
