@@ -1,18 +1,19 @@
 """Counts the machine instructions of the core's calls under callgrind: a busy machine cannot move them.
 
-``python -m benchmarks.count_instructions`` (needs valgrind). Each call runs a few thousand times in one
+``python -m benchmarks.count_instructions`` (needs valgrind). Each call runs a few ten thousand times in one
 process and three times as often in another; the difference is the call's own, as the interpreter's start
 cancels out. The row ``no-op`` is the loop.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 
-FEW = 2_000
+FEW = 20_000
 
 _SETUP = """
 from fastroute import _core
@@ -48,9 +49,11 @@ CALLS = {
 
 def instructions(statement: str, times: int) -> int:
     """Instructions that a process executes which evaluates the statement so many times."""
-    code = f"{_SETUP}\nfor _ in range({times}):\n    {statement}\n"
+    code = f"{_SETUP}\ndef run():\n    for _ in range({times}):\n        {statement}\nrun()\n"
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-c", code]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    # A fixed hash seed: the start of the interpreter must not differ between the two processes.
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = re.search(r"Collected : (\d+)", run.stderr)
     if found is None:
         raise SystemExit(f"valgrind said nothing that is understood here:\n{run.stderr}")
