@@ -181,7 +181,7 @@ class _Shared:
                 route.endpoint,
                 route.provider,
                 route.tier,
-                route.classification,
+                route._classification,
                 0,
                 time.monotonic() - started,
                 None,
@@ -192,7 +192,7 @@ class _Shared:
 
     def _routed(self, request: Request, started: float, deadline: float) -> Completion | Stream:
         plan = self.planner.plan(request)
-        call = Call(request, plan.estimate, plan.level, lambda: plan.classification, started, deadline)
+        call = Call(request, plan.estimate, plan.level, plan.explainer(), started, deadline)
         if request.stream:
             return self.dispatcher.stream(call, plan)
         return self.dispatcher.complete(call, plan)

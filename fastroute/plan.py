@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -405,6 +406,10 @@ class Plan:
     def level(self) -> str | None:
         """The class alone, which costs less than `classification`."""
         return self._scan.level if self._scan is not None else None
+
+    def explainer(self) -> Callable[[], Classification]:
+        """Works out the classification without keeping the request alive."""
+        return partial(self._planner.explain, self._scan, self._failure)
 
     @property
     def classification(self) -> Classification:

@@ -120,7 +120,7 @@ class Call:
             endpoint.name,
             endpoint.config.provider,
             self.tier,
-            self.classify(),
+            self.classify,
             cost,
             now - self.started,
             ttft,

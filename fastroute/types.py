@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 Outcome = Literal["ok", "failed", "client_cancelled"]
 UsageSource = Literal["provider", "estimated", "none"]
@@ -189,7 +189,8 @@ class Route:
         model: the catalogue's name of the model that answered.
         endpoint, provider: where.
         tier: the tier it was chosen from, if by tier.
-        classification: of the request, if it was classified.
+        classification: of the request, if it was classified; worked out when first asked for, because most
+            callers never do.
         cost_nano: nano-dollars for all attempts of the call; None if a price is unknown.
         latency: seconds from the call to its end (None while a stream is running).
         ttft: seconds to the first token of a stream.
@@ -204,7 +205,9 @@ class Route:
     endpoint: str
     provider: str
     tier: str | None = None
-    classification: Classification | None = None
+    _classification: Classification | Callable[[], Classification] | None = field(
+        default=None, repr=False, eq=False
+    )
     cost_nano: int | None = 0
     latency: float | None = None
     ttft: float | None = None
@@ -215,9 +218,20 @@ class Route:
     downgraded: str | None = None
 
     @property
+    def classification(self) -> Classification | None:
+        known = self._classification
+        if callable(known):
+            known = known()
+            object.__setattr__(self, "_classification", known)
+        return known
+
+    @property
     def cost(self) -> float | None:
         """USD, or None if a price is unknown."""
         return None if self.cost_nano is None else self.cost_nano / NANO
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, each.name.lstrip("_")) for each in fields(type(self)))
 
 
 # ----------------------------------------------------------------------------------------------- answer

@@ -1,4 +1,4 @@
-"""The Python examples of the README and of pages without a test of their own run, against a local provider."""
+"""The examples of the README and of pages without a test of their own run, against a local provider."""
 
 from __future__ import annotations
 
