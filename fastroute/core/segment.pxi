@@ -314,6 +314,8 @@ cdef class Segment:
     def reap(self) -> int:
         """Gives back what dead workers held and frees their slots; mends the in-flight counts. Returns how many died.
 
+        Money that a dead worker had reserved stays spent if its request was sent: see `Counter`.
+
         A worker is dead when its pid is gone, is a zombie, or belongs to a process that started at another time. It
         walks the table (about 0.1 ms for 16384 cells), so call it every few seconds, not for every call.
         """
