@@ -55,7 +55,6 @@ class Cache:
         max_entries, max_bytes: bounds; the least recently used go first.
         max_entry_bytes: a larger answer is not kept.
         scope: the tags that keep answers apart, or ``all``.
-        fingerprint: of everything in the configuration that shapes an answer.
 
     Thread safety: all methods; the lock is never held while a call is made.
     """
@@ -68,14 +67,12 @@ class Cache:
         max_bytes: int = 64 * 1024 * 1024,
         max_entry_bytes: int = 1024 * 1024,
         scope: tuple[str, ...] | str = "all",
-        fingerprint: bytes = b"",
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl = ttl
         self._max_entries = max_entries
         self._max_entry_bytes = min(max_entry_bytes, max_bytes)
         self._scope = scope
-        self._prefix = _part(fingerprint)
         self._random = random.Random()
         self._store: cachetools.TLRUCache[bytes, tuple[Completion, int]] = cachetools.TLRUCache(
             max_bytes, self._expiry, timer=timer, getsizeof=_size
@@ -86,8 +83,12 @@ class Cache:
         self.joined = 0
         self.misses = 0
 
-    def key(self, request: Request) -> bytes | None:
-        """The request's key, or None if it has none: it is no JSON, or a function judges its answer."""
+    def key(self, request: Request, fingerprint: bytes = b"") -> bytes | None:
+        """The request's key, or None if it has none: it is no JSON, or a function judges its answer.
+
+        Args:
+            fingerprint: of everything in the configuration that shapes an answer.
+        """
         options = request.options
         try:
             scope = _canonical(self._tags(options.tags)) if options.tags else b""
@@ -105,7 +106,7 @@ class Cache:
             )
         except (TypeError, ValueError, RecursionError):
             return None
-        return hashlib.sha256(b"".join((self._prefix, _part(scope), body))).digest()
+        return hashlib.sha256(b"".join((_part(fingerprint), _part(scope), body))).digest()
 
     def get(self, key: bytes) -> Completion | None:
         """The answer kept for the key."""

@@ -1,16 +1,12 @@
 """The public client: OpenAI's `chat.completions.create`, routed.
 
-Owns the checking of what a caller passes and the order cache → plan → dispatch; each of these is a module of
-its own. A call runs in its caller's thread.
+Owns the names that callers use and the checking of what they pass. A call runs in its caller's thread; its
+way from here is `router.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
-import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
@@ -20,187 +16,15 @@ import requests
 from attrs import evolve, fields_dict
 
 from . import errors, events
-from .attempt import Attempts
-from .budget import Budgets, spent_in
-from .cache import Cache
-from .classify import Classifier
-from .config import Config, catalog_of, is_loopback_url, load, read_keys
-from .dispatch import Dispatcher
-from .ledger import Ledger, NullLedger, open_ledger
-from .plan import Plan, Planner
-from .providers import get as get_format
-from .providers import names as format_names
-from .providers.base import Target
-from .quality import Rates, Validator
-from .retry import RetryPolicy
-from .sending import Call, Sinks, Wire
-from .state import State
+from .config import Config, Source
+from .ledger import Ledger, NullLedger
+from .plan import Plan
+from .quality import Validator
+from .router import Router
 from .stream import Stream
-from .transport import Transport
-from .types import Completion, Request, Route, RouteOptions
-from .workers import Workers
+from .types import Completion, Request, RouteOptions
 
 _ROUTE_WORDS = tuple(fields_dict(RouteOptions))
-_clients: weakref.WeakSet[_Shared] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for shared in list(_clients):
-        shared.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-class _Shared:
-    """What a client and all that `Client.with_options` makes of it share."""
-
-    def __init__(self, config: Config, session: requests.Session | None, environ: Mapping[str, str]) -> None:
-        self.config = config
-        self.catalog = catalog_of(config)
-        self.hooks = events.Hooks()
-        self.state = State(config, self.catalog)
-        self.classifier = Classifier.named(config.policy.classifier)
-        self.planner = Planner(config, self.catalog, self.state, self.classifier)
-        policy = config.policy
-        retries = RetryPolicy.from_policy(policy)
-        transports: dict[str, Transport] = {}
-        wires: dict[str, Wire] = {}
-        keys = read_keys(config, environ)
-        for name, provider in config.providers.items():
-            transports[name] = Transport(
-                pool_size=provider.max_in_flight,
-                connect_timeout=provider.connect_timeout or config.connect_timeout,
-                max_response_bytes=config.max_response_bytes,
-                proxy=provider.proxy,
-                ca_bundle=provider.ca_bundle,
-                session=session,
-                allow_private_hosts=provider.allow_private_hosts
-                or provider.proxy is not None
-                or is_loopback_url(provider.base_url),
-            )
-        for endpoint in self.state.endpoints:
-            provider = endpoint.provider
-            name = endpoint.config.provider
-            target = Target(
-                endpoint=endpoint.name,
-                provider=name,
-                model=endpoint.model.name,
-                upstream=endpoint.config.upstream,
-                base_url=provider.base_url,
-                key=keys.get(name),
-                headers=provider.headers,
-                max_output=endpoint.model.max_output_tokens or None,
-            )
-            wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, transports[name])
-        self.transports = transports
-        self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
-        self.rates = Rates(config.quality, self.hooks)
-        self.budgets = Budgets(config.budgets, self.state.segment, spent_in(self.ledger), self.hooks)
-        sinks = Sinks(
-            retries, self.ledger, self.hooks, self.state.outputs, self.rates, self.budgets, self.freed
-        )
-        attempts = Attempts(policy, sinks)
-        self.dispatcher = Dispatcher(policy, config.quality, retries, wires, attempts)
-        cache = config.cache
-        self.cache = (
-            Cache(
-                ttl=cache.ttl,
-                max_entries=cache.max_entries,
-                max_bytes=cache.max_bytes,
-                max_entry_bytes=cache.max_entry_bytes,
-                scope=cache.scope,
-                fingerprint=hashlib.sha256(repr(config).encode("utf-8", "backslashreplace")).digest(),
-            )
-            if cache.enabled
-            else None
-        )
-        self.workers = Workers(config.workers, config.max_pending)
-        self.closed = False
-        self._closing = threading.Lock()
-        _clients.add(self)
-
-    def freed(self) -> None:
-        self.dispatcher.freed()
-
-    def after_fork(self) -> None:
-        self._closing = threading.Lock()
-        self.workers.after_fork()
-        self.dispatcher.after_fork()
-        self.rates.after_fork()
-        if self.cache is not None:
-            self.cache.after_fork()
-
-    def close(self) -> None:
-        with self._closing:
-            if self.closed:
-                return
-            self.closed = True
-        self.workers.close()
-        for transport in self.transports.values():
-            transport.close()
-        self.ledger.close()
-
-    def run(self, request: Request, timeout: float) -> Completion | Stream:
-        """One call, from the cache to its answer."""
-        if self.closed:
-            raise errors.Error("the client is closed")
-        started = time.monotonic()
-        deadline = started + timeout
-        hooks = self.hooks
-        try:
-            answer = self._answer(request, started, deadline)
-        except errors.Error as error:
-            if hooks.wanted:
-                hooks.emit(events.CallFinished(None, type(error).__name__))
-            raise
-        if hooks.wanted and isinstance(answer, Completion):
-            hooks.emit(events.CallFinished(answer.route))
-        return answer
-
-    def _answer(self, request: Request, started: float, deadline: float) -> Completion | Stream:
-        cache = self.cache
-        if cache is None or request.stream or not request.options.cache:
-            return self._routed(request, started, deadline)
-        key = cache.key(request)
-        if key is None:
-            return self._routed(request, started, deadline)
-        completion = cache.get(key)
-        shared = True
-        if completion is None:
-            completion, shared = cache.through(
-                key, lambda: self._routed_whole(request, started, deadline), deadline
-            )
-        if not shared or completion.route is None:
-            return completion
-        route = completion.route
-        return completion.with_route(
-            Route(
-                route.model,
-                route.endpoint,
-                route.provider,
-                route.tier,
-                route._classification,
-                0,
-                time.monotonic() - started,
-                None,
-                (),
-                True,
-            )
-        )
-
-    def _routed(self, request: Request, started: float, deadline: float) -> Completion | Stream:
-        plan = self.planner.plan(request)
-        call = Call(request, plan.estimate, plan.level, plan.explainer(), started, deadline)
-        if request.stream:
-            return self.dispatcher.stream(call, plan)
-        return self.dispatcher.complete(call, plan)
-
-    def _routed_whole(self, request: Request, started: float, deadline: float) -> Completion:
-        answer = self._routed(request, started, deadline)
-        assert isinstance(answer, Completion)
-        return answer
 
 
 class Completions:
@@ -261,8 +85,13 @@ class Completions:
             Error: or one of its kinds; ``.attempts`` says what was tried.
         """
         client = self._client
-        request = client._request(messages, model, bool(stream), route, params)
-        return client._shared.run(request, client._timeout_of(request, timeout))
+        router = client._router
+        snapshot, token = router.enter()
+        try:
+            request = client._request(snapshot.config, messages, model, bool(stream), route, params)
+            return router.run(snapshot, request, client._timeout_of(snapshot.config, request, timeout))
+        finally:
+            router.leave(snapshot, token)
 
 
 class Chat:
@@ -294,8 +123,7 @@ class Client:
         *,
         session: requests.Session | None = None,
     ) -> None:
-        loaded = load(config, formats=format_names())
-        self._shared = _Shared(loaded, session, os.environ)
+        self._router = Router(config, session)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
         self.chat = Chat(self)
@@ -303,12 +131,12 @@ class Client:
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._shared.config
+        return self._router.snapshot.config
 
     @property
     def ledger(self) -> Ledger | NullLedger:
         """The record of all attempts, with its sums."""
-        return self._shared.ledger
+        return self._router.ledger
 
     def plan(
         self,
@@ -324,29 +152,54 @@ class Client:
         Raises:
             ModelNotFoundError, BadRequestError: as `create` would.
         """
-        return self._shared.planner.plan(self._request(messages, model, bool(stream), route, params))
+        snapshot = self._router.snapshot
+        request = self._request(snapshot.config, messages, model, bool(stream), route, params)
+        return snapshot.planner.plan(request)
 
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
-        return self._shared.workers.submit(lambda: self.chat.completions.create(**call))
+        return self._router.workers.submit(lambda: self.chat.completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
         """Plain figures at this moment: endpoints (limits, breaker, latency), cache, waiting calls."""
-        shared = self._shared
+        router = self._router
+        snapshot = router.snapshot
         return {
-            "endpoints": shared.state.snapshot(),
-            "cache": shared.cache.stats() if shared.cache is not None else None,
-            "queued": shared.dispatcher.queued,
-            "rates": shared.rates.snapshot(),
-            "budgets": shared.budgets.snapshot(),
-            "ledger": shared.ledger.health,
+            "endpoints": snapshot.state.snapshot(),
+            "cache": snapshot.cache.stats() if snapshot.cache is not None else None,
+            "queued": router.line.waiting,
+            "rates": snapshot.rates.snapshot(),
+            "budgets": snapshot.budgets.snapshot(),
+            "ledger": router.ledger.health,
         }
+
+    def reload(self, source: Source = None) -> events.ConfigReloaded:
+        """Reads the configuration again and puts it into force as a whole, or changes nothing.
+
+        Calls and streams under way end under the configuration they began with; limits are the new ones for
+        all at once, and what was used of them stays used. See docs/reload.md.
+
+        Args:
+            source: where to read from, now and at later reloads: as for `Client`. Default: where the present
+                one came from, with the environment and the keys as they are now.
+
+        Returns:
+            What is different now, and which settings wait for a restart.
+
+        Raises:
+            ConfigError: with every problem; the configuration in force stays.
+            Error: the client is closed.
+
+        Thread safety: may be called from any thread; two reloads go one after the other. It reaches this
+        process only, not those it was forked from or has forked.
+        """
+        return self._router.reload(source)
 
     def on(
         self, hook: Callable[[Any], object], kind: type[events.Event] = events.Event
     ) -> Callable[[], None]:
         """Calls ``hook`` with every event of that kind (see `fastroute.events`); the result takes it off."""
-        return self._shared.hooks.add(hook, kind)
+        return self._router.hooks.add(hook, kind)
 
     def with_options(
         self,
@@ -357,7 +210,7 @@ class Client:
     ) -> Client:
         """A client with other defaults that shares all else with this one; closing either closes both."""
         other = Client.__new__(Client)
-        other._shared = self._shared
+        other._router = self._router
         other._timeout = self._timeout if timeout is None else _seconds("timeout", timeout)
         options = dict(self._options)
         if tags is not None:
@@ -370,7 +223,7 @@ class Client:
 
     def close(self) -> None:
         """Lets running calls end, writes the ledger out, closes connections. May be called again."""
-        self._shared.close()
+        self._router.close()
 
     def __enter__(self) -> Client:
         return self
@@ -387,6 +240,7 @@ class Client:
 
     def _request(
         self,
+        config: Config,
         messages: Sequence[Mapping[str, Any]],
         model: str | None,
         stream: bool,
@@ -400,7 +254,7 @@ class Client:
         if not messages:
             raise errors.BadRequestError("messages: at least one is needed")
         if model is None:
-            model = self._shared.config.default_model
+            model = config.default_model
         elif not isinstance(model, str) or not model:
             raise errors.BadRequestError("model: the name of a model, alias or tier, or auto")
         for name in ("max_tokens", "max_completion_tokens"):
@@ -422,13 +276,13 @@ class Client:
             words["tags"] = {**self._options["tags"], **route["tags"]}
         return _checked(words)
 
-    def _timeout_of(self, request: Request, timeout: float | None) -> float:
+    def _timeout_of(self, config: Config, request: Request, timeout: float | None) -> float:
         if timeout is not None:
             limit = _seconds("timeout", timeout)
         elif self._timeout is not None:
             limit = self._timeout
         else:
-            limit = self._shared.config.timeout
+            limit = config.timeout
         deadline = request.options.deadline
         return limit if deadline is None else min(limit, deadline)
 

@@ -89,6 +89,27 @@ class _Progress:
             self.chain = (chain, model)
 
 
+class Line:
+    """The calls of this process that wait for a limit: one line, whatever configuration each began under.
+
+    Thread safety: all methods.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody waits here."""
+        self.waiting = 0
+        self.free = threading.Condition()
+
+    def freed(self) -> None:
+        """Tells calls that wait for a permit that one was given back."""
+        if self.waiting:
+            with self.free:
+                self.free.notify_all()
+
+
 class Dispatcher:
     """Runs calls.
 
@@ -97,6 +118,7 @@ class Dispatcher:
         quality: what is done about answers that fail their check.
         retries: what may be done about an error.
         wires: by endpoint name.
+        line: where calls wait for a limit.
 
     Thread safety: all methods; a call runs in its caller's thread.
     """
@@ -108,6 +130,7 @@ class Dispatcher:
         retries: RetryPolicy,
         wires: Mapping[str, Wire],
         attempts: Attempts,
+        line: Line,
     ) -> None:
         self._policy = policy
         self._quality = quality
@@ -115,24 +138,10 @@ class Dispatcher:
         self._wires = wires
         self._attempts = attempts
         self._random = random.Random()
-        self._queued = 0
-        self._free = threading.Condition()
-
-    @property
-    def queued(self) -> int:
-        """Calls of this process that wait for a limit at this moment."""
-        return self._queued
-
-    def freed(self) -> None:
-        """Tells calls that wait for a permit that one was given back."""
-        if self._queued:
-            with self._free:
-                self._free.notify_all()
+        self._line = line
 
     def after_fork(self) -> None:
-        """In a forked child: nobody waits here."""
-        self._queued = 0
-        self._free = threading.Condition()
+        """In a forked child: other random choices than the parent's."""
         self._random = random.Random()
 
     def complete(self, call: Call, plan: Plan) -> Completion:
@@ -340,27 +349,28 @@ class Dispatcher:
         patience = min(left, policy.queue_timeout - call.waited)
         if patience <= 0 or limited.wait > patience:
             raise self._limited(progress)
-        if self._queued >= policy.max_queue:
+        line = self._line
+        if line.waiting >= policy.max_queue:
             raise errors.RateLimitError(
-                f"{self._queued} calls wait for limits already (policy.max_queue)",
+                f"{line.waiting} calls wait for limits already (policy.max_queue)",
                 retry_after=max(limited.wait, _POLL),
             )
         core = limited.endpoint.core
         start = time.monotonic()
-        with self._free:
-            self._queued += 1
+        with line.free:
+            line.waiting += 1
         try:
             if limited.reason == _core.BUSY:
-                with self._free:
-                    self._free.wait(min(_POLL, patience))
+                with line.free:
+                    line.free.wait(min(_POLL, patience))
                 return None
             found = self._sleep_in_line(call, core, limited.endpoint, patience)
             if found is not None:
                 call.tier = limited.tier
             return found
         finally:
-            with self._free:
-                self._queued -= 1
+            with line.free:
+                line.waiting -= 1
             call.waited += time.monotonic() - start
 
     def _sleep_in_line(

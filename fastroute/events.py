@@ -141,6 +141,34 @@ class BudgetExceededEvent(Event):
     limit_nano: int
 
 
+@frozen
+class ConfigReloaded(Event):
+    """Another configuration is in force from now on.
+
+    Attributes:
+        source: the file, or ``mapping``, ``Config`` or ``environment``.
+        changed: the parts that are not as before (``policy``, ``providers.openai``), by name only; empty if
+            nothing is. A provider whose key is another counts.
+        kept: settings that were changed in the source and stay as they were until the program is restarted.
+    """
+
+    source: str
+    changed: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@frozen
+class ConfigRefused(Event):
+    """A configuration was not taken into force, and the one before it stays.
+
+    Attributes:
+        problems: one line each, as in `errors.ConfigError`.
+    """
+
+    source: str
+    problems: tuple[str, ...]
+
+
 class Hooks:
     """The callables that hear events.
 

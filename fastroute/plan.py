@@ -139,6 +139,7 @@ class Planner:
         self._strategy = STRATEGIES[config.policy.strategy]
         policy = config.policy
         self._price_ceiling = -1 if policy.price_ceiling is None else usd_to_nano(policy.price_ceiling)
+        self._fixed = catalog.resolve(policy.fixed_model) if policy.fixed_model else None
         self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
         self._models_of = tiers_of(config, catalog)
         self._tiers = tuple(self._models_of)
@@ -188,7 +189,7 @@ class Planner:
         return self._from_tier(plan, self._tiers[self._tiers.index(first.tier) + 1])
 
     def cheapest(self, plan: Plan, first: Stage) -> Plan | None:
-        if not self._tiers or first.tier == self._tiers[0]:
+        if self._fixed is not None or not self._tiers or first.tier == self._tiers[0]:
             return None
         return self._from_tier(plan, self._tiers[0])
 
@@ -219,8 +220,10 @@ class Planner:
     def later_stages(self, first: Stage) -> Iterator[Stage]:
         """What follows the first stage: the fallback models of those in it, breadth first; cheaper tiers.
 
-        Each endpoint comes once.
+        Each endpoint comes once. With routing turned off nothing follows.
         """
+        if self._fixed is not None:
+            return
         seen = {endpoint.model.name for endpoint in first.endpoints}
         level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
         while level:
@@ -245,7 +248,7 @@ class Planner:
 
     def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
         """The endpoints of a model's ``context_fallbacks`` or ``content_fallbacks``, first choice first."""
-        names = getattr(model, chain)
+        names = () if self._fixed is not None else getattr(model, chain)
         stage = self._stage((chain, *names)) if names else None
         if stage is not None:
             for place in self.rank(plan, stage).order:
@@ -270,6 +273,8 @@ class Planner:
             return None, type(error).__name__
 
     def _first_stage(self, request: Request, level: str, confidence: float) -> Stage:
+        if self._fixed is not None:
+            return self._fixed_stage(self._fixed)
         name = request.model
         wanted = request.options.tier
         if wanted is not None:
@@ -292,6 +297,11 @@ class Planner:
                 f'no endpoint serves the model "{name}"; there are endpoints for {", ".join(known)}',
                 suggestions=known,
             )
+        return stage
+
+    def _fixed_stage(self, name: str) -> Stage:
+        stage = self._stage(("fixed", name))
+        assert stage is not None  # the configuration was checked for an endpoint of this model
         return stage
 
     def _tier_stage(self, tier: str) -> Stage:
@@ -328,6 +338,8 @@ class Planner:
         if kind == "tier":
             tier, *models = names
             stage = self._build(f"tier {tier}", tier, models, by_value=True)
+        elif kind == "fixed":
+            stage = self._build(f"model {names[0]} (policy.fixed_model)", None, names, by_value=False)
         elif kind == "model":
             stage = self._build(f"model {names[0]}", None, names, by_value=False)
             if stage is None:

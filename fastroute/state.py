@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
-from . import _core
+from . import _core, errors
 from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
 from .tokens import Calibration, OutputHistory
@@ -42,42 +42,37 @@ class Endpoint:
 class State:
     """All endpoints of one configuration.
 
+    Args:
+        previous: the state of the configuration before this one. What was counted under an endpoint's name
+            goes on, and so does what was learned of a model; limits and rules are the new ones at once.
+
     Attributes:
         outputs: how long the answers of each model were.
+
+    Raises:
+        ConfigError: if the segment has no room left for so many endpoints.
 
     Thread safety: everything may be read from any thread; the core's figures need no lock.
     """
 
-    def __init__(self, config: Config, catalog: Catalog) -> None:
-        self.segment = _core.Segment()
-        self.outputs = OutputHistory()
-        breaker = config.policy.breaker
-        calibrations: dict[str, Calibration] = {}
+    def __init__(self, config: Config, catalog: Catalog, previous: State | None = None) -> None:
+        self.segment: _core.Segment = _core.Segment() if previous is None else previous.segment
+        self.outputs: OutputHistory = OutputHistory() if previous is None else previous.outputs
+        known = previous.endpoints if previous is not None else ()
+        calibrations = {endpoint.model.name: endpoint.calibration for endpoint in known}
+        self._rules: dict[str, dict[str, Any]] = {}
         endpoints = []
         for entry in config.endpoints:
             provider = config.providers[entry.provider]
             model = catalog.model(entry.model)
-            limits = config.limits(entry)
-            core = _core.Endpoint(
-                self.segment,
-                entry.name,
-                rpm=_limit(limits.rpm),
-                request_burst=limits.burst or 0,
-                tpm=_limit(limits.tpm),
-                token_burst=limits.token_burst or 0,
-                max_in_flight=limits.max_in_flight,
-                weight=max(entry.weight, _LAST_RESORT),
-                failures=breaker.failures,
-                rate=breaker.rate,
-                min_calls=breaker.min_calls,
-                window_s=breaker.window,
-                open_s=breaker.open,
-                max_open_s=breaker.max_open,
-                reset_s=breaker.reset,
-                probe_lease_s=breaker.probe_lease,
-                probes_to_close=breaker.probes_to_close,
-                ramp_s=breaker.ramp,
-            )
+            rules = self._rules[entry.name] = _rules(config, entry)
+            try:
+                core = _core.Endpoint(self.segment, entry.name, **rules)
+            except _core.SegmentFullError:
+                raise errors.ConfigError(
+                    f"endpoints: {entry.name} finds no room beside all endpoints that this program has had, "
+                    "must be fewer, or the program started anew"
+                ) from None
             calibration = calibrations.setdefault(model.name, Calibration())
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
@@ -87,6 +82,16 @@ class State:
         self.by_model: Mapping[str, tuple[Endpoint, ...]] = {
             name: tuple(group) for name, group in by_model.items()
         }
+
+    def follow(self, newer: State) -> None:
+        """Takes over the newer configuration's limits and rules, for calls that began under this one.
+
+        Limits belong to an endpoint and not to a call, so one that still waits here waits for the new ones.
+        """
+        for endpoint in self.endpoints:
+            rules = newer._rules.get(endpoint.name)
+            if rules is not None:
+                endpoint.core.configure(**rules)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Plain figures of every endpoint, by name."""
@@ -99,6 +104,30 @@ class State:
             figures["provider"] = endpoint.config.provider
             found[endpoint.name] = figures
         return found
+
+
+def _rules(config: Config, entry: EndpointConfig) -> dict[str, Any]:
+    """The limits and the breaker's rules of an endpoint, as the core takes them."""
+    limits = config.limits(entry)
+    breaker = config.policy.breaker
+    return {
+        "rpm": _limit(limits.rpm),
+        "request_burst": limits.burst or 0,
+        "tpm": _limit(limits.tpm),
+        "token_burst": limits.token_burst or 0,
+        "max_in_flight": limits.max_in_flight,
+        "weight": max(entry.weight, _LAST_RESORT),
+        "failures": breaker.failures,
+        "rate": breaker.rate,
+        "min_calls": breaker.min_calls,
+        "window_s": breaker.window,
+        "open_s": breaker.open,
+        "max_open_s": breaker.max_open,
+        "reset_s": breaker.reset,
+        "probe_lease_s": breaker.probe_lease,
+        "probes_to_close": breaker.probes_to_close,
+        "ramp_s": breaker.ramp,
+    }
 
 
 def _limit(configured: int | None) -> int:

@@ -99,7 +99,7 @@ def test_the_scope_can_be_narrowed_to_the_tags_that_matter() -> None:
 
 
 def test_another_configuration_has_other_keys() -> None:
-    assert Cache(fingerprint=b"a").key(request()) != Cache(fingerprint=b"b").key(request())
+    assert Cache().key(request(), b"a") != Cache().key(request(), b"b")
 
 
 def test_lone_surrogates_have_a_key_and_what_is_no_json_has_none() -> None:

@@ -27,13 +27,15 @@ ROWS = [
     {"sending"},
     {"stream"},
     {"attempt"},
-    {"dispatch", "workers"},
+    {"dispatch", "workers", "reload"},
+    {"snapshot"},
+    {"router"},
     {"client"},
     {"testing"},
     {"cli"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-MAY_IMPORT_REQUESTS = {"transport", "sending", "client", "testing", "cli"}
+MAY_IMPORT_REQUESTS = {"transport", "sending", "snapshot", "router", "client", "testing", "cli"}
 
 
 def module_of(path: Path) -> str:

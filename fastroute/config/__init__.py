@@ -31,7 +31,7 @@ from .models import (
     ProviderConfig,
     QualityConfig,
 )
-from .source import Findings, Source, catalog_of, check, load, tiers_of
+from .source import Findings, Source, catalog_of, check, file_of, load, tiers_of
 from .urls import address_problem, is_loopback_url
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "address_problem",
     "catalog_of",
     "check",
+    "file_of",
     "is_loopback_url",
     "load",
     "read_key",

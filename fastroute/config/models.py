@@ -38,6 +38,7 @@ STRATEGIES = (
 )
 BUDGET_WINDOWS = ("request", "day", "month", "total")
 ON_BREACH = ("refuse", "downgrade")
+RELOADS = ("off", "signal", "change")
 AUTO = "auto"
 MOST_IN_FLIGHT = 4096
 MOST_PER_MINUTE = 1_000_000_000
@@ -347,6 +348,7 @@ class Policy:
     """``[policy]``: how a model and an endpoint are chosen, and what happens on failure.
 
     Attributes:
+        fixed_model: turns routing off: this model serves every call, whatever is asked for; empty: routing.
         classifier: the rule set that gives a request its level.
         strategy: how to choose among the endpoints of a model.
         confidence_threshold: under this confidence the standard tier is used.
@@ -370,6 +372,7 @@ class Policy:
         breaker: the circuit breaker of each endpoint.
     """
 
+    fixed_model: str = field(default="", validator=text(empty=True))
     classifier: str = field(default="five-level", validator=one_of(CLASSIFIERS))
     strategy: str = field(default="latency", validator=one_of(STRATEGIES))
     confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
@@ -432,6 +435,7 @@ class Config:
         workers: threads for submitted calls.
         max_pending: submitted calls that may wait for a thread; submitting blocks while there is no room.
         catalog: a file of models, prices and aliases over the built-in ones, or nothing.
+        reload: what makes a running client read it again: ``off``, ``signal`` (SIGHUP) or ``change``.
         cache: ``[cache]``.
         providers: ``[providers.NAME]``, by name.
         endpoints: ``[[endpoints]]``, in the file's order.
@@ -452,6 +456,7 @@ class Config:
     workers: int = field(default=32, validator=whole(least=1, most=4096))
     max_pending: int = field(default=1000, validator=whole(least=0, most=_MOST))
     catalog: str = field(default="", validator=text(empty=True))
+    reload: str = field(default="off", validator=one_of(RELOADS))
     cache: CacheConfig = field(factory=CacheConfig)
     providers: Mapping[str, ProviderConfig] = field(factory=dict)
     endpoints: tuple[EndpointConfig, ...] = field(default=(), converter=tuple)
@@ -506,5 +511,6 @@ SETTINGS = (
     "workers",
     "max_pending",
     "catalog",
+    "reload",
 )
 TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy", "quality", "budgets")

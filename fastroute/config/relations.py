@@ -52,6 +52,7 @@ def find_problems(
         *_aliases(config, known, served),
         *_tiers(config, known, served),
         *_default_model(config, known, served, tiers),
+        *_fixed_model(config, known, served),
         *_policy(config, tiers),
         *_quality(config),
         *_budgets(config),
@@ -232,6 +233,12 @@ def _default_model(
         return
     if _resolved(name, {**known.aliases, **config.aliases}, served) not in served:
         yield f"fastroute.default_model: {_not_served(name, known, served)}"
+
+
+def _fixed_model(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterable[str]:
+    name = config.policy.fixed_model
+    if name and _resolved(name, {**known.aliases, **config.aliases}, served) not in served:
+        yield f"policy.fixed_model: {_not_served(name, known, served)}"
 
 
 def _policy(config: Config, tiers: Collection[str]) -> Iterable[str]:

@@ -135,6 +135,18 @@ def check(
     return findings
 
 
+def file_of(source: Source = None, *, environ: Mapping[str, str] | None = None) -> Path | None:
+    """The file that `load` would read, as an absolute path; None where it would read none.
+
+    Raises:
+        ConfigError: if the source is nothing that a configuration can come from.
+    """
+    if isinstance(source, (Mapping, Config)):
+        return None
+    path = _path(source, os.environ if environ is None else environ)
+    return None if path is None else path.absolute()
+
+
 def catalog_of(config: Config) -> Catalog:
     """The catalogue in force under a configuration: built-in, its file, its models and aliases.
 

@@ -1,0 +1,290 @@
+"""What a client and its copies share: the snapshot in force, and what outlasts it.
+
+Owns which snapshot a call is served by, putting another into force, and a call's way from the cache over plan
+and dispatch to its answer; each of these is a module of its own. What callers pass is checked in `client.py`.
+
+A call takes hold of the snapshot in force with `Router.enter` and lets go of it with `Router.leave`. It first
+leaves its token there and then looks whether the snapshot is still in force; a reload puts another into force
+and then looks for tokens. So of the two one always sees the other, with no lock in the way of a call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from . import errors, events
+from .config import Config, Secret, Source, file_of, load, read_keys
+from .dispatch import Line
+from .ledger import Ledger, NullLedger, open_ledger
+from .providers import names as format_names
+from .reload import Watch
+from .sending import Call
+from .snapshot import Snapshot, Surroundings, files_of, lasting
+from .stream import Stream
+from .types import Completion, Request, Route
+from .workers import Workers
+
+if TYPE_CHECKING:
+    import requests
+
+log = logging.getLogger("fastroute")
+
+_routers: weakref.WeakSet[Router] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for router in list(_routers):
+        router.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Router:
+    """Serves calls by the configuration in force.
+
+    Attributes:
+        snapshot: the one in force. Read it once: the next read may give another.
+
+    Raises:
+        ConfigError: with every problem of the configuration.
+
+    Thread safety: all methods. A forked child goes on with the snapshot in force and connections of its own.
+    """
+
+    def __init__(self, source: Source, session: requests.Session | None) -> None:
+        self._source, config, keys = _read(source)
+        self.hooks = events.Hooks()
+        self.line = Line()
+        self.closed = False
+        self._retired: set[Snapshot] = set()  # no longer in force, but calls have hold of them
+        self._reloading = threading.Lock()
+        self._swapping = threading.Lock()
+        self.watch: Watch | None = None
+        self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
+        try:
+            self._around = Surroundings(self.ledger, self.hooks, self.line, session)
+            self.snapshot = Snapshot(config, keys, self._around)
+            if config.reload != "off":
+                self.watch = Watch(config.reload, self._files(), self._reload_unasked)
+        except BaseException:
+            self.ledger.close()
+            raise
+        self.workers = Workers(config.workers, config.max_pending)
+        _routers.add(self)
+        if self.watch is not None:
+            self.watch.ensure()
+
+    def after_fork(self) -> None:
+        """In a forked child: starts over, with none of the parent's calls and threads."""
+        self._reloading = threading.Lock()
+        self._swapping = threading.Lock()
+        self.workers.after_fork()
+        self.line.after_fork()
+        for snapshot in (self.snapshot, *self._retired):
+            snapshot.after_fork()
+        self._retired.clear()
+        if self.watch is not None:
+            self.watch.after_fork()
+
+    def close(self) -> None:
+        """Lets running calls end, writes the ledger out, closes connections. May be called again."""
+        with self._swapping:
+            if self.closed:
+                return
+            self.closed = True
+            live = (self.snapshot, *self._retired)
+        if self.watch is not None:
+            self.watch.stop()
+        self.workers.close()
+        for snapshot in live:
+            for transport in snapshot.transports.values():
+                transport.close()
+        self.ledger.close()
+
+    # ------------------------------------------------------------------------------------------- snapshots
+
+    def enter(self) -> tuple[Snapshot, object]:
+        """The snapshot in force, to be kept whole until `leave`."""
+        if self.closed:
+            raise errors.Error("the client is closed")
+        if self.watch is not None:
+            self.watch.ensure()  # a forked child has no thread until it is first used
+        token = object()
+        while True:
+            snapshot = self.snapshot
+            snapshot.active.add(token)
+            if snapshot is self.snapshot:
+                return snapshot, token
+            self.leave(snapshot, token)
+
+    def leave(self, snapshot: Snapshot, token: object) -> None:
+        """Lets go of what `enter` gave."""
+        snapshot.active.discard(token)
+        if snapshot is not self.snapshot and not snapshot.active:
+            self._give_up(snapshot)
+
+    def reload(self, source: Source) -> events.ConfigReloaded:
+        """Puts the configuration into force as it reads now, or changes nothing and raises."""
+        try:
+            with self._reloading:
+                event = self._replace(self._source if source is None else source)
+        except errors.ConfigError as error:
+            if self.hooks.wanted:
+                self.hooks.emit(
+                    events.ConfigRefused(_name_of(self._source if source is None else source), error.problems)
+                )
+            raise
+        for key in event.kept:
+            log.warning("%s: was changed in %s, but stays as it is until a restart", key, event.source)
+        if self.hooks.wanted:
+            self.hooks.emit(event)
+        return event
+
+    def _reload_unasked(self) -> Sequence[str]:
+        """Reloads because of a signal or a changed file; says in the log what came of it."""
+        try:
+            event = self.reload(None)
+            log.info("%s was reloaded; changed: %s", event.source, ", ".join(event.changed) or "nothing")
+        except errors.Error as error:
+            if not self.closed:
+                log.error("the configuration was not reloaded, the one before it stays: %s", error)
+        except Exception:
+            log.exception("the configuration was not reloaded, the one before it stays")
+        return self._files()
+
+    def _replace(self, source: Source) -> events.ConfigReloaded:
+        if self.closed:
+            raise errors.Error("the client is closed")
+        old = self.snapshot
+        source, read, keys = _read(source)
+        config, kept = lasting(old.config, read)
+        new = Snapshot(config, keys, self._around, old)
+        with self._swapping:
+            if self.closed:
+                raise errors.Error("the client is closed")
+            self._retired.add(old)
+            self._source = source
+            self.snapshot = new
+            older = tuple(self._retired)
+        for snapshot in older:
+            snapshot.state.follow(new.state)
+        new.forgive(old)
+        self.line.freed()  # a limit may have been raised
+        if not old.active:
+            self._give_up(old)
+        return events.ConfigReloaded(_name_of(source), new.changes(old), kept)
+
+    def _give_up(self, snapshot: Snapshot) -> None:
+        """Closes the connections that only a snapshot without calls was using; streams under way finish."""
+        with self._swapping:
+            if snapshot not in self._retired:
+                return
+            self._retired.discard(snapshot)
+            wanted = {
+                id(transport)
+                for live in (self.snapshot, *self._retired)
+                for transport in live.transports.values()
+            }
+        for transport in snapshot.transports.values():
+            if id(transport) not in wanted:
+                transport.close()
+
+    def _files(self) -> tuple[str, ...]:
+        source = (self._source,) if isinstance(self._source, str) else ()
+        return (*source, *files_of(self.snapshot.config))
+
+    # ----------------------------------------------------------------------------------------------- calls
+
+    def run(self, snapshot: Snapshot, request: Request, timeout: float) -> Completion | Stream:
+        """One call, from the cache to its answer."""
+        started = time.monotonic()
+        deadline = started + timeout
+        hooks = self.hooks
+        try:
+            answer = self._answer(snapshot, request, started, deadline)
+        except errors.Error as error:
+            if hooks.wanted:
+                hooks.emit(events.CallFinished(None, type(error).__name__))
+            raise
+        if hooks.wanted and isinstance(answer, Completion):
+            hooks.emit(events.CallFinished(answer.route))
+        return answer
+
+    def _answer(
+        self, snapshot: Snapshot, request: Request, started: float, deadline: float
+    ) -> Completion | Stream:
+        cache = snapshot.cache
+        if cache is None or request.stream or not request.options.cache:
+            return self._routed(snapshot, request, started, deadline)
+        key = cache.key(request, snapshot.fingerprint)
+        if key is None:
+            return self._routed(snapshot, request, started, deadline)
+        completion = cache.get(key)
+        shared = True
+        if completion is None:
+            completion, shared = cache.through(
+                key, lambda: self._routed_whole(snapshot, request, started, deadline), deadline
+            )
+        if not shared or completion.route is None:
+            return completion
+        route = completion.route
+        return completion.with_route(
+            Route(
+                route.model,
+                route.endpoint,
+                route.provider,
+                route.tier,
+                route._classification,
+                0,
+                time.monotonic() - started,
+                None,
+                (),
+                True,
+            )
+        )
+
+    def _routed(
+        self, snapshot: Snapshot, request: Request, started: float, deadline: float
+    ) -> Completion | Stream:
+        plan = snapshot.planner.plan(request)
+        call = Call(request, plan.estimate, plan.level, plan.explainer(), started, deadline)
+        if request.stream:
+            return snapshot.dispatcher.stream(call, plan)
+        return snapshot.dispatcher.complete(call, plan)
+
+    def _routed_whole(
+        self, snapshot: Snapshot, request: Request, started: float, deadline: float
+    ) -> Completion:
+        answer = self._routed(snapshot, request, started, deadline)
+        assert isinstance(answer, Completion)
+        return answer
+
+
+def _read(source: Source) -> tuple[Source, Config, dict[str, Secret | None]]:
+    """A configuration and its keys, and where to read it again: a file by its absolute path."""
+    file = file_of(source)
+    if file is not None:
+        source = str(file)
+    config = load(source, formats=format_names())
+    if config.reload == "change" and file is None:
+        raise errors.ConfigError(
+            'fastroute.reload: "change" is set, but the configuration does not come from a file; '
+            'must come from one, or be "signal" or "off"'
+        )
+    return source, config, read_keys(config)
+
+
+def _name_of(source: Source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.path.abspath(source)
+    if source is None:
+        return "environment"
+    return "Config" if isinstance(source, Config) else "mapping"

@@ -1,0 +1,304 @@
+"""All that is built from one configuration, so that it can be put in the place of another as a whole.
+
+Owns the building: catalogue, endpoints, planner, connections, dispatcher. Nothing of it is changed once it is
+built, so a call that took hold of a snapshot ends as it began, whatever is put into force meanwhile. Which
+snapshot is in force, and when an old one is given up, is `router.py`'s; what a configuration may say is
+`config`'s.
+
+A snapshot takes over from the one before it what is not the configuration's: what the core has counted under
+each endpoint's name, what was learned of models, cached answers, and the connections to every provider whose
+way there is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, evolve, fields, frozen
+
+from . import events
+from .attempt import Attempts
+from .budget import Budgets, spent_in
+from .cache import Cache
+from .classify import Classifier
+from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
+from .dispatch import Dispatcher, Line
+from .ledger import Ledger, NullLedger
+from .plan import Planner
+from .providers import get as get_format
+from .providers.base import Target
+from .quality import Rates
+from .retry import RetryPolicy
+from .sending import Sinks, Wire
+from .state import State
+from .transport import Transport
+
+if TYPE_CHECKING:
+    import requests
+
+    from .catalog import Catalog
+
+# Made once for a client, and not to be had in another size or place while calls use them.
+LASTING = ("state", "ledger", "workers", "max_pending", "reload")
+
+# Keys, in whatever table, that say when and how often but not what is answered; all others are taken to.
+_NOT_SHAPING = frozenset(
+    {
+        *LASTING,
+        "cache",
+        "budgets",
+        "timeout",
+        "connect_timeout",
+        "max_response_bytes",
+        "rpm",
+        "tpm",
+        "burst",
+        "token_burst",
+        "max_in_flight",
+        "weight",
+        "max_attempts",
+        "backoff_base",
+        "backoff_cap",
+        "throttle_base",
+        "throttle_cap",
+        "max_retry_after",
+        "queue_timeout",
+        "max_queue",
+        "timeout_base",
+        "timeout_per_1k",
+        "idle_timeout",
+        "ping_timeout",
+        "breaker",
+    }
+)
+
+
+@frozen(eq=False)
+class Surroundings:
+    """What stays the same from one configuration to the next.
+
+    Attributes:
+        ledger: gets one line an attempt.
+        hooks: hear of what happens.
+        line: where calls wait for a limit.
+        session: a caller's own session to send through.
+    """
+
+    ledger: Ledger | NullLedger
+    hooks: events.Hooks
+    line: Line
+    session: requests.Session | None
+
+
+class Snapshot:
+    """One configuration, ready to serve.
+
+    Args:
+        config: the configuration.
+        keys: the providers' keys, by name.
+        around: what goes on from one configuration to the next.
+        previous: the snapshot that this one is to follow.
+
+    Attributes:
+        active: a token for each call that has hold of it; see `router.py`.
+        fingerprint: of all that shapes an answer; equal requests under equal ones share an answer.
+
+    Raises:
+        ConfigError: if it cannot be built; the previous snapshot is as it was.
+
+    Thread safety: everything may be used from any thread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        keys: Mapping[str, Secret | None],
+        around: Surroundings,
+        previous: Snapshot | None = None,
+    ) -> None:
+        self.config = config
+        self.keys = keys
+        self.active: set[object] = set()
+        catalog = catalog_of(config)
+        self.state: State = State(config, catalog, None if previous is None else previous.state)
+        self.planner = Planner(config, catalog, self.state, Classifier.named(config.policy.classifier))
+        self._ways = {name: _way(config, provider) for name, provider in config.providers.items()}
+        self.transports = {name: self._transport(name, around.session, previous) for name in config.providers}
+        policy = config.policy
+        retries = RetryPolicy.from_policy(policy)
+        self.rates: Rates
+        if previous is not None and _drift(previous.config) == _drift(config):
+            self.rates = previous.rates
+        else:
+            self.rates = Rates(config.quality, around.hooks)
+        self.budgets: Budgets
+        if previous is not None and previous.config.budgets == config.budgets:
+            self.budgets = previous.budgets
+        else:
+            # What has been spent and reserved is in the segment, by each budget's name: it goes on.
+            spent = spent_in(around.ledger)
+            self.budgets = Budgets(config.budgets, self.state.segment, spent, around.hooks)
+        sinks = Sinks(
+            retries,
+            around.ledger,
+            around.hooks,
+            self.state.outputs,
+            self.rates,
+            self.budgets,
+            around.line.freed,
+        )
+        self.dispatcher = Dispatcher(
+            policy, config.quality, retries, self._wires(), Attempts(policy, sinks), around.line
+        )
+        self.fingerprint = _fingerprint(config, catalog)
+        self.cache: Cache | None = None
+        if previous is not None and previous.config.cache == config.cache:
+            self.cache = previous.cache
+        elif config.cache.enabled:
+            cache = config.cache
+            self.cache = Cache(
+                ttl=cache.ttl,
+                max_entries=cache.max_entries,
+                max_bytes=cache.max_bytes,
+                max_entry_bytes=cache.max_entry_bytes,
+                scope=cache.scope,
+            )
+
+    def changes(self, previous: Snapshot) -> tuple[str, ...]:
+        """The parts that are not as in the previous one, by name."""
+        old, new = previous.config, self.config
+        found: list[str] = []
+        for key in (field.name for field in fields(Config)):
+            before, after = getattr(old, key), getattr(new, key)
+            if key == "endpoints":
+                before = {entry.name: entry for entry in before}
+                after = {entry.name: entry for entry in after}
+            if not isinstance(after, Mapping):
+                if before != after:
+                    found.append(key)
+                continue
+            names = dict.fromkeys((*before, *after))
+            parts = [f"{key}.{name}" for name in names if before.get(name) != after.get(name)]
+            if not parts and list(before) != list(after):
+                parts = [key]  # the order alone, which says what is cheapest or asked first
+            found += parts
+        found += [f"providers.{name}" for name in self.keys if not self._same_key(name, previous)]
+        return tuple(dict.fromkeys(found))
+
+    def forgive(self, previous: Snapshot) -> None:
+        """Lets endpoints in again that were left out for something of their provider that is mended now.
+
+        A key refused or a quota spent keeps an endpoint out for long; another key or address is a new start.
+        """
+        for endpoint in self.state.endpoints:
+            name = endpoint.config.provider
+            before = previous.config.providers.get(name)
+            if before is None:
+                continue
+            if not self._same_key(name, previous) or before.base_url != endpoint.provider.base_url:
+                endpoint.core.unblock()
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's other calls do not go on here."""
+        self.active.clear()
+        self.dispatcher.after_fork()
+        self.rates.after_fork()
+        if self.cache is not None:
+            self.cache.after_fork()
+
+    def _same_key(self, name: str, previous: Snapshot) -> bool:
+        if name not in previous.keys:
+            return False
+        before, after = previous.keys[name], self.keys[name]
+        if before is None or after is None:
+            return before is after
+        return before.reveal() == after.reveal()
+
+    def _transport(self, name: str, session: requests.Session | None, previous: Snapshot | None) -> Transport:
+        way = self._ways[name]
+        if previous is not None and previous._ways.get(name) == way:
+            return previous.transports[name]
+        config, provider = self.config, self.config.providers[name]
+        return Transport(
+            pool_size=provider.max_in_flight,
+            connect_timeout=provider.connect_timeout or config.connect_timeout,
+            max_response_bytes=config.max_response_bytes,
+            proxy=provider.proxy,
+            ca_bundle=provider.ca_bundle,
+            session=session,
+            allow_private_hosts=provider.allow_private_hosts
+            or provider.proxy is not None
+            or is_loopback_url(provider.base_url),
+        )
+
+    def _wires(self) -> dict[str, Wire]:
+        wires = {}
+        for endpoint in self.state.endpoints:
+            name = endpoint.config.provider
+            provider = endpoint.provider
+            target = Target(
+                endpoint=endpoint.name,
+                provider=name,
+                model=endpoint.model.name,
+                upstream=endpoint.config.upstream,
+                base_url=provider.base_url,
+                key=self.keys.get(name),
+                headers=provider.headers,
+                max_output=endpoint.model.max_output_tokens or None,
+            )
+            wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, self.transports[name])
+        return wires
+
+
+def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:
+    """All that connections to a provider depend on: while it stays equal, they can be kept."""
+    return (
+        provider.base_url,
+        provider.max_in_flight,
+        provider.connect_timeout or config.connect_timeout,
+        config.max_response_bytes,
+        provider.proxy,
+        provider.ca_bundle,
+        _stamp(provider.ca_bundle),
+        provider.allow_private_hosts,
+    )
+
+
+def _drift(config: Config) -> tuple[float, ...]:
+    quality = config.quality
+    return quality.drift, quality.window, quality.min_samples
+
+
+def _stamp(path: str | None) -> tuple[int, ...] | None:
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _fingerprint(config: Config, catalog: Catalog) -> bytes:
+    shaping = asdict(config, filter=lambda attribute, _: attribute.name not in _NOT_SHAPING)
+    known = ([catalog.model(name) for name in config.served], dict(catalog.aliases))
+    text = repr((shaping, known))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
+
+
+def lasting(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
+    """The new configuration with the old one's values of what cannot change, and which those are."""
+    kept = [key for key in LASTING if getattr(old, key) != getattr(new, key)]
+    values: dict[str, Any] = {key: getattr(old, key) for key in kept}
+    return (evolve(new, **values) if kept else new), tuple(f"fastroute.{key}" for key in kept)
+
+
+def files_of(config: Config) -> tuple[str, ...]:
+    """The files that a configuration refers to and that are read again with it."""
+    found = [config.catalog]
+    for provider in config.providers.values():
+        found += [provider.api_key_file, provider.ca_bundle or ""]
+    return tuple(dict.fromkeys(path for path in found if path))
