@@ -1,0 +1,312 @@
+"""Bytes to a provider and back: pooled connections, time limits, cancelling.
+
+Owns the sockets of one process and every clock that can end a request: connect time-out, the attempt's own
+deadline, the idle time-out of a stream, size caps. Says what went wrong as an `errors.APIConnectionError`.
+What bytes mean is `providers/`; what happens after a failure is `dispatch.py`. The only module below the
+integrations that imports requests. The clocks are in `watch.py`, the pools in `adapter.py`, the meaning of
+the network stack's exceptions in `failures.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import requests
+from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
+from urllib3.exceptions import HTTPError
+from urllib3.util import Timeout
+
+from fastroute import errors
+
+from . import watch as watches
+from .adapter import PooledAdapter
+from .failures import closed_while_idle, timed_out, translate
+from .watch import Watch
+
+_PIECE = 65536
+_ERROR_BODY_LIMIT = 65536
+_DRAIN = 0.25  # seconds a finished stream may take to close its framing
+
+_transports: weakref.WeakSet[Transport] = weakref.WeakSet()
+_inherited: list[Any] = []  # kept for ever in a forked child, so that no finaliser touches a parent's socket
+
+
+def _after_fork() -> None:
+    watches.after_fork()
+    for transport in list(_transports):
+        transport._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Exchange:
+    """One request on the wire, from its headers' arrival to the end of its body.
+
+    Read it with `body` or `pieces`, and `close` it on any other way out; a connection is reused only after
+    its answer was read to the very end.
+
+    Thread safety: one thread reads; `close` may be called from another.
+    """
+
+    __slots__ = ("_limit", "_raw", "_released", "_watch", "headers", "status")
+
+    def __init__(self, response: requests.Response, watch: Watch, limit: int) -> None:
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._raw = response.raw
+        self._watch = watch
+        self._limit = limit
+        self._released = False
+
+    def extend(self, deadline: float) -> None:
+        """Sets the moment (time.monotonic) at which the request is cut, earlier or later than before."""
+        self._watch.deadline = deadline
+
+    def body(self) -> bytes:
+        """All of the decoded body.
+
+        Raises:
+            errors.APIConnectionError: it did not arrive whole, in time and within the size cap.
+        """
+        limit = self._limit if self.status < 400 else min(self._limit, _ERROR_BODY_LIMIT)
+        raw = self._raw
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                part = raw.read(_PIECE, decode_content=True)
+                if not part:
+                    break
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    if self.status >= 400:  # the start of an error body says enough
+                        self.close()
+                        return b"".join(parts)[:limit]
+                    raise errors.UpstreamProtocolError(
+                        f"the answer is larger than {limit} bytes (max_response_bytes)", maybe_billed=True
+                    )
+            if self._watch.expired:
+                raise timed_out(sent=True)
+        except BaseException as error:
+            self.close()
+            raise translate(error, self._watch) from None
+        self._finish()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The decoded body as it arrives, until the peer ends it.
+
+        Raises:
+            errors.APIConnectionError: the connection broke, or the deadline (see `extend`) passed.
+        """
+        raw = self._raw
+        read1 = raw.read1
+        size = 0
+        try:
+            while True:
+                piece = read1(decode_content=True)
+                if self._watch.expired:
+                    raise timed_out(sent=True)
+                if not piece:
+                    break
+                size += len(piece)
+                if size > 2 * self._limit:
+                    raise errors.UpstreamProtocolError(
+                        f"the stream is larger than {2 * self._limit} bytes", maybe_billed=True
+                    )
+                yield piece
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self.close()
+            raise translate(error, self._watch) from None
+        self._finish()
+
+    def drain(self, pieces: Iterator[bytes]) -> None:
+        """Reads a finished stream's last framing, so that its connection can be reused; else closes it."""
+        self.extend(time.monotonic() + _DRAIN)
+        try:
+            for piece in pieces:
+                if piece.strip():
+                    break
+            else:
+                return
+        except errors.APIConnectionError:
+            return
+        self.close()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline cut it."""
+        return self._watch.expired
+
+    def close(self) -> None:
+        """Shuts the connection, which is not used again. Does nothing once the body was read to its end."""
+        if self._released:
+            return
+        self._released = True
+        watches.reaper.discard(self._watch)
+        self._watch.shut()
+        try:
+            self._raw.close()
+        except (OSError, HTTPError, ValueError):
+            pass
+
+    def _finish(self) -> None:
+        self._released = True
+        watches.reaper.discard(self._watch)
+        self._raw.release_conn()
+
+
+class Transport:
+    """The connections of this process to one provider.
+
+    Thread safety: all methods may be called from any thread; after a fork the child starts with none of its
+    parent's connections.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool_size: int = 100,
+        connect_timeout: float = 5.0,
+        max_response_bytes: int = 32 * 1024 * 1024,
+        proxy: str | None = None,
+        ca_bundle: str | None = None,
+        session: requests.Session | None = None,
+        allow_private_hosts: bool = True,
+    ) -> None:
+        self._allow_private_hosts = allow_private_hosts
+        self._pool_size = pool_size
+        self._connect_timeout = connect_timeout
+        self._limit = max_response_bytes
+        self._verify: str | bool = ca_bundle or True
+        self._proxies = {"http": proxy, "https": proxy} if proxy else {}
+        self._session = session
+        self._adapter: PooledAdapter | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        _transports.add(self)
+
+    def prepare(self, url: str, headers: Mapping[str, str], method: str = "POST") -> requests.PreparedRequest:
+        """A request to be sent many times, each time with another body."""
+        prepared = requests.Request(method, url, headers=dict(headers)).prepare()
+        if self._session is None:
+            # A plain dict is copied faster; a caller's own adapter gets the mapping that requests promises.
+            prepared.headers = dict(prepared.headers)  # type: ignore[assignment]
+        return prepared
+
+    def send(
+        self, prepared: requests.PreparedRequest, body: bytes | None, *, deadline: float, read_timeout: float
+    ) -> Exchange:
+        """Sends one request and waits for the headers of its answer.
+
+        Args:
+            prepared: from `prepare`.
+            body: the request's body.
+            deadline: time.monotonic at which the request is cut, whatever has arrived by then.
+            read_timeout: seconds that one read may take.
+
+        Raises:
+            errors.APIConnectionError: or one of its kinds; nothing is left open.
+        """
+        now = time.monotonic()
+        left = deadline - now
+        if left <= 0:
+            raise errors.APITimeoutError("no time was left to send the request")
+        request = requests.PreparedRequest()
+        request.method = prepared.method
+        request.url = prepared.url
+        headers = prepared.headers.copy()
+        if body is not None:
+            headers["Content-Length"] = str(len(body))
+        request.headers = headers
+        request.body = body
+        request.hooks = prepared.hooks
+        watch = Watch(deadline, self._allow_private_hosts)
+        timeout = Timeout(connect=min(self._connect_timeout, left), read=min(read_timeout, left))
+        watches.reaper.add(watch)
+        watches.current.watch = watch
+        response = None
+        try:
+            try:
+                response = self._post(request, timeout)
+            except (requests.RequestException, HTTPError, OSError) as error:
+                if not closed_while_idle(error, watch):
+                    raise
+                response = self._post(request, timeout)
+            watch.raw = response.raw
+            self._check_framing(response.headers)
+            if watch.expired:
+                raise timed_out(sent=True)
+        except BaseException as error:
+            watches.reaper.discard(watch)
+            if response is not None:
+                response.raw.close()
+            else:
+                watch.destroy()
+            raise translate(error, watch) from None
+        finally:
+            watches.current.watch = None
+        return Exchange(response, watch, self._limit)
+
+    def close(self) -> None:
+        """Closes the idle connections; requests under way finish, later ones are refused.
+
+        A caller's own session stays open.
+        """
+        with self._lock:
+            self._closed = True
+            adapter, self._adapter = self._adapter, None
+        if adapter is not None:
+            adapter.close()
+
+    def _post(self, request: requests.PreparedRequest, timeout: Timeout) -> requests.Response:
+        session = self._session
+        if session is None:
+            adapter = self._adapter or self._open()
+            return adapter.send(request, timeout)
+        return session.get_adapter(request.url or "").send(
+            request,
+            stream=True,
+            timeout=timeout,  # type: ignore[arg-type]
+            verify=session.verify if session.verify is not None else True,
+            cert=session.cert,
+            proxies=dict(session.proxies) or dict(self._proxies),
+        )
+
+    def _open(self) -> PooledAdapter:
+        with self._lock:
+            if self._closed:
+                raise errors.APIConnectionError("the client is closed")
+            if self._adapter is None:
+                self._adapter = PooledAdapter(self._pool_size, self._verify, self._proxies)
+            return self._adapter
+
+    def _forget(self) -> None:
+        # In a forked child: the parent's sockets are not ours to close in any orderly way (a TLS close would
+        # write into its session), so the object is only dropped.
+        self._lock = threading.Lock()
+        adapter, self._adapter = self._adapter, None
+        if adapter is not None:
+            _inherited.append(adapter)
+        if self._session is not None:
+            for mounted in self._session.adapters.values():
+                if isinstance(mounted, HTTPAdapter):
+                    _inherited.append((mounted.poolmanager, mounted.proxy_manager))
+                    mounted.proxy_manager = {}
+                    mounted.init_poolmanager(DEFAULT_POOLSIZE, self._pool_size)
+
+    def _check_framing(self, headers: Mapping[str, str]) -> None:
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise errors.UpstreamProtocolError(
+                "the answer has both Content-Length and Transfer-Encoding", maybe_billed=True
+            )

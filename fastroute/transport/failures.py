@@ -1,0 +1,111 @@
+"""What an exception of the network stack means."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from fastroute import errors
+
+from .watch import Watch
+
+
+def closed_while_idle(error: BaseException, watch: Watch) -> bool:
+    """Whether a kept connection ended before a byte of the answer, and the request may be sent once more.
+
+    Providers close connections that were idle for long, and a request can cross that on its way.
+    """
+    if not watch.reused or watch.expired:
+        return False
+    watch.reused = False
+    return any(isinstance(cause, (ConnectionResetError, BrokenPipeError)) for cause in _causes(error))
+
+
+def timed_out(sent: bool) -> errors.APITimeoutError:
+    return errors.APITimeoutError("the provider did not answer in time", maybe_billed=sent)
+
+
+def translate(error: BaseException, watch: Watch) -> BaseException:
+    """What an exception of the network stack means; anything unknown, and our own, is returned as it is."""
+    if not isinstance(error, Exception):  # an interrupt, or a greenlet being killed: not ours to rename
+        return error
+    if watch.expired:
+        return timed_out(watch.sent)
+    if isinstance(error, errors.Error):
+        return error
+    causes = list(_causes(error))
+    kinds = tuple(type(cause) for cause in causes)
+
+    def has(*wanted: type[BaseException]) -> bool:
+        return any(issubclass(kind, wanted) for kind in kinds)
+
+    sent = watch.sent
+    exceptions = urllib3.exceptions
+    if has(exceptions.SSLError, *_TLS) and not sent:
+        return errors.TLSError(f"TLS was refused: {_words(causes)}")
+    if has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError)):
+        return timed_out(sent=True)
+    if has(exceptions.ConnectTimeoutError, TimeoutError) and not has(exceptions.NewConnectionError):
+        return errors.APITimeoutError("no connection in time")
+    if has(exceptions.NameResolutionError):
+        return errors.APIConnectionError("the provider's host name does not resolve")
+    if has(exceptions.IncompleteRead, http.client.IncompleteRead, exceptions.InvalidChunkLength):
+        return errors.UpstreamTruncated("the answer was cut off", maybe_billed=True)
+    if has(exceptions.DecodeError):
+        return errors.UpstreamProtocolError("the answer's compression is broken", maybe_billed=True)
+    if has(http.client.RemoteDisconnected):
+        return errors.APIConnectionError(
+            "the provider closed the connection without an answer", maybe_billed=sent
+        )
+    if has(ConnectionError, exceptions.NewConnectionError, exceptions.ProxyError):
+        return errors.APIConnectionError(f"the connection failed: {_words(causes)}", maybe_billed=sent)
+    if has(http.client.HTTPException, exceptions.InvalidHeader, requests.exceptions.InvalidHeader):
+        return errors.UpstreamProtocolError(f"the answer is not HTTP: {_words(causes)}", maybe_billed=sent)
+    if has(exceptions.ProtocolError, requests.exceptions.ChunkedEncodingError):
+        return errors.UpstreamTruncated("the answer was cut off", maybe_billed=True)
+    if has(HTTPError, OSError, requests.exceptions.RequestException):
+        return errors.APIConnectionError(f"the connection failed: {_words(causes)}", maybe_billed=sent)
+    return error
+
+
+def _tls_errors() -> tuple[type[BaseException], ...]:
+    try:
+        import ssl
+    except ImportError:  # a Python built without TLS
+        return ()
+    return (ssl.SSLError,)
+
+
+_TLS = _tls_errors()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that it wraps, by any of the ways that the network stack wraps."""
+    pending: list[Any] = [error]
+    seen: set[int] = set()
+    while pending:
+        current = pending.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        pending += [
+            *current.args,
+            getattr(current, "reason", None),
+            getattr(current, "original_error", None),
+            current.__cause__,
+            current.__context__,
+        ]
+
+
+def _words(causes: list[BaseException]) -> str:
+    """The innermost system error's own words: they name neither headers nor bodies."""
+    for cause in reversed(causes):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return type(causes[-1]).__name__

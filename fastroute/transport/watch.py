@@ -1,0 +1,131 @@
+"""The clocks of requests under way, and the one thread that enforces them.
+
+A read time-out of a socket bounds one read, not an answer: a peer that sends a byte a second never meets it.
+So each request has a `Watch`, and one thread per process shuts the socket of any whose time is up. The reader
+then sees a clean end of stream, which proves nothing: the watch's flag decides.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+_TICK = 0.05  # seconds between two looks of the reaper, so also how late it may be
+_QUIET_TICKS = 40  # ticks with nothing to watch before it goes to sleep
+
+
+class Watch:
+    """The time limit of one request, and the socket to shut when it is up.
+
+    Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute.
+    """
+
+    __slots__ = ("_sock", "deadline", "expired", "private_allowed", "raw", "reused", "sent")
+
+    def __init__(self, deadline: float, private_allowed: bool) -> None:
+        self.deadline = deadline
+        self.private_allowed = private_allowed
+        self.expired = False
+        self.raw: Any = None
+        self.reused = False
+        self.sent = False
+        self._sock: socket.socket | None = None
+
+    def hold(self, sock: socket.socket | None) -> None:
+        self._sock = sock
+        if self.expired:
+            self.shut()
+
+    def expire(self) -> None:
+        # The flag goes first: whoever is woken by the shut socket must find it set.
+        self.expired = True
+        self.shut()
+
+    def shut(self) -> None:
+        raw = self.raw
+        if raw is not None and getattr(raw, "connection", self) is None:
+            return  # read to its end: the connection may be serving another request by now
+        sock = self._sock
+        if sock is not None:
+            try:
+                # Not SSLSocket.shutdown, which drops the TLS object under a thread that is reading from it.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError:
+                pass
+        elif raw is not None:
+            try:
+                raw.shutdown()
+            except (ValueError, RuntimeError, OSError, AttributeError):
+                pass
+
+    def destroy(self) -> None:
+        """Closes the socket although a half-read answer still holds it, as after headers that are refused."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            number = sock.detach()
+            if number >= 0:
+                os.close(number)
+
+
+class Reaper:
+    """One thread that expires watches. Started when first needed, and again after a fork."""
+
+    def __init__(self) -> None:
+        self._watches: dict[int, Watch] = {}
+        self._wake = threading.Event()
+        self._asleep = False
+        self._start = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, watch: Watch) -> None:
+        self._watches[id(watch)] = watch
+        if self._thread is None:
+            with self._start:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="fastroute-reaper", daemon=True)
+                    self._thread.start()
+        elif self._asleep:
+            self._wake.set()
+
+    def discard(self, watch: Watch) -> None:
+        self._watches.pop(id(watch), None)
+
+    def _look(self) -> None:
+        # A function of its own: a name left over in the loop below would keep the last answer alive.
+        now = time.monotonic()
+        for watch in list(self._watches.values()):
+            if watch.deadline <= now and not watch.expired:
+                watch.expire()
+
+    def _run(self) -> None:
+        quiet = 0
+        while True:
+            if self._watches:
+                quiet = 0
+                self._look()
+            else:
+                quiet += 1
+                if quiet > _QUIET_TICKS:
+                    # Cleared before the last look: an `add` after that look sees `_asleep` and sets it.
+                    self._wake.clear()
+                    self._asleep = True
+                    if not self._watches:
+                        self._wake.wait()
+                    self._asleep = False
+                    quiet = 0
+                    continue
+            time.sleep(_TICK)
+
+
+reaper = Reaper()
+current = threading.local()  # .watch: of the request that this thread is sending
+
+
+def after_fork() -> None:
+    """In a forked child: the parent's thread is not here, and none of its requests are."""
+    global reaper, current
+    reaper = Reaper()
+    current = threading.local()
