@@ -476,12 +476,12 @@ class Sending:
             call.request.options.tags,
         )
         call.attempts.append(attempt)
-        if self._reservation is not None:
-            self._reservation.settle(cost)
         # What the caller's own request brought about, or cut short, says nothing about the model.
         if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream):
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
+        if self._reservation is not None:
+            self._reservation.settle(cost)
         hooks = sinks.hooks
         if hooks.wanted:
             hooks.emit(events.AttemptFinished(attempt))
