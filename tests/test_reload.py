@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -680,3 +681,23 @@ def test_signals_need_the_main_thread(tmp_path: Path) -> None:
     threads[0].join()
     assert [type(error) for error in failed] == [errors.ConfigError]
     assert "main thread" in str(failed[0])
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+PAGE = Path(__file__).parent.parent / "docs" / "reload.md"
+
+
+def test_the_pages_examples_run(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(model="gpt-4.1")
+    monkeypatch.chdir(tmp_path)
+    tables = "".join(re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+    assert tables.count('reload = "change"') == tables.count('fixed_model = "gpt-4.1"') == 1
+    other = text(served.provider.base_url, model="gpt-4.1", policy='fixed_model = "gpt-4.1"')
+    (tmp_path / "other.toml").write_text(other)
+    names: dict[str, Any] = {"client": served.client, "fastroute": fastroute}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        if "event." in block:
+            assert names["client"].config.policy.fixed_model == "gpt-4.1"
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert names["event"].changed == ()
