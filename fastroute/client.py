@@ -22,7 +22,7 @@ from .plan import Plan
 from .quality import Validator
 from .router import Router
 from .stream import Stream
-from .types import Completion, Request, RouteOptions
+from .types import Completion, Compress, Request, RouteOptions
 
 _ROUTE_WORDS = tuple(fields_dict(RouteOptions))
 
@@ -109,6 +109,9 @@ class Client:
             else ./fastroute.toml, else the providers whose keys are in the environment.
         session: a requests session of the caller's to send through (its proxies, TLS settings and mounted
             adapters); it is not closed by the client.
+        compress: called with the messages and the input tokens there is room for when a request is too long
+            for every model that could serve it; returns shorter messages. It may take its time: it runs in
+            the caller's thread, before anything is reserved.
 
     Raises:
         ConfigError: listing every problem of the configuration.
@@ -122,8 +125,9 @@ class Client:
         config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None,
         *,
         session: requests.Session | None = None,
+        compress: Compress | None = None,
     ) -> None:
-        self._router = Router(config, session)
+        self._router = Router(config, session, compress)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
         self.chat = Chat(self)

@@ -445,7 +445,7 @@ class Plan:
         return self._planner.higher(self, self._stages[0][0])
 
     def cheapest(self) -> Plan | None:
-        """The plan for the same request from the cheapest tier, or None where there is none cheaper."""
+        """The plan for the same request from the cheapest tier; None if there is none cheaper."""
         return self._planner.cheapest(self, self._stages[0][0])
 
     def detour(self, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
@@ -469,6 +469,17 @@ class Plan:
                 rank = len(inside) if inner else None
                 (inside if inner else outside).append(self._candidate(stage, ranked, place, rank))
         return (*inside, *outside)
+
+    def room(self) -> int:
+        """Input tokens that would fit, if the request is too long for everybody who could serve it; else 0."""
+        widest = 0
+        for stage, ranked in self._ranked():
+            if ranked.order:
+                return 0
+            for place, endpoint in enumerate(stage.endpoints):
+                if ranked.verdicts[place] == _core.OUT_WINDOW:
+                    widest = max(widest, endpoint.model.context_window)
+        return max(widest - self.estimate.output_tokens, 0)
 
     def refusal(self) -> Error:
         """The error that says why nobody can serve it, each endpoint with its reason."""

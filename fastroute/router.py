@@ -15,8 +15,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
 
 from . import errors, events
 from .config import Config, Secret, Source, file_of, load, read_keys
@@ -27,7 +29,7 @@ from .reload import Watch
 from .sending import Call
 from .snapshot import Snapshot, Surroundings, files_of, lasting
 from .stream import Stream
-from .types import Completion, Request, Route
+from .types import Completion, Compress, Request, Route
 from .workers import Workers
 
 if TYPE_CHECKING:
@@ -59,7 +61,10 @@ class Router:
     Thread safety: all methods. A forked child goes on with the snapshot in force and connections of its own.
     """
 
-    def __init__(self, source: Source, session: requests.Session | None) -> None:
+    def __init__(
+        self, source: Source, session: requests.Session | None, compress: Compress | None = None
+    ) -> None:
+        self._compress = compress
         self._source, config, keys = _read(source)
         self.hooks = events.Hooks()
         self.line = Line()
@@ -255,6 +260,11 @@ class Router:
         self, snapshot: Snapshot, request: Request, started: float, deadline: float
     ) -> Completion | Stream:
         plan = snapshot.planner.plan(request)
+        if self._compress is not None:
+            room = plan.room()
+            if room:
+                request = evolve(request, messages=_compressed(self._compress, request.messages, room))
+                plan = snapshot.planner.plan(request)
         call = Call(request, plan.estimate, plan.level, plan.explainer(), started, deadline)
         if request.stream:
             return snapshot.dispatcher.stream(call, plan)
@@ -266,6 +276,17 @@ class Router:
         answer = self._routed(snapshot, request, started, deadline)
         assert isinstance(answer, Completion)
         return answer
+
+
+def _compressed(
+    compress: Compress, messages: Sequence[Mapping[str, Any]], room: int
+) -> Sequence[Mapping[str, Any]]:
+    shorter = compress(messages, room)
+    if isinstance(shorter, (str, bytes, Mapping)) or not isinstance(shorter, Sequence) or not shorter:
+        raise errors.BadRequestError(
+            f"compress: a list of messages is wanted from the hook, not {type(shorter).__name__}"
+        )
+    return shorter
 
 
 def _read(source: Source) -> tuple[Source, Config, dict[str, Secret | None]]:

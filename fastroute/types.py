@@ -21,6 +21,9 @@ UsageSource = Literal["provider", "estimated", "none"]
 
 NANO = 1_000_000_000
 _EMPTY: Mapping[str, Any] = {}
+
+Compress = Callable[[Sequence[Mapping[str, Any]], int], Sequence[Mapping[str, Any]]]
+"""Messages and the input tokens there is room for → shorter messages."""
 _MOST_TOKENS = 1 << 40  # more than this asks for nothing more
 
 
@@ -439,6 +442,7 @@ __all__ = [
     "Classification",
     "Completion",
     "CompletionTokensDetails",
+    "Compress",
     "Delta",
     "FunctionCall",
     "Message",
