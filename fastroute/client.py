@@ -16,13 +16,14 @@ import requests
 from attrs import evolve, fields_dict
 
 from . import errors, events
+from .budget import Allowance
 from .config import Config, Source
 from .ledger import Ledger, NullLedger
 from .plan import Plan
 from .quality import Validator
 from .router import Router
 from .stream import Stream
-from .types import Completion, Compress, Request, RouteOptions
+from .types import Completion, Compress, Request, RouteOptions, usd_to_nano
 
 _ROUTE_WORDS = tuple(fields_dict(RouteOptions))
 
@@ -130,6 +131,7 @@ class Client:
         self._router = Router(config, session, compress)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
+        self._allowance: Allowance | None = None
         self.chat = Chat(self)
 
     @property
@@ -210,9 +212,18 @@ class Client:
         *,
         timeout: float | None = None,
         tags: Mapping[str, str] | None = None,
+        budget: float | None = None,
         cache: bool | None = None,
     ) -> Client:
-        """A client with other defaults that shares all else with this one; closing either closes both."""
+        """A client with other defaults that shares all else with this one; closing either closes both.
+
+        Args:
+            timeout: seconds a whole call may take.
+            tags: added to the tags of every call.
+            budget: USD that all calls of the new client together may cost, in this process; a call whose
+                worst case does not fit any more raises `BudgetExceeded`.
+            cache: False: no call reads or writes the response cache.
+        """
         other = Client.__new__(Client)
         other._router = self._router
         other._timeout = self._timeout if timeout is None else _seconds("timeout", timeout)
@@ -221,7 +232,11 @@ class Client:
             options["tags"] = {**options.get("tags", {}), **tags}
         if cache is not None:
             options["cache"] = cache
+        _checked(options)
         other._options = options
+        other._allowance = self._allowance
+        if budget is not None:
+            other._allowance = Allowance(usd_to_nano(_number("budget", budget)))
         other.chat = Chat(other)
         return other
 
@@ -270,7 +285,7 @@ class Client:
             raise errors.BadRequestError(
                 "route.validate: a streamed answer is handed out before it could be judged; leave out stream"
             )
-        return Request(model, messages, params, stream, options)
+        return Request(model, messages, params, stream, options, self._allowance)
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:
         if not route:

@@ -30,7 +30,7 @@ from .retry import Action, RetryPolicy
 from .sending import Call, Grant, Wire
 from .state import Endpoint
 from .stream import Stream
-from .types import Completion
+from .types import Completion, Usage
 
 log = logging.getLogger("fastroute")
 
@@ -268,7 +268,7 @@ class Dispatcher:
 
     def _at_once(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant] | None:
         progress.refused = []
-        for endpoint, tier in self._untried(plan, progress):
+        for endpoint, tier in self._untried(call, plan, progress):
             tokens = self._tokens(call, endpoint)
             ticket = endpoint.core.admit(tokens)
             if ticket >= 0:
@@ -277,7 +277,7 @@ class Dispatcher:
             progress.refused.append(_Refusal(endpoint, tier, -ticket & 7, (-ticket >> 3) / 1e9))
         return None
 
-    def _untried(self, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
+    def _untried(self, call: Call, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
         if progress.chain is not None:
             walk = plan.detour(*progress.chain)
         else:
@@ -289,7 +289,22 @@ class Dispatcher:
                 continue
             if progress.wider_than and 0 < endpoint.model.context_window <= progress.wider_than:
                 continue
+            if call.attempts and not self._affordable(call, plan, endpoint):
+                continue
             yield endpoint, tier
+
+    def _affordable(self, call: Call, plan: Plan, endpoint: Endpoint) -> bool:
+        """Whether another attempt there keeps the whole call under its price cap."""
+        cap = plan.max_price
+        if cap < 0:
+            return True
+        model = endpoint.model
+        if model.input_price is None or model.output_price is None:
+            return False
+        estimate = call.estimate
+        wanted = Usage(estimate.input_tokens, estimate.output_tokens)
+        spent = sum(attempt.cost_nano or 0 for attempt in call.attempts)
+        return spent + wanted.cost_nano(model.input_price, model.output_price) <= cap
 
     def _tokens(self, call: Call, endpoint: Endpoint) -> int:
         """Tokens to reserve: the calibrated input and the expected output."""
@@ -319,6 +334,9 @@ class Dispatcher:
         if pause is None or pause >= left:
             raise self._exhausted(plan, progress)
         endpoint, _ = progress.retry[0]
+        if not self._affordable(call, plan, endpoint):
+            progress.retry.pop(0)
+            return None
         if not endpoint.core.withdraw():
             if self._hooks.wanted:
                 self._hooks.emit(events.RetryBudgetExhausted(endpoint.name))

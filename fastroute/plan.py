@@ -202,7 +202,7 @@ class Planner:
         policy = self._config.policy
         floor = policy.quality_floor if options.quality is None else options.quality
         latency = policy.max_latency if options.max_latency is None else options.max_latency
-        price = self._max_price if options.max_cost is None else usd_to_nano(options.max_cost)
+        price = self.max_price(plan.request)
         return stage.ranking.rank(
             self._strategy,
             plan.estimate.input_tokens,
@@ -216,6 +216,11 @@ class Planner:
             0,
             self._random.getrandbits(63),
         )
+
+    def max_price(self, request: Request) -> int:
+        """Nano-dollars that the whole call may cost by estimate; -1 for no cap."""
+        wanted = request.options.max_cost
+        return self._max_price if wanted is None else usd_to_nano(wanted)
 
     def later_stages(self, first: Stage) -> Iterator[Stage]:
         """What follows the first stage: the fallback models of those in it, breadth first; cheaper tiers.
@@ -470,8 +475,13 @@ class Plan:
                 (inside if inner else outside).append(self._candidate(stage, ranked, place, rank))
         return (*inside, *outside)
 
+    @property
+    def max_price(self) -> int:
+        """Nano-dollars that all attempts together may cost by estimate; -1 for no cap."""
+        return self._planner.max_price(self.request)
+
     def room(self) -> int:
-        """Input tokens that would fit, if the request is too long for everybody who could serve it; else 0."""
+        """Input tokens that would fit, if the request is too long for all who could serve it; else 0."""
         widest = 0
         for stage, ranked in self._ranked():
             if ranked.order:

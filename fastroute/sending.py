@@ -189,6 +189,7 @@ class Sending:
     """An attempt under way: from its permits to its one line in the ledger."""
 
     __slots__ = (
+        "_allowed",
         "_call",
         "_grant",
         "_lock",
@@ -207,6 +208,7 @@ class Sending:
         self._grant = grant
         self._settled = False
         self._reservation: Reservation | None = None
+        self._allowed: int | None = None
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._time = time.time()
@@ -232,6 +234,9 @@ class Sending:
         try:
             body = wire.format.encode(call.request, wire.target)
             budgets = self._sinks.budgets
+            allowance = call.request.allowance
+            if allowance is not None:
+                self._allowed = allowance.reserve(self._worst_cost())
             if budgets:
                 self._reservation = budgets.reserve(
                     self._worst_cost(),
@@ -274,6 +279,14 @@ class Sending:
         if isinstance(choices, int) and choices > 1:
             output *= choices
         return Usage(prompt, output).cost_nano(model.input_price, model.output_price)
+
+    def _pay(self, cost: int | None) -> None:
+        """Settles what was set aside with the real cost; None keeps the worst case."""
+        if self._reservation is not None:
+            self._reservation.settle(cost)
+        allowance = self._call.request.allowance
+        if allowance is not None and self._allowed is not None:
+            allowance.settle(self._allowed, cost)
 
     def check_status(self, exchange: Exchange, body: bytes) -> None:
         """Raises what a status other than 200 means; also what a 200 of another content type means."""
@@ -412,8 +425,7 @@ class Sending:
                 return
             self._settled = True
         self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
-        if self._reservation is not None:
-            self._reservation.release()
+        self._pay(0)
         self._sinks.freed()
 
     def _settle(
@@ -480,8 +492,7 @@ class Sending:
         if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream):
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
-        if self._reservation is not None:
-            self._reservation.settle(cost)
+        self._pay(cost)
         hooks = sinks.hooks
         if hooks.wanted:
             hooks.emit(events.AttemptFinished(attempt))

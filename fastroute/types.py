@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, fields, frozen
+
+if TYPE_CHECKING:
+    from .budget import Allowance
 
 Outcome = Literal["ok", "failed", "client_cancelled"]
 UsageSource = Literal["provider", "estimated", "none"]
@@ -94,6 +97,7 @@ class Request:
         params: every other parameter by its OpenAI name; a value of 0 is a value.
         stream: whether chunks are wanted.
         options: the routing words.
+        allowance: what the copy of the client that made the call may still spend.
     """
 
     model: str
@@ -101,6 +105,7 @@ class Request:
     params: Mapping[str, Any] = _EMPTY
     stream: bool = False
     options: RouteOptions = field(factory=RouteOptions)
+    allowance: Allowance | None = field(default=None, repr=False, eq=False)
 
     @property
     def max_tokens(self) -> int | None:

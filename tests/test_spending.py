@@ -170,3 +170,31 @@ def test_alerts_come_once_each(provider: Provider) -> None:
         for _ in range(3):
             ask(client)
     assert heard == [0.5]
+
+
+def test_a_copy_of_the_client_can_have_an_allowance_of_its_own(provider: Provider) -> None:
+    with fastroute.Client(config(provider)) as client:
+        small = client.with_options(budget=0.025)
+        for _ in range(2):
+            ask(small)
+        with pytest.raises(fastroute.BudgetExceeded, match="with_options"):
+            ask(small)
+        ask(small, "cheap")
+        ask(client)
+        provider.script(Fault.status(503), Fault.status(503), Fault.status(503))
+        other = client.with_options(budget=0.012)
+        with pytest.raises(fastroute.InternalServerError):
+            ask(other)
+        ask(other)
+        assert len(provider.requests) == 8
+
+
+@pytest.mark.parametrize(("cap", "second"), [(0.0112, "cheap"), (0.02, "dear")])
+def test_one_price_cap_holds_for_a_whole_chain(provider: Provider, cap: float, second: str) -> None:
+    settings = config(provider, models={**MODELS, "cheap": {**MODELS["cheap"], "fallbacks": ["dear"]}})
+    with fastroute.Client(settings) as client:
+        # The first answer is cut off, so it may have been charged. The dear model alone costs just 0.0112.
+        provider.script(Fault.truncated())
+        reply = ask(client, "cheap", route={"max_cost": cap})
+        assert reply.route is not None
+        assert [attempt.model for attempt in reply.route.attempts] == ["cheap", second]

@@ -28,11 +28,22 @@ from collections.abc import Callable, Iterable, Mapping
 from fastroute import _core, errors, events
 from fastroute.config import BudgetConfig
 
+from .allowance import Allowance
 from .scopes import ANY, Budget, Scope, Share
 from .values import FULL, OVER, UNREAD, BudgetStatus, Spent, of_tag, sentence, spent_in, usd
 from .windows import Window, window_at
 
-__all__ = ["BudgetStatus", "Budgets", "Reservation", "Spent", "Window", "spent_in", "usd", "window_at"]
+__all__ = [
+    "Allowance",
+    "BudgetStatus",
+    "Budgets",
+    "Reservation",
+    "Spent",
+    "Window",
+    "spent_in",
+    "usd",
+    "window_at",
+]
 
 log = logging.getLogger("fastroute")
 
