@@ -338,7 +338,8 @@ def test_an_older_package_than_the_built_in_prices_come_from_is_refused(
 
 
 def test_the_package_that_is_installed_knows_the_models(target: Path) -> None:
-    pytest.importorskip("genai_prices")
+    if not os.environ.get("CI"):  # there it is installed, and its absence a failure
+        pytest.importorskip("genai_prices")
     done = prices.update(target, prices.from_package())
     assert len(done.updated) > 20
     assert BUILTIN.with_file(target).model("gpt-4.1").priced
