@@ -6,7 +6,9 @@ the copy is made, and ends with it.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 
 from fastroute import errors
 
@@ -23,6 +25,7 @@ class Allowance:
         self.limit_nano = limit_nano
         self._committed = 0
         self._lock = threading.Lock()
+        _allowances.add(self)
 
     def reserve(self, amount_nano: int | None) -> int:
         """Sets the worst case aside and returns it.
@@ -48,6 +51,14 @@ class Allowance:
             with self._lock:
                 self._committed += cost_nano - reserved_nano
 
-    def after_fork(self) -> None:
-        """In a forked child: a thread that is not here may have held the lock."""
-        self._lock = threading.Lock()
+
+_allowances: weakref.WeakSet[Allowance] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for allowance in list(_allowances):
+        allowance._lock = threading.Lock()  # a thread that is not here may have held the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,114 @@
+"""Where a call goes when its first choice cannot serve it: chains, cheaper tiers, the retry budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import fastroute
+from fastroute.events import RetryBudgetExhausted
+from fastroute.testing import Fault, Provider
+
+MESSAGES = [{"role": "user", "content": "Hello there"}]
+TOO_LONG = Fault.error("context_length_exceeded")
+FILTERED = Fault.error("content_filter")
+
+
+def config(models: dict[str, dict[str, Any]], *providers: Provider, **more: Any) -> dict[str, Any]:
+    """One model a provider, in the order of both."""
+    return {
+        "fastroute": {"ledger": ""},
+        "providers": {f"p{place}": {"base_url": each.base_url} for place, each in enumerate(providers)},
+        "endpoints": [{"provider": f"p{place}", "model": name} for place, name in enumerate(models)],
+        "models": models,
+        "cache": {"enabled": False},
+        **more,
+    }
+
+
+@pytest.fixture
+def three() -> Any:
+    with Provider() as first, Provider() as second, Provider() as third:
+        yield first, second, third
+
+
+def models_of(reply: fastroute.Completion) -> list[str]:
+    assert reply.route is not None
+    return [attempt.model for attempt in reply.route.attempts]
+
+
+def test_input_too_long_goes_along_its_own_chain(three: Any) -> None:
+    models = {"a": {"fallbacks": ["b"], "context_fallbacks": ["c"]}, "b": {}, "c": {}}
+    three[0].script(TOO_LONG, Fault.status(503))
+    with fastroute.Client(config(models, *three)) as client:
+        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES)) == ["a", "c"]
+        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES)) == ["a", "b"]
+
+
+def test_filtered_content_goes_along_its_own_chain_and_without_one_is_the_answer(three: Any) -> None:
+    models = {"a": {"fallbacks": ["b"], "content_fallbacks": ["c"]}, "b": {}, "c": {}}
+    with fastroute.Client(config(models, *three)) as client:
+        three[0].script(FILTERED)
+        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES)) == ["a", "c"]
+        three[1].script(FILTERED)
+        with pytest.raises(fastroute.ContentFilterError):
+            client.chat.completions.create(model="b", messages=MESSAGES)
+        three[0].script(FILTERED)
+        three[2].script(FILTERED)
+        with pytest.raises(fastroute.ContentFilterError) as caught:
+            client.chat.completions.create(model="a", messages=MESSAGES)
+        assert [attempt.model for attempt in caught.value.attempts] == ["a", "c"]
+
+
+def test_fallbacks_are_followed_breadth_first_and_the_error_is_the_primary_ones(three: Any) -> None:
+    models = {"a": {"fallbacks": ["b"]}, "b": {"fallbacks": ["c"]}, "c": {}}
+    with fastroute.Client(config(models, *three)) as client:
+        three[0].script(Fault.status(503))
+        three[1].script(Fault.reset())
+        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES)) == ["a", "b", "c"]
+        three[0].script(Fault.status(529))
+        three[1].script(Fault.reset())
+        three[2].script(Fault.status(500))
+        with pytest.raises(fastroute.InternalServerError) as caught:
+            client.chat.completions.create(model="a", messages=MESSAGES)
+        assert caught.value.status_code == 529
+        assert [attempt.model for attempt in caught.value.attempts] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_a_tier_that_cannot_serve_is_followed_by_the_cheaper_ones(three: Any, cascade: bool) -> None:
+    tiers = {"budget": ["a"], "standard": ["b"], "premium": ["c"]}
+    settings = config({"a": {}, "b": {}, "c": {}}, *three, tiers=tiers, policy={"cascade": cascade})
+    three[2].script(Fault.status(500), repeat=True)
+    three[1].script(Fault.status(500), repeat=True)
+    with fastroute.Client(settings) as client:
+        if cascade:
+            reply = client.chat.completions.create(model="premium", messages=MESSAGES)
+            assert models_of(reply) == ["c", "b", "a"]
+            assert reply.route is not None
+            assert reply.route.tier == "budget"
+        else:
+            with pytest.raises(fastroute.InternalServerError):
+                client.chat.completions.create(model="premium", messages=MESSAGES, timeout=2)
+            assert not three[0].requests
+
+
+def test_case_100_an_empty_retry_budget_stops_retries_and_never_failover(three: Any) -> None:
+    settings = config({"a": {"fallbacks": ["b"]}, "b": {}}, *three[:2])
+    heard: list[str] = []
+    with fastroute.Client(settings) as client:
+        client.on(lambda event: heard.append(event.endpoint), RetryBudgetExhausted)
+        core = {each.name: each.core for each in client._router.snapshot.state.endpoints}
+        while core["p0/a"].withdraw():
+            pass
+        while core["p1/b"].withdraw():
+            pass
+        three[0].script(Fault.status(503))
+        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES)) == ["a", "b"]
+        assert not heard
+        three[1].script(Fault.status(503))
+        with pytest.raises(fastroute.InternalServerError) as caught:
+            client.chat.completions.create(model="b", messages=MESSAGES)
+        assert len(caught.value.attempts) == 1
+        assert heard == ["p1/b"]
