@@ -26,7 +26,7 @@ from fastroute.testing import Fault, Provider
 
 MESSAGES = [{"role": "user", "content": "Say hello"}]
 POLICY = (
-    'strategy = "ordered"\nbackoff_base = 0.001\nbackoff_cap = 0.002\ntimeout_base = 5\nqueue_timeout = 5'
+    'strategy = "ordered"\nbackoff_base = 0.001\nbackoff_cap = 0.002\ntimeout_base = 20\nqueue_timeout = 20'
 )
 
 
@@ -176,7 +176,7 @@ def test_086_a_call_that_waits_under_the_old_limit_waits_for_the_new_one(serve: 
     served = serve(provider="max_in_flight = 2")
     served.provider.pause()
     threads, failed = in_threads(3, served.ask)
-    served.provider.wait_until(lambda known: known.received == 2, 10)
+    served.provider.wait_until(lambda known: known.received == 2 and served.client.stats()["queued"] == 1, 10)
     served.write(provider="max_in_flight = 3")
     served.client.reload()
     served.provider.wait_until(lambda known: known.received == 3, 10)  # though nobody has left
@@ -403,6 +403,22 @@ def test_a_call_keeps_the_configuration_it_began_with(serve: Serve) -> None:
         assert served.provider.received == 2
         served.provider.wait_until(lambda known: known.open_connections == 0, SLACK)
         served.client.close()
+
+
+def test_a_reload_in_the_middle_of_beginning_a_call_does_not_mix(serve: Serve) -> None:
+    """It comes when the call has its configuration, but neither a model nor a plan."""
+    served = serve(model="one")
+
+    class Messages(list[dict[str, str]]):
+        def __bool__(self) -> bool:
+            served.write(model="two", top="connect_timeout = 4")
+            served.client.reload()
+            return True
+
+    reply = served.client.chat.completions.create(messages=Messages(MESSAGES))
+    assert reply.route is not None
+    assert reply.route.model == "one"
+    assert served.ask().route.model == "two"
 
 
 def test_a_stream_ends_under_the_configuration_it_began_with(serve: Serve) -> None:
