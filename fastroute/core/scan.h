@@ -10,7 +10,7 @@
  * few bytes and none reads outside it.
  *
  * A character above U+00FF becomes a byte that behaves as it would: a letter or digit of any script one Latin-1
- * letter, white space a no-break space, all else a section sign; and the four that equal an ASCII letter when
+ * letter (decimal digits another), white space a no-break space, all else a section sign; and the four that equal an ASCII letter when
  * case is ignored (U+0130, U+0131, U+017F, U+212A) become that letter. Patterns are ASCII, so this loses nothing.
  */
 #ifndef FASTROUTE_SCAN_H
@@ -31,6 +31,8 @@ enum {
     SCAN_STREAMS = 4,                    /* places of a block that the table-driven kernel walks at once */
     SCAN_WHOLE = 1 << 20,                /* characters of a request that are examined whole ... */
     SCAN_END = 8192,                     /* ... beyond which a long text shows only this much of each end */
+    SCAN_SPAN = 4096,                    /* bytes that a search takes at a time */
+    SCAN_MARK = 16,                      /* bytes between two places where its streams can be joined */
     SCAN_WINDOW = 1 + SCAN_BLOCK + 2 * SCAN_LONGEST + 2 * SCAN_STEP
 };
 
@@ -43,6 +45,21 @@ typedef struct {
     uintptr_t start[2];                  /* row to begin with after a character outside, inside a word */
 } scan_dfa;
 
+/* An automaton for regular patterns, which have no longest match and may look at the ends of a text. Each text is
+ * a search of its own; a row after its last character shows what is found there. */
+typedef struct {
+    scan_dfa dfa;
+    uintptr_t begin;                     /* row to begin a text with */
+    uintptr_t sink;                      /* row from which nothing can be found any more; 0: there is none */
+    uint64_t all;                        /* its patterns */
+} scan_search;
+
+/* What the characters of a text are to the searches. */
+typedef struct {
+    uint8_t column[256];                 /* cell of a row that stands for a byte */
+    uint8_t word[256];                   /* whether a byte is part of a word */
+} scan_alphabet;
+
 /* A rule set's patterns, compiled; never written after it is made. */
 typedef struct {
     scan_dfa free;                       /* finds matches that begin anywhere */
@@ -50,7 +67,12 @@ typedef struct {
     uint8_t column[256];                 /* cell of a row that stands for a byte */
     uint8_t word[256];                   /* whether a byte is part of a word */
     uint32_t reach;                      /* characters of the longest pattern, up to a multiple of 4; 0: no patterns */
-    uint64_t all;                        /* a bit for every pattern */
+    uint64_t all;                        /* a bit for every pattern of these two; searches have bits of their own */
+    scan_search *searches;               /* the automata of regular patterns */
+    int search_count;
+    uint8_t end;                         /* their cell for the end of a text */
+    uint8_t above[256];                  /* their cell for what a character above U+00FF is narrowed to */
+    scan_alphabet bytes, columns;        /* of texts up to U+00FF, and of texts turned into columns before */
     int vectors;                         /* whether the AVX2 kernel is to be used; the rest is for it */
     uint64_t bucket[8];                  /* patterns of each bucket */
     uint8_t used;                        /* buckets that hold patterns */
@@ -88,7 +110,7 @@ typedef struct {
 
 /* --- characters above U+00FF ------------------------------------------------------------------------ */
 
-enum { SCAN_LETTER = 0xE9, SCAN_SPACE = 0xA0, SCAN_OTHER = 0xA7 };
+enum { SCAN_LETTER = 0xE9, SCAN_DECIMAL = 0xEA, SCAN_SPACE = 0xA0, SCAN_OTHER = 0xA7 };
 
 /* By code point, 0: not asked for yet. Only the pages of scripts in use are ever touched. Two threads may fill
  * in the same byte, with the same value. */
@@ -103,6 +125,8 @@ static uint8_t scan_learn(uint32_t c)
         byte = 's';
     else if (c == 0x212A)
         byte = 'k';
+    else if (Py_UNICODE_ISDECIMAL(c))
+        byte = SCAN_DECIMAL;
     else if (Py_UNICODE_ISALNUM(c))
         byte = SCAN_LETTER;
     else if (Py_UNICODE_ISSPACE(c))
@@ -371,6 +395,8 @@ static __attribute__((noinline)) void scan_walk(scan_pass *pass, const uint8_t *
         pass->rich = scan_walk_as(pass, text, length, 0) > length / 64;
 }
 
+#include "scan_search.h"
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include "scan_avx2.h"
 #define SCAN_HAS_AVX2 __builtin_cpu_supports("avx2")
@@ -389,7 +415,7 @@ static void scan_examine(scan_pass *pass, const uint8_t *text, uint32_t length)
     }
 #endif
     scan_count(pass, text, length);
-    if (pass->counts.found != pass->table->all)
+    if (~pass->counts.found & pass->table->all)
         scan_walk(pass, text, length);
 }
 
@@ -458,6 +484,8 @@ static int scan_text(scan_pass *pass, PyObject *text, int in_scope)
     if (!in_scope || !n)
         return 0;
     pass->counts.scope_chars += (int64_t)n;
+    if (__builtin_expect(pass->table->search_count, 0))
+        scan_search_text(pass, kind, data, n, (int64_t)n > pass->left && n > 2 * SCAN_END);
     if ((int64_t)n > pass->left && n > 2 * SCAN_END) {
         pass->counts.truncated = 1;
         scan_put(pass, kind, data, SCAN_END);

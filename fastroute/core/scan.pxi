@@ -4,7 +4,8 @@
 # structure in one linear pass (scan.h), then the rule set's conditions over the counts, all in one native call.
 #
 # The semantics are those of `re` with IGNORECASE, on ASCII patterns: mode "substring" is the literal text, mode
-# "word" is \b(?:pattern)\b in which a dot is any character but a line feed. U+0130 and U+0131 match i, U+017F
+# "word" is \b(?:pattern)\b in which a dot is any character but a line feed, mode "pattern" a regular expression of
+# the subset in scan_pattern.pxi. U+0130 and U+0131 match i, U+017F
 # matches s, U+212A matches k; every other character outside ASCII matches only a dot. A word consists of what
 # str.isalnum accepts, and the underscore; a combining mark is not part of a word.
 #
@@ -22,13 +23,28 @@ cdef extern from "scan.h":
     enum:
         SCAN_LONGEST
         SCAN_HAS_AVX2
+        SCAN_DECIMAL
     ctypedef struct scan_dfa:
         uint64_t *memory
         uintptr_t first
         uintptr_t start[2]
+    ctypedef struct scan_search:
+        scan_dfa dfa
+        uintptr_t begin
+        uintptr_t sink
+        uint64_t all
+    ctypedef struct scan_alphabet:
+        uint8_t column[256]
+        uint8_t word[256]
     ctypedef struct scan_table:
         scan_dfa free
         scan_dfa fixed
+        scan_search *searches
+        int search_count
+        uint8_t end
+        uint8_t above[256]
+        scan_alphabet bytes
+        scan_alphabet columns
         uint8_t column[256]
         uint8_t word[256]
         uint32_t reach
@@ -85,6 +101,7 @@ SCAN_FEATURES = (
     "images", "total", "code_fences", "digits", "question_marks", "newlines",
 )
 SCAN_OPERATORS = ("<", "<=", ">", ">=", "==")
+SCAN_MODES = ("substring", "word", "pattern")
 
 ctypedef struct scan_condition:
     int feature      # index into the features
@@ -99,6 +116,7 @@ ctypedef struct scan_rule:
 
 
 include "scan_compile.pxi"
+include "scan_pattern.pxi"
 
 
 # Rules ...................................................................................................
@@ -109,8 +127,9 @@ cdef class Rules:
     """A compiled rule set: groups of patterns, a score and ordered conditions.
 
     Args:
-        groups: ``(name, patterns, mode, weight)`` each; mode is ``"substring"`` or ``"word"``. Case is ignored.
-            At most 16 groups and 64 different patterns in all, ASCII, of 1 to 256 characters.
+        groups: ``(name, patterns, mode, weight)`` each; mode is ``"substring"``, ``"word"`` or ``"pattern"``. Case
+            is ignored. At most 16 groups and 64 different patterns in all, ASCII, of 1 to 256 characters, or 1000
+            of mode ``"pattern"``.
         scope: ``"user"`` looks for patterns, words and structure in messages of role ``user`` only.
         base, low, high: the score is ``base`` plus each group's weight times the number of its patterns that
             occur, held to ``low`` .. ``high``.
@@ -155,14 +174,19 @@ cdef class Rules:
         self.table.vectors = SCAN_HAS_AVX2 and not portable
 
     def __dealloc__(self):
+        cdef int index
         free(self.table.free.memory)
         free(self.table.fixed.memory)
+        if self.table.searches != NULL:
+            for index in range(self.table.search_count):
+                free(self.table.searches[index].dfa.memory)
+            free(self.table.searches)
         free(self.rules)
         free(self.conditions)
 
     cdef int _compile_groups(self, groups) except -1:
         cdef dict bits = {}
-        cdef list names = [], spellings = [], patterns = []
+        cdef list names = [], spellings = [], patterns = [], programs = []
         cdef uint64_t mask, bit
         for name, texts, mode, weight in groups:
             where = f"group {name!r}"
@@ -170,8 +194,8 @@ cdef class Rules:
                 raise ValueError(f"{where}: more than {SCAN_MAX_GROUPS} groups")
             if name in names:
                 raise ValueError(f"{where}: there are two groups of this name")
-            if mode not in ("substring", "word"):
-                raise ValueError(f"{where}: mode {mode!r} is unknown; 'substring' or 'word'")
+            if mode not in SCAN_MODES:
+                raise ValueError(f"{where}: mode {mode!r} is unknown; 'substring', 'word' or 'pattern'")
             if isinstance(texts, str) or not texts:
                 raise ValueError(f"{where}: patterns must be a list of at least one")
             if not isfinite(weight):
@@ -179,16 +203,22 @@ cdef class Rules:
             mask = 0
             pairs = []
             for text in texts:
-                if not isinstance(text, str) or not text or len(text) > SCAN_LONGEST:
+                if not isinstance(text, str):
                     raise ValueError(f"{where}: a pattern must be a string of 1 to {SCAN_LONGEST} characters")
-                if not text.isascii() or "\n" in text:
-                    raise ValueError(f"{where}: pattern {text!r} has a line feed or a character outside ASCII")
-                key = (mode == "word", text.lower())
+                try:
+                    program = _scan_checked(text, mode)
+                except ValueError as error:
+                    raise ValueError(f"{where}: pattern {text!r}: {error}") from None
+                # The case of a letter after a backslash matters.
+                key = (mode, text if mode == "pattern" else text.lower())
                 if key not in bits:
                     if len(bits) == SCAN_MAX_PATTERNS:
                         raise ValueError(f"{where}: more than {SCAN_MAX_PATTERNS} different patterns")
                     bits[key] = len(bits)
-                    patterns.append((_scan_sets(text, mode == "word"), mode == "word"))
+                    if program is None:
+                        patterns.append((_scan_sets(text, mode == "word"), mode == "word", bits[key]))
+                    else:
+                        programs.append((bits[key], program))
                 bit = <uint64_t> 1 << <int> bits[key]
                 if mask & bit:
                     raise ValueError(f"{where}: pattern {text!r} stands there twice")
@@ -203,12 +233,15 @@ cdef class Rules:
         self.spellings = tuple(spellings)
         if patterns:
             self._compile_table(patterns)
+        if programs:
+            self._compile_searches(programs)
         return 0
 
     cdef int _compile_table(self, list patterns) except -1:
         columns, words = _scan_classes(patterns)
         classed = [
-            ([{columns[byte] for byte in characters} for characters in sets], is_word) for sets, is_word in patterns
+            ([{columns[byte] for byte in characters} for characters in sets], is_word, number)
+            for sets, is_word, number in patterns
         ]
         for fixed in (False, True):
             rows, start = _scan_automaton(classed, columns, words, fixed)
@@ -217,8 +250,36 @@ cdef class Rules:
             self.table.column[<int> byte] = <int> columns[byte] + 1
             self.table.word[<int> byte] = words[columns[byte]]
         _scan_buckets(&self.table, patterns)
-        self.table.reach = (max(len(sets) for sets, _ in patterns) + 3) // 4 * 4
-        self.table.all = <uint64_t> -1 >> (SCAN_MAX_PATTERNS - <int> len(patterns))
+        self.table.reach = (max(len(sets) for sets, _, _ in patterns) + 3) // 4 * 4
+        for _, _, number in patterns:
+            self.table.all |= <uint64_t> 1 << <int> number
+        return 0
+
+    cdef int _compile_searches(self, list programs) except -1:
+        cdef scan_search *search
+        cdef int symbol, column
+        columns, kinds = _scan_alphabet([program for _, program in programs])
+        searches = _scan_searches(programs, columns, kinds, [])
+        self.table.searches = <scan_search *> calloc(len(searches), sizeof(scan_search))
+        if self.table.searches == NULL:
+            raise MemoryError()
+        for mask, automaton in searches:
+            search = &self.table.searches[self.table.search_count]
+            self.table.search_count += 1
+            search.all = mask
+            places = _scan_store(&search.dfa, automaton.rows, automaton.start, len(kinds))
+            search.begin = search.dfa.first + <uintptr_t> (sizeof(uint64_t) * places[automaton.begin])
+            if automaton.sink is not None:
+                search.sink = search.dfa.first + <uintptr_t> (sizeof(uint64_t) * places[automaton.sink])
+        self.table.end = len(kinds)
+        for symbol in range(256):
+            column = columns[symbol]
+            self.table.bytes.column[symbol] = self.table.above[symbol] = <uint8_t> (column + 1)
+            self.table.bytes.word[symbol] = kinds[column] == SCAN_NEXT_WORD
+            self.table.columns.column[symbol] = symbol
+        self.table.above[<int> SCAN_DECIMAL] = <uint8_t> (<int> columns[SCAN_DECIMAL_SYMBOL] + 1)
+        for column in range(len(kinds)):
+            self.table.columns.word[column + 1] = kinds[column] == SCAN_NEXT_WORD
         return 0
 
     cdef int _compile_rules(self, tuple levels, rules, default) except -1:

@@ -163,7 +163,7 @@ static void scan_vectors(scan_pass *pass, const uint8_t *text, uint32_t length)
 {
     uint8_t inner = pass->table->inner, outer = pass->table->used & ~inner;
     uint32_t exhausted;
-    if (pass->counts.found == pass->table->all) {
+    if (!(~pass->counts.found & pass->table->all)) {
         scan_vectors_count(pass, text, length);
         return;
     }

@@ -2,13 +2,13 @@
 #
 # A pattern is a string of byte sets with an assertion at both ends or none. Together they are a small NFA; the
 # subset construction makes it a DFA over classes of bytes. A DFA state remembers whether the last character was
-# part of a word, so that a boundary is decided on reading the next one. Classes, repeats and alternatives would be
-# more kinds of NFA item in `_scan_automaton`; everything after it stays.
+# part of a word, so that a boundary is decided on reading the next one. Regular patterns, whose matches may be of
+# any length, have automata of their own: scan_pattern.pxi.
 
 def _scan_automaton(patterns, columns, words, bint fixed):
     """The rows of a DFA: one ``(matched bits, [next row of each class])`` a state, and its two start rows.
 
-    ``patterns`` are ``(sets, is_word)``: a set of classes for each character. ``words[c]`` says whether class
+    ``patterns`` are ``(sets, is_word, number)``: a set of classes for each character. ``words[c]`` says whether class
     ``c`` is part of a word. With ``fixed``, matches begin at the first character only, and row 0 is the row
     from which nothing can match any more.
     """
@@ -19,7 +19,7 @@ def _scan_automaton(patterns, columns, words, bint fixed):
     begin = [[0] * classes, [0] * classes]     # by whether there is a word boundary before the class
     literal_ends, word_ends = {}, {}
     base = 0
-    for number, (sets, is_word) in enumerate(patterns):
+    for sets, is_word, number in patterns:
         for place, members in enumerate(sets):
             for column in members:
                 if place:
@@ -81,7 +81,7 @@ def _scan_automaton(patterns, columns, words, bint fixed):
 
 def _scan_classes(patterns):
     """Bytes that all patterns treat alike make one class: a column for each byte, and whether a class is of words."""
-    members = {frozenset(characters) for sets, _ in patterns for characters in sets}
+    members = {frozenset(characters) for sets, _, _ in patterns for characters in sets}
     columns, signatures = [], {}
     words = []
     for byte in range(256):
@@ -94,8 +94,8 @@ def _scan_classes(patterns):
     return columns, words
 
 
-cdef int _scan_store(scan_dfa *dfa, rows, start, int classes) except -1:
-    """Lays the rows out as scan.h has them."""
+cdef list _scan_store(scan_dfa *dfa, rows, start, int classes):
+    """Lays the rows out as scan.h has them; the result is the cell each begins at, from the first row's."""
     cdef int stride = (1 + 1 + classes + 1) // 2 * 2
     cdef int place, column
     cdef uint64_t *cells
@@ -111,7 +111,7 @@ cdef int _scan_store(scan_dfa *dfa, rows, start, int classes) except -1:
     dfa.first = <uintptr_t> cells
     dfa.start[0] = <uintptr_t> &cells[<int> places[start[0]]]
     dfa.start[1] = <uintptr_t> &cells[<int> places[start[1]]]
-    return 0
+    return [place - places[0] for place in places]
 
 
 def _scan_sets(str pattern, bint is_word):
@@ -165,7 +165,7 @@ cdef int _scan_buckets(scan_table *table, list patterns) except -1:
     """
     cdef int number, place, byte
     buckets = {}
-    for number, (sets, is_word) in enumerate(patterns):
+    for sets, is_word, number in patterns:
         # A boundary follows a character outside words if what comes next is part of one.
         inner = not is_word or not all(chr(byte).isalnum() for byte in sets[0])
         windows = []
