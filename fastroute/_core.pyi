@@ -306,6 +306,9 @@ class Ranking:
 
 SCAN_FEATURES: tuple[str, ...]
 SCAN_OPERATORS: tuple[str, ...]
+SCAN_MODES: tuple[str, ...]
+
+def check_pattern(text: str, mode: str) -> None: ...
 
 @final
 class Rules:

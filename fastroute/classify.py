@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,11 +21,12 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from . import _core, _toml
+from ._checks import did_you_mean, quoted, show
 from ._core import Rules, Scan
 from .errors import ConfigError
 from .types import Classification
 
-Mode = Literal["substring", "word"]
+Mode = Literal["substring", "word", "pattern"]
 Scope = Literal["user", "all"]
 Operator = Literal["<", "<=", ">", ">=", "=="]
 
@@ -33,6 +34,8 @@ OPERATORS: tuple[Operator, ...] = ("<", "<=", ">", ">=", "==")
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|<|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*", re.ASCII)
 _LARGEST = 2**53
+# As listed, not the 64 different ones that the core tells apart: it bounds how long checking them takes.
+_MOST_PATTERNS = 256
 
 # --------------------------------------------------------------------------------------------- rule sets
 
@@ -45,7 +48,8 @@ class Group:
         name: as in ``group.NAME``, the feature that counts how many of them occur.
         patterns: ASCII; case is ignored.
         mode: ``substring`` finds a pattern anywhere; ``word`` between word boundaries, where a dot is any
-            character but a line feed.
+            character but a line feed; ``pattern`` takes regular expressions of the subset in
+            docs/classifiers.md.
         weight: what each pattern that occurs adds to the score.
     """
 
@@ -122,7 +126,7 @@ class RuleSet:
     def __attrs_post_init__(self) -> None:
         problems = _problems(self)
         if problems:
-            raise ConfigError([f"classifiers.{self.name}.{problem}" for problem in problems])
+            raise ConfigError([f"classifiers.{quoted(self.name)}.{problem}" for problem in problems])
 
     @classmethod
     def from_mapping(cls, name: str, table: Mapping[str, Any]) -> RuleSet:
@@ -154,7 +158,12 @@ def _problems(rule_set: RuleSet) -> list[str]:
         all(map(math.isfinite, (score.base, score.low, score.high))) and score.low <= score.high
     ):
         found.append("score: base, low and high must be finite, and low not above high")
+    total = sum(len(group.patterns) for group in rule_set.groups)
+    if total > _MOST_PATTERNS:
+        found.append(f"groups: {total} patterns are too many, must be at most {_MOST_PATTERNS}")
     for group in rule_set.groups:
+        if total <= _MOST_PATTERNS:
+            found += _group_problems(group)
         if score is None and group.weight:
             found.append(f"groups.{group.name}.weight: there is no score for it to count in")
     features = {*_core.SCAN_FEATURES, *(f"group.{group.name}" for group in rule_set.groups)}
@@ -189,6 +198,18 @@ def _problems(rule_set: RuleSet) -> list[str]:
         except ValueError as error:
             found.append(f"groups: {error}")
     return found
+
+
+def _group_problems(group: Group) -> Iterator[str]:
+    """What is wrong with each pattern by itself."""
+    if group.mode not in _core.SCAN_MODES:
+        yield f"groups.{group.name}.mode: must be one of {', '.join(_core.SCAN_MODES)}"
+        return
+    for index, pattern in enumerate(group.patterns):
+        try:
+            _core.check_pattern(pattern, group.mode)
+        except ValueError as error:
+            yield f"groups.{group.name}.patterns[{index}]: {show(pattern)} cannot be used: {error}"
 
 
 def _compile(rule_set: RuleSet, portable: bool = False) -> Rules:
@@ -250,7 +271,7 @@ class _Reader:
             groups=groups,
             scope=scope,  # type: ignore[arg-type]  # one of the two choices
             score=score,
-            tiers=MappingProxyType(tiers),
+            tiers=tiers,
             unsure=unsure,
         )
 
@@ -259,7 +280,7 @@ class _Reader:
         if not _NAME.fullmatch(name):
             self._problem(where, "a group's name consists of letters, digits, '_' and '-'")
         table = self._table(where, value, ("mode", "patterns", "weight"))
-        mode = self._choice(f"{where}.mode", table.get("mode", "substring"), ("substring", "word"))
+        mode = self._choice(f"{where}.mode", table.get("mode", "substring"), _core.SCAN_MODES)
         patterns = self._strings(f"{where}.patterns", table.get("patterns"))
         weight = self._number(f"{where}.weight", table.get("weight", 0.0))
         return Group(name, patterns, mode, weight)  # type: ignore[arg-type]  # one of the two choices
@@ -315,7 +336,7 @@ class _Reader:
         return float(value)
 
     def _problem(self, where: str, text: str) -> None:
-        path = f"classifiers.{self._name}.{where}" if where else f"classifiers.{self._name}"
+        path = f"classifiers.{quoted(self._name)}" + (f".{where}" if where else "")
         self._found.append(f"{path}: {text}")
 
 
@@ -355,16 +376,17 @@ class Classifier:
         self._rules = _compile(rule_set, portable)
 
     @classmethod
-    def named(cls, name: str) -> Classifier:
-        """The classifier of a built-in rule set.
+    def named(cls, name: str, own: Mapping[str, RuleSet] | None = None) -> Classifier:
+        """The classifier of a built-in rule set, or of one among ``own``.
 
         Raises:
             ConfigError: if there is none of that name.
         """
-        known = load_builtin()
+        known = {**load_builtin(), **(own or {})}
         if name not in known:
             raise ConfigError(
-                f"policy.classifier: there is no classifier {name!r}, must be one of {', '.join(known)}"
+                f"policy.classifier: there is no classifier {show(name)}{did_you_mean(name, known)}, "
+                f"must be one of {', '.join(known)}"
             )
         return cls(known[name])
 

@@ -124,7 +124,9 @@ class Snapshot:
         self.active: set[object] = set()
         catalog = catalog_of(config)
         self.state: State = State(config, catalog, None if previous is None else previous.state)
-        self.planner = Planner(config, catalog, self.state, Classifier.named(config.policy.classifier))
+        self.planner = Planner(
+            config, catalog, self.state, Classifier.named(config.policy.classifier, config.classifiers)
+        )
         self._ways = {name: _way(config, provider) for name, provider in config.providers.items()}
         self.transports = {name: self._transport(name, around.session, previous) for name in config.providers}
         policy = config.policy

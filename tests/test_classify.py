@@ -352,7 +352,7 @@ def test_a_table_becomes_a_rule_set() -> None:
             {"groups": {"hard": {"patterns": ["a", "A"]}}},
             "classifiers.mine.groups: group 'hard': pattern 'A' stands",
         ),
-        ({"groups": {"hard": {"patterns": ["é"]}}}, "classifiers.mine.groups: group 'hard': pattern 'é' has"),
+        ({"groups": {"hard": {"patterns": ["é"]}}}, "classifiers.mine.groups.hard.patterns[0]: 'é'"),
         (
             {"groups": {"hard": {"patterns": ["a"], "mode": "glob"}}},
             "classifiers.mine.groups.hard.mode: must be one of",

@@ -1,12 +1,13 @@
 """``fastroute explain``: how a prompt would be routed, and why, without sending it.
 
-Owns the showing; the decision is `fastroute.plan`'s. It needs neither keys nor a ledger, so it builds the
-planner alone and not a client.
+Owns the showing; the decision is `fastroute.plan`'s, and trying a classifier on a file
+`trial`'s. It needs neither keys nor a ledger, so it builds the planner alone and not a client.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,23 +16,33 @@ from .group import config_option, json_option, visible
 from .output import Column, dollars, optional, print_json, print_table, seconds
 
 if TYPE_CHECKING:
+    from fastroute.classify import Classifier
     from fastroute.config import Config
     from fastroute.plan import Candidate, Plan
     from fastroute.types import Classification
 
 
 @click.command("explain")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option("-m", "--model", help="A model, alias or tier, or auto. [default: the configuration's]")
 @click.option("-s", "--system", help="System message.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Try a classifier on a file of JSON lines, each an object with messages.",
+)
+@click.option("--classifier", help="Classify by this rule set. [default: the configuration's]")
 @config_option
 @json_option
 def command(
-    prompt: str,
+    prompt: str | None,
     model: str | None,
     system: str | None,
     max_tokens: int | None,
+    file: str | None,
+    classifier: str | None,
     config: str | None,
     as_json: bool,
 ) -> None:
@@ -40,7 +51,21 @@ def command(
     Prints the class of PROMPT with the words that decided it, and every endpoint that could serve it with its
     price, latency, limits and breaker, and why it is in or out. - reads PROMPT from standard input. No key is
     needed and nothing is sent. A new process has measured nothing yet: latencies are the catalogue's.
+
+    With --file it prints how many of the file's prompts come to each level, with examples and the time that
+    classifying takes. With --classifier and PROMPT it prints the class alone.
     """
+    if (prompt is None) == (file is None):
+        raise click.UsageError("give either a PROMPT or --file")
+    if file is not None:
+        if model is not None or system is not None or max_tokens is not None:
+            raise click.UsageError("--model, --system and --max-tokens go with a PROMPT, not with --file")
+        from .configuration import find
+        from .trial import run
+
+        run(_classifier(find(config).config, classifier), Path(file), as_json)
+        return
+    assert prompt is not None
     if prompt == "-":
         prompt = sys.stdin.read()
     messages = [] if system is None else [{"role": "system", "content": system}]
@@ -48,20 +73,20 @@ def command(
     from .configuration import find
 
     found = find(config)
-    if found.config is None:
-        from fastroute.classify import Classifier
-
+    params = {} if max_tokens is None else {"max_tokens": max_tokens}
+    if found.config is None or classifier is not None:
+        if model is not None and classifier is not None:
+            raise click.UsageError("--classifier shows the class alone, so --model has no effect beside it")
         if model is not None:
             raise click.UsageError(f"--model needs a configuration: {found.missing}")
-        classifier = Classifier.named("five-level")
-        classification = classifier.explain(classifier.scan(messages, {}))
+        classification, _ = _classifier(found.config, classifier).classify(messages, params)
         if as_json:
             print_json({"class": _class(classification), "candidates": None})
         else:
             _print_class(classification)
-            click.echo(f"\nonly the class: {visible(found.missing)}")
+            if found.config is None:
+                click.echo(f"\nonly the class: {visible(found.missing)}")
         return
-    params = {} if max_tokens is None else {"max_tokens": max_tokens}
     plan = _plan(found.config, messages, model, params)
     if as_json:
         print_json(_object(plan))
@@ -69,15 +94,26 @@ def command(
         _print_plan(plan)
 
 
+def _classifier(config: Config | None, name: str | None) -> Classifier:
+    from fastroute.classify import Classifier, load_builtin
+
+    if name is None:
+        name = "five-level" if config is None else config.policy.classifier
+    own = {} if config is None else config.classifiers
+    known = [*load_builtin(), *own]
+    if name not in known:
+        raise click.UsageError(f"there is no classifier {name!r}; there are {', '.join(known)}")
+    return Classifier.named(name, own)
+
+
 def _plan(config: Config, messages: list[dict[str, str]], model: str | None, params: dict[str, Any]) -> Plan:
-    from fastroute.classify import Classifier
     from fastroute.config import catalog_of
     from fastroute.plan import Planner
     from fastroute.state import State
     from fastroute.types import Request
 
     catalog = catalog_of(config)
-    planner = Planner(config, catalog, State(config, catalog), Classifier.named(config.policy.classifier))
+    planner = Planner(config, catalog, State(config, catalog), _classifier(config, None))
     return planner.plan(Request(config.default_model if model is None else model, messages, params))
 
 

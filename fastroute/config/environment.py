@@ -106,6 +106,10 @@ def _known_names(
         from .models import CLASSIFIERS
 
         names += [level for levels in CLASSIFIERS.values() for level in levels]
+        own = tables.get("classifiers")
+        for rules in own.values() if isinstance(own, dict) else ():
+            levels = rules.get("levels") if isinstance(rules, dict) else None
+            names += [level for level in levels if isinstance(level, str)] if isinstance(levels, list) else []
     return names
 
 

@@ -17,8 +17,9 @@ from attrs.validators import optional
 
 from fastroute._checks import Validator, flag, mapping_of, number, one_of, sequence_of, show, text, whole
 from fastroute.catalog import ModelOverride
+from fastroute.classify import RuleSet
 
-# The levels each classifier gives; classes in [policy.classes] are held to them.
+# The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "five-level": ("trivial", "simple", "moderate", "complex", "expert"),
@@ -349,7 +350,7 @@ class Policy:
 
     Attributes:
         fixed_model: turns routing off: this model serves every call, whatever is asked for; empty: routing.
-        classifier: the rule set that gives a request its level.
+        classifier: the rule set that gives a request its level: a built-in one, or one of ``classifiers``.
         strategy: how to choose among the endpoints of a model.
         confidence_threshold: under this confidence the standard tier is used.
         quality_floor: the least quality (0..1) a model should have.
@@ -373,7 +374,7 @@ class Policy:
     """
 
     fixed_model: str = field(default="", validator=text(empty=True))
-    classifier: str = field(default="five-level", validator=one_of(CLASSIFIERS))
+    classifier: str = field(default="five-level", validator=text())
     strategy: str = field(default="latency", validator=one_of(STRATEGIES))
     confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
     quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
@@ -445,6 +446,7 @@ class Config:
         policy: ``[policy]``.
         quality: ``[quality]``.
         budgets: ``[[budgets]]``, in the file's order.
+        classifiers: ``[classifiers.NAME]``: rule sets beside the built-in ones, by name.
     """
 
     default_model: str = field(default=AUTO, validator=text())
@@ -466,6 +468,12 @@ class Config:
     policy: Policy = field(factory=Policy)
     quality: QualityConfig = field(factory=QualityConfig)
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=tuple)
+    classifiers: Mapping[str, RuleSet] = field(factory=dict)
+
+    @property
+    def levels(self) -> Mapping[str, tuple[str, ...]]:
+        """The levels of each classifier there is, cheapest first."""
+        return {**CLASSIFIERS, **{name: rules.levels for name, rules in self.classifiers.items()}}
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -513,4 +521,15 @@ SETTINGS = (
     "catalog",
     "reload",
 )
-TABLES = ("cache", "providers", "endpoints", "models", "aliases", "tiers", "policy", "quality", "budgets")
+TABLES = (
+    "cache",
+    "providers",
+    "endpoints",
+    "models",
+    "aliases",
+    "tiers",
+    "policy",
+    "quality",
+    "budgets",
+    "classifiers",
+)

@@ -30,6 +30,7 @@ def find_problems(
     unread_providers: Collection[str] = (),
     unread_models: Collection[str] = (),
     unread_tiers: Collection[str] = (),
+    unread_classifiers: Collection[str] = (),
 ) -> list[str]:
     """Everything in which the parts of the configuration do not fit.
 
@@ -38,8 +39,8 @@ def find_problems(
         catalog: the built-in one, with the configured file over it where there is one.
         formats: wire formats that can be spoken.
         places: where each endpoint stands in the source, if some there could not be read.
-        unread_providers, unread_models, unread_tiers: names whose tables have problems of their own. They
-            exist, so nothing that refers to them is wrong for that reason.
+        unread_providers, unread_models, unread_tiers, unread_classifiers: names whose tables have problems of
+            their own. They exist, so nothing that refers to them is wrong for that reason.
     """
     served = dict.fromkeys([*config.served, *unread_models])
     known = catalog.with_overrides(config.models, served=served)
@@ -53,7 +54,8 @@ def find_problems(
         *_tiers(config, known, served),
         *_default_model(config, known, served, tiers),
         *_fixed_model(config, known, served),
-        *_policy(config, tiers),
+        *_classifiers(config),
+        *_policy(config, tiers, unread_classifiers),
         *_quality(config),
         *_budgets(config),
     ]
@@ -241,12 +243,31 @@ def _fixed_model(config: Config, known: Catalog, served: Mapping[str, None]) -> 
         yield f"policy.fixed_model: {_not_served(name, known, served)}"
 
 
-def _policy(config: Config, tiers: Collection[str]) -> Iterable[str]:
+def _classifiers(config: Config) -> Iterable[str]:
+    for name, rules in config.classifiers.items():
+        path = f"classifiers.{quoted(name)}"
+        if name in CLASSIFIERS:
+            yield f"{path}: is the name of a built-in classifier, must be another name"
+        if rules.name != name:
+            yield f"{path}: holds the rule set called {show(rules.name)}, must have its name"
+        if rules.tiers:
+            yield f"{path}.tiers: has no effect here, must stand in [policy.classes]"
+        if rules.unsure is not None:
+            yield f"{path}.unsure: has no effect here, must be left out"
+
+
+def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collection[str]) -> Iterable[str]:
     policy = config.policy
-    levels = CLASSIFIERS[policy.classifier]
+    known = config.levels
+    levels = known.get(policy.classifier)
+    if levels is None and policy.classifier not in unread_classifiers:
+        yield (
+            f"policy.classifier: {show(policy.classifier)} is none of the words known"
+            f"{did_you_mean(policy.classifier, known)}, must be one of {', '.join(known)}"
+        )
     for level, tier in policy.classes.items():
         path = f"policy.classes.{quoted(level)}"
-        if level not in levels:
+        if levels is not None and level not in levels:
             yield (
                 f"{path}: the {policy.classifier} classifier has no such level{did_you_mean(level, levels)}, "
                 f"must be one of {', '.join(levels)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from attrs import frozen
 from fastroute import _toml, errors
 from fastroute._checks import did_you_mean, mapping_of, quoted, sequence_of, show, text
 from fastroute.catalog import Catalog, ModelOverride
+from fastroute.classify import RuleSet
 
 from .convert import read_table, unknown_key
 from .environment import overlay
@@ -44,6 +46,7 @@ T = TypeVar("T")
 Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 
 DEFAULT_FILE = "fastroute.toml"
+_CLASSIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 FORMATS = ("openai",)
 
 
@@ -264,6 +267,7 @@ def _from_tables(
     parts["models"] = _read_named(ModelOverride, tables, "models", problems)
     endpoints = _read_list(EndpointConfig, tables, "endpoints", problems)
     budgets = _read_list(BudgetConfig, tables, "budgets", problems)
+    parts["classifiers"] = _read_classifiers(tables.get("classifiers", {}), problems)
     parts["endpoints"] = () if endpoints is None else tuple(endpoints.values())
     parts["budgets"] = () if budgets is None else tuple(budgets.values())
     for key, validator in (
@@ -323,6 +327,24 @@ def _read_list(
         return None
     read = {number: read_table(kind, table, f"{key}[{number}]", problems) for number, table in enumerate(raw)}
     return {number: entry for number, entry in read.items() if entry is not None}
+
+
+def _read_classifiers(raw: Any, problems: list[str]) -> dict[str, RuleSet]:
+    if not isinstance(raw, Mapping):
+        problems.append(
+            f"classifiers: {show(raw)} is not a table, must hold a table [classifiers.NAME] for each"
+        )
+        return {}
+    found = {}
+    for name, table in raw.items():
+        if not isinstance(name, str) or not _CLASSIFIER.fullmatch(name):
+            problems.append(f"classifiers: {show(name)} is no name, must be letters, digits, - and _")
+            continue
+        try:
+            found[name] = RuleSet.from_mapping(name, table)
+        except errors.ConfigError as error:
+            problems += error.problems
+    return found
 
 
 def _read_entries(raw: Any, key: str, validator: Any, problems: list[str]) -> dict[str, Any]:
@@ -392,6 +414,7 @@ def _relation_problems(
         unread_providers=_names(tables.get("providers")) - config.providers.keys(),
         unread_models=models - set(config.served),
         unread_tiers=_names(tables.get("tiers")) - config.tiers.keys(),
+        unread_classifiers=_names(tables.get("classifiers")) - config.classifiers.keys(),
     )
 
 

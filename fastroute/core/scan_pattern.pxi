@@ -248,18 +248,18 @@ def _scan_empty(node):
 
 def _scan_program(text):
     """A pattern as instructions: ``("set", symbols)``, ``("fork", two)``, ``("jump", one)``, ``("assert", which)``
-    and ``("match",)`` at the end; places are relative to the program's own start.
+    and ``("match",)`` at the end; places are relative to the program's own start. After it stand notes:
+    ``("chain", start, length, count)`` for as many copies of something, each of which may be the last.
 
     Raises:
         ValueError: what is wrong, and at which character.
     """
-    program = []
-    _scan_emit(_PatternParser(text).tree(), program)
-    program.append(("match",))
-    return program
+    program, chains = [], []
+    _scan_emit(_PatternParser(text).tree(), program, chains)
+    return [*program, ("match",), *chains]
 
 
-def _scan_emit(node, program):
+def _scan_emit(node, program, chains):
     if len(program) > SCAN_MAX_PROGRAM:
         raise ValueError(f"it is too large: more than {SCAN_MAX_PROGRAM} steps when its repeats are written out")
     kind = node[0]
@@ -267,35 +267,35 @@ def _scan_emit(node, program):
         program.append(node)
     elif kind == "all":
         for inner in node[1]:
-            _scan_emit(inner, program)
+            _scan_emit(inner, program, chains)
     elif kind == "any":
         jumps = []
         for inner in node[1][:-1]:
             fork = len(program)
             program.append(None)
-            _scan_emit(inner, program)
+            _scan_emit(inner, program, chains)
             jumps.append(len(program))
             program.append(None)
             program[fork] = ("fork", fork + 1, len(program))
-        _scan_emit(node[1][-1], program)
+        _scan_emit(node[1][-1], program, chains)
         for place in jumps:
             program[place] = ("jump", len(program))
     else:
-        _scan_emit_repeat(node[1], node[2], node[3], program)
+        _scan_emit_repeat(node[1], node[2], node[3], program, chains)
 
 
-def _scan_emit_repeat(node, least, most, program):
+def _scan_emit_repeat(node, least, most, program, chains):
     start = len(program)
     for _ in range(least):
         start = len(program)
-        _scan_emit(node, program)
+        _scan_emit(node, program, chains)
         if len(program) == start:      # an empty group, as often as you like
             return
     if most is None and least:
         program.append(("fork", start, len(program) + 1))
     elif most is None:
         program.append(None)
-        _scan_emit(node, program)
+        _scan_emit(node, program, chains)
         program.append(("jump", start))
         program[start] = ("fork", start + 1, len(program))
     else:
@@ -303,9 +303,11 @@ def _scan_emit_repeat(node, least, most, program):
         for _ in range(most - least):
             forks.append(len(program))
             program.append(None)
-            _scan_emit(node, program)
+            _scan_emit(node, program, chains)
         for place in forks:
             program[place] = ("fork", place + 1, len(program))
+        if len(forks) > 1:
+            chains.append(("chain", forks[0], forks[1] - forks[0], len(forks)))
 
 
 # The automaton ...........................................................................................
@@ -354,14 +356,16 @@ class _SearchAutomaton:
     def __init__(self, programs, columns, kinds, most):
         """``programs`` are (number, instructions)."""
         self._kinds = kinds
-        self._code, self._bit, self._owned = [], [], {}
+        self._code, self._bit, self._owned, self._chains = [], [], {}, []
         self._steps = 0
         starts = []
         for number, program in programs:
             base = len(self._code)
             starts.append(base)
             for item in program:
-                if item[0] in ("fork", "jump"):
+                if item[0] == "chain":
+                    self._chains.append((base + item[1], (_SCAN_ONE << item[2]) - 1, item[2], item[3]))
+                elif item[0] in ("fork", "jump"):
                     item = (item[0], *[base + place for place in item[1:]])
                 self._code.append(item)
                 self._bit.append(_SCAN_ONE << number)
@@ -473,6 +477,23 @@ class _SearchAutomaton:
             found |= ended
         return items, found
 
+    def _pruned(self, items, start, mask, length, count):
+        """Without what stands at a place of a copy that a copy before it has too.
+
+        Whatever can follow there can follow the earlier one, which has more copies to go. So a.{0,60}b needs a
+        state for each distance from the last a, not for every set of distances from all of them.
+        """
+        rest = items >> start & (_SCAN_ONE << length * count) - 1
+        seen = 0
+        while rest:
+            self._steps += 1
+            twice = rest & mask & seen
+            items ^= twice << start
+            seen |= rest & mask
+            rest >>= length
+            start += length
+        return items
+
     def _state(self, items, word, begun, pending, ending, found):
         rest = found
         while rest:
@@ -481,6 +502,8 @@ class _SearchAutomaton:
             items &= ~self._owned[last]
             pending &= ~self._owned[last]
             ending &= ~last
+        for chain in self._chains:
+            items = self._pruned(items, *chain)
         items |= self._fresh
         if not (items | pending) & self._asserting:
             word = False
