@@ -117,6 +117,7 @@ ctypedef struct scan_rule:
 
 include "scan_compile.pxi"
 include "scan_pattern.pxi"
+include "scan_search.pxi"
 
 
 # Rules ...................................................................................................
