@@ -264,7 +264,10 @@ def test_a_source_that_is_none_is_refused(source):
         ({"fastroute": 5}, "fastroute: 5 is not a table"),
         ({"timeout": 5}, "timeout: unknown key here, must stand in [fastroute]"),
         ({"polcy": {}}, "polcy: unknown key; did you mean policy?"),
-        ({"classifiers": {"x": {}}}, "classifiers.x.levels: must be a list"),
+        (
+            {"classifiers": {"x": {"levels": [], "otherwise": {"level": "a"}}}},
+            "classifiers.x.levels: must be",
+        ),
         ({"cache": {"ttl": -1}}, "cache.ttl: -1 is out of range"),
         ({"cache": {"enabled": 1}}, "cache.enabled: 1 is neither true nor false"),
         ({"cache": {"scope": "some"}}, "cache.scope: 'some' is no scope"),
