@@ -102,6 +102,14 @@ class Line:
         """In a forked child: nobody waits here."""
         self.waiting = 0
         self.free = threading.Condition()
+        self._reaped = 0.0
+
+    def reap(self, core: _core.Endpoint) -> None:
+        """Takes back, at most once a second, what killed workers held: a call is about to wait for it."""
+        now = time.monotonic()
+        if now >= self._reaped + _REAP:
+            self._reaped = now
+            core.segment.reap()
 
     def freed(self) -> None:
         """Tells calls that wait for a permit that one was given back."""
@@ -379,6 +387,7 @@ class Dispatcher:
             line.waiting += 1
         try:
             if limited.reason == _core.BUSY:
+                self._line.reap(core)
                 with line.free:
                     line.free.wait(min(_POLL, patience))
                 return None
