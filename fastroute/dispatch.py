@@ -36,9 +36,9 @@ log = logging.getLogger("fastroute")
 
 _Answer = TypeVar("_Answer", Completion, Stream)
 
-_POLL = (
-    0.02  # seconds after which a call that waits for a permit looks again: another process may have freed it
-)
+# A call that waits for a permit looks again after so many seconds: another process may have freed one.
+_POLL = 0.02
+_REAP = 1.0  # seconds between two looks for what killed workers held
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
 
 
