@@ -1,65 +1,30 @@
-"""A request, the configuration and the endpoints' state → a plan: who is asked, in which order, and why.
+"""A plan: who is asked for one request, in which order, and why.
 
-Owns the decision and its explanation. Pure but for reading the core's state: nothing is sent, admitted or
-counted here, so a plan may be made and thrown away. Carrying it out is `dispatch.py`.
-
-A plan has stages, asked one after the other: the tier or model that the request calls for, then the fallback
-models of what was in it, then, for a tier, the cheaper tiers. Within a stage the core ranks: models of a tier
-by price / (quality × speed), the endpoints of a model by the policy's strategy. A stage is ranked when it is
-reached, so a later one sees the state of its moment.
+Owns the plan as a value: walking through it, explaining it, and the error that says why nobody can serve. How
+it is made is `planner.py`; carrying it out is `dispatch.py`. A plan may be made and thrown away: nothing was
+sent, admitted or counted for it.
 """
 
 from __future__ import annotations
 
-import logging
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import orjson
 from attrs import frozen
 
 from . import _core
-from .catalog import Catalog, Model
-from .classify import Classifier
-from .config import AUTO, Config, tiers_of
-from .errors import (
-    BadRequestError,
-    BudgetExceeded,
-    ContextLengthExceeded,
-    Error,
-    ModelNotFoundError,
-    NoEndpointError,
-    RequestTooLargeForLimit,
-)
-from .state import STATE_NAMES, Endpoint, State
-from .tokens import estimate_input
-from .types import NANO, Classification, Request, usd_to_nano
+from .catalog import Model
+from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
+from .state import STATE_NAMES, Endpoint
+from .tokens import Calibration
+from .types import NANO, Classification, Request
 
-log = logging.getLogger("fastroute")
+if TYPE_CHECKING:
+    from .planner import Planner
 
 STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
 _CAPABILITIES = {STREAMING: "streaming", TOOLS: "tools", VISION: "vision", JSON_SCHEMA: "JSON schema"}
-
-STRATEGIES: Mapping[str, int] = {
-    "latency": _core.LATENCY,
-    "weighted": _core.WEIGHTED,
-    "least-busy": _core.LEAST_BUSY,
-    "lowest-cost": _core.LOWEST_COST,
-    "lowest-usage": _core.LOWEST_USAGE,
-    "two-choices": _core.TWO_CHOICES,
-    "ordered": _core.ORDERED,
-}
-_CHAIN_NAMES = {
-    "fallbacks": "fallback",
-    "context_fallbacks": "fallback for long input",
-    "content_fallbacks": "fallback for filtered content",
-}
-_MIDDLE_TIER = "standard"  # where a request goes that nobody could classify with confidence
-
-# How much longer than a simple one an answer of a harder class may take for each token.
-_TIMEOUT_FACTORS = {"simple": 1.0, "moderate": 1.5, "complex": 2.5, "creative": 3.0}
 
 
 @frozen
@@ -92,6 +57,11 @@ class Stage:
     endpoints: tuple[Endpoint, ...]
     ranking: _core.Ranking
     by_value: bool
+    calibrations: tuple[Calibration, ...]
+
+    def input_tokens(self, estimate: int) -> int:
+        """The estimate as corrected by the usage that came back, for the model that counts the most."""
+        return max([each.apply(estimate) for each in self.calibrations])
 
 
 @frozen
@@ -123,258 +93,6 @@ class Candidate:
     value: float
     available_requests: int | None
     available_tokens: int | None
-
-
-class Planner:
-    """Makes plans for one configuration.
-
-    Thread safety: all methods; what it remembers (stages by name) is only ever added to.
-    """
-
-    def __init__(self, config: Config, catalog: Catalog, state: State, classifier: Classifier) -> None:
-        self._config = config
-        self._catalog = catalog
-        self._state = state
-        self._classifier = classifier
-        self._strategy = STRATEGIES[config.policy.strategy]
-        policy = config.policy
-        self._price_ceiling = -1 if policy.price_ceiling is None else usd_to_nano(policy.price_ceiling)
-        self._fixed = catalog.resolve(policy.fixed_model) if policy.fixed_model else None
-        self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
-        self._models_of = tiers_of(config, catalog)
-        self._tiers = tuple(self._models_of)
-        self._tier_of = self._spread(classifier.levels)
-        self._factor_of = _factors(classifier.levels)
-        self._stages: dict[tuple[str, ...], Stage | None] = {}
-        self._random = random.Random()
-
-    def plan(self, request: Request) -> Plan:
-        """Decides, sending nothing.
-
-        Raises:
-            ModelNotFoundError: no model, alias or tier has the name; near names are in the message.
-            BadRequestError: a routing word is wrong.
-        """
-        scan, failure = self._scan(request)
-        params = request.params
-        wanted = request.max_tokens
-        if scan is None:
-            chars, utf8, messages, images = _count(request.messages)
-        else:
-            chars, utf8, messages, images = scan.chars, scan.utf8, scan.messages, scan.images
-        tools = params.get("tools") or params.get("functions")
-        tokens_in = estimate_input(chars, utf8, messages, images)
-        if tools:
-            tokens_in += _json_tokens(tools)
-        needs = STREAMING if request.stream else 0
-        if tools:
-            needs |= TOOLS
-        if images:
-            needs |= VISION
-        shape = params.get("response_format")
-        if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
-            needs |= JSON_SCHEMA
-        level = scan.level if scan is not None else ""
-        stage = self._first_stage(request, level, scan.confidence if scan is not None else 0.0)
-        tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
-        factor = self._factor_of.get(level, 1.0)
-        policy = self._config.policy
-        timeout = policy.timeout_base + policy.timeout_per_1k * (wanted or 0) / 1000 * factor
-        estimate = Estimate(tokens_in, tokens_out, timeout)
-        return Plan(self, request, scan, failure, stage, estimate, needs)
-
-    def higher(self, plan: Plan, first: Stage) -> Plan | None:
-        if first.tier is None or first.tier == self._tiers[-1]:
-            return None
-        return self._from_tier(plan, self._tiers[self._tiers.index(first.tier) + 1])
-
-    def cheapest(self, plan: Plan, first: Stage) -> Plan | None:
-        if self._fixed is not None or not self._tiers or first.tier == self._tiers[0]:
-            return None
-        return self._from_tier(plan, self._tiers[0])
-
-    def _from_tier(self, plan: Plan, tier: str) -> Plan:
-        stage = self._tier_stage(tier)
-        return Plan(self, plan.request, plan._scan, plan._failure, stage, plan.estimate, plan.needs)
-
-    def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
-        options = plan.request.options
-        policy = self._config.policy
-        floor = policy.quality_floor if options.quality is None else options.quality
-        latency = policy.max_latency if options.max_latency is None else options.max_latency
-        price = self.max_price(plan.request)
-        return stage.ranking.rank(
-            self._strategy,
-            plan.estimate.input_tokens,
-            plan.estimate.output_tokens,
-            plan.needs,
-            price,
-            self._price_ceiling,
-            floor or 0.0,
-            latency or 0.0,
-            stage.by_value,
-            0,
-            self._random.getrandbits(63),
-        )
-
-    def max_price(self, request: Request) -> int:
-        """Nano-dollars that the whole call may cost by estimate; -1 for no cap."""
-        wanted = request.options.max_cost
-        return self._max_price if wanted is None else usd_to_nano(wanted)
-
-    def later_stages(self, first: Stage) -> Iterator[Stage]:
-        """What follows the first stage: the fallback models of those in it, breadth first; cheaper tiers.
-
-        Each endpoint comes once. With routing turned off nothing follows.
-        """
-        if self._fixed is not None:
-            return
-        seen = {endpoint.model.name for endpoint in first.endpoints}
-        level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
-        while level:
-            names = []
-            for model in level:
-                for name in model.fallbacks:
-                    if name not in seen:
-                        seen.add(name)
-                        names.append(name)
-            stage = self._stage(("fallbacks", *names)) if names else None
-            if stage is not None:
-                yield stage
-            level = [self._catalog.model(name) for name in names]
-        if first.tier is None or not self._config.policy.cascade:
-            return
-        for tier in reversed(self._tiers[: self._tiers.index(first.tier)]):
-            names = [name for name in self._model_names(tier) if name not in seen]
-            seen.update(names)
-            stage = self._stage(("tier", tier, *names)) if names else None
-            if stage is not None:
-                yield stage
-
-    def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
-        """The endpoints of a model's ``context_fallbacks`` or ``content_fallbacks``, first choice first."""
-        names = () if self._fixed is not None else getattr(model, chain)
-        stage = self._stage((chain, *names)) if names else None
-        if stage is not None:
-            for place in self.rank(plan, stage).order:
-                yield stage.endpoints[place], None
-
-    def explain(self, scan: Any, failure: str | None) -> Classification:
-        if scan is None:
-            return Classification(
-                "unknown", None, 0.0, {}, self._classifier.name, f"the classifier failed: {failure}"
-            )
-        return self._classifier.explain(scan)
-
-    # ------------------------------------------------------------------------------------------ what is asked
-
-    def _scan(self, request: Request) -> tuple[Any, str | None]:
-        try:
-            return self._classifier.scan(request.messages, request.params), None
-        except Exception as error:
-            # A message that no classifier can read is still the provider's to refuse; the call goes on by
-            # the middle tier. The error's text may quote the message, so only its kind is logged.
-            log.warning("the classifier failed with %s; the default tier is used", type(error).__name__)
-            return None, type(error).__name__
-
-    def _first_stage(self, request: Request, level: str, confidence: float) -> Stage:
-        if self._fixed is not None:
-            return self._fixed_stage(self._fixed)
-        name = request.model
-        wanted = request.options.tier
-        if wanted is not None:
-            if wanted not in self._models_of:
-                raise BadRequestError(
-                    f'route.tier: there is no tier "{wanted}"; there are {", ".join(self._tiers) or "none"}'
-                )
-            return self._tier_stage(wanted)
-        if name == AUTO:
-            tier = self._tier_of.get(level)
-            if tier is None or confidence < self._config.policy.confidence_threshold:
-                tier = self._default_tier()
-            return self._tier_stage(tier)
-        if name in self._models_of:
-            return self._tier_stage(name)
-        stage = self._stage(("model", name)) or self._stage(("model", self._catalog.resolve(name)))
-        if stage is None:
-            known = sorted(self._state.by_model)
-            raise ModelNotFoundError(
-                f'no endpoint serves the model "{name}"; there are endpoints for {", ".join(known)}',
-                suggestions=known,
-            )
-        return stage
-
-    def _fixed_stage(self, name: str) -> Stage:
-        stage = self._stage(("fixed", name))
-        assert stage is not None  # the configuration was checked for an endpoint of this model
-        return stage
-
-    def _tier_stage(self, tier: str) -> Stage:
-        stage = self._stage(("tier", tier, *self._model_names(tier)))
-        if stage is None:
-            raise NoEndpointError(f'no model of the tier "{tier}" has an endpoint')
-        return stage
-
-    def _model_names(self, tier: str) -> list[str]:
-        return [self._catalog.resolve(name) for name in self._models_of[tier]]
-
-    def _default_tier(self) -> str:
-        if not self._tiers:
-            raise NoEndpointError('there are no tiers to choose from for "auto"; name a model')
-        return _MIDDLE_TIER if _MIDDLE_TIER in self._models_of else self._tiers[len(self._tiers) // 2]
-
-    def _spread(self, levels: Sequence[str]) -> dict[str, str]:
-        """Level → tier: as configured, or the tier of the same name, or spread evenly, cheapest first."""
-        tiers = self._tiers
-        found = {}
-        for place, level in enumerate(levels):
-            if level in self._config.policy.classes:
-                found[level] = self._config.policy.classes[level]
-            elif level in self._models_of:
-                found[level] = level
-            elif tiers:
-                found[level] = tiers[place * len(tiers) // len(levels)]
-        return found
-
-    def _stage(self, key: tuple[str, ...]) -> Stage | None:
-        if key in self._stages:
-            return self._stages[key]
-        kind, *names = key
-        if kind == "tier":
-            tier, *models = names
-            stage = self._build(f"tier {tier}", tier, models, by_value=True)
-        elif kind == "fixed":
-            stage = self._build(f"model {names[0]} (policy.fixed_model)", None, names, by_value=False)
-        elif kind == "model":
-            stage = self._build(f"model {names[0]}", None, names, by_value=False)
-            if stage is None:
-                return None  # a caller's spelling: not remembered, or any text would grow the table
-        else:
-            stage = self._build(_CHAIN_NAMES[kind], None, names, by_value=False)
-        self._stages[key] = stage
-        return stage
-
-    def _build(self, reason: str, tier: str | None, models: Sequence[str], by_value: bool) -> Stage | None:
-        endpoints = [
-            (place, endpoint)
-            for place, model in enumerate(models)
-            for endpoint in self._state.by_model.get(model, ())
-        ]
-        if not endpoints:
-            return None
-        found = [endpoint for _, endpoint in endpoints]
-        ranking = _core.Ranking(
-            [endpoint.core for endpoint in found],
-            models=[place for place, _ in endpoints],
-            windows=[endpoint.model.context_window for endpoint in found],
-            max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
-            capabilities=[endpoint.model.capabilities for endpoint in found],
-            input_prices=[_price(endpoint.model.input_price) for endpoint in found],
-            output_prices=[_price(endpoint.model.output_price) for endpoint in found],
-            qualities=[endpoint.model.quality for endpoint in found],
-            latencies=[endpoint.model.latency for endpoint in found],
-        )
-        return Stage(reason, tier, tuple(found), ranking, by_value)
 
 
 class Plan:
@@ -570,6 +288,7 @@ class Plan:
         model = endpoint.model
         code = ranked.verdicts[place]
         estimate = self.estimate
+        tokens_in = stage.input_tokens(estimate.input_tokens)
         price = ranked.prices[place]
         cost = "unknown" if price < 0 else f"${price / NANO:.6f}"
         if code == 0:
@@ -579,7 +298,8 @@ class Plan:
             return f"left out: no {', '.join(lacking)}"
         if code == _core.OUT_WINDOW:
             return (
-                f"left out: about {estimate.input_tokens} + {estimate.output_tokens} tokens, "
+                f"left out: about {tokens_in} + "
+                f"{estimate.output_tokens} tokens, "
                 f"window {model.context_window}"
             )
         if code == _core.OUT_PRICE_CAP:
@@ -591,7 +311,7 @@ class Plan:
             return f"left out: breaker {state}, next try in {_reopens(endpoint, _core.clock()):.1f} s"
         if code == _core.OUT_TOO_LARGE:
             return (
-                f"left out: about {estimate.input_tokens + estimate.output_tokens} tokens, "
+                f"left out: about {tokens_in + estimate.output_tokens} tokens, "
                 "more than its limit lets in at once"
             )
         if code == _core.SOFT_QUALITY:
@@ -608,33 +328,3 @@ def _reopens(endpoint: Endpoint, now: int) -> float:
 
 def _limited(available: int) -> int | None:
     return None if available >= 2**62 else available  # the core's word for no limit is its largest number
-
-
-def _price(nano: int | None) -> int:
-    return -1 if nano is None else nano
-
-
-def _json_tokens(value: Any) -> int:
-    try:
-        return len(orjson.dumps(value)) // 4 + 1
-    except TypeError:
-        return 0  # no JSON: the provider's encoder refuses it with its place
-
-
-def _count(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:
-    """Characters, bytes, messages and images, for when the scan could not read them."""
-    chars = sum(
-        len(message["content"])
-        for message in messages
-        if isinstance(message, Mapping) and isinstance(message.get("content"), str)
-    )
-    return chars, chars, len(messages), 0
-
-
-def _factors(levels: Sequence[str]) -> dict[str, float]:
-    """Level → time-out factor: the level's own name, or its place between the cheapest and the hardest."""
-    steps = (_TIMEOUT_FACTORS["simple"], _TIMEOUT_FACTORS["moderate"], _TIMEOUT_FACTORS["complex"])
-    return {
-        level: _TIMEOUT_FACTORS.get(level, steps[place * len(steps) // len(levels)])
-        for place, level in enumerate(levels)
-    }

@@ -27,7 +27,7 @@ from .classify import Classifier
 from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
 from .dispatch import Dispatcher, Line
 from .ledger import Ledger, NullLedger
-from .plan import Planner
+from .planner import Planner
 from .providers import get as get_format
 from .providers.base import Target
 from .quality import Rates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fastroute.testing import Provider
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
-PAGES = ["README.md", "docs/routing.md"]
+PAGES = ["README.md", "docs/routing.md", "docs/ledger.md"]
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with Provider(models=MODELS) as provider:
         endpoints = "".join(f'[[endpoints]]\nprovider = "local"\nmodel = "{model}"\n' for model in MODELS)
         (tmp_path / "fastroute.toml").write_text(
-            f'[fastroute]\nledger = ""\n[providers.local]\nbase_url = "{provider.base_url}"\n{endpoints}'
+            '[fastroute]\nledger = "examples.db"\n'
+            f'[providers.local]\nbase_url = "{provider.base_url}"\n{endpoints}'
             '[tiers]\nbudget = ["gpt-4.1-nano"]\nstandard = ["gpt-4.1-mini"]\npremium = ["gpt-4.1"]\n'
         )
         monkeypatch.chdir(tmp_path)
@@ -37,7 +39,15 @@ def test_the_examples_run_from_top_to_bottom(page: str, local: None) -> None:
     assert blocks
     messages = [{"role": "user", "content": "Compare B-trees and LSM trees."}]
     with fastroute.Client() as client:
-        names: dict[str, Any] = {"client": client, "messages": messages, "many": [messages, messages]}
+        names: dict[str, Any] = {
+            "client": client,
+            "messages": messages,
+            "many": [messages, messages],
+            "time": time,
+            "midnight": time.time() - 3600,
+            "monday": time.time() - 86_400,
+            "prices": lambda model: (1, 2, None),
+        }
         for block in blocks:
             exec(compile(block, page, "exec"), names)
         made = names["client"]

@@ -8,7 +8,7 @@ import pytest
 
 import fastroute
 from fastroute.events import RetryBudgetExhausted
-from fastroute.testing import Fault, Provider
+from fastroute.testing import Answer, Fault, Provider
 
 MESSAGES = [{"role": "user", "content": "Hello there"}]
 TOO_LONG = Fault.error("context_length_exceeded")
@@ -112,3 +112,22 @@ def test_case_100_an_empty_retry_budget_stops_retries_and_never_failover(three: 
             client.chat.completions.create(model="b", messages=MESSAGES)
         assert len(caught.value.attempts) == 1
         assert heard == ["p1/b"]
+
+
+def test_the_estimate_learns_from_the_usage_that_comes_back() -> None:
+    """English takes fewer tokens than the first guess: what fits is left in once that is known."""
+    messages = [{"role": "user", "content": "word " * 600}]  # 3000 characters: 1008 tokens at the first guess
+    answer = Answer("fine", prompt_tokens=500, completion_tokens=5)
+    with (
+        Provider(answer=answer) as provider,
+        fastroute.Client(config({"a": {"context_window": 900}, "b": {}}, provider, provider)) as client,
+    ):
+        with pytest.raises(fastroute.ContextLengthExceeded):
+            client.chat.completions.create(model="a", messages=messages, max_tokens=100)
+        short = [{"role": "user", "content": "word " * 300}]
+        for _ in range(30):
+            provider.answer = Answer("fine", prompt_tokens=254, completion_tokens=5)
+            client.chat.completions.create(model="a", messages=short, max_tokens=100)
+        provider.answer = answer
+        reply = client.chat.completions.create(model="a", messages=messages, max_tokens=100)
+        assert models_of(reply) == ["a"]

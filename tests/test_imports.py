@@ -24,6 +24,7 @@ ROWS = [
     {"config", "prices"},
     {"providers", "state", "cache", "ledger", "quality", "budget"},
     {"plan", "transport"},
+    {"planner"},
     {"sending"},
     {"stream"},
     {"attempt"},
