@@ -333,6 +333,23 @@ def decision(_: ExitStack) -> Operation:
     return Operation("decide()", {"decide": decide}, lambda ticket: ticket >= 0)
 
 
+def bare_decision(_: ExitStack) -> Operation:
+    """The same without filters, values and an order: one endpoint is picked."""
+    classifier = Classifier(rule_set())
+    endpoints = _endpoints(_NUMBER)
+    messages = [{"role": "user", "content": _TEXT}]
+    scan, pick = classifier._rules.scan, ranking_of(endpoints).pick
+    latency, ok = _core.LATENCY, _core.OK
+
+    def decide() -> int:
+        endpoint = endpoints[pick(latency)]
+        ticket = endpoint.admit(scan(messages).chars)
+        endpoint.finish(ticket, ok, 0.5)
+        return ticket
+
+    return Operation("decide()", {"decide": decide}, lambda ticket: ticket >= 0)
+
+
 def _by_hand(find: Callable[[str], Any]) -> Callable[[], Any]:
     """A scan, the least EWMA whose breaker is closed, and a moving window, each of a package of its own."""
     breaker = need("circuitbreaker").CircuitBreaker
@@ -420,6 +437,7 @@ COMPARISONS = (
         (
             NO_OP,
             Contender("fastroute: scan, rank, admit, finish", decision, ours=True),
+            Contender("fastroute: scan, pick one, admit, finish", bare_decision, ours=True),
             Contender("Hyperscan + circuitbreaker + limits", hyperscan_decision),
             Contender("re + circuitbreaker + limits", re_decision),
             Contender(
