@@ -337,6 +337,9 @@ def test_an_older_package_than_the_built_in_prices_come_from_is_refused(
     assert prices.from_package().name == "genai-prices 99.0"
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="3.10 gets an older genai-prices than the built-in data"
+)
 def test_the_package_that_is_installed_knows_the_models(target: Path) -> None:
     if not os.environ.get("CI"):  # there it is installed, and its absence a failure
         pytest.importorskip("genai_prices")
