@@ -420,7 +420,6 @@ class RetryPolicy:
         key_block: for how long an endpoint is left out after 401 or 403, or a refused certificate.
         quota_block: and after a billing error.
         fallback_on_404: whether "no such model" at one endpoint lets another be asked.
-        fallback_on_content_filter: whether a refusal by one provider's content filter lets another be asked.
     """
 
     max_attempts: int = field(default=3, validator=validators.ge(1))
@@ -434,7 +433,6 @@ class RetryPolicy:
     key_block: float = field(default=300.0, validator=_positive)
     quota_block: float = field(default=900.0, validator=_positive)
     fallback_on_404: bool = False
-    fallback_on_content_filter: bool = False
 
     @classmethod
     def from_policy(cls, settings: _Settings) -> RetryPolicy:
@@ -491,8 +489,8 @@ class RetryPolicy:
         if isinstance(error, errors.ContextLengthExceeded):
             return Verdict(Action.FALL_BACK, BreakerOutcome.IGNORED)
         if isinstance(error, errors.ContentFilterError):
-            action = Action.FAIL_OVER if self.fallback_on_content_filter else Action.STOP
-            return Verdict(action, BreakerOutcome.IGNORED)
+            # A model with `content_fallbacks` leads on from here: that is dispatch's to know.
+            return Verdict(Action.STOP, BreakerOutcome.IGNORED)
         if isinstance(error, errors.RateLimitError):
             return Verdict(Action.RETRY, BreakerOutcome.THROTTLED)
         if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):

@@ -235,11 +235,12 @@ class Sending:
             body = wire.format.encode(call.request, wire.target)
             budgets = self._sinks.budgets
             allowance = call.request.allowance
+            worst = self._worst_cost() if allowance is not None or budgets else None
             if allowance is not None:
-                self._allowed = allowance.reserve(self._worst_cost())
+                self._allowed = allowance.reserve(worst)
             if budgets:
                 self._reservation = budgets.reserve(
-                    self._worst_cost(),
+                    worst,
                     call.request.options.tags,
                     max(call.deadline - self._started, 0.0) + _LEASE_SLACK,
                     forced=call.request.options.force_premium,

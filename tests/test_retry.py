@@ -424,9 +424,8 @@ def test_slow_or_billed_failures_are_worth_one_more_attempt() -> None:
 
 
 def test_settings_open_other_ways() -> None:
-    policy = RetryPolicy(fallback_on_404=True, fallback_on_content_filter=True)
+    policy = RetryPolicy(fallback_on_404=True)
     assert policy.classify(status(404)).action is Action.FAIL_OVER
-    assert policy.classify(errors.ContentFilterError()).action is Action.FAIL_OVER
 
 
 def test_the_core_hears_its_own_numbers() -> None:
