@@ -7,56 +7,19 @@ as they were sent. Errors are read in `faults.py`; JSON's corners are `jsontext.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from fastroute import errors, types
 from fastroute.sse import Event
 
 from . import faults, jsontext
 from .base import Target
-from .stream import StreamDecoder
-
-_MAX_COUNT = 1 << 53  # tokens; a larger figure is a fault, not a count
+from .headers import checked_headers, joined_url, usual_headers
+from .reading import count, document, malformed, string
+from .stream import StreamDecoder, asks_for_usage
 
 # ------------------------------------------------------------------------------------------------- requests
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-# These frame the message; a configured one could only contradict what is sent.
-_FRAMING = frozenset(
-    {"content-length", "transfer-encoding", "connection", "host", "content-encoding", "te", "upgrade"}
-)
-
-
-def checked_headers(target: Target, own: Mapping[str, str]) -> dict[str, str]:
-    """A format's own headers with the configured ones over them, all fit to be sent.
-
-    Raises:
-        ConfigError: naming the header, never its value.
-    """
-    place = f"providers.{target.provider}"
-    merged = {name.lower(): (name, value, f"{place}: the API key") for name, value in own.items()}
-    for name, value in target.headers.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            raise errors.ConfigError(f"{place}.headers: a name in it cannot be the name of an HTTP header")
-        if name.lower() in _FRAMING:
-            raise errors.ConfigError(f"{place}.headers.{name}: the transport sets it; leave it out")
-        merged[name.lower()] = (name, value, f"{place}.headers.{name}")
-    for _, value, origin in merged.values():
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value) or value != value.strip(" \t"):
-            raise errors.ConfigError(
-                f"{origin}: cannot be sent in an HTTP header; it must be Latin-1 text without line breaks, "
-                "control characters or blanks at its ends"
-            )
-    return {name: value for name, value, _ in merged.values()}
-
-
-def _asked_for_usage(request: types.Request) -> bool:
-    options = request.params.get("stream_options")
-    return isinstance(options, Mapping) and options.get("include_usage") is True
 
 
 class OpenAI:
@@ -66,18 +29,10 @@ class OpenAI:
 
     def url(self, target: Target, stream: bool) -> str:
         """``base_url`` + ``/chat/completions``; a query in the base URL is kept behind it."""
-        parts = urlsplit(target.base_url)
-        return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions", fragment=""))
+        return joined_url(target.base_url, "/chat/completions")
 
     def headers(self, target: Target, stream: bool) -> dict[str, str]:
-        own = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream" if stream else "application/json",
-            "User-Agent": "fastroute",
-        }
-        if stream:
-            # A compressed stream arrives in lumps: the compressor holds tokens back.
-            own["Accept-Encoding"] = "identity"
+        own = usual_headers(stream)
         if target.key is not None:
             own["Authorization"] = "Bearer " + target.key.reveal()
         return checked_headers(target, own)
@@ -119,21 +74,21 @@ class OpenAI:
     # ---------------------------------------------------------------------------------------------- answers
 
     def decode(self, body: bytes, request: types.Request, target: Target) -> types.Completion:
-        value = _document(body, target)
+        value = document(body, target)
         found = faults.error_object(value)
         if found is not None:
             raise faults.from_error(found, None, target)
         if not isinstance(value, dict):
-            raise _malformed("the answer is not a JSON object")
+            raise malformed("the answer is not a JSON object")
         items = value.get("choices")
         if not items:
             raise errors.EmptyResponse("the answer holds no choices", maybe_billed=True)
         if not isinstance(items, list):
-            raise _malformed("choices is not a list")
+            raise malformed("choices is not a list")
         return types.Completion(
-            _string(value.get("id")),
-            _count(value.get("created")) or 0,
-            _string(value.get("model")) or target.upstream,
+            string(value.get("id")),
+            count(value.get("created")) or 0,
+            string(value.get("model")) or target.upstream,
             tuple(_choice(item, place, target) for place, item in enumerate(items)),
             usage_from(value.get("usage")),
             None,
@@ -152,35 +107,6 @@ class OpenAI:
 FORMAT = OpenAI()
 
 
-def _malformed(what: str) -> errors.UpstreamProtocolError:
-    return errors.UpstreamProtocolError(what, maybe_billed=True)
-
-
-def _document(body: bytes, target: Target) -> Any:
-    try:
-        return jsontext.loads(body)
-    except jsontext.Cut:
-        if not body.strip():
-            raise errors.EmptyResponse("the answer is empty", maybe_billed=True) from None
-        raise errors.UpstreamTruncated("the answer's JSON stops in the middle", maybe_billed=True) from None
-    except ValueError as error:
-        reason = str(error)
-        if not body.lstrip().startswith((b"{", b"[")):
-            reason += f"; it begins: {faults.excerpt(body, target)}"
-        raise _malformed(f"the answer is {reason}") from None
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _count(value: Any) -> int | None:
-    """A number of tokens or the like, or None where it is not a sane one."""
-    if type(value) is int and 0 <= value <= _MAX_COUNT:
-        return value
-    return None
-
-
 def _content(value: Any) -> str | None:
     """Content as text. Some models send a list of parts: those that are text are joined."""
     if value is None or isinstance(value, str):
@@ -188,35 +114,35 @@ def _content(value: Any) -> str | None:
     if isinstance(value, list):
         parts = (part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text")
         return "".join(part for part in parts if isinstance(part, str))
-    raise _malformed("content is neither text nor null")
+    raise malformed("content is neither text nor null")
 
 
 def _tool_calls(items: Any, *, delta: bool) -> tuple[types.ToolCall, ...] | None:
     if items is None:
         return None
     if not isinstance(items, list):
-        raise _malformed("tool_calls is not a list")
+        raise malformed("tool_calls is not a list")
     calls = []
     for item in items:
         if not isinstance(item, dict):
-            raise _malformed("a tool call is not an object")
+            raise malformed("a tool call is not an object")
         function = item.get("function")
         if function is None:
             function = {}
         if not isinstance(function, dict):
-            raise _malformed("a tool call's function is not an object")
+            raise malformed("a tool call's function is not an object")
         arguments = function.get("arguments")
         if isinstance(arguments, dict):
             # Ollama's habit; OpenAI's shape has the text.
             arguments = jsontext.dumps(arguments).decode()
         index = item.get("index")
-        if index is not None and (_count(index) is None or index > 10_000):
-            raise _malformed("a tool call's index is not a small whole number")
+        if index is not None and (count(index) is None or index > 10_000):
+            raise malformed("a tool call's index is not a small whole number")
         calls.append(
             types.ToolCall(
-                _string(item.get("id")) or None,
-                _string(item.get("type")) or (None if delta else "function"),
-                types.FunctionCall(_string(function.get("name")) or None, _string(arguments)),
+                string(item.get("id")) or None,
+                string(item.get("type")) or (None if delta else "function"),
+                types.FunctionCall(string(function.get("name")) or None, string(arguments)),
                 index,
             )
         )
@@ -234,18 +160,18 @@ def _finish_reason(item: Mapping[str, Any], target: Target) -> str | None:
 
 def _choice(item: Any, place: int, target: Target) -> types.Choice:
     if not isinstance(item, dict):
-        raise _malformed("a choice is not an object")
+        raise malformed("a choice is not an object")
     message = item.get("message")
     if not isinstance(message, dict):
-        raise _malformed("a choice holds no message")
-    index = _count(item.get("index"))
+        raise malformed("a choice holds no message")
+    index = count(item.get("index"))
     return types.Choice(
         place if index is None else index,
         types.Message(
-            _string(message.get("role")) or "assistant",
+            string(message.get("role")) or "assistant",
             _content(message.get("content")),
             _tool_calls(message.get("tool_calls"), delta=False),
-            _string(message.get("refusal")) or None,
+            string(message.get("refusal")) or None,
             message,
         ),
         _finish_reason(item, target),
@@ -262,19 +188,19 @@ def usage_from(value: Any) -> types.Usage | None:
     """
     if not isinstance(value, dict):
         return None
-    prompt = _count(value.get("prompt_tokens"))
-    output = _count(value.get("completion_tokens"))
+    prompt = count(value.get("prompt_tokens"))
+    output = count(value.get("completion_tokens"))
     if prompt is None or output is None or prompt + output == 0:
         return None
     cached = _detail(value, "prompt_tokens_details", "cached_tokens")
     if not cached:
         # DeepSeek's and Moonshot's names.
-        cached = _count(value.get("prompt_cache_hit_tokens")) or _count(value.get("cached_tokens")) or 0
+        cached = count(value.get("prompt_cache_hit_tokens")) or count(value.get("cached_tokens")) or 0
     reasoning = _detail(value, "completion_tokens_details", "reasoning_tokens")
     source: types.UsageSource = "provider"
     total = value.get("total_tokens")
     if total is not None and total != prompt + output:
-        hidden = (_count(total) or 0) - prompt - output
+        hidden = (count(total) or 0) - prompt - output
         if hidden <= 0 or hidden != reasoning:
             source = "estimated"
         output += max(hidden, 0)
@@ -289,7 +215,7 @@ def usage_from(value: Any) -> types.Usage | None:
 
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    return (_count(details.get(name)) or 0) if isinstance(details, dict) else 0
+    return (count(details.get(name)) or 0) if isinstance(details, dict) else 0
 
 
 # ------------------------------------------------------------------------------------------------- streams
@@ -306,7 +232,7 @@ class _OpenAIStream(StreamDecoder):
     def __init__(self, request: types.Request, target: Target) -> None:
         super().__init__(target.upstream)
         self._target = target
-        self._shows_usage = _asked_for_usage(request)
+        self._shows_usage = asks_for_usage(request)
 
     def feed(self, event: Event) -> Sequence[types.Chunk]:
         data = event.data
@@ -317,12 +243,12 @@ class _OpenAIStream(StreamDecoder):
             return ()
         value = self._parsed(event)
         if not isinstance(value, dict):
-            raise _malformed("a stream event is not a JSON object")
+            raise malformed("a stream event is not a JSON object")
         if value.get("error") or event.event == "error":
             raise faults.from_error(value.get("error") or value, None, self._target)
         items = value.get("choices")
         if items is not None and not isinstance(items, list):
-            raise _malformed("choices is not a list")
+            raise malformed("choices is not a list")
         if items is None and "usage" not in value and faults.error_object(value) is not None:
             raise faults.from_error(value, None, self._target)
         usage = None
@@ -337,9 +263,9 @@ class _OpenAIStream(StreamDecoder):
         if not choices and usage is None:
             return ()
         chunk = types.Chunk(
-            _string(value.get("id")),
-            _count(value.get("created")) or 0,
-            _string(value.get("model")) or self._model,
+            string(value.get("id")),
+            count(value.get("created")) or 0,
+            string(value.get("model")) or self._model,
             choices,
             usage,
             value,
@@ -358,30 +284,30 @@ class _OpenAIStream(StreamDecoder):
         except ValueError as error:
             if event.event == "error":
                 raise faults.from_error(event.data, None, self._target) from None
-            raise _malformed(f"a stream event is {error}") from None
+            raise malformed(f"a stream event is {error}") from None
 
     def _choice(self, item: Any) -> types.ChunkChoice:
         if not isinstance(item, dict):
-            raise _malformed("a choice is not an object")
+            raise malformed("a choice is not an object")
         delta = item.get("delta")
         if delta is None:
             delta = {}
         elif not isinstance(delta, dict):
-            raise _malformed("a choice's delta is not an object")
+            raise malformed("a choice's delta is not an object")
         index = item.get("index")
         if index is None:
             index = 0
-        elif _count(index) is None or index > 10_000:
-            raise _malformed("a choice's index is not a small whole number")
+        elif count(index) is None or index > 10_000:
+            raise malformed("a choice's index is not a small whole number")
         content = delta.get("content")
         calls = delta.get("tool_calls")
         return types.ChunkChoice(
             index,
             types.Delta(
-                _string(delta.get("role")) or None,
+                string(delta.get("role")) or None,
                 content if content is None or type(content) is str else _content(content),
                 _tool_calls(calls, delta=True) if calls is not None else None,
-                _string(delta.get("refusal")) or None,
+                string(delta.get("refusal")) or None,
                 delta,
             ),
             _finish_reason(item, self._target),

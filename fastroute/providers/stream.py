@@ -8,11 +8,17 @@ and is done here. Splitting bytes into events is `sse.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastroute import errors, types
 from fastroute.sse import Event
+
+
+def asks_for_usage(request: types.Request) -> bool:
+    """Whether the caller wants to see the usage in the stream itself (``stream_options``)."""
+    options = request.params.get("stream_options")
+    return isinstance(options, Mapping) and options.get("include_usage") is True
 
 
 class _CallSoFar:

@@ -182,9 +182,10 @@ class SetUsage(Change):
 
     def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         for event in events:
-            if isinstance(event, bytes) and event.startswith(b"data: {") and b'"usage":{' in event:
-                line = event.rstrip(b"\r\n")
-                event = b"data: " + self._set(line[6:]) + event[len(line) :]
+            if isinstance(event, bytes) and b'"usage":{' in event:
+                head, mark, rest = event.partition(b"data: ")
+                line = rest.rstrip(b"\r\n")
+                event = head + mark + self._set(line) + rest[len(line) :]
             yield event
 
 
@@ -249,14 +250,39 @@ class Rewrite(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Append(Change):
-    """Pieces after the last event."""
+class WithoutEnd(Change):
+    """Leave out the event that ends the stream, where the format has one."""
+
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+        mark = format.end_mark
+        for event in events:
+            if not (mark and isinstance(event, bytes) and mark in event):
+                yield event
+
+
+@dataclass(frozen=True, slots=True)
+class AfterEnd(Change):
+    """Pieces after the last event; the format's own late events if there are none."""
 
     pieces: tuple[RawPiece, ...]
 
     def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
         yield from events
-        yield from unroll(self.pieces)
+        yield from unroll(self.pieces or (format.late_events(),))
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenEvent(Change):
+    """After so many events, one that the format cannot hold: cut JSON, or text with bytes of no UTF-8."""
+
+    after: int
+    text: bytes = b""
+
+    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+        source = iter(events)
+        yield from split_events(source, self.after)
+        yield format.text_event(self.text) if self.text else format.broken_event()
+        yield from source
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ import orjson
 
 from ._changes import (
     AddHeaders,
-    Append,
+    AfterEnd,
     AsStream,
+    BrokenEvent,
     Change,
     Compress,
     Cut,
@@ -31,6 +32,7 @@ from ._changes import (
     Replace,
     Rewrite,
     SetUsage,
+    WithoutEnd,
 )
 from ._latency import check_seconds
 from ._openai import ERRORS, Format
@@ -360,23 +362,13 @@ class Fault:
 
     @classmethod
     def no_done(cls) -> Fault:
-        """Leave out ``data: [DONE]``."""
-        return cls("no_done", (Rewrite(b"data: [DONE]", drop=True),))
+        """Leave out the stream's end mark, such as ``data: [DONE]``."""
+        return cls("no_done", (WithoutEnd(),))
 
     @classmethod
     def after_done(cls, *events: bytes | str | Mapping[str, Any]) -> Fault:
-        """More events after ``data: [DONE]``; one of content and a second [DONE] unless others are given."""
-        more = events or (
-            {
-                "id": "late",
-                "object": "chat.completion.chunk",
-                "created": 0,
-                "model": "late",
-                "choices": [{"index": 0, "delta": {"content": "late"}, "finish_reason": None}],
-            },
-            "[DONE]",
-        )
-        return cls("after_done", (Append(tuple(_data(event) for event in more)),))
+        """More events after the end mark; one of content and a second end mark unless others are given."""
+        return cls("after_done", (AfterEnd(tuple(_data(event) for event in events)),))
 
     @classmethod
     def insert_event(cls, event: bytes | str | Mapping[str, Any], after: int = 0) -> Fault:
@@ -386,9 +378,7 @@ class Fault:
     @classmethod
     def malformed_event(cls, after: int = 0) -> Fault:
         """An event whose data is broken JSON, after so many events."""
-        return cls(
-            "malformed_event", (Insert(_count("after", after), (_data('{"id": "chatcmpl-1", "choi'),)),)
-        )
+        return cls("malformed_event", (BrokenEvent(_count("after", after)),))
 
     @classmethod
     def long_line(cls, size: int, after: int = 0) -> Fault:
@@ -410,8 +400,4 @@ class Fault:
     @classmethod
     def invalid_utf8(cls, after: int = 1) -> Fault:
         """A content event with bytes that are no UTF-8, after so many events."""
-        event = (
-            b'{"id":"x","object":"chat.completion.chunk","created":0,"model":"x","choices":'
-            b'[{"index":0,"delta":{"content":"\xff\xfe\xc3"},"finish_reason":null}]}'
-        )
-        return cls("invalid_utf8", (Insert(_count("after", after), (_data(event),)),))
+        return cls("invalid_utf8", (BrokenEvent(_count("after", after), b"\xff\xfe\xc3"),))

@@ -2,7 +2,7 @@
 
 Owns paths, the key's header, the reading of a question, the shape of answers, chunks and errors, and the
 names of the rate-limit headers. What is answered is `_answers`, when and how broken it is sent is not
-known here. Another format is another class with these methods (`Format`) and a line in `FORMATS`.
+known here. Another format is another class with these methods (`Format`) and a line in `_formats`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Format(Protocol):
     """One provider's wire format."""
 
     base_path: str
+    end_mark: bytes  # what only the last event of a stream holds; empty where there is no such event
 
     def route(self, method: str, path: str) -> Literal["chat", "models"] | None: ...
     def key(self, headers: Mapping[str, str]) -> str | None: ...
@@ -72,6 +73,9 @@ class Format(Protocol):
         self, status: int, code: str | None, message: str | None, param: str | None = None
     ) -> bytes: ...
     def error_event(self, code: str) -> bytes: ...
+    def text_event(self, text: bytes) -> bytes: ...
+    def late_events(self) -> bytes: ...
+    def broken_event(self) -> bytes: ...
     def request_id(self, serial: int) -> tuple[str, str]: ...
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers: ...
     def refused(self, refused: Refused) -> tuple[Headers, bytes]: ...
@@ -186,6 +190,7 @@ class OpenAI:
     """Chat completions as OpenAI, and all who copy it, speak them."""
 
     base_path = "/v1"
+    end_mark = b"data: [DONE]"
 
     def route(self, method: str, path: str) -> Literal["chat", "models"] | None:
         if method == "POST" and path == "/v1/chat/completions":
@@ -378,6 +383,21 @@ class OpenAI:
     def error_event(self, code: str) -> bytes:
         return b"data: " + self.error(ERRORS[code][0], code, None) + b"\n\n"
 
+    def text_event(self, text: bytes) -> bytes:
+        """A content event with these bytes as they are, for those that no JSON writer would write."""
+        return (
+            b'data: {"id":"x","object":"chat.completion.chunk","created":0,"model":"x","choices":'
+            b'[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % text
+        )
+
+    def late_events(self) -> bytes:
+        """Content and a second end mark, for a stream that does not stop at its end."""
+        return self.text_event(b"late") + self.end_mark + b"\n\n"
+
+    def broken_event(self) -> bytes:
+        """An event whose JSON stops in the middle."""
+        return b'data: {"id": "chatcmpl-1", "choi\n\n'
+
     def request_id(self, serial: int) -> tuple[str, str]:
         return "x-request-id", f"req_{serial:08x}"
 
@@ -402,6 +422,3 @@ class OpenAI:
             ("retry-after-ms", str(math.ceil(refused.retry_after * 1000))),
         )
         return headers, orjson.dumps({"error": body})
-
-
-FORMATS: dict[str, type[Format]] = {"openai": OpenAI}

@@ -14,9 +14,10 @@ from typing import Any
 
 from ._answers import AnswerSource
 from ._faults import Fault
+from ._formats import FORMATS
 from ._hosts import Host, ProcessHost, ThreadHost
 from ._latency import Latency
-from ._openai import FORMATS, StreamStyle
+from ._openai import StreamStyle
 from ._server import ScriptFunction
 from ._settings import CHANGEABLE, Received, Settings
 

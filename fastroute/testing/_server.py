@@ -23,10 +23,11 @@ from typing import Any
 
 from ._answers import Question, Said, settle
 from ._faults import Fault
+from ._formats import FORMATS
 from ._http import Connection, Head, parse_head
 from ._latency import check_seconds
 from ._limits import RateLimits
-from ._openai import FORMATS, Format, Refusal
+from ._openai import Format, Refusal
 from ._settings import Received, Settings
 from ._wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
 

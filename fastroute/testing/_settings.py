@@ -13,8 +13,9 @@ import orjson
 
 from ._answers import AnswerSource
 from ._faults import Fault
+from ._formats import FORMATS
 from ._latency import Latency, check_seconds
-from ._openai import FORMATS, StreamStyle
+from ._openai import StreamStyle
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,44 @@
+"""Reading an answer's JSON with suspicion: the document, and fields that are of the right kind or nothing.
+
+Shared by all formats. What the fields mean is a format's; JSON's corners are `jsontext.py`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastroute import errors
+
+from . import faults, jsontext
+from .base import Target
+
+_MAX_COUNT = 1 << 53  # tokens; a larger figure is a fault, not a count
+
+
+def malformed(what: str) -> errors.UpstreamProtocolError:
+    return errors.UpstreamProtocolError(what, maybe_billed=True)
+
+
+def document(body: bytes, target: Target) -> Any:
+    try:
+        return jsontext.loads(body)
+    except jsontext.Cut:
+        if not body.strip():
+            raise errors.EmptyResponse("the answer is empty", maybe_billed=True) from None
+        raise errors.UpstreamTruncated("the answer's JSON stops in the middle", maybe_billed=True) from None
+    except ValueError as error:
+        reason = str(error)
+        if not body.lstrip().startswith((b"{", b"[")):
+            reason += f"; it begins: {faults.excerpt(body, target)}"
+        raise malformed(f"the answer is {reason}") from None
+
+
+def string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens or the like, or None where it is not a sane one."""
+    if type(value) is int and 0 <= value <= _MAX_COUNT:
+        return value
+    return None
