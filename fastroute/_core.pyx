@@ -16,6 +16,7 @@ cimport cython
 from cpython.exc cimport PyErr_Occurred
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from libc.errno cimport errno
 from libc.math cimport log
 from libc.string cimport memset
 

@@ -167,10 +167,12 @@ class Client:
         return self._router.workers.submit(lambda: self.chat.completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
-        """Plain figures at this moment: endpoints (limits, breaker, latency), cache, waiting calls."""
+        """Plain figures at this moment: where the state lives and how many processes work in it, endpoints
+        (limits, breaker, latency), cache, waiting calls."""
         router = self._router
         snapshot = router.snapshot
         return {
+            "state": snapshot.state.sharing(),
             "endpoints": snapshot.state.snapshot(),
             "cache": snapshot.cache.stats() if snapshot.cache is not None else None,
             "queued": router.line.waiting,

@@ -84,6 +84,16 @@ class LedgerDegraded(Event):
 
 
 @frozen
+class StateDegraded(Event):
+    """Limits, breakers and budgets are shared with fewer processes than the configuration asks for.
+
+    Told once in each client, when a call begins and somebody listens.
+    """
+
+    reason: str
+
+
+@frozen
 class DriftDetected(Event):
     """A model's answers changed for better or worse: a rate left its baseline (see `quality`).
 

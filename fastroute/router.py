@@ -213,6 +213,7 @@ class Router:
         started = time.monotonic()
         deadline = started + timeout
         hooks = self.hooks
+        snapshot.state.tend(hooks)
         try:
             answer = self._answer(snapshot, request, started, deadline)
         except errors.Error as error:

@@ -1,9 +1,8 @@
 """The live endpoints: which there are, and the core's state of each.
 
-Owns the segment that the state lives in and the objects that read and write it, by endpoint name. It knows no
-wire format and sends nothing; choosing is `plan.py`, using is `dispatch.py`.
-
-The segment is an anonymous shared mapping: whatever this process forks shares it, with nothing to set up.
+Owns the objects that read and write the core's state, by endpoint name, and looking after what killed workers
+left. It knows no wire format and sends nothing; where the state lives is `segments.py`, choosing is
+`plan.py`, using is `dispatch.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from typing import Any
 
 from attrs import frozen
 
-from . import _core, errors
+from . import _core, errors, events
 from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
+from .segments import Home, open_home
 from .tokens import Calibration, OutputHistory
 
 _LAST_RESORT = 1e-9  # the weight of an endpoint that is configured with 0: after all others
@@ -47,16 +47,19 @@ class State:
             goes on, and so does what was learned of a model; limits and rules are the new ones at once.
 
     Attributes:
+        home: where the state lives, and who shares it.
         outputs: how long the answers of each model were.
 
     Raises:
-        ConfigError: if the segment has no room left for so many endpoints.
+        ConfigError: if the segment has no room left for so many endpoints, or cannot be where it should.
 
     Thread safety: everything may be read from any thread; the core's figures need no lock.
     """
 
     def __init__(self, config: Config, catalog: Catalog, previous: State | None = None) -> None:
-        self.segment: _core.Segment = _core.Segment() if previous is None else previous.segment
+        self.home: Home = open_home(config) if previous is None else previous.home
+        self.segment: _core.Segment = self.home.segment
+        self._untold = previous is None and self.home.reason is not None
         self.outputs: OutputHistory = OutputHistory() if previous is None else previous.outputs
         known = previous.endpoints if previous is not None else ()
         calibrations = {endpoint.model.name: endpoint.calibration for endpoint in known}
@@ -71,7 +74,7 @@ class State:
             except _core.SegmentFullError:
                 raise errors.ConfigError(
                     f"endpoints: {entry.name} finds no room beside all endpoints that this program has had, "
-                    "must be fewer, or the program started anew"
+                    "must be fewer, or the program started anew (and a file of its state removed)"
                 ) from None
             calibration = calibrations.setdefault(model.name, Calibration())
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))
@@ -92,6 +95,29 @@ class State:
             rules = newer._rules.get(endpoint.name)
             if rules is not None:
                 endpoint.core.configure(**rules)
+
+    def tend(self, hooks: events.Hooks) -> None:
+        """What is to be done every few seconds, at the entry of a call: takes back what killed workers held.
+
+        One process of all that share the state does it, so most calls pay for reading a clock.
+        """
+        self.segment.tend()
+        if self._untold and hooks.wanted:
+            self._untold = False
+            hooks.emit(events.StateDegraded(self.home.reason or ""))
+
+    def sharing(self) -> dict[str, Any]:
+        """Plain figures of where the state lives and who works in it."""
+        home = self.home
+        self.segment.reap()
+        return {
+            "kind": home.kind,
+            "path": home.path,
+            "workers": self.segment.workers_known,
+            "reason": home.reason,
+            "cells": self.segment.cells,
+            "cells_used": self.segment.used,
+        }
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """Plain figures of every endpoint, by name."""

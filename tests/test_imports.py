@@ -22,6 +22,7 @@ ROWS = [
     {"_checks", "_toml"},
     {"catalog", "tokens", "classify", "retry", "sse"},
     {"config", "prices"},
+    {"segments"},
     {"providers", "state", "cache", "ledger", "quality", "budget"},
     {"plan", "transport"},
     {"planner"},

@@ -116,8 +116,14 @@ def _scope(instance: Any, attribute: Any, value: Any) -> None:
 
 def _state(instance: Any, attribute: Any, value: Any) -> None:
     text()(instance, attribute, value)
-    if value != "memory":
-        raise ValueError(f'{show(value)} is no state this version keeps, must be "memory"')
+    if value == "memory" or re.fullmatch(r"machine(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?", value):
+        return
+    if value.startswith("/") and not value.endswith("/") and "\0" not in value:
+        return
+    raise ValueError(
+        f'{show(value)} is no state, must be "memory", "machine", "machine:NAME" (letters, digits, ".", "_", '
+        '"-") or the absolute path of a file'
+    )
 
 
 def _ledger(instance: Any, attribute: Any, value: Any) -> None:
@@ -428,7 +434,9 @@ class Config:
 
     Attributes:
         default_model: what a call without a model gets: ``auto``, a tier, a model or an alias.
-        state: where limits, breakers and latencies live: ``memory`` is this process and what it forks.
+        state: where limits, breakers, latencies and budgets are counted: ``memory`` is this process and what
+            it forks; ``machine`` every process of this user and configuration (``machine:NAME``: of that
+            name); a path, every process of this user that opens that file.
         ledger: the SQLite file of the record of attempts, or nothing for none.
         timeout: seconds the whole call may take.
         connect_timeout: seconds connecting may take.

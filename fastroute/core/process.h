@@ -1,13 +1,16 @@
-/* What the segment asks of the operating system: a shared mapping, and whether this process has been forked. */
+/* What the segment asks of the operating system: a shared mapping, of a file or of none, and whether this process
+ * has been forked. */
 #ifndef FASTROUTE_PROCESS_H
 #define FASTROUTE_PROCESS_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #if !defined(MAP_ANONYMOUS) && defined(MAP_ANON)
@@ -28,9 +31,37 @@ static inline int fr_watch_forks(void) {
     return pthread_atfork(NULL, NULL, fr_count_fork);
 }
 
-static inline void *fr_map_shared(size_t bytes) {
-    void *place = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+/* Memory of no file (fd < 0), or that of an open file which is at least so long. NULL leaves its reason in errno. */
+static inline void *fr_map_shared(size_t bytes, int fd) {
+    void *place = mmap(NULL, bytes, PROT_READ | PROT_WRITE, fd < 0 ? MAP_SHARED | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
     return place == MAP_FAILED ? NULL : place;
+}
+
+static inline int64_t fr_file_size(int fd) {
+    struct stat status;
+    return fstat(fd, &status) ? -1 : (int64_t)status.st_size;
+}
+
+/* A descriptor of our own for the same opening of a file, with which file it is, so that it can be told later. */
+typedef struct {
+    int fd;
+    dev_t device;
+    ino_t inode;
+} fr_file;
+
+static inline int fr_keep_file(fr_file *file, int fd) {
+    struct stat status;
+    if (fstat(fd, &status)) return 0;
+    file->device = status.st_dev;
+    file->inode = status.st_ino;
+    file->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return file->fd >= 0;
+}
+
+/* A program that becomes a daemon closes every descriptor, and by now the number may be another file's. */
+static inline void fr_drop_file(const fr_file *file) {
+    struct stat status;
+    if (!fstat(file->fd, &status) && status.st_dev == file->device && status.st_ino == file->inode) close(file->fd);
 }
 
 static inline int fr_process_exists(int pid) { return kill(pid, 0) == 0 || errno == EPERM; }

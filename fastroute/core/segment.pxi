@@ -47,7 +47,12 @@ cdef extern from "atomics.h" nogil:
 cdef extern from "process.h" nogil:
     uint32_t fr_fork_count() noexcept
     int fr_watch_forks() noexcept
-    void *fr_map_shared(size_t size) noexcept
+    ctypedef struct fr_file:
+        int fd
+    void *fr_map_shared(size_t size, int fd) noexcept
+    int64_t fr_file_size(int fd) noexcept
+    bint fr_keep_file(fr_file *file, int fd) noexcept
+    void fr_drop_file(const fr_file *file) noexcept
     bint fr_process_exists(int pid) noexcept
     int getpid() noexcept
     int munmap(void *place, size_t size) noexcept
@@ -63,6 +68,8 @@ cdef enum:
     WORKERS = 256
     LAYOUT_VERSION = 1
 
+LAYOUT = LAYOUT_VERSION
+
 cdef enum:                       # the low four bits of a key
     KIND_BUCKET = 1
     KIND_BREAKER = 2
@@ -75,6 +82,7 @@ cdef enum:                       # the low four bits of a key
     KIND_PERMITS = 9
 
 cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes
+cdef int64_t TEND_NS = 2_000_000_000                  # how often somebody looks for dead workers
 cdef uint64_t REAPING = 1 << 31                       # in a worker's word: being reaped by the process named there
 
 # Structs --------------------------------------------------------------------------------------------------------------
@@ -85,7 +93,10 @@ cdef struct Header:              # 128 bytes
     uint64_t cells               # number of cells after the worker table, a power of two
     uint64_t bytes               # size of the whole mapping
     uint64_t boot                # hash of the machine's boot id: state of an earlier boot is worthless
-    uint64_t spare[11]
+    uint64_t namespace           # pid namespace in which the workers' pids mean something; 0: not known
+    uint64_t checksum            # CRC-32 of all fields above
+    int64_t tended               # when somebody last looked for dead workers, ns
+    uint64_t spare[8]
 
 cdef struct Worker:              # 16 bytes
     uint64_t owner               # epoch << 32 | REAPING | pid; pid 0: free. The epoch grows with every owner
@@ -175,6 +186,21 @@ cdef uint64_t boot_hash():
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
+cdef uint64_t pid_namespace():
+    import os
+
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+cdef uint64_t header_checksum(const Header *header):
+    from zlib import crc32
+
+    return crc32((<const char *>header)[:6 * sizeof(uint64_t)])
+
+
 # Cython's own conversion would cut 1.5 down to 1; these take nothing but integers, so that seconds given for ns fail.
 
 cdef inline int64_t integer(object value) except? -1:
@@ -230,6 +256,19 @@ class SegmentFullError(MemoryError):
     """The segment has no room for another name, or no slot for another worker process."""
 
 
+class SegmentMisfitError(ValueError):
+    """A file holds no segment that this process could work in.
+
+    Attributes:
+        reason: ``size``, ``magic``, ``version``, ``checksum``, ``boot`` (it is of an earlier one, or of another
+            machine) or ``namespace`` (its pids are of another pid namespace, usually another container).
+    """
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
 def clock() -> int:
     """Nanoseconds on the core's clock, CLOCK_MONOTONIC: what ``now`` means everywhere here."""
     return fr_clock()
@@ -239,8 +278,9 @@ def clock() -> int:
 cdef class Segment:
     """The shared memory in which all state lives.
 
-    It is an anonymous shared mapping: processes forked after its making work on the same cells. Whoever holds an
-    object made on a segment keeps the mapping alive.
+    It is an anonymous shared mapping: processes forked after its making work on the same cells. ``in_file`` makes or
+    joins one in a file, for processes that have no common parent. Whoever holds an object made on a segment keeps the
+    mapping alive.
 
     Args:
         cells: How many 64-byte cells it has room for, 64 to 2**24, rounded up to a power of two. An endpoint takes 16
@@ -255,6 +295,7 @@ cdef class Segment:
     cdef Worker *workers
     cdef uint64_t *table
     cdef uint64_t mask
+    cdef fr_file file              # the mapping's file, kept open for the lock that says it is in use; 0: none
     cdef uint64_t slot_word        # this process's slot, with the fork count at which it was claimed above it
 
     def __init__(self, cells=16384) -> None:
@@ -265,26 +306,89 @@ cdef class Segment:
         if not MIN_CELLS <= cells <= MAX_CELLS:
             raise ValueError(f"cells must be {MIN_CELLS} to {MAX_CELLS}, not {cells}")
         cdef uint64_t count = 1 << (cells - 1).bit_length()
-        self.bytes = (HEADER_CELLS + WORKER_CELLS + count) * CELL_BYTES
-        cdef int error = fr_watch_forks()
-        if error:
-            raise OSError(error, "cannot watch for forks")
-        self.memory = fr_map_shared(self.bytes)
-        if self.memory is NULL:
-            raise MemoryError(f"cannot map {self.bytes} bytes of shared memory")
-        self.header = <Header *>self.memory
-        self.workers = <Worker *>(<char *>self.memory + HEADER_CELLS * CELL_BYTES)
-        self.table = <uint64_t *>(<char *>self.memory + (HEADER_CELLS + WORKER_CELLS) * CELL_BYTES)
-        self.mask = count - 1
-        self.header.version = LAYOUT_VERSION
-        self.header.cells = count
-        self.header.bytes = self.bytes
-        self.header.boot = boot_hash()
-        fr_store(&self.header.magic, SEGMENT_MAGIC)
+        self.map_memory((HEADER_CELLS + WORKER_CELLS + count) * CELL_BYTES, -1)
+        self.write_header()
 
     def __dealloc__(self):
         if self.memory is not NULL:
             munmap(self.memory, self.bytes)
+        if self.file.fd > 0:
+            fr_drop_file(&self.file)
+
+    @staticmethod
+    def size(cells=16384) -> int:
+        """How many bytes a segment of so many cells, a power of two, takes."""
+        return (HEADER_CELLS + WORKER_CELLS + cells) * CELL_BYTES
+
+    @staticmethod
+    def in_file(int fd, bint fresh=False) -> Segment:
+        """The segment in an open file; of an own descriptor, so that ``fd`` can be closed (its locks stay).
+
+        Args:
+            fd: Open for reading and writing. Nobody may ever make the file shorter: what is mapped and not there ends
+                the process.
+            fresh: Make an empty segment in it. The file must have its size (``size``) and its space already, hold
+                nothing but zeros, and be unknown to all others until this has returned.
+
+        Raises:
+            SegmentMisfitError: It holds no segment, or none of this layout, boot and pid namespace.
+            OSError: It cannot be mapped.
+        """
+        cdef int64_t bytes = fr_file_size(fd)
+        cdef int64_t count = bytes // CELL_BYTES - HEADER_CELLS - WORKER_CELLS
+        if count < MIN_CELLS or count > MAX_CELLS or count & (count - 1) or bytes % CELL_BYTES:
+            raise SegmentMisfitError("size", f"is {max(bytes, 0)} bytes long, which no segment is")
+        cdef Segment segment = Segment.__new__(Segment)
+        segment.map_memory(bytes, fd)
+        if fresh:
+            segment.write_header()
+        segment.check_header()
+        if not fr_keep_file(&segment.file, fd):
+            raise OSError(errno, "the state file's descriptor cannot be duplicated")
+        return segment
+
+    cdef int map_memory(self, size_t bytes, int fd) except -1:
+        cdef int error = fr_watch_forks()
+        if error:
+            raise OSError(error, "cannot watch for forks")
+        self.memory = fr_map_shared(bytes, fd)
+        if self.memory is NULL:
+            if fd < 0:
+                raise MemoryError(f"cannot map {bytes} bytes of shared memory")
+            raise OSError(errno, "the state file cannot be mapped")
+        self.bytes = bytes
+        self.header = <Header *>self.memory
+        self.workers = <Worker *>(<char *>self.memory + HEADER_CELLS * CELL_BYTES)
+        self.table = <uint64_t *>(<char *>self.memory + (HEADER_CELLS + WORKER_CELLS) * CELL_BYTES)
+        self.mask = bytes // CELL_BYTES - HEADER_CELLS - WORKER_CELLS - 1
+        return 0
+
+    cdef int write_header(self) except -1:
+        cdef Header *header = self.header
+        header.version = LAYOUT_VERSION
+        header.cells = self.mask + 1
+        header.bytes = self.bytes
+        header.boot = boot_hash()
+        header.namespace = pid_namespace()
+        fr_store(&header.magic, SEGMENT_MAGIC)
+        header.checksum = header_checksum(header)
+        return 0
+
+    cdef int check_header(self) except -1:
+        cdef const Header *header = self.header
+        if fr_load(&header.magic) != SEGMENT_MAGIC:
+            raise SegmentMisfitError("magic", "does not begin as a segment does")
+        if header.version != LAYOUT_VERSION:
+            raise SegmentMisfitError("version", f"has layout {header.version}, not {LAYOUT_VERSION}")
+        if header.checksum != header_checksum(header):
+            raise SegmentMisfitError("checksum", "has a damaged header")
+        if header.cells != self.mask + 1 or header.bytes != self.bytes:
+            raise SegmentMisfitError("size", f"is {self.bytes} bytes long, but was made with {header.bytes}")
+        if header.boot != boot_hash():
+            raise SegmentMisfitError("boot", "is of an earlier start of the machine, or of another machine")
+        if header.namespace != pid_namespace():
+            raise SegmentMisfitError("namespace", "is of another pid namespace (another container)")
+        return 0
 
     def __repr__(self) -> str:
         return f"<Segment {self.used} of {self.cells} cells used>"
@@ -303,6 +407,15 @@ cdef class Segment:
             count += fr_load(self.table + 8 * index) != 0
         return count
 
+    @property
+    def workers_known(self) -> int:
+        """How many processes have a slot: those at work, and dead ones that nobody has reaped yet."""
+        cdef int number
+        cdef int count = 0
+        for number in range(1, WORKERS):
+            count += <uint32_t>fr_load(&self.workers[number].owner) != 0
+        return count
+
     def slot(self) -> int:
         """This process's number among the workers, 1 to 255; a new process (a forked one too) gets its own.
 
@@ -310,6 +423,21 @@ cdef class Segment:
             SegmentFullError: 255 live processes work here already.
         """
         return self.worker()
+
+    def tend(self, now=0) -> int:
+        """`reap`, unless somebody has within the last two seconds: cheap enough for the entry of every call.
+
+        It is kept in the segment when that was, so that of many workers one looks and not all. Should that one be
+        killed while it does, the next looks two seconds later: whatever dies is made good within five.
+
+        Args:
+            now: ns; 0 reads the clock.
+        """
+        cdef int64_t time = moment(now) or fr_clock_coarse()
+        cdef int64_t seen = fr_load_i64(&self.header.tended)
+        if 0 <= time - seen < TEND_NS or not fr_cas_i64(&self.header.tended, &seen, time):
+            return 0
+        return self.reap()
 
     def reap(self) -> int:
         """Gives back what dead workers held and frees their slots; mends the in-flight counts. Returns how many died.
@@ -368,6 +496,9 @@ cdef class Segment:
         cdef uint64_t pid = <uint64_t>getpid()
         cdef uint64_t seen
         cdef uint64_t start = process_start(<int>pid) or 0
+        if pid_namespace() != self.header.namespace:
+            # To the others its pid would be another process's, or nobody's: they would take its permits away.
+            raise RuntimeError("this process has left the pid namespace of the state that it inherited")
         for attempt in range(2):
             for number in range(1, <uint64_t>WORKERS):
                 seen = fr_load(&self.workers[number].owner)

@@ -1,0 +1,394 @@
+"""State in a file: who shares it, who may not, and what is set aside; never less than the service."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from fastroute import Client, _core, errors, events, segments
+from fastroute.config import Config, load
+from fastroute.segments import Home, open_home
+from fastroute.testing import Provider
+
+
+def config(state: str, **tables: Any) -> Config:
+    return load(
+        {
+            "fastroute": {"state": state, "ledger": ""},
+            "providers": {"p": {"base_url": "http://127.0.0.1:1/v1"}},
+            "endpoints": [{"provider": "p", "model": "m", "name": "one"}],
+            **tables,
+        },
+        formats=("openai",),
+    )
+
+
+def bucket(home: Home, burst: int = 10) -> _core.Bucket:
+    return _core.Bucket(home.segment, "a", 1, burst)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def opened(path: Path) -> Home:
+    return open_home(config(str(path)))
+
+
+class TestSharing:
+    def test_whoever_opens_the_path_counts_together(self, path: Path) -> None:
+        one, two = opened(path), opened(path)
+        assert (one.kind, one.path, one.reason) == ("file", str(path), None)
+        assert bucket(one).acquire(7) == 0
+        assert bucket(two).available() == 3
+
+    def test_what_was_counted_outlasts_the_processes(self, path: Path) -> None:
+        script = (
+            "import sys; from fastroute.config import load; from fastroute.segments import open_home\n"
+            "from fastroute import _core\n"
+            "c = load({'fastroute': {'state': sys.argv[1], 'ledger': ''},"
+            " 'providers': {'p': {'base_url': 'http://127.0.0.1:1/v1'}},"
+            " 'endpoints': [{'provider': 'p', 'model': 'm'}]}, formats=('openai',))\n"
+            "h = open_home(c)\n"
+            "assert _core.Bucket(h.segment, 'a', 1, 10).acquire(4) == 0\n"
+        )
+        for _ in range(2):
+            subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+        assert bucket(opened(path)).available() == 2
+
+    def test_threads_that_open_it_at_once_get_one(self, path: Path) -> None:
+        homes: list[Home] = []
+        barrier = threading.Barrier(8)
+
+        def begin() -> None:
+            barrier.wait()
+            homes.append(opened(path))
+
+        threads = [threading.Thread(target=begin) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for home in homes:
+            assert bucket(home).acquire(1) == 0
+        assert bucket(homes[0]).available() == 2
+        assert sorted(entry.name for entry in path.parent.iterdir()) == ["state", "state.lock"]
+
+    def test_it_is_the_owners_alone_and_has_all_its_space(self, path: Path) -> None:
+        os.umask(os.umask(0))
+        opened(path)
+        for file in (path, Path(f"{path}.lock")):
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        status = path.stat()
+        assert status.st_size == _core.Segment.size()
+        assert status.st_blocks * 512 >= status.st_size
+
+    def test_a_client_says_where_it_counts_and_with_how_many(self, path: Path) -> None:
+        with Provider() as provider:
+            tables = {
+                "fastroute": {"state": str(path), "ledger": ""},
+                "providers": {"p": {"base_url": provider.base_url}},
+                "endpoints": [{"provider": "p", "model": "m"}],
+            }
+            with Client(tables) as client, Client(tables) as other:
+                for at in (client, other):
+                    at.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+                state = other.stats()["state"]
+                assert (state["kind"], state["path"], state["reason"]) == ("file", str(path), None)
+                assert state["workers"] == 2  # two clients of one process have two slots
+                assert other.stats()["endpoints"]["p/m"]["succeeded"] == 2
+
+
+class TestMachine:
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(segments, "_MEMORY_FOLDER", str(tmp_path))
+
+    def test_one_configuration_is_one_state_whatever_its_limits(self) -> None:
+        one = open_home(config("machine"))
+        two = open_home(config("machine", policy={"max_attempts": 2}))
+        assert one.kind == "machine"
+        assert one.path == two.path
+        bucket(one).acquire(4)
+        assert bucket(two).available() == 6
+
+    def test_another_provider_ledger_or_name_is_another_state(self, tmp_path: Path) -> None:
+        paths = [
+            segments.machine_path(made)
+            for made in (
+                config("machine"),
+                config("machine", providers={"p": {"base_url": "http://127.0.0.1:2/v1"}}),
+                config("machine", fastroute={"state": "machine", "ledger": str(tmp_path / "x.db")}),
+                config("machine:web"),
+                config("machine:jobs"),
+            )
+        ]
+        assert len(set(paths)) == len(paths)
+        assert os.path.basename(paths[3]).startswith("web.")
+
+    def test_its_folder_is_this_users_alone(self, tmp_path: Path) -> None:
+        home = open_home(config("machine"))
+        assert home.path is not None
+        folder = Path(home.path).parent
+        assert (folder.parent, stat.S_IMODE(folder.stat().st_mode)) == (tmp_path, 0o700)
+        folder.chmod(0o755)
+        with pytest.raises(errors.ConfigError, match="nobody else can open"):
+            open_home(config("machine"))
+
+    def test_a_link_in_the_place_of_its_folder_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        (tmp_path / f"fastroute-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(errors.ConfigError, match="must be a folder of user"):
+            open_home(config("machine"))
+
+    def test_without_a_memory_folder_it_is_in_the_temporary_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(segments, "_MEMORY_FOLDER", str(tmp_path / "none"))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+        (tmp_path / "temporary").mkdir()
+        assert segments.machine_path(config("machine")).startswith(str(tmp_path / "temporary"))
+
+
+def header(data: bytes, **changed: int) -> bytes:
+    """A segment's beginning with other fields, and the checksum that goes with them."""
+    fields = ["magic", "version", "cells", "bytes", "boot", "namespace"]
+    values = dict(zip(fields, struct.unpack_from("<6Q", data), strict=True))
+    values.update(changed)
+    packed = struct.pack("<6Q", *(values[name] for name in fields))
+    return packed + struct.pack("<Q", crc32(packed)) + data[len(packed) + 8 :]
+
+
+MISFITS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[:-64],
+    "one byte short": lambda data: data[:-1],
+    "half": lambda data: data[: len(data) // 2],
+    "longer": lambda data: data + bytes(64),
+    "nothing but zeros": lambda data: bytes(len(data)),
+    "something else": lambda data: b"SQLite format 3\0" + data[16:],
+    "older layout": lambda data: header(data, version=0),
+    "newer layout": lambda data: header(data, version=_core.LAYOUT + 1),
+    "other size in its header": lambda data: header(data, cells=8192),
+    "damaged header": lambda data: data[:17] + bytes([data[17] ^ 1]) + data[18:],
+    "other boot": lambda data: header(data, boot=1),
+    "other pid namespace": lambda data: header(data, namespace=1),
+}
+
+
+class TestMisfits:
+    @pytest.mark.parametrize("misfit", MISFITS)
+    def test_it_is_set_aside_whole_and_a_new_one_made(
+        self, path: Path, misfit: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "fastroute")
+        first = opened(path)
+        bucket(first).acquire(10)
+        data = MISFITS[misfit](path.read_bytes())
+        del first
+        path.write_bytes(data)
+        assert bucket(opened(path)).available() == 10
+        assert Path(f"{path}.aside").read_bytes() == data
+        assert [record.getMessage() for record in caplog.records][-1].startswith(f"state: {path} ")
+
+    def test_those_who_work_in_it_go_on_there(self, path: Path) -> None:
+        """Setting aside is renaming: nobody's memory is cut away under it."""
+        old = opened(path)
+        bucket(old).acquire(4)
+        with open(path, "r+b") as file:
+            file.seek(8)
+            file.write(b"\x07")
+        new = opened(path)
+        assert (bucket(old).available(), bucket(new).available()) == (6, 10)
+
+    def test_what_a_killed_maker_left_is_cleared(self, path: Path) -> None:
+        Path(f"{path}.new").write_bytes(b"half")
+        opened(path)
+        assert not os.path.exists(f"{path}.new")
+
+    def test_a_live_file_of_another_pid_namespace_is_left_alone(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as holder:
+            assert holder.stdout is not None
+            assert holder.stdin is not None
+            holder.stdout.readline()
+            path.write_bytes(header(path.read_bytes(), namespace=1))
+            one, two = opened(path), opened(path)
+            assert one.path == two.path == f"{path}.{segments._pid_namespace():x}"
+            assert "not counted here" in (one.reason or "")
+            bucket(one).acquire(4)
+            assert bucket(two).available() == 6
+            path.write_bytes(header(path.read_bytes(), boot=1))
+            with pytest.raises(errors.ConfigError, match="in use on another machine"):
+                opened(path)
+            holder.stdin.close()
+            holder.wait()
+        assert opened(path).path == str(path)
+        assert "in use in another pid namespace" in caplog.text
+
+
+HOLDER = """
+import sys, fcntl
+file = open(sys.argv[1], "w+b")
+import os
+from fastroute import _core
+os.fchmod(file.fileno(), 0o600)
+os.posix_fallocate(file.fileno(), 0, _core.Segment.size())
+segment = _core.Segment.in_file(file.fileno(), True)
+fcntl.flock(file, fcntl.LOCK_SH)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+class TestRefused:
+    @pytest.mark.parametrize("name", ["state", "state.lock"])
+    def test_a_file_that_others_could_open(self, path: Path, name: str) -> None:
+        opened(path)
+        (path.parent / name).chmod(0o640)
+        with pytest.raises(errors.ConfigError, match=r"nobody else can open \(mode 0600\); it is -rw-r-----"):
+            opened(path)
+
+    @pytest.mark.parametrize("name", ["state", "state.lock"])
+    def test_a_link(self, path: Path, name: str) -> None:
+        (path.parent / "target").write_bytes(b"precious")
+        (path.parent / name).symlink_to(path.parent / "target")
+        with pytest.raises(errors.ConfigError, match="is a symbolic link"):
+            opened(path)
+        assert (path.parent / "target").read_bytes() == b"precious"
+
+    def test_a_link_where_the_new_one_is_made(self, path: Path) -> None:
+        (path.parent / "target").write_bytes(b"precious")
+        Path(f"{path}.new").symlink_to(path.parent / "target")
+        opened(path)
+        assert (path.parent / "target").read_bytes() == b"precious"
+
+    def test_a_folder_and_a_pipe(self, path: Path) -> None:
+        path.mkdir()
+        with pytest.raises(errors.ConfigError, match="Is a directory"):
+            opened(path)
+        path.rmdir()
+        os.mkfifo(path, 0o600)
+        with pytest.raises(errors.ConfigError, match="must be a file of user"):
+            opened(path)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+    def test_a_file_of_another_user(self, path: Path) -> None:
+        opened(path)
+        os.chown(path, 12345, 12345)
+        with pytest.raises(errors.ConfigError, match="of user 12345"):
+            opened(path)
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(errors.ConfigError, match=r"the folder of .* is not there"):
+            opened(tmp_path / "none" / "state")
+
+
+class TestScarcity:
+    """What a machine in order may bring costs the sharing, is told, and never the service."""
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENFILE])
+    @pytest.mark.parametrize("call", ["posix_fallocate", "open"])
+    def test_no_room_is_told_and_lived_with(
+        self,
+        path: Path,
+        call: str,
+        number: int,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def refuse(*_: Any) -> int:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(segments.os, call, refuse)
+            home = opened(path)
+        assert home.path is None
+        assert os.strerror(number) in (home.reason or "")
+        assert "shared with no other" in caplog.text
+        assert bucket(home).acquire(3) == 0
+        assert bucket(opened(path)).available() == 10
+        assert not os.path.exists(f"{path}.new")
+
+    def test_a_really_full_file_system(self, path: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can mount")
+        path.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(path)]).returncode:
+            pytest.skip("this container cannot mount")
+        try:
+            assert "No space left" in (opened(path / "state").reason or "")
+            subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True)
+            assert "Read-only" in (opened(path / "state").reason or "")
+        finally:
+            subprocess.run(["umount", str(path)], check=True)
+
+    def test_clients_tell_of_it_once_somebody_listens(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(segments.os, "posix_fallocate", full)
+        heard: list[events.StateDegraded] = []
+        with Provider() as provider:
+            tables = {
+                "fastroute": {"state": str(path), "ledger": ""},
+                "providers": {"p": {"base_url": provider.base_url}},
+                "endpoints": [{"provider": "p", "model": "m"}],
+            }
+            with Client(tables) as client:
+                client.on(heard.append, events.StateDegraded)
+                for _ in range(2):
+                    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+                client.reload()
+                client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
+                assert [event.reason for event in heard] == [client.stats()["state"]["reason"]]
+                assert "No space left" in heard[0].reason
+
+    def test_more_processes_than_there_are_slots(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        many = [opened(path) for _ in range(255)]
+        assert {home.reason for home in many} == {None}
+        assert "255 worker slots" in (opened(path).reason or "")
+
+
+def test_a_segment_in_a_file_outlives_the_descriptor_it_was_made_from(path: Path) -> None:
+    fds = len(os.listdir("/proc/self/fd"))
+    home = opened(path)
+    assert len(os.listdir("/proc/self/fd")) == fds + 1
+    made = bucket(home)
+    del home
+    path.unlink()
+    assert made.acquire(1) == 0
+    del made
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_a_descriptor_that_became_another_file_is_not_closed(path: Path, tmp_path: Path) -> None:
+    home = opened(path)
+    (number,) = (
+        int(name)
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}") and os.path.samefile(f"/proc/self/fd/{name}", path)
+    )
+    with open(tmp_path / "other", "wb") as other:
+        os.dup2(other.fileno(), number)
+        del home
+        os.fstat(number)
+        os.close(number)
