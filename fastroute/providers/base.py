@@ -158,7 +158,7 @@ def rejects_stream_options(error: BaseException) -> bool:
 # ---------------------------------------------------------------------------------------------- registry
 
 # Name to module for the formats that come with the package: imported when first asked for.
-_BUILT_IN = {"openai": "openai"}
+_BUILT_IN = {"openai": "openai", "anthropic": "anthropic"}
 _registered: dict[str, Format] = {}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 

@@ -41,7 +41,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Replace(Change):
-    """Another status, other headers, another body (None: the format's error of that status and code)."""
+    """Another status, other headers, another body.
+
+    Status 0 is the one that the format gives an error of that code; body None the format's error of both.
+    """
 
     status: int
     headers: Headers = ()
@@ -50,9 +53,10 @@ class Replace(Change):
     content_type: str = JSON
 
     def on_reply(self, reply: Reply, format: Format) -> Reply:
-        body = format.error(self.status, self.code, None) if self.body is None else self.body
+        status = self.status or format.status_of(self.code or "")
+        body = format.error(status, self.code, None) if self.body is None else self.body
         kept = tuple(pair for pair in reply.headers if pair[0].lower() != "content-type")
-        fresh = Reply(self.status, kept, body)
+        fresh = Reply(status, kept, body)
         return fresh.with_headers((("content-type", self.content_type), *self.headers))
 
 

@@ -142,7 +142,7 @@ class Fault:
     def error(cls, code: str, headers: HeaderSource | None = None) -> Fault:
         """Answer with a well-known error, such as ``context_length_exceeded`` or ``insufficient_quota``."""
         _code("error", code)
-        return cls(f"error({code})", (Replace(ERRORS[code][0], _pairs(headers), None, code),))
+        return cls(f"error({code})", (Replace(0, _pairs(headers), None, code),))
 
     @classmethod
     def error_in_200(cls, code: str = "server_error") -> Fault:

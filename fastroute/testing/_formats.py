@@ -1,7 +1,8 @@
-"""The wire formats that a local provider speaks, by name: a new one is a class like `_openai`'s and a line."""
+"""The wire formats that a local provider speaks, by name: a new one is a class and a line here."""
 
 from __future__ import annotations
 
+from ._anthropic import Anthropic
 from ._openai import Format, OpenAI
 
-FORMATS: dict[str, type[Format]] = {"openai": OpenAI}
+FORMATS: dict[str, type[Format]] = {"openai": OpenAI, "anthropic": Anthropic}

@@ -72,6 +72,7 @@ class Format(Protocol):
     def error(
         self, status: int, code: str | None, message: str | None, param: str | None = None
     ) -> bytes: ...
+    def status_of(self, code: str) -> int: ...
     def error_event(self, code: str) -> bytes: ...
     def text_event(self, text: bytes) -> bytes: ...
     def late_events(self) -> bytes: ...
@@ -379,6 +380,9 @@ class OpenAI:
         return orjson.dumps(
             {"error": {"message": message or usual, "type": kind, "param": param, "code": code or usual_code}}
         )
+
+    def status_of(self, code: str) -> int:
+        return ERRORS[code][0]
 
     def error_event(self, code: str) -> bytes:
         return b"data: " + self.error(ERRORS[code][0], code, None) + b"\n\n"

@@ -1,0 +1,468 @@
+"""Anthropic's Messages, as spoken by Anthropic and by servers that copy it.
+
+Owns the reading of answers and of stream events, which are turned into OpenAI's shape; the request is
+`anthropic_request.py`'s. What OpenAI's shape has no place for stays reachable: ``stop_reason``, the
+provider's own word, on the choice; ``thinking_blocks`` with their signatures on the message, which may be
+sent back as part of it; ``content_blocks``, all blocks as they came, where there are others than text, calls
+and thoughts. Errors are read in `faults.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastroute import errors, types
+from fastroute.sse import Event
+
+from . import faults, jsontext
+from .anthropic_request import JSON_TOOL, answers_by_tool, body_of
+from .base import Target
+from .headers import checked_headers, joined_url, usual_headers
+from .reading import count, document, malformed, string
+from .stream import StreamDecoder, asks_for_usage
+
+_API_VERSION = "2023-06-01"
+_VERSIONED = re.compile(r"/v1/?$")
+
+# A turn that the provider paused is not whole: the caller must know, and no cache may keep it.
+_FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+class Anthropic:
+    """The format ``anthropic``."""
+
+    name = "anthropic"
+
+    def url(self, target: Target, stream: bool) -> str:
+        """``base_url`` + ``/v1/messages``, whether or not the base URL ends in ``/v1`` already."""
+        versioned = _VERSIONED.search(target.base_url.partition("?")[0])
+        return joined_url(target.base_url, "/messages" if versioned else "/v1/messages")
+
+    def headers(self, target: Target, stream: bool) -> dict[str, str]:
+        own = {**usual_headers(stream), "anthropic-version": _API_VERSION}
+        if target.key is not None:
+            own["x-api-key"] = target.key.reveal()
+        return checked_headers(target, own)
+
+    def encode(self, request: types.Request, target: Target) -> bytes:
+        return jsontext.dumps(body_of(request, target))
+
+    def decode(self, body: bytes, request: types.Request, target: Target) -> types.Completion:
+        value = document(body, target)
+        found = faults.error_object(value)
+        if found is not None:
+            raise faults.from_error(found, None, target)
+        if not isinstance(value, dict):
+            raise malformed("the answer is not a JSON object")
+        blocks = value.get("content")
+        if blocks is None:
+            raise errors.EmptyResponse("the answer holds no content", maybe_billed=True)
+        if not isinstance(blocks, list):
+            raise malformed("content is not a list")
+        message = _message(blocks, _refusal(value.get("stop_details")), answers_by_tool(request))
+        reason = _finish_reason(value.get("stop_reason"), bool(message.tool_calls))
+        if reason is None:
+            raise malformed("the answer does not say why it ended")
+        choice: dict[str, Any] = {"index": 0, "message": message._raw, "finish_reason": reason}
+        choice.update(_own_reason(value))
+        usage = usage_from(value.get("usage"))
+        shown: dict[str, Any] = {
+            "id": string(value.get("id")),
+            "object": "chat.completion",
+            "created": 0,
+            "model": string(value.get("model")) or target.upstream,
+            "choices": [choice],
+        }
+        if usage is not None:
+            shown["usage"] = usage.to_dict()
+        return types.Completion(
+            shown["id"],
+            0,
+            shown["model"],
+            (types.Choice(0, message, reason, choice),),
+            usage,
+            None,
+            shown,
+        )
+
+    def decode_error(
+        self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
+    ) -> errors.APIError:
+        return faults.from_response(status, headers, body, target)
+
+    def stream(self, request: types.Request, target: Target) -> StreamDecoder:
+        return _AnthropicStream(request, target)
+
+
+FORMAT = Anthropic()
+
+
+# -------------------------------------------------------------------------------------------------- answers
+
+
+def _message(blocks: list[Any], refusal: str | None, by_tool: bool) -> types.Message:
+    texts: list[str] = []
+    thoughts: list[str] = []
+    thinking: list[dict[str, Any]] = []
+    calls: list[types.ToolCall] = []
+    foreign = False
+    last = 0
+    for block in blocks:
+        if not isinstance(block, dict):
+            raise malformed("a content block is not an object")
+        kind = block.get("type")
+        rank = _ORDER.get(kind, 0) if isinstance(kind, str) else 0
+        # OpenAI's message holds each kind apart: an order of another kind could not be told from it.
+        foreign = foreign or rank < last
+        last = rank
+        if kind == "text":
+            texts.append(_str(block, "text"))
+            foreign = foreign or bool(block.get("citations"))
+        elif kind == "tool_use":
+            call = _call(block)
+            if by_tool and call.function.name == JSON_TOOL:
+                texts.append(call.function.arguments)
+            else:
+                calls.append(call)
+        elif kind == "thinking":
+            thoughts.append(_str(block, "thinking"))
+            thinking.append(block)
+        elif kind == "redacted_thinking":
+            thinking.append(block)
+        else:
+            foreign = True
+    content = "".join(texts) if texts or not (calls or refusal) else None
+    raw: dict[str, Any] = {"role": "assistant", "content": content}
+    if refusal is not None:
+        raw["refusal"] = refusal
+    if any(thoughts):
+        raw["reasoning_content"] = "".join(thoughts)
+    if thinking:
+        raw["thinking_blocks"] = thinking
+    if calls:
+        raw["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
+            for call in calls
+        ]
+    if foreign:
+        raw["content_blocks"] = blocks
+    return types.Message("assistant", content, tuple(calls) or None, refusal, raw)
+
+
+_ORDER = {"thinking": 0, "redacted_thinking": 0, "text": 1, "tool_use": 2}
+
+
+def _str(value: Mapping[str, Any], name: str) -> str:
+    found = value.get(name)
+    if not isinstance(found, str):
+        raise malformed(f"{name} is not a string")
+    return found
+
+
+def _call(block: Mapping[str, Any]) -> types.ToolCall:
+    given = block.get("input")
+    if not isinstance(given, dict):
+        raise malformed("the input of a tool call is not an object")
+    name, identity = _str(block, "name"), _str(block, "id")
+    return types.ToolCall(identity, "function", types.FunctionCall(name, jsontext.dumps(given).decode()))
+
+
+def _finish_reason(reason: Any, calls: bool) -> str | None:
+    """OpenAI's word for why an answer ended; one that nobody knows yet stays as it is."""
+    if not isinstance(reason, str) or not reason:
+        return None
+    if reason == "tool_use" and not calls:
+        return "stop"  # the call was the way in which JSON was asked for, or the provider's own tool's
+    return _FINISH_REASONS.get(reason, reason)
+
+
+def _refusal(details: Any) -> str | None:
+    return string(details.get("explanation")) or None if isinstance(details, dict) else None
+
+
+def _own_reason(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The provider's own words of how an answer ended, to stand beside OpenAI's."""
+    named = ("stop_reason", "stop_sequence", "stop_details")
+    return {name: value[name] for name in named if value.get(name) is not None}
+
+
+def usage_from(value: Any) -> types.Usage | None:
+    """The usage, or None if it cannot be relied on and has to be estimated.
+
+    Input read from a cache or written to one is counted beside the rest of the input here, and thinking
+    among the output: the sums of both are what was used.
+    """
+    if not isinstance(value, dict):
+        return None
+    fresh, output = count(value.get("input_tokens")), count(value.get("output_tokens"))
+    written, read = (
+        count(value.get(name) or 0) for name in ("cache_creation_input_tokens", "cache_read_input_tokens")
+    )
+    if fresh is None or output is None or written is None or read is None:
+        return None
+    prompt = fresh + written + read
+    if prompt + output == 0:
+        return None
+    details = value.get("output_tokens_details")
+    thought = (count(details.get("thinking_tokens")) or 0) if isinstance(details, dict) else 0
+    return types.Usage(prompt, output, read, min(thought, output))
+
+
+# -------------------------------------------------------------------------------------------------- streams
+
+
+class _Block:
+    """A content block whose parts are still arriving."""
+
+    __slots__ = ("arguments", "index", "kind", "open", "shown", "start", "texts")
+
+    def __init__(self, kind: str, start: dict[str, Any], index: int) -> None:
+        self.kind = kind
+        self.start = start
+        self.index = index  # of a tool call, among the calls
+        self.open = True
+        self.shown = False  # whether any of a tool call's input has come in fragments
+        self.texts: list[str] = []
+
+
+class _AnthropicStream(StreamDecoder):
+    """Anthropic's events as OpenAI's chunks.
+
+    Events of a kind that is not known are passed over, since new ones are announced to come. What is known
+    must keep its order: a delta without its block, or a block left out, would be a hole in the answer.
+    """
+
+    def __init__(self, request: types.Request, target: Target) -> None:
+        super().__init__(target.upstream)
+        self._target = target
+        self._shows_usage = asks_for_usage(request)
+        self._by_tool = answers_by_tool(request)
+        self._begun = False
+        self._blocks: list[_Block] = []
+        self._calls = 0
+        self._counts: dict[str, Any] = {}
+
+    def feed(self, event: Event) -> Sequence[types.Chunk]:
+        data = event.data
+        if self.done or not data or data.isspace():
+            return ()
+        value = self._parsed(event)
+        if not isinstance(value, dict):
+            raise malformed("a stream event is not a JSON object")
+        kind = value.get("type")
+        if kind == "error" or event.event == "error" or (kind is None and value.get("error")):
+            raise faults.from_error(value.get("error") or value, None, self._target)
+        read = _EVENTS.get(kind) if isinstance(kind, str) else None
+        if read is None:
+            return ()
+        if not self._begun and kind != "message_start":
+            raise malformed(f"the stream begins with {kind}, not with message_start")
+        chunk = read(self, value)
+        return () if chunk is None else (chunk,)
+
+    def _parsed(self, event: Event) -> Any:
+        try:
+            return jsontext.loads(event.data)
+        except jsontext.Cut:
+            raise errors.UpstreamTruncated(
+                "a stream event's JSON stops in the middle", maybe_billed=True
+            ) from None
+        except ValueError as error:
+            if event.event == "error":
+                raise faults.from_error(event.data, None, self._target) from None
+            raise malformed(f"a stream event is {error}") from None
+
+    def end(self) -> None:
+        """As for every format, and the provider's end mark must have come: it always sends one."""
+        super().end()
+        if not self.done:
+            raise errors.UpstreamTruncated("the stream ended without message_stop", maybe_billed=True)
+
+    def message(self, index: int = 0) -> types.Message:
+        message = super().message(index)
+        thinking = [block.start for block in self._blocks if block.kind in _THINKING and not block.open]
+        if not thinking:
+            return message
+        raw = {**message._raw, "thinking_blocks": thinking}
+        return types.Message(message.role, message.content, message.tool_calls, message.refusal, raw)
+
+    # -- one method a kind of event
+
+    def _start(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        message = value.get("message")
+        if not isinstance(message, dict):
+            raise malformed("message_start holds no message")
+        if self._begun:
+            raise malformed("message_start came twice")
+        self._begun = True
+        self._id = string(message.get("id"))
+        self._model = string(message.get("model")) or self._model
+        self._count(message.get("usage"))
+        return self._delta({"role": "assistant", "content": ""})
+
+    def _block_start(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        given = value.get("content_block")
+        if not isinstance(given, dict):
+            raise malformed("content_block_start holds no block")
+        if value.get("index") != len(self._blocks):
+            raise malformed("a content block does not follow the one before it")
+        block = _Block(string(given.get("type")), given, self._calls)
+        self._blocks.append(block)
+        if block.kind == "text":
+            return self._text(string(given.get("text")))
+        if block.kind == "thinking":
+            return self._thought(block, string(given.get("thinking")))
+        if block.kind != "tool_use" or self._is_answer(block):
+            return None
+        self._calls += 1
+        call = {"name": _str(given, "name"), "arguments": ""}
+        return self._fragment(block, {"id": _str(given, "id"), "type": "function"}, call)
+
+    def _block_delta(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        delta = value.get("delta")
+        if not isinstance(delta, dict):
+            raise malformed("content_block_delta holds no delta")
+        block = self._block(value)
+        kind = delta.get("type")
+        if kind == "text_delta":
+            return self._text(_str(delta, "text"))
+        if kind == "input_json_delta":
+            return self._input(block, _str(delta, "partial_json"))
+        if kind == "thinking_delta":
+            return self._thought(block, _str(delta, "thinking"))
+        if kind == "signature_delta":
+            block.start = {**block.start, "signature": _str(delta, "signature")}
+        elif kind == "citations_delta":
+            return self._delta({"citations": [delta.get("citation")]})
+        return None
+
+    def _block_stop(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        block = self._block(value)
+        block.open = False
+        if block.kind in _THINKING:
+            if block.kind == "thinking":
+                block.start = {**block.start, "thinking": "".join(block.texts)}
+            return self._delta({"thinking_blocks": [block.start]})
+        if block.kind == "tool_use" and not block.shown:
+            # Its input came whole with its start, most often because there is none.
+            given = block.start.get("input")
+            whole = given if isinstance(given, dict) else {}
+            return self._input(block, jsontext.dumps(whole).decode())
+        return None
+
+    def _message_delta(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        usage = value.get("usage")
+        self._count(usage)
+        # Before the output is counted at its end, the figures are those of the beginning.
+        if isinstance(usage, dict) and usage.get("output_tokens") is not None:
+            self.usage = usage_from(self._counts)
+        delta = value.get("delta")
+        if not isinstance(delta, dict):
+            raise malformed("message_delta holds no delta")
+        reason = _finish_reason(delta.get("stop_reason"), self._calls > 0)
+        if reason is None:
+            return None
+        refusal = _refusal(delta.get("stop_details"))
+        raw = {} if refusal is None else {"refusal": refusal}
+        return self._delta(raw, None, reason, _own_reason(delta))
+
+    def _stop(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        self.done = True
+        if not self._shows_usage or self.usage is None:
+            return None
+        raw = {**self._shape(), "choices": [], "usage": self.usage.to_dict()}
+        return types.Chunk(self._id, 0, self._model, (), self.usage, raw)
+
+    # -- what they are made of
+
+    def _block(self, value: Mapping[str, Any]) -> _Block:
+        index = value.get("index")
+        if type(index) is not int or not 0 <= index < len(self._blocks) or not self._blocks[index].open:
+            raise malformed("an event belongs to a content block that is not open")
+        return self._blocks[index]
+
+    def _is_answer(self, block: _Block) -> bool:
+        return self._by_tool and block.start.get("name") == JSON_TOOL
+
+    def _text(self, text: str) -> types.Chunk | None:
+        if not text:
+            return None
+        return self._delta({"content": text})
+
+    def _thought(self, block: _Block, text: str) -> types.Chunk | None:
+        block.texts.append(text)
+        if not text:
+            return None
+        return self._delta({"reasoning_content": text})
+
+    def _input(self, block: _Block, text: str) -> types.Chunk | None:
+        if block.kind != "tool_use" or not text:
+            return None  # the input of a tool that the provider itself runs
+        block.shown = True
+        if self._is_answer(block):
+            return self._text(text)
+        return self._fragment(block, {}, {"arguments": text})
+
+    def _fragment(self, block: _Block, named: dict[str, str], function: dict[str, str]) -> types.Chunk:
+        raw = {"tool_calls": [{"index": block.index, **named, "function": function}]}
+        call = types.ToolCall(
+            named.get("id"),
+            named.get("type"),
+            types.FunctionCall(function.get("name"), function["arguments"]),
+            block.index,
+        )
+        return self._delta(raw, (call,))
+
+    def _count(self, usage: Any) -> None:
+        """Counts are running totals: a later one takes an earlier one's place, absence changes nothing."""
+        if isinstance(usage, dict):
+            self._counts.update({name: value for name, value in usage.items() if value is not None})
+
+    def _shape(self) -> dict[str, Any]:
+        return {"id": self._id, "object": "chat.completion.chunk", "created": 0, "model": self._model}
+
+    def _delta(
+        self,
+        raw: dict[str, Any],
+        calls: tuple[types.ToolCall, ...] | None = None,
+        reason: str | None = None,
+        own_reason: Mapping[str, Any] | None = None,
+    ) -> types.Chunk:
+        """The chunk whose only delta is ``raw``, in OpenAI's shape; ``calls`` are its calls as values."""
+        delta = types.Delta(raw.get("role"), raw.get("content"), calls, raw.get("refusal"), raw)
+        choice: dict[str, Any] = {"index": 0, "delta": raw, "finish_reason": reason, **(own_reason or {})}
+        chunk = types.Chunk(
+            self._id,
+            0,
+            self._model,
+            (types.ChunkChoice(0, delta, reason, choice),),
+            None,
+            {**self._shape(), "choices": [choice]},
+        )
+        self._absorb(chunk)
+        return chunk
+
+
+_THINKING = ("thinking", "redacted_thinking")
+_EVENTS = {
+    "message_start": _AnthropicStream._start,
+    "content_block_start": _AnthropicStream._block_start,
+    "content_block_delta": _AnthropicStream._block_delta,
+    "content_block_stop": _AnthropicStream._block_stop,
+    "message_delta": _AnthropicStream._message_delta,
+    "message_stop": _AnthropicStream._stop,
+}
