@@ -62,7 +62,7 @@ def test_formats_can_be_added() -> None:
     register(mine)
     register(mine)
     assert get("mine") is mine
-    assert set(names()) == {"anthropic", "mine", "openai"}
+    assert set(names()) == {*base._BUILT_IN, "mine"}
     with pytest.raises(ValueError, match="known already"):
         register(Mine())  # type: ignore[arg-type]
     other: Any = Mine()
