@@ -20,7 +20,7 @@ from attrs import evolve, frozen
 from . import _core, errors, events
 from .budget import Budgets, Reservation
 from .plan import Estimate
-from .providers.base import Format, Target, check_content_type
+from .providers.base import Format, Target, check_content_type, request_id_of
 from .quality import Rates, Validator
 from .retry import RetryPolicy, Verdict, parse_limits
 from .state import Endpoint
@@ -459,7 +459,7 @@ class Sending:
         else:
             usage = _NOTHING
         status = exchange.status if exchange is not None else None
-        request_id = exchange.headers.get("x-request-id") if exchange is not None else None
+        request_id = request_id_of(exchange.headers) if exchange is not None else None
         if error is not None:
             status = error.status_code if isinstance(error, errors.APIStatusError) else status
             request_id = error.request_id or request_id

@@ -66,7 +66,7 @@ class StreamReader:
                 chunks += decoder.feed(event)
                 if decoder.done:
                     break
-            if parsed:
+            if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
                 self._progress = now
             self._extend(now)
             if decoder.done and not self._ended:

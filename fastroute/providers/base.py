@@ -143,6 +143,22 @@ _VAGUE_TYPES = frozenset(
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}")
 
 
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """The provider's own id of a request, under whatever name it sends it; None where it is no sane one.
+
+    ``headers`` must be looked up ignoring case, as the transport's are, or have names in lower case.
+    """
+    for name in _REQUEST_IDS:
+        found = headers.get(name)
+        if found is not None:
+            return found if isinstance(found, str) and _REQUEST_ID.fullmatch(found) else None
+    return None
+
+
+_REQUEST_IDS = ("x-request-id", "request-id", "x-ms-request-id", "apim-request-id")
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
 def rejects_stream_options(error: BaseException) -> bool:
     """Whether the provider refused the request because of ``stream_options``.
 
@@ -220,4 +236,5 @@ __all__ = [
     "names",
     "register",
     "rejects_stream_options",
+    "request_id_of",
 ]

@@ -17,7 +17,7 @@ from typing import Any
 from fastroute import errors, retry
 
 from . import jsontext
-from .base import Target
+from .base import Target, request_id_of
 
 MESSAGE_LIMIT = 500
 EXCERPT_LIMIT = 200
@@ -81,6 +81,8 @@ _BILLING = frozenset(
         "project_spend_limit_exceeded",
         "organization_usage_limit_exceeded",
         "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "linked_organization_spend_limit_reached",
         "billing_hard_limit_reached",
         "billing_not_active",
         "billing_error",
@@ -150,6 +152,7 @@ _STATUS_BY_CODE = {
     "request_too_large": 413,
     "request_timeout": 408,
     "timeout_error": 504,
+    "gateway_timeout_error": 504,
     "timeout": 504,
     "gateway_timeout": 504,
     "deadline_exceeded": 504,
@@ -158,8 +161,6 @@ _STATUS_BY_CODE = {
     "bad_gateway": 502,
 }
 _CODE = re.compile(r"[\w.\-/ ]{1,80}", re.ASCII)
-_REQUEST_IDS = ("x-request-id", "request-id", "x-ms-request-id", "apim-request-id")
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 def error_object(body: Any) -> Any:
@@ -187,9 +188,7 @@ def from_response(
 ) -> errors.APIError:
     """The error that an answer other than 200 stands for."""
     lowered = {name.lower(): value for name, value in headers.items()}
-    request_id = next((lowered[name] for name in _REQUEST_IDS if name in lowered), None)
-    if not isinstance(request_id, str) or not _REQUEST_ID.fullmatch(request_id):
-        request_id = None
+    request_id = request_id_of(lowered)
     where = f"{target.endpoint} " if target is not None else ""
     if 300 <= status < 400:
         return errors.APIStatusError(

@@ -12,6 +12,7 @@ hand.
 
 from ._answers import Answer, count_tokens
 from ._faults import Fault
+from ._formats import FORMATS
 from ._latency import Fixed, Lognormal, Uniform
 from ._limits import go_duration
 from ._openai import ERRORS, StreamStyle
@@ -21,6 +22,7 @@ from ._wire import FRAMINGS, Repeat
 
 __all__ = [
     "ERRORS",
+    "FORMATS",
     "FRAMINGS",
     "Answer",
     "Fault",

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from ._formats import FORMATS
 from ._hosts import serve_commands
 from ._latency import Lognormal
 from ._provider import Provider
@@ -18,11 +19,12 @@ from ._provider import Provider
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m fastroute.testing", description="A local provider in OpenAI's format."
+        prog="python -m fastroute.testing", description="A local provider of language models."
     )
     add = parser.add_argument
     add("--port", type=int, default=0, help="0 takes a free one (default)")
     add("--host", default="127.0.0.1")
+    add("--format", choices=tuple(FORMATS), default="openai", help="the wire format (default: openai)")
     add("--model", action="append", default=[], help="a model it serves; may be repeated; none: every name")
     add("--answer", help="the text it answers; default: the last user message")
     add("--tokens", type=int, help="answer so many tokens of lorem ipsum")
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         provider = Provider(
             options.model,
+            format=options.format,
             answer=options.answer if options.tokens is None else options.tokens,
             latency=Lognormal(options.latency, options.sigma) if options.sigma else options.latency,
             tokens_per_second=options.tokens_per_second,

@@ -47,7 +47,7 @@ class Provider:
 
     Args:
         models: names that it serves; any other is a 404. Empty serves every name.
-        format: the wire format; ``openai``.
+        format: the wire format: ``openai`` or another of ``FORMATS``.
         answer: None echoes the last user message, a text is itself, a number is so many tokens of lorem
             ipsum, an `Answer` is used as it stands, a function gets the `Received` and returns a text or an
             `Answer`. A required tool call or JSON is made to its schema around the text.
