@@ -33,6 +33,7 @@ ROWS = [
     {"snapshot"},
     {"router"},
     {"client"},
+    {"wire_openai"},
     {"testing"},
     {"cli"},
 ]

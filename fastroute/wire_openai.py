@@ -1,0 +1,639 @@
+"""OpenAI's HTTP interface, seen from the side that answers: bytes → a call, and its outcome → bytes.
+
+Owns the reading of a request's body (`parse`) and the writing of what goes back: an answer (`answer_bytes`),
+the events of a stream (`event_bytes`, `events`), an error (`error_response`), the headers that say how a call
+was routed (`route_headers`), the list of models (`models_bytes`). Nothing here does I/O: the drop-ins and the
+gateway each have their own way of moving the bytes. What goes to a provider is `providers/`.
+
+A caller in this process is trusted to send what it likes (`TRUSTED`); a stranger's body is held to sizes,
+to one meaning of every key, and to parameters that cannot steer where it is sent (`STRANGERS`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+from attrs import field, frozen
+
+from . import errors
+from .client import Client
+from .providers import jsontext
+from .stream import Stream
+from .types import NANO, Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
+
+DONE = b"data: [DONE]\n\n"
+JSON_HEADERS: Mapping[str, str] = {"content-type": "application/json"}
+STREAM_HEADERS: Mapping[str, str] = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+}
+ROUTE_HEADER = "x-fastroute-route"
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # may be more than the 64 bits that orjson reads exactly
+_ID = re.compile(r"[!-~]{1,128}")
+
+# -------------------------------------------------------------------------------------------------- reading
+
+# Words by which other libraries and gateways let a body say where it is sent, and as whom.
+_STEERING = frozenset(
+    {
+        "api_base",
+        "api_key",
+        "api_type",
+        "api_version",
+        "azure_ad_token",
+        "azure_endpoint",
+        "base_url",
+        "custom_llm_provider",
+        "default_headers",
+        "default_query",
+        "extra_body",
+        "extra_headers",
+        "extra_query",
+        "headers",
+        "organization",
+        "project",
+        "proxies",
+        "proxy",
+        "vertex_credentials",
+    }
+)
+
+
+@frozen
+class Limits:
+    """What a request's body may be.
+
+    Attributes:
+        max_bytes: of the whole body; None for no limit.
+        max_depth: how deep lists and objects may be nested.
+        max_keys: of all objects together; None for no limit.
+        unique_keys: refuse an object with the same key twice, which readers take in different ways.
+        checked: hold OpenAI's own parameters to their types and ranges, instead of leaving that to the
+            provider.
+        refused: parameters that are not taken.
+    """
+
+    max_bytes: int | None = None
+    max_depth: int = jsontext.MAX_DEPTH
+    max_keys: int | None = None
+    unique_keys: bool = False
+    checked: bool = False
+    refused: frozenset[str] = frozenset()
+
+
+TRUSTED = Limits()
+STRANGERS = Limits(10 * 1024 * 1024, 64, 10_000, True, True, _STEERING)
+
+
+@frozen
+class Call:
+    """The arguments of a `Client`'s ``chat.completions.create``, as a body gave them."""
+
+    messages: Sequence[Mapping[str, Any]] = field(repr=False)
+    model: str | None = None
+    stream: bool = False
+    route: Mapping[str, Any] | None = field(default=None, repr=False)
+    params: Mapping[str, Any] = field(factory=dict, repr=False)
+
+    def run(self, client: Client, *, timeout: float | None = None) -> Completion | Stream:
+        """Makes the call; raises as ``create`` does."""
+        create: Any = client.chat.completions.create
+        answer: Completion | Stream = create(
+            messages=self.messages,
+            model=self.model,
+            stream=self.stream,
+            route=self.route,
+            timeout=timeout,
+            **self.params,
+        )
+        return answer
+
+
+def parse(body: bytes, limits: Limits = TRUSTED, *, route: str | None = None) -> Call:
+    """The call that the body of ``POST /chat/completions`` asks for.
+
+    Args:
+        body: the JSON document.
+        limits: what it may be.
+        route: routing words as JSON from outside the body (`ROUTE_HEADER`); the body's own go over them.
+
+    Raises:
+        BadRequestError: with ``param`` where one parameter is wrong; no message holds any of the content.
+        RequestTooLargeError: if it is longer than ``limits.max_bytes``.
+    """
+    if limits.max_bytes is not None and len(body) > limits.max_bytes:
+        raise errors.RequestTooLargeError(
+            f"the body has {len(body)} bytes, at most {limits.max_bytes} are taken",
+            type="invalid_request_error",
+        )
+    value = _document(body, limits)
+    if not isinstance(value, dict):
+        _refuse(f"the body is a JSON {_kind(value)}, not an object")
+    for name in value:
+        if name in limits.refused:
+            _refuse(f"{name}: is not taken from a request", name)
+    messages = value.pop("messages", None)
+    if messages is None:
+        _refuse("messages: is missing", "messages")
+    if not isinstance(messages, list) or not messages:
+        _refuse("messages: a list with at least one message is wanted", "messages")
+    for place, message in enumerate(messages):
+        if not isinstance(message, dict):
+            _refuse(f"messages[{place}]: an object with role and content is wanted", "messages")
+    model = value.pop("model", None)
+    if model is not None and (not isinstance(model, str) or not model):
+        _refuse("model: the name of a model is wanted", "model")
+    stream = value.pop("stream", None)
+    if stream is not None and not isinstance(stream, bool):
+        _refuse("stream: true or false is wanted", "stream")
+    if "timeout" in value:
+        _refuse("timeout: is no parameter of the body; set it on the client, or as route.deadline", "timeout")
+    words = value.pop("route", None)
+    if words is not None and not isinstance(words, dict):
+        _refuse("route: an object of routing words is wanted", "route")
+    if route is not None:
+        words = {**_route_words(route, limits), **(words or {})}
+    if limits.checked:
+        _check_messages(messages)
+        _check_params(value)
+    return Call(messages, model, bool(stream), words, value)
+
+
+def _route_words(text: str, limits: Limits) -> dict[str, Any]:
+    try:
+        # Servers hand header values over as Latin-1.
+        words = _document(text.encode("latin-1"), limits)
+    except (UnicodeEncodeError, errors.BadRequestError):
+        words = None
+    if not isinstance(words, dict):
+        _refuse(f"{ROUTE_HEADER}: a JSON object of routing words is wanted", "route")
+    return words
+
+
+def _document(body: bytes, limits: Limits) -> Any:
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        _refuse("the body is not UTF-8")
+    if text.startswith("\ufeff"):
+        _refuse("the body begins with a byte order mark")
+    try:
+        value = jsontext.loads(body)
+        if limits.unique_keys or limits.max_keys is not None or _LONG_NUMBER.search(body):
+            # The standard library's reader tells of equal keys, and reads whole numbers of any size. What it
+            # would take beyond JSON has been refused by now.
+            value = json.loads(text, object_pairs_hook=_Keys(limits).object)
+    except jsontext.Cut:
+        _refuse("the body is empty" if not text.strip() else "the body's JSON stops before its end")
+    except ValueError as error:
+        _refuse(f"the body is refused: {error}")
+    if limits.max_depth < jsontext.MAX_DEPTH and _deeper(value, limits.max_depth):
+        _refuse(f"the body is nested more than {limits.max_depth} deep")
+    return value
+
+
+class _Keys:
+    """Counts the keys of all objects of a document, and finds those that an object has twice."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = math.inf if limits.max_keys is None else limits.max_keys
+        self._unique = limits.unique_keys
+        self._count = 0
+
+    def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        self._count += len(pairs)
+        if self._count > self._most:
+            raise ValueError(f"more than {self._most} keys")
+        if self._unique and len(found) < len(pairs):
+            raise ValueError("an object has the same key twice")
+        return found
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(limit + 1):
+        level = [
+            part
+            for item in level
+            for part in (item.values() if isinstance(item, dict) else item)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _refuse(why: str, param: str | None = None) -> NoReturn:
+    raise errors.BadRequestError(why, param=param, type="invalid_request_error")
+
+
+_KINDS = {type(None): "null", bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), "object")
+
+
+# ----------------------------------------------------------------------------------- parameters of strangers
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_PARTS = ("file", "image_url", "input_audio", "refusal", "text")
+
+# Name → the types it may have in JSON (null always may be), and the least and greatest number.
+_KNOWN: Mapping[str, tuple[tuple[type, ...], float, float]] = {
+    "frequency_penalty": ((int, float), -2, 2),
+    "presence_penalty": ((int, float), -2, 2),
+    "temperature": ((int, float), 0, 2),
+    "top_p": ((int, float), 0, 1),
+    "n": ((int,), 1, 128),
+    "top_logprobs": ((int,), 0, 20),
+    "max_tokens": ((int,), 1, math.inf),
+    "max_completion_tokens": ((int,), 1, math.inf),
+    "seed": ((int,), -(2**63), 2**63 - 1),
+    "logprobs": ((bool,), 0, 0),
+    "parallel_tool_calls": ((bool,), 0, 0),
+    "store": ((bool,), 0, 0),
+    "user": ((str,), 0, 0),
+    "reasoning_effort": ((str,), 0, 0),
+    "service_tier": ((str,), 0, 0),
+    "stop": ((str, list), 0, 0),
+    "tools": ((list,), 0, 0),
+    "functions": ((list,), 0, 0),
+    "modalities": ((list,), 0, 0),
+    "tool_choice": ((str, dict), 0, 0),
+    "function_call": ((str, dict), 0, 0),
+    "response_format": ((dict,), 0, 0),
+    "stream_options": ((dict,), 0, 0),
+    "logit_bias": ((dict,), 0, 0),
+    "metadata": ((dict,), 0, 0),
+}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    for name, (kinds, least, most) in _KNOWN.items():
+        value = params.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(_WORDS[kind] for kind in kinds if kind is not int or float not in kinds)
+            _refuse(f"{name}: {wanted} is wanted, not a JSON {_kind(value)}", name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
+            _refuse(f"{name}: must be {_range(least, most)}", name)
+    for name in ("tools", "functions"):
+        for item in params.get(name) or ():
+            if not isinstance(item, dict):
+                _refuse(f"{name}: objects are wanted in it", name)
+    stop = params.get("stop")
+    if isinstance(stop, list) and not all(isinstance(word, str) for word in stop):
+        _refuse("stop: strings are wanted in it", "stop")
+
+
+def _range(least: float, most: float) -> str:
+    return f"at least {least}" if most == math.inf else f"from {least} to {most}"
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    for place, message in enumerate(messages):
+        where = f"messages[{place}]"
+        role = message.get("role")
+        if not isinstance(role, str) or role not in _ROLES:
+            _refuse(f"{where}.role: must be one of {', '.join(sorted(_ROLES))}", "messages")
+        calls = message.get("tool_calls")
+        if calls is not None and not (
+            isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+        ):
+            _refuse(f"{where}.tool_calls: an array of objects is wanted", "messages")
+        content = message.get("content")
+        if content is None:
+            if role != "assistant":
+                _refuse(f"{where}.content: is missing", "messages")
+        elif isinstance(content, list):
+            for part in content:
+                if not isinstance(part, dict) or part.get("type") not in _PARTS:
+                    _refuse(
+                        f"{where}.content: parts must be objects whose type is one of {', '.join(_PARTS)}",
+                        "messages",
+                    )
+                _check_part(where, part)
+        elif not isinstance(content, str):
+            _refuse(f"{where}.content: a string or an array of parts is wanted", "messages")
+
+
+def _check_part(where: str, part: Mapping[str, Any]) -> None:
+    kind = part["type"]
+    if kind == "text" and not isinstance(part.get("text"), str):
+        _refuse(f"{where}.content: a part of type text has a text", "messages")
+    if kind == "image_url":
+        image = part.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else None
+        if not isinstance(url, str) or not url.lower().startswith(("https://", "http://", "data:image/")):
+            _refuse(
+                f"{where}.content: image_url.url must begin with https://, http:// or data:image/", "messages"
+            )
+
+
+# -------------------------------------------------------------------------------------------------- answers
+
+
+def answer_bytes(completion: Completion) -> bytes:
+    """The body of a 200 answer.
+
+    What the provider sent beside OpenAI's fields goes along where it spoke OpenAI's format itself; of other
+    formats only what was understood does.
+    """
+    raw = completion._raw if "choices" in completion._raw else {}
+    body: dict[str, Any] = {
+        **raw,
+        "id": completion.id,
+        "object": "chat.completion",
+        "created": completion.created,
+        "model": completion.model,
+        "choices": [_choice(choice) for choice in completion.choices],
+    }
+    if completion.usage is not None:
+        body["usage"] = _usage(raw.get("usage"), completion.usage.to_dict())
+    return jsontext.dumps(body)
+
+
+def event_bytes(chunk: Chunk) -> bytes:
+    """One chunk of a stream as a server-sent event."""
+    raw = chunk._raw if "choices" in chunk._raw else {}
+    body: dict[str, Any] = {
+        **raw,
+        "id": chunk.id,
+        "object": "chat.completion.chunk",
+        "created": chunk.created,
+        "model": chunk.model,
+        "choices": [_chunk_choice(choice) for choice in chunk.choices],
+    }
+    if chunk.usage is not None:
+        body["usage"] = _usage(raw.get("usage"), chunk.usage.to_dict())
+    return b"data: " + jsontext.dumps(body) + b"\n\n"
+
+
+def events(stream: Iterable[Chunk], *, behind_gateway: bool = False) -> Iterator[bytes]:
+    """All events of a stream up to ``[DONE]``; one that breaks ends with an error event and without it.
+
+    Errors that are not fastroute's own are not caught. Closing the stream is the caller's.
+    """
+    try:
+        for chunk in stream:
+            yield event_bytes(chunk)
+    except errors.Error as error:
+        yield error_event(error, behind_gateway=behind_gateway)
+    else:
+        yield DONE
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    raw = choice._raw if "message" in choice._raw else {}
+    return {
+        **raw,
+        "index": choice.index,
+        "message": _said(choice.message, own_format=bool(raw)),
+        "finish_reason": choice.finish_reason,
+        "logprobs": raw.get("logprobs"),
+    }
+
+
+def _said(message: Message, *, own_format: bool) -> dict[str, Any]:
+    raw = message._raw if own_format else {}
+    said = {**raw, "role": message.role, "content": message.content, "refusal": message.refusal}
+    said.pop("tool_calls", None)
+    if message.tool_calls:
+        said["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    return said
+
+
+def _chunk_choice(choice: ChunkChoice) -> dict[str, Any]:
+    raw = choice._raw if "delta" in choice._raw else {}
+    return {
+        **raw,
+        "index": choice.index,
+        "delta": _added(choice.delta, own_format=bool(raw)),
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _added(delta: Delta, *, own_format: bool) -> dict[str, Any]:
+    added: dict[str, Any] = {**delta._raw} if own_format else {}
+    for name in ("role", "content", "refusal"):
+        value = getattr(delta, name)
+        if value is not None:
+            added[name] = value
+    if delta.tool_calls:
+        added["tool_calls"] = [_tool_call(call, place) for place, call in enumerate(delta.tool_calls)]
+    return added
+
+
+def _tool_call(call: ToolCall, place: int | None = None) -> dict[str, Any]:
+    """With ``place`` a fragment in a delta, in which only the first one names the function."""
+    function: dict[str, Any] = {"arguments": call.function.arguments}
+    if call.function.name is not None or place is None:
+        function["name"] = call.function.name
+    written: dict[str, Any] = {"function": function}
+    if call.id is not None or place is None:
+        written["id"] = call.id
+    if call.type is not None:
+        written["type"] = call.type
+    if place is not None:
+        written["index"] = place if call.index is None else call.index
+    return written
+
+
+def _usage(raw: Any, counted: dict[str, Any]) -> dict[str, Any]:
+    """The counts as fastroute reads them, and beside them what else the provider told."""
+    if not isinstance(raw, dict):
+        return counted
+    usage = {**raw, **counted}
+    for name in ("prompt_tokens_details", "completion_tokens_details"):
+        details = raw.get(name)
+        if isinstance(details, dict):
+            usage[name] = {**details, **counted[name]}
+    return usage
+
+
+# --------------------------------------------------------------------------------------------------- headers
+
+
+def route_headers(route: Route | None, *, running: bool = False) -> dict[str, str]:
+    """How a call was routed: ``x-fastroute-model``, ``-endpoint``, ``-class``, ``-cost`` (in USD),
+    ``-attempts``, ``-cached``, and ``x-request-id``.
+
+    Args:
+        route: of a completion, or of a stream.
+        running: whether it is a stream that has only begun: what it costs is not known, and the attempt
+            under way is not yet among its attempts.
+
+    Values that a header cannot hold are left out.
+    """
+    if route is None:
+        return {}
+    found = {
+        "x-fastroute-model": route.model,
+        "x-fastroute-endpoint": route.endpoint,
+        "x-fastroute-attempts": str(len(route.attempts) + running),
+        "x-fastroute-cached": "true" if route.cached else "false",
+    }
+    classification = route.classification
+    if classification is not None:
+        found["x-fastroute-class"] = classification.level
+    if route.cost_nano is not None and not running:
+        found["x-fastroute-cost"] = f"{route.cost_nano / NANO:.9f}"
+    if route.request_id is not None:
+        found["x-request-id"] = route.request_id
+    return {name: value for name, value in found.items() if _ID.fullmatch(value)}
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_CODES: Sequence[tuple[type[errors.Error], str]] = (
+    (errors.ModelNotFoundError, "model_not_found"),
+    (errors.ContextLengthExceeded, "context_length_exceeded"),
+    (errors.ContentFilterError, "content_filter"),
+    (errors.QuotaExceededError, "insufficient_quota"),
+    (errors.BudgetExceeded, "budget_exceeded"),
+    (errors.RequestTooLargeForLimit, "request_too_large_for_limit"),
+    (errors.RateLimitError, "rate_limit_exceeded"),
+    (errors.NoEndpointError, "no_endpoint"),
+    (errors.DeadlineExceeded, "deadline_exceeded"),
+    (errors.ValidationError, "answer_refused"),
+    (errors.StreamInterrupted, "stream_interrupted"),
+    (errors.AuthenticationError, "invalid_api_key"),
+    (errors.APITimeoutError, "upstream_timeout"),
+    (errors.APIConnectionError, "upstream_unavailable"),
+)
+
+
+def error_status(error: BaseException, *, behind_gateway: bool = False) -> int:
+    """The HTTP status that tells an error.
+
+    Args:
+        error: whatever a call raised.
+        behind_gateway: whether the one who is told has a key of the gateway's, not of the provider: then
+            a provider's 401 or 403 is 502, since the caller's own key is not what is wrong.
+    """
+    status = error.status_code if isinstance(error, errors.Error) else None
+    if status is None:
+        return 500
+    if not 400 <= status <= 599:
+        return 502  # a redirect, or a status that is none
+    if behind_gateway and status in (401, 403) and error.attempts:  # type: ignore[attr-defined]
+        return 502
+    return status
+
+
+def error_object(error: BaseException, *, behind_gateway: bool = False) -> dict[str, Any]:
+    """``{"error": {...}}`` as OpenAI writes it; of what is not fastroute's own error nothing is told."""
+    status = error_status(error, behind_gateway=behind_gateway)
+    kind = _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
+    if not isinstance(error, errors.Error):
+        return _error("an internal error", kind, None, "internal_error")
+    code = next((code for known, code in _CODES if isinstance(error, known)), None)
+    param = None
+    if isinstance(error, errors.APIError):
+        param = error.param
+        if status == error.status_code:
+            kind, code = error.type or kind, error.code or code
+        elif behind_gateway:
+            kind, code = "server_error", "upstream_refused"
+    if isinstance(error, errors.ModelNotFoundError):
+        param = param or "model"
+    return _error(error.message, kind, param, code)
+
+
+def _error(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    error: BaseException, *, behind_gateway: bool = False
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body that tell an error as OpenAI's API does.
+
+    The headers say how long to wait where that is known, and ``x-should-retry: false``: whatever could be
+    tried again has been, and a client that retries on top would multiply it.
+    """
+    headers = {**JSON_HEADERS, "x-should-retry": "false"}
+    if isinstance(error, errors.Error):
+        wait = error.retry_after
+        if wait is not None and 0 <= wait < 1e9:
+            headers["retry-after"] = str(math.ceil(wait))
+            headers["retry-after-ms"] = str(math.ceil(wait * 1000))
+        if error.request_id is not None and _ID.fullmatch(error.request_id):
+            headers["x-request-id"] = error.request_id
+        headers["x-fastroute-attempts"] = str(len(error.attempts))
+    body = jsontext.dumps(error_object(error, behind_gateway=behind_gateway))
+    return error_status(error, behind_gateway=behind_gateway), headers, body
+
+
+def error_event(error: BaseException, *, behind_gateway: bool = False) -> bytes:
+    """An error in the middle of a stream; nothing may follow it."""
+    return b"data: " + jsontext.dumps(error_object(error, behind_gateway=behind_gateway)) + b"\n\n"
+
+
+def not_found(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+    """The 404 for a path that nothing answers here."""
+    shown = path if len(path) <= 200 else path[:197] + "..."
+    message = f"{method} {shown} cannot be routed: fastroute answers chat completions and the list of models"
+    body = jsontext.dumps(_error(message, "invalid_request_error", None, "unknown_url"))
+    return 404, {**JSON_HEADERS, "x-should-retry": "false"}, body
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+def models_bytes(client: Client) -> bytes:
+    """The body of ``GET /models``: what a call may name as its model, ``auto`` and the tiers among it."""
+    return jsontext.dumps({"object": "list", "data": [_model(*named) for named in _models(client)]})
+
+
+def model_bytes(client: Client, name: str) -> bytes:
+    """The body of ``GET /models/NAME``.
+
+    Raises:
+        ModelNotFoundError: if nothing of that name is served.
+    """
+    for known, owner in _models(client):
+        if known == name:
+            return jsontext.dumps(_model(known, owner))
+    raise errors.ModelNotFoundError("no model of that name is served here", param="model")
+
+
+def _models(client: Client) -> list[tuple[str, str]]:
+    config = client.config
+    owners: dict[str, str] = {"auto": "fastroute"}
+    for tier in config.tiers:
+        owners.setdefault(tier, "fastroute")
+    for endpoint in config.endpoints:
+        owners[endpoint.model] = endpoint.provider
+    return list(owners.items())
+
+
+def _model(name: str, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
