@@ -9,6 +9,7 @@ deciding what happens next is `retry.py`. Names below `APIError` are the OpenAI 
     │   └── RequestTooLargeForLimit    it asks for more tokens than a limit can ever grant
     ├── BudgetExceeded                 money: the call would cost more than is allowed
     ├── DeadlineExceeded               the call's own time is up (also a TimeoutError)
+    ├── LedgerError                    the record of attempts cannot be written out or read at present
     ├── ValidationError                the answer failed the caller's check; .completion is the last one
     ├── StreamInterrupted              a stream broke after content had been handed out
     │   ├── StreamTruncated            it ended without a finish reason
@@ -112,6 +113,10 @@ class NoEndpointError(Error):
     """Nothing is left that could serve the request; the message says why for each candidate."""
 
     default_status = 503
+
+
+class LedgerError(Error):
+    """The record of attempts cannot be written out or read at present; no call fails for it."""
 
 
 class RequestTooLargeForLimit(NoEndpointError):

@@ -23,7 +23,7 @@ from attrs import evolve
 from . import errors, events
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .dispatch import Line
-from .ledger import Ledger, NullLedger, open_ledger
+from .ledger import Ledger, NullLedger, configured_ledger
 from .providers import names as format_names
 from .reload import Watch
 from .sending import Call
@@ -73,7 +73,7 @@ class Router:
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.watch: Watch | None = None
-        self.ledger: Ledger | NullLedger = open_ledger(config.ledger, hooks=self.hooks)
+        self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
         try:
             self._around = Surroundings(self.ledger, self.hooks, self.line, session)
             self.snapshot = Snapshot(config, keys, self._around)

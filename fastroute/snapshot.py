@@ -42,7 +42,16 @@ if TYPE_CHECKING:
     from .catalog import Catalog
 
 # Made once for a client, and not to be had in another size or place while calls use them.
-LASTING = ("state", "ledger", "workers", "max_pending", "reload")
+LASTING = (
+    "state",
+    "ledger",
+    "ledger_durability",
+    "ledger_journal",
+    "ledger_wal",
+    "workers",
+    "max_pending",
+    "reload",
+)
 
 # Keys, in whatever table, that say when and how often but not what is answered; all others are taken to.
 _NOT_SHAPING = frozenset(

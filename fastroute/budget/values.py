@@ -5,7 +5,7 @@ Owns plain values and words only; counting is the package's `Budgets`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Protocol
 
@@ -18,29 +18,17 @@ Spent = Callable[[float, Mapping[str, str]], int]
 """Seconds since the epoch and tags → nano-dollars since; an empty value means entries without the tag."""
 
 
-class _Group(Protocol):
-    @property
-    def keys(self) -> tuple[str | None, ...]: ...
-    @property
-    def cost_nano(self) -> int: ...
-
-
 class Sums(Protocol):
     """The part of a ledger that budgets begin from."""
 
     def spent(self, since: float, tags: Mapping[str, str]) -> int: ...
-    def by(self, *keys: str, since: float) -> Iterable[_Group]: ...
 
 
 def spent_in(ledger: Sums) -> Spent:
     """A ledger as `Budgets` asks it: a tag with an empty value means entries without that tag."""
 
     def spent(since: float, tags: Mapping[str, str]) -> int:
-        missing = [name for name, value in tags.items() if not value]
-        if not missing:
-            return ledger.spent(since, tags)
-        groups = ledger.by(f"tag:{missing[0]}", since=since)
-        return sum(group.cost_nano for group in groups if not group.keys[0])
+        return ledger.spent(since, tags)
 
     return spent
 

@@ -21,6 +21,7 @@ from .output import Column, dim, optional, print_table, seconds
 
 if TYPE_CHECKING:
     from fastroute.catalog import Catalog
+    from fastroute.config import Config
     from fastroute.ledger import Totals
     from fastroute.ledger.report import Report
 
@@ -96,12 +97,12 @@ def command(
     Calls, tokens, cost and latency by whatever --by says, and with --against what one model alone would have
     cost for the same tokens.
     """
-    from fastroute.ledger import open_ledger
+    from fastroute.ledger import configured_ledger, open_ledger
     from fastroute.ledger.plot import days, to_html
     from fastroute.ledger.report import report, to_csv, to_json, to_table
 
-    catalog, configured = _source(config, path)
-    location = path or configured
+    catalog, settings = _source(config)
+    location = path or settings.ledger
     if not location:
         refuse('the configuration keeps no ledger (ledger = ""); name one with --ledger FILE')
     if "://" not in location and not os.path.exists(location):
@@ -115,7 +116,7 @@ def command(
             refuse(f'--against {name}: the catalogue knows no price of it; set one in [models."{name}"]')
         return model.input_price, model.output_price, model.cached_input_price
 
-    ledger = open_ledger(location)
+    ledger = open_ledger(location) if path else configured_ledger(settings)
     try:
         result = report(
             ledger,
@@ -175,8 +176,8 @@ def _figures(sums: Totals) -> list[str]:
     ]
 
 
-def _source(config: str | None, path: str | None) -> tuple[Catalog, str]:
-    """The catalogue that prices come from, and the ledger that the configuration names."""
+def _source(config: str | None) -> tuple[Catalog, Config]:
+    """The catalogue that prices come from, and the configuration that names the ledger."""
     from fastroute.catalog import Catalog
     from fastroute.config import Config, catalog_of
 
@@ -185,5 +186,5 @@ def _source(config: str | None, path: str | None) -> tuple[Catalog, str]:
     loaded = find(config).config
     if loaded is None:
         # The built-in prices, and the place where a ledger is by default.
-        return Catalog.builtin(), Config().ledger
-    return catalog_of(loaded), loaded.ledger
+        return Catalog.builtin(), Config()
+    return catalog_of(loaded), loaded

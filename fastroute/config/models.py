@@ -39,6 +39,8 @@ STRATEGIES = (
 )
 BUDGET_WINDOWS = ("request", "day", "month", "total")
 ON_BREACH = ("refuse", "downgrade")
+DURABILITIES = ("process", "power")
+LEDGER_WALS = ("auto", "on", "off")
 RELOADS = ("off", "signal", "change")
 AUTO = "auto"
 MOST_IN_FLIGHT = 4096
@@ -128,8 +130,19 @@ def _state(instance: Any, attribute: Any, value: Any) -> None:
 
 def _ledger(instance: Any, attribute: Any, value: Any) -> None:
     text(empty=True)(instance, attribute, value)
-    if "://" in value:
-        raise ValueError('is an address, must be the path of an SQLite file or "" for none in this version')
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return
+    if scheme not in ("postgresql", "postgres"):
+        raise ValueError('is an address of no kind known here, must be a file, postgresql://… or "" for none')
+    # It may hold a password, so it is not repeated.
+    address, _, parameters = rest.partition("?")
+    user, at, _ = address.partition("/")[0].rpartition("@")
+    if (at and ":" in user) or re.search(r"(?:^|&)(?:ssl)?password=", parameters):
+        raise ValueError(
+            "holds a password, must not: set PGPASSWORD, or name a file of passwords in PGPASSFILE or with "
+            "passfile="
+        )
 
 
 def _dollars(instance: Any, attribute: Any, value: Any) -> None:
@@ -437,7 +450,10 @@ class Config:
         state: where limits, breakers, latencies and budgets are counted: ``memory`` is this process and what
             it forks; ``machine`` every process of this user and configuration (``machine:NAME``: of that
             name); a path, every process of this user that opens that file.
-        ledger: the SQLite file of the record of attempts, or nothing for none.
+        ledger: the SQLite file or the PostgreSQL database of the record of attempts, or nothing for none.
+        ledger_durability: what an entry survives: ``process``, its end however it comes, or ``power`` too.
+        ledger_journal: for PostgreSQL, the local directory where entries are safe until the server has them.
+        ledger_wal: whether SQLite keeps a write-ahead log: ``on``, ``off``, or ``auto`` by the file system.
         timeout: seconds the whole call may take.
         connect_timeout: seconds connecting may take.
         max_response_bytes: an answer larger than this is refused.
@@ -460,6 +476,9 @@ class Config:
     default_model: str = field(default=AUTO, validator=text())
     state: str = field(default="memory", validator=_state)
     ledger: str = field(default="fastroute.db", validator=_ledger)
+    ledger_durability: str = field(default="process", validator=one_of(DURABILITIES))
+    ledger_journal: str = field(default="", validator=text(empty=True))
+    ledger_wal: str = field(default="auto", validator=one_of(LEDGER_WALS))
     timeout: float = field(default=600.0, validator=_seconds())
     connect_timeout: float = field(default=5.0, validator=_seconds(most=3600))
     max_response_bytes: int = field(default=32 * 1024 * 1024, validator=whole(least=1, most=2**40))
@@ -521,6 +540,9 @@ SETTINGS = (
     "default_model",
     "state",
     "ledger",
+    "ledger_durability",
+    "ledger_journal",
+    "ledger_wal",
     "timeout",
     "connect_timeout",
     "max_response_bytes",

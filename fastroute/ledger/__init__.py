@@ -1,7 +1,8 @@
 """The ledger: one line for every request sent, kept whatever happens, and its exact sums.
 
 Owns when an entry is safe, and what happens to a ledger on fork and exit. The journal's files are
-`journal.py`, the thread that empties them `writer.py`, the SQL `database.py`, reports `report.py`.
+`journal.py`, the thread that empties them `writer.py`, the SQL `sqlite.py` and `postgres.py`, what those two
+have in common `database.py`, reports `report.py`.
 
 The way of an entry::
 
@@ -16,42 +17,56 @@ make a second insert of the same entry nothing.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fastroute.errors import ConfigError, Error
+from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
 from . import locks
+from .database import Corrupt, Refused, Unavailable
 from .values import LedgerHealth, Prices, Saving, Totals
 from .writer import Writer
 
 if TYPE_CHECKING:
-    from .database import Database, Durability
+    from fastroute.config import Config
+
+    from .database import Database, Durability, Place
+
+log = logging.getLogger("fastroute")
 
 
 class Ledger:
-    """The record of attempts in one SQLite file.
+    """The record of attempts, in one SQLite file or one PostgreSQL database.
 
     Thread safety: every method may be called from any thread, and from any process forked from this one;
-    any number of processes may use the same file. `append` takes no lock.
+    any number of processes may use the same ledger. `append` takes no lock.
+
+    Attributes:
+        path: the file, or the database's address without its secrets.
+        durability: as given.
 
     Args:
-        path: the database file. Beside it appear SQLite's own ``-wal`` and ``-shm`` files and a directory
-            ``PATH.journal``. Its directory must exist, on a local disk.
+        path: the file, or an address ``postgresql://USER@HOST/DATABASE``. Beside the file appear SQLite's own
+            ``-wal`` and ``-shm`` files and a directory ``PATH.journal``; its directory must exist.
         hooks: hear `LedgerDegraded`.
         durability: ``process``: an entry survives the process, however it ends; a power cut may take the
             last ones. ``power``: `append` also waits for the disk, milliseconds each.
+        journal: for PostgreSQL, the local directory in which entries are safe until the server has them; None
+            is one below ``~/.local/state/fastroute`` (or ``$XDG_STATE_HOME``).
+        wal: for SQLite, whether it keeps a write-ahead log; None decides by the file system.
 
     Raises:
-        ConfigError: the path cannot be a ledger, or its schema is newer than this release.
+        ConfigError: the path cannot be a ledger, its schema is newer than this release, or psycopg is
+            missing.
     """
 
     def __init__(
@@ -60,10 +75,13 @@ class Ledger:
         *,
         hooks: Hooks | None = None,
         durability: Durability = "process",
+        journal: str | os.PathLike[str] | None = None,
+        wal: bool | None = None,
     ) -> None:
         if durability not in ("process", "power"):
             raise ConfigError(f"ledger: durability is {durability!r}; it must be 'process' or 'power'")
-        self.path = os.path.abspath(os.fspath(path))
+        self._place = _place(path, durability, journal, wal)
+        self.path = self._place.name
         self.durability: Durability = durability
         self._hooks = hooks
         self._closed = False
@@ -75,39 +93,26 @@ class Ledger:
     def _begin(self) -> None:
         """Makes all that belongs to one process; none of it may cross a fork."""
         self._pid = os.getpid()
-        self._journal = journals.Journal(self.path + ".journal", sync=self.durability == "power")
-        self._writer = Writer(self.path, self._journal, self.durability, self._hooks)
+        self._journal = journals.Journal(self._place.journal, sync=self.durability == "power")
+        self._writer = Writer(self._place, self._journal, self._hooks)
 
     def _prepare(self) -> None:
-        """Finds out at once whether the file can be a ledger; being busy is no reason to fail."""
-        import sqlite3
-
-        from .database import Corrupt
-
-        parent, directory = os.path.dirname(self.path), self._journal.directory
-        if not os.path.isdir(parent):
-            raise ConfigError(f"ledger: {self.path}: there is no directory {parent}")
-        # The journal's directory tells a damaged ledger, to be set aside, from a file named by mistake.
-        ours = os.path.isdir(directory)
+        """Finds out at once whether the place can be a ledger; being busy is no reason to fail."""
         try:
-            with closing(self._writer.connect()) as database:
-                if ours and journals.has_orphans(directory):
-                    database.check()
-        except Corrupt as error:
-            if not ours:
-                _remove_directory(directory)
-                raise ConfigError(f"ledger: {self.path} is no SQLite database; name another file") from None
-            self._writer.set_aside(error)
-        except ConfigError:
-            if not ours:
-                _remove_directory(directory)
-            raise
-        except (sqlite3.OperationalError, TimeoutError) as error:
-            if os.path.exists(self.path) and not os.access(self.path, os.W_OK):
-                raise ConfigError(f"ledger: {self.path} cannot be written: {error}") from None
-            self._writer.trouble("database", f"the database cannot be opened: {error}")
-        except OSError as error:
-            raise ConfigError(f"ledger: {self.path} cannot be used: {error.strerror or error}") from None
+            reason = self._place.prepare()
+        except Corrupt as damage:
+            self._writer.set_aside(damage)
+            return
+        if reason is not None:
+            self._writer.trouble("database", f"the database cannot be opened: {reason}")
+        unsure = self._place.unsure_until()
+        if unsure is not None:
+            log.warning(
+                "ledger %s: entries before %s may be missing, for the database was damaged then (%s)",
+                self.path,
+                datetime.fromtimestamp(unsure[0], timezone.utc).isoformat(" ", "seconds"),
+                unsure[1],
+            )
 
     def _own(self) -> Writer:
         """The writer of this process; after a fork that ran no hooks, made now."""
@@ -152,7 +157,7 @@ class Ledger:
             timeout: seconds.
 
         Raises:
-            Error: they are not in the database in that time; they stay in the journal.
+            LedgerError: they are not in the database in that time; they stay in the journal.
         """
         writer = self._own()
         if not self._closed:
@@ -209,12 +214,12 @@ class Ledger:
             *keys: up to four of ``model``, ``tier``, ``level``, ``endpoint``, ``provider``, ``day``,
                 ``outcome`` and ``tag:NAME``.
             since, until: seconds since the epoch or aware datetimes; ``until`` itself is not included.
-            tags: entries must carry all of these.
+            tags: entries must carry all of these; an empty value stands for entries without that tag.
             model, tier, endpoint, provider, outcome: entries must have this value.
 
         Raises:
             ValueError: a key that is not one of those, or a datetime without a zone.
-            Error: this process's own entries cannot be brought into the database.
+            LedgerError: this process's own entries cannot be brought into the database, or it cannot be read.
         """
         from . import database
 
@@ -292,31 +297,33 @@ class Ledger:
             return reader.entries(where, limit)
 
     def spent(self, since: float | datetime | None = None, tags: Mapping[str, str] | None = None) -> int:
-        """The exact sum of known costs since a time, nano-dollars; arguments as in `by`."""
+        """The exact sum of known costs since a time, nano-dollars; arguments as in `by`.
+
+        Raises:
+            LedgerError: the ledger cannot be read, or entries since then may be missing because the database
+                was damaged: what was spent is then not known, and must not be taken for less than it was.
+        """
         from . import database
 
-        where = database.filters(_seconds(since), None, tags)
+        start = _seconds(since)
+        unsure = self._place.unsure_until()
+        if unsure is not None and (start is None or start < unsure[0]):
+            raise LedgerError(
+                f"the ledger {self.path} was damaged, and entries may be missing: what was spent cannot be "
+                f"told for sure. Delete {unsure[1]} to count on with what is there"
+            )
+        where = database.filters(start, None, tags)
         with self._reading() as reader:
             return reader.spent(where)
 
     @contextmanager
     def _reading(self) -> Iterator[Database]:
-        import sqlite3
-
-        from .database import Corrupt
-
         self.flush()
         try:
             with closing(self._writer.connect()) as database:
                 yield database
-        except (sqlite3.Error, OSError, Corrupt) as error:
-            raise Error(f"the ledger {self.path} cannot be read: {error}") from error
-
-
-def _remove_directory(directory: str) -> None:
-    with suppress(OSError):
-        os.unlink(os.path.join(directory, "lock"))
-        os.rmdir(directory)
+        except (Unavailable, Refused, Corrupt, ConfigError) as error:
+            raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from error
 
 
 def _seconds(when: float | datetime | None) -> float | None:
@@ -411,27 +418,68 @@ class NullLedger(Ledger):
 
 
 def open_ledger(
-    setting: str | os.PathLike[str], hooks: Hooks | None = None, durability: Durability = "process"
+    setting: str | os.PathLike[str],
+    hooks: Hooks | None = None,
+    durability: Durability = "process",
+    journal: str | os.PathLike[str] | None = None,
+    wal: bool | None = None,
 ) -> Ledger:
     """The ledger that a configuration's ``ledger`` setting names.
 
     Args:
-        setting: a path, or "" for none.
-        hooks: hear `LedgerDegraded`.
-        durability: see `Ledger`.
+        setting: a path, a ``postgresql://`` address, or "" for none.
+        hooks, durability, journal, wal: see `Ledger`.
 
     Raises:
         ConfigError: it names something that cannot be a ledger.
     """
-    text = os.fspath(setting)
-    if not text:
+    if not os.fspath(setting):
         return NullLedger()
-    scheme, separator, _ = text.partition("://")
+    return Ledger(setting, hooks=hooks, durability=durability, journal=journal, wal=wal)
+
+
+def configured_ledger(config: Config, hooks: Hooks | None = None) -> Ledger:
+    """The ledger of a configuration; errors as in `open_ledger`."""
+    return open_ledger(
+        config.ledger,
+        hooks,
+        cast("Durability", config.ledger_durability),
+        config.ledger_journal or None,
+        {"on": True, "off": False}.get(config.ledger_wal),
+    )
+
+
+def _place(
+    path: str | os.PathLike[str],
+    durability: Durability,
+    journal: str | os.PathLike[str] | None,
+    wal: bool | None,
+) -> Place:
+    scheme, separator, _ = os.fspath(path).partition("://")
+    if separator and scheme in ("postgresql", "postgres"):
+        from .postgres import PostgresPlace
+
+        if wal is not None:
+            raise ConfigError("ledger: wal says how an SQLite file is kept; PostgreSQL has no use for it")
+        return PostgresPlace(os.fspath(path), journal)
     if separator:
         raise ConfigError(
-            f'ledger: {scheme}:// is not supported in this version; name a file, or use "" for no ledger'
+            f'ledger: {scheme}:// is no ledger known here; name a file, postgresql://…, or "" for no ledger'
         )
-    return Ledger(text, hooks=hooks, durability=durability)
+    from .sqlite import SQLiteFile
+
+    if journal is not None:
+        raise ConfigError("ledger: a journal is named for a PostgreSQL ledger; a file has its own beside it")
+    return SQLiteFile(path, durability, wal)
 
 
-__all__ = ["Ledger", "LedgerHealth", "NullLedger", "Prices", "Saving", "Totals", "open_ledger"]
+__all__ = [
+    "Ledger",
+    "LedgerHealth",
+    "NullLedger",
+    "Prices",
+    "Saving",
+    "Totals",
+    "configured_ledger",
+    "open_ledger",
+]

@@ -1,7 +1,7 @@
 """The write-ahead journal of the ledger: what makes an entry safe before the database has it.
 
 Owns the record format and the segment files. Deciding when records go into the database, and when a
-segment may be removed, is `writer.py`; nothing here knows SQLite.
+segment may be removed, is `writer.py`; nothing here knows a database.
 
 A process appends to a segment file of its own, one `write` per record, straight into the page cache, so
 a process killed the instant after the write has lost nothing. Its owner holds an exclusive `flock` on the
@@ -78,7 +78,7 @@ def _is_plain(values: tuple[Any, ...]) -> bool:
     """Whether JSON can hold the values without loss; what it leaves open, `orjson` refuses."""
     tags = values[_TAGS]
     return (
-        type(values[_COST]) in (int, type(None))
+        ((cost := values[_COST]) is None or (type(cost) is int and -_MAX_INT < cost < _MAX_INT))
         and type(tags) is dict
         and math.isfinite(values[_TIME] + values[_LATENCY])
         and all(type(value) is str for value in tags.values())

@@ -1,6 +1,6 @@
 """What a ledger answers with: sums, comparisons and its own health, as frozen values.
 
-Reading them out of the database is `database.py`; writing them for people is `report.py`.
+Reading them out of the database is `sqlite.py` and `postgres.py`; writing them for people is `report.py`.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class LedgerHealth:
         waiting: entries in memory that are not in the database yet.
         lost: entries that neither journal nor memory could take.
         rejected: entries that the database refused for good.
+        unsure_until: seconds since the epoch; entries before it may be missing, because the database was
+            damaged then. None if there is no such time.
     """
 
     ok: bool
@@ -84,3 +86,4 @@ class LedgerHealth:
     waiting: int
     lost: int
     rejected: int
+    unsure_until: float | None = None

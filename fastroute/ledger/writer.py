@@ -1,17 +1,16 @@
 """The ledger's thread: brings entries from the queue and the journals into the database.
 
 Owns when entries are committed, what happens while the database cannot be written, and when a journal
-segment may be removed. The journal's files are `journal.py`, the SQL is `database.py`.
+segment may be removed. The journal's files are `journal.py`, the SQL is `sqlite.py` and `postgres.py`.
 
 Entries are committed in batches, at most `BATCH_SECONDS` after they came in. While the database is locked,
-full or gone, the queue holds up to `QUEUE_LIMIT` entries; what comes then is in the journal only and is read
+full or away, the queue holds up to `QUEUE_LIMIT` entries; what comes then is in the journal only and is read
 back from there. Segments of processes that were killed are drained on the way.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -20,14 +19,15 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from fastroute.errors import Error
+from fastroute.errors import LedgerError
 from fastroute.events import Hooks, LedgerDegraded
 
 from . import journal as journals
+from .database import Corrupt, Refused
 from .values import LedgerHealth
 
 if TYPE_CHECKING:
-    from .database import Corrupt, Database, Durability
+    from .database import Database, Place
 
 log = logging.getLogger("fastroute")
 
@@ -48,20 +48,16 @@ class Writer:
     the work starts with the first of them, and belongs to one process: a forked child makes a new `Writer`.
 
     Args:
-        path: the database file.
+        place: where the database is.
         journal: whose segments are settled here.
-        durability: as for `Ledger`.
         hooks: hear `LedgerDegraded`.
     """
 
-    def __init__(
-        self, path: str, journal: journals.Journal, durability: Durability, hooks: Hooks | None
-    ) -> None:
-        self.path = path
+    def __init__(self, place: Place, journal: journals.Journal, hooks: Hooks | None) -> None:
+        self.name = place.name
+        self._place = place
         self._journal = journal
-        self._durability: Durability = durability
         self._hooks = hooks
-        self._lock_path = os.path.join(journal.directory, "lock")
         self._queue: deque[tuple[journals.Segment | None, bytes] | _Flush] = deque()
         self._batch: list[tuple[journals.Segment | None, bytes]] = []
         self._flushes: list[_Flush] = []
@@ -101,7 +97,9 @@ class Writer:
         self._wake()
         if not request.done.wait(timeout):
             reason = self._reason or "the time was up"
-            raise Error(f"the ledger {self.path} could not be brought up to date in {timeout} s: {reason}")
+            raise LedgerError(
+                f"the ledger {self.name} could not be brought up to date in {timeout} s: {reason}"
+            )
 
     def stop(self) -> None:
         """Writes what waits, removes what is settled, ends the thread; what is left stays in the journal."""
@@ -116,14 +114,15 @@ class Writer:
             self._bell.put(None)
             thread.join(2 * MAX_RETRY_SECONDS)
         if self._troubles:
-            log.error("ledger %s closed with entries still in its journal: %s", self.path, self._reason)
+            log.error("ledger %s closed with entries still in its journal: %s", self.name, self._reason)
 
     @property
     def health(self) -> LedgerHealth:
         """Whether entries reach the database at present."""
         waiting = len(self._queue) + len(self._batch)
         reason = self._reason
-        return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected)
+        unsure = self._place.unsure_until()
+        return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected, unsure and unsure[0])
 
     def lose(self, error: OSError) -> None:
         """Counts an entry that nothing could take."""
@@ -136,11 +135,8 @@ class Writer:
         self.trouble("journal", f"the journal cannot be written: {error.strerror or error}")
 
     def connect(self) -> Database:
-        """A connection of the caller's own; errors as in `Database`."""
-        from .database import Database
-
-        os.makedirs(self._journal.directory, mode=0o700, exist_ok=True)
-        return Database(self.path, self._lock_path, self._durability)
+        """A connection of the caller's own; errors as in `Place.connect`."""
+        return self._place.connect()
 
     @property
     def held_database(self) -> Database | None:
@@ -194,8 +190,6 @@ class Writer:
 
     def _round(self) -> bool:
         """Commits all that waits; False if the database would not take it."""
-        from .database import Corrupt
-
         try:
             self._drain_queue()
             self._journal.rotate(SEGMENT_BYTES)
@@ -239,30 +233,26 @@ class Writer:
         self._batch.clear()
 
     def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Commits rows to the file that the path names now."""
-        import sqlite3
-
+        """Commits rows to the database that the place names now."""
         while True:
             if self._database is None:
                 self._database = self.connect()
             try:
                 self._database.insert(rows)
-            except (sqlite3.IntegrityError, sqlite3.InterfaceError):
+            except Refused:
                 self._insert_singly(rows)
             if not self._database.replaced:
                 return
             self._disconnect()
-            self._announce(f"the database file {self.path} was removed or replaced; a new one is in use")
+            self._announce(f"the database {self.name} was removed or replaced; a new one is in use")
 
     def _insert_singly(self, rows: Sequence[Sequence[Any]]) -> None:
         """One row that the database refuses for good must not hold up the others."""
-        import sqlite3
-
         assert self._database is not None
         for row in rows:
             try:
                 self._database.insert([row])
-            except (sqlite3.IntegrityError, sqlite3.InterfaceError) as error:
+            except Refused as error:
                 self._rejected += 1
                 log.error("ledger: entry %s cannot be recorded: %s", row[0], error)
 
@@ -304,7 +294,7 @@ class Writer:
             try:
                 database.close()
             except Exception as error:
-                log.warning("ledger %s: closing its connection: %s", self.path, error)
+                log.warning("ledger %s: closing its connection: %s", self.name, error)
 
     # ---------------------------------------------------------------------------------------- trouble
 
@@ -319,7 +309,7 @@ class Writer:
             self._announce(reason)
 
     def _announce(self, reason: str) -> None:
-        log.error("ledger %s: %s", self.path, reason)
+        log.error("ledger %s: %s", self.name, reason)
         if self._hooks is not None and self._hooks.wanted:
             self._hooks.emit(LedgerDegraded(reason))
 
@@ -331,16 +321,18 @@ class Writer:
         if time.monotonic() > self._journal_failed_at + RECOVERY_SECONDS:
             self._troubles.pop("journal", None)
         if not self._troubles:
-            log.info("ledger %s: entries reach journal and database again", self.path)
+            log.info("ledger %s: entries reach journal and database again", self.name)
 
     def set_aside(self, damage: Corrupt) -> None:
-        """Renames a damaged database, so that a new one can take its place."""
-        from .database import set_aside
-
+        """Has a damaged database put out of the way, so that a new one can take its place."""
         self._disconnect()
-        target = set_aside(self.path, self._lock_path, damage.inode)
-        if target is not None:
-            self._announce(f"the database is damaged ({damage}); it is now {target}, and a new one is begun")
+        try:
+            said = self._place.set_aside(damage)
+        except OSError as error:
+            self.trouble("database", f"the database is damaged ({damage}) and cannot be set aside: {error}")
+            return
+        if said is not None:
+            self._announce(said)
 
 
 class _Flush:

@@ -1,0 +1,462 @@
+"""The ledger in a PostgreSQL database: address, schema, connection, inserts and sums.
+
+Owns everything that is PostgreSQL. psycopg is imported when a ledger has such an address, not before.
+
+The tables are `fastroute_attempts` and `fastroute_ledger`, in the first schema of the role's search path. An
+entry is safe in this machine's journal before the server hears of it, so a server that is slow, away or
+restarted costs nothing but time; a server that was told of an entry and died before it said so is told again.
+
+All SQL is constant text with bound values. Sums of money are `numeric`, so they are exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from fastroute.errors import ConfigError
+from fastroute.types import Attempt
+
+from . import filesystems
+from .database import (
+    DAY_SECONDS,
+    FILTERS,
+    GROUPS,
+    MOST_KEYS,
+    Corrupt,
+    Refused,
+    Unavailable,
+    as_attempt,
+    newer_schema,
+)
+from .journal import FIELDS, clean_text
+
+if TYPE_CHECKING:
+    import psycopg
+
+log = logging.getLogger("fastroute")
+
+CONNECT_SECONDS = 5
+LOCK_SECONDS = 5.0
+WRITE_SECONDS = 10.0
+READ_SECONDS = 60.0
+
+_MIGRATION_LOCK = 0x666173746C656467  # the same in every release
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE fastroute_ledger (version integer NOT NULL)",
+        """
+        CREATE TABLE fastroute_attempts (
+            seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            id text NOT NULL UNIQUE,
+            call_id text NOT NULL,
+            time double precision NOT NULL,
+            day bigint NOT NULL,
+            endpoint text NOT NULL,
+            provider text NOT NULL,
+            model text NOT NULL,
+            tier text,
+            level text,
+            outcome text NOT NULL,
+            status_code bigint,
+            error text,
+            prompt_tokens bigint NOT NULL,
+            completion_tokens bigint NOT NULL,
+            cached_tokens bigint NOT NULL,
+            reasoning_tokens bigint NOT NULL,
+            usage_source text NOT NULL,
+            cost_nano bigint,
+            latency double precision NOT NULL,
+            ttft double precision,
+            stream smallint NOT NULL,
+            maybe_billed smallint NOT NULL,
+            request_id text,
+            tags jsonb
+        )
+        """,
+        "CREATE INDEX fastroute_attempts_time ON fastroute_attempts (time)",
+        "INSERT INTO fastroute_ledger (version) VALUES (0)",
+    ),
+)
+VERSION = len(_MIGRATIONS)
+
+_COLUMNS = (*FIELDS, "day")
+_TIME = FIELDS.index("time")
+_FLOATS = frozenset({"time", "latency", "ttft"})
+_INTEGERS = frozenset(
+    {
+        *("day", "status_code", "cost_nano", "stream", "maybe_billed"),
+        *("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
+    }
+)
+
+
+def _array(column: str) -> str:
+    if column == "tags":
+        return "%s::text[]::jsonb[]"
+    return "%s::float8[]" if column in _FLOATS else "%s::bigint[]" if column in _INTEGERS else "%s::text[]"
+
+
+# One array a column: the statement is the same for any number of rows.
+_INSERT = " ".join(
+    (
+        "INSERT INTO fastroute_attempts (",
+        ", ".join(_COLUMNS),
+        ") SELECT * FROM unnest(",
+        ", ".join(map(_array, _COLUMNS)),
+        ") ON CONFLICT (id) DO NOTHING",
+    )
+)
+_VERSION = "SELECT version FROM fastroute_ledger"
+_SET_VERSION = "UPDATE fastroute_ledger SET version = %s"
+_BEGIN_SESSION = """
+    SELECT set_config('statement_timeout', %(statement)s, false),
+           set_config('lock_timeout', %(lock)s, false),
+           set_config('idle_in_transaction_session_timeout', %(statement)s, false),
+           set_config('synchronous_commit',
+                      CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
+                      ELSE current_setting('synchronous_commit') END, false)
+"""
+_LOOK = """
+    SELECT current_setting('server_encoding'), to_regclass('fastroute_ledger') IS NOT NULL,
+           to_regclass('fastroute_attempts') IS NOT NULL
+"""
+
+_MATCHING = """
+    FROM fastroute_attempts
+    WHERE time >= %(since)s::float8 AND time < %(until)s::float8
+      AND (%(model)s::text IS NULL OR model = %(model)s::text)
+      AND (%(tier)s::text IS NULL OR tier = %(tier)s::text)
+      AND (%(endpoint)s::text IS NULL OR endpoint = %(endpoint)s::text)
+      AND (%(provider)s::text IS NULL OR provider = %(provider)s::text)
+      AND (%(outcome)s::text IS NULL OR outcome = %(outcome)s::text)
+      AND NOT EXISTS (
+            SELECT 1 FROM jsonb_each_text(%(tags)s::text::jsonb) AS wanted
+            WHERE coalesce(tags ->> wanted.key, '') <> wanted.value)
+"""
+assert all(f"%({name})s" in _MATCHING for name in FILTERS)
+
+
+def _group_column(n: int) -> str:
+    columns = " ".join(f"WHEN '{name}' THEN {name}::text" for name in GROUPS)
+    return f"CASE %(key{n})s::text {columns} WHEN 'tag' THEN tags ->> %(tag{n})s::text END AS k{n}"
+
+
+# Percentiles are by nearest rank and over whole microseconds, as they are for a file.
+_MICROSECONDS = "floor(least(latency, 9e12) * 1e6 + 0.5)::bigint"
+_LATENCIES = f"array_agg({_MICROSECONDS} ORDER BY latency) FILTER (WHERE outcome = 'ok')"
+_SUMS = " ".join(
+    (
+        "SELECT",
+        ", ".join(_group_column(n) for n in range(MOST_KEYS)),
+        """,
+        count(DISTINCT call_id), count(*), count(*) FILTER (WHERE outcome <> 'ok'),
+        sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
+        coalesce(sum(cost_nano), 0), count(*) FILTER (WHERE cost_nano IS NULL),
+        avg(latency) FILTER (WHERE outcome = 'ok'),
+        """,
+        ", ".join(
+            f"({_LATENCIES})[(count(*) FILTER (WHERE outcome = 'ok') * {percent} + 99) / 100]"
+            for percent in (50, 95)
+        ),
+        _MATCHING,
+        "GROUP BY k0, k1, k2, k3",
+    )
+)
+_SPENT = " ".join(("SELECT coalesce(sum(cost_nano), 0)", _MATCHING))
+_USAGES = " ".join(
+    (
+        "SELECT prompt_tokens, completion_tokens, cached_tokens, count(*), coalesce(sum(cost_nano), 0)",
+        _MATCHING,
+        "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3",
+    )
+)
+_UNPRICED = " ".join(("SELECT count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL"))
+_ENTRIES = " ".join(
+    (
+        "SELECT",
+        ", ".join("tags::text" if name == "tags" else name for name in FIELDS),
+        _MATCHING,
+        "ORDER BY time DESC, seq DESC LIMIT %(limit)s::bigint",
+    )
+)
+
+
+class PostgresPlace:
+    """A ledger in a PostgreSQL database.
+
+    Attributes:
+        name: user, host, port and database of the address.
+        journal: the local directory of the journal.
+
+    Args:
+        url: ``postgresql://USER@HOST:PORT/DATABASE?PARAMETER=…`` as libpq reads it. What it leaves out comes
+            from libpq's environment: ``PGPASSWORD``, ``PGPASSFILE``, ``PGSSLMODE`` and so on.
+        journal: see `Ledger`.
+
+    Raises:
+        ConfigError: psycopg is missing, the address cannot be read, or the journal's directory is on a
+            network file system.
+    """
+
+    def __init__(self, url: str, journal: str | os.PathLike[str] | None) -> None:
+        try:
+            import psycopg
+            from psycopg.conninfo import conninfo_to_dict
+        except ImportError as error:
+            raise ConfigError(
+                f"ledger: a PostgreSQL ledger needs psycopg ({error}); pip install 'fastroute[postgres]'"
+            ) from None
+        try:
+            given = conninfo_to_dict(url)
+        except psycopg.Error:
+            # What libpq says repeats the address, and with it a password.
+            raise ConfigError(
+                "ledger: the address cannot be read, must be like postgresql://user@db.example.com:5432/name"
+            ) from None
+        self._secret = str(given.get("password") or "")
+        user, host, port, database = (str(given.get(key) or "") for key in ("user", "host", "port", "dbname"))
+        self.name = f"postgresql://{user}{'@' if user else ''}{host}{':' if port else ''}{port}/{database}"
+        self._parameters: dict[str, Any] = {
+            "connect_timeout": CONNECT_SECONDS,
+            "tcp_user_timeout": int(WRITE_SECONDS * 1000),
+            "keepalives_idle": 30,
+            "application_name": "fastroute",
+            **given,
+            "client_encoding": "UTF8",
+        }
+        if journal is None:
+            journal = _journal_of({key: value for key, value in given.items() if key != "password"})
+        self.journal = os.path.abspath(os.fspath(journal))
+        kind = filesystems.kind_of(self.journal)
+        if filesystems.is_network(kind):
+            raise ConfigError(
+                f"ledger: its journal {self.journal} would be on a network file system ({kind}); "
+                "set ledger_journal to a directory on a local disk"
+            )
+
+    def prepare(self) -> str | None:
+        try:
+            os.makedirs(self.journal, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"ledger: its journal {self.journal} cannot be made: {error.strerror}; "
+                "set ledger_journal to a directory that can be written"
+            ) from None
+        try:
+            self.connect().close()
+        except Unavailable as error:
+            return str(error)
+        return None
+
+    def connect(self) -> Session:
+        import psycopg
+
+        with self.judging():
+            connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)
+        session = Session(self, connection)
+        try:
+            session.begin()
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def set_aside(self, damage: Corrupt) -> str | None:
+        """Nothing: damage to its files is the server's business."""
+        return None
+
+    def unsure_until(self) -> tuple[float, str] | None:
+        return None
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Turns psycopg's errors into the ledger's words for them, without values and secrets."""
+        import psycopg
+
+        try:
+            yield
+        except (psycopg.IntegrityError, psycopg.DataError) as error:
+            raise Refused(self._said(error)) from None
+        except psycopg.Error as error:
+            raise Unavailable(self._said(error)) from None
+
+    def _said(self, error: psycopg.Error) -> str:
+        # The primary message only: a detail may hold the row.
+        text = error.diag.message_primary or " ".join(str(error).split()) or type(error).__name__
+        return text.replace(self._secret, "***") if self._secret else text
+
+
+class Session:
+    """One connection to the server; `fastroute.ledger.database.Database` says what it does."""
+
+    def __init__(self, place: PostgresPlace, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self._place = place
+        self._connection = connection
+        self._cutting = threading.Lock()
+
+    def begin(self) -> None:
+        """Sets the session up and brings the schema up to date.
+
+        Raises:
+            ConfigError: what is there is no ledger, cannot be made one, or is of a newer release.
+            Unavailable: the server cannot at present.
+        """
+        milliseconds = {"statement": f"{READ_SECONDS * 1000:.0f}", "lock": f"{LOCK_SECONDS * 1000:.0f}"}
+        with self._bounded(WRITE_SECONDS):
+            self._connection.execute(_BEGIN_SESSION, milliseconds)
+            encoding, is_ledger, has_attempts = self._one(_LOOK)
+            if encoding != "UTF8":
+                raise ConfigError(
+                    f"ledger: {self._place.name} holds {encoding} text, must be a database made with UTF8"
+                )
+            if has_attempts and not is_ledger:
+                raise ConfigError(
+                    f"ledger: {self._place.name} has a table fastroute_attempts of some other program; "
+                    "name another database, or another schema in the role's search_path"
+                )
+            version = self._one(_VERSION)[0] if is_ledger else 0
+        if version < VERSION:
+            self._migrate()
+        elif version > VERSION:
+            raise ConfigError(f"ledger: {newer_schema(self._place.name, version, VERSION)}")
+
+    def _migrate(self) -> None:
+        """Brings the schema up to this version, all of it or nothing; one process at a time does it."""
+        import psycopg
+
+        with self._bounded(READ_SECONDS):
+            try:
+                with self._connection.transaction():
+                    self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+                    _, is_ledger, _ = self._one(_LOOK)
+                    version = self._one(_VERSION)[0] if is_ledger else 0
+                    for statements in _MIGRATIONS[version:]:
+                        for statement in statements:
+                            self._connection.execute(statement)
+                    if version < VERSION:
+                        self._connection.execute(_SET_VERSION, (VERSION,))
+            except psycopg.ProgrammingError as error:
+                raise ConfigError(
+                    f"ledger: {self._place.name} cannot hold a ledger: {error.diag.message_primary}"
+                ) from None
+
+    def insert(self, rows: Sequence[Sequence[Any]]) -> None:
+        if not rows:
+            return
+        try:
+            columns = [_column(name, values) for name, values in zip(_COLUMNS, zip(*map(_prepared, rows)))]
+        except (TypeError, ValueError) as error:
+            raise Refused(str(error)) from None
+        with self._bounded(WRITE_SECONDS), self._connection.transaction():
+            # Another process may be of a newer release, and have changed the tables since this one connected.
+            version = self._one(_VERSION)[0]
+            if version != VERSION:
+                raise Unavailable(newer_schema(self._place.name, version, VERSION))
+            self._connection.execute(_INSERT, columns)
+
+    @property
+    def replaced(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        with self._cutting:
+            self._connection.close()
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        chosen: dict[str, Any] = dict(where)
+        for n in range(MOST_KEYS):
+            key, _, tag = clean_text(keys[n] if n < len(keys) else "").partition(":")
+            chosen[f"key{n}"] = key
+            chosen[f"tag{n}"] = tag
+        found = []
+        for row in self._all(_SUMS, chosen):
+            groups = [
+                int(value) if key == "day" and value is not None else value for key, value in zip(keys, row)
+            ]
+            *counts, mean, median, high = row[MOST_KEYS:]
+            percentiles = (None if value is None else value / 1e6 for value in (median, high))
+            found.append((*groups, *map(int, counts), mean, *percentiles))
+        # Here and not in the server, whose order of text depends on its locale.
+        found.sort(key=lambda row: [(value is not None, value) for value in row[: len(keys)]])
+        return found
+
+    def spent(self, where: Mapping[str, Any]) -> int:
+        return int(self._all(_SPENT, where)[0][0])
+
+    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, int, int, int, int]], int]:
+        unpriced = self._all(_UNPRICED, where)[0][0]
+        rows = self._all(_USAGES, where)
+        return [(row[0], row[1], row[2], int(row[3]), int(row[4])) for row in rows], int(unpriced)
+
+    def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
+        return [as_attempt(row) for row in self._all(_ENTRIES, {**where, "limit": limit})]
+
+    def _all(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        with self._bounded(READ_SECONDS):
+            return self._connection.execute(statement, values).fetchall()
+
+    def _one(self, statement: str) -> tuple[Any, ...]:
+        row = self._connection.execute(statement).fetchone()
+        if row is None:
+            raise Unavailable("the ledger's version is missing")
+        return row
+
+    # --------------------------------------------------------------------------------------------- bounds
+
+    @contextmanager
+    def _bounded(self, seconds: float) -> Iterator[None]:
+        """Ends what is under way by shutting the connection when the server has not answered in time.
+
+        The server's own time-outs cover a server that works; a stopped one keeps a client waiting for good.
+        """
+        timer = threading.Timer(seconds, self._cut)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # no threads while the interpreter goes down
+            timer.finished.set()
+        try:
+            with self._place.judging():
+                yield
+        finally:
+            timer.cancel()
+            if timer.ident is not None:
+                timer.join()
+
+    def _cut(self) -> None:
+        with self._cutting:
+            if self._connection.closed:
+                return
+            log.error("ledger %s: no answer in time; the connection is given up", self._place.name)
+            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+
+def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
+    return (*row, row[_TIME] // DAY_SECONDS)
+
+
+def _column(name: str, values: Sequence[Any]) -> list[Any]:
+    """A column's values, all of one type; what cannot be of it is a TypeError or ValueError."""
+    if name == "tags":
+        return [orjson.dumps(value).decode() if value else None for value in values]
+    kind = float if name in _FLOATS else int if name in _INTEGERS else str
+    return [None if value is None else kind(value) for value in values]
+
+
+def _journal_of(parameters: Mapping[str, Any]) -> str:
+    """The usual directory of the journal for a database: the same for every process of a user."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    digest = hashlib.sha256(orjson.dumps(sorted((key, str(value)) for key, value in parameters.items())))
+    return os.path.join(state, "fastroute", f"ledger-{digest.hexdigest()[:16]}.journal")

@@ -1,0 +1,120 @@
+"""What is left after a ledger's file was damaged: the rows that can be read, and the mark that some cannot.
+
+Owns reading a damaged file and the mark's form. When a file counts as damaged and where it goes is
+`sqlite.py`'s; what an unsure sum means for a reader, `Ledger`'s.
+
+Rows are read by their number, upward and then downward. After an error the reading leaps ahead, twice as far
+each time, until it finds readable rows again; going both ways, what one leap passes over the other finds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from . import journal, locks
+from .database import as_attempt
+
+log = logging.getLogger("fastroute")
+
+_BATCH = 512
+_MOST_FAILURES = 62  # leaps in a row: twice as far each time, they reach past any row number
+_LAST = 2**62
+
+_ID, _TIME = journal.FIELDS.index("id"), journal.FIELDS.index("time")
+_COLUMNS = ", ".join(journal.FIELDS)
+_UPWARD = " ".join(("SELECT seq,", _COLUMNS, "FROM attempts NOT INDEXED WHERE seq > ? ORDER BY seq"))
+_DOWNWARD = " ".join(("SELECT seq,", _COLUMNS, "FROM attempts NOT INDEXED WHERE seq < ? ORDER BY seq DESC"))
+
+
+def batches(path: str) -> Iterator[list[list[Any]]]:
+    """The readable rows of a damaged file, in the order of `journal.FIELDS`; most of them twice."""
+    batch: list[list[Any]] = []
+    try:
+        # Read-only, so that what is there is also left there for whoever looks into it.
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as error:
+        log.error("ledger: %s cannot be opened: %s", path, error)
+        return
+    with closing(connection):
+        for statement, start, sign in ((_UPWARD, 0, 1), (_DOWNWARD, _LAST, -1)):
+            for row in _rows(connection, statement, start, sign):
+                batch.append(row)
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+    if batch:
+        yield batch
+
+
+def _rows(connection: sqlite3.Connection, statement: str, start: int, sign: int) -> Iterator[list[Any]]:
+    last, leap, failures = start, 1, 0
+    while failures < _MOST_FAILURES and abs(last) <= _LAST:
+        try:
+            for row in connection.execute(statement, (last,)):
+                last, leap, failures = row[0], 1, 0
+                values = _cleaned(row[1:])
+                if values is not None:
+                    yield values
+            return
+        except sqlite3.DatabaseError:
+            last += sign * leap
+            leap *= 2
+            failures += 1
+
+
+def _cleaned(row: tuple[Any, ...]) -> list[Any] | None:
+    """The row as the journal would hold it; None if it can be no entry's."""
+    if not isinstance(row[_ID], str) or not isinstance(row[_TIME], float):
+        return None
+    try:
+        return journal.decode(journal.encode(as_attempt(row)))
+    except (ValueError, TypeError):
+        return None
+
+
+# ----------------------------------------------------------------------------------------------- the mark
+
+
+def leave_mark(path: str, when: float, where: str) -> None:
+    """Writes down that entries before a time may be missing; an earlier mark gives way to it.
+
+    Raises:
+        OSError: it cannot be written, and then nothing may be put aside.
+    """
+    scratch = f"{path}.{os.getpid()}"
+    with suppress(FileNotFoundError):
+        os.unlink(scratch)
+    fd = locks.open_private(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        body = orjson.dumps({"until": when, "file": where})
+        if os.write(fd, body) != len(body):
+            raise OSError("the disk is full")
+        os.fsync(fd)
+    finally:
+        locks.close(fd)
+    os.rename(scratch, path)
+
+
+def read_mark(path: str) -> float | None:
+    """The time before which entries may be missing; None if there is no mark."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(4096)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return float("inf")
+    try:
+        return float(orjson.loads(text)["until"])
+    except (ValueError, TypeError, KeyError):
+        return float("inf")  # somebody's mark all the same

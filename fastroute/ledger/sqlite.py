@@ -1,0 +1,563 @@
+"""The ledger in an SQLite file: schema, connection, inserts, sums, and what damage leaves.
+
+Owns everything that is SQLite. Reading what can still be read of a damaged file is `salvage.py`.
+
+All SQL is constant text with bound values: grouping and filters are chosen by parameters. All sums are
+SQLite integers, so they are exact.
+
+A batch is inserted with many rows to a statement: the interpreter lock is given away once a statement, and
+in a busy process getting it back may cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import orjson
+
+from fastroute.errors import ConfigError
+from fastroute.types import Attempt
+
+from . import filesystems, journal, locks, salvage
+from .database import (
+    DAY_SECONDS,
+    GROUPS,
+    MOST_KEYS,
+    Corrupt,
+    Durability,
+    Refused,
+    Unavailable,
+    as_attempt,
+    newer_schema,
+)
+from .journal import FIELDS, clean_text
+
+log = logging.getLogger("fastroute")
+
+LOCK_SECONDS = 5.0
+_CHECKPOINT_BYTES = 4 << 20
+_JOURNAL_SIZE_LIMIT = 64 << 20
+
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE attempts (
+            seq INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            call_id TEXT NOT NULL,
+            time REAL NOT NULL,
+            day INTEGER NOT NULL,
+            endpoint TEXT NOT NULL,
+            provider TEXT NOT NULL,
+            model TEXT NOT NULL,
+            tier TEXT,
+            level TEXT,
+            outcome TEXT NOT NULL,
+            status_code INTEGER,
+            error TEXT,
+            prompt_tokens INTEGER NOT NULL,
+            completion_tokens INTEGER NOT NULL,
+            cached_tokens INTEGER NOT NULL,
+            reasoning_tokens INTEGER NOT NULL,
+            usage_source TEXT NOT NULL,
+            cost_nano INTEGER,
+            latency REAL NOT NULL,
+            ttft REAL,
+            stream INTEGER NOT NULL,
+            maybe_billed INTEGER NOT NULL,
+            request_id TEXT,
+            tags TEXT
+        )
+        """,
+        "CREATE INDEX attempts_time ON attempts (time)",
+    ),
+)
+VERSION = len(_MIGRATIONS)
+
+_COLUMNS = (*FIELDS, "day")
+# Rows a statement, largest first. SQLite takes 32766 values a statement since 3.32, 999 before.
+_SIZES = (512, 64, 8, 1) if sqlite3.sqlite_version_info >= (3, 32) else (32, 8, 1)
+_ROW = "(" + ",".join("?" * len(_COLUMNS)) + ")"
+_TIME, _TAGS = FIELDS.index("time"), FIELDS.index("tags")
+
+_INTO = " ".join(("INSERT INTO attempts (", ",".join(_COLUMNS), ") VALUES"))
+_UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"  # OR IGNORE would also swallow rows it refuses
+_INSERTS = tuple((size, " ".join((_INTO, ",".join([_ROW] * size), _UNLESS_THERE))) for size in _SIZES)
+
+_MATCHING = """
+    FROM attempts
+    WHERE time >= :since AND time < :until
+      AND (:model IS NULL OR model = :model)
+      AND (:tier IS NULL OR tier = :tier)
+      AND (:endpoint IS NULL OR endpoint = :endpoint)
+      AND (:provider IS NULL OR provider = :provider)
+      AND (:outcome IS NULL OR outcome = :outcome)
+      AND (:tags IS NULL OR NOT EXISTS (
+            SELECT 1 FROM json_each(:tags) AS wanted
+            WHERE coalesce(
+                (SELECT held.atom FROM json_each(attempts.tags) AS held WHERE held.key = wanted.key), '')
+                <> wanted.atom))
+"""
+
+_TAG_VALUE = "(SELECT atom FROM json_each(attempts.tags) WHERE key = :tag"
+
+
+def _group_column(n: int) -> str:
+    columns = " ".join(f"WHEN '{name}' THEN {name}" for name in GROUPS)
+    return f"CASE :key{n} {columns} WHEN 'tag' THEN {_TAG_VALUE}{n}) END AS k{n}"
+
+
+_GROUP_NAMES = ", ".join(f"k{n}" for n in range(MOST_KEYS))
+# The latencies of a group come as one text of microseconds: sorting them here is several times faster than
+# SQLite's window functions, and fetching them row by row would pass the interpreter lock around each time.
+_SUMS = " ".join(
+    (
+        "SELECT",
+        ", ".join(_group_column(n) for n in range(MOST_KEYS)),
+        """,
+        count(DISTINCT call_id), count(*), sum(outcome <> 'ok'),
+        sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
+        coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0), sum(cost_nano IS NULL),
+        avg(CASE WHEN outcome = 'ok' THEN latency END),
+        group_concat(CASE WHEN outcome = 'ok' THEN CAST(latency * 1000000 + 0.5 AS INTEGER) END)
+        """,
+        _MATCHING,
+        "GROUP BY",
+        _GROUP_NAMES,
+        "ORDER BY",
+        _GROUP_NAMES,
+    )
+)
+# SQLite's sums end with an error at 2^63, a few garbled entries of an absurd price: so the halves are summed.
+_HALF = 32
+_SPENT = " ".join(
+    ("SELECT coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0)", _MATCHING)
+)
+_USAGES = " ".join(
+    (
+        "SELECT prompt_tokens, completion_tokens, cached_tokens, count(*), coalesce(sum(cost_nano), 0)",
+        _MATCHING,
+        "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3",
+    )
+)
+_UNPRICED = " ".join(("SELECT count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL"))
+_ENTRIES = " ".join(("SELECT", ",".join(FIELDS), _MATCHING, "ORDER BY time DESC, seq DESC LIMIT :limit"))
+
+# What SQLite says of a value, and not of its file. The last two come from binding it.
+_REFUSALS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError)
+
+_warned = False
+
+
+def one_checkpointer_needed(version: tuple[int, ...]) -> bool:
+    """Whether this SQLite may damage the WAL when two connections check-point and write at once."""
+    backported = ((3, 50, 7), (3, 44, 6))
+    mended = any(version[:2] == fix[:2] and version >= fix for fix in backported)
+    return version < (3, 51, 3) and not mended
+
+
+class SQLiteFile:
+    """A ledger in one file; beside it are its journal's directory and, after damage, the mark of it.
+
+    Attributes:
+        name: the file, absolute.
+        journal: the directory of the journal.
+
+    Args:
+        path: the file; its directory must exist.
+        durability: ``power`` waits for the disk at every commit.
+        wal: whether SQLite keeps a write-ahead log; None: on local disks it does, on layered file systems it
+            keeps a rollback journal, and files on network file systems are refused.
+
+    Raises:
+        ConfigError: the file is on a network file system, and nobody has said what to do there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], durability: Durability, wal: bool | None = None) -> None:
+        self.name = os.path.abspath(os.fspath(path))
+        self.journal = self.name + ".journal"
+        self.mark = self.name + ".damaged"
+        self._durability: Durability = durability
+        self._lock_path = os.path.join(self.journal, "lock")
+        kind = filesystems.kind_of(os.path.dirname(self.name))
+        if wal is None and filesystems.is_network(kind):
+            raise ConfigError(
+                f"ledger: {self.name} is on a network file system ({kind}), where file locks and a "
+                "write-ahead log cannot be relied upon; name a file on a local disk or a PostgreSQL "
+                "database, or set ledger_wal to off (slower) or on, if no other machine ever writes the file"
+            )
+        self._wal = kind not in filesystems.LAYERED if wal is None else wal
+
+    def prepare(self) -> str | None:
+        parent = os.path.dirname(self.name)
+        if not os.path.isdir(parent):
+            raise ConfigError(f"ledger: {self.name}: there is no directory {parent}")
+        # The journal's directory tells a damaged ledger, to be set aside, from a file named by mistake.
+        ours = os.path.isdir(self.journal)
+        try:
+            with closing(self.connect()) as database:
+                if ours and journal.has_orphans(self.journal):
+                    database.check()
+        except Corrupt:
+            if ours:
+                raise
+            _remove_directory(self.journal)
+            raise ConfigError(f"ledger: {self.name} is no SQLite database; name another file") from None
+        except ConfigError:
+            if not ours:
+                _remove_directory(self.journal)
+            raise
+        except Unavailable as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _PASSING:
+                raise ConfigError(f"ledger: {self.name} cannot be used: {error}") from None
+            if os.path.exists(self.name) and not os.access(self.name, os.W_OK):
+                raise ConfigError(f"ledger: {self.name} cannot be written: {error}") from None
+            return str(error)
+        return None
+
+    def connect(self) -> Database:
+        try:
+            os.makedirs(self.journal, mode=0o700, exist_ok=True)
+            return Database(self.name, self._lock_path, self._durability, wal=self._wal)
+        except OSError as error:
+            raise Unavailable(error.strerror or str(error)) from error
+
+    def set_aside(self, damage: Corrupt) -> str | None:
+        """Renames the damaged file and its log to ``….corrupt-TIME``, and saves what can still be read of it.
+
+        First it leaves the mark that entries may be missing, so that no sum is taken for whole.
+        """
+        fd = locks.open_private(self._lock_path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            found = identity(self.name)
+            if found is None or (damage.inode is not None and found != damage.inode):
+                return None
+            now = time.time_ns()
+            target = f"{self.name}.corrupt-{now}"
+            salvage.leave_mark(self.mark, now / 1e9, target)
+            for ending in ("-wal", "-shm", "-journal", ""):
+                with suppress(FileNotFoundError):
+                    os.rename(self.name + ending, target + ending)
+        finally:
+            locks.close(fd)
+        saved = self._save(target)
+        return (
+            f"the database is damaged ({damage}); it is now {target}, and a new one is begun with the "
+            f"{saved} entries that could be read of it. What was spent before now is not known for sure: "
+            f"delete {self.mark} to count on with what is there"
+        )
+
+    def _save(self, target: str) -> int:
+        saved = 0
+        try:
+            with closing(self.connect()) as database:
+                for rows in salvage.batches(target):
+                    saved += database.insert_what_fits(rows)
+        except (Unavailable, Corrupt, ConfigError) as error:
+            log.error("ledger %s: entries of %s could not all be saved: %s", self.name, target, error)
+        return saved
+
+    def unsure_until(self) -> tuple[float, str] | None:
+        until = salvage.read_mark(self.mark)
+        return None if until is None else (until, self.mark)
+
+
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Failures of the system that may pass by themselves."""
+
+
+class Database:
+    """One connection to the ledger's file; `fastroute.ledger.database.Database` says what it does.
+
+    Args:
+        path: the file, absolute; created with mode 0600.
+        lock_path: a file beside it; commits hold its `flock` shared, check-points, schema changes and
+            setting the file aside exclusively.
+        durability: ``power`` waits for the disk at every commit.
+        wal: whether to keep a write-ahead log, or else a rollback journal.
+
+    Raises:
+        ConfigError: the path is no ledger of ours, or of a newer version.
+        Corrupt: it is damaged.
+        Unavailable, OSError: it cannot be had at present.
+    """
+
+    def __init__(self, path: str, lock_path: str, durability: Durability, *, wal: bool = True) -> None:
+        self.path = path
+        self._alone = wal and one_checkpointer_needed(sqlite3.sqlite_version_info)
+        self._inode: tuple[int, int] | None = None
+        self._lock_fd = locks.open_private(lock_path, os.O_RDWR | os.O_CREAT)
+        self.connection: sqlite3.Connection | None = None
+        try:
+            with self._judging(), self._locked(fcntl.LOCK_EX):
+                self._inode = _create_file(path)
+                self.connection = self._connect(durability, wal)
+                self._migrate()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _connect(self, durability: Durability, wal: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA mmap_size = 0")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA journal_mode = {'WAL' if wal else 'TRUNCATE'}")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
+            connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT}")
+            if self._alone:
+                _warn_once()
+                connection.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Turns SQLite's errors into the ledger's words for them."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            # SQLITE_CORRUPT and SQLITE_NOTADB are the two that come as the bare class.
+            if type(error) is sqlite3.DatabaseError:
+                raise Corrupt(str(error), self._inode) from error
+            raise Unavailable(str(error)) from error
+
+    def _migrate(self) -> None:
+        """Brings the schema up to this version, all of it or nothing."""
+        connection = self._open
+        version = self._version()
+        if version == VERSION:
+            return
+        if version > VERSION:
+            raise ConfigError(f"ledger: {newer_schema(self.path, version, VERSION)}")
+        if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ConfigError(f"ledger: {self.path} is some other program's database; name another file")
+        with self._transaction():
+            for statements in _MIGRATIONS[version:]:
+                for statement in statements:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _version(self) -> int:
+        (version,) = self._open.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self.connection is None:
+            raise sqlite3.ProgrammingError("the ledger's connection is closed")
+        return self.connection
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    def insert(self, rows: Sequence[Sequence[Any]]) -> None:
+        prepared = [_prepared(row) for row in rows]
+        done = 0
+        with self._judging(), self._locked(fcntl.LOCK_SH), self._transaction():
+            # Another process may be of a newer release, and have changed the tables since this one connected.
+            if self._version() != VERSION:
+                raise Unavailable(newer_schema(self.path, self._version(), VERSION))
+            try:
+                for size, statement in _INSERTS:
+                    while len(prepared) - done >= size:
+                        values = [value for row in prepared[done : done + size] for value in row]
+                        self._open.execute(statement, values)
+                        done += size
+            except _REFUSALS as error:
+                raise Refused(str(error)) from error
+        if self._alone:
+            self._checkpoint()
+
+    def insert_what_fits(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Commits rows one by one if they cannot be had together; how many are in."""
+        try:
+            self.insert(rows)
+            return len(rows)
+        except Refused:
+            if len(rows) == 1:
+                return 0
+        return sum(self.insert_what_fits([row]) for row in rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        connection = self._open
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def _checkpoint(self) -> None:
+        try:
+            due = os.stat(self.path + "-wal").st_size >= _CHECKPOINT_BYTES
+        except FileNotFoundError:
+            return
+        if due:
+            with suppress(Unavailable), self._judging(), self._locked(fcntl.LOCK_EX, 0):
+                self._open.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    @contextmanager
+    def _locked(self, kind: int, seconds: float | None = None) -> Iterator[None]:
+        deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
+        while True:
+            try:
+                fcntl.flock(self._lock_fd, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Unavailable("another process holds the ledger's lock") from None
+                time.sleep(0.002)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    # -------------------------------------------------------------------------------------------- state
+
+    @property
+    def replaced(self) -> bool:
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != self._inode
+
+    def check(self) -> None:
+        """Reads the whole file for damage; takes about a second a gigabyte.
+
+        Raises:
+            Corrupt: it is damaged.
+        """
+        with self._judging():
+            (verdict,) = self._open.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise Corrupt(verdict, self._inode)
+
+    def close(self) -> None:
+        """Closes the connection; the last one on the file check-points it."""
+        if self.connection is None:
+            return
+        try:
+            with suppress(Unavailable), self._locked(fcntl.LOCK_EX, 1.0 if self._alone else 0.0):
+                self.connection.close()
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        if self._lock_fd >= 0:
+            locks.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        chosen: dict[str, Any] = dict(where)
+        for n in range(MOST_KEYS):
+            key, _, tag = clean_text(keys[n] if n < len(keys) else "").partition(":")
+            chosen[f"key{n}"] = key
+            chosen[f"tag{n}"] = tag
+        with self._judging():
+            rows = self._open.execute(_SUMS, chosen).fetchall()
+        return [
+            (
+                *row[: len(keys)],
+                *row[MOST_KEYS:-5],
+                (row[-5] << _HALF) + row[-4],
+                *row[-3:-1],
+                *_percentiles(row[-1]),
+            )
+            for row in rows
+        ]
+
+    def spent(self, where: Mapping[str, Any]) -> int:
+        with self._judging():
+            high, low = self._open.execute(_SPENT, where).fetchone()
+        return (int(high) << _HALF) + int(low)
+
+    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, int, int, int, int]], int]:
+        with self._judging():
+            (unpriced,) = self._open.execute(_UNPRICED, where).fetchone()
+            return self._open.execute(_USAGES, where).fetchall(), unpriced
+
+    def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
+        with self._judging():
+            rows = self._open.execute(_ENTRIES, {**where, "limit": -1 if limit is None else limit})
+            return [as_attempt(row) for row in rows]
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _create_file(path: str) -> tuple[int, int]:
+    """Makes the file if there is none, readable by its owner only, and never through a link."""
+    # An existing file is not opened here: closing it would drop the POSIX locks of every other
+    # connection that this process has on it.
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no regular file"
+        raise ConfigError(f"ledger: {path} is {what}; name a file")
+    return found.st_dev, found.st_ino
+
+
+def _remove_directory(directory: str) -> None:
+    with suppress(OSError):
+        os.unlink(os.path.join(directory, "lock"))
+        os.rmdir(directory)
+
+
+def _percentiles(microseconds: str | None) -> tuple[float | None, float | None]:
+    """The 50th and 95th percentile by nearest rank, in seconds."""
+    if not microseconds:
+        return None, None
+    values = sorted(orjson.loads(f"[{microseconds}]"))
+    median, high = (values[(len(values) * percent + 99) // 100 - 1] / 1e6 for percent in (50, 95))
+    return median, high
+
+
+def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
+    tags = row[_TAGS]
+    packed = orjson.dumps(tags).decode() if tags else None
+    return (*row[:_TAGS], packed, *row[_TAGS + 1 :], int(row[_TIME] // DAY_SECONDS))
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        # Not a warning: nothing is left for the user to do about it.
+        log.info(
+            "SQLite %s can damage a database that several processes check-point at once (mended in 3.51.3): "
+            "the ledger lets one process at a time do it; a newer SQLite needs no such care",
+            sqlite3.sqlite_version,
+        )

@@ -1,0 +1,59 @@
+"""Ledgers over both databases, and what the tests of them share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from entries import Opens
+from postgres_server import PostgresServer, missing
+
+from fastroute.ledger import Ledger
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PostgresServer]:
+    program = missing()
+    if program is not None:
+        say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        say(f"{program} is not installed")
+    started = PostgresServer()
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Opens]:
+    """``new()`` is a place for a ledger that nobody else has."""
+    count = 0
+
+    def make() -> Opens:
+        nonlocal count
+        count += 1
+        if request.param == "sqlite":
+            return Opens(tmp_path / f"ledger{count}.db")
+        url = request.getfixturevalue("server").new_schema()
+        return Opens(url, journal=tmp_path / f"ledger{count}.db.journal")
+
+    return make
+
+
+@pytest.fixture
+def opens(new: Callable[[], Opens]) -> Opens:
+    return new()
+
+
+@pytest.fixture
+def ledger(opens: Opens) -> Iterator[Ledger]:
+    with opens() as opened:
+        yield opened
