@@ -259,6 +259,7 @@ class Snapshot:
                 key=self.keys.get(name),
                 headers=provider.headers,
                 max_output=endpoint.model.max_output_tokens or None,
+                api_version=provider.api_version,
             )
             wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, self.transports[name])
         return wires

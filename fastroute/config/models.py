@@ -49,6 +49,7 @@ MOST_PER_MINUTE = 1_000_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|v1|latest|preview")
 _SECRET_HEADERS = frozenset(
     {
         "authorization",
@@ -100,6 +101,11 @@ def _headers(instance: Any, attribute: Any, value: Any) -> None:
 def _header_value(instance: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or any(not " " <= char <= "~" for char in value):
         raise ValueError("has a value that a header cannot carry, must be a string of printable ASCII")
+
+
+def _api_version(instance: Any, attribute: Any, value: Any) -> None:
+    if not isinstance(value, str) or not _API_VERSION.fullmatch(value):
+        raise ValueError(f"{show(value)} is no version of Azure's API, must be like 2024-10-21")
 
 
 def _proxy(instance: Any, attribute: Any, value: Any) -> None:
@@ -214,6 +220,7 @@ class ProviderConfig:
     Attributes:
         base_url: where it is, without the path of a single operation.
         format: the wire format it speaks.
+        api_version: the version of Azure's API, for its addresses that name one.
         api_key_env: the environment variable that holds the key; without it and a file, no key is sent.
         api_key_file: a file that holds the key and nothing else.
         rpm: requests a minute, for each endpoint that sets none of its own.
@@ -232,6 +239,7 @@ class ProviderConfig:
 
     base_url: str = field(validator=text())
     format: str = field(default="openai", validator=text())
+    api_version: str | None = field(default=None, validator=optional(_api_version))
     api_key_env: str = field(default="", validator=_variable)
     api_key_file: str = field(default="", validator=text(empty=True))
     rpm: int | None = _limit()

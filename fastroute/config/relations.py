@@ -95,6 +95,8 @@ def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
             else:
                 what = f"{show(provider.format)} is no format known{did_you_mean(provider.format, formats)}"
             yield f"{path}.format: {what}, must be one of {', '.join(formats)}"
+        if provider.api_version is not None and provider.format != "azure":
+            yield f'{path}.api_version: has no effect with format = "{provider.format}", must be left out'
         problem = url_problem(
             provider.base_url,
             allow_http=provider.allow_http,

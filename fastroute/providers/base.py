@@ -41,6 +41,7 @@ class Target:
         max_output: the most output tokens the model can give; larger wishes are lowered to it.
         include_usage: whether a stream may be asked to report its usage; set to False (``attrs.evolve``)
             once the provider has refused that, see `rejects_stream_options`.
+        api_version: the version of the provider's API, for formats whose addresses name one.
     """
 
     endpoint: str
@@ -52,6 +53,7 @@ class Target:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     max_output: int | None = None
     include_usage: bool = True
+    api_version: str | None = None
 
 
 class Format(Protocol):
@@ -174,7 +176,7 @@ def rejects_stream_options(error: BaseException) -> bool:
 # ---------------------------------------------------------------------------------------------- registry
 
 # Name to module for the formats that come with the package: imported when first asked for.
-_BUILT_IN = {"openai": "openai", "anthropic": "anthropic"}
+_BUILT_IN = {"openai": "openai", "anthropic": "anthropic", "gemini": "gemini", "azure": "azure"}
 _registered: dict[str, Format] = {}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 

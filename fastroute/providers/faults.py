@@ -85,13 +85,16 @@ _BILLING = frozenset(
         "linked_organization_spend_limit_reached",
         "billing_hard_limit_reached",
         "billing_not_active",
+        "billing_disabled",
         "billing_error",
         "insufficient_balance",
         "insufficient_credits",
     }
 )
 _BILLING_TEXT = re.compile(
-    r"credit balance is too low|insufficient (?:balance|credits?|funds)", re.IGNORECASE
+    r"credit balance is too low|insufficient (?:balance|credits?|funds)"
+    r"|prepayment credits|monthly spending cap",
+    re.IGNORECASE,
 )
 _CONTEXT = frozenset({"context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"})
 _CONTEXT_TEXT = re.compile(

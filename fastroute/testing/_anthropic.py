@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
+from urllib.parse import parse_qs
 
 import orjson
 
@@ -221,13 +222,19 @@ class Anthropic:
         if style.done:
             yield event("message_stop")
 
-    def models(self, names: tuple[str, ...]) -> bytes:
+    def models(self, names: tuple[str, ...], query: str = "") -> bytes:
+        """One page of the models; ``limit`` and ``after_id`` as Anthropic's."""
+        asked = parse_qs(query)
+        after = asked.get("after_id", [""])[0]
+        start = names.index(after) + 1 if after in names else 0
+        end = start + min(int(asked.get("limit", ["20"])[0]), 1000)
+        more, names = end < len(names), names[start:end]
         listed = [
             {"type": "model", "id": name, "display_name": name, "created_at": "2025-01-01T00:00:00Z"}
             for name in names
         ]
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
-        return orjson.dumps({"data": listed, "has_more": False, **ends})
+        return orjson.dumps({"data": listed, "has_more": more, **ends})
 
     # ------------------------------------------------------------------------------------------- errors
 

@@ -68,7 +68,7 @@ class Format(Protocol):
     def events(
         self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
     ) -> Iterator[Piece]: ...
-    def models(self, names: tuple[str, ...]) -> bytes: ...
+    def models(self, names: tuple[str, ...], query: str = "") -> bytes: ...
     def error(
         self, status: int, code: str | None, message: str | None, param: str | None = None
     ) -> bytes: ...
@@ -362,7 +362,7 @@ class OpenAI:
         if style.done:
             yield b"data: [DONE]" + end
 
-    def models(self, names: tuple[str, ...]) -> bytes:
+    def models(self, names: tuple[str, ...], query: str = "") -> bytes:
         listed = [
             {"id": name, "object": "model", "created": 1700000000, "owned_by": "local"} for name in names
         ]

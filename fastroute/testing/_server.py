@@ -27,7 +27,7 @@ from ._formats import FORMATS
 from ._http import Connection, Head, parse_head
 from ._latency import check_seconds
 from ._limits import RateLimits
-from ._openai import Format, Refusal
+from ._openai import ERRORS, Format, Refusal
 from ._settings import Received, Settings
 from ._wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
 
@@ -303,7 +303,9 @@ class Server:
         try:
             question, said = self._read(received)
             if question is None or said is None:
-                return Reply(200, common + _JSON, form.models(settings.models))
+                return Reply(
+                    200, common + _JSON, form.models(settings.models, received.path.partition("?")[2])
+                )
             if self._limits:
                 refused = self._limits.take(said.prompt_tokens + said.completion_tokens, now)
                 common += form.limit_headers(self._limits.state(now))
@@ -313,9 +315,9 @@ class Server:
         except Refusal as error:
             if self._limits:
                 common += form.limit_headers(self._limits.state(now))
-            return Reply(
-                error.status, common + _JSON, form.error(error.status, error.code, error.message, error.param)
-            )
+            status = form.status_of(error.code) if error.code in ERRORS else error.status
+            body = form.error(status, error.code, error.message, error.param)
+            return Reply(status, common + _JSON, body)
         created = int(time.time())
         pace = 1 / settings.tokens_per_second if settings.tokens_per_second else 0.0
         if not question.stream:
@@ -337,10 +339,10 @@ class Server:
             raise Refusal(401, "invalid_api_key", "Incorrect API key provided.")
         if route == "models":
             return None, None
-        known = self._said.get((path, received.body))
+        known = self._said.get((received.path, received.body))
         if known is not None:
             return known
-        question = form.read(received.body, path)
+        question = form.read(received.body, received.path)
         if settings.models and question.model not in settings.models:
             raise Refusal(404, "model_not_found", "The model does not exist or is not yours to use.", "model")
         said = settle(
@@ -353,7 +355,7 @@ class Server:
         if len(received.body) <= LONGEST_SAID and not callable(settings.answer):
             if len(self._said) >= MOST_SAID:
                 self._said.clear()
-            self._said[path, received.body] = question, said
+            self._said[received.path, received.body] = question, said
         return question, said
 
     async def _carry_out(self, connection: Connection, wire: Wire, delay: float) -> None:

@@ -1,0 +1,511 @@
+"""Gemini's ``generateContent``, as spoken by Google's Gemini API.
+
+Owns addresses, the key's header, the reading of answers, chunks, usage and errors. What goes into a request's
+body is `gemini_request.py`'s.
+
+Candidates become choices: text parts are joined, thoughts become ``reasoning_content``, each function call a
+tool call whose thought signature is kept in ``extra_content``, where a later request finds it. Gemini counts
+thoughts beside the visible output and a tool's prompt beside the prompt, so each is added once. A stream has
+no end mark: it is whole when each candidate has given a finish reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+from attrs import field, frozen
+
+from fastroute import errors, types
+from fastroute.sse import Event
+
+from . import faults, jsontext
+from .base import Target
+from .gemini_request import body_of
+from .headers import checked_headers, joined_url, usual_headers
+from .reading import count, document, malformed, string
+from .stream import StreamDecoder, asks_for_usage
+
+_FILTERED = frozenset(
+    {
+        "SAFETY",
+        "RECITATION",
+        "LANGUAGE",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "ESCALATION",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+    }
+)
+# The model broke off in the middle of something that cannot be used; another try may go well.
+_SPOILED = frozenset({"MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL"})
+# What a candidate brings beside its message, kept under Gemini's names.
+_KEPT = ("safetyRatings", "citationMetadata", "groundingMetadata", "urlContextMetadata", "finishMessage")
+_COLLECTIONS = ("models", "tunedModels", "publishers", "projects")
+
+
+def _model_path(upstream: str) -> str:
+    """The path of a model: ``models/NAME`` unless the name says in which collection it is."""
+    steps = upstream.split("/")
+    if any(step in ("", ".", "..") for step in steps):
+        raise errors.ConfigError(
+            "endpoints.upstream: has an empty or dotted step in it, must be a model's name"
+        )
+    if steps[0] not in _COLLECTIONS:
+        return "/models/" + quote(upstream, safe="")
+    return "/" + "/".join(quote(step, safe="") for step in steps)
+
+
+def api_url(base_url: str, path: str) -> str:
+    """A path below the API's version, which is v1beta where the base URL names none."""
+    bare = not urlsplit(base_url).path.strip("/")
+    return joined_url(base_url, "/v1beta" + path if bare else path)
+
+
+class Gemini:
+    """The format ``gemini``."""
+
+    name = "gemini"
+
+    def url(self, target: Target, stream: bool) -> str:
+        """``base_url`` + ``/models/NAME:generateContent``; streams as server-sent events."""
+        action = ":streamGenerateContent" if stream else ":generateContent"
+        url = api_url(target.base_url, _model_path(target.upstream) + action)
+        if not stream:
+            return url
+        return url + ("&" if "?" in url else "?") + "alt=sse"
+
+    def headers(self, target: Target, stream: bool) -> dict[str, str]:
+        own = usual_headers(stream)
+        if target.key is not None:
+            own["x-goog-api-key"] = target.key.reveal()
+        return checked_headers(target, own)
+
+    def encode(self, request: types.Request, target: Target) -> bytes:
+        return jsontext.dumps(body_of(request, target))
+
+    def decode(self, body: bytes, request: types.Request, target: Target) -> types.Completion:
+        value = document(body, target)
+        _raise_error(value, target)
+        if isinstance(value, list):
+            raise malformed(
+                "the answer to a stream is one JSON array, not events: something between here and Gemini "
+                "drops the query ?alt=sse (see the provider's base_url)"
+            )
+        if not isinstance(value, dict):
+            raise malformed("the answer is not a JSON object")
+        usage = usage_from(value.get("usageMetadata"))
+        candidates = _candidates(value)
+        if not candidates:
+            raise errors.EmptyResponse("the answer holds no candidates", maybe_billed=True)
+        answer_id = string(value.get("responseId"))
+        choices = tuple(_choice(item, place, answer_id) for place, item in enumerate(candidates))
+        model = string(value.get("modelVersion")) or target.upstream
+        shape: dict[str, Any] = {
+            "id": answer_id,
+            "object": "chat.completion",
+            "created": 0,
+            "model": model,
+            "choices": [choice._raw for choice in choices],
+        }
+        if usage is not None:
+            shape["usage"] = usage.to_dict()
+        return types.Completion(answer_id, 0, model, choices, usage, None, shape)
+
+    def decode_error(
+        self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
+    ) -> errors.APIError:
+        try:
+            found = faults.error_object(jsontext.loads(body))
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            meant, fields = _in_our_words(found, status)
+            status = meant or status
+            body = jsontext.dumps({"error": fields})
+        return faults.from_response(status, headers, body, target)
+
+    def stream(self, request: types.Request, target: Target) -> StreamDecoder:
+        return _GeminiStream(request, target)
+
+
+FORMAT = Gemini()
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+def _in_our_words(error: Mapping[str, Any], status: int | None) -> tuple[int | None, dict[str, Any]]:
+    """The status that an error ought to have, and its fields with the telling reason as its code.
+
+    A bad key comes as 400, and so does a project that may not call at all: it lacks billing, or its country
+    is not served. Neither is of the caller's making.
+    """
+    fields = dict(error)
+    code = fields.pop("code", None)
+    if status is None:
+        status = code if count(code) and 400 <= code < 600 else None
+    details = fields.get("details")
+    for detail in details if isinstance(details, list) else ():
+        reason = detail.get("reason") if isinstance(detail, dict) else None
+        if isinstance(reason, str) and reason:
+            fields["code"] = reason
+            break
+    if fields.get("code") == "API_KEY_INVALID":
+        status = 401
+    elif status == 400 and fields.get("status") == "FAILED_PRECONDITION":
+        status = 403
+    return status, fields
+
+
+def _raise_error(value: Any, target: Target) -> None:
+    """Raises the error that a 200 answer or an event is, if it is one, or that it was blocked."""
+    found = value.get("error") if isinstance(value, dict) else None
+    if found is None and isinstance(value, list) and len(value) == 1:
+        found = faults.error_object(value)
+    if isinstance(found, dict):
+        status, fields = _in_our_words(found, None)
+        raise faults.from_error(fields, status, target)
+    if found:
+        raise faults.from_error(found, None, target)
+    if isinstance(value, dict) and not value.get("candidates"):
+        feedback = value.get("promptFeedback")
+        blocked = feedback.get("blockReason") if isinstance(feedback, dict) else None
+        if blocked:
+            reason = faults.redact(str(blocked), 80)
+            raise errors.ContentFilterError(
+                f"the prompt was blocked ({reason})", code="content_filter", type=reason, param="messages"
+            )
+
+
+# -------------------------------------------------------------------------------------------------- answers
+
+
+@frozen
+class _Call:
+    name: str | None
+    arguments: str
+    id: str | None
+    signature: str | None
+
+
+@frozen
+class _Said:
+    """What the parts of a candidate come to."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    calls: list[_Call] = field(factory=list)
+    images: list[dict[str, Any]] = field(factory=list)
+
+
+def _candidates(value: Mapping[str, Any]) -> list[Any]:
+    items = value.get("candidates")
+    if items is None:
+        return []
+    if not isinstance(items, list):
+        raise malformed("candidates is not a list")
+    return items
+
+
+def _read(candidate: Any) -> _Said:
+    if not isinstance(candidate, dict):
+        raise malformed("a candidate is not an object")
+    content = candidate.get("content")
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if parts is None:
+        return _Said()
+    if not isinstance(parts, list):
+        raise malformed("a candidate's parts are not a list")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    said = _Said()
+    for part in parts:
+        if not isinstance(part, dict):
+            raise malformed("a part is not an object")
+        text = part.get("text")
+        if isinstance(text, str):
+            (thoughts if part.get("thought") is True else texts).append(text)
+        call = part.get("functionCall")
+        if isinstance(call, dict):
+            arguments = call.get("args")
+            written = jsontext.dumps(arguments).decode() if isinstance(arguments, dict) else "{}"
+            said.calls.append(
+                _Call(
+                    string(call.get("name")) or None,
+                    written,
+                    string(call.get("id")) or None,
+                    string(part.get("thoughtSignature")) or None,
+                )
+            )
+        data = part.get("inlineData")
+        if isinstance(data, dict):
+            url = f"data:{string(data.get('mimeType'))};base64,{string(data.get('data'))}"
+            said.images.append({"type": "image_url", "image_url": {"url": url}})
+    return _Said("".join(texts) if texts else None, "".join(thoughts) or None, said.calls, said.images)
+
+
+def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
+    reason = candidate.get("finishReason")
+    if not isinstance(reason, str) or not reason:
+        return None
+    if reason == "STOP":
+        return "tool_calls" if calls else "stop"
+    if reason == "MAX_TOKENS":
+        return "length"
+    if reason in _FILTERED:
+        return "content_filter"
+    shown = faults.redact(reason, 80)
+    if reason in _SPOILED:
+        raise malformed(f"the model's answer came out spoiled ({shown})")
+    if reason == "MISSING_THOUGHT_SIGNATURE":
+        raise errors.BadRequestError(
+            "a tool call lacks its thought signature: hand back the model's message as it came",
+            code=shown,
+            param="messages",
+        )
+    if reason == "PUP_LIMITED_DISABLED":
+        raise errors.PermissionDeniedError("the account is limited or disabled", code=shown)
+    return shown.lower()
+
+
+def _call_id(call: _Call, answer_id: str, choice: int, index: int) -> str:
+    if call.id is not None:
+        return call.id
+    return f"call_{answer_id or uuid4().hex}_{choice}_{index}"
+
+
+def _tool_call(call: _Call, call_id: str, index: int | None = None) -> tuple[types.ToolCall, dict[str, Any]]:
+    """A call as a value and as the JSON that it is in OpenAI's shape."""
+    raw: dict[str, Any] = {} if index is None else {"index": index}
+    raw["id"] = call_id
+    raw["type"] = "function"
+    raw["function"] = {"name": call.name, "arguments": call.arguments}
+    if call.signature is not None:
+        raw["extra_content"] = _signed(call.signature)
+    return types.ToolCall(call_id, "function", types.FunctionCall(call.name, call.arguments), index), raw
+
+
+def _signed(signature: str) -> dict[str, Any]:
+    return {"google": {"thought_signature": signature}}
+
+
+def _choice(candidate: Any, place: int, answer_id: str) -> types.Choice:
+    said = _read(candidate)
+    index = count(candidate.get("index"))
+    index = place if index is None else index
+    calls = [
+        _tool_call(call, _call_id(call, answer_id, index, number)) for number, call in enumerate(said.calls)
+    ]
+    content = said.content if said.content is not None or calls else ""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [raw for _, raw in calls]
+    if said.reasoning is not None:
+        message["reasoning_content"] = said.reasoning
+    if said.images:
+        message["images"] = said.images
+    reason = _finish_reason(candidate, bool(calls))
+    raw = _choice_shape(index, "message", message, reason, candidate)
+    value = types.Message("assistant", content, tuple(call for call, _ in calls) or None, None, message)
+    return types.Choice(index, value, reason, raw)
+
+
+def _choice_shape(
+    index: int, kind: str, message: dict[str, Any], reason: str | None, candidate: Mapping[str, Any]
+) -> dict[str, Any]:
+    raw: dict[str, Any] = {"index": index, kind: message, "finish_reason": reason}
+    result = candidate.get("logprobsResult")
+    if isinstance(result, dict):
+        raw["logprobs"] = {"content": _logprobs(result)}
+    raw.update({name: candidate[name] for name in _KEPT if candidate.get(name) is not None})
+    return raw
+
+
+def _logprobs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    chosen = result.get("chosenCandidates")
+    top = result.get("topCandidates")
+    found = []
+    for place, item in enumerate(chosen if isinstance(chosen, list) else ()):
+        entry = _logprob(item)
+        at = top[place] if isinstance(top, list) and place < len(top) else None
+        others = at.get("candidates") if isinstance(at, dict) else None
+        entry["top_logprobs"] = [_logprob(other) for other in others] if isinstance(others, list) else []
+        found.append(entry)
+    return found
+
+
+def _logprob(item: Any) -> dict[str, Any]:
+    item = item if isinstance(item, dict) else {}
+    token = string(item.get("token"))
+    return {
+        "token": token,
+        "logprob": item.get("logProbability"),
+        "bytes": list(token.encode("utf-8", "replace")),
+    }
+
+
+def usage_from(value: Any) -> types.Usage | None:
+    """The usage in OpenAI's way of counting, or None if it cannot be relied on and has to be estimated.
+
+    Cached tokens are inside Gemini's prompt; thoughts are beside its candidates, a tool's prompt is beside
+    the prompt. A total that is larger than these together is taken, and the usage marked as estimated.
+    """
+    if not isinstance(value, dict):
+        return None
+    found = []
+    for name in (
+        "promptTokenCount",
+        "toolUsePromptTokenCount",
+        "candidatesTokenCount",
+        "thoughtsTokenCount",
+        "cachedContentTokenCount",
+        "totalTokenCount",
+    ):
+        given = value.get(name)
+        number = 0 if given is None else count(given)
+        if number is None:
+            return None
+        found.append(number)
+    prompt, tool_prompt, visible, thoughts, cached, total = found
+    prompt += tool_prompt
+    output = visible + thoughts
+    if prompt + output == 0 or value.get("promptTokenCount") is None:
+        return None
+    source: types.UsageSource = "provider"
+    if value.get("totalTokenCount") is not None and total != prompt + output:
+        source = "estimated"
+        output = max(output, total - prompt)
+    return types.Usage(prompt, output, cached if cached <= prompt else 0, thoughts, source)
+
+
+# -------------------------------------------------------------------------------------------------- streams
+
+
+class _GeminiStream(StreamDecoder):
+    """Gemini's events, each a small answer of its own.
+
+    Usage stands in every event and grows; the last one counts. A caller who asked for it gets it once, in a
+    chunk of its own at the end, as OpenAI does: programs add up what they are given. What still comes for a
+    choice that has finished is ignored.
+    """
+
+    def __init__(self, request: types.Request, target: Target) -> None:
+        super().__init__(target.upstream)
+        self._target = target
+        self._owes_usage = asks_for_usage(request)
+        wanted = request.params.get("n")
+        self._wanted = wanted if isinstance(wanted, int) else 1
+        self._calls: dict[int, int] = {}
+        self._signatures: dict[tuple[int, int], str] = {}
+        self._images: dict[int, list[dict[str, Any]]] = {}
+        self._over: set[int] = set()
+
+    def feed(self, event: Event) -> Sequence[types.Chunk]:
+        data = event.data
+        if self.done or not data or data.isspace():
+            return ()
+        value = self._parsed(event)
+        _raise_error(value, self._target)
+        if not isinstance(value, dict):
+            raise malformed("a stream event is not a JSON object")
+        usage = usage_from(value.get("usageMetadata"))
+        if usage is not None:
+            self.usage = usage
+        self._id = self._id or string(value.get("responseId"))
+        model = string(value.get("modelVersion")) or self._model
+        chunks = []
+        choices = [
+            choice
+            for place, item in enumerate(_candidates(value))
+            if (choice := self._choice(item, place)) is not None
+        ]
+        if choices:
+            chunks.append(self._chunk(model, tuple(choices), None))
+        if self._owes_usage and self.usage is not None and self.finished and len(self._over) >= self._wanted:
+            self._owes_usage = False
+            chunks.append(self._chunk(model, (), self.usage))
+        return chunks
+
+    def end(self) -> None:
+        super().end()
+        self.done = True
+
+    def message(self, index: int = 0) -> types.Message:
+        message = super().message(index)
+        raw: Any = message._raw
+        for place, call in enumerate(raw.get("tool_calls", ())):
+            signature = self._signatures.get((index, place))
+            if signature is not None:
+                call["extra_content"] = _signed(signature)
+        if index in self._images:
+            raw["images"] = list(self._images[index])
+        return message
+
+    def _parsed(self, event: Event) -> Any:
+        try:
+            return jsontext.loads(event.data)
+        except jsontext.Cut:
+            raise errors.UpstreamTruncated(
+                "a stream event's JSON stops in the middle", maybe_billed=True
+            ) from None
+        except ValueError as error:
+            raise malformed(f"a stream event is {error}") from None
+
+    def _chunk(
+        self, model: str, choices: tuple[types.ChunkChoice, ...], usage: types.Usage | None
+    ) -> types.Chunk:
+        raw: dict[str, Any] = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": 0,
+            "model": model,
+            "choices": [choice._raw for choice in choices],
+        }
+        if usage is not None:
+            raw["usage"] = usage.to_dict()
+        chunk = types.Chunk(self._id, 0, model, choices, usage, raw)
+        self._absorb(chunk)
+        return chunk
+
+    def _choice(self, candidate: Any, place: int) -> types.ChunkChoice | None:
+        said = _read(candidate)
+        index = count(candidate.get("index"))
+        index = place if index is None else index
+        if index in self._over:
+            return None
+        if index > 10_000:
+            raise malformed("a candidate's index is not a small whole number")
+        role = None if index in self._calls else "assistant"
+        number = self._calls.setdefault(index, 0)
+        calls = []
+        for call in said.calls:
+            calls.append(_tool_call(call, _call_id(call, self._id, index, number), number))
+            if call.signature is not None:
+                self._signatures[index, number] = call.signature
+            number += 1
+        self._calls[index] = number
+        if said.images:
+            self._images.setdefault(index, []).extend(said.images)
+        reason = _finish_reason(candidate, number > 0)
+        if reason is not None:
+            self._over.add(index)
+        delta: dict[str, Any] = {}
+        if role is not None:
+            delta["role"] = role
+        if said.content is not None:
+            delta["content"] = said.content
+        if calls:
+            delta["tool_calls"] = [raw for _, raw in calls]
+        if said.reasoning is not None:
+            delta["reasoning_content"] = said.reasoning
+        if said.images:
+            delta["images"] = said.images
+        raw = _choice_shape(index, "delta", delta, reason, candidate)
+        value = types.Delta(role, said.content, tuple(call for call, _ in calls) or None, None, delta)
+        return types.ChunkChoice(index, value, reason, raw)

@@ -1,0 +1,422 @@
+"""What a chat completion in OpenAI's shape becomes as the body of a Gemini ``generateContent`` request.
+
+Owns the translation of messages, parts, tools and parameters. Addresses, answers and errors are
+`gemini.py`'s.
+
+Parameters that steer the answer and that Gemini has no word for are an error which names them; those that
+only label a request (`LABELS`) are left out; what is known to neither side goes out at the top of the body
+as it came in, so ``safetySettings``, ``cachedContent`` and a ``generationConfig`` of the caller's own (laid
+over ours) work. A part or tool that is written in Gemini's shape already stays as it is.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from fastroute import errors, types
+
+from . import jsontext
+from .base import Target
+
+# They say who asks or how to book it, and nothing about the answer.
+LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "store", "service_tier"})
+# What the models of version 2 think at most, in tokens; those from 3 on are given the word itself.
+_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
+_LEVELS = {"none": "minimal", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high"}
+_VERSION = re.compile(r"gemini-(\d+)")
+# From version 3 on a call in the history must carry the signature of the thoughts that led to it. A call that
+# another model made has none; this word in its place is Gemini's own way to say so.
+UNSIGNED = "skip_thought_signature_validator"
+
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "top_k": "topK",
+    "seed": "seed",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+    "n": "candidateCount",
+    "logprobs": "responseLogprobs",
+    "top_logprobs": "logprobs",
+}
+_TRANSLATED = frozenset(
+    {
+        *_SAMPLING,
+        "max_tokens",
+        "max_completion_tokens",
+        "stop",
+        "response_format",
+        "reasoning_effort",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "modalities",
+        "stream",
+        "stream_options",
+        "generationConfig",
+        # They are the request itself; what params say beside it does not count.
+        "model",
+        "messages",
+        "contents",
+    }
+)
+_WITHOUT_A_WORD = frozenset(
+    {
+        "audio",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "prediction",
+        "verbosity",
+        "web_search_options",
+    }
+)
+
+
+def body_of(request: types.Request, target: Target) -> dict[str, Any]:
+    """The body, ready to be written.
+
+    Raises:
+        BadRequestError: if Gemini has no way to say it; ``param`` names the parameter.
+    """
+    params = request.params
+    system, contents = _conversation(request.messages, target.upstream)
+    body: dict[str, Any] = {"contents": contents}
+    if system:
+        body["systemInstruction"] = {"parts": system}
+    tools, validated = _tools(params.get("tools"))
+    if tools:
+        body["tools"] = tools
+    calling = _calling(params, validated)
+    if calling:
+        body["toolConfig"] = {"functionCallingConfig": calling}
+    generation = _generation(params, target)
+    if generation:
+        body["generationConfig"] = generation
+    for name, value in params.items():
+        if name in _WITHOUT_A_WORD and value is not None:
+            raise _refused(name, "Gemini has no such parameter; leave it out, or ask another model")
+        if name not in _TRANSLATED and name not in _WITHOUT_A_WORD and name not in LABELS:
+            body[name] = value
+    return body
+
+
+def _refused(path: str, why: str) -> errors.BadRequestError:
+    return errors.BadRequestError(f"{path}: {why}", param=re.split(r"[.\[]", path)[0])
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    """A mapping, or what a message of an earlier completion stands for."""
+    if isinstance(value, Mapping):
+        return value
+    to_dict = getattr(value, "to_dict", None)
+    found = to_dict() if callable(to_dict) else None
+    if not isinstance(found, Mapping):
+        raise _refused(path, f"a {type(value).__name__}, must be a mapping")
+    return found
+
+
+def version_of(upstream: str) -> int:
+    """The generation of a model by its name; names without one are those of the newest."""
+    found = _VERSION.search(upstream)
+    return int(found[1]) if found else 1000
+
+
+# ------------------------------------------------------------------------------------------------- messages
+
+
+def _conversation(
+    messages: Sequence[Mapping[str, Any]], upstream: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The system parts, wherever they stood, and the turns of user and model."""
+    system: list[dict[str, Any]] = []
+    contents: list[dict[str, Any]] = []
+    names: dict[str, str] = {}  # of the functions, by the id of the call
+    answering = False
+    for place, each in enumerate(messages):
+        path = f"messages[{place}]"
+        message = _mapping(each, path)
+        role = message.get("role")
+        if role == "tool":
+            part = _result(message, names, path)
+            # All results of one turn stand in one turn of the user's, or Gemini takes the rest for missing.
+            if answering:
+                contents[-1]["parts"].append(part)
+            else:
+                contents.append({"role": "user", "parts": [part]})
+        elif role in ("system", "developer"):
+            system += _parts(message.get("content"), path)
+        elif role == "user":
+            contents.append({"role": "user", "parts": _parts(message.get("content"), path)})
+        elif role == "assistant":
+            parts = _said(message, names, path, version_of(upstream) >= 3)
+            if parts:
+                contents.append({"role": "model", "parts": parts})
+        else:
+            raise _refused(
+                f"{path}.role", "is no role Gemini knows, must be system, developer, user, assistant or tool"
+            )
+        answering = role == "tool"
+    if not contents:
+        raise _refused("messages", "hold nothing but system messages, must hold one of the user's for Gemini")
+    return system, contents
+
+
+def _said(message: Mapping[str, Any], names: dict[str, str], path: str, signed: bool) -> list[dict[str, Any]]:
+    content = message.get("content")
+    parts = _parts(content, path) if content else []
+    if message.get("refusal"):
+        parts.append({"text": str(message["refusal"])})
+    if message.get("function_call"):
+        raise _refused(f"{path}.function_call", "is the old form, must be tool_calls")
+    for place, each in enumerate(message.get("tool_calls") or ()):
+        where = f"{path}.tool_calls[{place}]"
+        call = _mapping(each, where)
+        function = call.get("function")
+        if call.get("type", "function") != "function" or not isinstance(function, Mapping):
+            raise _refused(where, "is no function call, and Gemini has no other tool calls")
+        name, call_id = function.get("name"), call.get("id")
+        made: dict[str, Any] = {"name": name, "args": _arguments(function.get("arguments"), where)}
+        if isinstance(call_id, str):
+            made["id"] = call_id
+            names[call_id] = str(name)
+        part: dict[str, Any] = {"functionCall": made}
+        signature = _signature(call)
+        if signature is None and signed and place == 0:
+            signature = UNSIGNED
+        if signature is not None:
+            part["thoughtSignature"] = signature
+        parts.append(part)
+    return parts
+
+
+def _signature(call: Mapping[str, Any]) -> str | None:
+    """Where an answer of ours keeps it; the place is the one of Google's own OpenAI-shaped API."""
+    extra = call.get("extra_content")
+    google = extra.get("google") if isinstance(extra, Mapping) else None
+    found = google.get("thought_signature") if isinstance(google, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
+def _arguments(text: Any, path: str) -> Any:
+    if isinstance(text, Mapping) or not text:
+        return text or {}
+    try:
+        found = jsontext.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise _refused(f"{path}.function.arguments", "is not the text of a JSON object, which Gemini needs")
+    return found
+
+
+def _result(message: Mapping[str, Any], names: Mapping[str, str], path: str) -> dict[str, Any]:
+    call_id = message.get("tool_call_id")
+    name = names.get(call_id) if isinstance(call_id, str) else None
+    if name is None:
+        raise _refused(
+            f"{path}.tool_call_id", "is the id of no tool call in an earlier message, which Gemini needs"
+        )
+    content = message.get("content")
+    text = content
+    if isinstance(content, (list, tuple)):
+        texts = [part.get("text") for part in _parts(content, path)]
+        if not all(isinstance(each, str) for each in texts):
+            raise _refused(f"{path}.content", "holds more than text, which Gemini takes in no tool's result")
+        text = "".join(each for each in texts if each)
+    try:
+        response = jsontext.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        response = None
+    if not isinstance(response, Mapping):
+        # Gemini wants an object; anything else becomes one under its documented name.
+        response = {"result": text if isinstance(text, str) else ""}
+    return {"functionResponse": {"id": call_id, "name": name, "response": response}}
+
+
+def _parts(content: Any, path: str) -> list[dict[str, Any]]:
+    if content is None:
+        return [{"text": ""}]
+    if isinstance(content, str):
+        return [{"text": content}]
+    if not isinstance(content, (list, tuple)):
+        raise _refused(f"{path}.content", "is neither text nor a list of parts")
+    return [_part(part, f"{path}.content[{place}]") for place, part in enumerate(content)]
+
+
+def _part(part: Any, path: str) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"text": part}
+    part = _mapping(part, path)
+    kind = part.get("type")
+    if kind is None:
+        return dict(part)  # in Gemini's own shape
+    if kind in ("text", "refusal"):
+        return {"text": part.get(kind)}
+    value = part.get(kind)
+    if kind == "image_url":
+        url = value.get("url") if isinstance(value, Mapping) else value
+        return _media(url, f"{path}.image_url.url", "image/jpeg")
+    if kind == "input_audio" and isinstance(value, Mapping):
+        return {"inlineData": {"mimeType": f"audio/{value.get('format')}", "data": value.get("data")}}
+    if kind == "file" and isinstance(value, Mapping) and isinstance(value.get("file_data"), str):
+        return _media(value["file_data"], f"{path}.file.file_data", "application/pdf")
+    raise _refused(
+        path, "is a part that Gemini does not take, must be text, image_url, input_audio or file_data"
+    )
+
+
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(;base64)?,", re.ASCII)
+
+
+def _media(url: Any, path: str, usual: str) -> dict[str, Any]:
+    """Bytes that stand in the request itself, or the address of a file that Gemini fetches."""
+    if not isinstance(url, str):
+        raise _refused(path, "is no text, must be a data: URL or an address")
+    if url[:5].lower() == "data:":
+        found = _DATA_URL.match(url)
+        if found is None:
+            raise _refused(path, "is no data: URL, must be like data:image/png;base64,…")
+        data = url[found.end() :]
+        if found[2] is None:
+            import base64
+
+            data = base64.b64encode(unquote_to_bytes(data)).decode()
+        return {"inlineData": {"mimeType": found[1] or usual, "data": data}}
+    try:
+        guessed, _ = mimetypes.guess_type(urlsplit(url).path)
+    except ValueError:
+        raise _refused(path, "cannot be read as an address") from None
+    return {"fileData": {"mimeType": guessed or usual, "fileUri": url}}
+
+
+# ---------------------------------------------------------------------------------------------------- tools
+
+
+def _tools(tools: Any) -> tuple[list[dict[str, Any]], bool]:
+    """The declarations, and whether one of them asks that its schema be kept to."""
+    declared: list[dict[str, Any]] = []
+    own: list[dict[str, Any]] = []
+    strict = False
+    for place, each in enumerate(_sequence(tools, "tools")):
+        tool = _mapping(each, f"tools[{place}]")
+        if "type" not in tool:
+            own.append(dict(tool))  # Gemini's own, such as {"googleSearch": {}}
+            continue
+        function = tool.get("function")
+        if tool["type"] != "function" or not isinstance(function, Mapping):
+            raise _refused(f"tools[{place}]", "is no function, and Gemini takes no other tool of OpenAI's")
+        declaration = {"name": function.get("name")}
+        if function.get("description"):
+            declaration["description"] = function["description"]
+        if function.get("parameters"):
+            declaration["parametersJsonSchema"] = function["parameters"]
+        declared.append(declaration)
+        strict = strict or function.get("strict") is True
+    return ([{"functionDeclarations": declared}] if declared else []) + own, strict
+
+
+def _sequence(value: Any, name: str) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if isinstance(value, (list, tuple)):
+        return value
+    raise _refused(name, "is not a list")
+
+
+def _calling(params: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    if params.get("parallel_tool_calls") is False and params.get("tools"):
+        raise _refused("parallel_tool_calls", "cannot be turned off with Gemini, must be true or left out")
+    choice = params.get("tool_choice")
+    if choice is None:
+        return {"mode": "VALIDATED"} if strict else {}
+    if isinstance(choice, str):
+        mode = {"auto": "VALIDATED" if strict else "AUTO", "none": "NONE", "required": "ANY"}.get(choice)
+        if mode is None:
+            raise _refused("tool_choice", "must be auto, none, required or the function to be called")
+        return {"mode": mode}
+    choice = _mapping(choice, "tool_choice")
+    allowed = choice.get("allowed_tools")
+    if choice.get("type") == "allowed_tools" and isinstance(allowed, Mapping):
+        functions = [_mapping(tool, "tool_choice").get("function") for tool in allowed.get("tools") or ()]
+        mode = "ANY" if allowed.get("mode") == "required" else "VALIDATED"
+    else:
+        functions, mode = [choice.get("function")], "ANY"
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    if not names or len(names) != len(functions):
+        raise _refused("tool_choice", "names no function, and Gemini can be made to call nothing else")
+    return {"mode": mode, "allowedFunctionNames": names}
+
+
+# ------------------------------------------------------------------------------------------------ parameters
+
+
+def _generation(params: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        theirs: params[ours] for ours, theirs in _SAMPLING.items() if params.get(ours) is not None
+    }
+    limit = params.get("max_completion_tokens")
+    if limit is None:
+        limit = params.get("max_tokens")
+    if isinstance(limit, int) and not isinstance(limit, bool):
+        most = target.max_output
+        limit = None if limit < 0 else limit if most is None else min(limit, most)
+    if limit is not None:
+        found["maxOutputTokens"] = limit
+    stop = params.get("stop")
+    if stop is not None:
+        found["stopSequences"] = [stop] if isinstance(stop, str) else stop
+    found.update(_answer_format(params.get("response_format")))
+    effort = params.get("reasoning_effort")
+    if effort is not None:
+        found["thinkingConfig"] = _thinking(effort, target.upstream)
+    modalities = params.get("modalities")
+    if modalities is not None and list(modalities) != ["text"]:
+        raise _refused("modalities", 'are more than text, must be ["text"] or left out')
+    return _laid_over(found, params.get("generationConfig"))
+
+
+def _answer_format(wanted: Any) -> Iterator[tuple[str, Any]]:
+    if wanted is None:
+        return
+    wanted = _mapping(wanted, "response_format")
+    kind = wanted.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise _refused("response_format.type", "must be text, json_object or json_schema")
+    if kind == "text":
+        return
+    yield "responseMimeType", "application/json"
+    if kind == "json_schema":
+        schema = _mapping(wanted.get("json_schema"), "response_format.json_schema").get("schema")
+        if schema is not None:
+            yield "responseJsonSchema", schema
+
+
+def _thinking(effort: Any, upstream: str) -> dict[str, Any]:
+    if not isinstance(effort, str) or effort not in _BUDGETS:
+        raise _refused("reasoning_effort", f"must be one of {', '.join(_BUDGETS)}")
+    if version_of(upstream) < 3:
+        return {"thinkingBudget": _BUDGETS[effort]}
+    level = _LEVELS.get(effort, "high")
+    # The large models always think.
+    return {"thinkingLevel": "low" if level == "minimal" and "pro" in upstream else level}
+
+
+def _laid_over(ours: dict[str, Any], theirs: Any) -> dict[str, Any]:
+    if theirs is None:
+        return ours
+    merged = dict(ours)
+    for name, value in _mapping(theirs, "generationConfig").items():
+        before = merged.get(name)
+        if isinstance(before, dict) and isinstance(value, Mapping):
+            merged[name] = {**before, **value}
+        else:
+            merged[name] = value
+    return merged
+
+
+__all__ = ["LABELS", "UNSIGNED", "body_of", "version_of"]

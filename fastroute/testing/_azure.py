@@ -1,0 +1,90 @@
+"""Azure OpenAI on the wire, seen from the provider's side: OpenAI's bodies at Azure's addresses.
+
+Owns the paths of both layouts, the key's header, and what Azure adds: notes of its content filter in answers,
+a first chunk of them without choices in streams, and ``-1`` where it does not know a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote
+
+import orjson
+
+from ._answers import Question, Said
+from ._openai import OpenAI, Refusal, StreamStyle
+from ._wire import Headers, Piece
+
+_SAFE = {
+    name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")
+}
+_PROMPT = [{"prompt_index": 0, "content_filter_results": _SAFE}]
+_CHAT = "/chat/completions"
+
+
+class Azure(OpenAI):
+    """Chat completions of deployments, and of models below ``/openai/v1``."""
+
+    base_path = ""
+
+    def route(self, method: str, path: str) -> Literal["chat", "models"] | None:
+        if method == "GET":
+            return "models" if path in ("/openai/models", "/openai/v1/models") else None
+        known = path == "/openai/v1" + _CHAT or self._deployment(path) is not None
+        return "chat" if method == "POST" and known else None
+
+    @staticmethod
+    def _deployment(path: str) -> str | None:
+        name = path.removeprefix("/openai/deployments/").removesuffix(_CHAT)
+        whole = path == f"/openai/deployments/{name}{_CHAT}"
+        return unquote(name) if whole and name and "/" not in name else None
+
+    def key(self, headers: Mapping[str, str]) -> str | None:
+        return headers.get("api-key") or super().key(headers)
+
+    def read(self, body: bytes, path: str) -> Question:
+        address, _, query = path.partition("?")
+        deployment = self._deployment(address)
+        if deployment is None:
+            return super().read(body, path)
+        if not parse_qs(query).get("api-version"):
+            raise Refusal(404, "404", "Resource not found: the api-version is missing.")
+        try:
+            asked = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise Refusal(400, None, "The body is not valid JSON.") from error
+        if not isinstance(asked, dict):
+            raise Refusal(400, None, "The body must be a JSON object.")
+        return super().read(orjson.dumps({**asked, "model": deployment}), path)
+
+    def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes:
+        answer = orjson.loads(super().completion(question, said, serial, created))
+        answer["prompt_filter_results"] = _PROMPT
+        for choice in answer["choices"]:
+            choice["content_filter_results"] = _SAFE
+        return orjson.dumps(answer)
+
+    def events(
+        self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
+    ) -> Iterator[Piece]:
+        notes: dict[str, Any] = {
+            "id": "",
+            "object": "",
+            "created": 0,
+            "model": "",
+            "choices": [],
+            "prompt_filter_results": _PROMPT,
+        }
+        yield b"data: " + orjson.dumps(notes) + (b"\r\n\r\n" if style.crlf else b"\n\n")
+        yield from super().events(question, said, serial, created, style, pause)
+
+    def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers:
+        headers = [
+            (f"x-ratelimit-remaining-{kind}", str(max(0, remaining)))
+            for kind, (_, remaining, _) in state.items()
+        ]
+        missing = [
+            (f"x-ratelimit-remaining-{kind}", "-1") for kind in ("requests", "tokens") if kind not in state
+        ]
+        return (*headers, *missing)
