@@ -18,7 +18,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Loopback]]:
     """Starts local providers and a client in front of them; afterwards nothing may be held or leaked.
 
     ``start(2, policy={...}, providers={"a": {...}, "all": {...}})``: how many providers (or a mapping of
-    started ones by name), and tables over the usual configuration; ``check=False`` leaves the books alone.
+    started ones by name), the wire ``format`` of all of them, and tables over the usual configuration;
+    ``check=False`` leaves the books alone.
     """
     with nothing_left(), ExitStack() as stack:
         started: list[tuple[Loopback, bool]] = []
@@ -30,16 +31,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Loopback]]:
             check: bool = True,
             session: Any = None,
             answer: Any = None,
+            format: str = "openai",
             more_endpoints: list[dict[str, Any]] | None = None,
             ledger: bool = True,
             **tables: Any,
         ) -> Loopback:
             if isinstance(servers, int):
-                servers = {chr(ord("a") + place): Provider(answer=answer) for place in range(servers)}
+                names = [chr(ord("a") + place) for place in range(servers)]
+                servers = {name: Provider(answer=answer, format=format) for name in names}
             for provider in servers.values():
                 stack.enter_context(provider)
             path = tmp_path / f"ledger{len(started)}.db" if ledger else None
-            loop = Loopback(servers, path, tables, session, more_endpoints)
+            loop = Loopback(servers, path, tables, session, more_endpoints, format)
             stack.callback(loop.client.close)
             started.append((loop, check))
             return loop

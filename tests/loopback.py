@@ -43,13 +43,17 @@ class Loopback:
         config: Mapping[str, Mapping[str, Any]],
         session: Any = None,
         more_endpoints: list[dict[str, Any]] | None = None,
+        format: str = "openai",
     ) -> None:
         self.providers = dict(providers)
         self.session = session
         tables: dict[str, Any] = {
             "fastroute": {"ledger": str(ledger) if ledger else "", "timeout": 20.0, "connect_timeout": 0.15},
             "cache": {"enabled": False},
-            "providers": {name: {"base_url": provider.base_url} for name, provider in providers.items()},
+            "providers": {
+                name: {"base_url": provider.base_url, "format": format}
+                for name, provider in providers.items()
+            },
             "endpoints": [{"provider": name, "model": MODEL} for name in providers],
             "models": {MODEL: {"input_price": 1.0, "output_price": 2.0}},
             "policy": QUICK,
