@@ -3,12 +3,16 @@
 # ======================================================================================================================
 #
 # An endpoint is a hot cell (what ranking reads), a cold cell, two of the breaker's window, four of latencies, and the
-# permits. A permit is a 16-bit entry: the worker's slot in the low byte, 0 when free, and a turn in the high byte that
-# grows each time the entry is taken. It is taken and given back by one swap, so the limit is exact over all processes;
-# what a killed worker held carries its slot and is given back by `Segment.reap`; and a ticket names slot and turn, so
-# that finishing it twice finds another entry than it left.
+# permits. A permit is a 16-bit entry: the worker's slot in the low byte, 0 when free, a turn in the next seven bits that
+# grows each time the entry is taken, and a top bit for a call that is a breaker's probe, or asks to be. It is taken and
+# given back by one swap, so the limit is exact over all processes; what a killed worker held carries its slot and is
+# given back by `Segment.reap`, a probe with its lease; and a ticket names slot and turn, so that finishing it twice
+# finds another entry than it left.
 #
-# A ticket: bits 0-11 the permit's index, 12-19 slot, 20-27 turn, 28-39 the breaker's ticket.
+# What a worker has paid ahead for calls that still wait stands in a cell of its own for each endpoint it waited for, so
+# that a killed worker's place in the line is given back too.
+#
+# A ticket: bits 0-11 the permit's index, 12-19 slot, 20-27 probe and turn, 28-39 the breaker's ticket.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
@@ -31,6 +35,8 @@ cdef enum:
     MAX_IN_FLIGHT = 4096
     CELL_PERMITS = 28            # 16-bit entries in one cell
     PERMIT_CELLS = 147           # enough for MAX_IN_FLIGHT
+    PERMIT_TURN = 0x7F00
+    PERMIT_PROBE = 0x8000
 
 cdef enum:
     FLAG_OPENED = 1
@@ -60,6 +66,14 @@ cdef struct Settings:            # as given, so that one can be changed and the 
     double ramp_s
     double tau_s
 
+cdef struct Waiting:             # one cell: what one worker has paid ahead at one endpoint, for calls that wait
+    uint64_t key
+    uint64_t requests
+    uint64_t request_interval    # what one of them moved the arrival time by, ns
+    uint64_t tokens
+    uint64_t token_interval
+    uint64_t spare[3]
+
 cdef struct EndpointParts:
     Hot *hot
     Cold *cold
@@ -83,7 +97,7 @@ cdef inline uint16_t *permit_place(uint64_t **cells, int index) noexcept nogil:
     return <uint16_t *>(cells[index // CELL_PERMITS] + 1) + index % CELL_PERMITS
 
 
-cdef inline int64_t permit_take(EndpointParts *e, int slot) noexcept nogil:
+cdef inline int64_t permit_take(EndpointParts *e, int slot, bint probe) noexcept nogil:
     """The lower 28 bits of a ticket, or -1 when all permits are taken."""
     cdef int index = e.hint
     cdef int step
@@ -95,7 +109,7 @@ cdef inline int64_t permit_take(EndpointParts *e, int slot) noexcept nogil:
         place = permit_place(e.permits, index)
         seen = fr_load_u16(place)
         if seen & 0xFF == 0:
-            new = <uint16_t>((seen + 0x100 & 0xFF00) | slot)
+            new = <uint16_t>((seen + 0x100 & PERMIT_TURN) | slot | (PERMIT_PROBE if probe else 0))
             if fr_cas_u16(place, seen, new):
                 e.hint = index + 1
                 fr_add_i32(&e.hot.in_flight, 1)
@@ -115,7 +129,7 @@ cdef int permits_held(EndpointParts *e, int first, int end) noexcept nogil:
     return count
 
 
-cdef int64_t permit_take_lowered(EndpointParts *e, int slot) noexcept nogil:
+cdef int64_t permit_take_lowered(EndpointParts *e, int slot, bint probe) noexcept nogil:
     """Takes a permit while some above a lowered limit may still be held: those count too.
 
     It takes first and counts then, so that two that do so at once may both be refused but are never both let in.
@@ -123,8 +137,8 @@ cdef int64_t permit_take_lowered(EndpointParts *e, int slot) noexcept nogil:
     cdef int64_t permit
     if permits_held(e, e.max_in_flight, e.reach) == 0:
         e.reach = e.max_in_flight
-        return permit_take(e, slot)
-    permit = permit_take(e, slot)
+        return permit_take(e, slot, probe)
+    permit = permit_take(e, slot, probe)
     if permit >= 0 and permits_held(e, 0, e.reach) > e.max_in_flight:
         permit_return(e, permit, slot)
         return -1
@@ -137,7 +151,7 @@ cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexc
     cdef uint16_t turn = ticket >> 12 & 0xFF00
     if (ticket >> 12 & 0xFF) != slot or slot == 0 or index >= e.permit_cells * CELL_PERMITS:
         return False
-    if not fr_cas_u16(permit_place(e.permits, index), turn | <uint16_t>slot, turn):
+    if not fr_cas_u16(permit_place(e.permits, index), turn | <uint16_t>slot, turn & PERMIT_TURN):
         return False
     e.hint = index
     fr_add_i32(&e.hot.in_flight, -1)
@@ -145,18 +159,68 @@ cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexc
     return True
 
 
+cdef int probes_held(uint64_t *table, uint64_t mask, uint64_t key) noexcept nogil:
+    cdef uint64_t number
+    cdef uint64_t *cell
+    cdef uint16_t seen
+    cdef int lane
+    cdef int count = 0
+    for number in range(<uint64_t>PERMIT_CELLS):
+        cell = find_cell(table, mask, sub_key(key, KIND_PERMITS, number), False)
+        if cell is NULL:
+            break
+        for lane in range(CELL_PERMITS):
+            seen = fr_load_u16(<uint16_t *>(cell + 1) + lane)
+            count += seen & 0xFF != 0 and seen & PERMIT_PROBE != 0
+    return count
+
+
+cdef void reap_probe(uint64_t *table, uint64_t mask, Hot *hot) noexcept nogil:
+    """Ends the lease of a probe whose dead owner's permit is about to be freed.
+
+    The breaker's word has no room for an owner. But a probe holds a marked permit from before it asks until after it
+    has reported; so if the dead worker's is the only one, the lease is its own. If there is another, it runs out.
+    """
+    cdef uint64_t word = fr_load(&hot.breaker)
+    if control_state(word) == STATE_HALF_OPEN and word >> 26 and probes_held(table, mask, hot.key) == 1:
+        fr_cas(
+            &hot.breaker, &word,
+            control_word(STATE_HALF_OPEN, control_count(word), control_backoff(word), control_epoch(word), 0),
+        )
+
+
+cdef void refund(int64_t *tat, uint64_t *count, uint64_t interval, int64_t now) noexcept nogil:
+    """Gives a bucket back what was paid ahead. Killed in between, it leaves that to time."""
+    cdef uint64_t paid = fr_load(count)
+    cdef int64_t seen, cost
+    while not fr_cas(count, &paid, 0):
+        pass
+    cost = fr_product(<int64_t>(paid & INT64_MAX), <int64_t>(interval & INT64_MAX))
+    seen = fr_load_i64(tat)
+    while cost and seen > now and not fr_cas_i64(tat, &seen, max(0, seen - cost)):
+        pass
+
+
 cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
-    """Frees every permit that a worker holds, in all endpoints."""
+    """Frees every permit that a worker holds, and its places in line, in all endpoints."""
     cdef uint64_t index, number
     cdef uint64_t *hot
     cdef uint64_t *cell
+    cdef Waiting *waiting
     cdef uint16_t *place
     cdef uint16_t seen
     cdef int lane
+    cdef int64_t now = fr_clock()
     for index in range(mask + 1):
         hot = table + 8 * index
         if (fr_load(hot) & 15) != KIND_ENDPOINT:
             continue
+        waiting = <Waiting *>find_cell(table, mask, sub_key(hot[0], KIND_WAITING, slot), False)
+        if waiting is not NULL:
+            cell = find_cell(table, mask, sub_key(hot[0], KIND_LEDGER, 0), False)
+            if cell is not NULL:
+                refund(&(<Cold *>cell).tat, &waiting.requests, fr_load(&waiting.request_interval), now)
+            refund(&(<Hot *>hot).tat, &waiting.tokens, fr_load(&waiting.token_interval), now)
         for number in range(<uint64_t>PERMIT_CELLS):
             cell = find_cell(table, mask, sub_key(hot[0], KIND_PERMITS, number), False)
             if cell is NULL:
@@ -164,7 +228,11 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
             for lane in range(CELL_PERMITS):
                 place = <uint16_t *>(cell + 1) + lane
                 seen = fr_load_u16(place)
-                if (seen & 0xFF) == slot and fr_cas_u16(place, seen, seen & 0xFF00):
+                if (seen & 0xFF) != slot:
+                    continue
+                if seen & PERMIT_PROBE:
+                    reap_probe(table, mask, <Hot *>hot)
+                if fr_cas_u16(place, seen, seen & PERMIT_TURN):
                     fr_add_i32(&(<Hot *>hot).in_flight, -1)
                     refresh_load(<Hot *>hot)
 
@@ -261,26 +329,35 @@ cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int6
 
 cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
     cdef uint64_t word = fr_load(&e.hot.block)
-    cdef int64_t gate, permit, wait
+    cdef int64_t permit, wait
+    cdef int64_t gate = 0
+    cdef bint probe = control_state(fr_load(&e.hot.breaker)) != STATE_CLOSED
     if never_fits(e, 0 if reserved else tokens):
         return refusal(REASON_TOO_LARGE, 0)
     if word:
         wait = block_left(word, now)
         if wait:
             return refusal(REASON_BLOCKED, wait)
-    if control_state(fr_load(&e.hot.breaker)) != STATE_CLOSED:
+    if probe:
         # The probe goes to a caller that will not be refused for another reason just after.
         wait = endpoint_wait(e, tokens, reserved, now)
         if wait:
             return wait
-    gate = breaker_allow(&e.rules, e.breaker.control, now)
-    if gate < 0:
-        return refusal(REASON_BREAKER, -gate)
-    permit = permit_take(e, slot) if e.reach == e.max_in_flight else permit_take_lowered(e, slot)
+    else:
+        gate = breaker_allow(&e.rules, e.breaker.control, now)
+        if gate < 0:
+            return refusal(REASON_BREAKER, -gate)
+    permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
     if permit < 0:
         if gate & 1:
             breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
         return refusal(REASON_BUSY, 0)
+    if probe:
+        # The permit was marked before: from the first moment of its lease on, it can be seen whose probe it is.
+        gate = breaker_allow(&e.rules, e.breaker.control, now)
+        if gate < 0:
+            permit_return(e, permit, slot)
+            return refusal(REASON_BREAKER, -gate)
     if not reserved:
         wait = bucket_acquire(&e.requests, &e.cold.tat, 1, now)
         if wait == 0:
@@ -300,7 +377,9 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
     return permit | gate << 28
 
 
-cdef int64_t endpoint_reserve(EndpointParts *e, int64_t tokens, int64_t max_wait, int64_t now) noexcept nogil:
+cdef int64_t endpoint_reserve(
+    EndpointParts *e, Waiting *waiting, int64_t tokens, int64_t max_wait, int64_t now
+) noexcept nogil:
     cdef int64_t first, second
     if never_fits(e, tokens):
         return refusal(REASON_TOO_LARGE, 0)
@@ -311,17 +390,50 @@ cdef int64_t endpoint_reserve(EndpointParts *e, int64_t tokens, int64_t max_wait
     if second < 0:
         bucket_settle(&e.requests, &e.cold.tat, -1, now)
         return refusal(REASON_TOKENS, -2 - second)
+    if waiting is not NULL:
+        # After paying: a kill in between costs one place until time has brought it back, and never grants one too many.
+        fr_store(&waiting.request_interval, <uint64_t>e.requests.interval)
+        fr_store(&waiting.token_interval, <uint64_t>e.tokens.interval)
+        fr_add(&waiting.requests, 1)
+        fr_add(&waiting.tokens, <uint64_t>tokens)
     return max(first, second)
+
+
+cdef inline void take_off(uint64_t *count, uint64_t n) noexcept nogil:
+    """Less by n, never below 0: a child may end what its parent has paid."""
+    cdef uint64_t seen = fr_load(count)
+    while seen and not fr_cas(count, &seen, seen - min(seen, n)):
+        pass
+
+
+cdef inline void stop_waiting(Waiting *waiting, int64_t tokens) noexcept nogil:
+    if waiting is not NULL:
+        take_off(&waiting.requests, 1)
+        take_off(&waiting.tokens, <uint64_t>tokens)
+
+
+cdef inline int probe_end(EndpointParts *e, int64_t ticket, int slot, int outcome, int64_t now) noexcept nogil:
+    """Records a probe while its permit is still held: killed in between, it is the permit that tells whose it was.
+
+    Only a probe can be recorded before it is known that the ticket has not been used: it counts once by itself.
+    """
+    cdef int index = ticket & 0xFFF
+    if not ticket >> 28 & 1 or slot == 0 or index >= e.permit_cells * CELL_PERMITS:
+        return -1
+    if fr_load_u16(permit_place(e.permits, index)) != <uint16_t>((ticket >> 12 & 0xFF00) | slot):
+        return -1
+    return breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, now)
 
 
 cdef int endpoint_finish(
     EndpointParts *e, int slot, int64_t ticket, int outcome, double latency_s, int64_t token_delta, int64_t now
 ) noexcept nogil:
     cdef int64_t coarse = now or fr_clock_coarse()
-    cdef int state
+    cdef int state = probe_end(e, ticket, slot, outcome, coarse)
     if not permit_return(e, ticket, slot):
         return 0
-    state = breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, coarse)
+    if not ticket >> 28 & 1:
+        state = breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, coarse)
     result_record(&e.latency, outcome, latency_s, coarse)
     if token_delta:
         bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
@@ -330,9 +442,9 @@ cdef int endpoint_finish(
 
 
 cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t tokens, int64_t now) noexcept nogil:
+    probe_end(e, ticket, slot, OUTCOME_IGNORED, now)
     if not permit_return(e, ticket, slot):
         return
-    breaker_record(&e.rules, &e.breaker, ticket >> 28, OUTCOME_IGNORED, now)
     bucket_settle(&e.requests, &e.cold.tat, -1, now)
     bucket_settle(&e.tokens, &e.hot.tat, -tokens, now)
     if tokens:

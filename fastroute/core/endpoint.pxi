@@ -34,6 +34,8 @@ cdef class Endpoint:
     cdef readonly str name
     cdef EndpointParts parts
     cdef Settings settings
+    cdef Waiting *waiting_cell
+    cdef int waiting_slot          # the worker whose cell that is, 0: nobody's yet
 
     def __init__(
         self, Segment segment not None, str name not None, *, rpm=-1, request_burst=0, tpm=-1,
@@ -163,9 +165,11 @@ cdef class Endpoint:
             reason), the wait 0 when it is not known (BUSY) or none would help (TOO_LARGE).
         """
         cdef int slot = self.segment.worker()
-        return endpoint_admit(
-            &self.parts, slot, amount("tokens", tokens, 0), reserved, moment(now) or fr_clock()
-        )
+        cdef int64_t paid = amount("tokens", tokens, 0)
+        cdef int64_t answer = endpoint_admit(&self.parts, slot, paid, reserved, moment(now) or fr_clock())
+        if reserved and answer >= 0:
+            stop_waiting(self.waiting(slot), paid)
+        return answer
 
     def finish(
         self, ticket, outcome, double latency_s=0.0, token_delta=0, now=0
@@ -174,7 +178,7 @@ cdef class Endpoint:
 
         Args:
             ticket: From ``admit``. One already finished or undone changes nothing, nor does one of another process.
-                (Not noticed: a ticket given again after its permit was taken exactly a multiple of 256 times since.)
+                (Not noticed: a ticket given again after its permit was taken exactly a multiple of 128 times since.)
             outcome: OK, FAILURE, IGNORED or THROTTLED.
             latency_s: Of an OK call; 0 if it was not measured.
             token_delta: Real tokens minus those admitted.
@@ -203,15 +207,27 @@ cdef class Endpoint:
             above ``max_wait``, or TOO_LARGE.
         """
         return endpoint_reserve(
-            &self.parts, amount("tokens", tokens, 0), patience(max_wait), moment(now) or fr_clock()
+            &self.parts, self.waiting(self.segment.worker()), amount("tokens", tokens, 0), patience(max_wait),
+            moment(now) or fr_clock(),
         )
 
     def unreserve(self, tokens, now=0) -> None:
         """Gives back what ``reserve`` paid."""
         cdef int64_t paid = amount("tokens", tokens, 0)
         cdef int64_t time = moment(now) or fr_clock()
+        # In this order: a kill in between gives nothing back twice.
+        stop_waiting(self.waiting(self.segment.worker()), paid)
         bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, time)
         bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -paid, time)
+
+    cdef Waiting *waiting(self, int slot) noexcept:
+        """Where this worker notes what it has paid ahead here; NULL if the segment has no room for that."""
+        if self.waiting_slot != slot:
+            self.waiting_cell = <Waiting *>find_cell(
+                self.segment.table, self.segment.mask, sub_key(self.parts.hot.key, KIND_WAITING, slot), True
+            )
+            self.waiting_slot = slot
+        return self.waiting_cell
 
     def wait(self, tokens=0, now=0) -> int:
         """What ``admit`` would answer, taking nothing: 0 for yes, else its negative answer."""

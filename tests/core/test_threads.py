@@ -465,7 +465,7 @@ class TestKilled:
             for ticket in tickets:
                 endpoint.finish(ticket, OK, 0.1, 0, T0)
 
-    def test_a_probe_dies_with_its_owner_until_its_lease_ends(self) -> None:
+    def test_a_probe_dies_with_its_owner(self) -> None:
         segment = Segment(256)
         endpoint = Endpoint(segment, "e")
         for _ in range(5):
@@ -478,11 +478,62 @@ class TestKilled:
 
         child = Child(probe)
         assert child.hear() >= 0
+        assert endpoint.admit(0, now) < 0
         child.end(kill=True)
         segment.reap()
         assert endpoint.in_flight == 0
+        assert endpoint.admit(0, now) >= 0
         assert endpoint.admit(0, now) < 0
+
+    def test_a_probe_that_nobody_reaps_ends_with_its_lease(self) -> None:
+        endpoint = Endpoint(Segment(256), "e")
+        for _ in range(5):
+            endpoint.finish(endpoint.admit(0, T0), FAILURE, 0.0, 0, T0)
+        now = T0 + endpoint.reopens_in(T0)
+        assert endpoint.admit(0, now) >= 0
+        assert endpoint.admit(0, now + 34 * SECOND) < 0
         assert endpoint.admit(0, now + 35 * SECOND) >= 0
+
+    def test_of_two_that_may_hold_the_probe_the_living_keeps_it(self) -> None:
+        """A late call of the dead worker is no reason to take the probe away from who has it."""
+        segment = Segment(256)
+        endpoint = Endpoint(segment, "e")
+
+        def late(child: Child) -> None:
+            child.say(endpoint.admit(0, T0))
+            child.hear()
+
+        child = Child(late)
+        assert child.hear() >= 0
+        for _ in range(5):
+            endpoint.finish(endpoint.admit(0, T0), FAILURE, 0.0, 0, T0)
+        now = T0 + endpoint.reopens_in(T0)
+        assert endpoint.admit(0, now) >= 0
+        child.end(kill=True)
+        segment.reap()
+        assert endpoint.in_flight == 1
+        assert endpoint.admit(0, now) < 0
+
+    def test_places_in_line_of_a_killed_worker_come_back(self) -> None:
+        segment = Segment(256)
+        start = _core.clock() + 3600 * SECOND
+        endpoint = Endpoint(segment, "e", rpm=60, request_burst=2, tpm=600, token_burst=100)
+        assert endpoint.reserve(20, 0, start) == 0
+
+        def wait(child: Child) -> None:
+            for _ in range(4):
+                assert endpoint.reserve(20, 60 * SECOND, start) >= 0
+            child.say(endpoint.admit(20, start, True))
+            child.hear()
+
+        child = Child(wait)
+        assert child.hear() >= 0
+        assert endpoint.available_requests(start) == -3
+        child.end(kill=True)
+        segment.reap()
+        # Its own place stays; of the dead worker's four the one that was let in stays spent.
+        assert endpoint.available_requests(start) == 0
+        assert endpoint.available_tokens(start) == 60
 
     def test_a_ticket_of_another_process_is_nobodys(self) -> None:
         segment = Segment(256)
