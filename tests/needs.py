@@ -1,0 +1,26 @@
+"""Tools that a test needs and a developer may lack: in CI their absence is a failure, elsewhere a skip."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from typing import Any
+
+import pytest
+
+
+def need(what: str) -> Any:
+    """The module of that name, or else the path of the program of that name."""
+    try:
+        return importlib.import_module(what)
+    except ModuleNotFoundError as error:
+        if error.name != what.partition(".")[0]:
+            raise  # it is there, but broken
+    path = shutil.which(what)
+    if path is not None:
+        return path
+    missing = f"needs {what}: pip install -e '.[test]', or the program of that name"
+    if os.environ.get("CI") == "true":
+        pytest.fail(missing, pytrace=False)
+    pytest.skip(missing, allow_module_level=True)
