@@ -35,6 +35,7 @@ ROWS = [
     {"client"},
     {"wire_openai"},
     {"testing"},
+    {"gateway"},
     {"cli"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -23,6 +23,8 @@ COMMANDS: Mapping[str, str] = {
     "check": "List every problem of a configuration.",
     "models": "List the models, their prices and who serves them.",
     "report": "Show what was spent, from the ledger.",
+    "serve": "Serve an OpenAI-compatible API over HTTP.",
+    "keys": "Make, list, rotate and revoke the keys of the gateway's callers.",
     "demo": "Watch the router at work on local providers that fail.",
     "bench": "Measure fastroute on this machine.",
 }

@@ -1,0 +1,183 @@
+"""``fastroute serve``: the gateway on waitress.
+
+Owns the server's settings, and ending it so that no call that has begun is lost; what is served is
+`fastroute.gateway`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .group import config_option, refuse
+from .output import dim
+
+if TYPE_CHECKING:
+    from fastroute.gateway.app import Gateway
+
+_HEADER_BYTES = 32 * 1024
+_BODY_BYTES = 10 * 1024 * 1024
+_UNSENT_BYTES = 1024 * 1024  # that a slow client may leave waiting before its stream is held up
+_CONNECTIONS = 2000
+_TICK = 0.5  # seconds between two looks at what else there is to do
+
+
+@click.command("serve")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("-p", "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1, 4096), default=64, show_default=True, help="Calls served at once."
+)
+@click.option(
+    "--keys",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="The callers' keys. [default: fastroute-keys.db, if there is one]",
+)
+@click.option("--pepper-env", metavar="NAME", help="Environment variable with the keys' pepper.")
+@click.option(
+    "--allow-anonymous", is_flag=True, help="Without keys, serve everybody who can reach this address."
+)
+@click.option("--metrics/--no-metrics", default=True, show_default=True, help="Serve /metrics.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    show_default=True,
+    help="Seconds that running calls have after SIGTERM.",
+)
+@config_option
+def command(
+    host: str,
+    port: int,
+    threads: int,
+    keys: str | None,
+    pepper_env: str | None,
+    allow_anonymous: bool,
+    metrics: bool,
+    grace: float,
+    config: str | None,
+) -> None:
+    """Serve an OpenAI-compatible API over HTTP.
+
+    Callers need a key that fastroute keys made; without any, only programs on this machine are served.
+    SIGTERM ends it once the running calls have ended; a second one at once.
+    """
+    if find_spec("waitress") is None:
+        refuse("serving needs waitress: pip install 'fastroute[gateway]'")
+    from fastroute.gateway import create_app
+
+    app = create_app(
+        config, keys=keys, pepper_env=pepper_env, allow_anonymous=allow_anonymous, metrics=metrics
+    )
+    try:
+        if not (app.needs_keys or allow_anonymous or is_loopback(host)):
+            refuse(
+                f"{host} can be reached from elsewhere, and there are no keys: make one with "
+                "fastroute keys create, or say --allow-anonymous"
+            )
+        serve(app, host, port, threads, grace, ready=_announce)
+    finally:
+        app.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _announce(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    dim(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
+
+
+def serve(
+    app: Gateway,
+    host: str,
+    port: int,
+    threads: int,
+    grace: float,
+    *,
+    ready: Callable[[str, int], object] = lambda host, port: None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running calls end.
+
+    Args:
+        threads: calls served at once; more wait.
+        grace: seconds that running calls have to end.
+        ready: is told the address once it is listened on.
+    """
+    from waitress import wasyncore
+    from waitress.server import create_server
+
+    sockets: dict[int, Any] = {}
+    try:
+        server: Any = create_server(
+            app,
+            map=sockets,
+            host=host,
+            port=port,
+            threads=threads,
+            max_request_header_size=_HEADER_BYTES,
+            max_request_body_size=_BODY_BYTES,
+            outbuf_high_watermark=_UNSENT_BYTES,
+            connection_limit=_CONNECTIONS,
+            # They are not trusted, only seen: without keys, a call that was forwarded is refused.
+            clear_untrusted_proxy_headers=False,
+            asyncore_use_poll=True,
+            ident=None,
+        )
+    except OSError as error:
+        refuse(f"{host}:{port} cannot be listened on: {error.strerror}")
+    asked: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for address, bound in getattr(server, "effective_listen", None) or [
+            (server.effective_host, server.effective_port)
+        ]:
+            ready(address, int(bound))
+        while not asked:
+            wasyncore.loop(timeout=_TICK, use_poll=True, map=sockets, count=1)
+        _drain(sockets, time.monotonic() + grace)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        server.task_dispatcher.shutdown(timeout=1)
+        wasyncore.close_all(sockets, ignore_all=True)
+
+
+def _drain(sockets: dict[int, Any], ends: float) -> None:
+    """Takes no more connections, and goes on until each one's calls are answered."""
+    from waitress import wasyncore
+    from waitress.channel import HTTPChannel
+    from waitress.server import BaseWSGIServer
+
+    listeners: list[Any] = [known for known in sockets.values() if isinstance(known, BaseWSGIServer)]
+    for listener in listeners:
+        listener.del_channel(sockets)
+        listener.socket.close()
+    while time.monotonic() < ends:
+        channels = [known for known in sockets.values() if isinstance(known, HTTPChannel)]
+        for channel in channels:
+            if not channel.requests and not channel.total_outbufs_len and channel.request is None:
+                channel.handle_close()
+        if not any(isinstance(known, HTTPChannel) for known in sockets.values()):
+            return
+        wasyncore.loop(timeout=0.05, use_poll=True, map=sockets, count=1)

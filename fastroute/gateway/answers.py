@@ -1,0 +1,207 @@
+"""What the gateway answers with: JSON, errors in OpenAI's format, and streams of events.
+
+Owns the headers that every answer has, and what of an error its caller is told: enough to mend the request,
+nothing of keys, endpoints, budgets and code behind the gateway. The bytes themselves are `wire_openai`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from attrs import frozen
+
+from fastroute import errors, wire_openai
+from fastroute.stream import Stream
+from fastroute.types import Completion, Route
+
+from .limits import LimitReached
+from .models import NotAllowed
+
+log = logging.getLogger("fastroute")
+
+Headers = Sequence[tuple[str, str]]
+
+JSON = "application/json"
+_EVERYWHERE: Headers = (
+    ("Cache-Control", "no-store"),
+    ("Vary", "Authorization"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+)
+
+
+@frozen
+class Answer:
+    """One answer: its status, headers of its own, and its body whole or as a stream."""
+
+    status: int
+    body: bytes | EventStream
+    content_type: str = JSON
+    headers: Headers = ()
+
+    def head(self, request_id: str) -> tuple[str, list[tuple[str, str]]]:
+        """Status line and headers as WSGI wants them."""
+        own = {name.lower() for name, _ in self.headers}
+        headers = [
+            ("Content-Type", self.content_type),
+            ("x-request-id", request_id),
+            *(header for header in _EVERYWHERE if header[0].lower() not in own),
+            *self.headers,
+        ]
+        if isinstance(self.body, bytes):
+            headers.append(("Content-Length", str(len(self.body))))
+        return f"{self.status} {HTTPStatus(self.status).phrase}", headers
+
+
+def json_answer(value: Mapping[str, Any], status: int = 200, headers: Headers = ()) -> Answer:
+    return Answer(status, orjson.dumps(value), JSON, headers)
+
+
+def completion_answer(completion: Completion) -> Answer:
+    return Answer(200, wire_openai.answer_bytes(completion), JSON, _route_headers(completion.route))
+
+
+def stream_answer(stream: Stream, ended: Callable[[Stream], None]) -> Answer:
+    """Args: ended: see `EventStream`."""
+    headers = {name: value for name, value in wire_openai.STREAM_HEADERS.items() if name != "content-type"}
+    return Answer(
+        200,
+        EventStream(stream, ended),
+        wire_openai.STREAM_HEADERS["content-type"],
+        (*headers.items(), *_route_headers(stream.route, running=True)),
+    )
+
+
+def _route_headers(route: Route | None, *, running: bool = False) -> Headers:
+    found = wire_openai.route_headers(route, running=running)
+    found.pop("x-request-id", None)  # the provider's; the caller gets the gateway's own
+    if route is not None and route.latency is not None and not running:
+        found["x-fastroute-time"] = f"{route.latency:.6f}"
+    return tuple(found.items())
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+class Refusal(errors.APIStatusError):
+    """An answer that the gateway gives by itself, without asking anybody."""
+
+    def __init__(self, status: int, message: str, code: str, headers: Headers = (), **rest: Any) -> None:
+        super().__init__(message, status_code=status, code=code, **rest)
+        self.headers = headers
+
+
+def error_answer(error: BaseException, key_budgets: bool = False) -> Answer:
+    """The answer for anything that was raised.
+
+    Args:
+        key_budgets: whether the caller has budgets of its own, which it may be told of.
+    """
+    shown = disclosed(error, key_budgets)
+    status, headers, body = wire_openai.error_response(shown, behind_gateway=True)
+    kind = headers.pop("content-type")
+    headers.pop("retry-after-ms", None)
+    headers.pop("x-request-id", None)
+    headers["x-fastroute-attempts"] = str(len(getattr(error, "attempts", ())))
+    if isinstance(error, LimitReached):
+        # Nobody has tried that again: it is for the caller to wait.
+        del headers["x-should-retry"]
+    more = error.headers if isinstance(error, Refusal) else ()
+    return Answer(status, body, kind, (*headers.items(), *more))
+
+
+def disclosed(error: BaseException, key_budgets: bool = False) -> BaseException:
+    """What of an error its caller may know, as an error: messages that tell of the inside are replaced."""
+    if isinstance(error, (errors.ModelNotFoundError, NotAllowed, LimitReached, Refusal)):
+        return error
+    if isinstance(error, errors.BudgetExceeded):
+        # A key's own budget is its holder's business; what all callers spend together is not.
+        if key_budgets and (error.budget or "").startswith("key-"):
+            return error
+        return errors.BudgetExceeded("a budget does not allow this call", retry_after=error.retry_after)
+    if isinstance(error, errors.RequestTooLargeForLimit):
+        return errors.RequestTooLargeForLimit("the request needs more tokens at once than any limit allows")
+    if isinstance(error, (errors.NoEndpointError, errors.QuotaExceededError)):
+        wait = error.retry_after if error.retry_after is not None else 1.0
+        return errors.NoEndpointError("no endpoint can serve this request at present", retry_after=wait)
+    if isinstance(error, errors.DeadlineExceeded):
+        return errors.DeadlineExceeded("the time for the request is up")
+    if isinstance(error, errors.APITimeoutError):
+        return errors.APITimeoutError("the upstream did not answer in time")
+    if isinstance(error, errors.APIStatusError) and not _inside(error):
+        return error
+    if isinstance(error, (errors.APIError, errors.StreamInterrupted)):
+        return errors.APIConnectionError("the upstream failed, or gave no usable answer")
+    if isinstance(error, errors.ValidationError):
+        return errors.ValidationError("the answer did not pass its check")
+    if isinstance(error, errors.Error) and error.status_code is not None:
+        return error
+    return RuntimeError()  # of which nothing is told
+
+
+def _inside(error: errors.APIStatusError) -> bool:
+    """Whether a provider's refusal is of the gateway, its key or its names, and not of the request."""
+    status = error.status_code or 500
+    return status >= 500 or status < 400 or status in (401, 403, 404)
+
+
+# ------------------------------------------------------------------------------------------------- streams
+
+
+class EventStream:
+    """A streamed answer as the server-sent events of OpenAI's API; the body of a WSGI answer.
+
+    The server calls `close` when it has sent all, and when its client has gone away: that ends the upstream's
+    work too. A stream that breaks ends with an event that holds the error, and without ``[DONE]``.
+
+    Args:
+        ended: is called once, with the stream, when it is over either way.
+    """
+
+    def __init__(self, stream: Stream, ended: Callable[[Stream], None]) -> None:
+        self._stream = stream
+        self._ended = ended
+        self._open = True
+        self._events = self._made()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._events)
+
+    def _made(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._stream:
+                yield wire_openai.event_bytes(chunk)
+        except Exception as error:
+            if not isinstance(error, errors.Error):
+                log.exception("a stream failed")
+            yield wire_openai.error_event(disclosed(error), behind_gateway=True)
+        else:
+            yield wire_openai.DONE
+
+    def close(self) -> None:
+        """Ends it, wherever it is. May be called again."""
+        if self._open:
+            self._open = False
+            self._stream.close()
+            self._ended(self._stream)
+
+
+__all__ = [
+    "Answer",
+    "EventStream",
+    "Headers",
+    "Refusal",
+    "completion_answer",
+    "disclosed",
+    "error_answer",
+    "json_answer",
+    "stream_answer",
+]

@@ -1,0 +1,378 @@
+"""The gateway: an OpenAI-compatible WSGI app in front of a client.
+
+Owns the way of a request: who sends it, what it may, reading it, the routed call, the answer. Keys are
+`keyring.py`, limits `limits.py`, reading `body.py` and `schema.py`, answers `answers.py`, figures `stats.py`.
+
+The way of a call::
+
+    path, method    404, 405 with Allow
+    caller          401, before a byte of the body is read
+    body            size, type, strict JSON, the allow-list of fields           body.py, schema.py
+    model           404 if there is none, 403 if it is not the key's            models.py
+    limits          429 with Retry-After                                        limits.py
+    the call        client.chat.completions.create
+    answer          a completion, or events; errors keep their status until the first event is there
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import os
+import re
+import secrets
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import evolve
+
+from fastroute import errors, wire_openai
+from fastroute.budget import spent_in
+from fastroute.client import Client
+from fastroute.config import Config
+from fastroute.stream import Stream
+
+from . import body as bodies
+from . import stats
+from .answers import (
+    Answer,
+    EventStream,
+    Refusal,
+    completion_answer,
+    error_answer,
+    json_answer,
+    stream_answer,
+)
+from .keyring import Keyring, Throttle
+from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
+from .limits import KeyAllowance, KeyBudgets, Limits, tokens_of
+from .models import Served
+from .schema import checker
+
+log = logging.getLogger("fastroute")
+
+Environ = Mapping[str, Any]
+StartResponse = Callable[..., Any]
+
+_MODELS = "/v1/models/"
+_BEARER = re.compile(r"(?i:bearer) +([!-~]{1,200})")
+_BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_LOOPBACK = re.compile(r"127\.[0-9.]+|::1|::ffff:127\.[0-9.]+|localhost", re.IGNORECASE)
+_FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_LEASE_SLACK = 30.0  # seconds that a reservation in a key's budget outlives its call's deadline
+
+_ANYBODY = Caller("")
+# Types and ranges are `schema.py`'s, as the document shows them.
+_READING = evolve(wire_openai.STRANGERS, checked=False)
+_MOST_BYTES = wire_openai.STRANGERS.max_bytes or 0
+
+
+class Gateway:
+    """The WSGI app; `create_app` makes it.
+
+    Attributes:
+        client: what calls go through.
+
+    Thread safety: it serves any number of threads, and goes on in forked children.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        keys: KeyFile | None,
+        *,
+        allow_anonymous: bool = False,
+        metrics: bool = True,
+    ) -> None:
+        self.client = client
+        self._keyring = None if keys is None else Keyring(keys)
+        self._allow_anonymous = allow_anonymous
+        segment = client._router.snapshot.state.segment
+        self._limits = Limits(segment)
+        self._budgets = KeyBudgets(segment, spent_in(client.ledger), client._router.hooks)
+        self._served: Served | None = None
+        self.after_fork()
+        self._routes: dict[str, tuple[str, Callable[[Environ, str], Answer]]] = {
+            "/v1/chat/completions": ("POST", self._completions),
+            "/v1/models": ("GET", self._models),
+            "/health": ("GET", self._ready),
+            "/health/ready": ("GET", self._ready),
+            "/health/live": ("GET", self._live),
+            "/openapi.json": ("GET", self._document),
+            "/admin/stats.json": ("GET", self._stats),
+        }
+        if metrics:
+            self._routes["/metrics"] = ("GET", self._metrics)
+        _gateways.add(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: no thread holds anything here."""
+        self._throttle = Throttle()
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether callers are told apart by keys."""
+        return self._keyring is not None
+
+    def close(self) -> None:
+        """Closes the client."""
+        self.client.close()
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        request_id = "req_" + secrets.token_hex(12)
+        try:
+            answer = self._answer(environ)
+        except errors.Error as error:
+            answer = error_answer(error)
+        except Exception as error:
+            # The traceback names lines, not values; what was asked is not in it.
+            log.exception("request %s failed", request_id)
+            answer = error_answer(error)
+        status, headers = answer.head(request_id)
+        start_response(status, headers)
+        if isinstance(answer.body, EventStream):
+            return answer.body
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
+
+    def _answer(self, environ: Environ) -> Answer:
+        try:
+            path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
+        except UnicodeError:
+            path = ""
+        known = self._routes.get(path)
+        if known is None and path.startswith(_MODELS) and len(path) > len(_MODELS):
+            known = ("GET", self._model)
+        if known is None:
+            raise Refusal(404, "there is nothing at this path", "unknown_path")
+        method, handler = known
+        if environ.get("REQUEST_METHOD") != method:
+            raise Refusal(405, f"only {method} is known here", "method_not_allowed", [("Allow", method)])
+        return handler(environ, path)
+
+    # ------------------------------------------------------------------------------------------- callers
+
+    def _caller(self, environ: Environ, *, admin: bool = False) -> Caller:
+        """Who sends the request; the body has not been touched yet."""
+        if self._keyring is None:
+            self._check_local(environ)
+            return _ANYBODY
+        header = environ.get("HTTP_AUTHORIZATION", "")
+        match = _BEARER.fullmatch(header)
+        token = match[1].encode() if match else b""
+        if admin and match is None:
+            token = _password(header)
+        caller = self._keyring.find(token)
+        if caller is None:
+            wait = self._throttle.wrong(str(environ.get("REMOTE_ADDR", ""))) if header else 0.0
+            if wait:
+                raise Refusal(
+                    429, "too many wrong keys came from this address", "too_many_wrong_keys", retry_after=wait
+                )
+            scheme = 'Basic realm="fastroute", charset="UTF-8"' if admin else 'Bearer realm="fastroute"'
+            raise Refusal(401, "no valid key was given", "invalid_api_key", [("WWW-Authenticate", scheme)])
+        if caller.admin is not admin:
+            what = "sees figures and makes no calls" if caller.admin else "makes calls and sees no figures"
+            raise Refusal(403, f"this key {what}", "wrong_kind_of_key")
+        return caller
+
+    def _check_local(self, environ: Environ) -> None:
+        """Without keys only this machine's own programs are served, unless it was said otherwise."""
+        if self._allow_anonymous:
+            return
+        host = str(environ.get("HTTP_HOST", "")).rsplit(":", 1)[0].strip("[]")
+        near = _LOOPBACK.fullmatch(str(environ.get("REMOTE_ADDR", "")))
+        # A proxy on this machine speaks for others, and a web page may have a name that leads here.
+        if (
+            near
+            and _LOOPBACK.fullmatch(host or "localhost")
+            and not any(name in environ for name in _FORWARDED)
+        ):
+            return
+        raise Refusal(
+            403,
+            "this gateway has no keys, so it serves programs on its own machine only; "
+            "fastroute keys create makes one",
+            "no_keys",
+        )
+
+    # --------------------------------------------------------------------------------------------- calls
+
+    def _completions(self, environ: Environ, path: str) -> Answer:
+        caller = self._caller(environ)
+        body = bodies.read(environ, _MOST_BYTES)
+        asked = wire_openai.parse(body, _READING, route=environ.get("HTTP_X_FASTROUTE_ROUTE"))
+        checker("Request")(_whole(asked), "")
+        served = self._models_served()
+        model = served.asked_for(asked.model or self.client.config.default_model, caller)
+        route = self._route(environ, asked.route or {}, caller)
+        if "tier" in route:
+            served.tier_asked_for(route["tier"], caller)
+        params = asked.params
+        if not asked.stream and "stream_options" in params:
+            params = {name: value for name, value in params.items() if name != "stream_options"}
+        call = evolve(asked, model=model, route=route, params=params)
+        tokens = tokens_of(call.messages, params) if caller.tpm is not None else 0
+        permit = self._limits.admit(caller, tokens)
+        try:
+            answer = call.run(self._client_for(caller))
+        except errors.Error as error:
+            permit.settle(_tokens(error.attempts))
+            return error_answer(error, key_budgets=bool(caller.budgets))
+        except BaseException:
+            permit.settle(0)
+            raise
+        if isinstance(answer, Stream):
+            return stream_answer(answer, lambda ended: permit.settle(_tokens(ended.route.attempts)))
+        permit.settle(_tokens(answer.route.attempts) if answer.route is not None else 0)
+        return completion_answer(answer)
+
+    def _client_for(self, caller: Caller) -> Client:
+        budgets = self._budgets.of(caller)
+        if budgets is None:
+            return self.client
+        own = self.client.with_options()
+        lease = self.client.config.timeout + _LEASE_SLACK
+        own._allowance = KeyAllowance(budgets, caller.name, lease)
+        return own
+
+    def _route(self, environ: Environ, words: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
+        """The caller's routing words, with the tags that are not its to choose."""
+        found = {name: value for name, value in words.items() if value is not None}
+        given = found.pop("tags", {})
+        tags = {name: value for name, value in given.items() if name not in RESERVED_TAGS}
+        client_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if _CLIENT_ID.fullmatch(client_id):
+            tags["client_request_id"] = client_id
+        tags.update(caller.tags)
+        if caller.name:
+            tags["key"] = caller.name
+        return {**found, "tags": tags} if tags else found
+
+    # ---------------------------------------------------------------------------------------- everything else
+
+    def _models_served(self) -> Served:
+        known, config = self._served, self.client.config
+        if known is None or known.config is not config:
+            known = self._served = Served(config)
+        return known
+
+    def _models(self, environ: Environ, path: str) -> Answer:
+        caller = self._caller(environ)
+        return json_answer({"object": "list", "data": self._models_served().listed(caller)})
+
+    def _model(self, environ: Environ, path: str) -> Answer:
+        caller = self._caller(environ)
+        wanted = path.removeprefix(_MODELS)
+        for model in self._models_served().listed(caller):
+            if model["id"] == wanted:
+                return json_answer(model)
+        raise Refusal(404, "there is no such model", "model_not_found", param="model")
+
+    def _live(self, environ: Environ, path: str) -> Answer:
+        return json_answer({"status": "ok"})
+
+    def _ready(self, environ: Environ, path: str) -> Answer:
+        available, endpoints = stats.available(self.client)
+        ready = available > 0
+        value = {
+            "status": "ok" if ready else "unavailable",
+            "endpoints": endpoints,
+            "available": available,
+            "ledger": "ok" if self.client.ledger.health.ok else "degraded",
+        }
+        return json_answer(value, 200 if ready else 503, [] if ready else [("Retry-After", "1")])
+
+    def _metrics(self, environ: Environ, path: str) -> Answer:
+        return Answer(200, stats.prometheus(self.client), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _document(self, environ: Environ, path: str) -> Answer:
+        from .openapi import document
+
+        return json_answer(document(keys=self.needs_keys, metrics="/metrics" in self._routes))
+
+    def _stats(self, environ: Environ, path: str) -> Answer:
+        self._caller(environ, admin=True)
+        callers = () if self._keyring is None else self._keyring.callers
+        return json_answer(stats.collect(self.client, self._budgets.snapshot(callers)))
+
+
+def _password(header: str) -> bytes:
+    """What a browser sends when it asked its user for the admin key."""
+    match = _BASIC.fullmatch(header)
+    try:
+        return base64.b64decode(match[1], validate=True).partition(b":")[2] if match else b""
+    except binascii.Error:
+        return b""
+
+
+def _whole(call: wire_openai.Call) -> dict[str, Any]:
+    """The body as it came, for the schema; the routing words with those of the header among them."""
+    whole = {"messages": call.messages, "model": call.model, **call.params}
+    return whole if call.route is None else {**whole, "route": call.route}
+
+
+def _tokens(attempts: Iterable[Any]) -> int:
+    return sum(attempt.prompt_tokens + attempt.completion_tokens for attempt in attempts)
+
+
+# --------------------------------------------------------------------------------------------------- making
+
+_gateways: weakref.WeakSet[Gateway] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for gateway in list(_gateways):
+        gateway.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def create_app(
+    config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None,
+    client: Client | None = None,
+    *,
+    keys: str | os.PathLike[str] | None = None,
+    pepper_env: str | None = None,
+    allow_anonymous: bool = False,
+    metrics: bool = True,
+) -> Gateway:
+    """Makes the gateway as a WSGI app, for gunicorn, uWSGI, waitress, or to be mounted in another app.
+
+    Args:
+        config: as for `fastroute.Client`, which is made of it.
+        client: a client to use instead; it stays its owner's to close.
+        keys: the file of caller keys that ``fastroute keys`` makes. Default: ``fastroute-keys.db`` in the
+            working directory, if there is one.
+        pepper_env: the environment variable with the keys' pepper, where it is not in ``KEYS.pepper``.
+        allow_anonymous: without keys, serve everybody and not only this machine's own programs.
+        metrics: whether ``/metrics`` is served.
+
+    Raises:
+        ConfigError: the configuration or the file of keys cannot be used.
+    """
+    if client is not None and config is not None:
+        raise errors.ConfigError("create_app: config and client are given, must be one of them")
+    if keys is None and os.path.lexists(DEFAULT_FILE):
+        keys = DEFAULT_FILE
+    if keys is None and pepper_env is not None:
+        raise errors.ConfigError(
+            "create_app: pepper_env is given without keys, must come with a file of keys"
+        )
+    file = None if keys is None else KeyFile(keys, pepper_env=pepper_env)
+    if file is not None:
+        file.read()  # a file that cannot be used is found out before anything is started
+    made = Client(config) if client is None else client
+    try:
+        return Gateway(made, file, allow_anonymous=allow_anonymous, metrics=metrics)
+    except BaseException:
+        if client is None:
+            made.close()
+        raise
+
+
+__all__ = ["Gateway", "create_app"]

@@ -1,0 +1,461 @@
+"""Caller keys as they are kept: who may call, how much, and a file that tells nobody how to.
+
+Owns the SQLite file of keys, their text and their hashing; it is what `fastroute keys` works on. Finding the
+key of a request quickly, from many threads and processes, is `keyring.py`.
+
+A key is ``fr-`` + 12 signs that name the secret + ``-`` + 256 random bits. Kept of it are the 12 signs and
+an HMAC-SHA-256 of the whole, under a pepper that lies in another file (or in an environment variable) so that
+a copy of this file alone proves nothing. A name may have several secrets for a while: that is rotation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from attrs import field, frozen
+
+from fastroute import errors
+from fastroute.config import BudgetConfig
+
+if TYPE_CHECKING:
+    import sqlite3
+
+DEFAULT_FILE = "fastroute-keys.db"
+TOKEN = re.compile(rb"fr-([a-z2-7]{12})-[A-Za-z0-9_-]{43}")
+TOKEN_LENGTH = 3 + 12 + 1 + 43
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PUBLIC_SIGNS = "abcdefghijklmnopqrstuvwxyz234567"
+_VERSION = 1
+_MOST_PER_MINUTE = 1_000_000_000
+_WINDOWS = ("day", "month", "total")
+RESERVED_TAGS = frozenset({"key", "client_request_id"})
+
+# One pepper, and a key of its own for every purpose: what is known of one says nothing about another.
+_FOR_TOKENS = b"fastroute caller key, version 1"
+_FOR_CHECK = b"fastroute pepper check, version 1"
+
+_SCHEMA = """
+CREATE TABLE callers (
+    name TEXT PRIMARY KEY,
+    admin INTEGER NOT NULL,
+    models TEXT,
+    rpm INTEGER,
+    tpm INTEGER,
+    budgets TEXT NOT NULL,
+    tags TEXT NOT NULL,
+    created REAL NOT NULL,
+    revoked REAL
+) STRICT;
+CREATE TABLE secrets (
+    public TEXT PRIMARY KEY,
+    caller TEXT NOT NULL REFERENCES callers (name),
+    digest BLOB NOT NULL,
+    created REAL NOT NULL,
+    expires REAL
+) STRICT;
+CREATE TABLE pepper (proof BLOB NOT NULL) STRICT;
+"""
+
+
+@frozen
+class Caller:
+    """Who a key belongs to, and what its calls may do.
+
+    Attributes:
+        name: unique; it is the tag ``key`` of every call in the ledger.
+        admin: reads the figures of everybody under ``/admin``, and makes no calls.
+        models: names that may be asked for (models, tiers, ``auto``); None for all.
+        rpm, tpm: requests and tokens a minute; None for no limit of its own.
+        budgets: USD by window: ``day``, ``month`` or ``total``.
+        tags: labels of its calls that the caller cannot change.
+        created, revoked: seconds since the epoch.
+    """
+
+    name: str
+    admin: bool = False
+    models: tuple[str, ...] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    budgets: Mapping[str, float] = field(factory=dict)
+    tags: Mapping[str, str] = field(factory=dict)
+    created: float = 0.0
+    revoked: float | None = None
+
+    def may_ask_for(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+    def budget_configs(self) -> tuple[BudgetConfig, ...]:
+        """Its budgets as the router counts them: by the tag that only the gateway sets."""
+        return tuple(
+            BudgetConfig(name=f"key-{window}", limit=limit, window=window, per="tag:key")
+            for window, limit in self.budgets.items()
+        )
+
+
+@frozen
+class StoredSecret:
+    """One secret of a caller: its hash, and from when to when it opens anything."""
+
+    public: str
+    caller: str
+    digest: bytes = field(repr=False)
+    created: float
+    expires: float | None
+
+
+@frozen
+class Table:
+    """All that the file holds, at one moment.
+
+    Attributes:
+        callers: by name, the revoked ones too.
+        secrets: by their public part.
+    """
+
+    callers: Mapping[str, Caller]
+    secrets: Mapping[str, StoredSecret]
+
+
+def check_caller(caller: Caller) -> None:
+    """Refuses what cannot be a caller.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = []
+    if not _NAME.fullmatch(caller.name):
+        problems.append("name: must be 1 to 64 letters, digits, dots, dashes or underscores")
+    for label, limit in (("rpm", caller.rpm), ("tpm", caller.tpm)):
+        if limit is not None and not 0 <= limit <= _MOST_PER_MINUTE:
+            problems.append(f"{label}: must be from 0 to {_MOST_PER_MINUTE}")
+    for window, usd in caller.budgets.items():
+        if window not in _WINDOWS:
+            problems.append(f"budget: {window!r} is no window, must be one of {', '.join(_WINDOWS)}")
+        elif not 1e-9 <= usd <= 1e9:
+            problems.append(f"budget: of a {window} must be from 1e-9 to 1e9 (USD)")
+    if len(caller.tags) > 16:
+        problems.append("tag: must be at most 16")
+    for tag, value in caller.tags.items():
+        if tag in RESERVED_TAGS:
+            problems.append(f"tag: {tag} is set by the gateway itself, must be another")
+        elif not _TAG.fullmatch(tag) or not value or len(value) > 128 or not value.isprintable():
+            problems.append(
+                "tag: must be NAME=VALUE, of letters, digits and _.- = at most 128 printable signs"
+            )
+    if caller.models is not None and not all(0 < len(name) <= 200 for name in caller.models):
+        problems.append("model: must be the name of a model, an alias, a tier or auto")
+    if caller.admin and (caller.models or caller.rpm or caller.tpm or caller.budgets or caller.tags):
+        problems.append("admin: makes no calls, must be without limits, models, budgets and tags")
+    if problems:
+        raise errors.ConfigError(problems)
+
+
+class KeyFile:
+    """The file of keys.
+
+    Args:
+        path: an SQLite file; ``PATH.pepper`` beside it holds the pepper unless ``pepper_env`` is given.
+        pepper_env: the environment variable that holds the pepper instead: 32 signs or more.
+        now: seconds since the epoch.
+
+    Raises:
+        ConfigError: the file is no file of keys, others may read it, or the pepper is missing or another.
+
+    Thread safety: every method opens the file for itself; any number of threads and processes may.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pepper_env: str | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._pepper_env = pepper_env
+        self._now = now
+        self._token_key: bytes | None = None
+
+    # ------------------------------------------------------------------------------------------- changing
+
+    def create(self, caller: Caller) -> str:
+        """Adds a caller and returns its key, which can never be shown again. Makes the file if need be.
+
+        Raises:
+            ConfigError: the name is taken (names of revoked callers stay so), or a value is impossible.
+        """
+        check_caller(caller)
+        self._make()
+        with self._writing() as database:
+            if database.execute("SELECT 1 FROM callers WHERE name = ?", (caller.name,)).fetchone():
+                raise errors.ConfigError(
+                    f"there is, or was, a key named {caller.name}; its spending is kept under that name, so "
+                    "use another (or rotate it)"
+                )
+            database.execute(
+                "INSERT INTO callers VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+                (
+                    caller.name,
+                    int(caller.admin),
+                    None if caller.models is None else orjson.dumps(caller.models).decode(),
+                    caller.rpm,
+                    caller.tpm,
+                    orjson.dumps(dict(caller.budgets)).decode(),
+                    orjson.dumps(dict(caller.tags)).decode(),
+                    self._now(),
+                ),
+            )
+            return self._add_secret(database, caller.name)
+
+    def rotate(self, name: str, overlap: float) -> str:
+        """Gives a caller another key and returns it; the present ones end after ``overlap`` seconds.
+
+        Raises:
+            ConfigError: there is no such caller, or it was revoked.
+        """
+        if not 0 <= overlap <= 365 * 86_400:
+            raise errors.ConfigError("overlap: must be from 0 to 365 days")
+        with self._writing() as database:
+            self._live(database, name)
+            ends = self._now() + overlap
+            database.execute(
+                "UPDATE secrets SET expires = ? WHERE caller = ? AND (expires IS NULL OR expires > ?)",
+                (ends, name, ends),
+            )
+            database.execute("DELETE FROM secrets WHERE expires <= ?", (self._now(),))
+            return self._add_secret(database, name)
+
+    def revoke(self, name: str) -> None:
+        """Ends all keys of a caller.
+
+        Raises:
+            ConfigError: there is no such caller, or it was revoked before.
+        """
+        with self._writing() as database:
+            self._live(database, name)
+            database.execute("UPDATE callers SET revoked = ? WHERE name = ?", (self._now(), name))
+            database.execute("DELETE FROM secrets WHERE caller = ?", (name,))
+
+    def _live(self, database: sqlite3.Connection, name: str) -> None:
+        row = database.execute("SELECT revoked FROM callers WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise errors.ConfigError(
+                f"there is no key named {name[:64]!r}; fastroute keys list shows them all"
+            )
+        if row[0] is not None:
+            raise errors.ConfigError(f"the key {name} is revoked already")
+
+    def _add_secret(self, database: sqlite3.Connection, caller: str) -> str:
+        public = "".join(secrets.choice(_PUBLIC_SIGNS) for _ in range(12))
+        token = f"fr-{public}-{secrets.token_urlsafe(32)}"
+        database.execute(
+            "INSERT INTO secrets VALUES (?, ?, ?, ?, NULL)",
+            (public, caller, self.digest(token.encode()), self._now()),
+        )
+        return token
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    def read(self) -> Table:
+        """All callers and secrets.
+
+        Raises:
+            ConfigError: the file cannot be what it should.
+            OSError, sqlite3.Error: it cannot be read at present.
+        """
+        with self._opened() as database:
+            callers = {
+                row[0]: Caller(
+                    row[0],
+                    bool(row[1]),
+                    None if row[2] is None else tuple(orjson.loads(row[2])),
+                    row[3],
+                    row[4],
+                    orjson.loads(row[5]),
+                    orjson.loads(row[6]),
+                    row[7],
+                    row[8],
+                )
+                for row in database.execute("SELECT * FROM callers ORDER BY created, name")
+            }
+            found = {
+                row[0]: StoredSecret(*row)
+                for row in database.execute("SELECT public, caller, digest, created, expires FROM secrets")
+            }
+        return Table(callers, found)
+
+    def digest(self, token: bytes) -> bytes:
+        """What is kept of a key."""
+        if self._token_key is None:
+            self._token_key = hmac.digest(self._pepper(), _FOR_TOKENS, "sha256")
+        return hmac.digest(self._token_key, token, "sha256")
+
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        """Changes whenever the file does, but for two changes within one tick of the system's clock."""
+        status = os.stat(self.path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    # ---------------------------------------------------------------------------------------- file, pepper
+
+    def _make(self) -> None:
+        """Makes file and pepper, readable by their owner only, if there are none."""
+        if os.path.lexists(self.path):
+            return
+        if self._pepper_env is None and not os.path.lexists(self.path + ".pepper"):
+            _write_new(self.path + ".pepper", secrets.token_hex(32).encode() + b"\n")
+        proof = hmac.digest(self._pepper(), _FOR_CHECK, "sha256")
+        _write_new(self.path, b"")
+        with self._connected() as database, _transaction(database):
+            for statement in _SCHEMA.split(";\n"):
+                if statement.strip():
+                    database.execute(statement)
+            database.execute("INSERT INTO pepper VALUES (?)", (proof,))
+            database.execute(f"PRAGMA user_version = {_VERSION:d}")
+
+    def _pepper(self) -> bytes:
+        if self._pepper_env is not None:
+            pepper = os.environ.get(self._pepper_env, "").strip().encode()
+            where = f"the environment variable {self._pepper_env}"
+        else:
+            where = self.path + ".pepper"
+            try:
+                _check_private(where)
+                with open(where, "rb") as file:
+                    pepper = file.read(4096).strip()
+            except OSError as error:
+                raise errors.ConfigError(
+                    f"{where}: cannot be read ({error.strerror}); without it no key can be checked"
+                ) from None
+        if len(pepper) < 32:
+            raise errors.ConfigError(f"{where}: holds no pepper, must be 32 signs or more")
+        return hashlib.sha256(pepper).digest()
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3
+        from urllib.parse import quote
+
+        # mode=rw: a file that is gone is an error and not an empty table.
+        connection = sqlite3.connect(
+            f"file:{quote(self.path)}?mode=rw", uri=True, timeout=5.0, isolation_level=None
+        )
+        with closing(connection):
+            connection.execute("PRAGMA trusted_schema = OFF")
+            yield connection
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3
+
+        if not os.path.lexists(self.path):
+            raise errors.ConfigError(f"{self.path}: there is no such file; fastroute keys create makes it")
+        _check_private(self.path)
+        with self._connected() as database:
+            try:
+                version = database.execute("PRAGMA user_version").fetchone()[0]
+                proof = database.execute("SELECT proof FROM pepper").fetchone() if version else None
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                raise errors.ConfigError(f"{self.path}: is no file of keys") from None
+            if version != _VERSION or proof is None:
+                raise errors.ConfigError(f"{self.path}: is no file of keys that this version can read")
+            if not hmac.compare_digest(proof[0], hmac.digest(self._pepper(), _FOR_CHECK, "sha256")):
+                raise errors.ConfigError(
+                    f"{self.path}: was made with another pepper, so no key would be known"
+                )
+            yield database
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._opened() as database, _transaction(database):
+            yield database
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def _write_new(path: str, content: bytes) -> None:
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        handle = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise errors.ConfigError(f"{path}: cannot be made ({error.strerror})") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+
+
+def _check_private(path: str) -> None:
+    """Refuses a link, another's file and one that others may read or write."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise errors.ConfigError(f"{path}: is no plain file")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise errors.ConfigError(f"{path}: belongs to another user")
+    if status.st_mode & 0o077:
+        raise errors.ConfigError(f"{path}: others may read or change it; chmod 600 mends that")
+
+
+def budgets_of(texts: Sequence[str]) -> dict[str, float]:
+    """``5/day`` and the like as USD by window.
+
+    Raises:
+        ConfigError: one is no such text, or a window comes twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        amount, slash, window = text.partition("/")
+        try:
+            usd = float(amount)
+        except ValueError:
+            usd = -1.0
+        if not slash or not re.fullmatch(r"[0-9.]{1,20}", amount) or window not in _WINDOWS or usd < 0:
+            raise errors.ConfigError(f"budget: {text[:40]!r} must be like 5/day, 100/month or 20/total (USD)")
+        if window in found:
+            raise errors.ConfigError(f"budget: there are two for a {window}, must be one")
+        found[window] = usd
+    return found
+
+
+__all__ = ["DEFAULT_FILE", "Caller", "KeyFile", "StoredSecret", "Table", "budgets_of"]
+
+
+def describe(caller: Caller, table: Table, now: float) -> dict[str, Any]:
+    """A caller as plain values, with its keys by their public part; nothing in it opens anything."""
+    return {
+        "name": caller.name,
+        "admin": caller.admin,
+        "models": None if caller.models is None else list(caller.models),
+        "rpm": caller.rpm,
+        "tpm": caller.tpm,
+        "budgets": dict(caller.budgets),
+        "tags": dict(caller.tags),
+        "created": caller.created,
+        "revoked": caller.revoked,
+        "keys": [
+            {"begins": f"fr-{secret.public}", "created": secret.created, "expires": secret.expires}
+            for secret in table.secrets.values()
+            if secret.caller == caller.name and (secret.expires is None or secret.expires > now)
+        ],
+    }

@@ -1,0 +1,473 @@
+"""What a caller may send, as JSON Schema, and the checking of it.
+
+Owns the allow-list of the request's fields with their bounds. It is one value used twice: `openapi.py` shows
+it, and `checker` compiles it into the functions that every request passes, so that the document cannot say
+anything else than the gateway does. Compiled is the part of JSON Schema that is used here; a keyword that is
+not understood is an error when the module is first used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from fastroute import errors
+
+Json = dict[str, Any]
+Check = Callable[[Any, str], None]
+
+# ------------------------------------------------------------------------------------------- the request
+
+_PRINTABLE = r"^[^\u0000-\u001f\u007f]*$"  # what may end up in a header or a log line somewhere
+
+
+def _optional(**schema: Any) -> Json:
+    kinds = schema.pop("type")
+    return {"type": [*([kinds] if isinstance(kinds, str) else kinds), "null"], **schema}
+
+
+def _object(properties: Json, required: tuple[str, ...] = (), *, more: bool = False) -> Json:
+    found: Json = {"type": "object", "properties": properties, "additionalProperties": more}
+    if required:
+        found["required"] = list(required)
+    return found
+
+
+_LABEL: Json = {"type": "string", "maxLength": 128, "pattern": _PRINTABLE}
+_FUNCTION_NAME: Json = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+
+_PARTS: dict[str, Json] = {
+    "text": _object({"type": {"const": "text"}, "text": {"type": "string"}}, ("type", "text"), more=True),
+    "refusal": _object(
+        {"type": {"const": "refusal"}, "refusal": {"type": "string"}}, ("type", "refusal"), more=True
+    ),
+    "image_url": _object(
+        {
+            "type": {"const": "image_url"},
+            "image_url": _object(
+                {
+                    # Never fetched here. An address that only the provider's network could reach, or a file,
+                    # is nothing that a caller may have it look at.
+                    "url": {"type": "string", "pattern": "^(https://[^/?#\\s]|data:image/)"},
+                    "detail": {"enum": ["auto", "low", "high"]},
+                },
+                ("url",),
+            ),
+        },
+        ("type", "image_url"),
+        more=True,
+    ),
+    "input_audio": _object(
+        {
+            "type": {"const": "input_audio"},
+            "input_audio": _object(
+                {"data": {"type": "string"}, "format": {"enum": ["wav", "mp3"]}}, ("data", "format")
+            ),
+        },
+        ("type", "input_audio"),
+        more=True,
+    ),
+}
+
+
+def _content(*kinds: str, null: bool = False) -> Json:
+    choices: list[Json] = [
+        {"type": "string"},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "oneOf": [{"$ref": f"#/components/schemas/Part_{kind}"} for kind in kinds],
+                "discriminator": {"propertyName": "type"},
+            },
+        },
+    ]
+    if null:
+        choices.append({"type": "null"})
+    return {"anyOf": choices}
+
+
+_CALL = _object(
+    {
+        "id": {"type": "string", "minLength": 1},
+        "type": {"const": "function"},
+        "function": _object(
+            {"name": {"type": "string", "minLength": 1}, "arguments": {"type": "string"}},
+            ("name", "arguments"),
+        ),
+    },
+    ("id", "type", "function"),
+    more=True,
+)
+
+_MESSAGES: dict[str, Json] = {
+    "system": _object(
+        {"role": {"const": "system"}, "content": _content("text"), "name": _LABEL},
+        ("role", "content"),
+        more=True,
+    ),
+    "developer": _object(
+        {"role": {"const": "developer"}, "content": _content("text"), "name": _LABEL},
+        ("role", "content"),
+        more=True,
+    ),
+    "user": _object(
+        {"role": {"const": "user"}, "content": _content("text", "image_url", "input_audio"), "name": _LABEL},
+        ("role", "content"),
+        more=True,
+    ),
+    "assistant": _object(
+        {
+            "role": {"const": "assistant"},
+            "content": _content("text", "refusal", null=True),
+            "name": _LABEL,
+            "refusal": _optional(type="string"),
+            "tool_calls": _optional(type="array", items=_CALL),
+        },
+        ("role",),
+        more=True,
+    ),
+    "tool": _object(
+        {
+            "role": {"const": "tool"},
+            "content": _content("text"),
+            "tool_call_id": {"type": "string", "minLength": 1},
+        },
+        ("role", "content", "tool_call_id"),
+        more=True,
+    ),
+}
+
+ROUTE = _object(
+    {
+        "tier": _optional(type="string", minLength=1, maxLength=200),
+        "quality": _optional(type="number", minimum=0, maximum=1),
+        "max_cost": _optional(type="number", minimum=0, maximum=1_000_000),
+        "max_latency": _optional(type="number", minimum=0, maximum=86_400),
+        "deadline": _optional(type="number", minimum=0.1, maximum=86_400),
+        "cache": {"type": "boolean"},
+        "tags": {
+            "type": "object",
+            "maxProperties": 8,
+            "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+            "additionalProperties": _LABEL,
+        },
+    }
+)
+
+REQUEST = _object(
+    {
+        "model": _optional(type="string", maxLength=200, pattern="^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"),
+        "messages": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 5000,
+            "items": {
+                "oneOf": [{"$ref": f"#/components/schemas/Message_{role}"} for role in _MESSAGES],
+                "discriminator": {"propertyName": "role"},
+            },
+        },
+        "stream": _optional(type="boolean"),
+        "stream_options": _optional(
+            type="object",
+            properties={"include_usage": {"type": "boolean"}, "include_obfuscation": {"type": "boolean"}},
+            additionalProperties=False,
+        ),
+        "temperature": _optional(type="number", minimum=0, maximum=2),
+        "top_p": _optional(type="number", minimum=0, maximum=1),
+        "n": _optional(type="integer", minimum=1, maximum=128),
+        "max_tokens": _optional(type="integer", minimum=0, maximum=10_000_000),
+        "max_completion_tokens": _optional(type="integer", minimum=0, maximum=10_000_000),
+        "stop": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "maxItems": 16, "items": {"type": "string"}},
+                {"type": "null"},
+            ]
+        },
+        "presence_penalty": _optional(type="number", minimum=-2, maximum=2),
+        "frequency_penalty": _optional(type="number", minimum=-2, maximum=2),
+        "logit_bias": _optional(
+            type="object",
+            maxProperties=1024,
+            additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
+        ),
+        "logprobs": _optional(type="boolean"),
+        "top_logprobs": _optional(type="integer", minimum=0, maximum=20),
+        "user": {**_LABEL, "type": ["string", "null"]},
+        "safety_identifier": {**_LABEL, "type": ["string", "null"]},
+        "prompt_cache_key": {**_LABEL, "type": ["string", "null"]},
+        "seed": _optional(type="integer", minimum=-(2**63), maximum=2**63 - 1),
+        "tools": _optional(
+            type="array",
+            maxItems=128,
+            items=_object(
+                {
+                    "type": {"const": "function"},
+                    "function": _object(
+                        {
+                            "name": _FUNCTION_NAME,
+                            "description": {"type": "string"},
+                            "parameters": {"type": "object"},
+                            "strict": _optional(type="boolean"),
+                        },
+                        ("name",),
+                    ),
+                },
+                ("type", "function"),
+            ),
+        ),
+        "tool_choice": {
+            "anyOf": [
+                {"enum": ["none", "auto", "required"]},
+                _object(
+                    {
+                        "type": {"const": "function"},
+                        "function": _object({"name": _FUNCTION_NAME}, ("name",)),
+                    },
+                    ("type", "function"),
+                ),
+                {"type": "null"},
+            ]
+        },
+        "parallel_tool_calls": _optional(type="boolean"),
+        "response_format": {
+            "anyOf": [
+                _object({"type": {"enum": ["text", "json_object"]}}, ("type",)),
+                _object(
+                    {
+                        "type": {"const": "json_schema"},
+                        "json_schema": _object(
+                            {
+                                "name": _FUNCTION_NAME,
+                                "description": {"type": "string"},
+                                "schema": {"type": "object"},
+                                "strict": _optional(type="boolean"),
+                            },
+                            ("name",),
+                        ),
+                    },
+                    ("type", "json_schema"),
+                ),
+                {"type": "null"},
+            ]
+        },
+        "reasoning_effort": {"enum": ["none", "minimal", "low", "medium", "high", "xhigh", None]},
+        "verbosity": {"enum": ["low", "medium", "high", None]},
+        "service_tier": {"enum": ["auto", "default", "flex", "scale", "priority", None]},
+        "metadata": _optional(
+            type="object",
+            maxProperties=16,
+            propertyNames={"pattern": "^[^\\u0000-\\u001f\\u007f]{1,64}$"},
+            additionalProperties={"type": "string", "maxLength": 512, "pattern": _PRINTABLE},
+        ),
+        "store": _optional(type="boolean"),
+        "route": {"$ref": "#/components/schemas/Route"},
+    },
+    ("messages",),
+)
+
+COMPONENTS: dict[str, Json] = {
+    "Request": REQUEST,
+    "Route": ROUTE,
+    **{f"Message_{role}": schema for role, schema in _MESSAGES.items()},
+    **{f"Part_{kind}": schema for kind, schema in _PARTS.items()},
+}
+
+
+# ------------------------------------------------------------------------------------------- the checking
+
+
+@cache
+def checker(component: str) -> Check:
+    """A function of a value and its path that raises `BadRequestError` unless the value fits."""
+    return _compiled(COMPONENTS[component])
+
+
+def _refused(path: str, what: str) -> errors.BadRequestError:
+    shown = path or "the body"
+    param = path if len(path) <= 100 else None
+    return errors.BadRequestError(f"{shown[:100]}: {what}", param=param)
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+_ANNOTATIONS = frozenset({"description", "discriminator"})
+
+
+def _compiled(schema: Json) -> Check:
+    """One check for all keywords of a schema."""
+    reference = schema.get("$ref")
+    if reference is not None:
+        name = reference.rpartition("/")[2]
+        return lambda value, path: checker(name)(value, path)
+    rest = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
+    if "oneOf" in rest:
+        return _by_tag(rest.pop("oneOf"), schema["discriminator"]["propertyName"])
+    if "anyOf" in rest:
+        return _any_of(rest.pop("anyOf"))
+    if "enum" in rest or "const" in rest:
+        return _one_of(rest.get("enum", [rest.get("const")]))
+    kinds = rest.pop("type", None)
+    checks = {
+        "string": _string(rest),
+        "array": _array(rest),
+        "object": _mapping(rest),
+        "number": _number(rest),
+    }
+    if rest:
+        raise NotImplementedError(f"the keywords {sorted(rest)} are not compiled")
+    checks["integer"] = checks["number"]
+    names = [kinds] if isinstance(kinds, str) else list(kinds or _KINDS)
+    by_type: dict[type, Check | None] = {
+        kind: checks.get(name) for name in reversed(names) for kind in _KINDS[name]
+    }
+    wanted = " or ".join(names)
+
+    def check(value: Any, path: str) -> None:
+        kind = type(value)
+        if kind not in by_type:
+            raise _refused(path, f"must be of type {wanted}")
+        inner = by_type[kind]
+        if inner is not None:
+            inner(value, path)
+
+    return check
+
+
+def _one_of(values: list[Any]) -> Check:
+    shown = ", ".join("null" if value is None else repr(value) for value in values)
+
+    def check(value: Any, path: str) -> None:
+        if not (value is None or type(value) is str) or value not in values:
+            raise _refused(path, f"must be one of {shown}")
+
+    return check
+
+
+def _any_of(schemas: list[Json]) -> Check:
+    checks = [_compiled(schema) for schema in schemas]
+
+    def check(value: Any, path: str) -> None:
+        deepest: errors.BadRequestError | None = None
+        for inner in checks:
+            try:
+                return inner(value, path)
+            except errors.BadRequestError as error:
+                # The one that came furthest into the value is the one that the caller meant.
+                if deepest is None or len(error.param or "") > len(deepest.param or ""):
+                    deepest = error
+        assert deepest is not None
+        if deepest.param == (path or None):
+            raise _refused(path, "fits none of the forms it may have (see /openapi.json)")
+        raise deepest
+
+    return check
+
+
+def _by_tag(schemas: list[Json], tag: str) -> Check:
+    """An object whose form is told by one of its fields."""
+    names = {schema["$ref"].rpartition("/")[2].partition("_")[2]: schema for schema in schemas}
+    checks = {name: _compiled(schema) for name, schema in names.items()}
+    shown = ", ".join(checks)
+
+    def check(value: Any, path: str) -> None:
+        if type(value) is not dict:
+            raise _refused(path, "must be of type object")
+        kind = value.get(tag)
+        inner = checks.get(kind) if type(kind) is str else None
+        if inner is None:
+            raise _refused(f"{path}.{tag}", f"must be one of {shown}")
+        inner(value, path)
+
+    return check
+
+
+def _string(rest: Json) -> Check | None:
+    least, most = rest.pop("minLength", 0), rest.pop("maxLength", None)
+    pattern = re.compile(rest.pop("pattern")) if "pattern" in rest else None
+    if not least and most is None and pattern is None:
+        return None
+
+    def check(value: str, path: str) -> None:
+        if len(value) < least:
+            raise _refused(path, f"must have at least {least} characters")
+        if most is not None and len(value) > most:
+            raise _refused(path, f"must have at most {most} characters")
+        if pattern is not None and (not pattern.search(value) or value.endswith("\n")):
+            raise _refused(path, f"must match {pattern.pattern}")
+
+    return check
+
+
+def _number(rest: Json) -> Check | None:
+    least, most = rest.pop("minimum", None), rest.pop("maximum", None)
+    if least is None and most is None:
+        return None
+
+    def check(value: float, path: str) -> None:
+        if (least is not None and value < least) or (most is not None and value > most):
+            raise _refused(path, f"must be from {least} to {most}")
+
+    return check
+
+
+def _array(rest: Json) -> Check | None:
+    least, most = rest.pop("minItems", 0), rest.pop("maxItems", None)
+    items = _compiled(rest.pop("items")) if "items" in rest else None
+    if not least and most is None and items is None:
+        return None
+
+    def check(value: list[Any], path: str) -> None:
+        if len(value) < least:
+            raise _refused(path, f"must have at least {least} item" + ("s" if least > 1 else ""))
+        if most is not None and len(value) > most:
+            raise _refused(path, f"must have at most {most} items")
+        if items is not None:
+            for place, item in enumerate(value):
+                items(item, f"{path}[{place}]")
+
+    return check
+
+
+def _mapping(rest: Json) -> Check | None:
+    known = {name: _compiled(schema) for name, schema in rest.pop("properties", {}).items()}
+    required = rest.pop("required", [])
+    most = rest.pop("maxProperties", None)
+    names = _compiled({"type": "string", **rest.pop("propertyNames")}) if "propertyNames" in rest else None
+    more = rest.pop("additionalProperties", True)
+    other = _compiled(more) if isinstance(more, dict) else None
+    if not known and not required and most is None and names is None and more is True:
+        return None
+
+    def check(value: dict[str, Any], path: str) -> None:
+        for name in required:
+            if name not in value:
+                raise _refused(f"{path}.{name}" if path else name, "is needed")
+        if most is not None and len(value) > most:
+            raise _refused(path, f"must have at most {most} keys")
+        for name, item in value.items():
+            inner = known.get(name)
+            below = f"{path}.{name}" if path else name
+            if inner is None:
+                if more is False:
+                    raise _refused(below, "is no parameter that this gateway passes on")
+                if names is not None:
+                    names(name, f"{path} (a name in it)")
+                inner = other
+            if inner is not None:
+                inner(item, below)
+
+    return check
+
+
+__all__ = ["COMPONENTS", "REQUEST", "ROUTE", "checker"]

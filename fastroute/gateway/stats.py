@@ -1,0 +1,182 @@
+"""The figures behind the dashboard, the metrics and the health checks.
+
+Owns their gathering and their plain form. What was spent and how long it took comes from the ledger, which
+all workers write, so every worker shows the same; limits and breakers come from the state that they share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastroute.client import Client
+from fastroute.ledger import Totals
+from fastroute.types import Attempt
+
+_DAY = 86_400.0
+_HOUR = 3600.0
+_STEP = 60.0  # seconds of one point of the latencies over time
+_MOST_ENTRIES = 20_000  # of the last hour that are looked at, the newest
+_RECENT = 50
+
+
+def available(client: Client) -> tuple[int, int]:
+    """How many endpoints would take a call now, and how many there are."""
+    endpoints = client.stats()["endpoints"].values()
+    usable = [at for at in endpoints if at["state"] != "open" and not at["blocked_s"]]
+    return len(usable), len(endpoints)
+
+
+def collect(client: Client, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything the dashboard shows; no prompt, no answer and no key is in it.
+
+    Args:
+        key_budgets: how the budgets of callers stand.
+
+    Raises:
+        Error: the ledger cannot be read.
+    """
+    now = time.time()
+    live = client.stats()
+    ledger = client.ledger
+    entries = ledger.entries(_MOST_ENTRIES, since=now - _HOUR)
+    health = live["ledger"]
+    return {
+        "time": now,
+        "totals": {
+            "day": _sums(ledger.totals(since=now - _DAY)),
+            "hour": _sums(ledger.totals(since=now - _HOUR)),
+        },
+        "budgets": [*map(_budget, live["budgets"]), *key_budgets],
+        "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=now - _DAY)],
+        "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=now - _DAY)],
+        "latency": over_time(entries, now),
+        "latency_complete": len(entries) < _MOST_ENTRIES,
+        "endpoints": [{"name": name, **figures} for name, figures in live["endpoints"].items()],
+        "recent": [_call(entry) for entry in entries[:_RECENT]],
+        "queued": live["queued"],
+        "cache": live["cache"],
+        "ledger": {"ok": health.ok, "reason": health.reason, "waiting": health.waiting, "lost": health.lost},
+    }
+
+
+def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
+    """Calls and latency percentiles of good answers for each minute of the last hour, oldest first."""
+    first = (now - _HOUR) // _STEP + 1
+    count = int(_HOUR / _STEP)
+    latencies: list[list[float]] = [[] for _ in range(count)]
+    failed = [0] * count
+    for entry in entries:
+        place = int(entry.time // _STEP - first)
+        if 0 <= place < count:
+            if entry.outcome == "ok":
+                latencies[place].append(entry.latency)
+            else:
+                failed[place] += 1
+    return [
+        {
+            "time": (first + place) * _STEP,
+            "succeeded": len(found),
+            "failed": failed[place],
+            **{f"p{share}_s": _percentile(found, share) for share in (50, 95, 99)},
+        }
+        for place, found in enumerate(map(sorted, latencies))
+    ]
+
+
+def _percentile(ordered: Sequence[float], share: int) -> float | None:
+    return ordered[min(len(ordered) * share // 100, len(ordered) - 1)] if ordered else None
+
+
+def _sums(sums: Totals) -> dict[str, Any]:
+    return {
+        "calls": sums.calls,
+        "attempts": sums.attempts,
+        "failures": sums.failures,
+        "prompt_tokens": sums.prompt_tokens,
+        "completion_tokens": sums.completion_tokens,
+        "cost_nano": sums.cost_nano,
+        "unknown_cost": sums.unknown_cost,
+        "p50_s": sums.latency_p50,
+        "p95_s": sums.latency_p95,
+    }
+
+
+def _budget(status: Any) -> dict[str, Any]:
+    return {
+        "budget": status.budget,
+        "value": status.value,
+        "window": status.window,
+        "ends": status.ends,
+        "limit_nano": status.limit_nano,
+        "spent_nano": status.spent_nano,
+        "reserved_nano": status.reserved_nano,
+    }
+
+
+def _call(entry: Attempt) -> dict[str, Any]:
+    return {
+        "time": entry.time,
+        "key": entry.tags.get("key"),
+        "model": entry.model,
+        "endpoint": entry.endpoint,
+        "tier": entry.tier,
+        "class": entry.level,
+        "outcome": entry.outcome,
+        "error": entry.error,
+        "status": entry.status_code,
+        "prompt_tokens": entry.prompt_tokens,
+        "completion_tokens": entry.completion_tokens,
+        "cost_nano": entry.cost_nano,
+        "latency_s": entry.latency,
+        "ttft_s": entry.ttft,
+        "stream": entry.stream,
+    }
+
+
+# ----------------------------------------------------------------------------------------------- prometheus
+
+_STATES = {"closed": 0, "half-open": 1, "open": 2}
+_SERIES: tuple[tuple[str, str, str], ...] = (
+    ("succeeded", "attempts_succeeded_total", "counter"),
+    ("failed", "attempts_failed_total", "counter"),
+    ("in_flight", "in_flight", "gauge"),
+    ("health", "health_score", "gauge"),
+    ("blocked_s", "blocked_seconds", "gauge"),
+    ("p50_s", "latency_p50_seconds", "gauge"),
+    ("p95_s", "latency_p95_seconds", "gauge"),
+    ("p99_s", "latency_p99_seconds", "gauge"),
+    ("available_requests", "requests_available", "gauge"),
+    ("available_tokens", "tokens_available", "gauge"),
+)
+
+
+def prometheus(client: Client) -> bytes:
+    """Prometheus' text form: every endpoint's counts, breaker and limits; nothing of callers or money."""
+    endpoints = client.stats()["endpoints"]
+    lines = []
+    for key, name, kind in _SERIES:
+        lines.append(f"# TYPE fastroute_{name} {kind}")
+        lines += [
+            f"fastroute_{name}{_labels(endpoint, figures)} {figures[key]}"
+            for endpoint, figures in endpoints.items()
+            if figures[key] is not None
+        ]
+    lines.append("# TYPE fastroute_breaker_state gauge")
+    lines += [
+        f"fastroute_breaker_state{_labels(endpoint, figures)} {_STATES[figures['state']]}"
+        for endpoint, figures in endpoints.items()
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _labels(endpoint: str, figures: dict[str, Any]) -> str:
+    return f'{{endpoint="{_escaped(endpoint)}",model="{_escaped(figures["model"])}"}}'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+__all__ = ["available", "collect", "over_time", "prometheus"]
