@@ -125,9 +125,14 @@ _BEGIN_SESSION = """
                       CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
                       ELSE current_setting('synchronous_commit') END, false)
 """
+# The catalogue's rows, and not `to_regclass`: that answers from a cache, which after waiting for the
+# migration lock may not know yet what the one that held it has made.
 _LOOK = """
-    SELECT current_setting('server_encoding'), to_regclass('fastroute_ledger') IS NOT NULL,
-           to_regclass('fastroute_attempts') IS NOT NULL
+    SELECT current_setting('server_encoding'),
+           count(*) FILTER (WHERE relname = 'fastroute_ledger') > 0,
+           count(*) FILTER (WHERE relname = 'fastroute_attempts') > 0
+    FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE nspname = current_schema() AND relname IN ('fastroute_ledger', 'fastroute_attempts')
 """
 
 _MATCHING = """
