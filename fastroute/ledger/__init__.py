@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastroute")
 
+FLUSH_SECONDS = 5.0
+FLUSH_SECONDS_IN_TROUBLE = 1.0
+
 
 class Ledger:
     """The record of attempts, in one SQLite file or one PostgreSQL database.
@@ -318,7 +321,8 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[Database]:
-        self.flush()
+        # A database known to be in trouble has been waited for before, and a call may be waiting for the sum.
+        self.flush(FLUSH_SECONDS if self.health.ok else FLUSH_SECONDS_IN_TROUBLE)
         try:
             with closing(self._writer.connect()) as database:
                 yield database

@@ -191,6 +191,10 @@ class Writer:
     def _round(self) -> bool:
         """Commits all that waits; False if the database would not take it."""
         try:
+            if "database" in self._troubles and self._database is None:
+                self._database = (
+                    self.connect()
+                )  # with nothing to write, nothing would show that it works again
             self._drain_queue()
             self._journal.rotate(SEGMENT_BYTES)
             self._settle()

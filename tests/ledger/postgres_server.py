@@ -83,7 +83,9 @@ class PostgresServer:
     def run(self, statement: str, url: str | None = None) -> list[Any]:
         import psycopg
 
-        with psycopg.connect(url or self.url(), autocommit=True) as connection:
+        # Whatever a test has set for its sessions, this one may write.
+        own = self.url() + "%20-c%20default_transaction_read_only%3Doff"
+        with psycopg.connect(url or own, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
