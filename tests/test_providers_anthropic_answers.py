@@ -248,9 +248,7 @@ def block_events(index: int, block: dict[str, Any], size: int) -> list[sse.Event
         "thinking": (block.get("thinking"), "thinking", {"thinking": "", "signature": ""}),
         "tool_use": (json.dumps(block.get("input"), ensure_ascii=False), "partial_json", {"input": {}}),
     }.get(kind, ("", "", {}))
-    delta_kind = {"text": "text_delta", "thinking": "thinking_delta", "tool_use": "input_json_delta"}.get(
-        kind
-    )
+    kinds = {"text": "text_delta", "thinking": "thinking_delta", "tool_use": "input_json_delta"}
     made = [event("content_block_start", index=index, content_block={**block, **bare})]
     for place in range(0, len(whole or ""), size):
         made.append(delta(index, kinds[kind], **{name: str(whole)[place : place + size]}))
