@@ -189,6 +189,10 @@ class Hooks:
 
     def __init__(self) -> None:
         self._hooks: tuple[tuple[type[Event], Callable[[Any], object]], ...] = ()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: a thread that is not here may have held the lock."""
         self._lock = threading.Lock()
 
     @property

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from . import errors, events
+from . import errors, events, forks
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .dispatch import Line
 from .ledger import Ledger, NullLedger, configured_ledger
@@ -45,8 +45,7 @@ def _after_fork() -> None:
         router.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)
 
 
 class Router:
@@ -91,6 +90,7 @@ class Router:
         """In a forked child: starts over, with none of the parent's calls and threads."""
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
+        self.hooks.after_fork()
         self.workers.after_fork()
         self.line.after_fork()
         for snapshot in (self.snapshot, *self._retired):
@@ -118,6 +118,7 @@ class Router:
 
     def enter(self) -> tuple[Snapshot, object]:
         """The snapshot in force, to be kept whole until `leave`."""
+        forks.ensure()
         if self.closed:
             raise errors.Error("the client is closed")
         if self.watch is not None:

@@ -5,10 +5,10 @@ what does not fit. What is in it is the core's (`fastroute._core.Segment`); whic
 `state.py`.
 
 A file is made under another name, with all its space, and then renamed; one that does not fit is renamed
-away. It is never made shorter or longer and never written over, since other processes have it mapped. Making
-and renaming are done under the lock of a file beside it. Whoever works in a file holds a shared lock on it for
-as long, which the kernel takes away from the dead: so a file of another pid namespace is either in use there,
-or left over.
+away. It is never made shorter or longer and never written over, since other processes have it mapped.
+Making and renaming are done under the lock of a file beside it. Whoever works in a file holds a shared
+lock on it for as long, which the kernel takes away from the dead: so a file of another pid namespace is
+either in use there, or left over.
 """
 
 from __future__ import annotations

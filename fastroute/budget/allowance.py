@@ -6,11 +6,10 @@ the copy is made, and ends with it.
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 
-from fastroute import errors
+from fastroute import errors, forks
 
 from .values import usd
 
@@ -60,5 +59,4 @@ def _after_fork() -> None:
         allowance._lock = threading.Lock()  # a thread that is not here may have held the old one
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)

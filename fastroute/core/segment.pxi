@@ -275,6 +275,11 @@ def clock() -> int:
     return fr_clock()
 
 
+def fork_count() -> int:
+    """A number that is another one in every forked child, whatever forked it; it counts from the first segment on."""
+    return fr_fork_count()
+
+
 @cython.final
 cdef class Segment:
     """The shared memory in which all state lives.

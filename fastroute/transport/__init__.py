@@ -9,7 +9,6 @@ the network stack's exceptions in `failures.py`.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -21,7 +20,7 @@ from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
-from fastroute import errors
+from fastroute import errors, forks
 
 from . import watch as watches
 from .adapter import PooledAdapter
@@ -42,8 +41,7 @@ def _after_fork() -> None:
         transport._forget()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)
 
 
 class Exchange:

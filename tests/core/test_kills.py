@@ -1,8 +1,8 @@
-"""A worker killed at any instruction: whatever the shared memory holds at that moment is made good by reaping.
+"""A worker killed at any instruction: whatever the shared memory holds then is made good by reaping.
 
-What a killed process leaves behind is its shared memory and nothing else. So a child is run one instruction at a
-time (ptrace), and every state that the memory passes through is kept; each is then put back and reaped. No line of
-the core knows of this.
+What a killed process leaves behind is its shared memory and nothing else. So a child is run one
+instruction at a time (ptrace), and every state that the memory passes through is kept; each is then put
+back and reaped. No line of the core knows of this.
 """
 
 from __future__ import annotations
