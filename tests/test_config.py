@@ -297,7 +297,15 @@ def test_a_source_that_is_none_is_refused(source):
         ({"providers": provider(token_burst=5)}, "providers.one.token_burst: has no effect without tpm"),
         ({"providers": provider(max_in_flight=5000)}, "providers.one.max_in_flight: 5000 is out of range"),
         ({"providers": provider(verify=False)}, "providers.one.verify: unknown key"),
-        ({"providers": provider(format="anthropic")}, "providers.one.format: this version does not speak"),
+        (
+            {"providers": provider(format="gemni")},
+            "providers.one.format: 'gemni' is no format known; did you",
+        ),
+        ({"providers": provider(api_version="2024-10-21")}, "providers.one.api_version: has no effect"),
+        (
+            {"providers": provider(format="azure", api_version="v 1")},
+            "providers.one.api_version: 'v 1' is no version",
+        ),
         ({"providers": provider(format="opneai")}, "providers.one.format: 'opneai' is no format known; did"),
         (
             {"providers": provider(timeout=601)},
@@ -830,11 +838,13 @@ def test_the_same_model_at_two_providers_is_two_endpoints():
 
 
 @pytest.mark.usefixtures("empty_directory")
-def test_keys_of_formats_not_spoken_yet_are_skipped_with_a_warning(caplog):
+def test_keys_of_formats_not_spoken_are_skipped_with_a_warning(caplog):
+    environ = {"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "GEMINI_API_KEY": KEY}
+    assert list(load(environ=environ).providers) == ["openai", "anthropic", "gemini"]
     with caplog.at_level(logging.WARNING, "fastroute"):
-        config = load(environ={"OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, "GEMINI_API_KEY": KEY})
+        config = load(environ=environ, formats=("openai",))
     assert list(config.providers) == ["openai"]
-    assert "ANTHROPIC_API_KEY: is set, but this version does not speak the anthropic format" in caplog.text
+    assert "ANTHROPIC_API_KEY: is set, but the anthropic format is not spoken here" in caplog.text
     assert "GEMINI_API_KEY" in caplog.text
     assert KEY not in caplog.text
     both = load(environ={"ANTHROPIC_API_KEY": KEY}, formats=("openai", "anthropic"))
@@ -842,7 +852,7 @@ def test_keys_of_formats_not_spoken_yet_are_skipped_with_a_warning(caplog):
 
 
 @pytest.mark.usefixtures("empty_directory")
-@pytest.mark.parametrize("environ", [NOTHING, {"ANTHROPIC_API_KEY": KEY}, {"OPENAI_API_KEY": ""}])
+@pytest.mark.parametrize("environ", [NOTHING, {"AZURE_OPENAI_API_KEY": KEY}, {"OPENAI_API_KEY": ""}])
 def test_with_nothing_usable_the_error_says_what_to_set(environ):
     with pytest.raises(errors.ConfigError) as caught:
         load(environ=environ)

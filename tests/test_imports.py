@@ -25,7 +25,7 @@ ROWS = [
     {"segments"},
     {"providers", "state", "cache", "ledger", "quality", "budget"},
     {"plan", "transport"},
-    {"planner"},
+    {"planner", "discovery"},
     {"sending"},
     {"stream"},
     {"attempt"},

@@ -1,6 +1,7 @@
 """``fastroute models``: the catalogue in force, and which of its models somebody serves.
 
-Owns the showing; the data is `fastroute.catalog`'s, and bringing it up to date `fastroute.prices`'.
+Owns the showing; the data is `fastroute.catalog`'s, bringing it up to date `fastroute.prices`', and asking a
+provider what it has `fastroute.discovery`'s.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .group import config_option, json_option
-from .output import Column, dim, optional, print_json, print_table
+from .group import config_option, json_option, refuse, visible
+from .output import Column, dim, no_warnings, optional, print_json, print_table
 
 if TYPE_CHECKING:
     from fastroute.catalog import Catalog, Model
+    from fastroute.config import Config
 
 _PER_MILLION = 1_000_000_000  # nano-dollars per million tokens → dollars per million tokens
 
@@ -37,9 +39,11 @@ _PER_MILLION = 1_000_000_000  # nano-dollars per million tokens → dollars per 
     metavar="FILE",
     help="With --update: the file to write. [default: the configuration's catalog, else ./catalog.toml]",
 )
+@click.option("--provider", metavar="NAME", help="Ask this provider for its own list, and check the key.")
 @json_option
 def command(
     config: str | None,
+    provider: str | None,
     everything: bool,
     update: bool,
     origin: str | None,
@@ -50,13 +54,22 @@ def command(
 
     Prices are US dollars per million tokens. With a configuration, the models that it serves; without one, or
     with --all, the whole catalogue. Capabilities: s streaming, t tools, v vision, j answers by JSON schema.
+
+    With --provider, what that provider lists, whether it takes the key, and which endpoints ask it for what
+    it does not list; the exit status is 1 unless all is well. It sends no prompt and costs nothing.
     """
     from fastroute.catalog import Catalog
     from fastroute.config import catalog_of
 
     from .configuration import find
 
-    loaded = find(config).config
+    found = find(config)
+    loaded = found.config
+    if provider is not None:
+        if everything or update or origin or target:
+            raise click.UsageError("--provider goes with no option but --config and --json")
+        _ask(loaded if loaded is not None else refuse(found.missing), provider, as_json)
+        return
     if update:
         configured = loaded.catalog if loaded is not None else ""
         _update(origin, target or configured or "catalog.toml", configured, as_json)
@@ -120,6 +133,58 @@ def command(
     print_table(columns, rows)
     if loaded is None:
         click.echo("\nNo configuration was found, so nothing is served yet.")
+
+
+def _ask(config: Config, name: str, as_json: bool) -> None:
+    """Shows what a provider says of itself; ends with status 1 unless all is well."""
+    from fastroute.discovery import models
+
+    with no_warnings():
+        found = models(config, name)
+    endpoints: dict[str, list[str]] = {}
+    for entry in config.endpoints:
+        if entry.provider == name:
+            endpoints.setdefault(entry.upstream, []).append(entry.name)
+    if as_json:
+        print_json(
+            {
+                "provider": found.provider,
+                "format": found.format,
+                "base_url": found.base_url,
+                "status": found.status,
+                "error": None if found.error is None else str(found.error),
+                "compared": found.compared,
+                "models": found.models,
+                "lacking": [
+                    {"endpoint": lack.endpoint, "upstream": lack.upstream, "near": lack.near}
+                    for lack in found.lacking
+                ],
+            }
+        )
+    else:
+        if found.models:
+            rows = [[model, ", ".join(endpoints.get(model, ()))] for model in found.models]
+            print_table([Column("model"), Column("endpoints", give=True)], rows)
+            click.echo()
+        click.echo(visible(f"{found.provider} ({found.format}, {found.base_url}): {_SAID[found.status]}"))
+        if found.error is not None:
+            click.echo(visible(f"  {found.error}"))
+        for lack in found.lacking:
+            near = f"; near names are {', '.join(lack.near)}" if lack.near else ""
+            click.echo(visible(f"lacking  {lack.endpoint} asks for {lack.upstream}{near}"))
+        if found.models and not found.compared:
+            dim("endpoints here name deployments, which cannot be listed: they were not compared")
+    if not found.ok:
+        click.get_current_context().exit(1)
+
+
+_SAID = {
+    "valid": "the key is valid",
+    "refused": "the key was refused",
+    "open": "the list is open to anyone, so it does not show whether the key is valid",
+    "unreachable": "no answer came",
+    "unknown": "the answer does not say whether the key is valid",
+}
 
 
 def _update(origin: str | None, target: str, configured: str, as_json: bool) -> None:

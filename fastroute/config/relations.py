@@ -17,9 +17,6 @@ from fastroute.catalog import CHAINS, Catalog, alias_problems
 from .models import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
 
-# Formats that fastroute will speak, so that a configuration naming one gets a plain answer.
-_KNOWN_FORMATS = ("openai", "anthropic", "gemini", "azure")
-
 
 def find_problems(
     config: Config,
@@ -90,11 +87,10 @@ def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
     for name, provider in config.providers.items():
         path = f"providers.{quoted(name)}"
         if provider.format not in formats:
-            if provider.format in _KNOWN_FORMATS:
-                what = f"this version does not speak {provider.format} yet"
-            else:
-                what = f"{show(provider.format)} is no format known{did_you_mean(provider.format, formats)}"
-            yield f"{path}.format: {what}, must be one of {', '.join(formats)}"
+            yield (
+                f"{path}.format: {show(provider.format)} is no format known"
+                f"{did_you_mean(provider.format, formats)}, must be one of {', '.join(formats)}"
+            )
         if provider.api_version is not None and provider.format != "azure":
             yield f'{path}.api_version: has no effect with format = "{provider.format}", must be left out'
         problem = url_problem(

@@ -47,7 +47,7 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 
 DEFAULT_FILE = "fastroute.toml"
 _CLASSIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-FORMATS = ("openai",)
+FORMATS = ("openai", "anthropic", "gemini", "azure")
 
 
 @frozen
@@ -214,7 +214,7 @@ def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[s
             continue
         if preset.format not in formats:
             warnings.append(
-                f"{preset.variable}: is set, but this version does not speak the {preset.format} format yet, "
+                f"{preset.variable}: is set, but the {preset.format} format is not spoken here, "
                 "so the key is not used"
             )
             continue

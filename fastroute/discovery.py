@@ -1,0 +1,240 @@
+"""What a provider has: its list of models, whether it takes the key, and what is named in vain.
+
+Owns the asking and the comparing. Where a format has its list is `providers/listing.py`'s; the request goes
+through the same `transport` as every other, so that no redirect is followed and the key stands in its header
+only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+from attrs import evolve, frozen
+
+from . import errors
+from ._checks import did_you_mean, show
+from .config import Config, Secret, is_loopback_url, read_key
+from .providers import get as get_format
+from .providers import jsontext
+from .providers.base import Format, Target, check_content_type
+from .providers.listing import Listing, Page, listing_of
+from .transport import Transport
+
+Status = Literal["valid", "refused", "open", "unreachable", "unknown"]
+
+TIMEOUT = 30.0
+_MOST_PAGES = 100
+_DATED = re.compile(r"-(?:[0-9]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2})$")
+
+
+@frozen
+class Lacking:
+    """An endpoint that asks its provider for a model that it does not list.
+
+    Attributes:
+        endpoint: its name.
+        upstream: what it asks for.
+        near: listed names like it, nearest first.
+    """
+
+    endpoint: str
+    upstream: str
+    near: tuple[str, ...] = ()
+
+
+@frozen
+class Discovery:
+    """What one provider said.
+
+    Attributes:
+        provider: its name in the configuration.
+        format, base_url: as configured.
+        status: ``valid``: it takes the key (or wants none and none is configured); ``refused``: it does not;
+            ``open``: it lists its models to anyone, which says nothing of the key; ``unreachable``: no answer
+            came; ``unknown``: one came that says neither, see ``error``.
+        models: what it lists, in its own order.
+        lacking: endpoints whose model is not among them; always empty where ``compared`` is false.
+        compared: whether the names in the list are those that endpoints ask for. Azure lists what could be
+            deployed, and endpoints ask for deployments.
+        error: why there is no list.
+    """
+
+    provider: str
+    format: str
+    base_url: str
+    status: Status
+    models: tuple[str, ...] = ()
+    lacking: tuple[Lacking, ...] = ()
+    compared: bool = False
+    error: errors.Error | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a list, and every endpoint's model is in it."""
+        return self.error is None and not self.lacking
+
+
+def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
+    """Asks a provider of the configuration for its models.
+
+    What goes wrong at the provider is in the answer, not raised. Nothing that is asked here costs tokens.
+
+    Args:
+        config: the configuration.
+        name: of a provider in it.
+        timeout: seconds for all pages together.
+
+    Raises:
+        ConfigError: if there is no such provider, its key cannot be read, or its format has no lists.
+
+    Thread safety: may be called from any thread; nothing is shared between calls.
+    """
+    provider = config.providers.get(name)
+    if provider is None:
+        known = ", ".join(config.providers) or "none"
+        raise errors.ConfigError(
+            f"providers: there is no {show(name)}{did_you_mean(name, config.providers)}; there are {known}"
+        )
+    format = get_format(provider.format)
+    listing = listing_of(format)
+    if listing is None:
+        raise errors.ConfigError(f"providers.{name}.format: {provider.format} has no lists of models")
+    key = read_key(name, provider)
+    target = Target(
+        endpoint=name,
+        provider=name,
+        model="",
+        upstream="",
+        base_url=provider.base_url,
+        key=key,
+        headers=provider.headers,
+        api_version=provider.api_version,
+    )
+    transport = Transport(
+        pool_size=1,
+        connect_timeout=provider.connect_timeout or config.connect_timeout,
+        max_response_bytes=config.max_response_bytes,
+        proxy=provider.proxy,
+        ca_bundle=provider.ca_bundle,
+        allow_private_hosts=provider.allow_private_hosts
+        or provider.proxy is not None
+        or is_loopback_url(provider.base_url),
+    )
+    found = Discovery(name, provider.format, provider.base_url, "unknown")
+    deadline = time.monotonic() + timeout
+    try:
+        listed = _all_pages(transport, format, listing, target, deadline)
+        status = _status_of(transport, format, listing, target, key, deadline)
+    except errors.APIError as error:
+        return evolve(found, status=_meaning(error), error=error)
+    finally:
+        transport.close()
+    wanted = {entry.name: entry.upstream for entry in config.endpoints if entry.provider == name}
+    return evolve(
+        found,
+        status=status,
+        models=listed,
+        lacking=tuple(_lacking(wanted, listed)) if listing.by_name else (),
+        compared=listing.by_name,
+    )
+
+
+def _meaning(error: errors.APIError) -> Status:
+    if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):
+        return "refused"
+    if isinstance(error, errors.APIConnectionError) and not isinstance(error, errors.UpstreamProtocolError):
+        return "unreachable"
+    return "unknown"
+
+
+def _status_of(
+    transport: Transport,
+    format: Format,
+    listing: Listing,
+    target: Target,
+    key: Secret | None,
+    deadline: float,
+) -> Status:
+    """Whether a list that was given says that the key is good: not if it is given without one too."""
+    if key is None:
+        return "valid"
+    try:
+        _page(transport, format, listing, evolve(target, key=None), None, deadline)
+    except errors.APIError:
+        return "valid"
+    return "open"
+
+
+def _all_pages(
+    transport: Transport, format: Format, listing: Listing, target: Target, deadline: float
+) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    after: str | None = None
+    for _ in range(_MOST_PAGES):
+        page = _page(transport, format, listing, target, after, deadline)
+        names.update(dict.fromkeys(page.names))
+        if page.after is None:
+            return tuple(names)
+        if page.after == after:
+            break
+        after = page.after
+    raise errors.UpstreamProtocolError("the list of models has no end: its pages lead on and on")
+
+
+def _page(
+    transport: Transport,
+    format: Format,
+    listing: Listing,
+    target: Target,
+    after: str | None,
+    deadline: float,
+) -> Page:
+    headers = format.headers(target, False)
+    headers.pop("Content-Type", None)
+    exchange = transport.send(
+        transport.prepare(listing.url(target, after), headers, "GET"),
+        None,
+        deadline=deadline,
+        read_timeout=max(deadline - time.monotonic(), 0.001),
+    )
+    try:
+        body = exchange.body()
+    finally:
+        exchange.close()
+    if exchange.status != 200:
+        raise format.decode_error(exchange.status, exchange.headers, body, target)
+    check_content_type(exchange.headers, False)
+    try:
+        return listing.page(jsontext.loads(body))
+    except ValueError as error:
+        raise errors.UpstreamProtocolError(f"the list of models is {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------ comparing
+
+
+def _lacking(wanted: dict[str, str], listed: tuple[str, ...]) -> Iterable[Lacking]:
+    served = {each for name in listed for each in (name, _DATED.sub("", name), name.removesuffix(":latest"))}
+    for endpoint, upstream in wanted.items():
+        if not _is_served(upstream.removeprefix("models/"), served):
+            near = difflib.get_close_matches(upstream, listed, 3, 0.5)
+            yield Lacking(endpoint, upstream, tuple(near))
+
+
+def _is_served(upstream: str, served: set[str]) -> bool:
+    """Whether a name is listed, itself or as what it stands for.
+
+    Dated models are asked for without their date, or as ``-latest``; relays take a model's variant behind a
+    colon.
+    """
+    if upstream in served or upstream.removesuffix("-latest") in served:
+        return True
+    base, colon, _ = upstream.rpartition(":")
+    return bool(colon) and "/" in base and base in served
+
+
+__all__ = ["Discovery", "Lacking", "models"]

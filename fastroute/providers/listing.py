@@ -1,0 +1,132 @@
+"""Lists of a provider's models: where each wire format has them, and how they are read.
+
+Owns the addresses, the paging and the reading of one page. Asking for them is `discovery.py`'s. A format that
+is registered from elsewhere has lists too if it carries a `Listing` as its ``listing``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+from urllib.parse import urlencode
+
+from attrs import frozen
+
+from fastroute import errors
+
+from . import azure, gemini
+from .anthropic import FORMAT as ANTHROPIC
+from .base import Format, Target
+from .headers import joined_url
+
+
+@frozen
+class Page:
+    """Some of a provider's models.
+
+    Attributes:
+        names: as the provider's requests name them.
+        after: what the next page is asked for with; None after the last one.
+    """
+
+    names: tuple[str, ...]
+    after: str | None = None
+
+
+class Listing(Protocol):
+    """How one format lists models. Stateless."""
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the names are those that an endpoint's ``upstream`` holds."""
+
+    def url(self, target: Target, after: str | None) -> str:
+        """Where a page is; ``after`` is None for the first."""
+
+    def page(self, value: Any) -> Page:
+        """The page in a decoded answer.
+
+        Raises:
+            UpstreamProtocolError: if it is none.
+        """
+
+
+def _items(value: Any, key: str) -> list[dict[str, Any]]:
+    items = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(items, list):
+        raise errors.UpstreamProtocolError(f"the answer is no list of models: it has no {key}")
+    return [item for item in items if isinstance(item, dict)]
+
+
+def _names(items: list[dict[str, Any]], key: str) -> tuple[str, ...]:
+    return tuple(item[key] for item in items if isinstance(item.get(key), str) and item[key])
+
+
+class _OpenAI:
+    by_name = True
+
+    def url(self, target: Target, after: str | None) -> str:
+        return joined_url(target.base_url, "/models")
+
+    def page(self, value: Any) -> Page:
+        return Page(_names(_items(value, "data"), "id"))
+
+
+class _Azure(_OpenAI):
+    """What could be deployed; the names of the deployments themselves no key can ask for."""
+
+    by_name = False
+
+    def url(self, target: Target, after: str | None) -> str:
+        return azure.api_url(target.base_url, "/models", target.api_version)
+
+
+class _Anthropic:
+    by_name = True
+
+    def url(self, target: Target, after: str | None) -> str:
+        asked = {"limit": "1000"} if after is None else {"limit": "1000", "after_id": after}
+        address = ANTHROPIC.url(target, False).removesuffix("/messages")
+        return f"{address}/models?{urlencode(asked)}"
+
+    def page(self, value: Any) -> Page:
+        names = _names(_items(value, "data"), "id")
+        last = value.get("last_id")
+        more = value.get("has_more") is True and isinstance(last, str)
+        return Page(names, last if more else None)
+
+
+class _Gemini:
+    by_name = True
+
+    def url(self, target: Target, after: str | None) -> str:
+        asked = {"pageSize": "1000"} if after is None else {"pageSize": "1000", "pageToken": after}
+        return f"{gemini.api_url(target.base_url, '/models')}?{urlencode(asked)}"
+
+    def page(self, value: Any) -> Page:
+        if value == {}:
+            return Page(())  # an empty list is left out
+        items = [
+            item
+            for item in _items(value, "models")
+            if "generateContent" in item.get("supportedGenerationMethods", ("generateContent",))
+        ]
+        after = value.get("nextPageToken")
+        names = tuple(name.removeprefix("models/") for name in _names(items, "name"))
+        return Page(names, after if isinstance(after, str) and after else None)
+
+
+_BY_FORMAT: dict[str, Listing] = {
+    "openai": _OpenAI(),
+    "azure": _Azure(),
+    "anthropic": _Anthropic(),
+    "gemini": _Gemini(),
+}
+
+
+def listing_of(format: Format) -> Listing | None:
+    """How a format lists models; None if it does not."""
+    own: Listing | None = getattr(format, "listing", None)
+    return own if own is not None else _BY_FORMAT.get(format.name)
+
+
+__all__ = ["Listing", "Page", "listing_of"]
