@@ -132,5 +132,57 @@ class Anthropic:
         return [self.event("message_delta", delta=delta, usage={"output_tokens": 9})]
 
 
-ALL: tuple[Spoken, ...] = (OpenAI(), Anthropic())
+class Gemini:
+    """Calls come whole: they are held back until all their arguments are there."""
+
+    format = "gemini"
+
+    def __init__(self) -> None:
+        self.calls: dict[int, dict[str, Any]] = {}
+        self.written: dict[int, str] = {}
+
+    @staticmethod
+    def event(*parts: dict[str, Any], **fields: Any) -> Event:
+        candidate = {"index": 0, "content": {"role": "model", "parts": list(parts)}}
+        finish = {"finishReason": fields.pop("finish")} if "finish" in fields else {}
+        return "", {
+            "candidates": [{**candidate, **finish}],
+            "modelVersion": "up",
+            "responseId": "r",
+            **fields,
+        }
+
+    def begin(self, prompt_tokens: int = 7) -> list[Event]:
+        return [self.event({"text": ""})]
+
+    def text(self, text: str) -> list[Event]:
+        return [self.event({"text": text})]
+
+    def finish(self, prompt_tokens: int = 7, completion_tokens: int = 3) -> list[Event]:
+        counts = {"promptTokenCount": prompt_tokens, "candidatesTokenCount": completion_tokens}
+        usage = {**counts, "totalTokenCount": prompt_tokens + completion_tokens}
+        return [self.event(finish="STOP", usageMetadata=usage)]
+
+    def end(self) -> list[Event]:
+        return []
+
+    def call(self, index: int, identity: str, name: str) -> list[Event]:
+        self.calls[index] = {"id": identity, "name": name}
+        self.written[index] = ""
+        return []
+
+    def arguments(self, index: int, text: str) -> list[Event]:
+        self.written[index] += text
+        return []
+
+    def finish_calls(self) -> list[Event]:
+        made = [
+            self.event({"functionCall": {**call, "args": json.loads(self.written[index])}})
+            for index, call in self.calls.items()
+        ]
+        self.calls, self.written = {}, {}
+        return [*made, self.event(finish="STOP")]
+
+
+ALL: tuple[Spoken, ...] = (OpenAI(), Anthropic(), Gemini())
 BY_FORMAT = {spoken.format: spoken for spoken in ALL}

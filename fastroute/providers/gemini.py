@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from fastroute import errors, types
 from fastroute.sse import Event
@@ -390,9 +390,10 @@ def usage_from(value: Any) -> types.Usage | None:
 class _GeminiStream(StreamDecoder):
     """Gemini's events, each a small answer of its own.
 
-    Usage stands in every event and grows; the last one counts. A caller who asked for it gets it once, in a
-    chunk of its own at the end, as OpenAI does: programs add up what they are given. What still comes for a
-    choice that has finished is ignored.
+    Usage stands in every event and grows; the last one counts, and until the answer has finished it is no
+    more than an estimate, since more may have been generated than arrived. A caller who asked for it gets it
+    once, in a chunk of its own at the end, as OpenAI does: programs add up what they are given. What still
+    comes for a choice that has finished is ignored.
     """
 
     def __init__(self, request: types.Request, target: Target) -> None:
@@ -416,7 +417,7 @@ class _GeminiStream(StreamDecoder):
             raise malformed("a stream event is not a JSON object")
         usage = usage_from(value.get("usageMetadata"))
         if usage is not None:
-            self.usage = usage
+            self.usage = evolve(usage, source="estimated")
         self._id = self._id or string(value.get("responseId"))
         model = string(value.get("modelVersion")) or self._model
         chunks = []
@@ -427,7 +428,10 @@ class _GeminiStream(StreamDecoder):
         ]
         if choices:
             chunks.append(self._chunk(model, tuple(choices), None))
-        if self._owes_usage and self.usage is not None and self.finished and len(self._over) >= self._wanted:
+        if usage is None or len(self._over) < max(self._wanted, len(self._calls)):
+            return chunks
+        self.usage = usage
+        if self._owes_usage:
             self._owes_usage = False
             chunks.append(self._chunk(model, (), self.usage))
         return chunks

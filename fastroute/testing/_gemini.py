@@ -370,7 +370,8 @@ class Gemini:
     ) -> Iterator[Piece]:
         """A stream's events, one piece each, with ``pause`` seconds before every token after the first.
 
-        Each token of text is an event, each call of a function one event whole.
+        The first brings the role and no text; each token of text is an event, each call of a function one
+        event whole.
         """
         end = b"\r\n\r\n" if style.crlf else b"\n\n"
         sent = 0
@@ -393,6 +394,7 @@ class Gemini:
             if style.comment_every and sent % style.comment_every == 0:
                 yield b": keep-alive" + end
 
+        yield from event([{"text": ""}])
         if pause and said.reasoning_tokens:
             yield pause * said.reasoning_tokens
         begun = -1
