@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
@@ -275,7 +276,8 @@ class Anthropic:
 
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers:
         now = datetime.now(timezone.utc)
-        headers = []
+        # The resets are moments by this clock.
+        headers = [("date", format_datetime(now, usegmt=True))] if state else []
         for kind, (limit, remaining, reset) in state.items():
             moment = now + timedelta(seconds=math.ceil(reset))
             headers += [
