@@ -157,6 +157,8 @@ class Gateway:
     def _caller(self, environ: Environ, *, admin: bool = False) -> Caller:
         """Who sends the request; the body has not been touched yet."""
         if self._keyring is None:
+            if admin:
+                raise Refusal(403, "this needs an admin key: fastroute keys create NAME --admin", "no_keys")
             self._check_local(environ)
             return _ANYBODY
         header = environ.get("HTTP_AUTHORIZATION", "")

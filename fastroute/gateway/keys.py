@@ -38,6 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PUBLIC_SIGNS = "abcdefghijklmnopqrstuvwxyz234567"
 _VERSION = 1
+_BUSY = 0.5  # seconds to wait for another who has the file; a call may be waiting for this one
 _MOST_PER_MINUTE = 1_000_000_000
 _WINDOWS = ("day", "month", "total")
 RESERVED_TAGS = frozenset({"key", "client_request_id"})
@@ -350,7 +351,7 @@ class KeyFile:
 
         # mode=rw: a file that is gone is an error and not an empty table.
         connection = sqlite3.connect(
-            f"file:{quote(self.path)}?mode=rw", uri=True, timeout=5.0, isolation_level=None
+            f"file:{quote(self.path)}?mode=rw", uri=True, timeout=_BUSY, isolation_level=None
         )
         with closing(connection):
             connection.execute("PRAGMA trusted_schema = OFF")

@@ -48,6 +48,7 @@ class Served:
         headers = {"Authorization": f"Bearer {token or self.token}", **options.pop("headers", {})}
         data = body if isinstance(body, bytes) else orjson.dumps(body)
         options.setdefault("content_type", "application/json")
+        options.setdefault("buffered", True)  # read to its end and closed, as a server does
         return self.web.post(CHAT, data=data, headers=headers, **options)
 
     def get(self, path: str, *, token: str | None = None) -> TestResponse:
