@@ -111,9 +111,8 @@ class Ledger:
         unsure = self._place.unsure_until()
         if unsure is not None:
             log.warning(
-                "ledger %s: entries before %s may be missing, for the database was damaged then (%s)",
+                "ledger %s: it was damaged, and entries from before that may be missing: see %s",
                 self.path,
-                datetime.fromtimestamp(unsure[0], timezone.utc).isoformat(" ", "seconds"),
                 unsure[1],
             )
 

@@ -38,6 +38,7 @@ SEGMENT_BYTES = 1 << 20
 ORPHAN_SECONDS = 30.0
 RETRY_SECONDS = 0.25
 MAX_RETRY_SECONDS = 5.0
+CLOSE_SECONDS = 10.0
 RECOVERY_SECONDS = 1.0
 
 
@@ -112,7 +113,7 @@ class Writer:
             self._journal.release()
         elif thread is not threading.current_thread():
             self._bell.put(None)
-            thread.join(2 * MAX_RETRY_SECONDS)
+            thread.join(CLOSE_SECONDS)
         if self._troubles:
             log.error("ledger %s closed with entries still in its journal: %s", self.name, self._reason)
 

@@ -197,7 +197,7 @@ def expected(entries: list[Attempt], keys: tuple[str | None, ...] = ()) -> Total
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries=st.lists(priced, min_size=1, max_size=60))
 def test_sums_are_those_of_plain_python(new: Callable[[], Opens], entries: list[Attempt]) -> None:
     with new()() as ledger:
