@@ -35,11 +35,20 @@ ROWS = [
     {"client"},
     {"wire_openai"},
     {"testing"},
-    {"gateway"},
+    {"gateway", "integrations"},
     {"cli"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-MAY_IMPORT_REQUESTS = {"transport", "sending", "snapshot", "router", "client", "testing", "cli"}
+MAY_IMPORT_REQUESTS = {
+    "transport",
+    "sending",
+    "snapshot",
+    "router",
+    "client",
+    "testing",
+    "integrations",
+    "cli",
+}
 
 
 def module_of(path: Path) -> str:

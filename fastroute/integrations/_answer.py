@@ -1,0 +1,64 @@
+"""What the two HTTP drop-ins share: a request to OpenAI's API, answered by a client in the same process.
+
+Owns which requests are answered, and which of a call's failures are told as an answer. The other ones, where
+no answer came back, the drop-ins raise as the errors of their own library.
+"""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from fastroute import errors, wire_openai
+from fastroute.client import Client
+from fastroute.stream import Stream
+from fastroute.types import Completion
+
+COMPLETIONS = "/chat/completions"
+
+
+@frozen
+class Answer:
+    """An HTTP answer; its body is in ``body``, or still to come from ``stream``."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = field(default=b"", repr=False)
+    stream: Stream | None = None
+
+
+def unanswered(error: errors.Error) -> bool:
+    """Whether an error means that no answer came back, which HTTP has no way to tell.
+
+    An answer that made no sense is not among them: a proxy would tell it as 502, and so is it told here.
+    """
+    if isinstance(error, errors.APIConnectionError):
+        return not isinstance(error, errors.UpstreamProtocolError)
+    return isinstance(error, errors.DeadlineExceeded)
+
+
+def complete(client: Client, body: bytes, route: str | None, timeout: float | None) -> Answer:
+    """The answer to ``POST /chat/completions``.
+
+    Raises:
+        APIConnectionError, DeadlineExceeded: those that are `unanswered`.
+    """
+    try:
+        reply = wire_openai.parse(body, route=route).run(client, timeout=timeout)
+    except errors.Error as error:
+        if unanswered(error):
+            raise
+        return Answer(*wire_openai.error_response(error))
+    if isinstance(reply, Completion):
+        headers = {**wire_openai.JSON_HEADERS, **wire_openai.route_headers(reply.route)}
+        return Answer(200, headers, wire_openai.answer_bytes(reply))
+    headers = {**wire_openai.STREAM_HEADERS, **wire_openai.route_headers(reply.route, running=True)}
+    return Answer(200, headers, stream=reply)
+
+
+def models(client: Client, name: str | None) -> Answer:
+    """The answer to ``GET /models`` and ``GET /models/NAME``."""
+    try:
+        body = wire_openai.models_bytes(client) if name is None else wire_openai.model_bytes(client, name)
+    except errors.Error as error:
+        return Answer(*wire_openai.error_response(error))
+    return Answer(200, dict(wire_openai.JSON_HEADERS), body)

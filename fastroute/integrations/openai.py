@@ -1,0 +1,153 @@
+"""A drop-in for the OpenAI SDK: the HTTP client that it is given hands its requests to fastroute instead.
+
+    openai.OpenAI(http_client=fastroute.integrations.openai.http_client(client))
+
+Owns the translation between httpx's values and a call, for httpx and for httpx2, on which the SDK's version 2
+and 3 are built. Nothing goes over a socket before the call to the provider.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NoReturn
+
+from fastroute import errors, wire_openai
+from fastroute.client import Client
+from fastroute.stream import Stream
+
+from . import _answer
+
+_MODELS = "/models"
+
+
+def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> Any:
+    """An HTTP client for ``openai.OpenAI(http_client=...)`` that routes by way of a client.
+
+    Chat completions are routed, and ``models.list`` and ``models.retrieve`` name what can be asked for. All
+    else goes to ``base``; without one it is answered with a 404 that says so. The SDK's ``api_key`` and other
+    headers go nowhere but to ``base``. Routing words are given as ``extra_body={"route": {...}}``.
+
+    Errors are the SDK's own, and it does not retry them: what could be tried again has been. The SDK's
+    ``timeout`` is the time a whole call may take; where none is given it is the client's own.
+
+    Args:
+        client: routes the calls; it is not closed with the SDK's client.
+        base: a transport for all other requests, such as ``httpx2.HTTPTransport()``; closed with the result.
+        httpx: the module to build on, httpx or httpx2; default: the one that the installed SDK is built on.
+
+    Returns:
+        An ``httpx.Client`` or ``httpx2.Client``.
+
+    Raises:
+        ModuleNotFoundError: neither the SDK nor ``httpx`` is there.
+
+    Thread safety: as a client's, for all threads. `openai.AsyncOpenAI` does not take it: there is no event
+    loop in fastroute.
+    """
+    module = _sdk_httpx() if httpx is None else httpx
+    # No time-out of its own: the SDK then has none by default, and the client's applies.
+    return module.Client(
+        transport=transport(client, base=base, httpx=module),
+        timeout=None,
+        follow_redirects=True,
+        trust_env=False,
+    )
+
+
+def transport(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> Any:
+    """The transport alone, for an HTTP client of one's own; the arguments are `http_client`'s."""
+    module = _sdk_httpx() if httpx is None else httpx
+    return _transport_class(module)(client, base)
+
+
+def _sdk_httpx() -> ModuleType:
+    try:
+        sdk = importlib.import_module("openai")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the drop-in for the OpenAI SDK needs it: pip install openai", name="openai"
+        ) from error
+    major = int(sdk.__version__.partition(".")[0])
+    return importlib.import_module("httpx2" if major >= 3 else "httpx")
+
+
+@functools.cache
+def _transport_class(httpx: Any) -> Any:
+    """The transport for one of the two modules, which share their names but not their classes."""
+
+    class Events(httpx.SyncByteStream):  # type: ignore[misc]
+        """A stream's events as a response's body."""
+
+        def __init__(self, stream: Stream) -> None:
+            self._stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from wire_openai.events(self._stream)
+
+        def close(self) -> None:
+            self._stream.close()
+
+    class RoutingTransport(httpx.BaseTransport):  # type: ignore[misc]
+        """Answers requests to OpenAI's API by way of a client."""
+
+        def __init__(self, client: Client, base: Any) -> None:
+            self._client = client
+            self._base = base
+
+        def handle_request(self, request: Any) -> Any:
+            answer = self._answer(request)
+            if answer is None:
+                if self._base is not None:
+                    return self._base.handle_request(request)
+                answer = _answer.Answer(*wire_openai.not_found(request.method, request.url.path))
+            if answer.stream is None:
+                return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
+            return httpx.Response(answer.status, headers=answer.headers, stream=Events(answer.stream))
+
+        def _answer(self, request: Any) -> _answer.Answer | None:
+            path = request.url.path.rstrip("/")
+            if request.method == "POST" and path.endswith(_answer.COMPLETIONS):
+                route = request.headers.get(wire_openai.ROUTE_HEADER)
+                try:
+                    return _answer.complete(self._client, request.read(), route, _seconds(request))
+                except errors.Error as error:
+                    _raise(httpx, request, error)
+            if request.method == "GET":
+                if path.endswith(_MODELS):
+                    return _answer.models(self._client, None)
+                _, found, name = path.rpartition(_MODELS + "/")
+                if found:
+                    return _answer.models(self._client, name)
+            return None
+
+        def close(self) -> None:
+            if self._base is not None:
+                self._base.close()
+
+    return RoutingTransport
+
+
+def _seconds(request: Any) -> float | None:
+    """The time a call may take: what was given for reading, since that is what takes long."""
+    read = request.extensions.get("timeout", {}).get("read")
+    if read is None:
+        return None
+    if not 0 < read < math.inf:
+        raise ValueError(f"timeout: a number of seconds above 0 is wanted, not {read!r}")
+    return float(read)
+
+
+def _raise(httpx: Any, request: Any, error: errors.Error) -> NoReturn:
+    """Raises what the one who asked knows as no answer."""
+    timed_out = isinstance(error, TimeoutError)
+    if "OpenAI/Python" in request.headers.get("user-agent", ""):
+        # The SDK tries again whatever httpx raises, but hands its own errors on.
+        sdk: Any = importlib.import_module("openai")
+        if timed_out:
+            raise sdk.APITimeoutError(request=request) from error
+        raise sdk.APIConnectionError(message=error.message, request=request) from error
+    raise (httpx.ReadTimeout if timed_out else httpx.ConnectError)(error.message, request=request) from error
