@@ -6,7 +6,8 @@ was routed (`route_headers`), the list of models (`models_bytes`). Nothing here 
 gateway each have their own way of moving the bytes. What goes to a provider is `providers/`.
 
 A caller in this process is trusted to send what it likes (`TRUSTED`); a stranger's body is held to sizes,
-to one meaning of every key, and to parameters that cannot steer where it is sent (`STRANGERS`).
+to one meaning of every key, and to parameters that cannot steer where it is sent (`STRANGERS`). What the
+parameters' values may be is the provider's to say, or the gateway's.
 """
 
 from __future__ import annotations
@@ -74,8 +75,6 @@ class Limits:
         max_depth: how deep lists and objects may be nested.
         max_keys: of all objects together; None for no limit.
         unique_keys: refuse an object with the same key twice, which readers take in different ways.
-        checked: hold OpenAI's own parameters to their types and ranges, instead of leaving that to the
-            provider.
         refused: parameters that are not taken.
     """
 
@@ -83,12 +82,11 @@ class Limits:
     max_depth: int = jsontext.MAX_DEPTH
     max_keys: int | None = None
     unique_keys: bool = False
-    checked: bool = False
     refused: frozenset[str] = frozenset()
 
 
 TRUSTED = Limits()
-STRANGERS = Limits(10 * 1024 * 1024, 64, 10_000, True, True, _STEERING)
+STRANGERS = Limits(10 * 1024 * 1024, 64, 10_000, True, _STEERING)
 
 
 @frozen
@@ -159,9 +157,6 @@ def parse(body: bytes, limits: Limits = TRUSTED, *, route: str | None = None) ->
         _refuse("route: an object of routing words is wanted", "route")
     if route is not None:
         words = {**_route_words(route, limits), **(words or {})}
-    if limits.checked:
-        _check_messages(messages)
-        _check_params(value)
     return Call(messages, model, bool(stream), words, value)
 
 
@@ -239,112 +234,6 @@ _KINDS = {type(None): "null", bool: "boolean", int: "number", float: "number", s
 
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "object")
-
-
-# ----------------------------------------------------------------------------------- parameters of strangers
-
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_PARTS = ("file", "image_url", "input_audio", "refusal", "text")
-
-# Name → the types it may have in JSON (null always may be), and the least and greatest number.
-_KNOWN: Mapping[str, tuple[tuple[type, ...], float, float]] = {
-    "frequency_penalty": ((int, float), -2, 2),
-    "presence_penalty": ((int, float), -2, 2),
-    "temperature": ((int, float), 0, 2),
-    "top_p": ((int, float), 0, 1),
-    "n": ((int,), 1, 128),
-    "top_logprobs": ((int,), 0, 20),
-    "max_tokens": ((int,), 1, math.inf),
-    "max_completion_tokens": ((int,), 1, math.inf),
-    "seed": ((int,), -(2**63), 2**63 - 1),
-    "logprobs": ((bool,), 0, 0),
-    "parallel_tool_calls": ((bool,), 0, 0),
-    "store": ((bool,), 0, 0),
-    "user": ((str,), 0, 0),
-    "reasoning_effort": ((str,), 0, 0),
-    "service_tier": ((str,), 0, 0),
-    "stop": ((str, list), 0, 0),
-    "tools": ((list,), 0, 0),
-    "functions": ((list,), 0, 0),
-    "modalities": ((list,), 0, 0),
-    "tool_choice": ((str, dict), 0, 0),
-    "function_call": ((str, dict), 0, 0),
-    "response_format": ((dict,), 0, 0),
-    "stream_options": ((dict,), 0, 0),
-    "logit_bias": ((dict,), 0, 0),
-    "metadata": ((dict,), 0, 0),
-}
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
-}
-
-
-def _check_params(params: Mapping[str, Any]) -> None:
-    for name, (kinds, least, most) in _KNOWN.items():
-        value = params.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join(_WORDS[kind] for kind in kinds if kind is not int or float not in kinds)
-            _refuse(f"{name}: {wanted} is wanted, not a JSON {_kind(value)}", name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
-            _refuse(f"{name}: must be {_range(least, most)}", name)
-    for name in ("tools", "functions"):
-        for item in params.get(name) or ():
-            if not isinstance(item, dict):
-                _refuse(f"{name}: objects are wanted in it", name)
-    stop = params.get("stop")
-    if isinstance(stop, list) and not all(isinstance(word, str) for word in stop):
-        _refuse("stop: strings are wanted in it", "stop")
-
-
-def _range(least: float, most: float) -> str:
-    return f"at least {least}" if most == math.inf else f"from {least} to {most}"
-
-
-def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    for place, message in enumerate(messages):
-        where = f"messages[{place}]"
-        role = message.get("role")
-        if not isinstance(role, str) or role not in _ROLES:
-            _refuse(f"{where}.role: must be one of {', '.join(sorted(_ROLES))}", "messages")
-        calls = message.get("tool_calls")
-        if calls is not None and not (
-            isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
-        ):
-            _refuse(f"{where}.tool_calls: an array of objects is wanted", "messages")
-        content = message.get("content")
-        if content is None:
-            if role != "assistant":
-                _refuse(f"{where}.content: is missing", "messages")
-        elif isinstance(content, list):
-            for part in content:
-                if not isinstance(part, dict) or part.get("type") not in _PARTS:
-                    _refuse(
-                        f"{where}.content: parts must be objects whose type is one of {', '.join(_PARTS)}",
-                        "messages",
-                    )
-                _check_part(where, part)
-        elif not isinstance(content, str):
-            _refuse(f"{where}.content: a string or an array of parts is wanted", "messages")
-
-
-def _check_part(where: str, part: Mapping[str, Any]) -> None:
-    kind = part["type"]
-    if kind == "text" and not isinstance(part.get("text"), str):
-        _refuse(f"{where}.content: a part of type text has a text", "messages")
-    if kind == "image_url":
-        image = part.get("image_url")
-        url = image.get("url") if isinstance(image, dict) else None
-        if not isinstance(url, str) or not url.lower().startswith(("https://", "http://", "data:image/")):
-            _refuse(
-                f"{where}.content: image_url.url must begin with https://, http:// or data:image/", "messages"
-            )
 
 
 # -------------------------------------------------------------------------------------------------- answers

@@ -66,7 +66,7 @@ _LEASE_SLACK = 30.0  # seconds that a reservation in a key's budget outlives its
 
 _ANYBODY = Caller("")
 # Types and ranges are `schema.py`'s, as the document shows them.
-_READING = evolve(wire_openai.STRANGERS, checked=False)
+_READING = wire_openai.STRANGERS
 _MOST_BYTES = wire_openai.STRANGERS.max_bytes or 0
 
 
