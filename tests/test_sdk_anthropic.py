@@ -292,7 +292,7 @@ def test_077_a_spend_limit_is_not_asked_again(client: fastroute.Client, provider
 
 
 def test_a_key_in_the_environment_is_all_that_it_takes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("FASTROUTE_CONFIG", "OPENAI_API_KEY", "GEMINI_API_KEY"):
