@@ -15,7 +15,7 @@ from fastroute.testing import Provider
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
-PAGES = ["README.md", "docs/routing.md", "docs/ledger.md"]
+PAGES = ["README.md", "docs/routing.md", "docs/ledger.md", "docs/formats.md"]
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         )
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("FASTROUTE_CONFIG", raising=False)
+        monkeypatch.setenv("INHOUSE_KEY", "local-" + "k" * 20)
         yield
 
 
