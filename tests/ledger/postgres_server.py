@@ -106,7 +106,7 @@ class PostgresServer:
 
     def close(self) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)  # "fast": sessions are ended
+            self._process.send_signal(signal.SIGQUIT)  # at once: the folder goes with it
             self._process.wait()
         shutil.rmtree(self.folder)
 

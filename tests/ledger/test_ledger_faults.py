@@ -67,8 +67,8 @@ def test_a_full_disk_stops_no_call_and_is_caught_up_with(
         ledger.append(attempt(0, cost_nano=1))
         ledger.flush()
         filler = small_disk / "filler"
-        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while True:
+        with open(filler, "wb", buffering=0) as file:
+            while shutil.disk_usage(small_disk).free:
                 file.write(b"x" * 4096)
         for n in range(3000):
             ledger.append(attempt(n, cost_nano=1))
