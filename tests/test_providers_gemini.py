@@ -259,6 +259,7 @@ def test_a_message_of_an_earlier_answer_goes_back_as_it_is() -> None:
         ),
         ({"role": "assistant", "tool_calls": [{"type": "custom"}]}, "messages[1].tool_calls[0]"),
         ({"role": "assistant", "function_call": {"name": "f"}}, "messages[1].function_call"),
+        ({"role": "user", "name": "ann", "content": "x"}, "messages[1].name"),
         (7, "messages[1]"),
     ],
 )
@@ -285,7 +286,7 @@ def test_parameters() -> None:
         max_tokens=70,
         stop="end",
         seed=0,
-        presence_penalty=0,
+        presence_penalty=-1,
         frequency_penalty=0.5,
         n=2,
         logprobs=True,
@@ -300,7 +301,7 @@ def test_parameters() -> None:
         "maxOutputTokens": 50,
         "stopSequences": ["end"],
         "seed": 0,
-        "presencePenalty": 0,
+        "presencePenalty": -1,
         "frequencyPenalty": 0.5,
         "candidateCount": 2,
         "responseLogprobs": True,
@@ -310,10 +311,12 @@ def test_parameters() -> None:
 
 
 def test_nothing_asked_is_nothing_sent() -> None:
-    nothing = dict.fromkeys(
+    nothing: dict[str, Any] = dict.fromkeys(
         ["temperature", "stop", "tools", "tool_choice", "response_format", "reasoning_effort", "logit_bias"]
     )
+    nothing.update(n=1, presence_penalty=0, logprobs=False, store=False, logit_bias={}, service_tier="auto")
     assert sent(**nothing).keys() == {"contents"}
+    assert sent(service_tier="flex")["serviceTier"] == "flex"
 
 
 @pytest.mark.parametrize(("wanted", "limit"), [(1000, 100), (100, 100), (0, 0), (-1, None), ("x", "x")])
@@ -397,6 +400,9 @@ def test_tool_choice(choice: Any, strict: bool, calling: dict[str, Any]) -> None
     "params",
     [
         {"logit_bias": {"5": 1}},
+        {"store": True},
+        {"metadata": {"a": "b"}},
+        {"service_tier": "scale"},
         {"audio": {"voice": "x"}},
         {"functions": [{}]},
         {"prediction": {}},
@@ -486,7 +492,8 @@ def test_an_answer_with_thoughts_text_images_and_calls() -> None:
     ],
 )
 def test_finish_reasons(reason: str, finish: str) -> None:
-    assert decoded(answer({"text": "x"}, finish=reason)).choices[0].finish_reason == finish
+    (choice,) = decoded(answer({"text": "x"}, finish=reason)).choices
+    assert (choice.finish_reason, choice.stop_reason) == (finish, reason)
 
 
 def test_056_safety_without_any_text() -> None:

@@ -323,6 +323,8 @@ def _choice_shape(
     result = candidate.get("logprobsResult")
     if isinstance(result, dict):
         raw["logprobs"] = {"content": _logprobs(result)}
+    if reason is not None:
+        raw["stop_reason"] = candidate.get("finishReason")
     raw.update({name: candidate[name] for name in _KEPT if candidate.get(name) is not None})
     return raw
 

@@ -3,10 +3,10 @@
 Owns the translation of messages, parts, tools and parameters. Addresses, answers and errors are
 `gemini.py`'s.
 
-Parameters that steer the answer and that Gemini has no word for are an error which names them; those that
-only label a request (`LABELS`) are left out; what is known to neither side goes out at the top of the body
-as it came in, so ``safetySettings``, ``cachedContent`` and a ``generationConfig`` of the caller's own (laid
-over ours) work. A part or tool that is written in Gemini's shape already stays as it is.
+Parameters that Gemini has no word for are an error which names them, unless their value asks for nothing;
+those that are mere labels and hints are left out. What is known to neither side goes out at the top of the
+body as it came in, so ``safetySettings``, ``cachedContent`` and a ``generationConfig`` of the caller's own
+(laid over ours) work. A part or tool that is written in Gemini's shape already stays as it is.
 """
 
 from __future__ import annotations
@@ -22,10 +22,20 @@ from fastroute import errors, types
 from . import jsontext
 from .base import Target
 
-# They say who asks or how to book it, and nothing about the answer.
-LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "store", "service_tier"})
+# They say who asks, or help OpenAI's own caches and streams, and nothing about the answer.
+LABELS = frozenset(
+    {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream_options"}
+)
 # What the models of version 2 think at most, in tokens; those from 3 on are given the word itself.
-_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
+_BUDGETS = {
+    "none": 0,
+    "minimal": 1024,
+    "low": 1024,
+    "medium": 8192,
+    "high": 24576,
+    "xhigh": 24576,
+    "max": 24576,
+}
 _LEVELS = {"none": "minimal", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high"}
 _VERSION = re.compile(r"gemini-(\d+)")
 # From version 3 on a call in the history must carry the signature of the thoughts that led to it. A call that
@@ -55,8 +65,8 @@ _TRANSLATED = frozenset(
         "tool_choice",
         "parallel_tool_calls",
         "modalities",
+        "service_tier",
         "stream",
-        "stream_options",
         "generationConfig",
         # They are the request itself; what params say beside it does not count.
         "model",
@@ -64,17 +74,26 @@ _TRANSLATED = frozenset(
         "contents",
     }
 )
-_WITHOUT_A_WORD = frozenset(
-    {
-        "audio",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "prediction",
-        "verbosity",
-        "web_search_options",
-    }
-)
+# With the values under which they ask for nothing.
+_WITHOUT_A_WORD: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "function_call": (),
+    "functions": (),
+    "logit_bias": ({},),
+    "metadata": ({},),
+    "prediction": (),
+    "store": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+_NOTHING: Mapping[str, Any] = {
+    "n": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logprobs": False,
+    "top_logprobs": 0,
+}
+_SERVICE_TIERS = {"auto": None, "default": "standard", "flex": "flex", "priority": "priority"}
 
 
 def body_of(request: types.Request, target: Target) -> dict[str, Any]:
@@ -97,10 +116,17 @@ def body_of(request: types.Request, target: Target) -> dict[str, Any]:
     generation = _generation(params, target)
     if generation:
         body["generationConfig"] = generation
+    tier = params.get("service_tier")
+    if tier is not None:
+        if tier not in _SERVICE_TIERS:
+            raise _refused("service_tier", f"must be one of {', '.join(_SERVICE_TIERS)}")
+        if _SERVICE_TIERS[tier] is not None:
+            body["serviceTier"] = _SERVICE_TIERS[tier]
     for name, value in params.items():
-        if name in _WITHOUT_A_WORD and value is not None:
-            raise _refused(name, "Gemini has no such parameter; leave it out, or ask another model")
-        if name not in _TRANSLATED and name not in _WITHOUT_A_WORD and name not in LABELS:
+        if name in _WITHOUT_A_WORD:
+            if value is not None and value not in _WITHOUT_A_WORD[name]:
+                raise _refused(name, "the gemini format has no such parameter; leave it out")
+        elif name not in _TRANSLATED and name not in LABELS:
             body[name] = value
     return body
 
@@ -141,6 +167,8 @@ def _conversation(
         path = f"messages[{place}]"
         message = _mapping(each, path)
         role = message.get("role")
+        if message.get("name") is not None and role != "tool":
+            raise _refused(f"{path}.name", "the gemini format has no names of participants; leave it out")
         if role == "tool":
             part = _result(message, names, path)
             # All results of one turn stand in one turn of the user's, or Gemini takes the rest for missing.
@@ -357,7 +385,9 @@ def _calling(params: Mapping[str, Any], strict: bool) -> dict[str, Any]:
 
 def _generation(params: Mapping[str, Any], target: Target) -> dict[str, Any]:
     found: dict[str, Any] = {
-        theirs: params[ours] for ours, theirs in _SAMPLING.items() if params.get(ours) is not None
+        theirs: params[ours]
+        for ours, theirs in _SAMPLING.items()
+        if params.get(ours) is not None and params[ours] != _NOTHING.get(ours)
     }
     limit = params.get("max_completion_tokens")
     if limit is None:
