@@ -379,6 +379,71 @@ def test_any_conversation_becomes_one_that_is_taken(messages: list[dict[str, Any
     )
 
 
+NAMES = st.sampled_from(
+    [
+        "role",
+        "content",
+        "type",
+        "text",
+        "image_url",
+        "url",
+        "file",
+        "file_data",
+        "tool_calls",
+        "tool_call_id",
+        "id",
+        "function",
+        "name",
+        "arguments",
+        "parameters",
+        "json_schema",
+        "schema",
+        "properties",
+        "user",
+        "assistant",
+        "system",
+        "tool",
+        "data:image/png;base64,AA==",
+    ]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": ANYTHING},
+    optional={"tool_calls": ANYTHING, "tool_call_id": ANYTHING, "thinking_blocks": ANYTHING},
+)
+PARAMETERS = [
+    "temperature",
+    "stop",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "reasoning_effort",
+    "user",
+    "metadata",
+    "service_tier",
+    "n",
+    "output_config",
+]
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(MESSAGE | ANYTHING, min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(PARAMETERS), ANYTHING, max_size=3),
+)
+def test_whatever_is_asked_is_sent_or_refused(messages: list[Any], given_params: dict[str, Any]) -> None:
+    request = types.Request("claude", messages, given_params)
+    try:
+        json.loads(ANTHROPIC.encode(request, TARGET))
+    except errors.BadRequestError:
+        pass
+
+
 def test_a_request_inside_itself_or_of_no_json_is_refused() -> None:
     loop: dict[str, Any] = {"type": "object"}
     loop["properties"] = {"a": loop}

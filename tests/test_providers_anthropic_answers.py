@@ -446,3 +446,77 @@ def test_other_blocks_and_citations() -> None:
         {"citations": [cited]},
         {"content": "llo"},
     ]
+
+
+# ------------------------------------------------------------------------------------------------- anything
+
+WORDS = st.sampled_from(
+    [
+        "type",
+        "index",
+        "delta",
+        "content_block",
+        "message",
+        "usage",
+        "text",
+        "thinking",
+        "partial_json",
+        "input",
+        "id",
+        "name",
+        "stop_reason",
+        "content",
+        "error",
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+        "text_delta",
+        "input_json_delta",
+        "thinking_delta",
+        "signature_delta",
+        "tool_use",
+        "end_turn",
+    ]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 3) | WORDS | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(ANYTHING)
+def test_whatever_comes_is_an_answer_or_an_error_of_ours(value: Any) -> None:
+    try:
+        decode(value)
+    except errors.APIError:
+        pass
+    ANTHROPIC.decode_error(400, {}, json.dumps(value).encode(), TARGET)
+
+
+KINDS = ["content_block_start", "content_block_delta", "content_block_stop", "message_delta", "message_stop"]
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda kind, fields: sse.Event(kind, json.dumps({**fields, "type": kind})),
+            st.sampled_from(KINDS),
+            st.fixed_dictionaries(
+                {"index": st.sampled_from([0, 1]) | ANYTHING},
+                optional={"delta": ANYTHING, "content_block": ANYTHING, "usage": ANYTHING},
+            ),
+        )
+        | st.just(START)
+        | st.builds(lambda value: sse.Event("x", json.dumps(value)), ANYTHING),
+        max_size=6,
+    )
+)
+def test_whatever_is_streamed_is_an_answer_or_an_error_of_ours(given_events: list[sse.Event]) -> None:
+    try:
+        run(opened(), *given_events).completion()
+    except errors.APIError:
+        pass
