@@ -49,7 +49,7 @@ from .keyring import Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, Limits, tokens_of
 from .models import Served
-from .schema import checker
+from .schema import INTEGERS, checker
 
 log = logging.getLogger("fastroute")
 
@@ -212,9 +212,7 @@ class Gateway:
         route = self._route(environ, asked.route or {}, caller)
         if "tier" in route:
             served.tier_asked_for(route["tier"], caller)
-        params = asked.params
-        if not asked.stream and "stream_options" in params:
-            params = {name: value for name, value in params.items() if name != "stream_options"}
+        params = _tidied(asked)
         call = evolve(asked, model=model, route=route, params=params)
         tokens = tokens_of(call.messages, params) if caller.tpm is not None else 0
         permit = self._limits.admit(caller, tokens)
@@ -308,6 +306,17 @@ def _password(header: str) -> bytes:
         return base64.b64decode(match[1], validate=True).partition(b":")[2] if match else b""
     except binascii.Error:
         return b""
+
+
+def _tidied(call: wire_openai.Call) -> dict[str, Any]:
+    """The parameters as providers take them: whole numbers as such, stream_options with streams only."""
+    params = dict(call.params)
+    for name in INTEGERS:
+        if type(params.get(name)) is float:
+            params[name] = int(params[name])
+    if not call.stream:
+        params.pop("stream_options", None)
+    return params
 
 
 def _whole(call: wire_openai.Call) -> dict[str, Any]:

@@ -50,7 +50,10 @@ _PARTS: dict[str, Json] = {
                 {
                     # Never fetched here. An address that only the provider's network could reach, or a file,
                     # is nothing that a caller may have it look at.
-                    "url": {"type": "string", "pattern": "^(https://[^/?#\\s]|data:image/)"},
+                    "url": {
+                        "type": "string",
+                        "pattern": "^(https://[^/?#\\s]|data:image/)[^\\u0000-\\u0020]*$",
+                    },
                     "detail": {"enum": ["auto", "low", "high"]},
                 },
                 ("url",),
@@ -140,6 +143,26 @@ _MESSAGES: dict[str, Json] = {
     ),
 }
 
+_FORMATS: dict[str, Json] = {
+    "text": _object({"type": {"const": "text"}}, ("type",)),
+    "json_object": _object({"type": {"const": "json_object"}}, ("type",)),
+    "json_schema": _object(
+        {
+            "type": {"const": "json_schema"},
+            "json_schema": _object(
+                {
+                    "name": _FUNCTION_NAME,
+                    "description": {"type": "string"},
+                    "schema": {"type": "object"},
+                    "strict": _optional(type="boolean"),
+                },
+                ("name",),
+            ),
+        },
+        ("type", "json_schema"),
+    ),
+}
+
 ROUTE = _object(
     {
         "tier": _optional(type="string", minLength=1, maxLength=200),
@@ -163,7 +186,7 @@ REQUEST = _object(
         "messages": {
             "type": "array",
             "minItems": 1,
-            "maxItems": 5000,
+            "maxItems": 2000,
             "items": {
                 "oneOf": [{"$ref": f"#/components/schemas/Message_{role}"} for role in _MESSAGES],
                 "discriminator": {"propertyName": "role"},
@@ -235,22 +258,10 @@ REQUEST = _object(
         "parallel_tool_calls": _optional(type="boolean"),
         "response_format": {
             "anyOf": [
-                _object({"type": {"enum": ["text", "json_object"]}}, ("type",)),
-                _object(
-                    {
-                        "type": {"const": "json_schema"},
-                        "json_schema": _object(
-                            {
-                                "name": _FUNCTION_NAME,
-                                "description": {"type": "string"},
-                                "schema": {"type": "object"},
-                                "strict": _optional(type="boolean"),
-                            },
-                            ("name",),
-                        ),
-                    },
-                    ("type", "json_schema"),
-                ),
+                {
+                    "oneOf": [{"$ref": f"#/components/schemas/Format_{kind}"} for kind in _FORMATS],
+                    "discriminator": {"propertyName": "type"},
+                },
                 {"type": "null"},
             ]
         },
@@ -269,11 +280,16 @@ REQUEST = _object(
     ("messages",),
 )
 
+INTEGERS = tuple(
+    name for name, schema in REQUEST["properties"].items() if "integer" in schema.get("type", ())
+)
+
 COMPONENTS: dict[str, Json] = {
     "Request": REQUEST,
     "Route": ROUTE,
     **{f"Message_{role}": schema for role, schema in _MESSAGES.items()},
     **{f"Part_{kind}": schema for kind, schema in _PARTS.items()},
+    **{f"Format_{kind}": schema for kind, schema in _FORMATS.items()},
 }
 
 
@@ -332,9 +348,12 @@ def _compiled(schema: Json) -> Check:
         kind: checks.get(name) for name in reversed(names) for kind in _KINDS[name]
     }
     wanted = " or ".join(names)
+    whole = "integer" in names
 
     def check(value: Any, path: str) -> None:
         kind = type(value)
+        if whole and kind is float and value.is_integer():
+            kind = int  # to JSON Schema 2.0 is an integer
         if kind not in by_type:
             raise _refused(path, f"must be of type {wanted}")
         inner = by_type[kind]
@@ -394,7 +413,9 @@ def _by_tag(schemas: list[Json], tag: str) -> Check:
 
 def _string(rest: Json) -> Check | None:
     least, most = rest.pop("minLength", 0), rest.pop("maxLength", None)
-    pattern = re.compile(rest.pop("pattern")) if "pattern" in rest else None
+    shown = rest.pop("pattern", None)
+    # JSON Schema's $ is the end of the text and nothing else.
+    pattern = None if shown is None else re.compile(re.sub(r"\$\Z", r"\\Z", shown))
     if not least and most is None and pattern is None:
         return None
 
@@ -403,8 +424,8 @@ def _string(rest: Json) -> Check | None:
             raise _refused(path, f"must have at least {least} characters")
         if most is not None and len(value) > most:
             raise _refused(path, f"must have at most {most} characters")
-        if pattern is not None and (not pattern.search(value) or value.endswith("\n")):
-            raise _refused(path, f"must match {pattern.pattern}")
+        if pattern is not None and not pattern.search(value):
+            raise _refused(path, f"must match {shown}")
 
     return check
 
@@ -470,4 +491,4 @@ def _mapping(rest: Json) -> Check | None:
     return check
 
 
-__all__ = ["COMPONENTS", "REQUEST", "ROUTE", "checker"]
+__all__ = ["COMPONENTS", "INTEGERS", "REQUEST", "ROUTE", "checker"]
