@@ -326,6 +326,8 @@ class Ledger:
             with closing(self._writer.connect()) as database:
                 yield database
         except (Unavailable, Refused, Corrupt, ConfigError) as error:
+            if isinstance(error, Corrupt) and not self._closed:
+                self._writer.suspect()
             raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from error
 
 

@@ -62,6 +62,13 @@ class Database(Protocol):
     def replaced(self) -> bool:
         """Whether the place now names another database than the one this connection writes to."""
 
+    def check(self) -> None:
+        """Looks for damage; in a file that takes about a second a gigabyte.
+
+        Raises:
+            Corrupt: there is some.
+        """
+
     def close(self) -> None:
         """Closes the connection."""
 

@@ -328,6 +328,12 @@ class Journal:
         segment.retired = True
         self._retired.append(segment)
 
+    def reread(self) -> None:
+        """Takes every record still on file for one that is nowhere else: the database has forgotten it."""
+        for segment in (*self._retired, self._segment):
+            if segment is not None:
+                segment.spilled = True
+
     def retired(self) -> tuple[Segment, ...]:
         """Segments that a newer one has taken over from."""
         return tuple(self._retired)

@@ -372,6 +372,9 @@ class Session:
     def replaced(self) -> bool:
         return False
 
+    def check(self) -> None:
+        """Nothing: that is the server's business."""
+
     def close(self) -> None:
         with self._cutting:
             self._connection.close()

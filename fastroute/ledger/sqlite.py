@@ -441,11 +441,6 @@ class Database:
         return (found.st_dev, found.st_ino) != self._inode
 
     def check(self) -> None:
-        """Reads the whole file for damage; takes about a second a gigabyte.
-
-        Raises:
-            Corrupt: it is damaged.
-        """
         with self._judging():
             (verdict,) = self._open.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":

@@ -66,6 +66,7 @@ class Writer:
         self._awake = False
         self._hurry = True  # the first round comes at once: it also drains what killed processes left
         self._stopping = False
+        self._suspect = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._database: Database | None = None
@@ -130,6 +131,13 @@ class Writer:
         self._lost += 1
         self.journal_failed(error)
 
+    def suspect(self) -> None:
+        """Hears that a reader met damage; the thread looks into it, and sets the database aside if so."""
+        self._suspect = True
+        self._hurry = True
+        self._awake = True
+        self._wake()
+
     def journal_failed(self, error: OSError) -> None:
         """Hears that the journal could not be written."""
         self._journal_failed_at = time.monotonic()
@@ -192,6 +200,11 @@ class Writer:
     def _round(self) -> bool:
         """Commits all that waits; False if the database would not take it."""
         try:
+            if self._suspect:
+                self._disconnect()
+                self._database = self.connect()
+                self._database.check()
+                self._suspect = False
             if "database" in self._troubles and self._database is None:
                 self._database = (
                     self.connect()
@@ -249,6 +262,7 @@ class Writer:
             if not self._database.replaced:
                 return
             self._disconnect()
+            self._journal.reread()
             self._announce(f"the database {self.name} was removed or replaced; a new one is in use")
 
     def _insert_singly(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -331,11 +345,13 @@ class Writer:
     def set_aside(self, damage: Corrupt) -> None:
         """Has a damaged database put out of the way, so that a new one can take its place."""
         self._disconnect()
+        self._suspect = False
         try:
             said = self._place.set_aside(damage)
         except OSError as error:
             self.trouble("database", f"the database is damaged ({damage}) and cannot be set aside: {error}")
             return
+        self._journal.reread()
         if said is not None:
             self._announce(said)
 

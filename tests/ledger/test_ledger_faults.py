@@ -191,7 +191,7 @@ def test_a_replaced_file_is_noticed_and_said(
             os.unlink(f"{path}{ending}")
         os.rename(tmp_path / "restored.db", path)
         ledger.append(attempt(1, cost_nano=10))
-        assert ledger.spent() == 1010
+        assert ledger.spent() == 1011
         assert "removed or replaced" in heard[0].reason
 
 
