@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from fastroute import _core
+from fastroute.line import Line
 
 from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, need
 
@@ -278,20 +279,27 @@ def _endpoint() -> _core.Endpoint:
 
 
 def in_line(_: ExitStack) -> Callable[[], int]:
-    """As the dispatcher does: ask; if refused, reserve a time, sleep once, go in."""
-    found = _endpoint()
+    """As the dispatcher: ask; if refused, or if others wait already, reserve a time, sleep once, go in."""
+    found, line = _endpoint(), Line()
 
     def acquire() -> int:
-        asked = 1
-        ticket = found.admit(1)
-        while ticket < 0:
-            asked += 1
-            wait = found.reserve(1, 10**10)
-            if wait >= 0:
-                time.sleep(wait / 1e9)
-                ticket = found.admit(1, 0, True)
-        found.finish(ticket, _core.OK, 0.001)
-        return asked
+        asked = 0
+        if not line.reserved("waiting"):
+            asked = 1
+            ticket = found.admit(1)
+            if ticket >= 0:
+                found.finish(ticket, _core.OK, 0.001)
+                return asked
+        place = line.enter(1)
+        try:
+            while True:
+                asked += 1
+                ticket = line.sleep(place, "waiting", found, 1, 10.0)
+                if ticket >= 0:
+                    found.finish(ticket, _core.OK, 0.001)
+                    return asked
+        finally:
+            line.leave(place)
 
     return acquire
 
@@ -354,7 +362,7 @@ TRIALS = (
         },
         seconds=3.0,
         rounds=3,
-        note="asks: 0 where the package does not tell; in line, a refusal is one, the reservation another; "
+        note="asks: 0 where the package does not tell; in line, a refusal is one, a reservation another; "
         "a window lets a second's worth go at once",
     ),
 )

@@ -34,8 +34,9 @@ class Attempts:
         """
         sending = Sending(self.sinks, call, wire, grant)
         limit = wire.endpoint.provider.timeout or call.estimate.timeout
-        exchange = sending.open(False, limit, limit)
+        exchange = None
         try:
+            exchange = sending.open(False, limit, limit)
             body = exchange.body()
             sending.check_status(exchange, body)
             completion = wire.format.decode(body, call.request, wire.target)
@@ -78,15 +79,15 @@ class Attempts:
         scale = 1.0 + call.estimate.input_tokens / 10_000
         limit = wire.endpoint.provider.timeout or wire.endpoint.core.ttft_timeout() * scale
         policy = self._policy
-        exchange = sending.open(True, limit, max(limit, policy.idle_timeout))
-        reader = None
+        exchange = None
         try:
+            exchange = sending.open(True, limit, max(limit, policy.idle_timeout))
             if exchange.status != 200:
                 sending.check_status(exchange, exchange.body())
             reader = StreamReader(exchange, wire, call, policy.idle_timeout, policy.ping_timeout)
             head = reader.head()
         except BaseException as error:
-            if isinstance(error, errors.APITimeoutError):
+            if isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed):
                 wire.endpoint.core.record_ttft_timeout()
             sending.failed(error, exchange)
             raise

@@ -23,7 +23,7 @@ from .plan import Plan
 from .quality import Validator
 from .router import Router
 from .stream import Stream
-from .types import Completion, Compress, Request, RouteOptions, usd_to_nano
+from .types import PRIORITIES, Completion, Compress, Request, RouteOptions, usd_to_nano
 
 _ROUTE_WORDS = tuple(fields_dict(RouteOptions))
 
@@ -340,6 +340,8 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
             _number(f"route.{name}", value)
     if options.deadline is not None:
         _seconds("route.deadline", options.deadline)
+    if not isinstance(options.priority, str) or options.priority not in PRIORITIES:
+        raise errors.BadRequestError(f"route.priority: one of {', '.join(PRIORITIES)} is wanted")
     if options.validate is not None:
         Validator.of(options.validate)
     return evolve(options, tags=dict(tags)) if tags else options

@@ -11,9 +11,10 @@ or an outage of one provider would use up what is meant to end it.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
@@ -24,11 +25,12 @@ from . import _core, errors, events
 from .attempt import Attempts
 from .catalog import Model
 from .config import Policy, QualityConfig
+from .line import ALL, RANKS, Line, Place
 from .plan import Plan
 from .quality import with_feedback
 from .retry import Action, RetryPolicy
 from .sending import Call, Grant, Wire
-from .state import Endpoint
+from .state import Endpoint, State
 from .stream import Stream
 from .types import Completion, Usage
 
@@ -36,16 +38,15 @@ log = logging.getLogger("fastroute")
 
 _Answer = TypeVar("_Answer", Completion, Stream)
 
-# A call that waits for a permit looks again after so many seconds: another process may have freed one.
-_POLL = 0.02
-_REAP = 1.0  # seconds between two looks for what killed workers held
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
+_SOON = 0.02  # seconds that a wait for a permit is taken to last
 
 
 @frozen
 class _Refusal:
     """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
 
+    name: str
     endpoint: Endpoint
     tier: str | None
     reason: int
@@ -60,6 +61,7 @@ class _Progress:
         "excluded",
         "failed",
         "failed_slowly",
+        "place",
         "primary",
         "refused",
         "retry",
@@ -75,6 +77,7 @@ class _Progress:
         # Tried, and may be asked again: with what each failed last, the longest ago first.
         self.retry: list[tuple[Endpoint, errors.APIError]] = []
         self.refused: list[_Refusal] = []
+        self.place: Place | None = None  # in line, while it waits
         self.primary: errors.Error | None = None
         self.failed: Endpoint | None = None
         self.failed_slowly = False
@@ -89,35 +92,6 @@ class _Progress:
             self.chain = (chain, model)
 
 
-class Line:
-    """The calls of this process that wait for a limit: one line, whatever configuration each began under.
-
-    Thread safety: all methods.
-    """
-
-    def __init__(self) -> None:
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """In a forked child: nobody waits here."""
-        self.waiting = 0
-        self.free = threading.Condition()
-        self._reaped = 0.0
-
-    def reap(self, core: _core.Endpoint) -> None:
-        """Takes back, at most once a second, what killed workers held: a call is about to wait for it."""
-        now = time.monotonic()
-        if now >= self._reaped + _REAP:
-            self._reaped = now
-            core.segment.reap()
-
-    def freed(self) -> None:
-        """Tells calls that wait for a permit that one was given back."""
-        if self.waiting:
-            with self.free:
-                self.free.notify_all()
-
-
 class Dispatcher:
     """Runs calls.
 
@@ -127,6 +101,7 @@ class Dispatcher:
         retries: what may be done about an error.
         wires: by endpoint name.
         line: where calls wait for a limit.
+        state: the permits of all endpoints together, and how often a breaker may be hurried.
 
     Thread safety: all methods; a call runs in its caller's thread.
     """
@@ -139,6 +114,7 @@ class Dispatcher:
         wires: Mapping[str, Wire],
         attempts: Attempts,
         line: Line,
+        state: State,
     ) -> None:
         self._policy = policy
         self._quality = quality
@@ -147,6 +123,7 @@ class Dispatcher:
         self._attempts = attempts
         self._random = random.Random()
         self._line = line
+        self._state = state
 
     def after_fork(self) -> None:
         """In a forked child: other random choices than the parent's."""
@@ -170,7 +147,8 @@ class Dispatcher:
         progress = _Progress()
         try:
             while True:
-                endpoint, grant = self._admit(call, plan, progress)
+                grant = self._admit(call, plan, progress)
+                endpoint = grant.endpoint
                 first = endpoint.name not in progress.tried
                 if first:
                     progress.tried.add(endpoint.name)
@@ -191,6 +169,9 @@ class Dispatcher:
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
+        finally:
+            if call.held is not None:  # interrupted between being let in and sending
+                self._give_back(call)
 
     def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
         """The plan for another answer after one that failed its check; raises when that was the last."""
@@ -264,26 +245,78 @@ class Dispatcher:
 
     # --------------------------------------------------------------------------------------- being let in
 
-    def _admit(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant]:
+    def _admit(self, call: Call, plan: Plan, progress: _Progress) -> Grant:
         """The next endpoint that lets the call in, waiting if it must; raises when there is none."""
-        while True:
-            found = self._at_once(call, plan, progress)
-            if found is not None:
-                return found
-            found = self._after_waiting(call, plan, progress)
-            if found is not None:
-                return found
+        try:
+            while True:
+                found = self._at_once(call, plan, progress) or self._after_waiting(call, plan, progress)
+                if found is not None:
+                    return found
+        finally:
+            if progress.place is not None:
+                self._line.leave(progress.place)
+                progress.place = None
 
-    def _at_once(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant] | None:
+    def _at_once(self, call: Call, plan: Plan, progress: _Progress) -> Grant | None:
         progress.refused = []
-        for endpoint, tier in self._untried(call, plan, progress):
-            tokens = self._tokens(call, endpoint)
-            ticket = endpoint.core.admit(tokens)
-            if ticket >= 0:
+        untried = self._untried(call, plan, progress)
+        gate = self._pass_gate(call, progress)
+        if gate is None:
+            progress.refused = [
+                _Refusal(ALL, endpoint, tier, _core.BUSY, 0.0)
+                for endpoint, tier in itertools.islice(untried, 1)
+            ]
+            return None
+        for endpoint, tier in untried:
+            answer = self._ask(call, progress, endpoint, gate)
+            if answer >= 0 and call.held is not None:
                 call.tier = tier
-                return endpoint, Grant(ticket, tokens)
-            progress.refused.append(_Refusal(endpoint, tier, -ticket & 7, (-ticket >> 3) / 1e9))
+                return call.held
+            wait = (-answer >> 3) / 1e9
+            progress.refused.append(_Refusal(endpoint.name, endpoint, tier, -answer & 7, wait))
+        self._leave_gate(gate)
         return None
+
+    def _ask(self, call: Call, progress: _Progress, endpoint: Endpoint, gate: int) -> int:
+        """As `_core.Endpoint.admit`: a ticket, which the call now holds with the gate's, or a refusal."""
+        tokens = self._tokens(call, endpoint)
+        answer = self._behind(call, progress, endpoint.name) if self._line.waiting else 0
+        if answer >= 0:
+            answer = endpoint.core.admit(tokens)
+            if answer >= 0:
+                call.held = Grant(endpoint, answer, tokens, gate)
+        return answer
+
+    def _give_back(self, call: Call) -> None:
+        """Undoes what let a call in that does not go on."""
+        grant, call.held = call.held, None
+        if grant is not None:
+            grant.endpoint.core.undo(grant.ticket, grant.tokens)
+            self._line.freed(grant.endpoint.name)
+            self._leave_gate(grant.gate)
+
+    def _pass_gate(self, call: Call, progress: _Progress) -> int | None:
+        """A permit of all endpoints together; -1 where there is no such limit, None where it is used up."""
+        gate = self._state.gate
+        if gate is None:
+            return -1
+        if self._line.waiting and self._line.is_behind(ALL, _rank(call), progress.place):
+            return None
+        ticket = gate.admit()
+        return ticket if ticket >= 0 else None
+
+    def _leave_gate(self, ticket: int) -> None:
+        if ticket >= 0 and self._state.gate is not None:
+            self._state.gate.undo(ticket, 0)
+            self._line.freed(ALL)
+
+    def _behind(self, call: Call, progress: _Progress, name: str) -> int:
+        """Negative, as a refusal of the core's, where others wait whom this call must not overtake."""
+        if self._line.is_behind(name, _rank(call), progress.place):
+            return -_core.BUSY
+        # Times that are reserved are paid, so the core would refuse: to reserve one too is the next step.
+        wait = self._line.reserved(name)
+        return -(int(wait * 1e9) << 3 | _core.REQUESTS) if wait else 0
 
     def _untried(self, call: Call, plan: Plan, progress: _Progress) -> Iterator[tuple[Endpoint, str | None]]:
         if progress.chain is not None:
@@ -323,7 +356,7 @@ class Dispatcher:
             output = most
         return endpoint.calibration.apply(estimate.input_tokens) + output
 
-    def _after_waiting(self, call: Call, plan: Plan, progress: _Progress) -> tuple[Endpoint, Grant] | None:
+    def _after_waiting(self, call: Call, plan: Plan, progress: _Progress) -> Grant | None:
         """Sleeps for the shorter of: an untried endpoint's limit, a tried endpoint's back-off.
 
         Returns None when the untried ones should be asked again; raises when there is nothing to wait for.
@@ -333,91 +366,109 @@ class Dispatcher:
             raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.primary
         limited = min(
             (refusal for refusal in progress.refused if refusal.reason in _WAITABLE),
-            key=lambda refusal: refusal.wait or _POLL,
+            key=lambda refusal: refusal.wait or _SOON,
             default=None,
         )
-        pause = self._backoff(call, progress)
-        if limited is not None and (pause is None or limited.wait <= pause):
+        pause, endpoint = self._backoff(call, progress)
+        if limited is not None and (endpoint is None or limited.wait <= pause):
             return self._queue(call, progress, limited, left)
-        if pause is None or pause >= left:
-            raise self._exhausted(plan, progress)
-        endpoint, _ = progress.retry[0]
+        if endpoint is None or pause >= left:
+            found = self._hurried(call, plan, progress)
+            if found is None:
+                raise self._exhausted(plan, progress)
+            return found
+        progress.retry = [known for known in progress.retry if known[0] is not endpoint]
         if not self._affordable(call, plan, endpoint):
-            progress.retry.pop(0)
             return None
         if not endpoint.core.withdraw():
             if self._hooks.wanted:
                 self._hooks.emit(events.RetryBudgetExhausted(endpoint.name))
-            progress.retry.pop(0)
             return None
         time.sleep(pause)
         call.waited += pause
-        tokens = self._tokens(call, endpoint)
-        ticket = endpoint.core.admit(tokens)
-        if ticket >= 0:
-            return endpoint, Grant(ticket, tokens)
-        progress.retry.pop(0)
-        if -ticket & 7 in _WAITABLE:
+        gate = self._pass_gate(call, progress)
+        answer = -_core.BUSY if gate is None else self._ask(call, progress, endpoint, gate)
+        if answer >= 0:
+            return call.held
+        self._leave_gate(-1 if gate is None else gate)
+        if -answer & 7 in _WAITABLE:
             progress.tried.discard(endpoint.name)  # at its limit by now: it may be waited for like any other
         return None
 
-    def _backoff(self, call: Call, progress: _Progress) -> float | None:
-        """Seconds before the first endpoint that may be asked again, or None if there is none."""
+    def _backoff(self, call: Call, progress: _Progress) -> tuple[float, Endpoint | None]:
+        """Seconds until an endpoint may be asked again, and which: who named no time, the longest ago."""
         if not progress.retry:
-            return None
-        return self._retries.backoff(len(call.attempts) - 1, progress.retry[0][1], self._random.random())
+            return 0.0, None
+        endpoint, error = min(progress.retry, key=lambda known: known[1].retry_after or 0.0)
+        pause = self._retries.backoff(len(call.attempts) - 1, error, self._random.random())
+        return (math.inf if pause is None else pause), endpoint
 
-    def _queue(
-        self, call: Call, progress: _Progress, limited: _Refusal, left: float
-    ) -> tuple[Endpoint, Grant] | None:
+    def _hurried(self, call: Call, plan: Plan, progress: _Progress) -> Grant | None:
+        """Where every breaker is open: the one that would close first lets the call in as its probe.
+
+        Once a second at most, whichever process asks: what has recovered should not wait for its time while
+        nobody at all can be served.
+        """
+        if progress.primary is not None or any(each.reason != _core.BREAKER for each in progress.refused):
+            return None
+        opened = [(refusal.endpoint, refusal.tier) for refusal in progress.refused] or list(plan.opened())
+        if not opened or self._state.panic.acquire():
+            return None
+        endpoint, tier = min(opened, key=lambda each: each[0].core.reopens_in())
+        gate = self._pass_gate(call, progress)
+        if gate is not None and endpoint.core.hurry() and self._ask(call, progress, endpoint, gate) >= 0:
+            call.tier = tier
+            return call.held
+        self._leave_gate(-1 if gate is None else gate)
+        return None
+
+    def _queue(self, call: Call, progress: _Progress, limited: _Refusal, left: float) -> Grant | None:
         """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
-        policy = self._policy
+        policy, line = self._policy, self._line
         patience = min(left, policy.queue_timeout - call.waited)
-        if patience <= 0 or limited.wait > patience:
+        if patience <= 0 or (limited.wait > patience and line.reserved(limited.name) == 0):
             raise self._limited(progress)
-        line = self._line
-        if line.waiting >= policy.max_queue:
-            raise errors.RateLimitError(
-                f"{line.waiting} calls wait for limits already (policy.max_queue)",
-                retry_after=max(limited.wait, _POLL),
-            )
-        core = limited.endpoint.core
+        if progress.place is None:
+            if line.waiting >= policy.max_queue:
+                raise errors.RateLimitError(
+                    f"{line.waiting} calls wait for limits already (policy.max_queue)",
+                    retry_after=max(limited.wait, _SOON),
+                )
+            progress.place = line.enter(_rank(call))
         start = time.monotonic()
-        with line.free:
-            line.waiting += 1
         try:
             if limited.reason == _core.BUSY:
-                self._line.reap(core)
-                with line.free:
-                    line.free.wait(min(_POLL, patience))
+                busy = [refusal.name for refusal in progress.refused if refusal.reason == _core.BUSY]
+                waits = [refusal.wait for refusal in progress.refused if refusal.wait]
+                line.wait(progress.place, busy, limited.endpoint.core, min([patience, *waits]))
                 return None
-            found = self._sleep_in_line(call, core, limited.endpoint, patience)
-            if found is not None:
-                call.tier = limited.tier
-            return found
+            return self._sleep_in_line(call, progress, limited, patience)
         finally:
-            with line.free:
-                line.waiting -= 1
             call.waited += time.monotonic() - start
 
     def _sleep_in_line(
-        self, call: Call, core: _core.Endpoint, endpoint: Endpoint, patience: float
-    ) -> tuple[Endpoint, Grant] | None:
+        self, call: Call, progress: _Progress, limited: _Refusal, patience: float
+    ) -> Grant | None:
+        endpoint = limited.endpoint
         tokens = self._tokens(call, endpoint)
-        wait = core.reserve(tokens, int(patience * 1e9))
-        if wait < 0:
-            return None  # somebody else was faster; look around again
-        try:
-            if wait:
-                time.sleep(wait / 1e9)
-            ticket = core.admit(tokens, 0, True)
-        except BaseException:
-            core.unreserve(tokens)
-            raise
-        if ticket < 0:
-            core.unreserve(tokens)
-            return None
-        return endpoint, Grant(ticket, tokens)
+        assert progress.place is not None
+        answer = self._line.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience)
+        if answer >= 0:
+            call.held = Grant(endpoint, answer, tokens, -1)
+            gate = self._pass_gate(call, progress)
+            if gate is None:
+                self._give_back(call)
+                return None
+            call.tier = limited.tier
+            call.held = Grant(endpoint, answer, tokens, gate)
+            return call.held
+        wait = (-answer >> 3) / 1e9
+        if -answer & 7 in (_core.REQUESTS, _core.TOKENS) and wait > patience:
+            progress.refused = [
+                evolve(limited, wait=wait) if refusal is limited else refusal for refusal in progress.refused
+            ]
+            raise self._limited(progress)
+        return None  # another limit, or another call was faster: look around again
 
     # ------------------------------------------------------------------------------------------ giving up
 
@@ -433,7 +484,7 @@ class Dispatcher:
             return progress.primary
         refused = progress.refused
         text = "; ".join(
-            f"{refusal.endpoint.name}: {_REASONS[refusal.reason]}"
+            f"{refusal.name or 'all endpoints'}: {_REASONS[refusal.reason]}"
             + (f" for {refusal.wait:.2f} s" if refusal.wait else "")
             for refusal in refused
         )
@@ -444,6 +495,10 @@ class Dispatcher:
         if any(refusal.reason in _WAITABLE for refusal in refused):
             return errors.RateLimitError(f"every endpoint is at its limit: {text}", retry_after=soonest)
         return errors.NoEndpointError(f"no endpoint lets the request in: {text}", retry_after=soonest)
+
+
+def _rank(call: Call) -> int:
+    return RANKS[call.request.options.priority]
 
 
 _REASONS = {

@@ -209,6 +209,13 @@ class Plan:
                     widest = max(widest, endpoint.model.context_window)
         return max(widest - self.estimate.output_tokens, 0)
 
+    def opened(self) -> Iterator[tuple[Endpoint, str | None]]:
+        """Endpoints that only their breaker keeps out, and their tier."""
+        for stage, ranked in self._ranked():
+            for place, endpoint in enumerate(stage.endpoints):
+                if ranked.verdicts[place] == _core.OUT_BREAKER:
+                    yield endpoint, stage.tier
+
     def refusal(self) -> Error:
         """The error that says why nobody can serve it, each endpoint with its reason."""
         codes = set()

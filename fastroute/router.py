@@ -22,8 +22,8 @@ from attrs import evolve
 
 from . import errors, events, forks
 from .config import Config, Secret, Source, file_of, load, read_keys
-from .dispatch import Line
 from .ledger import Ledger, NullLedger, configured_ledger
+from .line import Line
 from .providers import names as format_names
 from .reload import Watch
 from .sending import Call
@@ -183,7 +183,7 @@ class Router:
         for snapshot in older:
             snapshot.state.follow(new.state)
         new.forgive(old)
-        self.line.freed()  # a limit may have been raised
+        self.line.look()  # a limit may have been raised
         if not old.active:
             self._give_up(old)
         return events.ConfigReloaded(_name_of(source), new.changes(old), kept)

@@ -64,6 +64,7 @@ class Call:
         rejected: answers that failed it so far.
         waited: seconds spent waiting for limits and back-off.
         verdict: what the retry policy said of the last failure.
+        held: what let it in, until its attempt answers for that.
         downgraded: the budget that sent it to the cheapest tier, if one did.
     """
 
@@ -73,6 +74,7 @@ class Call:
         "deadline",
         "downgraded",
         "estimate",
+        "held",
         "id",
         "level",
         "rejected",
@@ -107,6 +109,7 @@ class Call:
         self.rejected = 0
         self.waited = 0.0
         self.verdict: Verdict | None = None
+        self.held: Grant | None = None
         self.downgraded: str | None = None
 
     def route(self, wire: Wire, now: float, *, ttft: float | None = None) -> Route:
@@ -156,10 +159,17 @@ class Wire:
 
 @frozen
 class Grant:
-    """What the core let in: the ticket to hand back, and the tokens reserved with it."""
+    """What let a call in, to be handed back.
 
+    Attributes:
+        ticket, tokens: of the endpoint's limits.
+        gate: the ticket of the limit over all endpoints; -1 where there is none.
+    """
+
+    endpoint: Endpoint
     ticket: int
     tokens: int
+    gate: int
 
 
 @frozen(eq=False)
@@ -173,7 +183,8 @@ class Sinks:
         outputs: learn how long answers are.
         rates: success and validation rates of the models.
         budgets: what may still be spent.
-        freed: is told that a permit was given back.
+        gate: the permits of all endpoints together, if there is such a limit.
+        freed: is told whose permit was given back.
     """
 
     retries: RetryPolicy
@@ -182,7 +193,8 @@ class Sinks:
     outputs: OutputHistory
     rates: Rates
     budgets: Budgets
-    freed: Callable[[], None]
+    gate: _core.Endpoint | None
+    freed: Callable[[str], None]
 
 
 class Sending:
@@ -231,7 +243,9 @@ class Sending:
     def open(self, stream: bool, limit: float, read_timeout: float) -> Exchange:
         """Encodes and sends; on a failure everything is settled before it is raised."""
         call, wire = self._call, self._wire
+        sent = False
         try:
+            call.held = None  # from here on it is this attempt's to give back
             body = wire.format.encode(call.request, wire.target)
             budgets = self._sinks.budgets
             allowance = call.request.allowance
@@ -239,18 +253,17 @@ class Sending:
             if allowance is not None:
                 self._allowed = allowance.reserve(worst)
             if budgets:
+                options = call.request.options
                 self._reservation = budgets.reserve(
                     worst,
-                    call.request.options.tags,
+                    options.tags,
                     max(call.deadline - self._started, 0.0) + _LEASE_SLACK,
-                    forced=call.request.options.force_premium,
+                    forced=options.force_premium,
+                    priority=options.priority,
                     at=self._time,
                 )
                 self._reservation.sent()
-        except BaseException:
-            self._undo()
-            raise
-        try:
+            sent = True
             return wire.transport.send(
                 wire.prepared(stream),
                 body,
@@ -258,9 +271,10 @@ class Sending:
                 read_timeout=read_timeout,
             )
         except BaseException as error:
-            if isinstance(error, errors.APITimeoutError) and stream and error.maybe_billed:
-                wire.endpoint.core.record_ttft_timeout()
-            self.failed(error, None)
+            if sent:
+                self.failed(error, None)
+            else:
+                self._undo()
             raise
 
     def _worst_cost(self) -> int | None:
@@ -345,6 +359,9 @@ class Sending:
         latency = self.elapsed()
         if exchange is not None:
             exchange.close()
+        if self._settled:
+            return
+        if exchange is not None:
             self._limits(exchange.headers)
         if not isinstance(error, errors.Error):
             # KeyboardInterrupt, a killed greenlet, a bug of ours: nothing that the endpoint did.
@@ -427,7 +444,14 @@ class Sending:
             self._settled = True
         self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
         self._pay(0)
-        self._sinks.freed()
+        self._freed()
+
+    def _freed(self) -> None:
+        """Lets others in: the endpoint's permit is back already."""
+        sinks, grant = self._sinks, self._grant
+        if grant.gate >= 0 and sinks.gate is not None:
+            sinks.gate.undo(grant.gate, 0)
+        sinks.freed(grant.endpoint.name)
 
     def _settle(
         self,
@@ -448,7 +472,7 @@ class Sending:
         sinks, call, wire, grant = self._sinks, self._call, self._wire, self._grant
         endpoint = wire.endpoint
         flags = endpoint.core.finish(grant.ticket, core_outcome, latency, spent_tokens - grant.tokens)
-        sinks.freed()
+        self._freed()
         cost: int | None = 0
         if usage is not None:
             model = endpoint.model

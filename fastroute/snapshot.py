@@ -25,8 +25,9 @@ from .budget import Budgets, spent_in
 from .cache import Cache
 from .classify import Classifier
 from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
-from .dispatch import Dispatcher, Line
+from .dispatch import Dispatcher
 from .ledger import Ledger, NullLedger
+from .line import Line
 from .planner import Planner
 from .providers import get as get_format
 from .providers.base import Target
@@ -74,6 +75,7 @@ _NOT_SHAPING = frozenset(
         "throttle_base",
         "throttle_cap",
         "max_retry_after",
+        "adaptive",
         "queue_timeout",
         "max_queue",
         "timeout_base",
@@ -159,10 +161,11 @@ class Snapshot:
             self.state.outputs,
             self.rates,
             self.budgets,
+            self.state.gate,
             around.line.freed,
         )
         self.dispatcher = Dispatcher(
-            policy, config.quality, retries, self._wires(), Attempts(policy, sinks), around.line
+            policy, config.quality, retries, self._wires(), Attempts(policy, sinks), around.line, self.state
         )
         self.fingerprint = _fingerprint(config, catalog)
         self.cache: Cache | None = None

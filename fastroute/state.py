@@ -49,6 +49,8 @@ class State:
     Attributes:
         home: where the state lives, and who shares it.
         outputs: how long the answers of each model were.
+        gate: permits of all endpoints together; None where there is no such limit.
+        panic: how often, while every breaker is open, one may be hurried: once a second over all processes.
 
     Raises:
         ConfigError: if the segment has no room left for so many endpoints, or cannot be where it should.
@@ -79,6 +81,10 @@ class State:
             calibration = calibrations.setdefault(model.name, Calibration())
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
+        self.panic: _core.Bucket = _core.Bucket(self.segment, "(panic)", 60, 1)
+        self.gate: _core.Endpoint | None = None
+        if config.policy.max_in_flight is not None:
+            self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
         by_model: dict[str, list[Endpoint]] = {}
         for endpoint in endpoints:
             by_model.setdefault(endpoint.model.name, []).append(endpoint)
@@ -95,6 +101,8 @@ class State:
             rules = newer._rules.get(endpoint.name)
             if rules is not None:
                 endpoint.core.configure(**rules)
+        if self.gate is not None and newer.gate is not None:
+            self.gate.configure(max_in_flight=newer.gate.max_in_flight)
 
     def tend(self, hooks: events.Hooks) -> None:
         """What is to be done every few seconds, at the entry of a call: takes back what killed workers held.
@@ -142,6 +150,7 @@ def _rules(config: Config, entry: EndpointConfig) -> dict[str, Any]:
         "tpm": _limit(limits.tpm),
         "token_burst": limits.token_burst or 0,
         "max_in_flight": limits.max_in_flight,
+        "adaptive": config.policy.adaptive,
         "weight": max(entry.weight, _LAST_RESORT),
         "failures": breaker.failures,
         "rate": breaker.rate,

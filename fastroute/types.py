@@ -60,6 +60,9 @@ class _Open:
 # ---------------------------------------------------------------------------------------------- request
 
 
+PRIORITIES = ("high", "normal", "low")
+
+
 @frozen
 class RouteOptions:
     """The routing words of one call (the ``route=`` mapping), checked.
@@ -74,6 +77,8 @@ class RouteOptions:
         force_premium: budgets neither downgrade nor, unless hard, refuse the call.
         validate: what the answer is held to: a JSON Schema, a regular expression or a callable.
         deadline: seconds from the start of the call until it must have ended.
+        priority: its class, one of `PRIORITIES`: who goes first where calls wait for a limit, and how much
+            of a budget it may use.
     """
 
     tags: Mapping[str, str] = field(factory=dict)
@@ -85,6 +90,7 @@ class RouteOptions:
     force_premium: bool = False
     validate: Mapping[str, Any] | str | Callable[[Completion], object] | None = None
     deadline: float | None = None
+    priority: str = "normal"
 
 
 @frozen

@@ -23,7 +23,7 @@ ROWS = [
     {"catalog", "tokens", "classify", "retry", "sse"},
     {"config", "prices"},
     {"segments"},
-    {"providers", "state", "cache", "ledger", "quality", "budget"},
+    {"providers", "state", "cache", "ledger", "quality", "budget", "line"},
     {"plan", "transport"},
     {"planner", "discovery"},
     {"sending"},

@@ -144,6 +144,7 @@ class Budgets:
         lease_s: float,
         *,
         forced: bool = False,
+        priority: str = "normal",
         at: float | None = None,
     ) -> Reservation:
         """Sets money aside in every budget that applies, in all of them or in none.
@@ -154,6 +155,7 @@ class Budgets:
             tags: of the call.
             lease_s: seconds after which it may be taken back: more than the attempt can last.
             forced: ask the hard budgets only; the others are charged all the same.
+            priority: the call's class, which may have a share of a budget only.
             at: the attempt's time, seconds since the epoch, which decides the window; now if left out. The
                 ledger's entry should carry the same.
 
@@ -173,7 +175,7 @@ class Budgets:
         breach: tuple[Budget, str] | None = None
         try:
             for budget in self._budgets:
-                most = budget.most(amount_nano, forced)
+                most = budget.most(amount_nano, forced, priority)
                 if breach is not None:
                     # Refused it will be. A budget that refuses must not look like one that downgrades.
                     if budget.config.on_breach == "refuse" and self._is_over(budget, tags, most, when):
@@ -193,7 +195,7 @@ class Budgets:
         reservation = Reservation(self, tuple(shares))
         if breach is not None:
             reservation.release()
-            raise self._exceeded(*breach, tags, amount_nano, when)
+            raise self._exceeded(*breach, tags, amount_nano, when, priority)
         return reservation
 
     def _take(
@@ -267,7 +269,13 @@ class Budgets:
         return figures is not None and sum(figures) > most
 
     def _exceeded(
-        self, budget: Budget, failure: str, tags: Mapping[str, str], amount: int | None, when: float
+        self,
+        budget: Budget,
+        failure: str,
+        tags: Mapping[str, str],
+        amount: int | None,
+        when: float,
+        priority: str,
     ) -> errors.BudgetExceeded:
         config = budget.config
         name, value, until = config.window, None, None
@@ -279,12 +287,12 @@ class Budgets:
             if failure == OVER:
                 spent, reserved = self._figures(scope, when) or (0, 0)
         event = events.BudgetExceededEvent(
-            config.name, value, name, config.on_breach, amount, spent, reserved, budget.limit
+            config.name, value, name, config.on_breach, amount, spent, reserved, budget.limit_for(priority)
         )
         if self._hooks.wanted:
             self._hooks.emit(event)
         return errors.BudgetExceeded(
-            sentence(event, config.tag, failure),
+            sentence(event, config.tag, failure, priority if priority in config.shares else None),
             budget=config.name,
             on_breach=config.on_breach,
             retry_after=until,

@@ -23,11 +23,12 @@ ANY = 2**63 - 1  # so much may be committed before: more than there can be
 class Budget:
     """One configured budget: its limit in nano-dollars and its present window."""
 
-    __slots__ = ("config", "limit", "scopes", "thresholds", "window", "zone")
+    __slots__ = ("_limits", "config", "limit", "scopes", "thresholds", "window", "zone")
 
     def __init__(self, config: BudgetConfig) -> None:
         self.config = config
         self.limit = config.limit_nano
+        self._limits = {name: int(Decimal(repr(share)) * self.limit) for name, share in config.shares.items()}
         self.zone = zone_of(config.timezone)
         self.window: Window | None = None
         self.scopes: dict[str, Scope] = {}
@@ -47,13 +48,18 @@ class Budget:
         value = "" if tag is None else tags.get(tag, "")
         return self.scopes.get(value) or self.scopes.setdefault(value, Scope(self, value))
 
-    def most(self, amount: int | None, forced: bool) -> int:
+    def limit_for(self, priority: str) -> int:
+        """What the calls of a class may bring the spending to, nano-dollars."""
+        return self._limits.get(priority, self.limit)
+
+    def most(self, amount: int | None, forced: bool, priority: str) -> int:
         """How much may be committed before a call of this amount."""
         if amount == 0 or (forced and not self.config.hard):
             return ANY
+        limit = self.limit_for(priority)
         if amount is None:
-            return -1 if self.config.hard else self.limit - 1
-        return max(self.limit - amount, -1) if self.config.hard else self.limit - 1
+            return -1 if self.config.hard else limit - 1
+        return max(limit - amount, -1) if self.config.hard else limit - 1
 
 
 class Scope:

@@ -72,18 +72,20 @@ def of_tag(tag: str | None, value: str | None) -> str:
     return f", {tag} {show(value)}" if value else f", without {tag}"
 
 
-def sentence(event: events.BudgetExceededEvent, tag: str | None, failure: str) -> str:
+def sentence(
+    event: events.BudgetExceededEvent, tag: str | None, failure: str, priority: str | None = None
+) -> str:
     cost = "the call's price is unknown"
+    limit = usd(event.limit_nano) + (f" for calls of {priority} priority" if priority else "")
     if event.amount_nano is not None:
         cost = f"the call could cost {usd(event.amount_nano)}"
     if event.window == "request":
-        return f"budget {event.budget}: {cost}, and a request may cost {usd(event.limit_nano)}"
+        return f"budget {event.budget}: {cost}, and a request may cost {limit}"
     where = f"budget {event.budget}, {event.window}{of_tag(tag, event.value)}"
     if failure == UNREAD:
         return f"{where}: what has been spent cannot be read from the ledger"
     if failure == FULL:
         return f"{where}: there is no room left to count it"
     return (
-        f"{where}: {usd(event.spent_nano)} spent and {usd(event.reserved_nano)} reserved of "
-        f"{usd(event.limit_nano)}; {cost}"
+        f"{where}: {usd(event.spent_nano)} spent and {usd(event.reserved_nano)} reserved of {limit}; {cost}"
     )

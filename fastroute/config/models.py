@@ -18,6 +18,7 @@ from attrs.validators import optional
 from fastroute._checks import Validator, flag, mapping_of, number, one_of, sequence_of, show, text, whole
 from fastroute.catalog import ModelOverride
 from fastroute.classify import RuleSet
+from fastroute.types import PRIORITIES
 
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -184,9 +185,16 @@ def _alerts(instance: Any, attribute: Any, value: Any) -> None:
         raise ValueError(f"has {len(value)} entries, must have at most 8")
 
 
-def _limit(most: int = MOST_PER_MINUTE) -> Any:
+def _shares(instance: Any, attribute: Any, value: Any) -> None:
+    mapping_of(number(above=0, most=1))(instance, attribute, value)
+    for name in value:
+        if name not in PRIORITIES:
+            raise ValueError(f"has {show(name)}, which is no class; there are {', '.join(PRIORITIES)}")
+
+
+def _limit(most: int = MOST_PER_MINUTE, least: int = 0) -> Any:
     # 0 is a limit like any other: it lets nothing through.
-    return field(default=None, validator=optional(whole(least=0, most=most)))
+    return field(default=None, validator=optional(whole(least=least, most=most)))
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -349,6 +357,8 @@ class BudgetConfig:
         on_breach: ``refuse`` the call, or ``downgrade`` it to the cheapest tier.
         hard: whether a call is let in only if its worst case fits; if not, it is as long as anything is left.
         alerts: shares of the limit at which word is given, once each a window.
+        shares: a class of priority to the share of the limit that its calls may bring the spending to;
+            classes not named may use all of it.
     """
 
     name: str = field(validator=name)
@@ -359,6 +369,7 @@ class BudgetConfig:
     on_breach: str = field(default="refuse", validator=one_of(ON_BREACH))
     hard: bool = field(default=True, validator=flag)
     alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=_alerts)
+    shares: Mapping[str, float] = field(factory=dict, validator=_shares)
 
     @property
     def limit_nano(self) -> int:
@@ -389,6 +400,9 @@ class Policy:
         backoff_base, backoff_cap: seconds of the first and the longest pause after an error.
         throttle_base, throttle_cap: the same after a 429 that says no time.
         max_retry_after: seconds of Retry-After waited for at most; for more, the endpoint is left out.
+        max_in_flight: calls under way at once at all endpoints together; none: no such limit.
+        adaptive: whether each endpoint's limit on calls at once follows what it bears: it begins at 20,
+            shrinks when calls are throttled or fail, grows as they succeed; never above ``max_in_flight``.
         queue_timeout: seconds a call may wait for a limit.
         max_queue: calls that may wait at once.
         timeout_base: seconds one attempt may take, and
@@ -417,6 +431,8 @@ class Policy:
     throttle_base: float = field(default=1.0, validator=_seconds(most=3600))
     throttle_cap: float = field(default=20.0, validator=_seconds(most=3600))
     max_retry_after: float = field(default=60.0, validator=_seconds(zero=True, most=3600))
+    max_in_flight: int | None = _limit(MOST_IN_FLIGHT, least=1)
+    adaptive: bool = field(default=False, validator=flag)
     queue_timeout: float = field(default=30.0, validator=_seconds(zero=True))
     max_queue: int = field(default=1000, validator=whole(least=0, most=1_000_000))
     timeout_base: float = field(default=30.0, validator=_seconds())

@@ -39,6 +39,10 @@ cdef enum:
     PERMIT_PROBE = 0x8000
 
 cdef enum:
+    BEARABLE_AT_FIRST = 20
+    SHRINK_EVERY_MS = 1000
+
+cdef enum:
     FLAG_OPENED = 1
     FLAG_CLOSED = 2
 
@@ -65,6 +69,7 @@ cdef struct Settings:            # as given, so that one can be changed and the 
     int64_t probes_to_close
     double ramp_s
     double tau_s
+    bint adaptive
 
 cdef struct Waiting:             # one cell: what one worker has paid ahead at one endpoint, for calls that wait
     uint64_t key
@@ -88,6 +93,8 @@ cdef struct EndpointParts:
     int32_t hint                 # where a free permit was seen last, in this process
     int32_t permit_cells         # how many of `permits` are claimed
     int32_t reach                # permits below this may be held: above max_in_flight after that was lowered
+    bint adaptive                # whether `bearable` counts
+    uint64_t *bearable           # float calls at once that it has borne | stamp of the last shrinking; 0: not known yet
     uint64_t *permits[PERMIT_CELLS]
 
 # Permits --------------------------------------------------------------------------------------------------------------
@@ -275,6 +282,34 @@ cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
 # Functions ------------------------------------------------------------------------------------------------------------
 
 
+cdef inline double bearable_now(const EndpointParts *e) noexcept nogil:
+    cdef uint64_t word = fr_load(e.bearable)
+    return min(<double>(fr_value(word) if word else BEARABLE_AT_FIRST), <double>e.max_in_flight)
+
+
+cdef inline bint is_burdened(const EndpointParts *e) noexcept nogil:
+    return e.adaptive and fr_load_i32(&e.hot.in_flight) >= <int>bearable_now(e)
+
+
+cdef void adapt(EndpointParts *e, int outcome, int64_t now) noexcept nogil:
+    """Additive increase, multiplicative decrease: a result that was throttled or failed takes a tenth, once a second at
+    most; one that was OK adds 1 / limit while at least half of the limit is in use. From 1 to max_in_flight."""
+    cdef uint32_t stamp = fr_millis(now)
+    cdef uint64_t word = fr_load(e.bearable)
+    cdef double limit
+    while True:
+        limit = min(<double>(fr_value(word) if word else BEARABLE_AT_FIRST), <double>e.max_in_flight)
+        if outcome == OUTCOME_OK:
+            if 2 * fr_load_i32(&e.hot.in_flight) + 2 < limit:
+                return
+            if fr_cas(e.bearable, &word, fr_pack(<float>min(limit + 1 / limit, <double>e.max_in_flight), fr_stamp(word))):
+                return
+        elif outcome == OUTCOME_IGNORED or (word and fr_elapsed(stamp, fr_stamp(word)) < SHRINK_EVERY_MS * 1e-3):
+            return
+        elif fr_cas(e.bearable, &word, fr_pack(<float>max(limit * 0.9, 1.0), stamp)):
+            return
+
+
 cdef inline int64_t refusal(int reason, int64_t wait) noexcept nogil:
     return -(min(max(wait, 0), <int64_t>1 << 59) << 3 | reason)
 
@@ -314,7 +349,7 @@ cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int6
     wait = breaker_peek(fr_load(&e.hot.breaker), now)
     if wait < 0:
         return refusal(REASON_BREAKER, -wait)
-    if permits_held(e, 0, e.reach) >= e.max_in_flight:
+    if permits_held(e, 0, e.reach) >= e.max_in_flight or is_burdened(e):
         return refusal(REASON_BUSY, 0)
     if reserved:
         return 0
@@ -347,7 +382,10 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
         gate = breaker_allow(&e.rules, e.breaker.control, now)
         if gate < 0:
             return refusal(REASON_BREAKER, -gate)
-    permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
+    if is_burdened(e):
+        permit = -1
+    else:
+        permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
     if permit < 0:
         if gate & 1:
             breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
@@ -435,6 +473,8 @@ cdef int endpoint_finish(
     if not ticket >> 28 & 1:
         state = breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, coarse)
     result_record(&e.latency, outcome, latency_s, coarse)
+    if e.adaptive:
+        adapt(e, outcome, coarse)
     if token_delta:
         bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
         usage_add(e, <double>token_delta, coarse)

@@ -166,6 +166,17 @@ cdef inline int64_t breaker_peek(uint64_t word, int64_t now) noexcept nogil:
     return -left if left > 0 else 1
 
 
+cdef bint breaker_hurry(uint64_t *control, int64_t now) noexcept nogil:
+    """Puts the end of an opening to now; whether there is one."""
+    cdef uint64_t word = fr_load(control)
+    while control_state(word) == STATE_OPEN:
+        if control_time(word) <= now or fr_cas(
+            control, &word, (word & ((<uint64_t>1 << 26) - 1)) | <uint64_t>(now // 1000000) << 26
+        ):
+            return True
+    return False
+
+
 cdef inline void window_add(
     const BreakerRules *rules, const BreakerCells *cells, bint failure, int64_t now
 ) noexcept nogil:

@@ -25,6 +25,8 @@ cdef class Endpoint:
         failures, rate, min_calls, window_s, open_s, max_open_s, reset_s, probe_lease_s, probes_to_close, ramp_s: See
             ``Breaker``.
         tau_s: See ``Latency``.
+        adaptive: Whether calls at once are held to what it has borne, too: 20 at first; one that was throttled or failed
+            takes a tenth, once a second at most; with half of them in use, one that was OK adds 1 / limit (AIMD). Least 1.
 
     Thread safety: all methods are lock-free and may be called from any thread and forked process. ``configure`` should
     be called by one thread at a time.
@@ -42,6 +44,7 @@ cdef class Endpoint:
         token_burst=0, max_in_flight=200, double weight=1.0, failures=5, double rate=0.5,
         min_calls=20, double window_s=30.0, double open_s=5.0, double max_open_s=300.0, double reset_s=60.0,
         double probe_lease_s=35.0, probes_to_close=2, double ramp_s=10.0, double tau_s=10.0,
+        bint adaptive=False,
     ) -> None:
         if self.segment is not None:
             raise RuntimeError("an Endpoint cannot be initialised twice; use configure()")
@@ -65,6 +68,7 @@ cdef class Endpoint:
         settings.probes_to_close = integer(probes_to_close)
         settings.ramp_s = ramp_s
         settings.tau_s = tau_s
+        settings.adaptive = adaptive
         e.rules.salt = name_hash
         self.apply(segment, name_hash, &settings)
         e.hot = <Hot *>segment.claim(name_hash, KIND_ENDPOINT)
@@ -72,6 +76,7 @@ cdef class Endpoint:
         e.breaker.control = &e.hot.breaker
         e.breaker.block = &e.hot.block
         e.breaker.window[0] = segment.claim(name_hash, KIND_WINDOW, 0) + 1
+        e.bearable = e.breaker.window[0] + 5
         e.breaker.window[1] = segment.claim(name_hash, KIND_WINDOW, 1) + 1
         claim_latency(&e.latency, segment, name_hash, e.hot, e.cold, tau_s)
         set_retry_rules(&e.retry, 0.2, 1.0, 10.0)
@@ -108,6 +113,7 @@ cdef class Endpoint:
         e.requests = requests
         e.tokens = tokens
         e.rules = rules
+        e.adaptive = s.adaptive
         e.inverse_weight = 1.0 / s.weight
         e.max_in_flight = <int32_t>s.max_in_flight
         e.reach = max(e.permit_cells * CELL_PERMITS, e.max_in_flight)
@@ -122,7 +128,7 @@ cdef class Endpoint:
     def configure(
         self, *, rpm=None, request_burst=None, tpm=None, token_burst=None, max_in_flight=None, weight=None, failures=None,
         rate=None, min_calls=None, window_s=None, open_s=None, max_open_s=None, reset_s=None, probe_lease_s=None,
-        probes_to_close=None, ramp_s=None, tau_s=None,
+        probes_to_close=None, ramp_s=None, tau_s=None, adaptive=None,
     ) -> None:
         """Changes the settings given, all of them or, if one is refused, none; what was counted and held stays.
 
@@ -148,6 +154,7 @@ cdef class Endpoint:
         if probes_to_close is not None: s.probes_to_close = integer(probes_to_close)
         if ramp_s is not None: s.ramp_s = ramp_s
         if tau_s is not None: s.tau_s = tau_s
+        if adaptive is not None: s.adaptive = adaptive
         self.apply(self.segment, self.segment.name_hash(self.name), &s)
 
     # The way of a call ------------------------------------------------------------------------------------------------
@@ -267,6 +274,10 @@ cdef class Endpoint:
         """Ends the exclusion."""
         fr_store(&self.parts.hot.block, 0)
 
+    def hurry(self, now=0) -> bool:
+        """Ends an opening of the breaker early: the next to ask is the probe. False if it is not open."""
+        return breaker_hurry(self.parts.breaker.control, moment(now) or fr_clock())
+
     # Figures ----------------------------------------------------------------------------------------------------------
 
     @property
@@ -308,6 +319,11 @@ cdef class Endpoint:
     def max_in_flight(self) -> int:
         """Most calls under way."""
         return self.parts.max_in_flight
+
+    @property
+    def bearable(self) -> float | None:
+        """Calls at once that it is given by what it has borne; None unless ``adaptive``."""
+        return bearable_now(&self.parts) if self.parts.adaptive else None
 
     @property
     def weight(self) -> float:
@@ -390,6 +406,7 @@ cdef class Endpoint:
             "block_reason": reason,
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,
+            "bearable": self.bearable,
             "succeeded": succeeded,
             "failed": failed,
             "health": score,

@@ -223,6 +223,62 @@ class TestBreakerAtTheDoor:
         assert endpoint.in_flight == 0
         assert endpoint.admit(0, until) >= 0
 
+    def test_an_opening_may_be_ended_early_and_has_one_probe_then(self, make: Make) -> None:
+        endpoint = make()
+        assert not endpoint.hurry(T0)
+        self.trip(endpoint, T0)
+        now = T0 + SECOND
+        assert endpoint.hurry(now)
+        assert endpoint.state(now) == HALF_OPEN
+        assert endpoint.admit(0, now) >= 0
+        assert refusal(endpoint.admit(0, now))[0] == BREAKER
+        assert not endpoint.hurry(now)
+
+
+class TestAdaptive:
+    def burden(self, endpoint: Any, now: int) -> list[int]:
+        """As many tickets as it gives."""
+        tickets = []
+        while (ticket := endpoint.admit(0, now)) >= 0:
+            tickets.append(ticket)
+        assert refusal(ticket) == (BUSY, 0) == refusal(endpoint.wait(0, now))
+        return tickets
+
+    def test_begins_at_twenty_and_grows_by_what_succeeds(self, make: Make) -> None:
+        endpoint = make(adaptive=True, max_in_flight=50)
+        tickets = self.burden(endpoint, T0)
+        assert len(tickets) == 20
+        for ticket in tickets:
+            endpoint.finish(ticket, OK, 0.1, 0, T0)
+        # Only those that ended with more than half of the limit in use: ten of them.
+        assert endpoint.bearable == pytest.approx(20 + 10 / 20.25, abs=0.001)
+
+    def test_shrinks_by_a_tenth_once_a_second(self, make: Make) -> None:
+        endpoint = make(adaptive=True)
+        for after, limit in ((0, 18.0), (999, 18.0), (1000, 16.2), (1500, 16.2), (2000, 14.58)):
+            now = T0 + after * MS
+            endpoint.finish(endpoint.admit(0, now), THROTTLED, 0.0, 0, now)
+            assert endpoint.bearable == pytest.approx(limit)
+        assert len(self.burden(endpoint, T0 + 2000 * MS)) == 14
+
+    def test_never_below_one_nor_above_the_limit(self, make: Make) -> None:
+        endpoint = make(adaptive=True, max_in_flight=20, failures=255)
+        tickets = self.burden(endpoint, T0)
+        for ticket in tickets:
+            endpoint.finish(ticket, OK, 0.1, 0, T0)
+        assert endpoint.bearable == 20
+        for second in range(60):
+            now = T0 + second * SECOND
+            endpoint.finish(endpoint.admit(0, now), THROTTLED, 0.0, 0, now)
+        assert endpoint.bearable == 1
+        assert len(self.burden(endpoint, T0 + 60 * SECOND)) == 1
+
+    def test_what_the_caller_cut_short_says_nothing(self, make: Make) -> None:
+        endpoint = make(adaptive=True)
+        endpoint.finish(endpoint.admit(0, T0), IGNORED, 0.0, 0, T0)
+        assert endpoint.bearable == 20
+        assert make().bearable is None
+
 
 class TestEnds:
     def test_finishing_twice_is_harmless(self, make: Make) -> None:
@@ -418,6 +474,7 @@ SETTINGS = st.fixed_dictionaries(
         "tpm": st.sampled_from([-1, 0, 600, 6000, 6000]),
         "token_burst": st.sampled_from([0, 50, 200]),
         "max_in_flight": st.sampled_from([0, 1, 3, 30, 200, 200]),
+        "adaptive": st.booleans(),
         "failures": st.sampled_from([2, 5]),
         "min_calls": st.sampled_from([3, 20]),
         "probes_to_close": st.integers(1, 2),
@@ -426,7 +483,6 @@ SETTINGS = st.fixed_dictionaries(
     }
 )
 TOKENS_ASKED = st.sampled_from([0, 1, 10, 40, 201])
-OTHERS = ["undo", "reserve", "redeem", "unreserve", "block", "unblock", "tighten"]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
@@ -440,6 +496,7 @@ STEPS = st.lists(
                 "block",
                 "unblock",
                 "tighten",
+                "hurry",
             ]
         ),
         TOKENS_ASKED,
@@ -510,6 +567,9 @@ def test_native_answers_as_the_twin(
         elif what == "tighten":
             for endpoint in both:
                 endpoint.tighten(which - 1, tokens - 1, now)
+        elif what == "hurry":
+            assert native.hurry(now) == oracle.hurry(now), where
+        assert (native.bearable or 0) == pytest.approx(oracle.bearable or 0, rel=1e-4), where
         assert native.in_flight == oracle.in_flight == len(held), where
         assert native.state(now) == oracle.state(now), where
         assert native.blocked(now) == oracle.blocked(now), where

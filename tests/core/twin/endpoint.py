@@ -14,9 +14,12 @@ from .segment import (
     BREAKER,
     BUSY,
     CLOSED,
+    FAILURE,
     MINUTE,
+    OK,
     OPEN,
     REQUESTS,
+    THROTTLED,
     TOKENS,
     TOO_LARGE,
     Segment,
@@ -30,6 +33,8 @@ class _Flight:
     issued: int = 0
     used: float = 0.0  # tokens of the last minute, decayed
     used_at: int = 0
+    bearable: float | None = None  # calls at once it has borne; None: not known yet
+    shrunk_at: int = 0
 
 
 class Endpoint:
@@ -47,9 +52,11 @@ class Endpoint:
         max_in_flight: int = 200,
         weight: float = 1.0,
         tau_s: float = 10.0,
+        adaptive: bool = False,
         **breaker: Any,
     ) -> None:
         self.name, self.max_in_flight, self.weight = name, max_in_flight, weight
+        self.adaptive = adaptive
         self.requests = Bucket(segment, f"{name}/requests", rpm, request_burst)
         self.tokens = Bucket(segment, f"{name}/tokens", tpm, token_burst)
         self.breaker = Breaker(segment, name, **breaker)
@@ -64,6 +71,27 @@ class Endpoint:
     def in_flight(self) -> int:
         return len(self.flight.tickets)
 
+    @property
+    def borne(self) -> float:
+        known = self.flight.bearable
+        return min(20.0 if known is None else known, self.max_in_flight)
+
+    @property
+    def bearable(self) -> float | None:
+        return self.borne if self.adaptive else None
+
+    def _adapt(self, outcome: int, now: int) -> None:
+        limit, flight = self.borne, self.flight
+        if outcome == OK and self.in_flight + 1 >= limit / 2:
+            flight.bearable = min(limit + 1 / limit, self.max_in_flight)
+        elif outcome in (FAILURE, THROTTLED) and (
+            flight.bearable is None or now // 1_000_000 - flight.shrunk_at >= 1000
+        ):
+            flight.bearable, flight.shrunk_at = max(limit * 0.9, 1.0), now // 1_000_000
+
+    def hurry(self, now: int = 0) -> bool:
+        return self.breaker.hurry(now)
+
     def _refusal(self, tokens: int, now: int, reserved: bool) -> tuple[int, int]:
         """(reason, wait in ns), or (0, 0): it would be admitted now."""
         if self.never(0 if reserved else tokens):
@@ -73,7 +101,7 @@ class Endpoint:
         s = self.breaker.state_
         if not self.breaker.would_allow(now):
             return BREAKER, (s.until if s.open else s.lease) - now
-        if self.in_flight >= self.max_in_flight:
+        if self.in_flight >= self.max_in_flight or (self.adaptive and self.in_flight >= int(self.borne)):
             return BUSY, 0
         if not reserved and (wait := self.requests.wait(1, now)):
             return REQUESTS, wait
@@ -126,6 +154,8 @@ class Endpoint:
             return 0
         change = self.breaker.record(self.flight.tickets.pop(ticket), outcome, now)
         self.latency.record(outcome, latency_s, now)
+        if self.adaptive:
+            self._adapt(outcome, now)
         self.tokens.settle(token_delta, now)
         self._use(token_delta, now)
         return {OPEN: 1, CLOSED: 2}.get(change, 0)

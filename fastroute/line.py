@@ -1,0 +1,281 @@
+"""Where calls of this process wait for a limit, in the order of their class and their coming.
+
+Owns two kinds of waiting. For a permit (so many calls at once) there is one line an endpoint: a permit that
+is given back wakes the first, and nobody who comes later goes before it. For a rate there is a time: it is
+reserved in the core, so that a call sleeps once; a call of a higher class takes the time of a lower one,
+which takes a later time in exchange.
+
+Other processes have lines of their own; the first of a line looks again every 20 ms for what they give back.
+Whether to wait, and for what, is `dispatch.py`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from bisect import insort
+from collections.abc import Callable, Iterable
+
+from . import _core
+from .types import PRIORITIES
+
+ALL = ""  # the line for a permit of all endpoints together
+RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
+
+_POLL = 0.02  # seconds after which the first in a line looks again: another process may have freed a permit
+_REAP = 1.0  # seconds between two looks for what killed workers held
+
+
+class Place:
+    """A call's place in the lines that it stands in."""
+
+    __slots__ = ("_turn", "key", "names")
+
+    def __init__(self, key: tuple[int, int]) -> None:
+        self.key = key
+        self.names: tuple[str, ...] = ()
+        self._turn = threading.Event()
+
+    def __lt__(self, other: Place) -> bool:
+        return self.key < other.key
+
+    def wake(self) -> None:
+        self._turn.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Until it is woken or the time is over."""
+        self._turn.wait(seconds)
+        self._turn.clear()
+
+
+class _Time:
+    """A reserved time and whose it is."""
+
+    __slots__ = ("due", "paid", "place", "tokens")
+
+    def __init__(self, place: Place, due: float, tokens: int) -> None:
+        self.place = place
+        self.due = due
+        self.tokens = tokens  # what its owner needs
+        self.paid = tokens  # what has been reserved with the time
+
+    def __lt__(self, other: _Time) -> bool:
+        return self.due < other.due
+
+
+class _Times:
+    """The reserved times of one endpoint, the next first.
+
+    Attributes:
+        credit: tokens paid with the times that are gone, less what those who took them needed.
+    """
+
+    __slots__ = ("credit", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[_Time] = []
+        self.credit = 0
+
+    def remove(self, entry: _Time) -> None:
+        """Its owner goes in, or away with its payment."""
+        self.entries.remove(entry)
+        self.credit += entry.paid - entry.tokens
+
+    def exchange(self) -> None:
+        """Gives the times out anew, by class and coming.
+
+        At none of them more has gone in than was paid until then, of requests and of tokens: a call for which
+        too little was paid yet is passed over.
+        """
+        times = [(entry.due, entry.paid) for entry in self.entries]
+        left = sorted(self.entries, key=lambda entry: entry.place.key)
+        found: list[_Time] = []
+        free = self.credit
+        for last, (due, paid) in enumerate(times):
+            free += paid
+            while len(found) <= last:
+                place = next((place for place, entry in enumerate(left) if entry.tokens <= free), None)
+                if place is None:
+                    break
+                entry = left.pop(place)
+                free -= entry.tokens
+                moved = entry.due != due
+                entry.due, entry.paid = due, times[len(found)][1]
+                found.append(entry)
+                if moved:
+                    entry.place.wake()
+        for entry in left:  # in debt for one that went before
+            entry.due, entry.paid = times[-1][0], times[len(found)][1]
+            found.append(entry)
+            entry.place.wake()
+        self.entries = found
+
+
+class Line:
+    """The calls of this process that wait for a limit, whatever configuration each began under.
+
+    Args:
+        clock: seconds, monotonic.
+
+    Attributes:
+        waiting: how many there are.
+
+    Thread safety: all methods. Nothing is called while the lock is held but the core.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody waits here."""
+        self.waiting = 0
+        self._lock = threading.Lock()
+        self._orders = itertools.count()
+        self._lines: dict[str, list[Place]] = {}
+        self._times: dict[str, _Times] = {}
+        self._reaped = 0.0
+
+    # ------------------------------------------------------------------------------------- permits
+
+    def enter(self, rank: int) -> Place:
+        """A place for a call that begins to wait; `leave` must follow."""
+        with self._lock:
+            self.waiting += 1
+            return Place((rank, next(self._orders)))
+
+    def leave(self, place: Place) -> None:
+        """Gives the place up; who is first now looks whether there is more."""
+        with self._lock:
+            self.waiting -= 1
+            self._stand(place, ())
+
+    def is_behind(self, name: str, rank: int, place: Place | None) -> bool:
+        """Whether another call, here before this one or of a higher class, waits for one of its permits."""
+        line = self._lines.get(name)
+        if not line:
+            return False
+        with self._lock:
+            if not line:
+                return False
+            first = line[0]
+            if place is not None:
+                return first is not place and first.key < place.key
+            return first.key[0] <= rank
+
+    def wait(self, place: Place, names: Iterable[str], core: _core.Endpoint, seconds: float) -> None:
+        """Waits until one of the endpoints may have a permit, ``seconds`` at most.
+
+        Args:
+            names: whose permits would do.
+            core: any endpoint of the segment, to take back what killed workers held.
+        """
+        with self._lock:
+            self._stand(place, tuple(names))
+            leads = any(self._lines[name][0] is place for name in place.names)
+        if leads:
+            self._reap(core)
+            seconds = min(seconds, _POLL)
+        place.sleep(seconds)
+
+    def freed(self, name: str) -> None:
+        """Tells the first who waits for it that a permit of the endpoint was given back."""
+        if not self.waiting:
+            return
+        with self._lock:
+            for queue in (self._lines.get(name), self._lines.get(ALL)):
+                if queue:
+                    queue[0].wake()
+
+    def look(self) -> None:
+        """Tells everybody to look again: limits have changed."""
+        with self._lock:
+            for queue in self._lines.values():
+                for place in queue:
+                    place.wake()
+
+    def _stand(self, place: Place, names: tuple[str, ...]) -> None:
+        """Leaves the lines it stands in and joins others; the first of a line left is told."""
+        if names == place.names:
+            return
+        for name in place.names:
+            if name not in names:
+                queue = self._lines[name]
+                queue.remove(place)
+                if queue:
+                    queue[0].wake()
+                else:
+                    del self._lines[name]
+        for name in names:
+            if name not in place.names:
+                insort(self._lines.setdefault(name, []), place)
+        place.names = names
+
+    def _reap(self, core: _core.Endpoint) -> None:
+        now = self._clock()
+        if now >= self._reaped + _REAP:
+            self._reaped = now
+            core.segment.reap()
+
+    # --------------------------------------------------------------------------------------- rates
+
+    def reserved(self, name: str) -> float:
+        """Seconds until the last reserved time of the endpoint; 0 without one.
+
+        While there is one, a call that comes would be refused: it can reserve at once.
+        """
+        times = self._times.get(name)
+        if times is None:
+            return 0.0
+        with self._lock:
+            entries = times.entries
+            return max(entries[-1].due - self._clock(), 1e-9) if entries else 0.0
+
+    def sleep(self, place: Place, name: str, core: _core.Endpoint, tokens: int, patience: float) -> int:
+        """Reserves a request and its tokens, waits for their time and goes in.
+
+        Args:
+            patience: seconds to wait at most.
+
+        Returns:
+            As `_core.Endpoint.admit`: a ticket, or a refusal with nothing reserved any more.
+        """
+        wait = core.reserve(tokens, int(patience * 1e9))
+        if wait <= 0:
+            return wait or self._go_in(core, tokens)
+        try:
+            limit = self._clock() + patience
+            mine = _Time(place, self._clock() + wait / 1e9, tokens)
+            with self._lock:
+                self._insert(name, mine)
+            try:
+                while (left := mine.due - self._clock()) > 0:
+                    if mine.due > limit:  # a higher class has taken its time
+                        core.unreserve(tokens)
+                        return -(int(left * 1e9) << 3 | _core.REQUESTS)
+                    place.sleep(left)
+            finally:
+                with self._lock:
+                    times = self._times[name]
+                    times.remove(mine)
+                    if not times.entries:
+                        del self._times[name]
+        except BaseException:
+            core.unreserve(tokens)
+            raise
+        return self._go_in(core, tokens)
+
+    def _go_in(self, core: _core.Endpoint, tokens: int) -> int:
+        ticket = core.admit(tokens, 0, True)
+        if ticket < 0:
+            core.unreserve(tokens)
+        return ticket
+
+    def _insert(self, name: str, new: _Time) -> None:
+        """Puts a call among those that wait for their time; lower classes make way."""
+        times = self._times.setdefault(name, _Times())
+        insort(times.entries, new)
+        first = next((each for each in times.entries if each is new or each.place.key > new.place.key), new)
+        if first is not new:
+            times.exchange()

@@ -1,0 +1,226 @@
+"""Waiting for limits: who goes first, who is told, and that nothing is lost when a waiter goes away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastroute import _core
+from fastroute.line import Line, Place, _Time
+
+HIGH, NORMAL, LOW = range(3)
+
+
+def stand(line: Line, rank: int, *names: str) -> Place:
+    """A place as `Line.wait` makes it, without the waiting."""
+    place = line.enter(rank)
+    line._stand(place, names)
+    return place
+
+
+def is_awake(place: Place) -> bool:
+    return place._turn.is_set()
+
+
+class TestPermits:
+    def test_the_first_who_came_is_woken_and_the_next_when_it_leaves(self) -> None:
+        line = Line()
+        first, second = stand(line, NORMAL, "a"), stand(line, NORMAL, "a")
+        line.freed("b")
+        assert not is_awake(first)
+        line.freed("a")
+        assert is_awake(first)
+        assert not is_awake(second)
+        line.leave(first)
+        assert is_awake(second)
+        line.leave(second)
+        assert (line.waiting, line._lines) == (0, {})
+
+    def test_a_higher_class_goes_first(self) -> None:
+        line = Line()
+        low, normal, high = stand(line, LOW, "a"), stand(line, NORMAL, "a"), stand(line, HIGH, "a")
+        order = []
+        while line.waiting:
+            line.freed("a")
+            place = next(each for each in (low, normal, high) if each.names and is_awake(each))
+            order.append(place)
+            line.leave(place)
+        assert order == [high, normal, low]
+
+    def test_nobody_overtakes_but_by_class(self) -> None:
+        line = Line()
+        waiting = stand(line, NORMAL, "a")
+        assert line.is_behind("a", NORMAL, None)
+        assert line.is_behind("a", LOW, None)
+        assert not line.is_behind("a", HIGH, None)
+        assert not line.is_behind("b", LOW, None)
+        assert not line.is_behind("a", NORMAL, waiting)
+        later = stand(line, NORMAL, "b")
+        assert line.is_behind("a", NORMAL, later)
+        line.leave(waiting)
+        assert not line.is_behind("a", NORMAL, later)
+
+    def test_a_place_follows_what_it_waits_for(self) -> None:
+        line = Line()
+        mover, other = stand(line, NORMAL, "a", "b"), stand(line, NORMAL, "a")
+        line._stand(mover, ("b",))
+        assert is_awake(other)
+        line.freed("b")
+        assert is_awake(mover)
+        line.leave(mover)
+        line.leave(other)
+        assert line._lines == {}
+
+    def test_all_look_again_when_limits_change(self) -> None:
+        line = Line()
+        places = [stand(line, NORMAL, "a"), stand(line, NORMAL, "a"), stand(line, LOW, "b")]
+        line.look()
+        assert all(map(is_awake, places))
+
+    @pytest.mark.parametrize("limit", [1, 3])
+    def test_threads_get_every_permit_and_none_more(self, limit: int) -> None:
+        core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=limit)
+        line = Line()
+        under, most, done = [0], [0], []
+        counting = threading.Lock()
+
+        def work(rank: int) -> None:
+            for _ in range(20):
+                place = line.enter(rank)
+                while line.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
+                    line.wait(place, ["a"], core, 10)
+                line.leave(place)
+                with counting:
+                    under[0] += 1
+                    most[0] = max(most[0], under[0])
+                with counting:
+                    under[0] -= 1
+                core.finish(ticket, _core.OK)
+                line.freed("a")
+            done.append(rank)
+
+        workers = [threading.Thread(target=work, args=(rank % 3,)) for rank in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+        assert sorted(done) == [0, 0, 0, 1, 1, 1, 2, 2]
+        assert most[0] <= limit
+        assert (line.waiting, line._lines, core.in_flight) == (0, {}, 0)
+
+
+class Watched(Place):
+    """A place whose sleep is the test's."""
+
+    def __init__(self, line: Line, rank: int, sleep: Callable[[Place], None]) -> None:
+        super().__init__(line.enter(rank).key)
+        self._sleep = sleep
+
+    def sleep(self, seconds: float) -> None:
+        self._sleep(self)
+
+
+class TestTimes:
+    def times(self, line: Line, *entries: tuple[int, float, int]) -> list[_Time]:
+        """Entries of (class, due, tokens) in the order of their coming."""
+        made = []
+        for rank, due, tokens in entries:
+            time = _Time(line.enter(rank), due, tokens)
+            line._insert("a", time)
+            made.append(time)
+        return made
+
+    def test_equals_keep_their_order(self) -> None:
+        times = self.times(Line(), (NORMAL, 1, 5), (NORMAL, 2, 5), (NORMAL, 3, 5))
+        assert [time.due for time in times] == [1, 2, 3]
+
+    def test_a_higher_class_takes_the_first_time_of_a_lower_which_all_move_back_by_one(self) -> None:
+        line = Line()
+        times = self.times(line, (LOW, 1, 5), (HIGH, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
+        low, high, last, normal = (time.due for time in times)
+        assert (high, normal, low, last) == (1, 2, 3, 4)
+        assert line._times["a"].entries == sorted(times, key=lambda time: time.due)
+
+    def test_a_time_that_too_little_was_paid_for_is_not_taken(self) -> None:
+        small, large = self.times(Line(), (LOW, 1, 5), (HIGH, 2, 50))
+        assert (small.due, large.due) == (1, 2)
+
+    @settings(deadline=None, max_examples=300)
+    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), min_size=1, max_size=12))
+    def test_at_no_time_more_has_gone_in_than_was_paid(self, calls: list[tuple[int, int, bool]]) -> None:
+        line = Line()
+        used = paid = gone = 0
+        waiting: list[_Time] = []
+        for due, (rank, tokens, goes) in enumerate(calls):
+            waiting += self.times(line, (rank, due, tokens))
+            if goes:  # the first in, or away, before the next one comes
+                first = line._times["a"].entries[0]
+                line._times["a"].remove(first)
+                waiting.remove(first)
+                used += first.tokens
+                gone += 1
+        total = sum(tokens for _, tokens, _ in calls)
+        assert sum(time.tokens for time in waiting) == total - used
+        for due, (_, tokens, _) in enumerate(calls):
+            paid += tokens
+            now = [time for time in waiting if time.due <= due]
+            assert gone + len(now) <= max(due + 1, gone)
+            if now:
+                assert used + sum(time.tokens for time in now) <= paid
+        assert all(time.due < len(calls) for time in waiting)
+
+    def test_a_call_pays_sleeps_once_and_goes_in(self) -> None:
+        core = _core.Endpoint(_core.Segment(64), "a", rpm=60_000, request_burst=1)
+        line = Line()
+        place = line.enter(NORMAL)
+        assert core.admit() >= 0
+        assert line.reserved("a") == 0
+        assert line.sleep(place, "a", core, 0, 10) >= 0
+        line.leave(place)
+        assert line._times == {}
+
+    def test_longer_than_its_patience_is_refused_with_the_time_it_would_take(self) -> None:
+        core = _core.Endpoint(_core.Segment(64), "a", rpm=1, request_burst=1)
+        line = Line()
+        place = line.enter(NORMAL)
+        core.admit()
+        answer = line.sleep(place, "a", core, 0, 1)
+        assert -answer & 7 == _core.REQUESTS
+        assert 58e9 < -answer >> 3 <= 60e9
+        assert core.available_requests() == 0
+
+    def test_one_pushed_beyond_its_patience_gets_its_payment_back(self) -> None:
+        now = [0.0]
+        core = _core.Endpoint(_core.Segment(64), "a", rpm=60, request_burst=1)
+        line = Line(lambda: now[0])
+        core.admit()
+
+        def push(place: Place) -> None:
+            line._insert("a", _Time(line.enter(HIGH), 60.0, 0))
+            assert is_awake(place)
+
+        low = Watched(line, LOW, push)
+        free = core.available_requests()
+        answer = line.sleep(low, "a", core, 0, 5.0)
+        assert answer < 0
+        assert -answer & 7 == _core.REQUESTS
+        assert core.available_requests() == free
+
+    def test_an_interrupted_sleep_gives_its_payment_back(self) -> None:
+        core = _core.Endpoint(_core.Segment(64), "a", rpm=60, request_burst=1)
+        line = Line()
+        core.admit()
+        before = core.wait()
+
+        def interrupted(place: Place) -> None:
+            raise KeyboardInterrupt
+
+        place = Watched(line, NORMAL, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            line.sleep(place, "a", core, 0, 5.0)
+        assert line._times == {}
+        assert (-core.wait() >> 3) <= (-before >> 3)
