@@ -708,3 +708,23 @@ def test_a_used_up_limit_says_how_long_to_wait() -> None:
     body = b'{"type":"error","error":{"type":"rate_limit_error","message":"x"}}'
     assert ANTHROPIC.decode_error(429, headers, body, TARGET).retry_after == 20
     assert ANTHROPIC.decode_error(429, {**headers, "retry-after": "3"}, body, TARGET).retry_after == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "reset", "wait"),
+    [
+        ("rejected", "1755787239", 7200),
+        ("allowed", "1755787239", None),
+        ("rejected", "1755780000", None),
+        ("rejected", "soon", None),
+        ("rejected", "", None),
+    ],
+)
+def test_a_subscription_s_limit_says_when_it_begins_anew(status: str, reset: str, wait: float | None) -> None:
+    headers = {
+        "date": "Thu, 21 Aug 2025 12:40:39 GMT",
+        "anthropic-ratelimit-unified-status": status,
+        "anthropic-ratelimit-unified-reset": reset,
+    }
+    body = b'{"type":"error","error":{"type":"rate_limit_error","message":"x"}}'
+    assert ANTHROPIC.decode_error(429, headers, body, TARGET).retry_after == wait

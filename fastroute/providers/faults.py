@@ -229,7 +229,15 @@ def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float |
             delay = retry.parse_duration(detail.get("retryDelay")) if isinstance(detail, dict) else None
             if delay:
                 return delay
-    limits = retry.parse_limits(headers) if status == 429 else None
+    if status != 429:
+        return None
+    if headers.get("anthropic-ratelimit-unified-status", "").strip().lower() == "rejected":
+        # The limits of a subscription: the moment at which they begin anew, hours away more often than not.
+        now = retry.parse_http_date(headers.get("date"))
+        wait = retry.parse_reset(headers.get("anthropic-ratelimit-unified-reset"), now)
+        if wait:
+            return wait
+    limits = retry.parse_limits(headers)
     if limits is None:
         return None
     # A reset says when the limit is full again, which is later than when it lets one call in: trusted only

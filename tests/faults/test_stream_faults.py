@@ -6,8 +6,10 @@ The numbers are the catalogue's. What is a format's alone is in a file of its ow
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import threading
+import zlib
 from collections.abc import Callable
 from functools import partial
 
@@ -481,6 +483,28 @@ def test_059_a_closed_stream_gives_nothing_more(start: Start) -> None:
     assert list(stream) == []
     stream.close()
     assert len(loop.attempts) == 1
+
+
+def test_064_a_stream_compressed_against_our_word_is_still_read_as_it_comes(
+    start: Start, spoken: Spoken
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n\r\n"
+    begun = framed(spoken.begin(), spoken.text("said"))
+    rest = framed(spoken.finish(), spoken.end())
+    pack = zlib.compressobj(wbits=31)
+    flushed = pack.compress(begun) + pack.flush(zlib.Z_SYNC_FLUSH)
+    loop = start(1)
+    loop.provider().script(
+        Fault.raw(head, flushed, then="hang"),
+        Fault.raw(head, gzip.compress(begun + rest)),
+        Fault.raw(head, flushed),
+    )
+    with loop.stream() as stream:
+        assert stream.text == "said"  # although more is to come, or never will
+    assert loop.provider().requests[0].headers["accept-encoding"] == "identity"
+    assert text_of(loop.stream()) == "said"
+    with pytest.raises(fastroute.StreamInterrupted):
+        text_of(loop.stream())
 
 
 def test_a_finished_stream_leaves_its_connection_for_the_next(start: Start, spoken: Spoken) -> None:
