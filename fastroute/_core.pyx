@@ -18,7 +18,7 @@ from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_C
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.errno cimport errno
 from libc.math cimport log
-from libc.string cimport memset
+from libc.stdint cimport UINT32_MAX
 
 include "core/segment.pxi"
 include "core/bucket.pxi"

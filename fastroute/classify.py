@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -365,15 +365,22 @@ class Classifier:
     `scan` is for the way of a call: one native call, and nothing else is made. `explain` turns what it found
     into a `Classification` when somebody wants to read it.
 
+    Attributes:
+        rule_set: what it was made of.
+        scan: a request's messages and its other parameters → counts, score and level; a method of the core,
+            without a Python function around it. It raises TypeError if the messages are not a sequence of
+            mappings.
+
     Thread safety: immutable; any number of threads may use one.
     """
 
-    __slots__ = ("_rules", "rule_set")
+    __slots__ = ("_rules", "rule_set", "scan")
 
     def __init__(self, rule_set: RuleSet, *, portable: bool = False) -> None:
         """``portable`` keeps to plain C where the processor could do more; the results are the same."""
         self.rule_set = rule_set
         self._rules = _compile(rule_set, portable)
+        self.scan: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Scan] = self._rules.read
 
     @classmethod
     def named(cls, name: str, own: Mapping[str, RuleSet] | None = None) -> Classifier:
@@ -402,21 +409,6 @@ class Classifier:
 
     def __repr__(self) -> str:
         return f"Classifier({self.name!r})"
-
-    def scan(self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> Scan:
-        """Counts, score and level of a request.
-
-        Args:
-            messages: OpenAI's message mappings.
-            params: the request's other parameters; of these ``max_tokens`` or ``max_completion_tokens``, and
-                how many ``tools`` and ``functions`` there are.
-
-        Raises:
-            TypeError: if ``messages`` is not a sequence of mappings.
-        """
-        if not params:
-            return self._rules.scan(messages)
-        return self._rules.scan(messages, _max_tokens(params), _tools(params))
 
     def explain(self, scan: Scan) -> Classification:
         """What a scan by this classifier found, for people."""
@@ -453,23 +445,6 @@ class Classifier:
 
 def _figure(value: float) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-
-
-def _max_tokens(params: Mapping[str, Any]) -> int:
-    """The output tokens asked for, 0 if none are or if that is no number."""
-    value = params.get("max_tokens")
-    if value is None:
-        value = params.get("max_completion_tokens")
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return int(min(max(value, 0), _LARGEST))
-    return 0
-
-
-def _tools(params: Mapping[str, Any]) -> int:
-    tools, functions = params.get("tools"), params.get("functions")
-    return (len(tools) if isinstance(tools, Sized) else 0) + (
-        len(functions) if isinstance(functions, Sized) else 0
-    )
 
 
 __all__ = [

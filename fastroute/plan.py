@@ -61,7 +61,10 @@ class Stage:
 
     def input_tokens(self, estimate: int) -> int:
         """The estimate as corrected by the usage that came back, for the model that counts the most."""
-        return max([each.apply(estimate) for each in self.calibrations])
+        most = self.calibrations[0].apply(estimate)
+        for other in self.calibrations[1:]:
+            most = max(most, other.apply(estimate))
+        return most
 
 
 @frozen
@@ -160,8 +163,11 @@ class Plan:
         """Every endpoint that may serve it, first choice first; a later stage is ranked when reached."""
         for stage, ranked in self._ranked():
             endpoints = stage.endpoints
-            for place in ranked.order:
-                yield endpoints[place], stage
+            # Mostly the first serves it, and then nobody has to know in which order the others come.
+            if ranked.first >= 0:
+                yield endpoints[ranked.first], stage
+                for place in ranked.order[1:]:
+                    yield endpoints[place], stage
 
     def higher(self) -> Plan | None:
         """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
@@ -186,11 +192,13 @@ class Plan:
         inside: list[Candidate] = []
         outside: list[Candidate] = []
         for stage, ranked in self._ranked():
-            order = {place: rank for rank, place in enumerate(ranked.order)}
-            for place in sorted(range(len(stage.endpoints)), key=lambda item: order.get(item, len(order))):
-                inner = place in order
-                rank = len(inside) if inner else None
-                (inside if inner else outside).append(self._candidate(stage, ranked, place, rank))
+            figures = _Figures(stage, ranked, self.estimate)
+            order = ranked.order
+            for place in order:
+                inside.append(self._candidate(figures, place, len(inside)))
+            for place in range(len(stage.endpoints)):
+                if place not in order:
+                    outside.append(self._candidate(figures, place, None))
         return (*inside, *outside)
 
     @property
@@ -202,7 +210,7 @@ class Plan:
         """Input tokens that would fit, if the request is too long for all who could serve it; else 0."""
         widest = 0
         for stage, ranked in self._ranked():
-            if ranked.order:
+            if ranked.first >= 0:
                 return 0
             for place, endpoint in enumerate(stage.endpoints):
                 if ranked.verdicts[place] == _core.OUT_WINDOW:
@@ -223,10 +231,11 @@ class Plan:
         waits = []
         now = _core.clock()
         for stage, ranked in self._ranked():
+            figures = _Figures(stage, ranked, self.estimate)
             for place, endpoint in enumerate(stage.endpoints):
-                code = ranked.verdicts[place]
+                code = figures.verdicts[place]
                 codes.add(code)
-                lines.append(f"{endpoint.name}: {self._verdict(stage, ranked, place)}")
+                lines.append(f"{endpoint.name}: {self._verdict(figures, place)}")
                 if code in (_core.OUT_BLOCKED, _core.OUT_BREAKER):
                     waits.append(_reopens(endpoint, now))
         text = "; ".join(lines)
@@ -268,38 +277,40 @@ class Plan:
                 self._stages.append((stage, self._planner.rank(self, stage)))
             yield self._stages[place]
 
-    def _candidate(self, stage: Stage, ranked: _core.Ranked, place: int, rank: int | None) -> Candidate:
+    def _candidate(self, figures: _Figures, place: int, rank: int | None) -> Candidate:
+        stage = figures.stage
         endpoint = stage.endpoints[place]
-        core = endpoint.core
-        price = ranked.prices[place]
+        core, model, now = endpoint.core, endpoint.model, figures.now
+        price = figures.prices[place]
         return Candidate(
-            endpoint=endpoint.name,
-            model=endpoint.model.name,
-            provider=endpoint.config.provider,
-            stage=stage.reason,
-            rank=rank,
-            verdict=self._verdict(stage, ranked, place),
-            price=None if price < 0 else price / NANO,
-            quality=endpoint.model.quality,
-            latency=core.ewma() or endpoint.model.latency,
-            success_rate=core.success_rate(),
-            in_flight=core.in_flight,
-            state=STATE_NAMES[core.state()],
-            value=ranked.values[place],
-            available_requests=_limited(core.available_requests()),
-            available_tokens=_limited(core.available_tokens()),
+            endpoint.name,
+            model.name,
+            endpoint.config.provider,
+            stage.reason,
+            rank,
+            self._verdict(figures, place),
+            None if price < 0 else price / NANO,
+            model.quality,
+            core.ewma(now) or model.latency,
+            core.success_rate(now),
+            core.in_flight,
+            STATE_NAMES[core.state(now)],
+            figures.values[place],
+            _limited(core.available_requests(now)),
+            _limited(core.available_tokens(now)),
         )
 
-    def _verdict(self, stage: Stage, ranked: _core.Ranked, place: int) -> str:
-        endpoint = stage.endpoints[place]
-        model = endpoint.model
-        code = ranked.verdicts[place]
-        estimate = self.estimate
-        tokens_in = stage.input_tokens(estimate.input_tokens)
-        price = ranked.prices[place]
-        cost = "unknown" if price < 0 else f"${price / NANO:.6f}"
+    def _verdict(self, figures: _Figures, place: int) -> str:
+        stage = figures.stage
+        code = figures.verdicts[place]
         if code == 0:
             return stage.reason
+        endpoint = stage.endpoints[place]
+        model = endpoint.model
+        estimate = self.estimate
+        tokens_in = figures.tokens_in
+        price = figures.prices[place]
+        cost = "unknown" if price < 0 else f"${price / NANO:.6f}"
         if code == _core.OUT_CAPABILITY:
             lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.capabilities & bit]
             return f"left out: no {', '.join(lacking)}"
@@ -326,6 +337,20 @@ class Plan:
         if code == _core.SOFT_LATENCY:
             return f"left out: {endpoint.core.ewma() or model.latency:.2f} s is over the latency budget"
         return f"left out: {cost} is over the price ceiling"
+
+
+class _Figures:
+    """What a ranking says of its endpoints, taken out once for all of them, at one moment."""
+
+    __slots__ = ("now", "prices", "stage", "tokens_in", "values", "verdicts")
+
+    def __init__(self, stage: Stage, ranked: _core.Ranked, estimate: Estimate) -> None:
+        self.stage = stage
+        self.verdicts = ranked.verdicts
+        self.values = ranked.values
+        self.prices = ranked.prices
+        self.tokens_in = stage.input_tokens(estimate.input_tokens)
+        self.now = _core.clock()
 
 
 def _reopens(endpoint: Endpoint, now: int) -> float:

@@ -76,6 +76,11 @@ class Planner:
         self._tier_of = self._spread(classifier.levels)
         self._factor_of = _factors(classifier.levels)
         self._stages: dict[tuple[str, ...], Stage | None] = {}
+        self._tier_stages: dict[str, Stage] = {}
+        self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
+        self._confidence_threshold = policy.confidence_threshold
+        self._floor = policy.quality_floor or 0.0
+        self._max_latency = policy.max_latency or 0.0
         self._random = random.Random()
 
     def plan(self, request: Request) -> Plan:
@@ -108,8 +113,7 @@ class Planner:
         stage = self._first_stage(request, level, scan.confidence if scan is not None else 0.0)
         tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
         factor = self._factor_of.get(level, 1.0)
-        policy = self._config.policy
-        timeout = policy.timeout_base + policy.timeout_per_1k * (wanted or 0) / 1000 * factor
+        timeout = self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
         estimate = Estimate(tokens_in, tokens_out, timeout)
         return Plan(self, request, scan, failure, stage, estimate, needs)
 
@@ -129,22 +133,20 @@ class Planner:
 
     def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
         options = plan.request.options
-        policy = self._config.policy
-        floor = policy.quality_floor if options.quality is None else options.quality
-        latency = policy.max_latency if options.max_latency is None else options.max_latency
-        price = self.max_price(plan.request)
+        estimate = plan.estimate
+        quality, latency = options.quality, options.max_latency
         return stage.ranking.rank(
             self._strategy,
-            stage.input_tokens(plan.estimate.input_tokens),
-            plan.estimate.output_tokens,
+            stage.input_tokens(estimate.input_tokens),
+            estimate.output_tokens,
             plan.needs,
-            price,
+            self._max_price if options.max_cost is None else usd_to_nano(options.max_cost),
             self._price_ceiling,
-            floor or 0.0,
-            latency or 0.0,
+            self._floor if quality is None else quality,
+            self._max_latency if latency is None else latency,
             stage.by_value,
             0,
-            self._random.getrandbits(63),
+            self._random.getrandbits(32),
         )
 
     def max_price(self, request: Request) -> int:
@@ -220,7 +222,7 @@ class Planner:
             return self._tier_stage(wanted)
         if name == AUTO:
             tier = self._tier_of.get(level)
-            if tier is None or confidence < self._config.policy.confidence_threshold:
+            if tier is None or confidence < self._confidence_threshold:
                 tier = self._default_tier()
             return self._tier_stage(tier)
         if name in self._models_of:
@@ -240,9 +242,12 @@ class Planner:
         return stage
 
     def _tier_stage(self, tier: str) -> Stage:
-        stage = self._stage(("tier", tier, *self._model_names(tier)))
+        stage = self._tier_stages.get(tier)
         if stage is None:
-            raise NoEndpointError(f'no model of the tier "{tier}" has an endpoint')
+            stage = self._stage(("tier", tier, *self._model_names(tier)))
+            if stage is None:
+                raise NoEndpointError(f'no model of the tier "{tier}" has an endpoint')
+            self._tier_stages[tier] = stage
         return stage
 
     def _model_names(self, tier: str) -> list[str]:

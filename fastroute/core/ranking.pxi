@@ -8,24 +8,31 @@
 
 
 @cython.final
+@cython.no_gc
+@cython.freelist(8)
 cdef class Ranked:
-    """What a ranking came to. Made by ``Ranking.rank`` only; the tuples are built when they are asked for."""
+    """What a ranking came to. Made by ``Ranking.rank`` only.
 
-    cdef int64_t endpoints
-    cdef int64_t chosen
-    cdef bint soft_relaxed
-    cdef int32_t *order_
+    The verdicts and who comes ``first`` are settled when it is made. The rest of the order is sorted out when it is
+    asked for, and so are the figures of endpoints that were not in: ``keys``, ``values`` and ``prices`` are those of
+    the ranking's ``now``, but of the state that the endpoints are in when they are read.
+
+    Thread safety: immutable.
+    """
+
+    cdef Ranking ranking
+    cdef Wish wish
+    cdef Candidate *candidates           # those that are in, in the order of the row
     cdef uint8_t *verdicts_
-    cdef double *keys_
-    cdef double *values_
-    cdef int64_t *prices_
-    cdef void *memory
+    cdef uint32_t count                  # of candidates
+    cdef readonly int first              # index of the endpoint to try first, -1: none
+    cdef bint soft_relaxed
 
     def __init__(self) -> None:
         raise TypeError("a Ranked is made by Ranking.rank()")
 
     def __dealloc__(self):
-        PyMem_Free(self.memory)
+        PyMem_Free(self.candidates)
 
     def __repr__(self) -> str:
         return f"<Ranked {self.order}{' relaxed' if self.soft_relaxed else ''}>"
@@ -33,27 +40,48 @@ cdef class Ranked:
     @property
     def order(self) -> tuple[int, ...]:
         """Indexes of the endpoints to try, the best first."""
-        return tuple([self.order_[i] for i in range(self.chosen)])
+        cdef int64_t chosen = min(self.wish.limit, <int64_t>self.count) if self.wish.limit else self.count
+        cdef int32_t few[FEW]
+        cdef int32_t *sorted_ = few
+        cdef int64_t i
+        if chosen < 2:
+            return (self.first,) if chosen else ()
+        if self.count > FEW:
+            sorted_ = <int32_t *>PyMem_Malloc(self.count * sizeof(int32_t))
+            if sorted_ is NULL:
+                raise MemoryError("no memory for the order")
+        sort_places(self.candidates, <int32_t>self.count, <int32_t>chosen, sorted_)
+        try:
+            return tuple([self.candidates[sorted_[i]].index for i in range(chosen)])
+        finally:
+            if sorted_ is not few:
+                PyMem_Free(sorted_)
 
     @property
     def verdicts(self) -> bytes:
         """One code for each endpoint: 0 it is in, or OUT_… or SOFT_…, why not."""
-        return self.verdicts_[:self.endpoints]
+        return self.verdicts_[:self.ranking.count]
 
     @property
     def keys(self) -> tuple[float, ...]:
         """The strategy's figure for each endpoint, less is better (TWO_CHOICES: the load)."""
-        return tuple([self.keys_[i] for i in range(self.endpoints)])
+        cdef Ranking row = self.ranking
+        cdef uint32_t i
+        return tuple([
+            key_of(&row.items[i], &self.wish, i, price_wished(&row.offers[i], &self.wish)) for i in range(row.count)
+        ])
 
     @property
     def values(self) -> tuple[float, ...]:
         """price / (quality * speed) for each endpoint, less is better; inf when price or quality is not known."""
-        return tuple([self.values_[i] for i in range(self.endpoints)])
+        return self.ranking.values_of(&self.wish, self.verdicts_)
 
     @property
     def prices(self) -> tuple[int, ...]:
         """The estimate for each endpoint, nano-USD (without tokens: input plus output price); -1 when not known."""
-        return tuple([self.prices_[i] for i in range(self.endpoints)])
+        cdef Ranking row = self.ranking
+        cdef uint32_t i
+        return tuple([price_wished(&row.offers[i], &self.wish) for i in range(row.count)])
 
     @property
     def relaxed(self) -> bool:
@@ -152,6 +180,7 @@ cdef class Ranking:
             self.items[i].inverse_tau = parts.latency.inverse_tau
             self.items[i].inverse_weight = <float>parts.inverse_weight
             self.items[i].penalty = <float>FR_INFINITY if never_fits(parts, 0) else <float>parts.inverse_weight
+            self.offers[i].most = most_that_fits(parts)
 
     def rank(
         self, strategy, tokens_in=0, tokens_out=0, capabilities=0, max_price=-1,
@@ -175,23 +204,25 @@ cdef class Ranking:
             decay: Let old latencies and failures fade.
             now: ns; 0 reads the clock.
         """
-        cdef Wish wish
+        cdef Ranked result = Ranked.__new__(Ranked)
+        cdef Wish *wish = &result.wish
         wish.strategy = self.checked_strategy(strategy)
         wish.tokens_in = amount("tokens_in", tokens_in, 0)
         wish.tokens_out = amount("tokens_out", tokens_out, 0)
-        wish.capabilities = PyLong_AsUnsignedLongLong(capabilities)
+        wish.capabilities = unsigned(capabilities)
         wish.max_price = whole("max_price", integer(max_price), -1, INT64_MAX)
         wish.price_ceiling = whole("price_ceiling", integer(price_ceiling), -1, INT64_MAX)
         wish.quality_floor = quality_floor
         wish.max_latency = max_latency
         wish.by_value = by_value
         wish.limit = amount("limit", limit, 0)
-        wish.seed = PyLong_AsUnsignedLongLong(seed)
+        wish.seed = unsigned(seed)
         wish.decay = decay
         wish.now = moment(now) or fr_clock_coarse()
         if quality_floor != quality_floor or max_latency != max_latency:
             raise ValueError("quality_floor and max_latency must be numbers, not NaN")
-        return self.ranked(&wish)
+        self.judge(result)
+        return result
 
     cdef int checked_strategy(self, object strategy) except -1:
         cdef int64_t value = integer(strategy)
@@ -201,114 +232,128 @@ cdef class Ranking:
             raise ValueError(f"strategy must be LATENCY (0) to ORDERED (6), not {strategy}")
         return <int>value
 
-    cdef Ranked ranked(self, const Wish *wish):
+    cdef int judge(self, Ranked result) except -1:
+        """Fills in a result of which only the wish is there."""
         cdef size_t n = self.count
         cdef size_t groups = self.groups
-        cdef Ranked result = Ranked.__new__(Ranked)
-        # One block: what the result keeps, widest first, then what only the ranking needs.
-        cdef size_t kept = n * (sizeof(double) * 2 + sizeof(int64_t) + sizeof(int32_t) + sizeof(uint8_t))
-        kept = (kept + 7) // 8 * 8
-        cdef char *memory = <char *>PyMem_Malloc(
-            kept + n * sizeof(Candidate) + (groups + n) * sizeof(double) + n * sizeof(uint8_t) + 8
-        )
+        # One block: what the result keeps, then what only the ranking needs.
+        cdef char *memory = <char *>PyMem_Malloc(n * sizeof(Candidate) + 2 * groups * sizeof(double) + n + 1)
         if memory is NULL:
             raise MemoryError("no memory for the ranking")
-        result.memory = memory
-        result.endpoints = n
-        result.keys_ = <double *>memory
-        result.values_ = result.keys_ + n
-        result.prices_ = <int64_t *>(result.values_ + n)
-        result.order_ = <int32_t *>(result.prices_ + n)
-        result.verdicts_ = <uint8_t *>(result.order_ + n)
-        cdef double *speeds = <double *>(memory + kept)
-        cdef Candidate *candidates = <Candidate *>(speeds + groups + n)
-        self.judge(wish, result, speeds, speeds + groups, candidates)
-        return result
-
-    cdef void judge(
-        self, const Wish *wish, Ranked result, double *by_group, double *latencies, Candidate *candidates
-    ) noexcept:
-        cdef uint32_t n = self.count
-        cdef uint32_t i
-        cdef uint32_t in_count = 0
-        cdef uint32_t soft_count = 0
-        cdef int32_t group
-        cdef const Item *item
-        cdef const Offer *offer
-        cdef Candidate *candidate
-        cdef int verdict
-        cdef double latency
-        cdef uint32_t start = <uint32_t>(wish.seed % n) if n else 0
+        cdef double *latencies = <double *>(memory + n * sizeof(Candidate))
+        result.ranking = self
+        result.candidates = <Candidate *>memory
+        result.verdicts_ = <uint8_t *>(latencies + 2 * groups)
         if self.configurations_seen != configurations:
             self.copy_settings()
-        for i in range(n):
-            item = &self.items[i]
-            offer = &self.offers[i]
-            if wish.tokens_in == 0 and wish.tokens_out == 0:
-                result.prices_[i] = (
-                    -1 if offer.input_price < 0 or offer.output_price < 0
-                    else fr_price(1000000, offer.input_price, 1000000, offer.output_price)
-                )
-            else:
-                result.prices_[i] = price_of(offer, wish.tokens_in, wish.tokens_out)
-            latencies[i] = expected_latency(item, offer, wish, False)
-            candidate = &candidates[i]
-            candidate.probe = False
-            verdict = verdict_on(item, offer, wish, result.prices_[i], &candidate.probe)
-            result.verdicts_[i] = verdict
-            result.keys_[i] = key_of(item, offer, wish, i, result.prices_[i])
-            in_count += verdict == VERDICT_IN
-            soft_count += verdict >= VERDICT_QUALITY
-        result.soft_relaxed = in_count == 0 and soft_count > 0
-        self.set_values(result, by_group, latencies)
-        # The candidates are moved together to the front; index i is never behind where it is written to.
-        cdef uint32_t count = 0
-        for i in range(n):
-            if result.verdicts_[i] >= VERDICT_QUALITY if result.soft_relaxed else result.verdicts_[i] == VERDICT_IN:
-                candidate = &candidates[count]
-                group = self.offers[i].group
-                candidate.probe = candidates[i].probe
-                candidate.index = <int32_t>i
-                candidate.group = 0 if result.soft_relaxed else group
-                candidate.turn = <int32_t>(i - start if i >= start else i + n - start)
-                candidate.key = result.keys_[i]
-                candidate.place = (
-                    -self.offers[i].quality if result.soft_relaxed else by_group[group] if wish.by_value else group
-                )
-                count += 1
-        if wish.strategy == BY_TWO_CHOICES:
-            self.favour_two(wish, candidates, count)
-        result.chosen = min(wish.limit, <int64_t>count) if wish.limit else count
-        select_best(candidates, count, result.chosen, result.order_)
+        result.wish.stamp = fr_millis(result.wish.now)
+        result.wish.start = remainder(result.wish.seed, <uint32_t>n) if n else 0
+        cdef bint soft = self.collect(&result.wish, result.verdicts_, result.candidates, &result.count)
+        if result.count == 0 and soft:
+            result.soft_relaxed = True
+            result.count = self.collect_relaxed(&result.wish, result.verdicts_, result.candidates)
+        elif result.wish.by_value and groups > 1:
+            self.place_by_value(result.candidates, result.count, latencies, latencies + groups, &result.wish)
+        if result.wish.strategy == BY_TWO_CHOICES:
+            self.favour_two(&result.wish, result.candidates, result.count)
+        result.first = first_of(result.candidates, result.count)
+        return 0
 
-    cdef void set_values(self, Ranked result, double *by_group, const double *latencies) noexcept:
-        """price / (quality * speed) of each endpoint, and in ``by_group`` the best of each model."""
+    cdef bint collect(
+        self, const Wish *wish, uint8_t *verdicts, Candidate *candidates, uint32_t *found
+    ) noexcept nogil:
+        """Writes all verdicts, and a candidate for each that is in; whether any failed only soft filters."""
+        cdef uint32_t i
+        cdef uint32_t count = 0
+        cdef int verdict
+        cdef bint soft = False
+        cdef bint probe
+        cdef int64_t price = -1
+        cdef bint priced = (
+            wish.max_price >= 0 or wish.price_ceiling >= 0 or wish.by_value or wish.strategy == BY_COST
+        )
+        cdef Candidate *candidate
+        for i in range(self.count):
+            if priced:
+                price = price_wished(&self.offers[i], wish)
+            probe = False
+            verdict = verdict_on(&self.items[i], &self.offers[i], wish, price, &probe)
+            verdicts[i] = <uint8_t>verdict
+            if verdict:
+                soft = soft or verdict >= VERDICT_QUALITY
+                continue
+            candidate = &candidates[count]
+            count += 1
+            candidate.place = self.offers[i].group
+            candidate.price = price
+            self.describe(candidate, i, probe, wish)
+        found[0] = count
+        return soft
+
+    cdef uint32_t collect_relaxed(self, const Wish *wish, const uint8_t *verdicts, Candidate *candidates) noexcept nogil:
+        """A candidate for each endpoint that failed only soft filters, the best quality first, whatever its model."""
+        cdef uint32_t i
+        cdef uint32_t count = 0
+        cdef Candidate *candidate
+        for i in range(self.count):
+            if verdicts[i] >= VERDICT_QUALITY:
+                candidate = &candidates[count]
+                count += 1
+                candidate.place = -self.offers[i].quality
+                candidate.price = price_wished(&self.offers[i], wish)
+                self.describe(candidate, i, breaker_peek(fr_load(&self.items[i].hot.breaker), wish.now) == 1, wish)
+                candidate.group = 0
+        return count
+
+    cdef inline void describe(self, Candidate *candidate, uint32_t i, bint probe, const Wish *wish) noexcept nogil:
+        candidate.probe = probe
+        candidate.index = <int32_t>i
+        candidate.group = self.offers[i].group
+        candidate.turn = <int32_t>(i - wish.start if i >= wish.start else i + self.count - wish.start)
+        candidate.key = key_of(&self.items[i], wish, i, candidate.price)
+
+    cdef void place_by_value(
+        self, Candidate *candidates, uint32_t count, double *latencies, double *best, const Wish *wish
+    ) noexcept nogil:
+        """Places each model by the best value among its endpoints that are in."""
         cdef int32_t group
         cdef uint32_t i
-        cdef double price, quality
+        cdef Candidate *candidate
+        cdef const Offer *offer
+        cdef double latency
         for group in range(self.groups):
-            by_group[group] = FR_INFINITY
+            latencies[group] = best[group] = FR_INFINITY
         # A model is as quick as the quickest of its endpoints that is in and of which something is known.
-        for i in range(self.count):
-            group = self.offers[i].group
-            if result.verdicts_[i] == VERDICT_IN and latencies[i] > 0:
-                by_group[group] = min(by_group[group], latencies[i])
-        for i in range(self.count):
-            group = self.offers[i].group
-            price = <double>result.prices_[i]
-            quality = self.offers[i].quality
-            if price < 0 or quality <= 0:
-                result.values_[i] = FR_INFINITY
-            else:
-                result.values_[i] = price / quality * (1.0 if by_group[group] == FR_INFINITY else by_group[group])
-        for group in range(self.groups):
-            by_group[group] = FR_INFINITY
-        for i in range(self.count):
-            group = self.offers[i].group
-            if result.verdicts_[i] == VERDICT_IN:
-                by_group[group] = min(by_group[group], result.values_[i])
+        for i in range(count):
+            candidate = &candidates[i]
+            offer = &self.offers[candidate.index]
+            latency = expected_latency(&self.items[candidate.index], offer, wish, False)
+            if 0 < latency < latencies[candidate.group]:
+                latencies[candidate.group] = latency
+        for i in range(count):
+            candidate = &candidates[i]
+            candidate.place = value_of(
+                candidate.price, self.offers[candidate.index].quality, latencies[candidate.group]
+            )
+            best[candidate.group] = min(best[candidate.group], candidate.place)
+        for i in range(count):
+            candidates[i].place = best[candidates[i].group]
 
-    cdef void favour_two(self, const Wish *wish, Candidate *candidates, uint32_t count) noexcept:
+    cdef tuple values_of(self, const Wish *wish, const uint8_t *verdicts):
+        """price / (quality * speed) of every endpoint, also of those that are not in."""
+        cdef list quickest = [FR_INFINITY] * self.groups
+        cdef double latency
+        cdef uint32_t i
+        for i in range(self.count):
+            latency = expected_latency(&self.items[i], &self.offers[i], wish, False)
+            if verdicts[i] == VERDICT_IN and 0 < latency < <double>quickest[self.offers[i].group]:
+                quickest[self.offers[i].group] = latency
+        return tuple([
+            value_of(price_wished(&self.offers[i], wish), self.offers[i].quality, quickest[self.offers[i].group])
+            for i in range(self.count)
+        ])
+
+    cdef void favour_two(self, const Wish *wish, Candidate *candidates, uint32_t count) noexcept nogil:
         """In each model draws two and puts the less loaded of them first; the rest follows by load.
 
         The candidates stand in the order of the row, those of a model not always side by side.
@@ -345,7 +390,7 @@ cdef class Ranking:
         """
         cdef int64_t time = moment(now)
         cdef int kind = self.checked_strategy(strategy)
-        cdef uint64_t lot = PyLong_AsUnsignedLongLong(seed)
+        cdef uint64_t lot = unsigned(seed)
         cdef int best
         if self.groups == 1 and self.configurations_seen == configurations:
             if kind == BY_LATENCY:
@@ -356,22 +401,21 @@ cdef class Ranking:
                     return best
         return self.pick_ranked(kind, lot, decay, time)
 
-    cdef object pick_ranked(self, int strategy, uint64_t seed, bint decay, int64_t now):
-        cdef Wish wish
-        memset(&wish, 0, sizeof(wish))
-        wish.strategy = strategy
-        wish.max_price = -1
-        wish.price_ceiling = -1
-        wish.limit = 1
-        wish.seed = seed
-        wish.decay = decay
-        wish.now = now or fr_clock_coarse()
-        cdef Ranked result = self.ranked(&wish)
-        return result.order_[0] if result.chosen else -1
+    cdef int pick_ranked(self, int strategy, uint64_t seed, bint decay, int64_t now) except -2:
+        cdef Ranked result = Ranked.__new__(Ranked)
+        result.wish.strategy = strategy
+        result.wish.max_price = -1
+        result.wish.price_ceiling = -1
+        result.wish.limit = 1
+        result.wish.seed = seed
+        result.wish.decay = decay
+        result.wish.now = now or fr_clock_coarse()
+        self.judge(result)
+        return result.first
 
     cdef int pick_least_loaded(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:
         cdef uint32_t n = self.count
-        cdef uint32_t start = <uint32_t>(seed % n)
+        cdef uint32_t start = remainder(seed, n)
         cdef float best_load = <float>FR_INFINITY
         cdef int best = -1
         cdef int probe = -1

@@ -98,7 +98,7 @@ typedef struct {
 /* A scan under way. */
 typedef struct {
     const scan_table *table;
-    scan_counts counts;
+    scan_counts *counts;                 /* where they are to stand in the end: copying them would cost more */
     int64_t left;                        /* characters that may still be examined whole */
     int64_t added;                       /* line feeds that are not the texts' own */
     uint32_t used;                       /* bytes of the window in use; byte 0 has been examined already */
@@ -251,20 +251,20 @@ static void scan_fences(scan_pass *pass, uint64_t ticks)
     uint64_t triples, at;
     uint32_t run;
     if (!~ticks) {
-        pass->counts.code_fences += (pass->ticks + 64) / 3;
+        pass->counts->code_fences += (pass->ticks + 64) / 3;
         pass->ticks = (pass->ticks + 64) % 3;
         return;
     }
     run = pass->ticks + (uint32_t)__builtin_ctzll(~ticks);   /* the one that goes on from before */
-    pass->counts.code_fences += run / 3;
+    pass->counts->code_fences += run / 3;
     ticks &= ticks + 1;
     run = (uint32_t)__builtin_clzll(~ticks);                 /* the one that may go on after */
-    pass->counts.code_fences += run / 3;
+    pass->counts->code_fences += run / 3;
     pass->ticks = run % 3;
     ticks &= ~(uint64_t)0 >> run;
     triples = ticks & ticks >> 1 & ticks >> 2;
     for (at = triples & ~(ticks << 1); at; at &= triples) {
-        pass->counts.code_fences += scan_popcount(at);
+        pass->counts->code_fences += scan_popcount(at);
         triples >>= 3;
     }
 }
@@ -327,10 +327,10 @@ static void scan_count(scan_pass *pass, const uint8_t *text, uint32_t length)
         if (tick | pass->ticks)
             scan_fences(pass, tick);
     }
-    pass->counts.words += (int64_t)words;
-    pass->counts.digits += scan_sum(digits);
-    pass->counts.question_marks += scan_sum(questions);
-    pass->counts.newlines += scan_sum(newlines);
+    pass->counts->words += (int64_t)words;
+    pass->counts->digits += scan_sum(digits);
+    pass->counts->question_marks += scan_sum(questions);
+    pass->counts->newlines += scan_sum(newlines);
 }
 
 /* --- kernels: matching ------------------------------------------------------------------------------ */
@@ -383,7 +383,7 @@ static inline __attribute__((always_inline)) uint32_t scan_walk_as(scan_pass *pa
             }
         }
     }
-    pass->counts.found |= found;
+    pass->counts->found |= found;
     return hits;
 }
 
@@ -415,7 +415,7 @@ static void scan_examine(scan_pass *pass, const uint8_t *text, uint32_t length)
     }
 #endif
     scan_count(pass, text, length);
-    if (~pass->counts.found & pass->table->all)
+    if (~pass->counts->found & pass->table->all)
         scan_walk(pass, text, length);
 }
 
@@ -451,11 +451,12 @@ static inline void scan_end_text(scan_pass *pass)
     pass->added++;
 }
 
-static void scan_begin(scan_pass *pass, const scan_table *table)
+/* The counts begin at 0: that is for the caller to see to. */
+static void scan_begin(scan_pass *pass, const scan_table *table, scan_counts *counts)
 {
     /* Field by field, and not the window: clearing more than is needed would be a good part of a short scan. */
     pass->table = table;
-    pass->counts = (scan_counts){0};
+    pass->counts = counts;
     pass->left = SCAN_WHOLE;
     pass->added = 0;
     pass->ticks = 0;
@@ -477,17 +478,17 @@ static int scan_text(scan_pass *pass, PyObject *text, int in_scope)
     n = (size_t)PyUnicode_GET_LENGTH(text);
     kind = (int)PyUnicode_KIND(text);
     data = PyUnicode_DATA(text);
-    pass->counts.chars += (int64_t)n;
-    pass->counts.utf8 += (int64_t)n;
+    pass->counts->chars += (int64_t)n;
+    pass->counts->utf8 += (int64_t)n;
     if (!PyUnicode_IS_ASCII(text))
-        pass->counts.utf8 += scan_utf8_extra(kind, data, n);
+        pass->counts->utf8 += scan_utf8_extra(kind, data, n);
     if (!in_scope || !n)
         return 0;
-    pass->counts.scope_chars += (int64_t)n;
+    pass->counts->scope_chars += (int64_t)n;
     if (__builtin_expect(pass->table->search_count, 0))
         scan_search_text(pass, kind, data, n, (int64_t)n > pass->left && n > 2 * SCAN_END);
     if ((int64_t)n > pass->left && n > 2 * SCAN_END) {
-        pass->counts.truncated = 1;
+        pass->counts->truncated = 1;
         scan_put(pass, kind, data, SCAN_END);
         scan_end_text(pass);
         scan_put(pass, kind, data + (n - SCAN_END) * (size_t)kind, SCAN_END);
@@ -514,7 +515,7 @@ static void scan_finish(scan_pass *pass)
         text += part;
         length -= part;
     }
-    pass->counts.newlines -= pass->added;
+    pass->counts->newlines -= pass->added;
 }
 
 #endif

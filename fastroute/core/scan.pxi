@@ -11,7 +11,7 @@
 #
 # Thread safety: Rules and Scan never change once made.
 
-from collections.abc import Mapping as _ScanMapping
+from collections.abc import Mapping as _ScanMapping, Sized as _ScanSized
 
 cimport cython
 from libc.math cimport isfinite
@@ -67,8 +67,8 @@ cdef extern from "scan.h":
         uint64_t found
         int truncated
     ctypedef struct scan_pass:
-        scan_counts counts
-    void scan_begin(scan_pass *task, const scan_table *table) noexcept nogil
+        pass
+    void scan_begin(scan_pass *task, const scan_table *table, scan_counts *counts) noexcept nogil
     int scan_text(scan_pass *task, object text, int in_scope) except -1
     void scan_finish(scan_pass *task) noexcept nogil
     uint32_t scan_popcount(uint64_t bits) noexcept nogil
@@ -346,6 +346,31 @@ cdef class Rules:
         Raises:
             TypeError: if ``messages`` is not a sequence of mappings; it says which one is not.
         """
+        cdef Scan result = self._read(messages)
+        self._judge(result, max_tokens, tools)
+        return result
+
+    def read(self, messages, params):
+        """As `scan`, for a request as it came in.
+
+        Args:
+            messages: as for `scan`.
+            params: the request's other parameters, a mapping; of these ``max_tokens`` or else
+                ``max_completion_tokens`` (what is no finite number counts as none), and how many ``tools`` and
+                ``functions`` there are.
+        """
+        cdef Scan result = self._read(messages)
+        cdef int64_t max_tokens = 0, tools = 0
+        if params:
+            limit = params.get("max_tokens")
+            if limit is None:
+                limit = params.get("max_completion_tokens")
+            max_tokens = _scan_limit(limit)
+            tools = _scan_number(params.get("tools")) + _scan_number(params.get("functions"))
+        self._judge(result, max_tokens, tools)
+        return result
+
+    cdef Scan _read(self, messages):
         cdef scan_pass task
         cdef Scan result = Scan.__new__(Scan)
         cdef Py_ssize_t index = 0
@@ -353,7 +378,7 @@ cdef class Rules:
         if isinstance(messages, (str, bytes, dict)):
             raise TypeError(f"messages must be a list of mappings, not {type(messages).__name__}")
         result.rules = self
-        scan_begin(&task, &self.table)
+        scan_begin(&task, &self.table, &result.tally)
         for message in messages:
             if isinstance(message, dict):
                 role = (<dict> message).get("role")
@@ -373,9 +398,7 @@ cdef class Rules:
                 for part in content:
                     result.images += _scan_part(&task, part, in_scope)
         scan_finish(&task)
-        result.tally = task.counts
         result.messages = index
-        self._judge(result, max_tokens, tools)
         return result
 
     cdef void _judge(self, Scan scan, int64_t max_tokens, int64_t tools) noexcept:
@@ -436,6 +459,26 @@ cdef inline bint _scan_holds(int relation, double value, double bound) noexcept 
     if relation == 3:
         return value >= bound
     return value == bound
+
+
+cdef int64_t _scan_limit(value) except -1:
+    """Output tokens asked for, up to 2**53; 0 if that is no finite number."""
+    cdef double number
+    if isinstance(value, int):
+        return min(max(value, 0), 9007199254740992)
+    if not isinstance(value, float):
+        return 0
+    number = value
+    return <int64_t> min(max(number, 0.0), 9007199254740992.0) if isfinite(number) else 0
+
+
+cdef int64_t _scan_number(offered) except -1:
+    """How many tools there are in a list of them."""
+    if offered is None:
+        return 0
+    if isinstance(offered, list):
+        return len(<list> offered)
+    return len(offered) if isinstance(offered, _ScanSized) else 0
 
 
 cdef int _scan_part(scan_pass *task, part, bint in_scope) except -1:

@@ -83,7 +83,7 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
     const __m256i low0 = scan_table16(table->low[0]);
     const __m256i inner = _mm256_set1_epi8((char)table->inner);
     __m256i high0 = scan_table16(table->high[0]), digits = zero, questions = zero, newlines = zero;
-    uint64_t space_before = 0, outside_before = 0, words = 0, found = pass->counts.found;
+    uint64_t space_before = 0, outside_before = 0, words = 0, found = pass->counts->found;
     uint32_t steps = 0;
     const uint32_t most = length / 4;
     uint8_t before = text[-1], live = 0;
@@ -139,11 +139,11 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
                 high0 = zero;
         }
     }
-    pass->counts.found |= found;
-    pass->counts.words += (int64_t)words;
-    pass->counts.digits += scan_sum32(digits);
-    pass->counts.question_marks += scan_sum32(questions);
-    pass->counts.newlines += scan_sum32(newlines);
+    pass->counts->found |= found;
+    pass->counts->words += (int64_t)words;
+    pass->counts->digits += scan_sum32(digits);
+    pass->counts->question_marks += scan_sum32(questions);
+    pass->counts->newlines += scan_sum32(newlines);
     return steps > most;
 }
 
@@ -163,7 +163,7 @@ static void scan_vectors(scan_pass *pass, const uint8_t *text, uint32_t length)
 {
     uint8_t inner = pass->table->inner, outer = pass->table->used & ~inner;
     uint32_t exhausted;
-    if (!(~pass->counts.found & pass->table->all)) {
+    if (!(~pass->counts->found & pass->table->all)) {
         scan_vectors_count(pass, text, length);
         return;
     }

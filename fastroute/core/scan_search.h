@@ -113,7 +113,7 @@ static void scan_search_columns(const scan_table *table, uint8_t *to, int kind, 
 static void scan_search_part(scan_pass *pass, int kind, const char *data, size_t n, int first, int last)
 {
     const scan_table *table = pass->table;
-    uint64_t found = pass->counts.found;
+    uint64_t found = pass->counts->found;
     uint8_t columns[SCAN_SPAN];
     for (int k = 0; k < table->search_count; k++) {
         const scan_search *search = &table->searches[k];
@@ -135,7 +135,7 @@ static void scan_search_part(scan_pass *pass, int kind, const char *data, size_t
         if (last)
             found |= scan_matched(scan_step(row, table->end));
     }
-    pass->counts.found = found;
+    pass->counts->found = found;
 }
 
 static void scan_search_text(scan_pass *pass, int kind, const char *data, size_t n, int ends_only)

@@ -211,6 +211,13 @@ cdef inline int64_t integer(object value) except? -1:
     return PyLong_AsLongLong(value)
 
 
+cdef inline uint64_t unsigned(object value) except? <uint64_t>-1:
+    # Most are small, and then there is no call.
+    if PyLong_Check(value):
+        return value
+    return PyLong_AsUnsignedLongLong(value)
+
+
 cdef inline int64_t moment(object now) except -1:
     """A caller's time. 0 means: read the clock."""
     cdef int64_t value = integer(now)

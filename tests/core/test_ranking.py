@@ -307,9 +307,20 @@ class TestOrder:
         for limit in range(1, 12):
             assert ranking.rank(strategy, seed=3, limit=limit, now=T0).order == whole[:limit]
 
+    @pytest.mark.parametrize("count", [16, 17, 60])
+    def test_a_long_row_is_in_the_order_of_its_keys(self, make: Make, count: int) -> None:
+        ranking = make(count)
+        for i, endpoint in enumerate(ranking.endpoints):
+            call(endpoint, OK, 0.1 + i * 37 % count)
+        ranked = ranking.rank(LATENCY, now=T0)
+        assert ranked.order == tuple(sorted(range(count), key=ranked.keys.__getitem__))
+        assert ranking.rank(LATENCY, limit=20, now=T0).order == ranked.order[:20]
+        assert ranked.first == ranked.order[0]
+
     def test_nothing_to_rank(self, make: Make) -> None:
         ranking = make(0)
         assert ranking.rank(LATENCY, now=T0).order == ()
+        assert ranking.rank(LATENCY, now=T0).first == -1
         assert ranking.pick(LATENCY, decay=True, now=T0) == -1
 
     def test_one_endpoint_with_an_open_breaker_is_no_crash(self, make: Make) -> None:
@@ -429,6 +440,13 @@ class TestBadInput:
         with pytest.raises(ValueError):
             row.rank(**({"strategy": LATENCY} | wish))
 
+    def test_figures_read_later_are_those_of_the_rankings_time(self) -> None:
+        rows = [_core.Endpoint(_core.Segment(64), "e")]
+        call(rows[0], OK, 1.0)
+        ranked = ranking(_core, rows).rank(LATENCY, now=T0 + 10 * SECOND)
+        assert ranked.keys == pytest.approx((1.5 * math.exp(-1),), rel=1e-5)
+        assert ranked.keys == ranked.keys
+
     def test_a_ranked_outlives_its_ranking(self) -> None:
         segment = _core.Segment(64)
         ranked = ranking(_core, [_core.Endpoint(segment, "e")]).rank(LATENCY, now=T0)
@@ -440,6 +458,7 @@ def ranked_alike(native: Any, oracle: twin.Ranking, wish: Row) -> None:
     mine, its = native.rank(**wish), oracle.rank(**wish)
     assert list(mine.verdicts) == list(its.verdicts)
     assert mine.relaxed == its.relaxed
+    assert mine.first == next(iter(mine.order), -1)
     assert mine.prices == its.prices
     assert mine.values == pytest.approx(its.values, rel=1e-4)
     assert sorted(mine.order) == sorted(its.order) or wish["limit"]

@@ -39,6 +39,10 @@ class Ranked:
     prices: tuple[int, ...]
     relaxed: bool
 
+    @property
+    def first(self) -> int:
+        return self.order[0] if self.order else -1
+
 
 class Ranking:
     """Filters, then orders models, then each model's endpoints. Weights are not drawn here (WEIGHTED)."""
