@@ -19,9 +19,18 @@ import pytest
 from entries import NOON, attempt, in_child, reap, segments, until
 
 from fastroute import ledger as ledger_module
+from fastroute.config import Config
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks, LedgerDegraded
-from fastroute.ledger import Ledger, NullLedger, Totals, journal, open_ledger, sqlite
+from fastroute.ledger import (
+    Ledger,
+    NullLedger,
+    Totals,
+    configured_ledger,
+    journal,
+    open_ledger,
+    sqlite,
+)
 from fastroute.ledger.report import report
 
 # --------------------------------------------------------------------------------------- kills and forks
@@ -342,6 +351,18 @@ def test_open_ledger(tmp_path: Path) -> None:
     with open_ledger(tmp_path / "x.db") as ledger:
         ledger.append(attempt(cost_nano=4))
         assert ledger.spent() == 4
+
+
+@pytest.mark.parametrize(("word", "wal"), [("auto", True), ("on", True), ("off", False)])
+def test_a_configuration_says_how_its_ledger_is_kept(path: Path, word: str, wal: bool) -> None:
+    config = Config(ledger=str(path), ledger_durability="power", ledger_wal=word)
+    with configured_ledger(config) as ledger:
+        assert ledger.durability == "power"
+        ledger.append(attempt(cost_nano=3))
+        assert ledger.spent() == 3
+        assert os.path.exists(f"{path}-wal") is wal
+    with pytest.raises(ConfigError, match="a journal is named for a PostgreSQL ledger"):
+        configured_ledger(Config(ledger=str(path), ledger_journal=str(path.parent)))
 
 
 def test_power_durability_waits_for_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
