@@ -15,7 +15,7 @@ from fastroute.testing import Provider
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
-PAGES = ["README.md", "docs/routing.md", "docs/ledger.md", "docs/formats.md"]
+PAGES = ["README.md", "docs/routing.md", "docs/ledger.md", "docs/processes.md", "docs/formats.md"]
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def forked(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Callab
 
 
 def unheard_fork() -> int:
-    """As by a server that forks below Python: fastroute's hooks do not run. (Python's own mending is done.)"""
+    """As by a server that forks below Python: fastroute's hooks do not run (Python's own do)."""
     actions, forks._actions = forks._actions, []
     try:
         pid = os.fork()
