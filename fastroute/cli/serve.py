@@ -119,7 +119,7 @@ def serve(
         ready: is told the address once it is listened on.
     """
     from waitress import wasyncore
-    from waitress.server import create_server
+    from waitress.server import BaseWSGIServer, create_server
 
     sockets: dict[int, Any] = {}
     try:
@@ -140,6 +140,8 @@ def serve(
         )
     except OSError as error:
         refuse(f"{host}:{port} cannot be listened on: {error.strerror}")
+    for listener in [known for known in sockets.values() if isinstance(known, BaseWSGIServer)]:
+        listener.channel_class = _channel_class()
     asked: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -161,6 +163,26 @@ def serve(
             signal.signal(number, handler)
         server.task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(sockets, ignore_all=True)
+
+
+def _channel_class() -> Any:
+    """Waitress's connection, but for a request with both a length and chunks, which it would take.
+
+    Where a proxy before it goes by the other of the two, one of them sees a second request inside the first.
+    """
+    from waitress.channel import HTTPChannel
+    from waitress.parser import HTTPRequestParser, ParsingError
+
+    class Parser(HTTPRequestParser):
+        def parse_header(self, header_plus: bytes) -> None:
+            super().parse_header(header_plus)
+            if self.chunked and "CONTENT_LENGTH" in self.headers:
+                raise ParsingError("Content-Length and Transfer-Encoding in one request")
+
+    class Channel(HTTPChannel):
+        parser_class = Parser
+
+    return Channel
 
 
 def _drain(sockets: dict[int, Any], ends: float) -> None:
