@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from fastroute import errors, types
 from fastroute.sse import Event
@@ -45,7 +45,9 @@ _FILTERED = frozenset(
 # The model broke off in the middle of something that cannot be used; another try may go well.
 _SPOILED = frozenset({"MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL"})
 # What a candidate brings beside its message, kept under Gemini's names.
-_KEPT = ("safetyRatings", "citationMetadata", "groundingMetadata", "urlContextMetadata", "finishMessage")
+_KEPT = frozenset(
+    {"safetyRatings", "citationMetadata", "groundingMetadata", "urlContextMetadata", "finishMessage"}
+)
 _COLLECTIONS = ("models", "tunedModels", "publishers", "projects")
 
 
@@ -200,8 +202,8 @@ class _Said:
 
     content: str | None = None
     reasoning: str | None = None
-    calls: list[_Call] = field(factory=list)
-    images: list[dict[str, Any]] = field(factory=list)
+    calls: Sequence[_Call] = ()
+    images: Sequence[dict[str, Any]] = ()
 
 
 def _candidates(value: Mapping[str, Any]) -> list[Any]:
@@ -224,10 +226,14 @@ def _read(candidate: Any) -> _Said:
         raise malformed("a candidate's parts are not a list")
     texts: list[str] = []
     thoughts: list[str] = []
-    said = _Said()
+    calls: list[_Call] = []
+    images: list[dict[str, Any]] = []
     for part in parts:
         if not isinstance(part, dict):
             raise malformed("a part is not an object")
+        if len(part) == 1 and type(part.get("text")) is str:
+            texts.append(part["text"])  # by far the commonest, and all there is in most chunks
+            continue
         text = part.get("text")
         if isinstance(text, str):
             (thoughts if part.get("thought") is True else texts).append(text)
@@ -235,7 +241,7 @@ def _read(candidate: Any) -> _Said:
         if isinstance(call, dict):
             arguments = call.get("args")
             written = jsontext.dumps(arguments).decode() if isinstance(arguments, dict) else "{}"
-            said.calls.append(
+            calls.append(
                 _Call(
                     string(call.get("name")) or None,
                     written,
@@ -246,8 +252,8 @@ def _read(candidate: Any) -> _Said:
         data = part.get("inlineData")
         if isinstance(data, dict):
             url = f"data:{string(data.get('mimeType'))};base64,{string(data.get('data'))}"
-            said.images.append({"type": "image_url", "image_url": {"url": url}})
-    return _Said("".join(texts) if texts else None, "".join(thoughts) or None, said.calls, said.images)
+            images.append({"type": "image_url", "image_url": {"url": url}})
+    return _Said("".join(texts) if texts else None, "".join(thoughts) or None, calls, images)
 
 
 def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
@@ -309,7 +315,7 @@ def _choice(candidate: Any, place: int, answer_id: str) -> types.Choice:
     if said.reasoning is not None:
         message["reasoning_content"] = said.reasoning
     if said.images:
-        message["images"] = said.images
+        message["images"] = list(said.images)
     reason = _finish_reason(candidate, bool(calls))
     raw = _choice_shape(index, "message", message, reason, candidate)
     value = types.Message("assistant", content, tuple(call for call, _ in calls) or None, None, message)
@@ -320,12 +326,13 @@ def _choice_shape(
     index: int, kind: str, message: dict[str, Any], reason: str | None, candidate: Mapping[str, Any]
 ) -> dict[str, Any]:
     raw: dict[str, Any] = {"index": index, kind: message, "finish_reason": reason}
-    result = candidate.get("logprobsResult")
-    if isinstance(result, dict):
-        raw["logprobs"] = {"content": _logprobs(result)}
-    if reason is not None:
-        raw["stop_reason"] = candidate.get("finishReason")
-    raw.update({name: candidate[name] for name in _KEPT if candidate.get(name) is not None})
+    for name, value in candidate.items():
+        if name in _KEPT:
+            raw[name] = value
+        elif name == "logprobsResult" and isinstance(value, dict):
+            raw["logprobs"] = {"content": _logprobs(value)}
+        elif name == "finishReason":
+            raw["stop_reason"] = value
     return raw
 
 
@@ -352,6 +359,16 @@ def _logprob(item: Any) -> dict[str, Any]:
     }
 
 
+_COUNTS = (
+    "promptTokenCount",
+    "toolUsePromptTokenCount",
+    "candidatesTokenCount",
+    "thoughtsTokenCount",
+    "cachedContentTokenCount",
+    "totalTokenCount",
+)
+
+
 def usage_from(value: Any) -> types.Usage | None:
     """The usage in OpenAI's way of counting, or None if it cannot be relied on and has to be estimated.
 
@@ -361,26 +378,21 @@ def usage_from(value: Any) -> types.Usage | None:
     if not isinstance(value, dict):
         return None
     found = []
-    for name in (
-        "promptTokenCount",
-        "toolUsePromptTokenCount",
-        "candidatesTokenCount",
-        "thoughtsTokenCount",
-        "cachedContentTokenCount",
-        "totalTokenCount",
-    ):
+    for name in _COUNTS:
         given = value.get(name)
-        number = 0 if given is None else count(given)
-        if number is None:
+        if given is None:
+            found.append(0)
+        elif (number := count(given)) is None:
             return None
-        found.append(number)
+        else:
+            found.append(number)
     prompt, tool_prompt, visible, thoughts, cached, total = found
     prompt += tool_prompt
     output = visible + thoughts
     if prompt + output == 0 or value.get("promptTokenCount") is None:
         return None
     source: types.UsageSource = "provider"
-    if value.get("totalTokenCount") is not None and total != prompt + output:
+    if total != prompt + output and value.get("totalTokenCount") is not None:
         source = "estimated"
         output = max(output, total - prompt)
     return types.Usage(prompt, output, cached if cached <= prompt else 0, thoughts, source)
@@ -399,15 +411,16 @@ class _GeminiStream(StreamDecoder):
     """
 
     def __init__(self, request: types.Request, target: Target) -> None:
+        self._counts: Any = None
+        self._calls: dict[int, int] = {}
+        self._over: set[int] = set()
         super().__init__(target.upstream)
         self._target = target
         self._owes_usage = asks_for_usage(request)
         wanted = request.params.get("n")
         self._wanted = wanted if isinstance(wanted, int) else 1
-        self._calls: dict[int, int] = {}
         self._signatures: dict[tuple[int, int], str] = {}
         self._images: dict[int, list[dict[str, Any]]] = {}
-        self._over: set[int] = set()
 
     def feed(self, event: Event) -> Sequence[types.Chunk]:
         data = event.data
@@ -417,9 +430,9 @@ class _GeminiStream(StreamDecoder):
         _raise_error(value, self._target)
         if not isinstance(value, dict):
             raise malformed("a stream event is not a JSON object")
-        usage = usage_from(value.get("usageMetadata"))
-        if usage is not None:
-            self.usage = evolve(usage, source="estimated")
+        counts = value.get("usageMetadata")
+        if counts is not None:
+            self._counts = counts
         self._id = self._id or string(value.get("responseId"))
         model = string(value.get("modelVersion")) or self._model
         chunks = []
@@ -430,13 +443,25 @@ class _GeminiStream(StreamDecoder):
         ]
         if choices:
             chunks.append(self._chunk(model, tuple(choices), None))
-        if usage is None or len(self._over) < max(self._wanted, len(self._calls)):
-            return chunks
-        self.usage = usage
-        if self._owes_usage:
+        if self._owes_usage and self._whole and (usage := self.usage) is not None:
             self._owes_usage = False
-            chunks.append(self._chunk(model, (), self.usage))
+            chunks.append(self._chunk(model, (), usage))
         return chunks
+
+    @property
+    def _whole(self) -> bool:
+        """Whether every candidate has finished, as far as can be told before the input ends."""
+        return len(self._over) >= max(self._wanted, len(self._calls))
+
+    # Read once or twice a stream, while every event brings its figures: worked out when it is asked for.
+    @property
+    def usage(self) -> types.Usage | None:
+        usage = usage_from(self._counts)
+        return usage if usage is None or self._whole else evolve(usage, source="estimated")
+
+    @usage.setter
+    def usage(self, usage: None) -> None:
+        self._counts = usage  # only how every decoder begins: with none
 
     def end(self) -> None:
         super().end()
@@ -511,7 +536,7 @@ class _GeminiStream(StreamDecoder):
         if said.reasoning is not None:
             delta["reasoning_content"] = said.reasoning
         if said.images:
-            delta["images"] = said.images
+            delta["images"] = list(said.images)
         raw = _choice_shape(index, "delta", delta, reason, candidate)
         value = types.Delta(role, said.content, tuple(call for call, _ in calls) or None, None, delta)
         return types.ChunkChoice(index, value, reason, raw)
