@@ -460,8 +460,8 @@ class _GeminiStream(StreamDecoder):
         return usage if usage is None or self._whole else evolve(usage, source="estimated")
 
     @usage.setter
-    def usage(self, usage: None) -> None:
-        self._counts = usage  # only how every decoder begins: with none
+    def usage(self, usage: types.Usage | None) -> None:
+        assert usage is None  # only how every decoder begins
 
     def end(self) -> None:
         super().end()
