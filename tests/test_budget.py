@@ -762,9 +762,10 @@ def test_years_of_days_use_two_cells(make: Make, clock: Clock) -> None:
 PAGE = Path(__file__).parent.parent / "docs" / "budgets.md"
 
 
-def test_the_pages_configuration_is_one() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert problems_of(_toml.parse(example)["budgets"]) == []
+def test_the_pages_configurations_are_such() -> None:
+    examples = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    assert [problems_of(_toml.parse(example)["budgets"]) for example in examples] == [[], []]
 
 
 def test_the_pages_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
