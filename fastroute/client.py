@@ -173,6 +173,7 @@ class Client:
         snapshot = router.snapshot
         return {
             "state": snapshot.state.sharing(),
+            "redis": router.shared.stats() if router.shared is not None else None,
             "endpoints": snapshot.state.snapshot(),
             "cache": snapshot.cache.stats() if snapshot.cache is not None else None,
             "queued": router.line.waiting,

@@ -84,6 +84,21 @@ class LedgerDegraded(Event):
 
 
 @frozen
+class SharingChanged(Event):
+    """Redis, over which machines share limits, breakers and budgets, was found away, or is back.
+
+    Attributes:
+        shared: whether it is there now.
+        reason: why not.
+        machines: while it is away, this machine goes on with one in so many parts of every limit.
+    """
+
+    shared: bool
+    reason: str
+    machines: int
+
+
+@frozen
 class StateDegraded(Event):
     """Limits, breakers and budgets are shared with fewer processes than the configuration asks for.
 

@@ -27,6 +27,7 @@ from .line import Line
 from .providers import names as format_names
 from .reload import Watch
 from .sending import Call
+from .shared import Shared, open_shared
 from .snapshot import Snapshot, Surroundings, files_of, lasting
 from .stream import Stream
 from .types import Completion, Compress, Request, Route
@@ -76,6 +77,7 @@ class Router:
         try:
             self._around = Surroundings(self.ledger, self.hooks, self.line, session)
             self.snapshot = Snapshot(config, keys, self._around)
+            self.shared: Shared | None = self._share()
             if config.reload != "off":
                 self.watch = Watch(config.reload, self._files(), self._reload_unasked)
         except BaseException:
@@ -93,6 +95,8 @@ class Router:
         self.hooks.after_fork()
         self.workers.after_fork()
         self.line.after_fork()
+        if self.shared is not None:
+            self.shared.after_fork()
         for snapshot in (self.snapshot, *self._retired):
             snapshot.after_fork()
         self._retired.clear()
@@ -109,6 +113,8 @@ class Router:
         if self.watch is not None:
             self.watch.stop()
         self.workers.close()
+        if self.shared is not None:
+            self.shared.close()
         for snapshot in live:
             for transport in snapshot.transports.values():
                 transport.close()
@@ -123,6 +129,8 @@ class Router:
             raise errors.Error("the client is closed")
         if self.watch is not None:
             self.watch.ensure()  # a forked child has no thread until it is first used
+        if self.shared is not None:
+            self.shared.ensure()
         token = object()
         while True:
             snapshot = self.snapshot
@@ -182,11 +190,20 @@ class Router:
             older = tuple(self._retired)
         for snapshot in older:
             snapshot.state.follow(new.state)
+        if self.shared is not None:
+            self.shared.attach(new.state.endpoints, config.policy.breaker.probe_lease)
         new.forgive(old)
         self.line.look()  # a limit may have been raised
         if not old.active:
             self._give_up(old)
         return events.ConfigReloaded(_name_of(source), new.changes(old), kept)
+
+    def _share(self) -> Shared | None:
+        config, state = self.snapshot.config, self.snapshot.state
+        shared = open_shared(config, state.segment, state.home.path, self.hooks)
+        if shared is not None:
+            shared.attach(state.endpoints, config.policy.breaker.probe_lease)
+        return shared
 
     def _give_up(self, snapshot: Snapshot) -> None:
         """Closes the connections that only a snapshot without calls was using; streams under way finish."""

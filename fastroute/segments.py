@@ -59,7 +59,7 @@ class _UnavailableError(Exception):
 
 
 def open_home(config: Config) -> Home:
-    """The segment that ``config.state`` asks for, made or joined.
+    """The segment that ``config.local_state`` asks for, made or joined.
 
     A machine without room for it costs the sharing: the segment is then this process's own, which is logged
     and told in `Home.reason`.
@@ -67,7 +67,7 @@ def open_home(config: Config) -> Home:
     Raises:
         ConfigError: the place is wrong, or somebody else could read or change the state there.
     """
-    state = config.state
+    state = config.local_state
     if state == "memory":
         return Home(_core.Segment())
     kind = "machine" if state.partition(":")[0] == "machine" else "file"
@@ -109,7 +109,7 @@ def machine_path(config: Config) -> str:
         raise errors.ConfigError(
             f"fastroute.state: {folder} must be a folder of user {uid} that nobody else can open (mode 0700)"
         )
-    name = config.state.partition(":")[2] or _fingerprint(config)
+    name = config.local_state.partition(":")[2] or _fingerprint(config)
     return os.path.join(folder, f"{name}.{_core.LAYOUT}-{_pid_namespace():x}")
 
 

@@ -24,7 +24,7 @@ ROWS = [
     {"config", "prices"},
     {"segments"},
     {"providers", "state", "cache", "ledger", "quality", "budget", "line"},
-    {"plan", "transport"},
+    {"plan", "transport", "shared"},
     {"planner", "discovery"},
     {"sending"},
     {"stream"},

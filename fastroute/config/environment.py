@@ -21,8 +21,18 @@ from fastroute.catalog import Catalog
 from .models import SETTINGS, TABLES
 
 PREFIX = "FASTROUTE_"
-# Ours, but not keys of the configuration: where the file is, and three that choose how the package is built.
-NOT_KEYS = frozenset({"FASTROUTE_CONFIG", "FASTROUTE_ASAN", "FASTROUTE_TRACE", "FASTROUTE_ANNOTATE"})
+# Ours, but not keys of the configuration: where the file is, Redis's password, and three that choose how the
+# package is built.
+NOT_KEYS = frozenset(
+    {
+        "FASTROUTE_CONFIG",
+        "FASTROUTE_ASAN",
+        "FASTROUTE_TRACE",
+        "FASTROUTE_ANNOTATE",
+        "FASTROUTE_REDIS_PASSWORD",
+        "FASTROUTE_REDIS_PASSWORD_FILE",
+    }
+)
 # Tables that are lists; every other is a table of names.
 _LISTS = ("endpoints", "budgets")
 _NOT_IN_VARIABLE = re.compile(r"[^a-z0-9]+")

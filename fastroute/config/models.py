@@ -20,6 +20,8 @@ from fastroute.catalog import ModelOverride
 from fastroute.classify import RuleSet
 from fastroute.types import PRIORITIES
 
+from .urls import check_redis_url, local_part
+
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -129,9 +131,12 @@ def _state(instance: Any, attribute: Any, value: Any) -> None:
         return
     if value.startswith("/") and not value.endswith("/") and "\0" not in value:
         return
+    if value.startswith(("redis:", "rediss:", "unix:")):
+        check_redis_url(value)
+        return
     raise ValueError(
         f'{show(value)} is no state, must be "memory", "machine", "machine:NAME" (letters, digits, ".", "_", '
-        '"-") or the absolute path of a file'
+        '"-"), the absolute path of a file, or redis://HOST:PORT/0'
     )
 
 
@@ -473,7 +478,7 @@ class Config:
         default_model: what a call without a model gets: ``auto``, a tier, a model or an alias.
         state: where limits, breakers, latencies and budgets are counted: ``memory`` is this process and what
             it forks; ``machine`` every process of this user and configuration (``machine:NAME``: of that
-            name); a path, every process of this user that opens that file.
+            name); a path, every process of this user that opens that file; ``redis://…``, many machines.
         ledger: the SQLite file or the PostgreSQL database of the record of attempts, or nothing for none.
         ledger_durability: what an entry survives: ``process``, its end however it comes, or ``power`` too.
         ledger_journal: for PostgreSQL, the local directory where entries are safe until the server has them.
@@ -520,6 +525,16 @@ class Config:
     quality: QualityConfig = field(factory=QualityConfig)
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=tuple)
     classifiers: Mapping[str, RuleSet] = field(factory=dict)
+
+    @property
+    def over_redis(self) -> bool:
+        """Whether many machines share the state."""
+        return "://" in self.state
+
+    @property
+    def local_state(self) -> str:
+        """Where this machine's part of the state lives: ``state``, or what it says behind ``local=``."""
+        return local_part(self.state) if self.over_redis else self.state
 
     @property
     def levels(self) -> Mapping[str, tuple[str, ...]]:

@@ -96,6 +96,9 @@ cdef struct EndpointParts:
     bint adaptive                # whether `bearable` counts
     uint64_t *bearable           # float calls at once that it has borne | stamp of the last shrinking; 0: not known yet
     uint64_t *permits[PERMIT_CELLS]
+    uint64_t *pool               # what is leased of limits that many machines share, see pool.pxi; NULL: not shared
+    int64_t low_requests         # below these the pool is to be filled up
+    int64_t low_tokens
 
 # Permits --------------------------------------------------------------------------------------------------------------
 
@@ -353,6 +356,8 @@ cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int6
         return refusal(REASON_BUSY, 0)
     if reserved:
         return 0
+    if e.pool is not NULL:
+        return pool_wait(e, tokens, now)
     wait = bucket_wait(&e.requests, &e.cold.tat, 1, now)
     if wait:
         return refusal(REASON_REQUESTS, wait)
@@ -397,8 +402,9 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
             permit_return(e, permit, slot)
             return refusal(REASON_BREAKER, -gate)
     if not reserved:
-        wait = bucket_acquire(&e.requests, &e.cold.tat, 1, now)
-        if wait == 0:
+        if e.pool is not NULL:
+            wait = pool_take(e, tokens, now)
+        elif (wait := bucket_acquire(&e.requests, &e.cold.tat, 1, now)) == 0:
             wait = bucket_acquire(&e.tokens, &e.hot.tat, tokens, now)
             if wait:
                 bucket_settle(&e.requests, &e.cold.tat, -1, now)
@@ -476,7 +482,10 @@ cdef int endpoint_finish(
     if e.adaptive:
         adapt(e, outcome, coarse)
     if token_delta:
-        bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
+        if e.pool is not NULL:
+            pool_charge(e, 0, token_delta)
+        else:
+            bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
         usage_add(e, <double>token_delta, coarse)
     return FLAG_OPENED if state == STATE_OPEN else FLAG_CLOSED if state == STATE_CLOSED else 0
 
@@ -485,8 +494,11 @@ cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t toke
     probe_end(e, ticket, slot, OUTCOME_IGNORED, now)
     if not permit_return(e, ticket, slot):
         return
-    bucket_settle(&e.requests, &e.cold.tat, -1, now)
-    bucket_settle(&e.tokens, &e.hot.tat, -tokens, now)
+    if e.pool is not NULL:
+        pool_charge(e, -1, -tokens)
+    else:
+        bucket_settle(&e.requests, &e.cold.tat, -1, now)
+        bucket_settle(&e.tokens, &e.hot.tat, -tokens, now)
     if tokens:
         usage_add(e, -<double>tokens, now)
 

@@ -38,6 +38,7 @@ cdef class Endpoint:
     cdef Settings settings
     cdef Waiting *waiting_cell
     cdef int waiting_slot          # the worker whose cell that is, 0: nobody's yet
+    cdef object source             # shares the limits with other machines, see Lease; None: they are this one's alone
 
     def __init__(
         self, Segment segment not None, str name not None, *, rpm=-1, request_burst=0, tpm=-1,
@@ -173,9 +174,47 @@ cdef class Endpoint:
         """
         cdef int slot = self.segment.worker()
         cdef int64_t paid = amount("tokens", tokens, 0)
-        cdef int64_t answer = endpoint_admit(&self.parts, slot, paid, reserved, moment(now) or fr_clock())
+        cdef int64_t answer
+        if self.source is not None:
+            return self.admit_shared(slot, paid, reserved, moment(now) or fr_clock())
+        answer = endpoint_admit(&self.parts, slot, paid, reserved, moment(now) or fr_clock())
         if reserved and answer >= 0:
             stop_waiting(self.waiting(slot), paid)
+        return answer
+
+    cdef int64_t admit_shared(self, int slot, int64_t tokens, bint reserved, int64_t now) except? -1:
+        """The same with limits and probes that many machines share: what the pool lacks is asked for."""
+        cdef int64_t answer = 0
+        cdef int64_t wait
+        cdef int reason
+        cdef int attempt
+        cdef bint probe = False
+        for attempt in range(16):
+            if not probe and breaker_peek(fr_load(&self.parts.hot.breaker), now) == 1:
+                # One of all machines may send it, and only if nothing here is in its way.
+                answer = endpoint_wait(&self.parts, tokens, reserved, now)
+                if answer == 0:
+                    wait = self.source.probe(now)
+                    if wait:
+                        return refusal(REASON_BREAKER, wait)
+                    probe = True
+            if not answer:
+                answer = endpoint_admit(&self.parts, slot, tokens, reserved, now)
+            if answer >= 0:
+                if self.parts.low_requests and pool_low(&self.parts, now):
+                    self.source.low()
+                return answer
+            reason = -answer & 7
+            if (reason != REASON_REQUESTS and reason != REASON_TOKENS) or -answer >> 3:
+                break
+            # By what was last heard there is some. Others may be quicker to take what is brought, so more than once.
+            answer = self.source.supply(tokens, now)
+            if answer:
+                break
+        else:
+            answer = refusal(REASON_REQUESTS, 0)
+        if probe:
+            self.source.judged(0)
         return answer
 
     def finish(
@@ -194,17 +233,23 @@ cdef class Endpoint:
         Returns:
             1: this opened the breaker; 2: this closed it; 0: neither.
         """
-        return endpoint_finish(
-            &self.parts, self.segment.worker_if_any(), ticket_of(ticket), checked_outcome(outcome),
+        cdef int64_t ended = ticket_of(ticket)
+        cdef int flags = endpoint_finish(
+            &self.parts, self.segment.worker_if_any(), ended, checked_outcome(outcome),
             checked_latency(latency_s), amount("token_delta", token_delta, -FR_TIME_MAX), moment(now),
         )
+        if self.source is not None and (flags or ended >> 28 & 1):
+            self.source.judged(flags)
+        return flags
 
     def undo(self, ticket, tokens, now=0) -> None:
         """Admitted, but nothing was sent: permit, probe, request and ``tokens`` are given back, nothing is counted."""
+        cdef int64_t ended = ticket_of(ticket)
         endpoint_undo(
-            &self.parts, self.segment.worker_if_any(), ticket_of(ticket), amount("tokens", tokens, 0),
-            moment(now) or fr_clock(),
+            &self.parts, self.segment.worker_if_any(), ended, amount("tokens", tokens, 0), moment(now) or fr_clock()
         )
+        if self.source is not None and ended >> 28 & 1:
+            self.source.judged(0)
 
     def reserve(self, tokens, max_wait, now=0) -> int:
         """Pays one request and ``tokens`` ahead, both or neither, for an ``admit(reserved=True)`` after the wait.
@@ -213,6 +258,8 @@ cdef class Endpoint:
             0 or more: paid, ns to wait. Negative as in ``admit``: REQUESTS or TOKENS with the wait that would have been
             above ``max_wait``, or TOO_LARGE.
         """
+        if self.source is not None:
+            return self.source.reserve(tokens, max_wait, moment(now) or fr_clock())
         return endpoint_reserve(
             &self.parts, self.waiting(self.segment.worker()), amount("tokens", tokens, 0), patience(max_wait),
             moment(now) or fr_clock(),
@@ -222,6 +269,9 @@ cdef class Endpoint:
         """Gives back what ``reserve`` paid."""
         cdef int64_t paid = amount("tokens", tokens, 0)
         cdef int64_t time = moment(now) or fr_clock()
+        if self.source is not None:
+            self.source.unreserve(paid, time)
+            return
         # In this order: a kill in between gives nothing back twice.
         stop_waiting(self.waiting(self.segment.worker()), paid)
         bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, time)
@@ -245,10 +295,19 @@ cdef class Endpoint:
         cdef int64_t requests = amount("remaining_requests", remaining_requests, -1)
         cdef int64_t tokens = amount("remaining_tokens", remaining_tokens, -1)
         cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t before = 0
+        cdef int64_t after
+        if self.source is not None:
+            before = fr_sum(fr_load_i64(&self.parts.cold.tat), fr_load_i64(&self.parts.hot.tat))
+            pool_tighten(&self.parts, requests, tokens)
         if requests >= 0:
             bucket_tighten(&self.parts.requests, &self.parts.cold.tat, requests, time)
         if tokens >= 0:
             bucket_tighten(&self.parts.tokens, &self.parts.hot.tat, tokens, time)
+        if self.source is not None:
+            after = fr_sum(fr_load_i64(&self.parts.cold.tat), fr_load_i64(&self.parts.hot.tat))
+            if after != before:
+                self.source.tightened(requests, tokens)
 
     def deposit(self, now=0) -> None:
         """A first attempt was made: see ``RetryBudget``."""
@@ -269,6 +328,8 @@ cdef class Endpoint:
     def block(self, until_ns, reason) -> None:
         """Excludes it until a time, whatever its breaker says; only ever extends: see ``Breaker.block``."""
         block_until(&self.parts.hot.block, until_ns, reason)
+        if self.source is not None:
+            self.source.blocked()
 
     def unblock(self) -> None:
         """Ends the exclusion."""
@@ -383,11 +444,15 @@ cdef class Endpoint:
 
     def available_requests(self, now=0) -> int:
         """Requests free now; 2**63 - 1 without a limit."""
-        return bucket_available(&self.parts.requests, &self.parts.cold.tat, moment(now) or fr_clock())
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t free = bucket_available(&self.parts.requests, &self.parts.cold.tat, time)
+        return free if self.parts.pool is NULL else fr_sum(free, pool_good(&self.parts, True, time))
 
     def available_tokens(self, now=0) -> int:
         """Tokens free now, negative in debt; 2**63 - 1 without a limit."""
-        return bucket_available(&self.parts.tokens, &self.parts.hot.tat, moment(now) or fr_clock())
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t free = bucket_available(&self.parts.tokens, &self.parts.hot.tat, time)
+        return free if self.parts.pool is NULL else fr_sum(free, pool_good(&self.parts, False, time))
 
     def snapshot(self, now=0) -> dict[str, object]:
         """All figures as plain values, for statistics. Limits that are not there read None."""

@@ -1,0 +1,224 @@
+"""State that many machines share over Redis (or Valkey).
+
+Owns what of the local state is shared, and going on when Redis is away. Each machine keeps its ordinary
+segment, of one process and its forks or of the whole machine; calls work on that and on nothing else, so plan
+and dispatch do not know of Redis. Shared are
+
+* limits of requests and tokens: leased in chunks to each machine (`limits.py`);
+* breakers that open and close, blocks, and who may send a probe: told, and learned once a second;
+* budgets: leased in chunks too (`money.py`).
+
+Retry budgets and calls in flight stay each machine's own: the first bound what one machine adds to an outage,
+and a lease of permits would have to be asked for at every call.
+
+One thread in each process beats once a second: it says that the machine is at work, hears how many are,
+learns of breakers, and gives back what nobody took. While Redis is away a machine goes on with its part of
+each limit, one in as many as were last heard of, and hard budgets with what was leased; a script sent again
+changes nothing, and no error of Redis ever reaches a caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from fastroute import _core, events
+from fastroute.config import Config
+from fastroute.state import Endpoint
+
+from .limits import SharedEndpoint
+from .scripts import BEAT
+from .server import AwayError, Server, address_of
+
+__all__ = ["Shared", "open_shared"]
+
+log = logging.getLogger("fastroute")
+
+_BEAT_S = 1.0
+_MACHINE_LIFE_MS = 10_000
+
+
+def open_shared(
+    config: Config, segment: _core.Segment, path: str | None, hooks: events.Hooks
+) -> Shared | None:
+    """What a ``state`` of ``redis://…`` asks for; None for any other.
+
+    Args:
+        segment: this machine's state.
+        path: its file, or None.
+
+    Raises:
+        ConfigError: the redis package is not there, or the password's file cannot be read.
+    """
+    if not config.over_redis:
+        return None
+    return Shared(config, segment, path, hooks)
+
+
+class Shared:
+    """This process's part in what many machines share.
+
+    Thread safety: all methods. A forked child has a thread and connections of its own from its first call.
+    """
+
+    def __init__(self, config: Config, segment: _core.Segment, path: str | None, hooks: events.Hooks) -> None:
+        self._hooks = hooks
+        self.machine = _machine(path)
+        self.server = Server(address_of(config.state), segment, self._changed)
+        self._endpoints: dict[str, SharedEndpoint] = {}
+        self._count = 1
+        self._version = ""
+        self._first = True  # what was told before this process came is not news, but for what still holds
+        self._closed = False
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: no thread yet, and none of the parent's connections."""
+        self._pid = os.getpid()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self.server.after_fork()
+        for endpoint in self._endpoints.values():
+            endpoint.after_fork()
+
+    def attach(self, endpoints: Iterable[Endpoint], probe_lease_s: float) -> None:
+        """Has these endpoints draw on the shared limits from now on."""
+        for endpoint in endpoints:
+            self._endpoints[endpoint.name] = SharedEndpoint(
+                endpoint.core, self.server, self.machine, lambda: self._count, self._wake_up, probe_lease_s
+            )
+
+    def ensure(self) -> None:
+        """Starts this process's thread if it does not run."""
+        if self._thread is not None and self._pid == os.getpid():
+            return
+        if self._pid != os.getpid():
+            self.after_fork()
+        with self._starting:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(
+                    target=_beat_until_closed,
+                    args=(weakref.ref(self), self._wake),
+                    name="fastroute-shared",
+                    daemon=True,
+                )
+                self._thread.start()
+
+    def beat(self) -> None:
+        """Once a second: says that this machine is at work, and learns what the others have told.
+
+        Raises:
+            AwayError: Redis is away.
+        """
+        server = self.server
+        keys = [server.key("machines"), server.key("news"), server.key("version")]
+        answer = server.run(BEAT, keys, self.machine, self._version, _MACHINE_LIFE_MS)
+        try:
+            now, count, version = int(answer[0]), int(answer[1]), str(answer[2])
+            news = [str(word) for word in answer[3:]]
+        except (ValueError, TypeError, IndexError):
+            raise AwayError("Redis answered with something else") from None
+        first, self._first = self._first, False
+        self._count, self._version = max(1, count), version or self._version
+        for field, value in zip(news[::2], news[1::2]):
+            endpoint = self._endpoints.get(field.partition(":")[2])
+            if endpoint is not None:
+                endpoint.learn(field, value, now, first)
+        for endpoint in tuple(self._endpoints.values()):
+            endpoint.give_back()
+
+    def settle(self) -> None:
+        """Between two beats: what endpoints have asked for.
+
+        Raises:
+            AwayError: Redis is away.
+        """
+        for endpoint in tuple(self._endpoints.values()):
+            endpoint.settle()
+
+    def stats(self) -> dict[str, Any]:
+        """Plain figures: whether Redis is there, why not, how many machines share."""
+        server = self.server
+        return {
+            "there": server.there,
+            "reason": server.reason or None,
+            "machine": self.machine,
+            "machines": self._count,
+            "share": 1.0 if server.there else 1.0 / self._count,
+            "warnings": list(server.warnings),
+        }
+
+    def close(self) -> None:
+        """Gives back what is leased, and closes the connections. May be called again."""
+        with self._starting:
+            if self._closed:
+                return
+            self._closed = True
+            thread = self._thread
+        if thread is not None and self._pid == os.getpid():
+            self._wake.set()
+            thread.join()
+        try:
+            for endpoint in self._endpoints.values():
+                endpoint.give_back(everything=True)
+        except AwayError:
+            pass  # leases pass with their time
+        self.server.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _wake_up(self) -> None:
+        self.ensure()
+        self._wake.set()
+
+    def _changed(self, there: bool, reason: str) -> None:
+        if there:
+            log.warning("state: Redis is back; limits are shared again")
+        else:
+            log.warning("state: %s; going on with one share in %d of every limit", reason, self._count)
+        if self._hooks.wanted:
+            self._hooks.emit(events.SharingChanged(there, reason, 1 if there else self._count))
+
+
+def _beat_until_closed(shared: weakref.ref[Shared], wake: threading.Event) -> None:
+    due = 0
+    while True:
+        owner = shared()
+        if owner is None or owner.closed:
+            return
+        wake.clear()
+        now = _core.clock()
+        try:
+            owner.settle()
+            if now >= due:
+                due = now + int(_BEAT_S * 1e9)
+                owner.beat()
+        except AwayError:
+            pass
+        except Exception:
+            log.exception("sharing state over Redis failed; it is tried again")
+        # An owner that nobody else holds must be able to go.
+        del owner
+        wake.wait(max(0.0, (due - _core.clock()) / 1e9))
+
+
+def _machine(path: str | None) -> str:
+    """This machine's name among all: one for those who share its file, and its own for any other state."""
+    if path is None:
+        return secrets.token_hex(8)
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
+    except OSError:
+        boot = ""
+    return hashlib.blake2b(f"{socket.gethostname()}\0{boot}\0{path}".encode(), digest_size=8).hexdigest()

@@ -1,0 +1,179 @@
+"""What runs inside Redis: one Lua script for each operation that must be whole.
+
+Owns the keys' layout and all arithmetic on them. Time is the server's own (``TIME``), so that clocks of
+machines may differ. Every script that changes a count takes the id of its request and keeps its answer under
+it for a while: sent again because the answer was lost, it gives that answer and changes nothing. Every key
+has a time to live, and what cannot be read is taken as not there and written over.
+
+Times inside are whole nanoseconds kept as seconds and a rest, since Lua's numbers are exact to 2**53 only.
+"""
+
+from __future__ import annotations
+
+ANSWER_KEPT_MS = 10_000
+
+# KEYS: the limit, the request's answer. ARGV: longest wait (ns), then for requests and for tokens each: ns a
+# permit (-1: no limit), burst, permits to charge whatever there is (negative: to give back), how many the
+# provider says are left (-1: nothing said), permits needed, permits wanted.
+# Answer: 1 or 0 for granted, then for each: permits granted, wait (ns), ns until the bucket is full.
+LIMIT = f"""
+local done = redis.call('GET', KEYS[2])
+if done then return done end
+local time = redis.call('TIME')
+local s, n = tonumber(time[1]), tonumber(time[2]) * 1000
+local kept = redis.pcall('HMGET', KEYS[1], 'rs', 'rn', 'ts', 'tn')
+if kept.err then
+  redis.call('DEL', KEYS[1])
+  kept = {{}}
+end
+local patience = tonumber(ARGV[1])
+local function bucket(seconds, rest, at)
+  local interval, burst = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  if interval < 0 then return 0, 0, 0, 0 end
+  local full = interval * burst
+  seconds, rest = tonumber(seconds or ''), tonumber(rest or '')
+  local ahead = 0
+  if seconds and rest then ahead = (seconds - s) * 1e9 + rest - n end
+  if not (ahead > 0 and ahead < full + 86400e9) then ahead = 0 end
+  ahead = math.max(0, ahead + tonumber(ARGV[at + 2]) * interval)
+  local left = tonumber(ARGV[at + 3])
+  if left >= 0 then ahead = math.max(ahead, full - left * interval) end
+  local need, wait, give = tonumber(ARGV[at + 4]), 0, 0
+  if need > 0 then
+    wait = math.max(0, ahead + need * interval - full)
+    give = math.max(need, math.min(tonumber(ARGV[at + 5]), math.floor((full - ahead) / interval)))
+  end
+  return ahead, wait, give, interval
+end
+local ar, wr, gr, ir = bucket(kept[1], kept[2], 2)
+local at, wt, gt, it = bucket(kept[3], kept[4], 8)
+local granted = 0
+if wr <= patience and wt <= patience then
+  granted = 1
+  ar, at = ar + gr * ir, at + gt * it
+else
+  gr, gt = 0, 0
+end
+local function whole(x) return string.format('%.0f', x) end
+local r, t = n + ar, n + at
+redis.call('HSET', KEYS[1], 'rs', whole(s + math.floor(r / 1e9)), 'rn', whole(r % 1e9),
+           'ts', whole(s + math.floor(t / 1e9)), 'tn', whole(t % 1e9))
+redis.call('PEXPIRE', KEYS[1], whole(math.ceil(math.max(ar, at) / 1e6) + 60000))
+local answer = {{granted, whole(gr), whole(wr), whole(ar), whole(gt), whole(wt), whole(at)}}
+answer = table.concat(answer, ' ')
+redis.call('SET', KEYS[2], answer, 'PX', {ANSWER_KEPT_MS})
+return answer
+"""
+
+# KEYS: machines, news, the news' version. ARGV: this machine, the version known, ms a machine is heard of.
+# Answer: server time (ms), machines at work, version, then field and value of all news if that is another.
+BEAT = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local known = redis.pcall('HGETALL', KEYS[1])
+if known.err then
+  redis.call('DEL', KEYS[1])
+  known = {}
+end
+local count = 1
+for i = 1, #known, 2 do
+  local seen = tonumber(known[i + 1])
+  if known[i] ~= ARGV[1] then
+    if seen and seen <= now + 1000 and now - seen < tonumber(ARGV[3]) then
+      count = count + 1
+    else
+      redis.call('HDEL', KEYS[1], known[i])
+    end
+  end
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local version = redis.pcall('GET', KEYS[3])
+if type(version) ~= 'string' then version = '' end
+local answer = {string.format('%.0f', now), tostring(count), version}
+if version ~= ARGV[2] then
+  local news = redis.pcall('HGETALL', KEYS[2])
+  if news.err then
+    redis.call('DEL', KEYS[2])
+  else
+    for i = 1, #news do answer[#answer + 1] = news[i] end
+  end
+end
+return answer
+"""
+
+# KEYS: news, version. ARGV: the new version, field, word, ms from now until when it holds, code.
+TELL = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local until_ms = string.format('%.0f', now + tonumber(ARGV[4]))
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], ARGV[2], table.concat({ARGV[3], until_ms, ARGV[5], ARGV[1]}, ' '))
+local life = math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[4]) + 3600000)
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', life))
+redis.call('SET', KEYS[2], ARGV[1], 'PX', string.format('%.0f', life))
+return 1
+"""
+
+# KEYS: the probe. ARGV: this machine, ms it may take. Answer: 0, or the ms until it is worth asking again.
+PROBE = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
+local left = redis.call('PTTL', KEYS[1])
+if left < 0 or left > tonumber(ARGV[2]) then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return 0
+end
+return math.max(left, 1)
+"""
+
+# KEYS: the probe. ARGV: this machine.
+PROBED = """
+local owner = redis.pcall('GET', KEYS[1])
+if owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
+
+# KEYS: the money of a budget's window, the request's answer. ARGV: this machine, the life that it knows the
+# key by ('' if none), what is spent by the ledger (-1: not asked yet), what the machine still holds, to be
+# charged whatever there is (negative: to give back), limit, needed, wanted, ms to live, the id of a new life.
+# Answer: word (missing, granted, refused), granted, committed by all, life.
+MONEY = f"""
+local done = redis.call('GET', KEYS[2])
+if done then return done end
+local mine = 'm:' .. ARGV[1]
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
+local base = tonumber(redis.call('HGET', KEYS[1], 'base') or '')
+local life = redis.call('HGET', KEYS[1], 'life')
+if not base or not life then
+  if tonumber(ARGV[3]) < 0 then return 'missing 0 0 -' end
+  redis.call('HSET', KEYS[1], 'base', ARGV[3], 'life', ARGV[10])
+  base, life = tonumber(ARGV[3]), ARGV[10]
+end
+if ARGV[2] ~= life and tonumber(ARGV[4]) > 0 then redis.call('HSETNX', KEYS[1], mine, ARGV[4]) end
+local held = tonumber(redis.call('HGET', KEYS[1], mine) or '')
+if not held or held < 0 then
+  redis.call('HSET', KEYS[1], mine, '0')
+  held = 0
+end
+local charge = math.max(tonumber(ARGV[5]), -held)
+redis.call('HINCRBY', KEYS[1], mine, string.format('%.0f', charge))
+local all = redis.call('HGETALL', KEYS[1])
+local total = 0
+for i = 1, #all, 2 do
+  if all[i] ~= 'life' then total = total + (tonumber(all[i + 1]) or 0) end
+end
+local room = tonumber(ARGV[6]) - total
+if total > 9e15 then room = room - 1024 * #all end
+local need, want, word, give = tonumber(ARGV[7]), tonumber(ARGV[8]), 'granted', 0
+if need > room then
+  word = 'refused'
+elseif want > 0 then
+  give = math.max(0, math.min(want, room))
+  redis.call('HINCRBY', KEYS[1], mine, string.format('%.0f', give))
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[9])
+local function whole(x) return string.format('%.0f', x) end
+local answer = table.concat({{word, whole(give), whole(total + give), life}}, ' ')
+redis.call('SET', KEYS[2], answer, 'PX', {ANSWER_KEPT_MS})
+return answer
+"""

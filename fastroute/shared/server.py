@@ -1,0 +1,258 @@
+"""The way to Redis: one connection pool a process, and when not to use it.
+
+Owns connecting, running scripts, telling a server that is away from one that answers, and the pause after it
+was found away. What the scripts mean is `scripts.py`'s; what is done without Redis is its callers'.
+
+An answer that does not come within the time-out opens the way's breaker at once, since each one costs a
+caller that time; refusals that come quickly open it after five. It stays open for half to all of five
+seconds, drawn anew by each machine, and then one process of the machine tries again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from attrs import frozen
+
+from fastroute import _core, errors
+
+log = logging.getLogger("fastroute")
+
+FAILURES = 5
+_OPEN_S = 5.0
+_WORST_POLICIES = "allkeys"
+
+
+class AwayError(Exception):
+    """Redis does not answer, or not usefully; the message says how, without addresses or keys."""
+
+
+@frozen
+class Address:
+    """Where Redis is, taken from ``state = "redis://…"``.
+
+    Attributes:
+        url: for redis-py, without a password and without our own options.
+        prefix: at the beginning of every key: programs of one prefix count together.
+        timeout: seconds to wait for an answer or a connection.
+        password: from FASTROUTE_REDIS_PASSWORD, or the file that FASTROUTE_REDIS_PASSWORD_FILE names.
+    """
+
+    url: str
+    prefix: str
+    timeout: float
+    password: str | None
+
+    def __repr__(self) -> str:
+        return f"<Redis, prefix {self.prefix!r}>"
+
+
+def address_of(state: str) -> Address:
+    """The address in a ``state`` that the configuration has checked, with the password of the environment.
+
+    Raises:
+        ConfigError: the password's file cannot be read.
+    """
+    options = dict(parse_qsl(urlsplit(state).query))
+    prefix, timeout = options.pop("prefix", "fastroute"), float(options.pop("timeout", "0.25"))
+    options.pop("local", None)
+    rest = urlencode(options)
+    password = os.environ.get("FASTROUTE_REDIS_PASSWORD") or None
+    file = os.environ.get("FASTROUTE_REDIS_PASSWORD_FILE")
+    if password is None and file:
+        try:
+            with open(file, encoding="utf-8") as opened:
+                password = opened.read().strip() or None
+        except (OSError, ValueError):
+            raise errors.ConfigError("FASTROUTE_REDIS_PASSWORD_FILE: the file cannot be read") from None
+    url = state.partition("?")[0] + (f"?{rest}" if rest else "")
+    return Address(url, prefix, timeout, password)
+
+
+class Server:
+    """Runs scripts in Redis, or says at once that it is away.
+
+    Args:
+        segment: the machine's state: its processes learn from each other that Redis is away.
+        changed: called with True or False when Redis is found to be back or away, and why.
+
+    Thread safety: all methods. A forked child makes connections of its own.
+    """
+
+    def __init__(
+        self, address: Address, segment: _core.Segment, changed: Callable[[bool, str], None]
+    ) -> None:
+        try:
+            import redis
+        except ImportError:
+            raise errors.ConfigError(
+                "fastroute.state: redis:// needs the redis package: pip install 'fastroute[redis]'"
+            ) from None
+        self._redis = redis
+        self.address = address
+        self._changed = changed
+        self._breaker = _core.Breaker(
+            segment,
+            "shared\0redis",
+            failures=FAILURES,
+            open_s=_OPEN_S,
+            max_open_s=_OPEN_S,
+            probes_to_close=1,
+            probe_lease_s=max(1.0, 4 * address.timeout),
+            ramp_s=0.0,
+            rate=1.0,
+        )
+        self.there = True  # as this process found it last
+        self.reason = ""
+        self.warnings: tuple[str, ...] = ()
+        self.after_fork()
+        self._connections()  # refuses now, and not at the first call, an address that redis-py does not take
+
+    def after_fork(self) -> None:
+        """In a forked child: none of the parent's connections; they are not even closed here."""
+        self._kept = getattr(self, "_scripts", None)
+        self._scripts: _Scripts | None = None
+        self._pid = os.getpid()
+        self._making = threading.Lock()
+        self._name = secrets.token_hex(8)
+        self._count = itertools.count(1)
+        self._checked = False
+
+    def key(self, *parts: str) -> str:
+        """A key of ours; the braces keep all of one prefix together where keys are spread by hash."""
+        return ":".join((f"{{{self.address.prefix}}}", *parts))
+
+    def request_id(self) -> str:
+        """Unlike any other, in any process."""
+        return f"{self._name}-{next(self._count)}"
+
+    @property
+    def away_for(self) -> int:
+        """ns until it is worth trying again; 0: now."""
+        return max(0, self._breaker.reopens_in())
+
+    def run(self, script: str, keys: Sequence[str], *words: object) -> Any:
+        """The script's answer.
+
+        Raises:
+            AwayError: Redis is away, or answered with an error; the caller goes on without it.
+        """
+        ticket = self._breaker.allow()
+        if ticket < 0:
+            raise AwayError(self.reason or "it was found away by another process")
+        try:
+            answer = self._client().eval_script(script, keys, words)
+        except self._redis.RedisError as error:
+            self._failed(ticket, error)
+            raise AwayError(self.reason) from None
+        except (OSError, ValueError, UnicodeError) as error:
+            self._failed(ticket, error)
+            raise AwayError(self.reason) from None
+        except BaseException:
+            self._breaker.record(ticket, _core.IGNORED)
+            raise
+        self._breaker.record(ticket, _core.OK)
+        if not self.there:
+            self.there, self.reason = True, ""
+            self._changed(True, "")
+        return answer
+
+    def _failed(self, ticket: int, error: BaseException) -> None:
+        self.reason = _reason(error)
+        slow = isinstance(error, (self._redis.TimeoutError, TimeoutError))
+        for _ in range(FAILURES if slow else 1):
+            self._breaker.record(ticket, _core.FAILURE)
+        if self.there:
+            self.there = False
+            self._changed(False, self.reason)
+
+    def _client(self) -> _Scripts:
+        if self._pid != os.getpid():
+            self.after_fork()
+        with self._making:
+            if self._scripts is None:
+                self._scripts = _Scripts(self._redis, self._connections())
+            scripts = self._scripts
+        if not self._checked:
+            self._checked = True
+            self._look(scripts)
+        return scripts
+
+    def _connections(self) -> Any:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        address = self.address
+        # A connection that was closed under us is made anew, once; a time-out is never waited for twice.
+        retry = Retry(NoBackoff(), 1, supported_errors=(self._redis.ConnectionError,))
+        options: dict[str, Any] = {
+            "socket_timeout": address.timeout,
+            "socket_connect_timeout": address.timeout,
+            "retry": retry,
+            "protocol": 2,
+            "decode_responses": True,
+            "encoding_errors": "replace",
+        }
+        if address.password is not None:
+            options["password"] = address.password
+        return self._redis.ConnectionPool.from_url(address.url, **options)
+
+    def _look(self, scripts: _Scripts) -> None:
+        """Warns, once a process, of a server that may throw our keys away while they count."""
+        try:
+            policy = scripts.client.config_get("maxmemory-policy").get("maxmemory-policy", "")
+        except self._redis.ResponseError:
+            return  # a hosted server that does not let itself be asked
+        if policy.startswith(_WORST_POLICIES):
+            text = f"Redis may drop counters while they count (maxmemory-policy {policy}): set noeviction"
+            self.warnings = (text,)
+            log.warning("state: %s", text)
+
+    def close(self) -> None:
+        """Closes this process's connections. May be called again."""
+        scripts, self._scripts = self._scripts, None
+        if self._pid == os.getpid() and scripts is not None:
+            scripts.pool.disconnect()
+
+
+class _Scripts:
+    """A client that runs scripts by their digest and sends the text where that is not known."""
+
+    def __init__(self, redis: Any, pool: Any) -> None:
+        self._redis = redis
+        self.pool = pool
+        self.client = redis.Redis(connection_pool=pool)
+
+    def eval_script(self, script: str, keys: Sequence[str], words: Sequence[object]) -> Any:
+        arguments = (len(keys), *keys, *words)
+        try:
+            return self.client.evalsha(_digest(script), *arguments)
+        except self._redis.exceptions.NoScriptError:
+            return self.client.eval(script, *arguments)
+
+
+_digests: dict[str, str] = {}
+
+
+def _digest(script: str) -> str:
+    known = _digests.get(script)
+    if known is None:
+        from hashlib import sha1
+
+        known = _digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
+    return known
+
+
+def _reason(error: BaseException) -> str:
+    """What kind of failure it was; never its text, which may carry addresses and keys."""
+    word = str(error).split(" ", 1)[0]
+    if word.isupper() and word.isalpha() and len(word) < 20:
+        return f"Redis answered {word}"
+    return f"Redis could not be used ({type(error).__name__})"

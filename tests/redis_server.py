@@ -1,0 +1,180 @@
+"""A real Redis server of a test's own, on a socket in a temporary folder, and clients in other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from needs import need
+
+PATIENCE = 20.0
+"""Seconds after which a process that should have answered counts as hung."""
+
+
+class RedisServer:
+    """Started at once; `close` ends it. Nothing is written to disk, so a restart has lost all data."""
+
+    def __init__(self) -> None:
+        self.program: str = need("redis-server")
+        self.folder = tempfile.mkdtemp(prefix="fr-redis-")  # short: a socket's path may have 107 characters
+        self.socket = os.path.join(self.folder, "s")
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        options = [
+            "--port",
+            "0",
+            "--unixsocket",
+            self.socket,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--daemonize",
+            "no",
+        ]
+        options += ["--enable-debug-command", "local", "--dir", self.folder]
+        self.process = subprocess.Popen([self.program, *options], stdout=subprocess.DEVNULL)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self.connect() as connection:
+                    connection.ping()
+                return
+            except (OSError, need("redis").RedisError):
+                assert self.process.poll() is None, "redis-server did not start"
+                assert time.monotonic() < end, "redis-server did not answer"
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def pause(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def connect(self) -> Any:
+        return need("redis").Redis(unix_socket_path=self.socket, decode_responses=True)
+
+    def config(
+        self, base_url: str = "http://127.0.0.1:9/v1", *, local: str = "memory", **tables: Any
+    ) -> dict[str, Any]:
+        """A client's configuration with one endpoint ``a/m``; ``limits`` are the provider's."""
+        limits = tables.pop("limits", {})
+        found: dict[str, Any] = {
+            "fastroute": {"ledger": "", "state": f"unix://{self.socket}?local={local}"},
+            "cache": {"enabled": False},
+            "providers": {"a": {"base_url": base_url, **limits}},
+            "endpoints": [{"provider": "a", "model": "m"}],
+        }
+        found.update(tables)
+        return found
+
+
+class Elsewhere:
+    """A client in a process of its own, as on another machine; it does what single lines of text say."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def tell(self, *words: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the other process has died"
+        return json.loads(line)
+
+    def ask(self, *words: Any) -> Any:
+        self.tell(*words)
+        return self.answer()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+
+
+def admitted(core: Any, most: int, tokens: int = 0) -> int:
+    """How many calls a core endpoint lets in, one after the other, until it refuses."""
+    count = 0
+    while count < most:
+        ticket = core.admit(tokens)
+        if ticket < 0:
+            break
+        core.finish(ticket, 0, 0.01)
+        count += 1
+    return count
+
+
+def _serve(config: dict[str, Any]) -> None:
+    import fastroute
+    from fastroute import _core
+
+    with fastroute.Client(config) as client:
+        core = client._router.snapshot.state.endpoints[0].core
+        client._router.shared.ensure()
+        for line in sys.stdin:
+            word, *rest = json.loads(line)
+            answer: Any = None
+            if word == "admit":
+                answer = admitted(core, *rest)
+            elif word == "state":
+                answer = core.state()
+            elif word == "blocked":
+                answer = core.blocked()
+            elif word == "stats":
+                answer = client.stats()["redis"]
+            elif word == "probe":
+                ticket = core.admit(0)
+                answer = ticket >= 0
+                if answer and rest:
+                    core.finish(ticket, _core.OK if rest[0] else _core.FAILURE, 0.01)
+            elif word == "reserve":
+                budgets = client._router.snapshot.budgets
+                answer = 0
+                for _ in range(rest[1]):
+                    try:
+                        budgets.reserve(rest[0], {}, 60).settle(rest[0])
+                    except fastroute.BudgetExceeded:
+                        break
+                    answer += 1
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))
