@@ -15,7 +15,15 @@ from fastroute.testing import Provider
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
-PAGES = ["README.md", "docs/routing.md", "docs/ledger.md", "docs/processes.md", "docs/formats.md"]
+PAGES = [
+    "README.md",
+    "docs/routing.md",
+    "docs/ledger.md",
+    "docs/processes.md",
+    "docs/formats.md",
+    "docs/drop-ins.md",
+    "docs/flask.md",
+]
 
 
 @pytest.fixture
@@ -41,6 +49,7 @@ def test_the_examples_run_from_top_to_bottom(page: str, local: None) -> None:
     messages = [{"role": "user", "content": "Compare B-trees and LSM trees."}]
     with fastroute.Client() as client:
         names: dict[str, Any] = {
+            "__name__": "__main__",
             "client": client,
             "messages": messages,
             "many": [messages, messages],

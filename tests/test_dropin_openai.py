@@ -247,6 +247,19 @@ def test_101_no_answer_is_the_sdks_connection_error_at_once(connect: Connect) ->
     assert isinstance(caught.value.__cause__, fastroute.APIConnectionError)
 
 
+def test_101_an_sdk_that_retries_all_the_same_makes_no_further_call(start: Start, httpx: ModuleType) -> None:
+    """Early versions 2 try again whatever is raised."""
+    loop = start(1)
+    with httpx.Client(transport=transport(loop.client, httpx=httpx)) as client:
+        response = client.post(
+            "https://api.openai.com/v1/chat/completions",
+            json={"model": MODEL, "messages": HELLO},
+            headers={"x-stainless-retry-count": "1"},
+        )
+    assert (response.status_code, response.headers["x-should-retry"]) == (502, "false")
+    assert loop.provider().received == 0
+
+
 def test_a_time_out_is_the_calls(connect: Connect) -> None:
     sdk, loop = connect(1)
     loop.provider().script(Fault.black_hole(), repeat=True)
@@ -254,7 +267,7 @@ def test_a_time_out_is_the_calls(connect: Connect) -> None:
         sdk.with_options(timeout=0.2).chat.completions.create(model=MODEL, messages=HELLO)
     with pytest.raises(openai.APITimeoutError), within(0.2):
         sdk.chat.completions.create(model=MODEL, messages=HELLO, timeout=0.2)
-    with pytest.raises(ValueError, match="timeout"):
+    with pytest.raises(openai.BadRequestError, match="timeout"):
         sdk.chat.completions.create(model=MODEL, messages=HELLO, timeout=0)
     assert loop.provider().received == 2
 

@@ -99,7 +99,7 @@ def _transport_class(httpx: Any) -> Any:
             self._base = base
 
         def handle_request(self, request: Any) -> Any:
-            answer = self._answer(request)
+            answer = self._routed(request)
             if answer is None:
                 if self._base is not None:
                     return self._base.handle_request(request)
@@ -108,14 +108,10 @@ def _transport_class(httpx: Any) -> Any:
                 return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
             return httpx.Response(answer.status, headers=answer.headers, stream=Events(answer.stream))
 
-        def _answer(self, request: Any) -> _answer.Answer | None:
+        def _routed(self, request: Any) -> _answer.Answer | None:
             path = request.url.path.rstrip("/")
             if request.method == "POST" and path.endswith(_answer.COMPLETIONS):
-                route = request.headers.get(wire_openai.ROUTE_HEADER)
-                try:
-                    return _answer.complete(self._client, request.read(), route, _seconds(request))
-                except errors.Error as error:
-                    _raise(httpx, request, error)
+                return self._complete(request)
             if request.method == "GET":
                 if path.endswith(_MODELS):
                     return _answer.models(self._client, None)
@@ -124,6 +120,22 @@ def _transport_class(httpx: Any) -> Any:
                     return _answer.models(self._client, name)
             return None
 
+        def _complete(self, request: Any) -> _answer.Answer:
+            if request.headers.get("x-stainless-retry-count", "0") != "0":
+                # No answer of ours is ever retried, so an error that was raised is, by a version of the SDK
+                # that does not hand it on. All that could be tried has been: one more call is not made.
+                gone = errors.APIConnectionError("no provider gave an answer, and it was not asked again")
+                return _answer.Answer(*wire_openai.error_response(gone))
+            limit = request.extensions.get("timeout", {}).get("read")
+            if limit is not None and not 0 < limit < math.inf:
+                wrong = errors.BadRequestError("timeout: a number of seconds above 0 is wanted")
+                return _answer.Answer(*wire_openai.error_response(wrong))
+            route = request.headers.get(wire_openai.ROUTE_HEADER)
+            try:
+                return _answer.complete(self._client, request.read(), route, limit)
+            except errors.Error as error:
+                _raise(httpx, request, error)
+
         def close(self) -> None:
             if self._base is not None:
                 self._base.close()
@@ -131,18 +143,8 @@ def _transport_class(httpx: Any) -> Any:
     return RoutingTransport
 
 
-def _seconds(request: Any) -> float | None:
-    """The time a call may take: what was given for reading, since that is what takes long."""
-    read = request.extensions.get("timeout", {}).get("read")
-    if read is None:
-        return None
-    if not 0 < read < math.inf:
-        raise ValueError(f"timeout: a number of seconds above 0 is wanted, not {read!r}")
-    return float(read)
-
-
 def _raise(httpx: Any, request: Any, error: errors.Error) -> NoReturn:
-    """Raises what the one who asked knows as no answer."""
+    """Raises what the one who asked takes for no answer."""
     timed_out = isinstance(error, TimeoutError)
     if "OpenAI/Python" in request.headers.get("user-agent", ""):
         # The SDK tries again whatever httpx raises, but hands its own errors on.
