@@ -257,6 +257,65 @@ sys.stdin.read()
 """
 
 
+ELSEWHERE = """
+import logging, os, sys
+from fastroute import _core
+from fastroute.config import load
+from fastroute.segments import open_home
+home = open_home(load({
+    "fastroute": {"state": sys.argv[1], "ledger": ""},
+    "providers": {"p": {"base_url": "http://127.0.0.1:1/v1"}},
+    "endpoints": [{"provider": "p", "model": "m"}],
+}, formats=("openai",)))
+assert _core.Bucket(home.segment, "a", 1, 10).acquire(10) == 0
+print(home.path, home.segment.workers_known)
+"""
+
+
+def in_another_pid_namespace(words: list[str]) -> str:
+    run = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, *words], capture_output=True, text=True
+    )
+    if run.returncode and "unshare" in run.stderr:
+        pytest.skip("this container cannot make pid namespaces")
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make pid namespaces")
+class TestContainers:
+    """Two containers with one volume, as far as a process can tell: another pid namespace, the same files."""
+
+    def test_they_count_apart_while_both_live(self, path: Path) -> None:
+        home = opened(path)
+        bucket(home).acquire(3)
+        found, workers = in_another_pid_namespace(["-c", ELSEWHERE, str(path)]).split()
+        assert found.startswith(f"{path}.")
+        assert workers == "1"
+        assert bucket(home).available() == 7
+        assert home.segment.reap() == 0
+
+    def test_what_a_stopped_container_left_is_set_aside(self, path: Path) -> None:
+        found, _ = in_another_pid_namespace(["-c", ELSEWHERE, str(path)]).split()
+        assert found == str(path)
+        assert bucket(opened(path)).available() == 10
+        assert os.path.exists(f"{path}.aside")
+
+    def test_a_child_that_has_left_the_namespace_is_told(self) -> None:
+        code = (
+            "import os, sys; from fastroute import _core; segment = _core.Segment(64); segment.slot()\n"
+            "if sys.version_info >= (3, 12): os.unshare(os.CLONE_NEWPID)\n"
+            "else: import ctypes; assert ctypes.CDLL(None).unshare(0x20000000) == 0\n"
+            "pid = os.fork()\n"
+            "if pid == 0:\n"
+            "    try: segment.slot()\n"
+            "    except RuntimeError as error: print(error, flush=True)\n"
+            "    os._exit(0)\n"
+            "os.waitpid(pid, 0)\n"
+        )
+        assert "left the pid namespace" in in_another_pid_namespace(["-c", code])
+
+
 class TestRefused:
     @pytest.mark.parametrize("name", ["state", "state.lock"])
     def test_a_file_that_others_could_open(self, path: Path, name: str) -> None:

@@ -26,10 +26,13 @@ SECOND = 10**9
 T = _core.clock() + 3600 * SECOND
 TRACEME, SINGLESTEP = 0, 9
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or platform.machine() != "x86_64",
-    reason="needs Linux's single steps; elsewhere a step would break a load-linked swap for ever",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not sys.platform.startswith("linux") or platform.machine() != "x86_64",
+        reason="needs Linux's single steps; elsewhere a step would break a load-linked swap for ever",
+    ),
+    pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning"),
+]
 
 
 class Arena:
