@@ -340,7 +340,7 @@ def test_055_later_counts_take_the_place_of_earlier_ones() -> None:
     start = {"input_tokens": 10, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1}
     decoder = ANTHROPIC.stream(ask(True), TARGET)
     decoder.feed(opened(start))
-    assert decoder.usage is None  # what is counted so far is not what it will be
+    assert decoder.usage == types.Usage(15, 0, 4, source="estimated")  # what is counted so far is its input
     for out in (3, 7):
         decoder.feed(event("message_delta", delta={}, usage={"output_tokens": out, "input_tokens": None}))
         assert decoder.usage == types.Usage(15, out, 4)
@@ -348,6 +348,20 @@ def test_055_later_counts_take_the_place_of_earlier_ones() -> None:
     decoder.feed(event("message_stop"))
     assert decoder.usage == types.Usage(15, 9, 4)
     decoder.end()
+
+
+def test_050_a_stream_cut_off_has_used_its_input_and_what_has_come() -> None:
+    decoder = ANTHROPIC.stream(ask(True, stream_options={"include_usage": True}), TARGET)
+    for each in (opened({"input_tokens": 10, "cache_read_input_tokens": 90}), START):
+        decoder.feed(each)
+    decoder.feed(delta(0, "text_delta", text="hello"))
+    assert decoder.usage == types.Usage(100, 2, 90, source="estimated")
+    # Nor is an estimate shown for the provider's own count.
+    end = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": -1})
+    (finish,) = decoder.feed(end)
+    assert finish.usage is None
+    assert decoder.feed(event("message_stop")) == ()
+    assert decoder.usage == types.Usage(100, 2, 90, source="estimated")
 
 
 START = event("content_block_start", index=0, content_block={"type": "text", "text": ""})

@@ -255,6 +255,7 @@ class _AnthropicStream(StreamDecoder):
         self._blocks: list[_Block] = []
         self._calls = 0
         self._counts: dict[str, Any] = {}
+        self._input: types.Usage | None = None  # counted at the beginning, until the end counts all
 
     def feed(self, event: Event) -> Sequence[types.Chunk]:
         data = event.data
@@ -312,6 +313,7 @@ class _AnthropicStream(StreamDecoder):
         self._id = string(message.get("id"))
         self._model = string(message.get("model")) or self._model
         self._count(message.get("usage"))
+        self._input = usage_from({**self._counts, "output_tokens": 0})
         return self._delta({"role": "assistant", "content": ""})
 
     def _block_start(self, value: Mapping[str, Any]) -> types.Chunk | None:
@@ -341,7 +343,7 @@ class _AnthropicStream(StreamDecoder):
         if kind == "text_delta":
             return self._text(_str(delta, "text"))
         if kind == "input_json_delta":
-            return self._input(block, _str(delta, "partial_json"))
+            return self._arguments(block, _str(delta, "partial_json"))
         if kind == "thinking_delta":
             return self._thought(block, _str(delta, "thinking"))
         if kind == "signature_delta":
@@ -361,15 +363,16 @@ class _AnthropicStream(StreamDecoder):
             # Its input came whole with its start, most often because there is none.
             given = block.start.get("input")
             whole = given if isinstance(given, dict) else {}
-            return self._input(block, jsontext.dumps(whole).decode())
+            return self._arguments(block, jsontext.dumps(whole).decode())
         return None
 
     def _message_delta(self, value: Mapping[str, Any]) -> types.Chunk | None:
         usage = value.get("usage")
         self._count(usage)
-        # Before the output is counted at its end, the figures are those of the beginning.
         if isinstance(usage, dict) and usage.get("output_tokens") is not None:
-            self.usage = usage_from(self._counts)
+            counted = usage_from(self._counts)
+            if counted is not None:
+                self.usage, self._input = counted, None
         delta = value.get("delta")
         if not isinstance(delta, dict):
             raise malformed("message_delta holds no delta")
@@ -382,7 +385,7 @@ class _AnthropicStream(StreamDecoder):
 
     def _stop(self, value: Mapping[str, Any]) -> types.Chunk | None:
         self.done = True
-        if not self._shows_usage or self.usage is None:
+        if not self._shows_usage or self.usage is None or self.usage.source != "provider":
             return None
         raw = {**self._shape(), "choices": [], "usage": self.usage.to_dict()}
         return types.Chunk(self._id, 0, self._model, (), self.usage, raw)
@@ -409,7 +412,7 @@ class _AnthropicStream(StreamDecoder):
             return None
         return self._delta({"reasoning_content": text})
 
-    def _input(self, block: _Block, text: str) -> types.Chunk | None:
+    def _arguments(self, block: _Block, text: str) -> types.Chunk | None:
         if block.kind != "tool_use" or not text:
             return None  # the input of a tool that the provider itself runs
         block.shown = True
@@ -454,6 +457,11 @@ class _AnthropicStream(StreamDecoder):
             {**self._shape(), "choices": [choice]},
         )
         self._absorb(chunk)
+        begun = self._input
+        if begun is not None:
+            # What a stream that is cut off here has used: its input is known, its output only by length.
+            written = (self.output_chars + 2) // 3
+            self.usage = types.Usage(begun.prompt_tokens, written, begun.cached_tokens, 0, "estimated")
         return chunk
 
 
