@@ -11,13 +11,9 @@ from typing import Any
 from fastroute import _core
 from fastroute.line import Line
 
-from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, need
+from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, Trial, need
 
 PLENTY = 1_000_000_000  # a minute, the most there is: one each 60 ns, so a burst makes up the rest
-
-
-def clock(_: ExitStack) -> Operation:
-    return Operation("clock()", {"clock": _core.clock}, lambda now: now > 0)
 
 
 def bucket(granted: bool) -> Callable[[ExitStack], Operation]:
@@ -98,14 +94,14 @@ def _acquiring(granted: bool) -> Comparison:
         f"Token bucket, {word}",
         (
             NO_OP,
-            Contender("floor: method call, one clock read", clock),
+            FLOOR,
             Contender("fastroute Bucket.acquire", bucket(granted), ours=True),
             Contender("ratelimit", ratelimit(granted)),
             Contender("token-bucket", token_bucket(granted)),
             Contender("limits", limits(granted)),
             Contender("pyrate-limiter", pyrate(granted)),
         ),
-        base="floor: method call, one clock read",
+        base=FLOOR.name,
         note="ratio: to the floor",
     )
 
@@ -152,6 +148,7 @@ COMPARISONS = (
         "Breaker: what it adds to a call",
         (
             NO_OP,
+            FLOOR,
             Contender("a Python call of nothing", call),
             Contender("fastroute Breaker.allow + record", breaker, ours=True),
             Contender(

@@ -16,7 +16,7 @@ import fastroute
 from fastroute import _core
 from fastroute.classify import Classifier, RuleSet, load_builtin
 
-from .side_by_side import NO_OP, Comparison, Contender, Operation, need
+from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, need
 
 # -------------------------------------------------------------------------------------------------- texts
 
@@ -181,6 +181,7 @@ def _scan(title: str, text: str, per: float = 1.0, note: str = "") -> Comparison
         title,
         (
             NO_OP,
+            FLOOR,
             Contender("fastroute Classifier.scan", ours(text, per=per), ours=True),
             Contender("fastroute, portable kernel", ours(text, portable=True, per=per), ours=True),
             Contender("re, a search for each pattern", with_re(text, per)),
@@ -244,10 +245,11 @@ def pick(number: int, strategy: int, decay: bool) -> Callable[[ExitStack], Opera
     return make
 
 
-def rank(number: int) -> Callable[[ExitStack], Operation]:
+def rank(number: int, what: str) -> Callable[[ExitStack], Operation]:
     def make(_: ExitStack) -> Operation:
         names = {"rank": ranking_of(_endpoints(number)).rank, "s": _core.LATENCY}
-        return Operation("rank(s, 100, 256)", names, lambda ranked: len(ranked.order) == number)
+        good = (lambda first: first >= 0) if what == "first" else (lambda order: len(order) == number)
+        return Operation(f"rank(s, 100, 256).{what}", names, good)
 
     return make
 
@@ -292,6 +294,7 @@ def _picks(number: int) -> Comparison:
         f"Pick among {number} endpoints",
         (
             NO_OP,
+            FLOOR,
             Contender(
                 "fastroute Ranking.pick, latency, no decay", pick(number, _core.LATENCY, False), ours=True
             ),
@@ -301,7 +304,8 @@ def _picks(number: int) -> Comparison:
             Contender(
                 "fastroute Ranking.pick, two choices", pick(number, _core.TWO_CHOICES, False), ours=True
             ),
-            Contender("fastroute Ranking.rank, all of them, filtered, with values", rank(number), ours=True),
+            Contender("fastroute Ranking.rank, the first is known", rank(number, "first"), ours=True),
+            Contender("fastroute Ranking.rank, the whole order", rank(number, "order"), ours=True),
             Contender("a scan of EWMAs in Python", python_ewma(number)),
             Contender("the 50-window formula in Python", python_window(number)),
         ),
@@ -315,22 +319,38 @@ _NUMBER = 10
 _TEXT = text_of(500)
 
 
-def decision(_: ExitStack) -> Operation:
-    classifier = Classifier(rule_set())
-    endpoints = _endpoints(_NUMBER)
-    ranking = ranking_of(endpoints)
-    messages = [{"role": "user", "content": _TEXT}]
-    scan, choose, latency, ok = classifier.scan, ranking.rank, _core.LATENCY, _core.OK
+def decision(filters: bool) -> Callable[[ExitStack], Operation]:
+    """With filters: capabilities, price cap and ceiling, quality floor, latency budget, and by value.
 
-    def decide() -> int:
-        seen = scan(messages, {})
-        tokens = seen.chars // 4
-        endpoint = endpoints[choose(latency, tokens, 256).order[0]]
-        ticket = endpoint.admit(tokens + 256)
-        endpoint.finish(ticket, ok, 0.5)
-        return ticket
+    The context window and the limits' bursts are looked at either way.
+    """
 
-    return Operation("decide()", {"decide": decide}, lambda ticket: ticket >= 0)
+    def make(_: ExitStack) -> Operation:
+        classifier = Classifier(rule_set())
+        endpoints = _endpoints(_NUMBER)
+        messages = [{"role": "user", "content": _TEXT}]
+        scan, choose = classifier.scan, ranking_of(endpoints).rank
+        latency, ok = _core.LATENCY, _core.OK
+
+        def decide() -> int:
+            tokens = scan(messages, {}).chars // 4
+            endpoint = endpoints[choose(latency, tokens, 256).first]
+            ticket = endpoint.admit(tokens + 256)
+            endpoint.finish(ticket, ok, 0.5)
+            return ticket
+
+        def decide_filtered() -> int:
+            tokens = scan(messages, {}).chars // 4
+            ranked = choose(latency, tokens, 256, 15, 1_000_000_000, 1_000_000_000, 0.5, 60.0, True)
+            endpoint = endpoints[ranked.first]
+            ticket = endpoint.admit(tokens + 256)
+            endpoint.finish(ticket, ok, 0.5)
+            return ticket
+
+        names = {"decide": decide_filtered if filters else decide}
+        return Operation("decide()", names, lambda ticket: ticket >= 0)
+
+    return make
 
 
 def bare_decision(_: ExitStack) -> Operation:
@@ -338,12 +358,12 @@ def bare_decision(_: ExitStack) -> Operation:
     classifier = Classifier(rule_set())
     endpoints = _endpoints(_NUMBER)
     messages = [{"role": "user", "content": _TEXT}]
-    scan, pick = classifier._rules.scan, ranking_of(endpoints).pick
+    scan, pick = classifier.scan, ranking_of(endpoints).pick
     latency, ok = _core.LATENCY, _core.OK
 
     def decide() -> int:
         endpoint = endpoints[pick(latency)]
-        ticket = endpoint.admit(scan(messages).chars)
+        ticket = endpoint.admit(scan(messages, {}).chars)
         endpoint.finish(ticket, ok, 0.5)
         return ticket
 
@@ -436,7 +456,9 @@ COMPARISONS = (
         "A decision: classify 500 B, rank 10, breaker and limit, settle",
         (
             NO_OP,
-            Contender("fastroute: scan, rank, admit, finish", decision, ours=True),
+            FLOOR,
+            Contender("fastroute: scan, rank, admit, finish", decision(filters=False), ours=True),
+            Contender("fastroute: the same, all filters on, by value", decision(filters=True), ours=True),
             Contender("fastroute: scan, pick one, admit, finish", bare_decision, ours=True),
             Contender("Hyperscan + circuitbreaker + limits", hyperscan_decision),
             Contender("re + circuitbreaker + limits", re_decision),

@@ -121,6 +121,16 @@ def no_op(_: ExitStack) -> Operation:
 NO_OP = Contender("no-op", no_op)
 
 
+def clock(_: ExitStack) -> Operation:
+    from fastroute import _core
+
+    return Operation("clock()", {"clock": _core.clock}, lambda now: now > 0)
+
+
+# By what this takes, the figures of one machine can be compared with those of another.
+FLOOR = Contender("floor: method call, one clock read", clock)
+
+
 def need(module: str) -> Any:
     """A peer's module.
 
