@@ -180,8 +180,7 @@ def _scan(title: str, text: str, per: float = 1.0, note: str = "") -> Comparison
     return Comparison(
         title,
         (
-            NO_OP,
-            FLOOR,
+            *((NO_OP, FLOOR) if per == 1 else (NO_OP,)),
             Contender("fastroute Classifier.scan", ours(text, per=per), ours=True),
             Contender("fastroute, portable kernel", ours(text, portable=True, per=per), ours=True),
             Contender("re, a search for each pattern", with_re(text, per)),
