@@ -261,7 +261,6 @@ def test_a_fork_while_another_thread_holds_every_lock(tmp_path: Path, fork: Call
             tmp_path,
             cache={"enabled": True},
             budgets=[{"name": "all", "window": "day", "limit": 100.0}],
-            fastroute={"reload": "signal"},
         )
         with Client(settings) as client:
             copy = client.with_options(budget=5.0)
