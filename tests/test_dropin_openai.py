@@ -42,10 +42,14 @@ WEATHER: Any = {
 }
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture
 def httpx(request: pytest.FixtureRequest) -> ModuleType:
-    module: ModuleType = need(request.param)
+    """What the SDK is built on; tests that are marked with `both` are run with all that it takes."""
+    module: ModuleType = need(getattr(request, "param", MODULES[-1]))
     return module
+
+
+both = pytest.mark.parametrize("httpx", MODULES, indirect=True)
 
 
 @pytest.fixture
@@ -74,6 +78,7 @@ def test_it_is_built_on_what_the_sdk_is_built_on(start: Start) -> None:
         assert isinstance(built, openai.DefaultHttpxClient.__mro__[1] if not SDK3 else need("httpx2").Client)
 
 
+@both
 def test_a_completion(connect: Connect) -> None:
     sdk, loop = connect(1)
     completion = sdk.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, seed=2**70)
@@ -97,6 +102,7 @@ def test_nothing_goes_over_a_socket_twice(connect: Connect) -> None:
     assert (loop.provider().received, loop.provider().connections) == (2, 1)
 
 
+@both
 def test_a_stream(connect: Connect) -> None:
     sdk, _ = connect(1, answer="one two three")
     chunks = list(sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
@@ -108,6 +114,7 @@ def test_a_stream(connect: Connect) -> None:
     assert last.usage.completion_tokens > 0
 
 
+@both
 def test_59_leaving_a_stream_ends_the_call(connect: Connect) -> None:
     sdk, loop = connect(1, answer="one two three")
     loop.provider().script(Fault.stream_stall(after=3, seconds=30), Fault.stream_stall(after=3, seconds=30))
@@ -120,6 +127,7 @@ def test_59_leaving_a_stream_ends_the_call(connect: Connect) -> None:
     assert [attempt.outcome for attempt in loop.attempts] == ["client_cancelled"] * 2
 
 
+@both
 def test_the_stream_helper(connect: Connect) -> None:
     sdk, _ = connect(1, answer="one two three")
     with sdk.chat.completions.stream(model=MODEL, messages=HELLO) as stream:
@@ -182,6 +190,7 @@ def test_other_formats_speak_through_it(connect: Connect, style: str) -> None:
     assert final.choices[0].finish_reason == "tool_calls"
 
 
+@both
 def test_raw_and_streaming_responses(connect: Connect) -> None:
     sdk, _ = connect(1)
     raw = sdk.chat.completions.with_raw_response.create(model=MODEL, messages=HELLO)
@@ -236,6 +245,7 @@ def test_101_errors_are_the_sdks_and_are_not_retried_by_it(connect: Connect, fau
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
+@both
 def test_101_no_answer_is_the_sdks_connection_error_at_once(connect: Connect) -> None:
     sdk, loop = connect(1, policy={"max_attempts": 2})
     heard = []
@@ -260,6 +270,7 @@ def test_101_an_sdk_that_retries_all_the_same_makes_no_further_call(start: Start
     assert loop.provider().received == 0
 
 
+@both
 def test_a_time_out_is_the_calls(connect: Connect) -> None:
     sdk, loop = connect(1)
     loop.provider().script(Fault.black_hole(), repeat=True)
@@ -309,6 +320,7 @@ def test_what_cannot_be_routed_says_so(connect: Connect) -> None:
     assert loop.provider().received == 0
 
 
+@both
 def test_or_goes_to_a_base_transport(start: Start, httpx: ModuleType) -> None:
     loop = start(1)
     seen = []
@@ -344,6 +356,7 @@ def test_an_async_client_does_not_take_it(start: Start) -> None:
         openai.AsyncOpenAI(api_key="x", http_client=built)
 
 
+@both
 def test_httpx_alone_gets_its_own_errors(start: Start, httpx: ModuleType) -> None:
     loop = start(1)
     url = "https://api.openai.com/v1/chat/completions"
