@@ -192,6 +192,7 @@ class Router:
             snapshot.state.follow(new.state)
         if self.shared is not None:
             self.shared.attach(new.state.endpoints, config.policy.breaker.probe_lease)
+            new.budgets.share(self.shared.bank)
         new.forgive(old)
         self.line.look()  # a limit may have been raised
         if not old.active:
@@ -203,6 +204,7 @@ class Router:
         shared = open_shared(config, state.segment, state.home.path, self.hooks)
         if shared is not None:
             shared.attach(state.endpoints, config.policy.breaker.probe_lease)
+            self.snapshot.budgets.share(shared.bank)
         return shared
 
     def _give_up(self, snapshot: Snapshot) -> None:

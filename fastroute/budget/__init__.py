@@ -30,11 +30,29 @@ from fastroute.config import BudgetConfig
 
 from .allowance import Allowance
 from .scopes import ANY, Budget, Scope, Share
-from .values import FULL, OVER, UNREAD, BudgetStatus, Spent, of_tag, sentence, spent_in, usd
+from .values import (
+    AWAY,
+    FULL,
+    GRANTED,
+    OVER,
+    REFUSED,
+    UNREAD,
+    Bank,
+    BudgetStatus,
+    Spent,
+    of_tag,
+    sentence,
+    spent_in,
+    usd,
+)
 from .windows import Window, window_at
 
 __all__ = [
+    "AWAY",
+    "GRANTED",
+    "REFUSED",
     "Allowance",
+    "Bank",
     "BudgetStatus",
     "Budgets",
     "Reservation",
@@ -129,8 +147,13 @@ class Budgets:
         self._swept = clock()
         self._pid = os.getpid()
         self._beginning = threading.Lock()
+        self._bank: Bank | None = None
         if any(budget.config.window != "request" for budget in self._budgets):
             _core.Counter(segment, "budget")  # says at once if this processor cannot count money
+
+    def share(self, bank: Bank) -> None:
+        """Has many machines spend from these budgets. Before the first reservation."""
+        self._bank = bank
 
     def __bool__(self) -> bool:
         return bool(self._budgets)
@@ -216,13 +239,22 @@ class Budgets:
             scope = budget.scope(tags)
             while True:
                 window = budget.window_at(when)
-                counter = scope.counter(self._segment, window)
+                counter = self._counter(scope, window)
                 stamp = self._begun(scope, counter, window)
                 if stamp is None:
                     return UNREAD if uncounted else None
-                ticket = counter.reserve(stamp, nano, most, lease)
+                ticket = counter.reserve(stamp, nano, self._most_here(scope, window, counter, most), lease)
                 if ticket >= 0:
                     return Share(scope, counter, stamp, ticket, window)
+                if ticket == _core.OVER_LIMIT and self._bank is not None and most >= 0:
+                    answer = self._lease(self._bank, scope, window, counter, most)
+                    if answer == GRANTED:
+                        continue
+                    if answer == AWAY:
+                        if budget.config.hard:
+                            return AWAY
+                        most = ANY  # what nobody can say refuses nothing that is not hard
+                        continue
                 # What dead workers hold is not spent, so it must not be what refuses a call.
                 if ticket == _core.OVER_LIMIT and not (most >= 0 and self._sweep_after(_SWEEP_ON_BREACH_NS)):
                     return OVER
@@ -231,6 +263,28 @@ class Budgets:
                 return FULL
             log.error("budget %s: a call is not counted: %s", budget.config.name, error)
             return None
+
+    def _counter(self, scope: Scope, window: Window) -> _core.Counter:
+        # What one machine of many commits is another number than what all do: the two never meet.
+        return scope.counter(self._segment, window, "budget" if self._bank is None else "budget here")
+
+    def _most_here(self, scope: Scope, window: Window, counter: _core.Counter, most: int) -> int:
+        """How much may be committed before, on this machine."""
+        if self._bank is None or most in (ANY, -1):
+            return most
+        return self._bank.grant(scope.name, window, counter) - (scope.budget.limit - most)
+
+    def _lease(self, bank: Bank, scope: Scope, window: Window, counter: _core.Counter, most: int) -> str:
+        limit = scope.budget.limit
+
+        def spent() -> int:
+            return min(self._spent(window.start, scope.tags), _core.MOST_NANO)
+
+        try:
+            return bank.lease(scope.name, window, counter, limit, limit - most, self._now(), spent)
+        except errors.Error as error:
+            log.error("budget %s: what has been spent cannot be read: %s", scope.budget.config.name, error)
+            return AWAY
 
     def _begun(self, scope: Scope, counter: _core.Counter, window: Window) -> int | None:
         """The counter's stamp once it is in a window; None if what was spent before cannot be read."""
@@ -244,7 +298,10 @@ class Budgets:
                     return None
                 name = scope.budget.config.name
                 try:
-                    spent = min(self._spent(window.start, scope.tags), _core.MOST_NANO)
+                    # Of what many machines share, this one has committed nothing yet; the rest is the bank's.
+                    spent = 0
+                    if self._bank is None:
+                        spent = min(self._spent(window.start, scope.tags), _core.MOST_NANO)
                 except errors.Error as error:
                     scope.unreadable_until = self._clock() + _RETRY_NS
                     log.error("budget %s: what has been spent cannot be read: %s", name, error)
@@ -306,14 +363,20 @@ class Budgets:
         known, given = scope.alerted
         if known != stamp:
             given = 0
-        if given >= len(thresholds) or counter.committed < thresholds[given][0] or counter.stamp != stamp:
+        elsewhere = self._elsewhere(scope, counter, window)
+        if given >= len(thresholds) or counter.committed + elsewhere < thresholds[given][0]:
             return
-        spent, _ = counter.figures()
+        if counter.stamp != stamp:
+            return
+        spent = counter.figures()[0] + elsewhere
         while given < len(thresholds) and spent >= thresholds[given][0]:
             if counter.alert(stamp, given):
                 self._tell(scope, window, thresholds[given][1], spent)
             given += 1
         scope.alerted = (stamp, given)
+
+    def _elsewhere(self, scope: Scope, counter: _core.Counter, window: Window) -> int:
+        return 0 if self._bank is None else self._bank.elsewhere(scope.name, window, counter)
 
     def _tell(self, scope: Scope, window: Window, share: float, spent: int) -> None:
         budget = scope.budget
@@ -408,7 +471,10 @@ class Budgets:
         """(spent, reserved) in the window of a time; None if they cannot be known."""
         window = scope.budget.window_at(when)
         try:
-            counter = scope.counter(self._segment, window)
-            return None if self._begun(scope, counter, window) is None else counter.figures()
+            counter = self._counter(scope, window)
+            if self._begun(scope, counter, window) is None:
+                return None
+            spent, reserved = counter.figures()
+            return max(0, spent + self._elsewhere(scope, counter, window)), reserved
         except _core.SegmentFullError:
             return None

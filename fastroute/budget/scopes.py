@@ -83,16 +83,19 @@ class Scope:
     def shown(self) -> str | None:
         return None if self.budget.config.tag is None else self.value
 
-    def counter(self, segment: _core.Segment, window: Window) -> _core.Counter:
+    def counter(self, segment: _core.Segment, window: Window, kind: str = "budget") -> _core.Counter:
         # Two cells take turns, so that the calls still under way in one window do not meet the next.
         turn = window.number & 1
         found = self.counters.get(turn)
         if found is None:
-            config = self.budget.config
             # A budget that counts something else from now on must not meet what it counted before.
-            parts = ("budget", config.name, config.window, config.timezone, config.per, self.value, str(turn))
-            found = self.counters.setdefault(turn, _core.Counter(segment, "\0".join(parts)))
+            found = self.counters.setdefault(turn, _core.Counter(segment, f"{kind}\0{self.name}\0{turn}"))
         return found
+
+    @property
+    def name(self) -> str:
+        config = self.budget.config
+        return "\0".join((config.name, config.window, config.timezone, config.per, self.value))
 
 
 @frozen

@@ -11,11 +11,41 @@ from typing import Protocol
 
 from attrs import frozen
 
-from fastroute import events
+from fastroute import _core, events
 from fastroute._checks import show
+
+from .windows import Window
 
 Spent = Callable[[float, Mapping[str, str]], int]
 """Seconds since the epoch and tags → nano-dollars since; an empty value means entries without the tag."""
+
+
+GRANTED, REFUSED, AWAY = "granted", "refused", "away"  # what a bank answers
+
+
+class Bank(Protocol):
+    """Where many machines share budgets: each may commit what it was granted of them, and no more.
+
+    ``name`` is a budget's, with the value of its tag; ``counter`` counts what is committed on this machine.
+    """
+
+    def grant(self, name: str, window: Window, counter: _core.Counter) -> int:
+        """Nano-dollars that this machine may commit."""
+
+    def elsewhere(self, name: str, window: Window, counter: _core.Counter) -> int:
+        """With what is committed here, the sum of what all machines have committed."""
+
+    def lease(
+        self,
+        name: str,
+        window: Window,
+        counter: _core.Counter,
+        limit: int,
+        need: int,
+        now: float,
+        spent: Callable[[], int],
+    ) -> str:
+        """Asks for a larger grant: GRANTED (look again), REFUSED or AWAY (nobody can say)."""
 
 
 class Sums(Protocol):
@@ -84,6 +114,8 @@ def sentence(
     where = f"budget {event.budget}, {event.window}{of_tag(tag, event.value)}"
     if failure == UNREAD:
         return f"{where}: what has been spent cannot be read from the ledger"
+    if failure == AWAY:
+        return f"{where}: Redis is away, and what this machine had leased is spent"
     if failure == FULL:
         return f"{where}: there is no room left to count it"
     return (

@@ -34,6 +34,7 @@ from fastroute.config import Config
 from fastroute.state import Endpoint
 
 from .limits import SharedEndpoint
+from .money import Bank
 from .scripts import BEAT
 from .server import AwayError, Server, address_of
 
@@ -72,6 +73,7 @@ class Shared:
         self._hooks = hooks
         self.machine = _machine(path)
         self.server = Server(address_of(config.state), segment, self._changed)
+        self.bank = Bank(self.server, segment, self.machine)
         self._endpoints: dict[str, SharedEndpoint] = {}
         self._count = 1
         self._version = ""
@@ -86,6 +88,7 @@ class Shared:
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self.server.after_fork()
+        self.bank.after_fork()
         for endpoint in self._endpoints.values():
             endpoint.after_fork()
 
@@ -134,6 +137,7 @@ class Shared:
                 endpoint.learn(field, value, now, first)
         for endpoint in tuple(self._endpoints.values()):
             endpoint.give_back()
+        self.bank.beat()
 
     def settle(self) -> None:
         """Between two beats: what endpoints have asked for.
@@ -169,6 +173,7 @@ class Shared:
         try:
             for endpoint in self._endpoints.values():
                 endpoint.give_back(everything=True)
+            self.bank.close()
         except AwayError:
             pass  # leases pass with their time
         self.server.close()

@@ -142,16 +142,21 @@ local done = redis.call('GET', KEYS[2])
 if done then return done end
 local mine = 'm:' .. ARGV[1]
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then redis.call('DEL', KEYS[1]) end
-local base = tonumber(redis.call('HGET', KEYS[1], 'base') or '')
+local function nano(text)
+  local value = tonumber(text or '')
+  if value and value >= 0 and value < 1e19 then return value end
+end
+local base = nano(redis.call('HGET', KEYS[1], 'base'))
 local life = redis.call('HGET', KEYS[1], 'life')
 if not base or not life then
   if tonumber(ARGV[3]) < 0 then return 'missing 0 0 -' end
+  redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'base', ARGV[3], 'life', ARGV[10])
   base, life = tonumber(ARGV[3]), ARGV[10]
 end
 if ARGV[2] ~= life and tonumber(ARGV[4]) > 0 then redis.call('HSETNX', KEYS[1], mine, ARGV[4]) end
-local held = tonumber(redis.call('HGET', KEYS[1], mine) or '')
-if not held or held < 0 then
+local held = nano(redis.call('HGET', KEYS[1], mine))
+if not held then
   redis.call('HSET', KEYS[1], mine, '0')
   held = 0
 end
@@ -160,7 +165,7 @@ redis.call('HINCRBY', KEYS[1], mine, string.format('%.0f', charge))
 local all = redis.call('HGETALL', KEYS[1])
 local total = 0
 for i = 1, #all, 2 do
-  if all[i] ~= 'life' then total = total + (tonumber(all[i + 1]) or 0) end
+  if all[i] ~= 'life' then total = total + (nano(all[i + 1]) or 0) end
 end
 local room = tonumber(ARGV[6]) - total
 if total > 9e15 then room = room - 1024 * #all end

@@ -1,0 +1,220 @@
+"""Budgets that many machines spend from.
+
+Owns how much of each budget this machine may commit, and leasing it. What is committed against that is
+counted by `fastroute.budget` in the local segment; Redis knows only what each machine was granted. So all
+machines together never commit more than the limit, and a worker's death is settled where its reservation is.
+
+A lease is one per cent of the limit, or what a call needs if that is more. What nobody spends for a second is
+given back: it is committed locally for good and taken off the machine's grant in Redis, in this order, so
+that nothing can be spent twice. What a machine that was killed had leased stays spent until the window ends.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from hashlib import blake2b
+
+from fastroute import _core
+from fastroute.budget import AWAY, GRANTED, REFUSED, Window
+
+from .scripts import MONEY
+from .server import AwayError, Server
+
+_PATIENCE = 0.25
+_DAY_MS = 86_400_000
+_TOTAL_MS = 400 * _DAY_MS  # a budget without an end is forgotten when nothing was spent for so long
+_SHARE = 100  # a lease is the limit divided by this
+
+
+class _Account:
+    """One budget's window, for one value of its tag, as this process knows it."""
+
+    __slots__ = ("counter", "granted", "idle", "life", "limit", "name", "number", "total", "until_ms", "used")
+
+    def __init__(self, name: str, number: int, granted: _core.Counter, counter: _core.Counter) -> None:
+        self.name = name
+        self.number = number
+        self.granted = granted
+        self.counter = counter
+        self.life = ""
+        self.total = -1  # granted to all machines, as heard last
+        self.limit = 0
+        self.until_ms = _TOTAL_MS
+        self.used = True
+        self.idle = -1  # what was committed at the last beat
+
+    @property
+    def grant(self) -> int:
+        """Nano-dollars that this machine may commit in the window."""
+        return self.granted.committed if self.granted.window == self.number else 0
+
+    def add(self, nano: int) -> None:
+        """Raises the grant; another thread or process may do so at once."""
+        while nano:
+            stamp = self.granted.stamp
+            if self.granted.window > self.number:
+                return
+            if self.granted.begin(stamp, self.number, min(self.grant + nano, _core.MOST_NANO)):
+                return
+
+
+class Bank:
+    """What this machine may commit of each budget.
+
+    Args:
+        segment: where it stands, for all processes of the machine.
+
+    Thread safety: all methods.
+    """
+
+    def __init__(self, server: Server, segment: _core.Segment, machine: str) -> None:
+        self._server = server
+        self._segment = segment
+        self._machine = machine
+        self._accounts: dict[tuple[str, int], _Account] = {}
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody asks here yet."""
+        self._pid = os.getpid()
+        self._asking = threading.Lock()
+
+    def grant(self, name: str, window: Window, counter: _core.Counter) -> int:
+        """Nano-dollars that this machine may commit, spent and given back among them."""
+        return self._account(name, window, counter).grant
+
+    def elsewhere(self, name: str, window: Window, counter: _core.Counter) -> int:
+        """What the others may have spent, less what was given back here: with what is committed, all."""
+        account = self._account(name, window, counter)
+        return account.total - account.grant if account.total >= 0 else 0
+
+    def lease(
+        self,
+        name: str,
+        window: Window,
+        counter: _core.Counter,
+        limit: int,
+        need: int,
+        now: float,
+        spent: Callable[[], int],
+    ) -> str:
+        """Asks for so much more that ``need`` can be committed.
+
+        Args:
+            now: seconds since the epoch.
+            spent: asked only if Redis does not know the window: what it holds by the ledger.
+
+        Returns:
+            GRANTED: look again. REFUSED: the budget is used up. AWAY: nobody can say.
+        """
+        account = self._account(name, window, counter)
+        account.limit, account.used = limit, True
+        account.until_ms = _TOTAL_MS
+        if window.end - now < _TOTAL_MS / 1000:
+            account.until_ms = int(max(0.0, window.end - now) * 1000) + _DAY_MS
+        asking = self._asking
+        locked = asking.acquire(timeout=_PATIENCE)
+        try:
+            lacking = counter.committed + need - account.grant
+            if lacking <= 0:
+                return GRANTED  # another thread has seen to it
+            lacking = min(lacking, limit + 1)
+            return self._ask(account, lacking, max(lacking, limit // _SHARE), 0, spent)
+        except AwayError:
+            return AWAY
+        finally:
+            if locked:
+                asking.release()
+
+    def beat(self) -> None:
+        """Once a second: hears what all have spent, and gives back what nobody spends here.
+
+        Raises:
+            AwayError: Redis is away.
+        """
+        for key, account in tuple(self._accounts.items()):
+            if account.counter.window != account.number:
+                self._accounts.pop(key, None)
+                continue
+            committed = account.counter.committed
+            still = committed == account.idle
+            if not account.life or (still and not account.used and account.grant <= committed):
+                continue
+            back = self._set_aside(account) if still else 0
+            account.idle, account.used = account.counter.committed, False
+            self._ask(account, 0, 0, -back, None)
+
+    def close(self) -> None:
+        """Gives back all that is not spent.
+
+        Raises:
+            AwayError: Redis is away; it stays spent until the window ends.
+        """
+        for account in tuple(self._accounts.values()):
+            if account.life:
+                back = self._set_aside(account)
+                if back:
+                    self._ask(account, 0, 0, -back, None)
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _account(self, name: str, window: Window, counter: _core.Counter) -> _Account:
+        key = (name, window.number)
+        found = self._accounts.get(key)
+        if found is None:
+            granted = _core.Counter(self._segment, f"granted\0{name}\0{window.number & 1}")
+            found = self._accounts.setdefault(key, _Account(name, window.number, granted, counter))
+        return found
+
+    def _set_aside(self, account: _Account) -> int:
+        """Commits what is left of the grant, so that it can be given back; returns how much that was."""
+        counter, stamp = account.counter, account.counter.stamp
+        rest = account.grant - counter.committed
+        if rest <= 0 or counter.window != account.number:
+            return 0
+        ticket = counter.reserve(stamp, rest, account.grant - rest, _core.clock() + 60 * 10**9)
+        if ticket < 0:
+            return 0  # somebody has begun to spend it
+        counter.settle(ticket)
+        return rest
+
+    def _ask(
+        self, account: _Account, need: int, want: int, charge: int, spent: Callable[[], int] | None
+    ) -> str:
+        server = self._server
+        digest = blake2b(account.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        key = server.key("money", digest, str(account.number))
+        over = max(0, account.counter.committed - account.grant)
+        # What the ledger does not know yet: not committed, or reserved only.
+        held = max(0, account.grant - account.counter.figures()[0])
+        base = -1
+        while True:
+            text = server.run(
+                MONEY,
+                [key, server.key("done", server.request_id())],
+                self._machine,
+                account.life,
+                base,
+                held,
+                charge + over,
+                account.limit,
+                max(0, need - over),
+                max(0, want - over),
+                account.until_ms,
+                server.request_id(),
+            )
+            try:
+                word, granted, total, life = str(text).split(" ")
+                give, all_of_them = int(granted), int(total)
+            except ValueError:
+                raise AwayError("Redis answered with something else") from None
+            if word != "missing":
+                break
+            if base >= 0 or spent is None:
+                return REFUSED
+            base = spent()
+        account.life, account.total = life, all_of_them
+        account.add(give + over)
+        return GRANTED if word == "granted" else REFUSED
