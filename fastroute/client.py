@@ -275,6 +275,10 @@ class Client:
             )
         if not messages:
             raise errors.BadRequestError("messages: at least one is needed")
+        for message in messages:
+            if type(message) is not dict:
+                messages = _mappings(messages)
+                break
         if model is None:
             model = config.default_model
         elif not isinstance(model, str) or not model:
@@ -346,6 +350,21 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
     if options.validate is not None:
         Validator.of(options.validate)
     return evolve(options, tags=dict(tags)) if tags else options
+
+
+def _mappings(messages: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+    """Messages of which some may be objects, such as an answer's own message handed back."""
+    found: list[Mapping[str, Any]] = []
+    for place, message in enumerate(messages):
+        if isinstance(message, Mapping):
+            found.append(message)
+        elif callable(getattr(message, "to_dict", None)) and isinstance(said := message.to_dict(), Mapping):
+            found.append(said)
+        else:
+            raise errors.BadRequestError(
+                f"messages[{place}]: a mapping with role and content is wanted, not {type(message).__name__}"
+            )
+    return found
 
 
 def _number(name: str, value: Any) -> float:

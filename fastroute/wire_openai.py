@@ -306,6 +306,7 @@ def _said(message: Message, *, own_format: bool) -> dict[str, Any]:
     said.pop("tool_calls", None)
     if message.tool_calls:
         said["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+        _carry(message._raw, said["tool_calls"])
     return said
 
 
@@ -327,7 +328,16 @@ def _added(delta: Delta, *, own_format: bool) -> dict[str, Any]:
             added[name] = value
     if delta.tool_calls:
         added["tool_calls"] = [_tool_call(call, place) for place, call in enumerate(delta.tool_calls)]
+        _carry(delta._raw, added["tool_calls"])
     return added
+
+
+def _carry(raw: Mapping[str, Any], written: list[dict[str, Any]]) -> None:
+    """Keeps with each call what its provider wants back with it, such as Gemini's thought signatures."""
+    known = raw.get("tool_calls")
+    for call, given in zip(written, known if isinstance(known, (list, tuple)) else ()):
+        if isinstance(given, Mapping) and "extra_content" in given:
+            call["extra_content"] = given["extra_content"]
 
 
 def _tool_call(call: ToolCall, place: int | None = None) -> dict[str, Any]:

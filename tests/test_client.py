@@ -315,6 +315,23 @@ def test_messages_are_a_list_of_mappings(start: Start, messages: Any) -> None:
         loop.client.chat.completions.create(messages=messages, model=MODEL)
 
 
+def test_an_answers_own_message_can_be_handed_back(start: Start) -> None:
+    loop = start(1)
+    said = loop.ask("analyze and compare this").choices[0].message
+    history = [{"role": "user", "content": "first"}, said, {"role": "user", "content": "second"}]
+    plan = loop.client.plan(model=MODEL, messages=history)  # type: ignore[arg-type]
+    assert "analyze" in str(plan.classification.matches)
+    loop.ask(messages=history)
+    sent = loop.provider().requests[-1].json["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "user"]
+    assert sent[1]["content"] == said.content
+
+
+def test_a_message_of_another_kind_is_named_by_its_place(start: Start) -> None:
+    with pytest.raises(fastroute.BadRequestError, match=r"messages\[1\]: a mapping .* not int"):
+        start(1).ask(messages=[{"role": "user", "content": "x"}, 5])
+
+
 def test_only_models_that_can_do_it_are_asked(start: Start) -> None:
     loop = start(
         2,

@@ -199,6 +199,18 @@ def test_another_formats_answer_is_written_in_openais() -> None:
     }
 
 
+def test_what_a_provider_wants_back_with_a_call_stays_with_it() -> None:
+    call = types.ToolCall("id-1", "function", types.FunctionCall("f", "{}"))
+    signed = {"id": "id-1", "extra_content": {"google": {"thought_signature": "abc"}}}
+    raw = {"tool_calls": [signed]}
+    choice = types.Choice(
+        0, types.Message("assistant", None, (call,), None, raw), "tool_calls", {"parts": []}
+    )
+    completion = types.Completion("x", 7, "gemini", (choice,), types.Usage(1, 1), None, {"candidates": []})
+    (written,) = json.loads(wire_openai.answer_bytes(completion))["choices"][0]["message"]["tool_calls"]
+    assert written["extra_content"] == signed["extra_content"]
+
+
 def test_fragments_of_tool_calls_keep_their_places() -> None:
     fragment = types.ToolCall(None, None, types.FunctionCall(None, '{"a'), 2)
     delta = types.Delta(tool_calls=(fragment,))
