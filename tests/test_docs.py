@@ -20,6 +20,7 @@ PAGES = [
     "docs/routing.md",
     "docs/ledger.md",
     "docs/processes.md",
+    "docs/machines.md",
     "docs/formats.md",
     "docs/drop-ins.md",
     "docs/flask.md",

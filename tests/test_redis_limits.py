@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from loopback import nothing_left
 from needs import need
 from redis_server import PATIENCE, Elsewhere, RedisServer, admitted
 
@@ -474,6 +475,26 @@ def test_a_forked_child_has_connections_of_its_own(make: Any, redis: RedisServer
     os.waitpid(child, 0)
     assert theirs == 100
     assert admitted(core, 1000) == 195
+
+
+def test_closing_leaves_no_thread_and_no_connection(redis: RedisServer) -> None:
+    with nothing_left():
+        client = fastroute.Client(redis.config(limits=SLOW))
+        shared_of(client).ensure()
+        assert admitted(core_of(client), 5) == 5
+        client.close()
+
+
+def test_the_thread_learns_by_itself(redis: RedisServer) -> None:
+    with (
+        fastroute.Client(redis.config(limits=SLOW)) as first,
+        fastroute.Client(redis.config(limits=SLOW)) as second,
+    ):
+        for client in (first, second):
+            shared_of(client).ensure()
+        until(lambda: second.stats()["redis"]["machines"] == 2)
+        fail(core_of(first))
+        until(lambda: core_of(second).state() == _core.OPEN)
 
 
 # ------------------------------------------------------------------------------------------- configuration
