@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis_server import PATIENCE, Elsewhere, RedisServer, admitted
 import fastroute
 from fastroute import _core, events
 from fastroute.shared import Shared
+from fastroute.testing import Provider
 
 need("redis")
 SLOW = {
@@ -459,6 +461,7 @@ def test_a_server_that_comes_and_goes_is_not_stormed_and_counts_stay_whole(
     assert granted <= 160
 
 
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_connections_of_its_own(make: Any, redis: RedisServer) -> None:
     client = make(limits=SLOW)
     core = core_of(client)
@@ -475,6 +478,24 @@ def test_a_forked_child_has_connections_of_its_own(make: Any, redis: RedisServer
     os.waitpid(child, 0)
     assert theirs == 100
     assert admitted(core, 1000) == 195
+
+
+def test_calls_of_two_machines_wait_for_one_limit(redis: RedisServer) -> None:
+    with ExitStack() as stack:
+        provider = stack.enter_context(Provider())
+        tables = redis.config(provider.base_url, limits={"rpm": 1200, "burst": 2})
+        clients = [stack.enter_context(fastroute.Client(tables)) for _ in range(2)]
+        began = time.monotonic()
+        calls = [
+            client.submit(model="m", messages=[{"role": "user", "content": str(number)}])
+            for number in range(5)
+            for client in clients
+        ]
+        waited = sum(call.result().route.waited for call in calls)
+        # Two at once, then one every 50 ms; a lease may be two seconds old, but none is older than this test.
+        assert time.monotonic() - began >= 8 * 0.05
+        assert waited > 0.05
+        assert len(provider.requests) == 10
 
 
 def test_closing_leaves_no_thread_and_no_connection(redis: RedisServer) -> None:

@@ -234,6 +234,7 @@ def test_a_limit_that_is_not_there_is_never_asked_for() -> None:
     assert source.names == []
 
 
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_threads_and_processes_take_a_lease_exactly_once() -> None:
     segment = Segment(1024)
     endpoint = Endpoint(segment, "e", rpm=6_000, request_burst=4_000, max_in_flight=64)
