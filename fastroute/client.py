@@ -113,6 +113,8 @@ class Client:
         compress: called with the messages and the input tokens there is room for when a request is too long
             for every model that could serve it; returns shorter messages. It may take its time: it runs in
             the caller's thread, before anything is reserved.
+        default_state: ``[fastroute] state`` where the configuration does not say: ``"machine"`` suits what a
+            server loads anew in each of its workers.
 
     Raises:
         ConfigError: listing every problem of the configuration.
@@ -127,8 +129,9 @@ class Client:
         *,
         session: requests.Session | None = None,
         compress: Compress | None = None,
+        default_state: str = "memory",
     ) -> None:
-        self._router = Router(config, session, compress)
+        self._router = Router(config, session, compress, default_state)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
         self._allowance: Allowance | None = None

@@ -62,10 +62,15 @@ class Router:
     """
 
     def __init__(
-        self, source: Source, session: requests.Session | None, compress: Compress | None = None
+        self,
+        source: Source,
+        session: requests.Session | None,
+        compress: Compress | None = None,
+        default_state: str = "memory",
     ) -> None:
         self._compress = compress
-        self._source, config, keys = _read(source)
+        self._default_state = default_state
+        self._source, config, keys = _read(source, default_state)
         self.hooks = events.Hooks()
         self.line = Line()
         self.closed = False
@@ -178,7 +183,7 @@ class Router:
         if self.closed:
             raise errors.Error("the client is closed")
         old = self.snapshot
-        source, read, keys = _read(source)
+        source, read, keys = _read(source, self._default_state)
         config, kept = lasting(old.config, read)
         new = Snapshot(config, keys, self._around, old)
         with self._swapping:
@@ -310,12 +315,12 @@ def _compressed(
     return shorter
 
 
-def _read(source: Source) -> tuple[Source, Config, dict[str, Secret | None]]:
+def _read(source: Source, default_state: str) -> tuple[Source, Config, dict[str, Secret | None]]:
     """A configuration and its keys, and where to read it again: a file by its absolute path."""
     file = file_of(source)
     if file is not None:
         source = str(file)
-    config = load(source, formats=format_names())
+    config = load(source, formats=format_names(), default_state=default_state)
     if config.reload == "change" and file is None:
         raise errors.ConfigError(
             'fastroute.reload: "change" is set, but the configuration does not come from a file; '

@@ -41,7 +41,7 @@ def provider() -> Iterator[Provider]:
 @pytest.fixture
 def config(provider: Provider, tmp_path: Path) -> dict[str, Any]:
     return {
-        "fastroute": {"ledger": str(tmp_path / "ledger.db")},
+        "fastroute": {"ledger": str(tmp_path / "ledger.db"), "state": "memory"},
         "cache": {"enabled": False},
         "providers": {"a": {"base_url": provider.base_url}},
         "endpoints": [{"provider": "a", "model": MODEL}],

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import need
 
 import fastroute
 from fastroute import Client, Completion, _core, forks
@@ -504,3 +505,41 @@ def test_seeds_differ_after_a_fork(tmp_path: Path) -> None:
         dispatcher = client._router.snapshot.dispatcher
         children = [forked(lambda: client._router.snapshot.dispatcher._random.random()) for _ in range(3)]
         assert len({dispatcher._random.random(), *(child() for child in children)}) == 4
+
+
+# ------------------------------------------------------------------------------------- what doors begin with
+
+
+def kind_of(client: Client) -> str:
+    state = client.stats()["state"]
+    if state["path"] is not None:
+        os.unlink(state["path"])
+    return str(state["kind"])
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [({}, "machine"), ({"state": "memory"}, "memory")], ids=["unsaid", "said"]
+)
+def test_what_servers_load_anew_in_each_worker_counts_with_the_others(
+    said: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    flask = need("flask")
+    need("werkzeug")
+    from fastroute.gateway import create_app
+    from fastroute.integrations.flask import EXTENSION, FastRoute
+
+    config = tables("http://127.0.0.1:9/v1", tmp_path, fastroute=said)
+    with Client(config, default_state="machine") as client:
+        assert kind_of(client) == kind
+    with Client(config) as client:
+        assert kind_of(client) == "memory"
+    gateway = create_app(config, allow_anonymous=True)
+    assert kind_of(gateway.client) == kind
+    gateway.close()
+    for testing, expected in ((False, kind), (True, "memory")):
+        app = flask.Flask("app")
+        app.config.update(FASTROUTE_CONFIG=config, TESTING=testing)
+        FastRoute(app)
+        made = app.extensions[EXTENSION]
+        assert kind_of(made) == expected
+        made.close()

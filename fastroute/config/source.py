@@ -93,6 +93,7 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     formats: Collection[str] = FORMATS,
+    default_state: str = "memory",
 ) -> Config:
     """The configuration, whole and consistent.
 
@@ -103,11 +104,12 @@ def load(
         environ: the environment; by default the process's own. Its ``FASTROUTE_…`` variables go over a file
             or mapping; a `Config` is taken as it is.
         formats: the wire formats that can be spoken.
+        default_state: ``[fastroute] state`` where neither file nor environment says; a `Config` always does.
 
     Raises:
         ConfigError: with every problem there is, each with its path.
     """
-    findings = _find(source, os.environ if environ is None else environ, formats)
+    findings = _find(source, os.environ if environ is None else environ, formats, default_state)
     if findings.config is None:
         raise errors.ConfigError(findings.problems)
     for warning in findings.warnings:
@@ -167,18 +169,20 @@ def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------- finding one
 
 
-def _find(source: Source, environ: Mapping[str, str], formats: Collection[str]) -> Findings:
+def _find(
+    source: Source, environ: Mapping[str, str], formats: Collection[str], default_state: str = "memory"
+) -> Findings:
     warnings = _environment_warnings(environ)
     if isinstance(source, Config):
         problems = _relation_problems(source, formats)
         return Findings(tuple(problems), tuple(warnings), None if problems else source)
     if isinstance(source, Mapping):
-        return _from_tables(source, Path(), environ, formats, warnings)
+        return _from_tables(source, Path(), environ, formats, warnings, default_state)
     path = _path(source, environ)
     if path is not None:
-        return _from_tables(_toml.read(path), path.parent, environ, formats, warnings)
+        return _from_tables(_toml.read(path), path.parent, environ, formats, warnings, default_state)
     tables = _zero(environ, formats, warnings)
-    return _from_tables(tables, Path(), environ, formats, warnings)
+    return _from_tables(tables, Path(), environ, formats, warnings, default_state)
 
 
 def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
@@ -248,6 +252,7 @@ def _from_tables(
     environ: Mapping[str, str],
     formats: Collection[str],
     warnings: list[str],
+    default_state: str,
 ) -> Findings:
     problems: list[str] = []
     tables: dict[str, Any] = copy.deepcopy(dict(given))
@@ -258,6 +263,7 @@ def _from_tables(
             problems.append(f"{quoted(key)}: {_unknown_table(key)}")
     parts: dict[str, Any] = {}
     _read_settings(tables.get("fastroute", {}), parts, problems)
+    parts.setdefault("state", default_state)
     for key, kind in (("cache", CacheConfig), ("policy", Policy), ("quality", QualityConfig)):
         if key in tables:
             table = read_table(kind, tables[key], key, problems)

@@ -377,7 +377,7 @@ def create_app(
     file = None if keys is None else KeyFile(keys, pepper_env=pepper_env)
     if file is not None:
         file.read()  # a file that cannot be used is found out before anything is started
-    made = Client(config) if client is None else client
+    made = Client(config, default_state="machine") if client is None else client
     try:
         return Gateway(made, file, allow_anonymous=allow_anonymous, metrics=metrics)
     except BaseException:

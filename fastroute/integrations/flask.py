@@ -133,7 +133,9 @@ class FastRoute:
         if EXTENSION in app.extensions:
             raise RuntimeError(f"fastroute is already set up for the application {app.name!r}")
         if client is None:
-            client = Client(_source(app.config))
+            # A server loads the application in each worker unless told otherwise: they should count together.
+            state = "memory" if app.testing else "machine"
+            client = Client(_source(app.config), default_state=state)
             weakref.finalize(app, client._router.close)
         app.extensions[EXTENSION] = FlaskClient.around(client, self._user)
         app.cli.add_command(_commands)

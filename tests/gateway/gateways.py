@@ -21,7 +21,7 @@ CHAT = "/v1/chat/completions"
 
 def configuration(base_url: str, folder: Path, **tables: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "fastroute": {"ledger": str(folder / "ledger.db"), "timeout": 20.0},
+        "fastroute": {"ledger": str(folder / "ledger.db"), "timeout": 20.0, "state": "memory"},
         "cache": {"enabled": False},
         "providers": {"local": {"base_url": base_url}},
         "endpoints": [{"provider": "local", "model": name} for name in ("gpt-4.1-mini", "gpt-4.1")],
