@@ -227,7 +227,7 @@ def test_the_configuration_in_each_form(
     if how == "path":
         source = tmp_path / "fastroute.toml"
         source.write_text(
-            f'[fastroute]\nledger = ""\n[providers.a]\nbase_url = "{provider.base_url}"\n'
+            f'[fastroute]\nledger = ""\nstate = "memory"\n[providers.a]\nbase_url = "{provider.base_url}"\n'
             f'[[endpoints]]\nprovider = "a"\nmodel = "{MODEL}"\n'
         )
     elif how == "Config":
