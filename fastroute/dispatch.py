@@ -204,9 +204,11 @@ class Dispatcher:
     def _failed(self, call: Call, progress: _Progress, endpoint: Endpoint, error: errors.APIError) -> None:
         """Takes note of a failed attempt; raises when it was the last."""
         verdict, call.verdict = call.verdict, None
-        if verdict is None:
-            raise error  # it failed before anything was sent: the request itself is wrong
         progress.primary = progress.primary or error
+        if verdict is None:
+            # Nothing was sent: this endpoint's format cannot say it. Another one's may; else this is the answer.
+            progress.excluded.add(endpoint.name)
+            return
         progress.failed = endpoint
         if time.monotonic() >= call.deadline:
             raise errors.DeadlineExceeded(

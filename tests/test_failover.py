@@ -131,3 +131,17 @@ def test_the_estimate_learns_from_the_usage_that_comes_back() -> None:
         provider.answer = answer
         reply = client.chat.completions.create(model="a", messages=messages, max_tokens=100)
         assert models_of(reply) == ["a"]
+
+
+def test_what_one_format_cannot_say_goes_to_a_model_of_another() -> None:
+    with Provider(format="anthropic") as first, Provider() as second:
+        tables = config({"a": {"fallbacks": ["b"]}, "b": {}}, first, second)
+        tables["providers"]["p0"]["format"] = "anthropic"
+        with fastroute.Client(tables) as client:
+            reply = client.chat.completions.create(model="a", messages=MESSAGES, seed=7)
+            assert models_of(reply) == ["b"]
+            assert len(first.requests) == 0
+            with pytest.raises(fastroute.BadRequestError, match="seed") as caught:
+                client.chat.completions.create(model="a", messages=MESSAGES, seed=7, logit_bias=object())
+            assert caught.value.attempts == ()
+            assert {each["in_flight"] for each in client.stats()["endpoints"].values()} == {0}
