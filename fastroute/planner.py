@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from . import _core
+from ._checks import near, show
 from .catalog import Catalog, Model
 from .classify import Classifier
 from .config import AUTO, Config, tiers_of
@@ -227,14 +228,33 @@ class Planner:
             return self._tier_stage(tier)
         if name in self._models_of:
             return self._tier_stage(name)
-        stage = self._stage(("model", name)) or self._stage(("model", self._catalog.resolve(name)))
+        stage = self._stage(("model", name)) or self._stage(("model", self._model_meant(name)))
         if stage is None:
             known = sorted(self._state.by_model)
             raise ModelNotFoundError(
                 f'no endpoint serves the model "{name}"; there are endpoints for {", ".join(known)}',
                 suggestions=known,
+                param="model",
             )
         return stage
+
+    def _model_meant(self, name: str) -> str:
+        try:
+            return self._catalog.resolve(name)
+        except ModelNotFoundError:
+            # Near names of the whole catalogue would send the caller on to models that nothing serves here.
+            models = sorted(self._state.by_model)
+            suggestions = near(name, [*models, *self._config.aliases, *self._tiers, AUTO], 3)
+            hint = (
+                f"near names are {', '.join(suggestions)}"
+                if suggestions
+                else f"there are endpoints for {', '.join(models)}"
+            )
+            raise ModelNotFoundError(
+                f"no model, alias or tier is called {show(name)}; {hint}",
+                suggestions=suggestions or models,
+                param="model",
+            ) from None
 
     def _fixed_stage(self, name: str) -> Stage:
         stage = self._stage(("fixed", name))

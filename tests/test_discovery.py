@@ -240,6 +240,17 @@ def test_the_command_shows_the_list_and_whose_it_is() -> None:
     assert KEY not in done.output
 
 
+def test_the_command_calls_no_key_valid_where_there_is_none() -> None:
+    with Provider(NAMES) as provider:
+        Path("fastroute.toml").write_text(
+            f'[providers.one]\nbase_url = "{provider.base_url}"\n'
+            '[[endpoints]]\nprovider = "one"\nmodel = "gpt-4.1"\n'
+        )
+        done = run("--provider", "one")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].endswith("it wants no key, and none is configured")
+
+
 def test_the_command_names_what_is_lacking() -> None:
     with Provider(NAMES, api_keys=[KEY]) as provider:
         written(provider, "gpt-4.1-mni")

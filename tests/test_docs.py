@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import need
 
 import fastroute
 from fastroute.testing import Provider
@@ -72,12 +78,54 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_readme_gateway_answers_curl(local: None) -> None:
+    need("curl")
+    need("waitress")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "serve" in block)
+    program = f"{shlex.quote(sys.executable)} -m fastroute.cli "
+    create, serve, call = re.sub(r" *&? +#.*", "", block).strip().split("\n", 2)
+    assert serve == "fastroute serve --port 8080"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "fastroute.cli", *serve.replace("8080", "0").split()[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        found = re.match(r"serving (http://127\.0\.0\.1:[0-9]+)/v1", said)
+        assert found is not None, said
+        script = f"set -e\n{create}\n{call}".replace("fastroute ", program, 1)
+        done = subprocess.run(
+            ["bash", "-c", script.replace("http://127.0.0.1:8080", found[1])],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert '"content":"Compare B-trees and LSM trees."' in done.stdout
+
+
 def test_the_readme_configuration_is_one(tmp_path: Path) -> None:
     from fastroute.config import check
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert block is not None
+    block = next(
+        block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[providers" in block
+    )
     file = tmp_path / "fastroute.toml"
-    file.write_text(block.group(1))
-    assert check(file, environ={"OPENAI_API_KEY": "x" * 30}).problems == ()
+    file.write_text(block)
+    environ = {"OPENAI_API_KEY": "x" * 30, "ANTHROPIC_API_KEY": "y" * 30}
+    assert check(file, environ=environ).problems == ()
+    states = re.findall(r"^state = .*$", text, re.MULTILINE)
+    assert len(states) == 3
+    for state in states:
+        file.write_text(block.replace("[fastroute]", f"[fastroute]\n{state}"))
+        assert check(file, environ=environ).problems == ()

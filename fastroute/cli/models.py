@@ -166,7 +166,10 @@ def _ask(config: Config, name: str, as_json: bool) -> None:
             rows = [[model, ", ".join(endpoints.get(model, ()))] for model in found.models]
             print_table([Column("model"), Column("endpoints", give=True)], rows)
             click.echo()
-        click.echo(visible(f"{found.provider} ({found.format}, {found.base_url}): {_SAID[found.status]}"))
+        asked = config.providers[name]
+        keyless = found.status == "valid" and not asked.api_key_env and not asked.api_key_file
+        said = "it wants no key, and none is configured" if keyless else _SAID[found.status]
+        click.echo(visible(f"{found.provider} ({found.format}, {found.base_url}): {said}"))
         if found.error is not None:
             click.echo(visible(f"  {found.error}"))
         for lack in found.lacking:

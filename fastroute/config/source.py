@@ -235,7 +235,7 @@ def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[s
         usable = ", ".join(preset.variable for preset in _PRESETS if preset.format in formats)
         raise errors.ConfigError(
             [
-                f"there is no configuration: set {usable} to a key, or FASTROUTE_CONFIG to a file, "
+                f"there is no configuration: set one of {usable} to a key, or FASTROUTE_CONFIG to a file, "
                 f"or write ./{DEFAULT_FILE}",
                 *warnings,
             ]
