@@ -508,7 +508,7 @@ class Sending:
             latency,
             ttft,
             call.request.stream,
-            bool(getattr(error, "maybe_billed", False)),
+            bool(getattr(error, "maybe_billed", False)) or (exchange is not None and exchange.resent),
             request_id,
             call.request.options.tags,
         )

@@ -22,8 +22,9 @@ from urllib3.util import Timeout
 
 from fastroute import errors, forks
 
+from . import resolve
 from . import watch as watches
-from .adapter import PooledAdapter
+from .adapter import PooledAdapter, report
 from .failures import closed_while_idle, timed_out, translate
 from .watch import Watch
 
@@ -37,6 +38,7 @@ _inherited: list[Any] = []  # kept for ever in a forked child, so that no finali
 
 def _after_fork() -> None:
     watches.after_fork()
+    resolve.after_fork()
     for transport in list(_transports):
         transport._forget()
 
@@ -142,6 +144,11 @@ class Exchange:
         self.close()
 
     @property
+    def resent(self) -> bool:
+        """Whether the request went out twice, and may be charged for twice."""
+        return self._watch.resent
+
+    @property
     def expired(self) -> bool:
         """Whether the deadline cut it."""
         return self._watch.expired
@@ -240,6 +247,8 @@ class Transport:
             except (requests.RequestException, HTTPError, OSError) as error:
                 if not closed_while_idle(error, watch):
                     raise
+                # The provider may have read the first one, and nobody can know.
+                watch.resent = True
                 response = self._post(request, timeout)
             watch.raw = response.raw
             self._check_framing(response.headers)
@@ -251,7 +260,10 @@ class Transport:
                 response.raw.close()
             else:
                 watch.destroy()
-            raise translate(error, watch) from None
+            failure = translate(error, watch)
+            if watch.resent and isinstance(failure, errors.APIConnectionError):
+                failure.maybe_billed = True
+            raise failure from None
         finally:
             watches.current.watch = None
         return Exchange(response, watch, self._limit)
@@ -272,13 +284,20 @@ class Transport:
         if session is None:
             adapter = self._adapter or self._open()
             return adapter.send(request, timeout)
-        return session.get_adapter(request.url or "").send(
+        mounted = session.get_adapter(request.url or "")
+        verify = session.verify if session.verify is not None else True
+        proxies = dict(session.proxies) or dict(self._proxies)
+        if isinstance(mounted, HTTPAdapter):
+            report(
+                mounted.get_connection_with_tls_context(request, verify, proxies=proxies, cert=session.cert)
+            )
+        return mounted.send(
             request,
             stream=True,
             timeout=timeout,  # type: ignore[arg-type]
-            verify=session.verify if session.verify is not None else True,
+            verify=verify,
             cert=session.cert,
-            proxies=dict(session.proxies) or dict(self._proxies),
+            proxies=proxies,
         )
 
     def _open(self) -> PooledAdapter:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import http.client
+import math
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -9,12 +14,14 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util import Retry, Timeout
 
 from fastroute import errors
 from fastroute.config import address_problem
 
 from . import watch as watches
+from .resolve import is_address, resolve
 from .watch import Watch
 
 _NO_RETRY = Retry(total=False, redirect=False)
@@ -23,6 +30,8 @@ _NO_RETRY = Retry(total=False, redirect=False)
 def _reused(connection: Any) -> None:
     watch: Watch | None = getattr(watches.current, "watch", None)
     if watch is not None:
+        if watch.resent and connection.sock is not None:
+            connection.close()  # another kept one may have ended too: the second time goes out on a fresh one
         watch.reused = connection.sock is not None
         watch.hold(connection.sock)
 
@@ -46,13 +55,63 @@ def _ready_to_read() -> None:
         watch.sent = True
 
 
-class _Watched:
-    """Tells the watch what its connection does, and sends a request's head and body in one piece.
+class _Head:
+    """The lines of an answer's head, with an eye on whether they come and whether they end too soon."""
 
-    By themselves they go in two: two system calls, two packets, and a peer that is woken twice.
+    __slots__ = ("_file", "ended")
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.ended = False
+
+    def readline(self, limit: int) -> bytes:
+        watch: Watch | None = getattr(watches.current, "watch", None)
+        try:
+            line: bytes = self._file.readline(limit)
+        except ConnectionError:
+            if watch is not None and self._file.peek(1):  # a part of a line came before the reset
+                watch.heard = True
+            raise
+        if not line:
+            self.ended = True
+        elif watch is not None:
+            watch.heard = True
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose head is whole.
+
+    The standard library takes the end of the input for the end of the head, so that the first bytes of an
+    answer pass for a good one without a body; of a head with a broken line it keeps what came before that.
     """
 
-    _held: list[bytes] | None = None
+    def begin(self) -> None:
+        file = self.fp
+        head: Any = _Head(file)
+        self.fp = head
+        try:
+            super().begin()
+        finally:
+            if self.fp is head:  # not if it was closed
+                self.fp = file
+        if head.ended:
+            raise http.client.HTTPException("the headers were cut off")
+        if self.msg.defects and not self.msg.is_multipart() and self.msg.get_payload():
+            raise http.client.HTTPException("a line among the headers is none")
+
+
+class _Reporting:
+    """Tells the watch what its connection does, and resolves names in time."""
+
+    reports = True
+    response_class: Any = _Answer
+    port: Any
+    timeout: Any
+    _dns_host: Any
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
@@ -60,9 +119,54 @@ class _Watched:
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         _reused(self)
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def getresponse(self) -> Any:
+        _ready_to_read()
+        return super().getresponse()  # type: ignore[misc]
+
+    def _new_conn(self) -> socket.socket:
+        name: str = self._dns_host
+        if is_address(name):
+            return super()._new_conn()  # type: ignore[misc,no-any-return]
+        limit: float | None = self.timeout
+        end = math.inf if limit is None else time.monotonic() + limit
+        try:
+            addresses = resolve(name, self.port, limit)
+        except TimeoutError as error:
+            raise ConnectTimeoutError(cast(HTTPConnection, self), str(error)) from None
+        except socket.gaierror as error:
+            raise NameResolutionError(name, cast(HTTPConnection, self), error) from None
+        try:
+            for address in addresses[:-1]:
+                # Each gets its share, so that a dead address does not use up the time of one that works.
+                self._dns_host = address
+                if limit is not None:
+                    self.timeout = max((end - time.monotonic()) / 2, 0.001)
+                try:
+                    return super()._new_conn()  # type: ignore[misc,no-any-return]
+                except (NewConnectionError, ConnectTimeoutError):
+                    continue
+            self._dns_host = addresses[-1]
+            if limit is not None:
+                self.timeout = max(end - time.monotonic(), 0.001)
+            return super()._new_conn()  # type: ignore[misc,no-any-return]
+        finally:
+            self._dns_host, self.timeout = name, limit
+
+
+class _Joining(_Reporting):
+    """Sends a request's head and body in one piece.
+
+    By themselves they go in two: two system calls, two packets, and a peer that is woken twice.
+    """
+
+    _held: list[bytes] | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
         self._held = []
         try:
-            super().request(*args, **kwargs)  # type: ignore[misc]
+            super().request(*args, **kwargs)
         finally:
             pieces, self._held = self._held, None
         self.send(b"".join(pieces))
@@ -73,16 +177,12 @@ class _Watched:
         else:
             self._held.append(data)
 
-    def getresponse(self) -> Any:
-        _ready_to_read()
-        return super().getresponse()  # type: ignore[misc]
 
-
-class _Connection(_Watched, HTTPConnection):
+class _Connection(_Joining, HTTPConnection):
     pass
 
 
-class _TLSConnection(_Watched, HTTPSConnection):
+class _TLSConnection(_Joining, HTTPSConnection):
     pass
 
 
@@ -92,6 +192,21 @@ class _Pool(HTTPConnectionPool):
 
 class _TLSPool(HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
+
+
+def report(pool: Any) -> None:
+    """Makes the connections that a caller's own pool opens from now on tell their watch what they do.
+
+    They do what they did before in every other way, and nothing new for requests that are not ours.
+    """
+    kind: Any = getattr(pool, "ConnectionCls", None)
+    if isinstance(kind, type) and issubclass(kind, HTTPConnection) and not hasattr(kind, "reports"):
+        pool.ConnectionCls = _reporting(cast(Any, kind))
+
+
+@functools.cache
+def _reporting(kind: Any) -> Any:
+    return type(kind.__name__, (_Reporting, kind), {})
 
 
 class _Response(requests.Response):

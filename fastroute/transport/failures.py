@@ -20,7 +20,7 @@ def closed_while_idle(error: BaseException, watch: Watch) -> bool:
 
     Providers close connections that were idle for long, and a request can cross that on its way.
     """
-    if not watch.reused or watch.expired:
+    if not watch.reused or watch.heard or watch.expired:
         return False
     watch.reused = False
     return any(isinstance(cause, (ConnectionResetError, BrokenPipeError)) for cause in _causes(error))

@@ -20,17 +20,35 @@ _QUIET_TICKS = 40  # ticks with nothing to watch before it goes to sleep
 class Watch:
     """The time limit of one request, and the socket to shut when it is up.
 
+    Attributes:
+        sent: the request is written, so the provider may be working on it.
+        heard: some byte of an answer came.
+        reused: it went out on a connection that had served another request.
+        resent: it went out a second time, because that connection had ended.
+
     Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute.
     """
 
-    __slots__ = ("_sock", "deadline", "expired", "private_allowed", "raw", "reused", "sent")
+    __slots__ = (
+        "_sock",
+        "deadline",
+        "expired",
+        "heard",
+        "private_allowed",
+        "raw",
+        "resent",
+        "reused",
+        "sent",
+    )
 
     def __init__(self, deadline: float, private_allowed: bool) -> None:
         self.deadline = deadline
         self.private_allowed = private_allowed
         self.expired = False
         self.raw: Any = None
+        self.heard = False
         self.reused = False
+        self.resent = False
         self.sent = False
         self._sock: socket.socket | None = None
 

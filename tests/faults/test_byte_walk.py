@@ -1,0 +1,33 @@
+"""Every byte of an answer is the last one: cut, reset or silent from there, plain or streamed.
+
+What must come of each is `walks.py`'s to say. All variants, and every byte with every ending:
+``python -m tests.soak.walk``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from loopback import nothing_left
+from walks import STALL, Variant, run, walking
+
+VARIANTS = [
+    Variant(),
+    Variant(reused=True, terse=True),
+    Variant(framing="chunked", compressed=True),
+    Variant(framing="close"),
+    Variant(stream=True, framing="chunked"),
+    Variant(stream=True, framing="close", format="anthropic"),
+    Variant(stream=True, framing="chunked", format="gemini", reused=True),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_an_answer_that_ends_at_any_byte(tmp_path: Path, variant: Variant) -> None:
+    with nothing_left():
+        with walking(tmp_path, variant.format) as walk:
+            run(walk, variant, "cut")
+            run(walk, variant, "reset", every=3)
+        with walking(tmp_path, variant.format, STALL) as hasty:
+            run(hasty, variant, "stall", every=61)
