@@ -141,7 +141,12 @@ class Cache:
                 return self._lead(key, flight, make), False
             if flight.leader == threading.get_ident():
                 return make(), False  # called from within its own making: waiting would never end
-            arrived = flight.done.wait(max(0.0, deadline - time.monotonic()))
+            try:
+                arrived = flight.done.wait(max(0.0, deadline - time.monotonic()))
+            except BaseException:  # an interrupt, or a greenlet being killed
+                if failed + 1 < _MAX_LEADERS:
+                    self._leave(key, flight)
+                raise
             if not arrived:
                 if failed + 1 < _MAX_LEADERS:
                     self._leave(key, flight)

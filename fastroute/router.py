@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from . import errors, events, forks
+from . import errors, events, forks, greenlets
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .ledger import Ledger, NullLedger, configured_ledger
 from .line import Line
@@ -68,6 +68,7 @@ class Router:
         compress: Compress | None = None,
         default_state: str = "memory",
     ) -> None:
+        greenlets.check()
         self._compress = compress
         self._default_state = default_state
         self._source, config, keys = _read(source, default_state)
@@ -130,6 +131,7 @@ class Router:
     def enter(self) -> tuple[Snapshot, object]:
         """The snapshot in force, to be kept whole until `leave`."""
         forks.ensure()
+        greenlets.ensure()
         if self.closed:
             raise errors.Error("the client is closed")
         if self.watch is not None:

@@ -17,7 +17,7 @@ PACKAGE = Path(fastroute.__file__).parent
 # never its neighbours. A folder is one module: what is inside it may import each other.
 ROWS = [
     {"errors", "_core"},
-    {"types", "forks"},
+    {"types", "forks", "greenlets"},
     {"events"},
     {"_checks", "_toml"},
     {"catalog", "tokens", "classify", "retry", "sse"},

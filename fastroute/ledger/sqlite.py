@@ -24,6 +24,7 @@ from typing import Any
 
 import orjson
 
+from fastroute import greenlets
 from fastroute.errors import ConfigError
 from fastroute.types import Attempt
 
@@ -366,6 +367,10 @@ class Database:
     # ------------------------------------------------------------------------------------------- writing
 
     def insert(self, rows: Sequence[Sequence[Any]]) -> None:
+        # A commit, and waiting for another process's, happen inside SQLite.
+        greenlets.apart(self._insert, rows)
+
+    def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
         prepared = [_prepared(row) for row in rows]
         done = 0
         with self._judging(), self._locked(fcntl.LOCK_SH), self._transaction():

@@ -238,10 +238,10 @@ class Transport:
         request.hooks = prepared.hooks
         watch = Watch(deadline, self._allow_private_hosts)
         timeout = Timeout(connect=min(self._connect_timeout, left), read=min(read_timeout, left))
-        watches.reaper.add(watch)
         watches.current.watch = watch
         response = None
         try:
+            watches.reaper.add(watch)  # in here: a greenlet that starts the reaper's waits, and may be killed
             try:
                 response = self._post(request, timeout)
             except (requests.RequestException, HTTPError, OSError) as error:
