@@ -1,11 +1,11 @@
-"""gevent: whether its patches came in time, and how what they cannot reach is kept from stopping every greenlet.
+"""gevent: whether its patches came in time, and what is done about waits that they cannot reach.
 
 Owns what the package knows of gevent, which it never imports. Threads, locks, queues and sockets are the
 standard library's everywhere else; patched before they are imported from it, they are greenlets'.
 
-Patched later they are a mixture that fails in ways nobody would connect with the patching: the locks and
-thread-local values made at import belong to the one real thread, so all its greenlets would share them, and one
-call's deadline would shut the connection of another. That is refused as soon as it can be seen.
+Patched later they are a mixture that fails in ways nobody would connect with the patching: locks and
+thread-local values made at import belong to the one real thread, so all its greenlets would share them, and
+one call's deadline would shut the connection of another. That is refused as soon as it can be seen.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def check() -> None:
     late = _patched() - _at_import
     if late:
         raise Error(
-            f"gevent patched {', '.join(sorted(late))} after fastroute was imported; gevent.monkey.patch_all() "
-            "must come first, before any other import (under gunicorn -k gevent: without --preload, or with the "
-            "patch at the top of gunicorn.conf.py)"
+            f"gevent patched {', '.join(sorted(late))} after fastroute was imported; "
+            "gevent.monkey.patch_all() must come first, before any other import (under gunicorn -k gevent: "
+            "without --preload, or with the patch at the top of gunicorn.conf.py)"
         )
 
 
 def apart(function: Callable[..., _Result], *values: Any) -> _Result:
-    """Calls a function that waits inside C, where no patch reaches: with greenlets, in a thread of gevent's pool.
+    """Calls a function that waits inside C, where no patch reaches, without stopping other greenlets.
 
-    The calling greenlet waits, others go on. Without gevent it is a plain call.
+    Under gevent's patches it runs in a thread of gevent's pool; without them it is a plain call.
     """
     if "threading" not in _at_import:
         return function(*values)

@@ -69,8 +69,8 @@ class Figures:
             f"{self.kills:,} of them killed; {self.cancelled:,} calls cancelled, {self.timed_out:,} out of "
             f"time, {self.refused:,} failed otherwise; the provider took {self.received:,} requests, the "
             f"ledger has {self.entries:,}; {self.noted:,} answers noted, 0 lost; ledger "
-            f"{self.in_ledger:,} nano-dollars, budget {self.spent:,}, the difference exactly the estimates of "
-            f"{self.interrupted:,} requests interrupted by kills; reserved 0, in flight 0, processes left in "
+            f"{self.in_ledger:,} nano-dollars, budget {self.spent:,}, the difference exactly the estimates "
+            f"of {self.interrupted:,} requests interrupted by kills; reserved 0, in flight 0, processes left in "
             f"the state {self.workers_left}"
         )
 
