@@ -39,7 +39,7 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with Provider(models=MODELS) as provider:
         endpoints = "".join(f'[[endpoints]]\nprovider = "local"\nmodel = "{model}"\n' for model in MODELS)
         (tmp_path / "fastroute.toml").write_text(
-            '[fastroute]\nledger = "examples.db"\n'
+            '[fastroute]\nledger = "examples.db"\nstate = "memory"\n'
             f'[providers.local]\nbase_url = "{provider.base_url}"\n{endpoints}'
             '[tiers]\nbudget = ["gpt-4.1-nano"]\nstandard = ["gpt-4.1-mini"]\npremium = ["gpt-4.1"]\n'
         )
