@@ -698,6 +698,16 @@ def test_a_variable_that_is_not_set_is_named():
         read_key("one", FROM_ENV, NOTHING)
 
 
+def test_a_check_warns_of_a_ledger_whose_directory_is_not_here(tmp_path):
+    file = tmp_path / "gone" / "calls.db"
+    found = check(tables(fastroute={"ledger": str(file)}), environ={})
+    assert found.ok
+    assert any(warning.startswith("fastroute.ledger: ") for warning in found.warnings)
+    file.parent.mkdir()
+    found = check(tables(fastroute={"ledger": str(file)}), environ={})
+    assert not any(warning.startswith("fastroute.ledger: ") for warning in found.warnings)
+
+
 def test_all_missing_keys_come_at_once_and_are_warnings_of_a_check():
     source = tables(
         providers={

@@ -125,19 +125,27 @@ def check(
 ) -> Findings:
     """Everything there is to say of a configuration; never raises for what is in it.
 
-    Keys that are missing here are warnings, because a file is often checked where its keys are not.
+    Keys and a ledger's directory that are missing here are warnings, because a file is often checked where
+    they are not.
     """
     environ = os.environ if environ is None else environ
     try:
         findings = _find(source, environ, formats)
     except errors.ConfigError as error:
         return Findings(error.problems)
-    if findings.config is not None:
-        try:
-            read_keys(findings.config, environ)
-        except errors.ConfigError as error:
-            return attrs.evolve(findings, warnings=(*findings.warnings, *error.problems))
-    return findings
+    config = findings.config
+    if config is None:
+        return findings
+    warnings = list(findings.warnings)
+    try:
+        read_keys(config, environ)
+    except errors.ConfigError as error:
+        warnings += error.problems
+    if config.ledger and "://" not in config.ledger and not Path(config.ledger).absolute().parent.is_dir():
+        warnings.append(
+            f"fastroute.ledger: there is no directory {Path(config.ledger).absolute().parent}, must be there"
+        )
+    return attrs.evolve(findings, warnings=tuple(warnings))
 
 
 def file_of(source: Source = None, *, environ: Mapping[str, str] | None = None) -> Path | None:

@@ -190,7 +190,8 @@ class Shared:
         if there:
             log.warning("state: Redis is back; limits are shared again")
         else:
-            log.warning("state: %s; going on with one share in %d of every limit", reason, self._count)
+            share = f"one share in {self._count}" if self._count > 1 else "the whole"
+            log.warning("state: %s; going on with %s of every limit", reason, share)
         if self._hooks.wanted:
             self._hooks.emit(events.SharingChanged(there, reason, 1 if there else self._count))
 
