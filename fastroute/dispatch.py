@@ -206,7 +206,7 @@ class Dispatcher:
         verdict, call.verdict = call.verdict, None
         progress.primary = progress.primary or error
         if verdict is None:
-            # Nothing was sent: this endpoint's format cannot say it. Another one's may; else this is the answer.
+            # Nothing was sent: this endpoint's format cannot say it. Another's may; else this is the answer.
             progress.excluded.add(endpoint.name)
             return
         progress.failed = endpoint

@@ -62,9 +62,8 @@ def main() -> None:
             with walking(Path(folder), variant.format, STALL, through) as hasty:
                 counts["stall"] += run(hasty, variant, "stall", options.stall_every)
         print(f"{number}/{len(chosen)} {variant}: {counts}", flush=True)
-    print(
-        f"{sum(counts.values()):,} ends of {len(chosen)} answers in {time.monotonic() - started:.0f} s: {counts}"
-    )
+    took = time.monotonic() - started
+    print(f"{sum(counts.values()):,} ends of {len(chosen)} answers in {took:.0f} s: {counts}")
 
 
 if __name__ == "__main__":
