@@ -1,7 +1,8 @@
 """The gateway: an OpenAI-compatible WSGI app in front of a client.
 
 Owns the way of a request: who sends it, what it may, reading it, the routed call, the answer. Keys are
-`keyring.py`, limits `limits.py`, reading `body.py` and `schema.py`, answers `answers.py`, figures `stats.py`.
+`keyring.py`, limits `limits.py`, reading `body.py` and `schema.py`, answers `answers.py`, figures
+`stats.py`, the page that shows them `page.py`.
 
 The way of a call::
 
@@ -35,7 +36,7 @@ from fastroute.config import Config
 from fastroute.stream import Stream
 
 from . import body as bodies
-from . import stats
+from . import page, stats
 from .answers import (
     Answer,
     EventStream,
@@ -103,6 +104,7 @@ class Gateway:
             "/health/live": ("GET", self._live),
             "/openapi.json": ("GET", self._document),
             "/admin/stats.json": ("GET", self._stats),
+            **dict.fromkeys(page.PATHS, ("GET", self._page)),
         }
         if metrics:
             self._routes["/metrics"] = ("GET", self._metrics)
@@ -111,6 +113,7 @@ class Gateway:
     def after_fork(self) -> None:
         """In a forked child: no thread holds anything here."""
         self._throttle = Throttle()
+        self._figures = stats.Figures(self.client)
 
     @property
     def needs_keys(self) -> bool:
@@ -293,10 +296,13 @@ class Gateway:
 
         return json_answer(document(keys=self.needs_keys, metrics="/metrics" in self._routes))
 
+    def _page(self, environ: Environ, path: str) -> Answer:
+        return page.file(page.PATHS[path])
+
     def _stats(self, environ: Environ, path: str) -> Answer:
         self._caller(environ, admin=True)
         callers = () if self._keyring is None else self._keyring.callers
-        return json_answer(stats.collect(self.client, self._budgets.snapshot(callers)))
+        return json_answer(self._figures.collect(self._budgets.snapshot(callers)))
 
 
 def _password(header: str) -> bytes:

@@ -220,6 +220,19 @@ def document(*, keys: bool, metrics: bool) -> Json:
             }
         },
     }
+    for path, kind, name in (
+        ("/admin", "text/html", "Page"),
+        ("/admin/dashboard.css", "text/css", "Style"),
+        ("/admin/dashboard.js", "text/javascript", "Script"),
+    ):
+        paths[path] = {
+            "get": {
+                "operationId": f"getDashboard{name}",
+                "summary": f"The dashboard's {name.lower()}, which holds no figures.",
+                "security": [],
+                "responses": {"200": _of("The file.", _TEXT, kind=kind), **_errors(*_COMMON)},
+            }
+        }
     if metrics:
         paths["/metrics"] = {
             "get": {

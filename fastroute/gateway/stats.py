@@ -6,12 +6,16 @@ all workers write, so every worker shows the same; limits and breakers come from
 
 from __future__ import annotations
 
+import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastroute import __version__
 from fastroute.client import Client
 from fastroute.ledger import Totals
+from fastroute.retry import BlockReason
 from fastroute.types import Attempt
 
 _DAY = 86_400.0
@@ -19,6 +23,9 @@ _HOUR = 3600.0
 _STEP = 60.0  # seconds of one point of the latencies over time
 _MOST_ENTRIES = 20_000  # of the last hour that are looked at, the newest
 _RECENT = 50
+_TIMES = 9.0
+_NEXT_TO_NOTHING = 0.05  # seconds
+_MOST_BUDGETS = 200  # a budget that is per tag has as many as there are values of it
 
 
 def available(client: Client) -> tuple[int, int]:
@@ -28,37 +35,109 @@ def available(client: Client) -> tuple[int, int]:
     return len(usable), len(endpoints)
 
 
-def collect(client: Client, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything the dashboard shows; no prompt, no answer and no key is in it.
+class Figures:
+    """What the dashboard shows of one client; no prompt, no answer and no key is in it.
+
+    Endpoints, budgets and the latest requests are of the moment. Sums over many entries take the ledger's
+    time, so they are gathered again only once they are nine times as old as that took, however many look.
 
     Args:
-        key_budgets: how the budgets of callers stand.
+        clock: seconds that only go forward.
 
-    Raises:
-        Error: the ledger cannot be read.
+    Thread safety: all methods. In a forked child it must be made anew.
     """
-    now = time.time()
-    live = client.stats()
-    ledger = client.ledger
-    entries = ledger.entries(_MOST_ENTRIES, since=now - _HOUR)
-    health = live["ledger"]
-    return {
-        "time": now,
-        "totals": {
-            "day": _sums(ledger.totals(since=now - _DAY)),
-            "hour": _sums(ledger.totals(since=now - _HOUR)),
-        },
-        "budgets": [*map(_budget, live["budgets"]), *key_budgets],
-        "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=now - _DAY)],
-        "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=now - _DAY)],
-        "latency": over_time(entries, now),
-        "latency_complete": len(entries) < _MOST_ENTRIES,
-        "endpoints": [{"name": name, **figures} for name, figures in live["endpoints"].items()],
-        "recent": [_call(entry) for entry in entries[:_RECENT]],
-        "queued": live["queued"],
-        "cache": live["cache"],
-        "ledger": {"ok": health.ok, "reason": health.reason, "waiting": health.waiting, "lost": health.lost},
-    }
+
+    def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._day = _Kept(self._of_the_day, clock)
+        self._hour = _Kept(self._of_the_hour, clock)
+
+    def collect(self, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Everything, as plain values.
+
+        Args:
+            key_budgets: how the budgets of callers stand.
+
+        Raises:
+            Error: the ledger cannot be read.
+        """
+        live = self._client.stats()
+        health = live["ledger"]
+        budgets = sorted([*map(_budget, live["budgets"]), *key_budgets], key=_used, reverse=True)
+        day, hour = self._day.value(), self._hour.value()
+        now = time.time()
+        recent = self._client.ledger.entries(_RECENT, since=now - _HOUR)
+        return {
+            "time": now,
+            "totals": {"day": day.pop("totals"), "hour": hour.pop("totals")},
+            **day,
+            **hour,
+            "budgets": budgets[:_MOST_BUDGETS],
+            "budgets_left_out": max(0, len(budgets) - _MOST_BUDGETS),
+            "endpoints": [_endpoint(name, figures) for name, figures in live["endpoints"].items()],
+            "recent": [_call(entry) for entry in recent],
+            "state": {name: live["state"][name] for name in ("kind", "workers", "reason")},
+            "queued": live["queued"],
+            "cache": live["cache"],
+            "ledger": {
+                "ok": health.ok,
+                "reason": health.reason,
+                "waiting": health.waiting,
+                "lost": health.lost,
+            },
+            "version": __version__,
+        }
+
+    def _of_the_day(self) -> dict[str, Any]:
+        ledger, since = self._client.ledger, time.time() - _DAY
+        return {
+            "totals": _sums(ledger.totals(since=since)),
+            "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=since)],
+            "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=since)],
+        }
+
+    def _of_the_hour(self) -> dict[str, Any]:
+        now = time.time()
+        ledger, since = self._client.ledger, now - _HOUR
+        entries = ledger.entries(_MOST_ENTRIES, since=since)
+        return {
+            "totals": _sums(ledger.totals(since=since)),
+            "latency": over_time(entries, now),
+            "latency_complete": len(entries) < _MOST_ENTRIES,
+        }
+
+
+class _Kept:
+    """Figures that are gathered again only after nine times what that took, so by a tenth of a thread.
+
+    One thread gathers; others meanwhile get what was there before. What takes next to nothing is never kept.
+    """
+
+    def __init__(self, gather: Callable[[], dict[str, Any]], clock: Callable[[], float]) -> None:
+        self._gather = gather
+        self._clock = clock
+        self._found: dict[str, Any] | None = None
+        self._until = 0.0
+        self._lock = threading.Lock()
+
+    def value(self) -> dict[str, Any]:
+        """The figures; the dictionary is the caller's to change."""
+        # With nothing to show yet it is waited for; else whoever comes second takes what there is.
+        if self._due() and self._lock.acquire(blocking=self._found is None):
+            try:
+                if self._due():
+                    began = self._clock()
+                    self._found = self._gather()
+                    ended = self._clock()
+                    took = ended - began
+                    self._until = ended + (_TIMES * took if took > _NEXT_TO_NOTHING else 0.0)
+            finally:
+                self._lock.release()
+        assert self._found is not None
+        return dict(self._found)
+
+    def _due(self) -> bool:
+        return self._found is None or self._clock() >= self._until
 
 
 def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
@@ -113,6 +192,18 @@ def _budget(status: Any) -> dict[str, Any]:
         "spent_nano": status.spent_nano,
         "reserved_nano": status.reserved_nano,
     }
+
+
+def _endpoint(name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    reason = BlockReason(figures["block_reason"]) if figures["blocked_s"] else BlockReason.NONE
+    words = reason.name.lower().replace("_", " ") if reason else None
+    return {**figures, "name": name, "block_reason": words}
+
+
+def _used(budget: dict[str, Any]) -> float:
+    """How much of a budget is used; one of which that is not known, and which so refuses calls, first."""
+    spent, limit = budget["spent_nano"], budget["limit_nano"]
+    return spent / limit if limit and spent is not None else math.inf
 
 
 def _call(entry: Attempt) -> dict[str, Any]:
@@ -179,4 +270,4 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-__all__ = ["available", "collect", "over_time", "prometheus"]
+__all__ = ["Figures", "available", "over_time", "prometheus"]
