@@ -67,6 +67,8 @@ def test_the_examples_run_from_top_to_bottom(page: str, local: None) -> None:
         }
         for block in blocks:
             exec(compile(block, page, "exec"), names)
+        if page == "README.md":
+            assert names["app"].test_client().post("/ask", data="Say hello").text == "Say hello"
         made = names["client"]
         if made is not client:
             made.close()
