@@ -149,7 +149,7 @@ class Gateway:
         if known is None and path.startswith(_MODELS) and len(path) > len(_MODELS):
             known = ("GET", self._model)
         if known is None:
-            raise Refusal(404, "there is nothing at this path; /openapi.json names what there is", "unknown_path")
+            raise Refusal(404, "nothing is at this path; /openapi.json names what there is", "unknown_path")
         method, handler = known
         if environ.get("REQUEST_METHOD") != method:
             raise Refusal(405, f"only {method} is known here", "method_not_allowed", [("Allow", method)])
