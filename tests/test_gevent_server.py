@@ -1,4 +1,4 @@
-"""gunicorn with gevent's workers: two hundred requests at once, and applications loaded before the patches."""
+"""gunicorn with gevent's workers: two hundred requests at once, and apps loaded before the patches."""
 
 from __future__ import annotations
 
