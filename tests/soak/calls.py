@@ -335,7 +335,11 @@ def drive(
 def fork_and_read(compute: Callable[[], int]) -> int:
     """A number worked out in a child: a parent with threads could not fork the others."""
     reading, writing = os.pipe()
-    pid = fork(lambda: os.write(writing, struct.pack("q", compute())) and None)
+
+    def tell() -> None:
+        os.write(writing, struct.pack("q", compute()))
+
+    pid = fork(tell)
     os.close(writing)
     with open(reading, "rb") as pipe:
         (value,) = struct.unpack("q", pipe.read(8))
