@@ -275,10 +275,10 @@ function showTiles({ totals: { day, hour }, endpoints, queued, cache }) {
   const tiles = [
     ["Spent, last 24 h", money(day.cost_nano), day.unknown_cost ? `and ${count(day.unknown_cost)} requests of unknown price` : `last hour ${money(hour.cost_nano)}`],
     ["Calls, last hour", count(hour.calls), `last 24 h ${count(day.calls)}`],
-    ["Failed, last hour", percent(hour.failures, hour.attempts), `${count(hour.failures)} of ${count(hour.attempts)} requests`, failing >= 0.2 ? "bad" : failing >= 0.05 ? "warn" : ""],
+    ["Failed, last hour", percent(hour.failures, hour.attempts), `${count(hour.failures)} of ${count(hour.attempts)} sent`, failing >= 0.2 ? "bad" : failing >= 0.05 ? "warn" : ""],
     ["Median, last hour", seconds(hour.p50_s), `p95 ${seconds(hour.p95_s)}`],
     ["Under way", count(busy), queued ? `${count(queued)} waiting for a limit` : "none waiting", queued ? "warn" : ""],
-    ["Endpoints", `${working} of ${endpoints.length}`, working === endpoints.length ? "all in service" : `${endpoints.length - working} open or blocked`, working ? (working < endpoints.length ? "warn" : "") : "bad"],
+    ["Endpoints", `${working} / ${endpoints.length}`, working === endpoints.length ? "all in service" : `${endpoints.length - working} open or blocked`, working ? (working < endpoints.length ? "warn" : "") : "bad"],
     ...(cache ? [["From the cache", percent(cache.hits, looked), `${count(cache.hits)} of ${count(looked)} calls`]] : []),
   ];
   each(find("#tiles"), tiles, () => make("div", "", make("dt"), make("dd"), make("dd")), (tile, [name, figure, more, mark]) => {
@@ -304,10 +304,11 @@ function showBudgets(budgets, left) {
     as(bar, used >= 1 ? "bar bad" : used >= 0.8 ? "bar warn" : "bar");
     bar.children[0].style.width = `${100 * Math.min(used, 1)}%`;
     bar.children[1].style.width = `${100 * Math.max(0, Math.min(held, 1 - used))}%`;
+    const span = at.ends === null ? at.window : at.window.length > 7 ? "day" : "month"; // YYYY-MM-DD, YYYY-MM
     const parts = [known ? `${percent(at.spent_nano, at.limit_nano)} used` : "the ledger cannot be read, so this refuses calls"];
     if (at.reserved_nano) parts.push(`${money(at.reserved_nano)} reserved`);
-    parts.push(at.ends === null ? at.window : `${at.window}, ends in ${seconds(Math.max(0, at.ends - figures.time))}`);
-    put(rest, parts.join(" · "));
+    parts.push(at.ends === null ? span : `${span} ends in ${seconds(Math.max(0, at.ends - figures.time))}`);
+    put(rest, parts.join(", "));
   });
   if (left) find("#budgets > ul").append(make("li", "quiet", `and ${count(left)} less used`));
 }
@@ -424,10 +425,10 @@ function drawn(name, attributes, text) {
   return element;
 }
 
-/** The least of 1, 2 and 5 times a power of ten that makes at most four steps to the most. */
+/** The least of 1, 2 and 5 times a power of ten that makes at most five steps to the most. */
 function step(most, whole) {
-  const power = 10 ** Math.floor(Math.log10(most / 4));
-  const found = [1, 2, 5, 10].map((n) => n * power).find((size) => most / size <= 4.0001);
+  const power = 10 ** Math.floor(Math.log10(most / 5));
+  const found = [1, 2, 5, 10].map((n) => n * power).find((size) => most / size <= 5.0001);
   return whole ? Math.max(1, found) : found;
 }
 

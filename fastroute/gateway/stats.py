@@ -49,8 +49,7 @@ class Figures:
 
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._day = _Kept(self._of_the_day, clock)
-        self._hour = _Kept(self._of_the_hour, clock)
+        self._sums = _Kept(self._gather_sums, clock)
 
     def collect(self, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Everything, as plain values.
@@ -64,14 +63,12 @@ class Figures:
         live = self._client.stats()
         health = live["ledger"]
         budgets = sorted([*map(_budget, live["budgets"]), *key_budgets], key=_used, reverse=True)
-        day, hour = self._day.value(), self._hour.value()
+        sums = self._sums.value()
         now = time.time()
         recent = self._client.ledger.entries(_RECENT, since=now - _HOUR)
         return {
             "time": now,
-            "totals": {"day": day.pop("totals"), "hour": hour.pop("totals")},
-            **day,
-            **hour,
+            **sums,
             "budgets": budgets[:_MOST_BUDGETS],
             "budgets_left_out": max(0, len(budgets) - _MOST_BUDGETS),
             "endpoints": [_endpoint(name, figures) for name, figures in live["endpoints"].items()],
@@ -88,20 +85,17 @@ class Figures:
             "version": __version__,
         }
 
-    def _of_the_day(self) -> dict[str, Any]:
-        ledger, since = self._client.ledger, time.time() - _DAY
+    def _gather_sums(self) -> dict[str, Any]:
+        ledger, now = self._client.ledger, time.time()
+        day, hour = now - _DAY, now - _HOUR
+        entries = ledger.entries(_MOST_ENTRIES, since=hour)
         return {
-            "totals": _sums(ledger.totals(since=since)),
-            "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=since)],
-            "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=since)],
-        }
-
-    def _of_the_hour(self) -> dict[str, Any]:
-        now = time.time()
-        ledger, since = self._client.ledger, now - _HOUR
-        entries = ledger.entries(_MOST_ENTRIES, since=since)
-        return {
-            "totals": _sums(ledger.totals(since=since)),
+            "totals": {
+                "day": _sums(ledger.totals(since=day)),
+                "hour": _sums(ledger.totals(since=hour)),
+            },
+            "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=day)],
+            "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=day)],
             "latency": over_time(entries, now),
             "latency_complete": len(entries) < _MOST_ENTRIES,
         }

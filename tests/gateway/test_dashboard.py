@@ -313,7 +313,7 @@ def test_many_endpoints_on_a_phone_and_in_the_dark(dashboard: Any) -> None:
     page.until(f"{tile('Calls')} === '1' && {names}[0].startsWith('region-150')")  # trouble comes first
     assert page.run(f"{names}.length") == 20
     assert "retry after" in page.text()
-    assert page.run(tile("Endpoints")) == "199 of 200"
+    assert page.run(tile("Endpoints")) == "199 / 200"
     page.run("document.querySelector('#endpoints .more').click()")
     assert page.run(f"{names}.length") == 200
     for width in (390, 1200):
