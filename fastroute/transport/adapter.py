@@ -55,6 +55,19 @@ def _ready_to_read() -> None:
         watch.sent = True
 
 
+def _plainly_named(line: bytes) -> bytes:
+    """The line, with the bytes of a header's name that are not ASCII escaped.
+
+    The standard library takes such a line for the end of the headers, and so would lose the length after it.
+    """
+    if line.isascii():
+        return line
+    name, colon, value = line.partition(b":")
+    if colon and not name.isascii():
+        line = b"".join(b"%%%02X" % byte if byte > 127 else bytes([byte]) for byte in name) + colon + value
+    return line
+
+
 class _Head:
     """The lines of an answer's head, with an eye on whether they come and whether they end too soon."""
 
@@ -67,7 +80,7 @@ class _Head:
     def readline(self, limit: int) -> bytes:
         watch: Watch | None = getattr(watches.current, "watch", None)
         try:
-            line: bytes = self._file.readline(limit)
+            line = _plainly_named(self._file.readline(limit))
         except ConnectionError:
             if watch is not None and self._file.peek(1):  # a part of a line came before the reset
                 watch.heard = True
