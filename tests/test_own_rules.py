@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,26 @@ def test_a_configured_classifier_routes_calls() -> None:
             assert plan.classification.matches == {"proof": (r"\bprov(?:e|ing)\b",)}
 
 
+class OnceUnreadable(Mapping[str, Any]):
+    """A message that fails whoever reads it first, which is the classifier."""
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.message = message
+        self.failed = False
+
+    def __getitem__(self, key: str) -> Any:
+        if not self.failed:
+            self.failed = True
+            raise ValueError(key)
+        return self.message[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.message)
+
+    def __len__(self) -> int:
+        return len(self.message)
+
+
 def test_what_it_cannot_read_or_is_unsure_of_goes_to_the_default_tier() -> None:
     rules = OWN | {"otherwise": {"level": "easy", "confidence": 0.5}}
     configured = tables("http://127.0.0.1:1/v1", classifiers={"own": rules})
@@ -343,7 +364,7 @@ def test_what_it_cannot_read_or_is_unsure_of_goes_to_the_default_tier() -> None:
         assert (unsure.tier, unsure.classification.confidence) == ("standard", 0.5)
         sure = client.plan(messages=[{"role": "user", "content": "Prove it."}])
         assert sure.tier == "premium"
-        broken = client.plan(messages=["Prove it."])  # type: ignore[list-item]
+        broken = client.plan(messages=[OnceUnreadable({"role": "user", "content": "Prove it."})])
         assert (broken.tier, broken.classification.level) == ("standard", "unknown")
 
 
