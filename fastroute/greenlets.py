@@ -51,8 +51,8 @@ def check() -> None:
         raise Error(
             f"gevent patched {', '.join(sorted(late))} after fastroute was imported; "
             "gevent.monkey.patch_all() must come first, before any other import (under gunicorn -k gevent: "
-            "without --preload, or with the patch at the top of gunicorn.conf.py; under uWSGI: at the top of the "
-            "application instead of --gevent-monkey-patch)"
+            "without --preload, or with the patch at the top of gunicorn.conf.py; under uWSGI: "
+            "at the top of the application instead of --gevent-monkey-patch)"
         )
 
 
