@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import sys
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ def need(what: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != what.partition(".")[0]:
             raise  # it is there, but broken
-    path = shutil.which(what)
+    # A virtual environment that is used without being activated keeps its programs beside its interpreter.
+    folders = [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+    path = shutil.which(what, path=os.pathsep.join(folders))
     if path is not None:
         return path
     missing = f"needs {what}: pip install -e '.[test]', or the program of that name"
