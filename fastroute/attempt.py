@@ -40,13 +40,13 @@ class Attempts:
             body = exchange.body()
             sending.check_status(exchange, body)
             completion = wire.format.decode(body, call.request, wire.target)
+            usage = completion.usage
+            if usage is None:
+                usage = sending.estimated_usage(_answer_chars(completion))
+            now = sending.succeeded(usage, exchange, sending.elapsed())
         except BaseException as error:
             sending.failed(error, exchange)
             raise
-        usage = completion.usage
-        if usage is None:
-            usage = sending.estimated_usage(_answer_chars(completion))
-        now = sending.succeeded(usage, exchange, sending.elapsed())
         completion = completion.with_route(call.route(wire, now), usage)
         self._judge(call, wire, completion)
         return completion

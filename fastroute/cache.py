@@ -131,10 +131,22 @@ class Cache:
             Exception: whatever ``make`` raises; after two failed leaders a copy of the last one's error.
             errors.DeadlineExceeded: waiting took too long.
         """
+        led: list[_Flight] = []
+        try:
+            return self._through(key, make, deadline, led)
+        except BaseException:
+            for flight in led:
+                if not flight.done.is_set():  # an interrupt came before or after its making
+                    self._land(key, flight)
+            raise
+
+    def _through(
+        self, key: bytes, make: Callable[[], Completion], deadline: float, led: list[_Flight]
+    ) -> tuple[Completion, bool]:
         failed = 0
         failure: _Flight | None = None
         while True:
-            flight, leads, kept = self._join(key, failure, failed)
+            flight, leads, kept = self._join(key, failure, failed, led)
             if kept is not None:
                 return kept, True
             if leads:
@@ -163,7 +175,7 @@ class Cache:
             failure = flight
 
     def _join(
-        self, key: bytes, failure: _Flight | None, failed: int
+        self, key: bytes, failure: _Flight | None, failed: int, led: list[_Flight]
     ) -> tuple[_Flight, bool, Completion | None]:
         """The flight to wait for or to lead, or the answer that is already kept."""
         me = threading.get_ident()
@@ -174,10 +186,13 @@ class Cache:
                 self.hits += 1
                 return flight or _Flight(me), False, entry[0]
             if flight is None:
-                flight = self._flights[key] = _Flight(me)
+                flight = _Flight(me)
+                led.append(flight)
+                self._flights[key] = flight
                 self.misses += 1
                 return flight, True, None
             if flight.leader is None:
+                led.append(flight)
                 flight.leader = me
                 self.misses += 1
                 return flight, True, None
@@ -200,15 +215,19 @@ class Cache:
             flight.error = error
             raise
         finally:
-            with self._lock:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-                if flight.completion is not None:
-                    self._keep(key, flight.completion)
-                elif flight.heirs > 0:
-                    flight.successor = self._flights[key] = _Flight(None)
-            flight.done.set()
+            self._land(key, flight)
         return completion
+
+    def _land(self, key: bytes, flight: _Flight) -> None:
+        """Ends a flight: keeps its answer, or leaves it to the first of those who waited."""
+        with self._lock:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            if flight.completion is not None:
+                self._keep(key, flight.completion)
+            elif flight.heirs > 0 and flight.successor is None:
+                flight.successor = self._flights[key] = _Flight(None)
+        flight.done.set()
 
     def clear(self) -> None:
         """Forgets all answers; calls in flight go on."""

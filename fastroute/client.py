@@ -87,8 +87,9 @@ class Completions:
         """
         client = self._client
         router = client._router
-        snapshot, token = router.enter()
+        snapshot, token = None, object()
         try:
+            snapshot = router.enter(token)
             request = client._request(snapshot.config, messages, model, bool(stream), route, params)
             return router.run(snapshot, request, client._timeout_of(snapshot.config, request, timeout))
         finally:

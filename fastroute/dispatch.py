@@ -147,6 +147,7 @@ class Dispatcher:
         progress = _Progress()
         try:
             while True:
+                call.sending = None  # what it was has been settled
                 grant = self._admit(call, plan, progress)
                 endpoint = grant.endpoint
                 first = endpoint.name not in progress.tried
@@ -170,8 +171,12 @@ class Dispatcher:
             error.attempts = tuple(call.attempts)
             raise
         finally:
+            if call.sending is not None:  # whose settling an interrupt may have cut short
+                call.sending.abandon()
             if call.held is not None:  # interrupted between being let in and sending
                 self._give_back(call)
+            elif call.sending is None:
+                self._leave_gate(call, call.gate)
 
     def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
         """The plan for another answer after one that failed its check; raises when that was the last."""
@@ -276,7 +281,7 @@ class Dispatcher:
                 return call.held
             wait = (-answer >> 3) / 1e9
             progress.refused.append(_Refusal(endpoint.name, endpoint, tier, -answer & 7, wait))
-        self._leave_gate(gate)
+        self._leave_gate(call, gate)
         return None
 
     def _ask(self, call: Call, progress: _Progress, endpoint: Endpoint, gate: int) -> int:
@@ -284,18 +289,20 @@ class Dispatcher:
         tokens = self._tokens(call, endpoint)
         answer = self._behind(call, progress, endpoint.name) if self._line.waiting else 0
         if answer >= 0:
-            answer = endpoint.core.admit(tokens)
-            if answer >= 0:
-                call.held = Grant(endpoint, answer, tokens, gate)
+            # In one statement: an interrupt between two would lose the ticket.
+            call.held = grant = Grant(endpoint, endpoint.core.admit(tokens), tokens, gate)
+            answer = grant.ticket
+            if answer < 0:
+                call.held = None
         return answer
 
     def _give_back(self, call: Call) -> None:
         """Undoes what let a call in that does not go on."""
         grant, call.held = call.held, None
-        if grant is not None:
+        if grant is not None and grant.ticket >= 0:
             grant.endpoint.core.undo(grant.ticket, grant.tokens)
             self._line.freed(grant.endpoint.name)
-            self._leave_gate(grant.gate)
+            self._leave_gate(call, grant.gate)
 
     def _pass_gate(self, call: Call, progress: _Progress) -> int | None:
         """A permit of all endpoints together; -1 where there is no such limit, None where it is used up."""
@@ -304,12 +311,13 @@ class Dispatcher:
             return -1
         if self._line.waiting and self._line.is_behind(ALL, _rank(call), progress.place):
             return None
-        ticket = gate.admit()
-        return ticket if ticket >= 0 else None
+        call.gate = gate.admit()
+        return call.gate if call.gate >= 0 else None
 
-    def _leave_gate(self, ticket: int) -> None:
+    def _leave_gate(self, call: Call, ticket: int) -> None:
         if ticket >= 0 and self._state.gate is not None:
             self._state.gate.undo(ticket, 0)
+            call.gate = -1
             self._line.freed(ALL)
 
     def _behind(self, call: Call, progress: _Progress, name: str) -> int:
@@ -392,7 +400,7 @@ class Dispatcher:
         answer = -_core.BUSY if gate is None else self._ask(call, progress, endpoint, gate)
         if answer >= 0:
             return call.held
-        self._leave_gate(-1 if gate is None else gate)
+        self._leave_gate(call, -1 if gate is None else gate)
         if -answer & 7 in _WAITABLE:
             progress.tried.discard(endpoint.name)  # at its limit by now: it may be waited for like any other
         return None
@@ -421,7 +429,7 @@ class Dispatcher:
         if gate is not None and endpoint.core.hurry() and self._ask(call, progress, endpoint, gate) >= 0:
             call.tier = tier
             return call.held
-        self._leave_gate(-1 if gate is None else gate)
+        self._leave_gate(call, -1 if gate is None else gate)
         return None
 
     def _queue(self, call: Call, progress: _Progress, limited: _Refusal, left: float) -> Grant | None:

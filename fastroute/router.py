@@ -128,8 +128,8 @@ class Router:
 
     # ------------------------------------------------------------------------------------------- snapshots
 
-    def enter(self) -> tuple[Snapshot, object]:
-        """The snapshot in force, to be kept whole until `leave`."""
+    def enter(self, token: object) -> Snapshot:
+        """The snapshot in force, kept whole until `leave` is called with the same token."""
         forks.ensure()
         greenlets.ensure()
         if self.closed:
@@ -138,16 +138,19 @@ class Router:
             self.watch.ensure()  # a forked child has no thread until it is first used
         if self.shared is not None:
             self.shared.ensure()
-        token = object()
         while True:
             snapshot = self.snapshot
             snapshot.active.add(token)
             if snapshot is self.snapshot:
-                return snapshot, token
+                return snapshot
             self.leave(snapshot, token)
 
-    def leave(self, snapshot: Snapshot, token: object) -> None:
-        """Lets go of what `enter` gave."""
+    def leave(self, snapshot: Snapshot | None, token: object) -> None:
+        """Lets go of what `enter` gave, or would have given (None) had it not been interrupted."""
+        if snapshot is None:
+            for each in (self.snapshot, *self._retired):
+                each.active.discard(token)
+            return
         snapshot.active.discard(token)
         if snapshot is not self.snapshot and not snapshot.active:
             self._give_up(snapshot)

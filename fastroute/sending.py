@@ -64,7 +64,9 @@ class Call:
         rejected: answers that failed it so far.
         waited: seconds spent waiting for limits and back-off.
         verdict: what the retry policy said of the last failure.
+        gate: its ticket of the limit over all endpoints, the last one it had; -1 without one.
         held: what let it in, until its attempt answers for that.
+        sending: the attempt that answers for it since.
         downgraded: the budget that sent it to the cheapest tier, if one did.
     """
 
@@ -74,11 +76,13 @@ class Call:
         "deadline",
         "downgraded",
         "estimate",
+        "gate",
         "held",
         "id",
         "level",
         "rejected",
         "request",
+        "sending",
         "started",
         "tier",
         "validator",
@@ -109,7 +113,9 @@ class Call:
         self.rejected = 0
         self.waited = 0.0
         self.verdict: Verdict | None = None
+        self.gate = -1
         self.held: Grant | None = None
+        self.sending: Sending | None = None
         self.downgraded: str | None = None
 
     def route(self, wire: Wire, now: float, *, ttft: float | None = None) -> Route:
@@ -203,13 +209,17 @@ class Sending:
     __slots__ = (
         "_allowed",
         "_call",
+        "_exchange",
         "_grant",
+        "_handed_out",
+        "_id",
         "_lock",
         "_reservation",
         "_settled",
         "_sinks",
         "_started",
         "_time",
+        "_told",
         "_wire",
     )
 
@@ -218,7 +228,11 @@ class Sending:
         self._call = call
         self._wire = wire
         self._grant = grant
+        self._id = next_id()
+        self._exchange: Exchange | None = None
+        self._handed_out = False
         self._settled = False
+        self._told = False
         self._reservation: Reservation | None = None
         self._allowed: int | None = None
         self._lock = threading.Lock()
@@ -245,7 +259,9 @@ class Sending:
         call, wire = self._call, self._wire
         sent = False
         try:
+            call.sending = self
             call.held = None  # from here on it is this attempt's to give back
+            call.gate = -1
             body = wire.format.encode(call.request, wire.target)
             budgets = self._sinks.budgets
             allowance = call.request.allowance
@@ -264,12 +280,13 @@ class Sending:
                 )
                 self._reservation.sent()
             sent = True
-            return wire.transport.send(
+            self._exchange = wire.transport.send(
                 wire.prepared(stream),
                 body,
                 deadline=min(call.deadline, self._started + limit),
                 read_timeout=read_timeout,
             )
+            return self._exchange
         except BaseException as error:
             if sent:
                 self.failed(error, None)
@@ -300,8 +317,9 @@ class Sending:
         if self._reservation is not None:
             self._reservation.settle(cost)
         allowance = self._call.request.allowance
-        if allowance is not None and self._allowed is not None:
-            allowance.settle(self._allowed, cost)
+        allowed, self._allowed = self._allowed, None
+        if allowance is not None and allowed is not None:
+            allowance.settle(allowed, cost)
 
     def check_status(self, exchange: Exchange, body: bytes) -> None:
         """Raises what a status other than 200 means; also what a 200 of another content type means."""
@@ -411,6 +429,17 @@ class Sending:
             ttft,
         )
 
+    def hand_out(self) -> None:
+        """From here on the attempt is its stream's to settle."""
+        self._handed_out = True
+
+    def abandon(self) -> None:
+        """Settles it if nobody else has or will, as after an interrupt while it was being settled."""
+        if self._exchange is not None and not self._handed_out:
+            self._exchange.close()
+        if not self._handed_out and not self._settled:
+            self.cancelled(self._exchange, None)
+
     @property
     def settled(self) -> bool:
         return self._settled
@@ -438,13 +467,20 @@ class Sending:
             hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))
 
     def _undo(self) -> None:
-        with self._lock:
+        try:
+            with self._lock:
+                if self._settled:
+                    return
+                self._settled = True
+            self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
+            self._pay(0)
+            self._freed()
+        except BaseException:
             if self._settled:
-                return
-            self._settled = True
-        self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
-        self._pay(0)
-        self._freed()
+                self._wire.endpoint.core.finish(self._grant.ticket, _core.IGNORED)
+                self._pay(0)
+                self._freed()
+            raise
 
     def _freed(self) -> None:
         """Lets others in: the endpoint's permit is back already."""
@@ -465,10 +501,32 @@ class Sending:
         exchange: Exchange | None,
         ttft: float | None,
     ) -> None:
-        with self._lock:
+        try:
+            with self._lock:
+                if self._settled:
+                    return
+                self._settled = True
+            self._record(core_outcome, latency, spent_tokens, outcome, usage, source, error, exchange, ttft)
+        except BaseException:
+            # An interrupt, at whatever line: once more. Each step counts once, however often it is taken.
             if self._settled:
-                return
-            self._settled = True
+                self._record(
+                    core_outcome, latency, spent_tokens, outcome, usage, source, error, exchange, ttft
+                )
+            raise
+
+    def _record(
+        self,
+        core_outcome: int,
+        latency: float,
+        spent_tokens: int,
+        outcome: Outcome,
+        usage: Usage | None,
+        source: UsageSource,
+        error: errors.Error | None,
+        exchange: Exchange | None,
+        ttft: float | None,
+    ) -> None:
         sinks, call, wire, grant = self._sinks, self._call, self._wire, self._grant
         endpoint = wire.endpoint
         flags = endpoint.core.finish(grant.ticket, core_outcome, latency, spent_tokens - grant.tokens)
@@ -488,7 +546,7 @@ class Sending:
             status = error.status_code if isinstance(error, errors.APIStatusError) else status
             request_id = error.request_id or request_id
         attempt = Attempt(
-            next_id(),
+            self._id,
             call.id,
             self._time,
             endpoint.name,
@@ -512,14 +570,16 @@ class Sending:
             request_id,
             call.request.options.tags,
         )
-        call.attempts.append(attempt)
+        if not call.attempts or call.attempts[-1].id != self._id:
+            call.attempts.append(attempt)
         # What the caller's own request brought about, or cut short, says nothing about the model.
-        if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream):
+        told, self._told = self._told, True
+        if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream) and not told:
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
         self._pay(cost)
         hooks = sinks.hooks
-        if hooks.wanted:
+        if hooks.wanted and not told:
             hooks.emit(events.AttemptFinished(attempt))
             if flags:
                 hooks.emit(events.BreakerChanged(endpoint.name, "open" if flags & 1 else "closed"))

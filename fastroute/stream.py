@@ -115,6 +115,7 @@ class Stream:
         self._pid = os.getpid()
         self.usage: Usage | None = None
         self.route: Route = sending.call.route(sending.wire, time.monotonic(), ttft=ttft)
+        sending.hand_out()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self

@@ -112,7 +112,8 @@ class Reservation:
     def release(self) -> None:
         """Gives all of it back."""
         for share in self._shares:
-            share.counter.settle(share.ticket, 0)
+            if share.ticket >= 0:
+                share.counter.settle(share.ticket, 0)
 
 
 class Budgets:
@@ -205,21 +206,17 @@ class Budgets:
                         breach = (budget, OVER)
                         break
                     continue
-                found = self._take(budget, tags, amount_nano, most, lease, when)
-                if isinstance(found, Share):
-                    shares.append(found)
-                elif found is not None:
+                found = self._take(budget, tags, amount_nano, most, lease, when, shares)
+                if found is not None:
                     breach = (budget, found)
                     if budget.config.on_breach == "refuse":
                         break
+            if breach is not None:
+                raise self._exceeded(*breach, tags, amount_nano, when, priority)
+            return Reservation(self, tuple(shares))
         except BaseException:
             Reservation(self, tuple(shares)).release()
             raise
-        reservation = Reservation(self, tuple(shares))
-        if breach is not None:
-            reservation.release()
-            raise self._exceeded(*breach, tags, amount_nano, when, priority)
-        return reservation
 
     def _take(
         self,
@@ -229,8 +226,9 @@ class Budgets:
         most: int,
         lease: int,
         when: float,
-    ) -> Share | str | None:
-        """One budget's share; or why there is none; or None where there is nothing to count."""
+        shares: list[Share],
+    ) -> str | None:
+        """Adds one budget's share, if there is anything to count; or says why there is none."""
         if budget.config.window == "request":
             return OVER if most < 0 else None
         nano = min(amount or 0, _core.MOST_NANO)
@@ -243,9 +241,15 @@ class Budgets:
                 stamp = self._begun(scope, counter, window)
                 if stamp is None:
                     return UNREAD if uncounted else None
-                ticket = counter.reserve(stamp, nano, self._most_here(scope, window, counter, most), lease)
+                bound = self._most_here(scope, window, counter, most)
+                # In one statement: an interrupt between two would lose the ticket.
+                shares.append(
+                    Share(scope, counter, stamp, counter.reserve(stamp, nano, bound, lease), window)
+                )
+                ticket = shares[-1].ticket
                 if ticket >= 0:
-                    return Share(scope, counter, stamp, ticket, window)
+                    return None
+                shares.pop()
                 if ticket == _core.OVER_LIMIT and self._bank is not None and most >= 0:
                     answer = self._lease(self._bank, scope, window, counter, most)
                     if answer == GRANTED:

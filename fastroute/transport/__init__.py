@@ -165,6 +165,11 @@ class Exchange:
         except (OSError, HTTPError, ValueError):
             pass
 
+    def __del__(self) -> None:
+        # An interrupt may have come before anybody had hold of it.
+        if not getattr(self, "_released", True):
+            self.close()
+
     def _finish(self) -> None:
         self._released = True
         watches.reaper.discard(self._watch)
@@ -254,6 +259,7 @@ class Transport:
             self._check_framing(response.headers)
             if watch.expired:
                 raise timed_out(sent=True)
+            exchange = Exchange(response, watch, self._limit)
         except BaseException as error:
             watches.reaper.discard(watch)
             if response is not None:
@@ -266,7 +272,7 @@ class Transport:
             raise failure from None
         finally:
             watches.current.watch = None
-        return Exchange(response, watch, self._limit)
+        return exchange
 
     def close(self) -> None:
         """Closes the idle connections; requests under way finish, later ones are refused.

@@ -91,6 +91,9 @@ class _Head:
             watch.heard = True
         return line
 
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
         self._file.close()
 

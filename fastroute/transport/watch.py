@@ -115,7 +115,8 @@ class Reaper:
         # A function of its own: a name left over in the loop below would keep the last answer alive.
         now = time.monotonic()
         for watch in list(self._watches.values()):
-            if watch.deadline <= now and not watch.expired:
+            if watch.deadline <= now:
+                self.discard(watch)
                 watch.expire()
 
     def _run(self) -> None:
