@@ -9,6 +9,7 @@ the network stack's exceptions in `failures.py`.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -55,7 +56,7 @@ class Exchange:
     Thread safety: one thread reads; `close` may be called from another.
     """
 
-    __slots__ = ("_limit", "_raw", "_released", "_watch", "headers", "status")
+    __slots__ = ("_limit", "_pid", "_raw", "_released", "_watch", "headers", "status")
 
     def __init__(self, response: requests.Response, watch: Watch, limit: int) -> None:
         self.status: int = response.status_code
@@ -63,6 +64,7 @@ class Exchange:
         self._raw = response.raw
         self._watch = watch
         self._limit = limit
+        self._pid = os.getpid()
         self._released = False
 
     def extend(self, deadline: float) -> None:
@@ -166,8 +168,8 @@ class Exchange:
             pass
 
     def __del__(self) -> None:
-        # An interrupt may have come before anybody had hold of it.
-        if not getattr(self, "_released", True):
+        # An interrupt may have come before anybody had hold of it. A forked child's copy shuts nothing.
+        if not getattr(self, "_released", True) and self._pid == os.getpid():
             self.close()
 
     def _finish(self) -> None:

@@ -57,8 +57,8 @@ class Tracer:
 
 
 @functools.cache
-def _exits(code: CodeType) -> frozenset[int]:
-    """Where a `with` block is left in order: the tracer is called there, but the interpreter raises nothing.
+def _exits(code: CodeType) -> set[int]:
+    """Where a `with` block is left in order, and the bare word `try`: no interrupt is ever raised there.
 
     It looks for signals when a call has ended, a function begins or a loop turns, and at none of those places
     does a lock wait for its release outside the block that would release it.
@@ -69,4 +69,5 @@ def _exits(code: CodeType) -> frozenset[int]:
         if step.opname in ("BEFORE_WITH", "SETUP_WITH"):
             entries.add(max((offset, line) for offset, line in starts if offset <= step.offset)[1])
     first = {line: offset for offset, line in reversed(starts)}
-    return frozenset(offset for offset, line in starts if line in entries and offset != first[line])
+    idle = {step.offset for step in dis.get_instructions(code) if step.opname == "NOP"}
+    return idle | {offset for offset, line in starts if line in entries and offset != first[line]}
