@@ -1,0 +1,185 @@
+"""Names that do not resolve, or not in time, and certificates that must not be trusted."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import MODEL, within
+from needs import need
+
+import fastroute
+from fastroute import events
+from fastroute.testing import Provider
+
+AUTHORITY = """
+[ca]
+default_ca = here
+[here]
+database = index
+serial = serial
+new_certs_dir = .
+policy = any
+default_md = sha256
+[any]
+commonName = supplied
+[names]
+subjectAltName = {name}
+"""
+
+
+def certificate(folder: Path, name: str = "IP:127.0.0.1", end: str = "20990101000000Z") -> tuple[Path, Path]:
+    """A key and a certificate that it has signed itself."""
+    need("openssl")
+    (folder / "ca.cnf").write_text(AUTHORITY.format(name=name))
+    (folder / "index").write_text("")
+    (folder / "serial").write_text("01")
+    for command in (
+        "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x "
+        "-keyout key.pem -out request.pem",
+        "openssl ca -batch -config ca.cnf -selfsign -keyfile key.pem -in request.pem -out cert.pem "
+        f"-startdate 20200101000000Z -enddate {end} -extensions names -notext",
+    ):
+        subprocess.run(command, shell=True, check=True, capture_output=True, cwd=folder)
+    return folder / "key.pem", folder / "cert.pem"
+
+
+class TlsServer:
+    """Shakes hands with whoever trusts its certificate; counts the bytes that it was told after that."""
+
+    def __init__(self, key: Path, cert: Path) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(cert, key)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self.heard = 0
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            with plain:
+                try:
+                    with self._context.wrap_socket(plain, server_side=True) as secure:
+                        self.heard += len(secure.recv(1 << 16))
+                except OSError:
+                    pass
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., TlsServer]]:
+    made: list[TlsServer] = []
+
+    def start(key: Path, cert: Path) -> TlsServer:
+        made.append(TlsServer(key, cert))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def client_of(url: str, second: Provider, **provider: Any) -> fastroute.Client:
+    return fastroute.Client(
+        {
+            "fastroute": {"ledger": "", "connect_timeout": 0.3},
+            "providers": {"a": {"base_url": url, **provider}, "b": {"base_url": second.base_url}},
+            "endpoints": [{"provider": "a", "model": MODEL}, {"provider": "b", "model": MODEL}],
+            "models": {MODEL: {}},
+            "cache": {"enabled": False},
+            "policy": {"strategy": "ordered"},
+        }
+    )
+
+
+def ask(client: fastroute.Client) -> fastroute.Completion:
+    return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("fault", ["self-signed", "wrong host", "expired"])
+def test_003_a_certificate_that_is_not_to_be_trusted_is_told_nothing(
+    serve: Callable[..., TlsServer], tmp_path: Path, fault: str
+) -> None:
+    key, cert = certificate(
+        tmp_path,
+        name="DNS:elsewhere.test" if fault == "wrong host" else "IP:127.0.0.1",
+        end="20200102000000Z" if fault == "expired" else "20990101000000Z",
+    )
+    server = serve(key, cert)
+    trusted = {} if fault == "self-signed" else {"ca_bundle": str(cert)}
+    told: list[events.EndpointBlocked] = []
+    with Provider() as second, client_of(server.url, second, **trusted) as client:
+        client.on(told.append, events.EndpointBlocked)
+        reply = ask(client)
+        assert reply.route is not None
+        assert [(each.provider, each.error) for each in reply.route.attempts] == [
+            ("a", "TLSError"),
+            ("b", None),
+        ]
+        assert server.heard == 0
+        figures = client.stats()["endpoints"][f"a/{MODEL}"]
+        assert 290 < figures["blocked_s"] <= 300
+        assert figures["in_flight"] == 0
+        assert [event.endpoint for event in told] == [f"a/{MODEL}"]
+        assert [each.provider for each in ask(client).route.attempts] == ["b"]  # type: ignore[union-attr]
+    assert server.heard == 0
+
+
+def test_003_a_certificate_that_is_trusted_is_spoken_to(
+    serve: Callable[..., TlsServer], tmp_path: Path
+) -> None:
+    key, cert = certificate(tmp_path)
+    server = serve(key, cert)
+    with Provider() as second, client_of(server.url, second, ca_bundle=str(cert)) as client:
+        ask(client)
+    assert server.heard > 0
+
+
+def test_002_a_name_that_does_not_exist_fails_over() -> None:
+    with Provider() as second, client_of("https://nothing.invalid/v1", second) as client:
+        reply = ask(client)
+        assert reply.route is not None
+        first, last = reply.route.attempts
+        assert (first.error, first.maybe_billed, last.provider) == ("APIConnectionError", False, "b")
+
+
+def test_002_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the system's resolver one that does not come back before the test lets it."""
+    returns = threading.Event()
+    real = socket.getaddrinfo
+
+    def hangs(host: Any, *more: Any, **named: Any) -> Any:
+        if host == "hangs.invalid":
+            assert returns.wait(60)
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return real(host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    try:
+        with Provider() as second, client_of("https://hangs.invalid/v1", second) as client:
+            with within(1.0):
+                reply = ask(client)
+            assert not returns.is_set()
+            assert reply.route is not None
+            assert [each.provider for each in reply.route.attempts] == ["a", "b"]
+            assert client.stats()["endpoints"][f"a/{MODEL}"]["in_flight"] == 0
+    finally:
+        returns.set()
+        for thread in threading.enumerate():
+            if thread.name == "fastroute-resolver":
+                thread.join(10)
