@@ -17,7 +17,7 @@ from typing import Protocol
 import requests
 from attrs import evolve, frozen
 
-from . import _core, errors, events
+from . import _core, errors, events, forks
 from .budget import Budgets, Reservation
 from .plan import Estimate
 from .providers.base import Format, Target, check_content_type, request_id_of
@@ -41,17 +41,20 @@ class _Ids:
     """Ids unique among processes: a random prefix per process and a count."""
 
     def __init__(self) -> None:
-        self._pid = 0
-        self._prefix = ""
         self._count = itertools.count()
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: ids of its own."""
+        self._prefix = os.urandom(8).hex()
 
     def next(self) -> str:
-        if self._pid != os.getpid():
-            self._prefix, self._pid = os.urandom(8).hex(), os.getpid()
         return f"{self._prefix}-{next(self._count):x}"
 
 
-next_id = _Ids().next
+_ids = _Ids()
+forks.in_child(_ids.renew)
+next_id = _ids.next
 
 
 class Call:

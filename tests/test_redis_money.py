@@ -78,7 +78,7 @@ def spend(
 def test_machines_spend_the_limit_together_and_no_more(redis: RedisServer) -> None:
     machines = [Elsewhere(redis.config(budgets=DAY)) for _ in range(2)]
     for machine in machines:
-        machine.tell("reserve", 2_000_000, 1000)  # five to a lease, so that no machine is left with a part of one
+        machine.tell("reserve", 2_000_000, 1000)  # five to a lease: no machine is left with a part of one
     assert sum(machine.answer() for machine in machines) == 500
     for machine in machines:
         machine.close()
