@@ -173,8 +173,8 @@ class Exchange:
             self.close()
 
     def _finish(self) -> None:
-        self._released = True
         watches.reaper.discard(self._watch)
+        self._released = True
         self._raw.release_conn()
 
 
