@@ -170,6 +170,10 @@ class Dispatcher:
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
+        except _core.SegmentFullError as problem:  # a forked child for which no worker's slot is left
+            raise errors.NoEndpointError(
+                f"this process cannot take part in what others count: {problem}"
+            ) from None
         finally:
             if call.sending is not None:  # whose settling an interrupt may have cut short
                 call.sending.abandon()

@@ -7,7 +7,8 @@ left. It knows no wire format and sends nothing; where the state lives is `segme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import frozen
@@ -66,31 +67,40 @@ class State:
         known = previous.endpoints if previous is not None else ()
         calibrations = {endpoint.model.name: endpoint.calibration for endpoint in known}
         self._rules: dict[str, dict[str, Any]] = {}
-        endpoints = []
+        endpoints: list[Endpoint] = []
         for entry in config.endpoints:
             provider = config.providers[entry.provider]
             model = catalog.model(entry.model)
             rules = self._rules[entry.name] = _rules(config, entry)
-            try:
+            with self._room(f"only {len(endpoints)} of {len(config.endpoints)} find room"):
                 core = _core.Endpoint(self.segment, entry.name, **rules)
-            except _core.SegmentFullError:
-                raise errors.ConfigError(
-                    f"endpoints: {entry.name} finds no room beside all endpoints that this program has had, "
-                    "must be fewer, or the program started anew (and a file of its state removed)"
-                ) from None
             calibration = calibrations.setdefault(model.name, Calibration())
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
-        self.panic: _core.Bucket = _core.Bucket(self.segment, "(panic)", 60, 1)
         self.gate: _core.Endpoint | None = None
-        if config.policy.max_in_flight is not None:
-            self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
+        with self._room(f"{len(endpoints)} leave no room for what counts them all together"):
+            self.panic: _core.Bucket = _core.Bucket(self.segment, "(panic)", 60, 1)
+            if config.policy.max_in_flight is not None:
+                self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
         by_model: dict[str, list[Endpoint]] = {}
         for endpoint in endpoints:
             by_model.setdefault(endpoint.model.name, []).append(endpoint)
         self.by_model: Mapping[str, tuple[Endpoint, ...]] = {
             name: tuple(group) for name, group in by_model.items()
         }
+
+    @contextmanager
+    def _room(self, what: str) -> Iterator[None]:
+        """Says of a segment that is full how many endpoints it holds and what to do."""
+        try:
+            yield
+        except _core.SegmentFullError:
+            raise errors.ConfigError(
+                f"endpoints: {what} in the state of {self.segment.cells} cells (an endpoint takes 8 of them, "
+                "and one for each 28 of its max_in_flight), must be fewer or have smaller limits; or, where "
+                "others were configured before, the program started anew"
+                + (f" and {self.home.path} removed" if self.home.path else "")
+            ) from None
 
     def follow(self, newer: State) -> None:
         """Takes over the newer configuration's limits and rules, for calls that began under this one.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastroute.config import catalog_of, load
+from fastroute import Client, _core, errors, events
+from fastroute.budget import Budgets
+from fastroute.config import BudgetConfig, catalog_of, load
+from fastroute.segments import Home
 from fastroute.state import State
 
 
@@ -58,3 +62,65 @@ def test_a_child_takes_from_the_same_limits() -> None:
         os._exit(0 if core.admit(0) >= 0 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert core.admit(0) < 0
+
+
+class TestTooSmall:
+    """Cells are 64 here; an endpoint with one permit takes nine, and two are for all of them together."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.segment = _core.Segment(64)
+        self.path: str | None = None
+        monkeypatch.setattr("fastroute.state.open_home", lambda _: Home(self.segment, "file", self.path))
+
+    def made(self, count: int, **policy: Any) -> State:
+        config = load(
+            {
+                "providers": {"p": {"base_url": "http://127.0.0.1:1/v1", "max_in_flight": 1}},
+                "endpoints": [{"provider": "p", "model": f"m{number}"} for number in range(count)],
+                "policy": policy,
+            },
+            formats=("openai",),
+        )
+        return State(config, catalog_of(config))
+
+    def test_as_many_as_there_is_room_for(self) -> None:
+        state = self.made(6, max_in_flight=1)
+        assert state.gate is not None
+        assert [at.core.admit() >= 0 for at in (*state.endpoints, state.endpoints[0])] == [True] * 6 + [False]
+
+    def test_endpoints_beyond_that(self) -> None:
+        with pytest.raises(
+            errors.ConfigError, match=r"^endpoints: only 7 of 9 find room .* of 64 cells .* fewer"
+        ):
+            self.made(9)
+
+    @pytest.mark.parametrize("policy", [{}, {"max_in_flight": 1}], ids=["panic", "gate"])
+    def test_what_counts_all_of_them_together(self, policy: dict[str, Any]) -> None:
+        if not policy:
+            _core.Bucket(self.segment, "another", 1, 1)
+        self.path = "/run/app.state"
+        with pytest.raises(
+            errors.ConfigError, match=r"^endpoints: 7 leave no room .* and /run/app.state removed"
+        ):
+            self.made(7, **policy)
+
+    def test_the_budgets(self) -> None:
+        self.made(7)
+        config = BudgetConfig("all", limit=1.0, window="day")
+        with pytest.raises(errors.ConfigError, match=r"^budgets: there is no room to count them beside"):
+            Budgets([config], self.segment, lambda start, tags: 0, events.Hooks())
+
+    def test_a_process_for_which_no_slot_is_left_says_so(self, tmp_path: Path) -> None:
+        with open(tmp_path / "segment", "w+b") as file:
+            os.posix_fallocate(file.fileno(), 0, _core.Segment.size(64))
+            self.segment = _core.Segment.in_file(file.fileno(), True)
+            others = [_core.Segment.in_file(file.fileno()) for _ in range(255)]
+        settings = {
+            "fastroute": {"ledger": ""},
+            "providers": {"p": {"base_url": "http://127.0.0.1:1/v1", "max_in_flight": 1}},
+            "endpoints": [{"provider": "p", "model": "m"}],
+        }
+        assert len({other.slot() for other in others}) == 255
+        with Client(settings) as client, pytest.raises(errors.NoEndpointError, match="255 worker slots"):
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])

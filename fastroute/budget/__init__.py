@@ -150,7 +150,13 @@ class Budgets:
         self._beginning = threading.Lock()
         self._bank: Bank | None = None
         if any(budget.config.window != "request" for budget in self._budgets):
-            _core.Counter(segment, "budget")  # says at once if this processor cannot count money
+            try:
+                _core.Counter(segment, "budget")  # says at once if this processor cannot count money
+            except _core.SegmentFullError as problem:
+                raise errors.ConfigError(
+                    f"budgets: there is no room to count them beside the endpoints ({problem}), "
+                    "endpoints must be fewer"
+                ) from None
 
     def share(self, bank: Bank) -> None:
         """Has many machines spend from these budgets. Before the first reservation."""
