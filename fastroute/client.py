@@ -19,6 +19,7 @@ from . import errors, events
 from .budget import Allowance
 from .config import Config, Source
 from .ledger import Ledger, NullLedger
+from .opinions import Ask
 from .plan import Plan
 from .quality import Validator
 from .router import Router
@@ -114,6 +115,10 @@ class Client:
         compress: called with the messages and the input tokens there is room for when a request is too long
             for every model that could serve it; returns shorter messages. It may take its time: it runs in
             the caller's thread, before anything is reserved.
+        classifier: called with the messages and the other parameters of a request for ``auto``, in place of
+            the rule set that ``policy.classifier`` names; returns one of its levels or a tier, that with a
+            confidence (0..1), or a mapping with a score for each. It has ``policy.classifier_timeout``, in a
+            thread of its own; if it fails in any way, the default tier is used.
         default_state: ``[fastroute] state`` where the configuration does not say: ``"machine"`` suits what a
             server loads anew in each of its workers.
 
@@ -130,9 +135,10 @@ class Client:
         *,
         session: requests.Session | None = None,
         compress: Compress | None = None,
+        classifier: Ask | None = None,
         default_state: str = "memory",
     ) -> None:
-        self._router = Router(config, session, compress, default_state)
+        self._router = Router(config, session, compress, default_state, classifier)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
         self._allowance: Allowance | None = None
@@ -172,7 +178,7 @@ class Client:
 
     def stats(self) -> dict[str, Any]:
         """Plain figures at this moment: where the state lives and how many processes work in it, endpoints
-        (limits, breaker, latency), cache, waiting calls."""
+        (limits, breaker, latency), cache, waiting calls, what classifiers failed in."""
         router = self._router
         snapshot = router.snapshot
         return {
@@ -181,6 +187,7 @@ class Client:
             "endpoints": snapshot.state.snapshot(),
             "cache": snapshot.cache.stats() if snapshot.cache is not None else None,
             "queued": router.line.waiting,
+            "classifier": router.opinions.stats(),
             "rates": snapshot.rates.snapshot(),
             "budgets": snapshot.budgets.snapshot(),
             "ledger": router.ledger.health,

@@ -77,6 +77,21 @@ class RetryBudgetExhausted(Event):
 
 
 @frozen
+class ClassifierFailed(Event):
+    """A classifier could not say what a request is, and the default tier is used.
+
+    Attributes:
+        kind: ``raised``, ``timeout``, ``busy``, ``unknown-level``, ``bad-score``, ``tie``, or ``unreadable``
+            for messages that no rule set can read.
+        reason: for people; it holds nothing of the request.
+    """
+
+    classifier: str
+    kind: str
+    reason: str
+
+
+@frozen
 class LedgerDegraded(Event):
     """The ledger cannot write its database at present; entries wait in its journal."""
 

@@ -11,7 +11,6 @@ reached, so a later one sees the state of its moment.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,13 +27,12 @@ from .errors import (
     ModelNotFoundError,
     NoEndpointError,
 )
+from .events import Hooks
+from .opinions import Opinion, Opinions, classification
 from .plan import JSON_SCHEMA, STREAMING, TOOLS, VISION, Estimate, Plan, Stage
 from .state import Endpoint, State
 from .tokens import estimate_input
 from .types import Classification, Request, usd_to_nano
-
-log = logging.getLogger("fastroute")
-
 
 STRATEGIES: Mapping[str, int] = {
     "latency": _core.LATENCY,
@@ -62,8 +60,17 @@ class Planner:
     Thread safety: all methods; what it remembers (stages by name) is only ever added to.
     """
 
-    def __init__(self, config: Config, catalog: Catalog, state: State, classifier: Classifier) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        state: State,
+        classifier: Classifier,
+        opinions: Opinions | None = None,
+    ) -> None:
+        """``opinions``: a function that is asked for the class where a model is chosen by it."""
         self._config = config
+        self._opinions = opinions or Opinions(None, Hooks())
         self._catalog = catalog
         self._state = state
         self._classifier = classifier
@@ -74,11 +81,12 @@ class Planner:
         self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
         self._models_of = tiers_of(config, catalog)
         self._tiers = tuple(self._models_of)
-        self._tier_of = self._spread(classifier.levels)
+        self._tier_of = {**dict(zip(self._tiers, self._tiers)), **self._spread(classifier.levels)}
         self._factor_of = _factors(classifier.levels)
         self._stages: dict[tuple[str, ...], Stage | None] = {}
         self._tier_stages: dict[str, Stage] = {}
         self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
+        self._classifier_timeout = policy.classifier_timeout
         self._confidence_threshold = policy.confidence_threshold
         self._floor = policy.quality_floor or 0.0
         self._max_latency = policy.max_latency or 0.0
@@ -110,13 +118,18 @@ class Planner:
         shape = params.get("response_format")
         if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
-        level = scan.level if scan is not None else ""
-        stage = self._first_stage(request, level, scan.confidence if scan is not None else 0.0)
+        judged = scan
+        if self._opinions.wanted and self._chosen_by_class(request):
+            judged, failure = self._opinions.ask(
+                request.messages, params, self._tier_of, self._classifier_timeout
+            )
+        level = judged.level if judged is not None else ""
+        stage = self._first_stage(request, level, judged.confidence if judged is not None else 0.0)
         tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
         factor = self._factor_of.get(level, 1.0)
         timeout = self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
         estimate = Estimate(tokens_in, tokens_out, timeout)
-        return Plan(self, request, scan, failure, stage, estimate, needs)
+        return Plan(self, request, judged, failure, stage, estimate, needs)
 
     def higher(self, plan: Plan, first: Stage) -> Plan | None:
         if first.tier is None or first.tier == self._tiers[-1]:
@@ -194,9 +207,10 @@ class Planner:
 
     def explain(self, scan: Any, failure: str | None) -> Classification:
         if scan is None:
-            return Classification(
-                "unknown", None, 0.0, {}, self._classifier.name, f"the classifier failed: {failure}"
-            )
+            name = self._opinions.name or self._classifier.name
+            return Classification("unknown", None, 0.0, {}, name, f"the classifier failed: {failure}")
+        if isinstance(scan, Opinion):
+            return classification(scan, self._opinions.name)
         return self._classifier.explain(scan)
 
     # ------------------------------------------------------------------------------------------ what is asked
@@ -206,9 +220,13 @@ class Planner:
             return self._classifier.scan(request.messages, request.params), None
         except Exception as error:
             # A message that no classifier can read is still the provider's to refuse; the call goes on by
-            # the middle tier. The error's text may quote the message, so only its kind is logged.
-            log.warning("the classifier failed with %s; the default tier is used", type(error).__name__)
-            return None, type(error).__name__
+            # the middle tier. The error's text may quote the message, so only its kind is told.
+            kind = type(error).__name__
+            self._opinions.failed(self._classifier.name, "unreadable", kind)
+            return None, kind
+
+    def _chosen_by_class(self, request: Request) -> bool:
+        return request.model == AUTO and request.options.tier is None and self._fixed is None
 
     def _first_stage(self, request: Request, level: str, confidence: float) -> Stage:
         if self._fixed is not None:

@@ -24,6 +24,7 @@ from . import errors, events, forks, greenlets
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .ledger import Ledger, NullLedger, configured_ledger
 from .line import Line
+from .opinions import Ask, Opinions
 from .providers import names as format_names
 from .reload import Watch
 from .sending import Call
@@ -67,12 +68,14 @@ class Router:
         session: requests.Session | None,
         compress: Compress | None = None,
         default_state: str = "memory",
+        classifier: Ask | None = None,
     ) -> None:
         greenlets.check()
         self._compress = compress
         self._default_state = default_state
         self._source, config, keys = _read(source, default_state)
         self.hooks = events.Hooks()
+        self.opinions = Opinions(classifier, self.hooks)
         self.line = Line()
         self.closed = False
         self._retired: set[Snapshot] = set()  # no longer in force, but calls have hold of them
@@ -81,7 +84,7 @@ class Router:
         self.watch: Watch | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
         try:
-            self._around = Surroundings(self.ledger, self.hooks, self.line, session)
+            self._around = Surroundings(self.ledger, self.hooks, self.line, self.opinions, session)
             self.snapshot = Snapshot(config, keys, self._around)
             self.shared: Shared | None = self._share()
             if config.reload != "off":
@@ -99,6 +102,7 @@ class Router:
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.hooks.after_fork()
+        self.opinions.after_fork()
         self.workers.after_fork()
         self.line.after_fork()
         if self.shared is not None:
@@ -119,6 +123,7 @@ class Router:
         if self.watch is not None:
             self.watch.stop()
         self.workers.close()
+        self.opinions.close()
         if self.shared is not None:
             self.shared.close()
         for snapshot in live:

@@ -28,6 +28,7 @@ from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
 from .dispatch import Dispatcher
 from .ledger import Ledger, NullLedger
 from .line import Line
+from .opinions import Opinions
 from .planner import Planner
 from .providers import get as get_format
 from .providers.base import Target
@@ -95,12 +96,14 @@ class Surroundings:
         ledger: gets one line an attempt.
         hooks: hear of what happens.
         line: where calls wait for a limit.
+        opinions: a function of the program's that classifies requests, if there is one.
         session: a caller's own session to send through.
     """
 
     ledger: Ledger | NullLedger
     hooks: events.Hooks
     line: Line
+    opinions: Opinions
     session: requests.Session | None
 
 
@@ -135,9 +138,8 @@ class Snapshot:
         self.active: set[object] = set()
         catalog = catalog_of(config)
         self.state: State = State(config, catalog, None if previous is None else previous.state)
-        self.planner = Planner(
-            config, catalog, self.state, Classifier.named(config.policy.classifier, config.classifiers)
-        )
+        classifier = Classifier.named(config.policy.classifier, config.classifiers)
+        self.planner = Planner(config, catalog, self.state, classifier, around.opinions)
         self._ways = {name: _way(config, provider) for name, provider in config.providers.items()}
         self.transports = {name: self._transport(name, around.session, previous) for name in config.providers}
         policy = config.policy

@@ -20,7 +20,7 @@ ROWS = [
     {"types", "forks", "greenlets"},
     {"events"},
     {"_checks", "_toml"},
-    {"catalog", "tokens", "classify", "retry", "sse"},
+    {"catalog", "tokens", "classify", "opinions", "retry", "sse"},
     {"config", "prices"},
     {"segments"},
     {"providers", "state", "cache", "ledger", "quality", "budget", "line"},

@@ -516,7 +516,7 @@ def test_a_line_without_messages_is_refused_with_its_number(prompts: Path, text:
 
 def test_the_examples_of_the_page_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "docs/classifiers.md", "exec"), {})
 

@@ -394,6 +394,7 @@ class Policy:
     Attributes:
         fixed_model: turns routing off: this model serves every call, whatever is asked for; empty: routing.
         classifier: the rule set that gives a request its level: a built-in one, or one of ``classifiers``.
+        classifier_timeout: seconds that a function given to the client as classifier may take.
         strategy: how to choose among the endpoints of a model.
         confidence_threshold: under this confidence the standard tier is used.
         quality_floor: the least quality (0..1) a model should have.
@@ -421,6 +422,7 @@ class Policy:
 
     fixed_model: str = field(default="", validator=text(empty=True))
     classifier: str = field(default="five-level", validator=text())
+    classifier_timeout: float = field(default=0.05, validator=_seconds(most=60))
     strategy: str = field(default="latency", validator=one_of(STRATEGIES))
     confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
     quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
