@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -40,22 +39,7 @@ from fastroute.testing import (
 )
 from fastroute.testing._wire import take
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs" / "testing.md"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Provider]:
-    with Provider() as provider:
-        yield provider
-
-
-@pytest.fixture
-def provider(shared: Provider) -> Iterator[Provider]:
-    """One server for most tests, as new for each."""
-    shared.clear_script()
-    shared.clear_requests()
-    yield shared
-    shared.clear_script()
+DOCS = pathlib.Path(__file__).parent.parent.parent / "docs" / "testing.md"
 
 
 # -------------------------------------------------------------------------------------- faults: whole answers

@@ -1,0 +1,258 @@
+"""Budgets: all or nothing, by tag, and what an earlier process had spent."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+import pytest
+from budget_clock import HOUR, NANO, NOON, Clock, Make, Spending, budget, figures, run_all
+
+from fastroute import _core, errors, events
+from fastroute.budget import Budgets, spent_in
+from fastroute.ledger import Ledger
+from fastroute.types import Attempt
+
+
+class TestReserving:
+    def test_the_limit_itself_is_allowed_and_one_more_is_not(self, make: Make) -> None:
+        budgets = make(budget(limit=10))
+        held = budgets.reserve(10 * NANO, {}, 60)
+        with pytest.raises(errors.BudgetExceeded) as caught:
+            budgets.reserve(1, {}, 60)
+        assert str(caught.value) == (
+            "budget all, 2026-11-21: $0 spent and $10 reserved of $10; the call could cost $0.000000001"
+        )
+        assert (caught.value.budget, caught.value.on_breach) == ("all", "refuse")
+        assert (caught.value.status_code, caught.value.retry_after) == (429, 12 * HOUR)
+        held.release()
+        assert budgets.remaining({}) == 10 * NANO
+
+    def test_settling_puts_the_cost_in_place_of_the_estimate(self, make: Make) -> None:
+        budgets = make(budget(limit=10))
+        held = budgets.reserve(6 * NANO, {}, 60)
+        held.sent()
+        held.settle(2 * NANO)
+        held.settle(5 * NANO)
+        held.release()
+        assert figures(budgets) == {("all", None): (2 * NANO, 0)}
+        assert budgets.remaining({}) == 8 * NANO
+
+    def test_an_unknown_cost_keeps_the_estimate(self, make: Make) -> None:
+        budgets = make(budget(limit=10))
+        budgets.reserve(6 * NANO, {}, 60).settle(None)
+        assert figures(budgets) == {("all", None): (6 * NANO, 0)}
+
+    def test_all_or_nothing(self, make: Make) -> None:
+        budgets = make(
+            budget("wide", 100),
+            budget("month", 20, "month"),
+            budget("narrow", 1),
+            budget("last", 50, "total"),
+        )
+        with pytest.raises(errors.BudgetExceeded, match="budget narrow"):
+            budgets.reserve(2 * NANO, {}, 60)
+        assert set(figures(budgets).values()) == {(0, 0)}
+        budgets.reserve(NANO, {}, 60).settle(NANO)
+        assert set(figures(budgets).values()) == {(NANO, 0)}
+        assert budgets.remaining({}) == 0
+
+    def test_one_that_refuses_goes_before_one_that_downgrades(self, make: Make) -> None:
+        cheap, strict = budget("cheap", 1, on_breach="downgrade"), budget("strict", 1)
+        with pytest.raises(errors.BudgetExceeded) as caught:
+            make(cheap, strict).reserve(2 * NANO, {}, 60)
+        assert (caught.value.budget, caught.value.on_breach) == ("strict", "refuse")
+        with pytest.raises(errors.BudgetExceeded) as caught:
+            make(cheap, budget("loose", 5)).reserve(2 * NANO, {}, 60)
+        assert (caught.value.budget, caught.value.on_breach) == ("cheap", "downgrade")
+
+    def test_without_budgets_nothing_is_asked(self, make: Make, spending: Spending) -> None:
+        budgets = make()
+        assert not budgets
+        assert budgets.remaining({}) is None
+        held = budgets.reserve(None, {}, 60)
+        held.sent()
+        held.settle(5)
+        assert spending.asked == []
+
+    def test_a_request_has_a_limit_of_its_own(self, make: Make) -> None:
+        budgets = make(budget("each", 0.5, "request"))
+        budgets.reserve(NANO // 2, {}, 60).settle(NANO)
+        budgets.reserve(NANO // 2, {}, 60)
+        with pytest.raises(
+            errors.BudgetExceeded, match=r"each: the call could cost \$0.500000001, and a req"
+        ):
+            budgets.reserve(NANO // 2 + 1, {}, 60)
+        with pytest.raises(errors.BudgetExceeded, match="price is unknown"):
+            budgets.reserve(None, {}, 60)
+        assert (budgets.remaining({}), budgets.snapshot()) == (NANO // 2, [])
+
+    def test_an_unknown_price_passes_no_hard_budget(self, make: Make) -> None:
+        with pytest.raises(errors.BudgetExceeded, match="the call's price is unknown"):
+            make(budget("soft", hard=False), budget("hard")).reserve(None, {}, 60)
+        soft = make(budget("soft", hard=False))
+        soft.reserve(None, {}, 60).settle(3)
+        assert figures(soft) == {("soft", None): (3, 0)}
+
+    def test_a_soft_budget_lets_in_while_anything_is_left(self, make: Make) -> None:
+        budgets = make(budget(limit=1, hard=False))
+        budgets.reserve(NANO - 1, {}, 60)
+        budgets.reserve(5 * NANO, {}, 60)
+        for unknown_or_not in (1, None):
+            with pytest.raises(errors.BudgetExceeded):
+                budgets.reserve(unknown_or_not, {}, 60)
+        budgets.reserve(1, {}, 60, forced=True)
+        assert budgets.remaining({}) == 0
+
+    def test_force_does_not_open_a_hard_budget(self, make: Make) -> None:
+        with pytest.raises(errors.BudgetExceeded):
+            make(budget(limit=1)).reserve(2 * NANO, {}, 60, forced=True)
+
+    def test_what_costs_nothing_is_always_let_in(self, make: Make, spending: Spending) -> None:
+        spending.nano = 20 * NANO
+        budgets = make(budget(limit=10), budget("none", 0), budget("soft", 1, hard=False))
+        budgets.reserve(0, {}, 60).settle(0)
+        with pytest.raises(errors.BudgetExceeded):
+            budgets.reserve(1, {}, 60)
+
+    def test_an_absurd_worst_case_is_refused_plainly(self, make: Make) -> None:
+        budgets = make(budget(limit=1e9))
+        for amount in (10**18 + 1, 2**63, 10**40):
+            with pytest.raises(errors.BudgetExceeded):
+                budgets.reserve(amount, {}, 60)
+        soft = make(budget("soft", 1, hard=False))
+        soft.reserve(10**40, {}, 60).settle(10**40)
+        assert soft.remaining({}) == 0
+
+    def test_bad_arguments_are_refused(self, make: Make) -> None:
+        budgets = make(budget())
+        for lease in (0, -1, math.inf, math.nan):
+            with pytest.raises(ValueError, match="lease_s"):
+                budgets.reserve(1, {}, lease)
+        with pytest.raises(ValueError, match="amount_nano"):
+            budgets.reserve(-1, {}, 60)
+        with pytest.raises(ValueError, match="cost_nano"):
+            budgets.reserve(1, {}, 60).settle(-1)
+
+    def test_a_breach_is_an_event(self, make: Make, heard: list[events.Event]) -> None:
+        budgets = make(budget("team", 1, per="tag:team", on_breach="downgrade"))
+        with pytest.raises(errors.BudgetExceeded):
+            budgets.reserve(2 * NANO, {"team": "red"}, 60)
+        assert heard == [
+            events.BudgetExceededEvent("team", "red", "2026-11-21", "downgrade", 2 * NANO, 0, 0, NANO)
+        ]
+
+    def test_no_message_shows_what_may_be_a_key(self, make: Make) -> None:
+        budgets = make(budget("user", 1, per="tag:user"))
+        with pytest.raises(errors.BudgetExceeded) as caught:
+            budgets.reserve(2 * NANO, {"user": "sk-abcdef0123456789abcdef"}, 60)
+        assert "abcdef" not in str(caught.value)
+        assert "abcdef" not in repr(budgets.reserve(0, {"user": "sk-abcdef0123456789"}, 60))
+
+
+class TestTags:
+    def test_each_value_has_its_own_and_none_together(self, make: Make, spending: Spending) -> None:
+        budgets = make(budget("team", 1, per="tag:team"))
+        for tags in ({"team": "red"}, {"team": "blue", "other": "x"}, {}):
+            budgets.reserve(NANO, tags, 60)
+            with pytest.raises(errors.BudgetExceeded):
+                budgets.reserve(1, tags, 60)
+        with pytest.raises(errors.BudgetExceeded, match="without team"):
+            budgets.reserve(1, {"team": ""}, 60)
+        assert [tags for _, tags in spending.asked] == [{"team": "red"}, {"team": "blue"}, {"team": ""}]
+        assert {row.value for row in budgets.snapshot()} == {"red", "blue", ""}
+
+    def test_no_room_for_another_value_fails_closed_when_hard(
+        self, make: Make, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for hard in (True, False):
+            budgets = make(budget("team", 1, per="tag:team", hard=hard), segment=_core.Segment(64))
+            refused = []
+            for number in range(80):
+                try:
+                    budgets.reserve(1, {"team": str(number)}, 60).settle(1)
+                except errors.BudgetExceeded as error:
+                    refused.append(str(error))
+            assert (len(refused) > 10) == hard
+            assert all("no room left to count it" in text for text in refused)
+        assert "a call is not counted" in caplog.text
+
+
+class TestBeginning:
+    def test_what_was_spent_before_counts_from_the_first_call(
+        self, make: Make, spending: Spending, clock: Clock
+    ) -> None:
+        spending.nano = 9 * NANO
+        budgets = make(budget(limit=10))
+        with pytest.raises(errors.BudgetExceeded, match=r"\$9 spent and \$0 reserved"):
+            budgets.reserve(2 * NANO, {}, 60)
+        budgets.reserve(NANO, {}, 60)
+        assert spending.asked == [(NOON - 12 * HOUR, {})]
+
+    def test_a_real_ledger_gives_the_sums_back_after_a_restart(self, tmp_path: Path, clock: Clock) -> None:
+        teams = [("red", 3), ("red", 4), ("blue", 5), ("", 6)]
+        with Ledger(tmp_path / "ledger.db") as ledger:
+            for number, (team, cost) in enumerate(teams):
+                ledger.append(
+                    Attempt(
+                        str(number),
+                        "c",
+                        NOON,
+                        "e",
+                        "p",
+                        "m",
+                        cost_nano=cost,
+                        tags={"team": team} if team else {},
+                    )
+                )
+            ledger.append(Attempt("old", "c", NOON - 86_400, "e", "p", "m", cost_nano=100))
+        with Ledger(tmp_path / "ledger.db") as ledger:
+            budgets = Budgets(
+                [budget("team", per="tag:team"), budget("all", window="day"), budget("ever", window="total")],
+                _core.Segment(256),
+                spent_in(ledger),
+                events.Hooks(),
+                now=lambda: clock.time,
+            )
+            for team in ("red", "blue", ""):
+                budgets.reserve(0, {"team": team}, 60).release()
+            assert figures(budgets) == {
+                ("team", "red"): (7, 0),
+                ("team", "blue"): (5, 0),
+                ("team", ""): (6, 0),
+                ("all", None): (18, 0),
+                ("ever", None): (118, 0),
+            }
+
+    def test_threads_that_come_first_together_ask_once(self, make: Make, spending: Spending) -> None:
+        budgets = make(budget(limit=10))
+        barrier = threading.Barrier(16)
+
+        def ask() -> None:
+            barrier.wait()
+            budgets.reserve(1, {}, 60)
+
+        run_all([threading.Thread(target=ask) for _ in range(16)])
+        assert len(spending.asked) == 1
+        assert figures(budgets) == {("all", None): (0, 16)}
+
+    def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(
+        self, make: Make, spending: Spending, clock: Clock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        spending.broken = True
+        hard = make(budget("hard"))
+        for _ in range(2):
+            with pytest.raises(errors.BudgetExceeded, match="cannot be read from the ledger"):
+                hard.reserve(1, {}, 60)
+        assert hard.remaining({}) == 0
+        assert figures(hard) == {("hard", None): (None, None)}
+        assert len(spending.asked) == 1
+        hard.reserve(0, {}, 60)
+        soft = make(budget("soft", hard=False))
+        soft.reserve(1, {}, 60).settle(1)
+        assert soft.remaining({}) is None
+        assert "the disk is gone" in caplog.text
+        spending.broken = False
+        clock.pass_(5)
+        hard.reserve(1, {}, 60)

@@ -1,0 +1,147 @@
+"""Budgets: their configuration, errors and page."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from budget_clock import NANO, Clock, Make, budget
+
+from fastroute import _core, _toml, errors, events
+from fastroute.budget import Budgets, usd
+from fastroute.config import check
+
+# ------------------------------------------------------------------------------------------- configuration
+
+
+def problems(**keys: Any) -> list[str]:
+    table = {"name": "b", "limit": 1, "window": "day", **keys}
+    return problems_of([{key: value for key, value in table.items() if value is not ...}])
+
+
+def problems_of(budgets: Any) -> list[str]:
+    source = {
+        "providers": {"p": {"base_url": "http://localhost:1/v1"}},
+        "endpoints": [{"provider": "p", "model": "gpt-4.1"}],
+        "budgets": budgets,
+    }
+    return list(check(source, environ={}).problems)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"limit": 1e9 + 1}, "budgets[0].limit: 1000000001.0 is out of range"),
+        ({"limit": 2**63}, "budgets[0].limit:"),
+        ({"limit": -1}, "budgets[0].limit: -1 is out of range"),
+        ({"limit": math.nan}, "budgets[0].limit: nan is out of range"),
+        ({"limit": math.inf}, "budgets[0].limit: inf is out of range"),
+        ({"limit": "10"}, "budgets[0].limit: '10' is not a number"),
+        ({"limit": 1e-30}, "budgets[0].limit: 1e-30 is less than can be counted"),
+        ({"limit": True}, "budgets[0].limit: true is not a number"),
+        ({"limit": ...}, "budgets[0].limit: is missing"),
+        ({"window": "week"}, "budgets[0].window: 'week' is none of the words known"),
+        ({"window": ...}, "budgets[0].window: is missing"),
+        ({"timezone": "Europe/Berlim"}, "budgets[0].timezone: 'Europe/Berlim' is no time zone known here"),
+        ({"timezone": "../etc/passwd"}, "budgets[0].timezone:"),
+        ({"timezone": "Europe"}, "budgets[0].timezone:"),
+        ({"per": "team"}, "budgets[0].per: 'team' is nothing to count by"),
+        ({"per": "tag:"}, "budgets[0].per: 'tag:' is nothing to count by"),
+        ({"on_breach": "ignore"}, "budgets[0].on_breach: 'ignore' is none"),
+        ({"hard": 1}, "budgets[0].hard: 1 is neither true nor false"),
+        ({"alerts": [0.5, 1.5]}, "budgets[0].alerts: 1.5 is out of range"),
+        ({"alerts": [0.5, 0.5]}, "budgets[0].alerts: names something twice"),
+        ({"alerts": [x / 10 for x in range(1, 10)]}, "budgets[0].alerts: has 9 entries"),
+        ({"limits": 1}, "budgets[0].limits: unknown key; did you mean limit?"),
+        ({"window": "total", "timezone": "Europe/Berlin"}, "budgets.b.timezone: has no effect"),
+        ({"window": "request", "per": "tag:x"}, "budgets.b.per: has no effect"),
+        ({"window": "request", "alerts": [0.5]}, "budgets.b.alerts: has no effect"),
+        ({"window": "request", "hard": False}, "budgets.b.hard: is false"),
+    ],
+)
+def test_a_bad_budget_is_refused_with_its_path(keys: dict[str, Any], said: str) -> None:
+    found = problems(**keys)
+    assert len(found) == 1
+    assert found[0].startswith(said)
+
+
+def test_names_are_unique_and_all_problems_come_at_once() -> None:
+    one = {"name": "b", "limit": 1, "window": "day"}
+    assert problems_of([one, one]) == ["budgets.b.name: is the name of another budget too, must be unique"]
+    assert problems_of({"b": 1}) == [
+        "budgets: a value of type dict is not a list, must be [[budgets]] for each"
+    ]
+    assert len(problems_of([{}, {**one, "limit": -1, "per": 3}])) == 5
+
+
+def test_the_environment_goes_over_a_budget_by_its_name() -> None:
+    source = {
+        "providers": {"p": {"base_url": "http://localhost:1/v1"}},
+        "endpoints": [{"provider": "p", "model": "gpt-4.1"}],
+        "budgets": [{"name": "daily", "limit": 1, "window": "day"}],
+    }
+    found = check(source, environ={"FASTROUTE_BUDGETS__DAILY__LIMIT": "2.5"})
+    assert found.config is not None
+    assert found.config.budgets[0].limit_nano == 2_500_000_000
+    assert check(source, environ={"FASTROUTE_BUDGETS__NONE__LIMIT": "2"}).problems == (
+        "FASTROUTE_BUDGETS__NONE__LIMIT: names no budget, must name one of the file's by its number or name",
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "nano"),
+    [(0.1, 10**8), (1e9, 10**18), (0, 0), (1e-9, 1), (0.0000000019, 1), (29.99, 29_990_000_000)],
+)
+def test_a_limit_is_whole_nano_dollars(limit: float, nano: int) -> None:
+    assert budget(limit=limit).limit_nano == nano
+
+
+@pytest.mark.parametrize(
+    ("nano", "shown"), [(0, "$0"), (12_500_000, "$0.0125"), (10**18, "$1000000000"), (1, "$0.000000001")]
+)
+def test_dollars_show_every_digit_that_counts(nano: int, shown: str) -> None:
+    assert usd(nano) == shown
+
+
+def test_an_error_survives_pickling(make: Make) -> None:
+    import pickle
+
+    with pytest.raises(errors.BudgetExceeded) as caught:
+        make(budget(limit=1)).reserve(2 * NANO, {}, 60)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.budget, str(copy)) == ("all", str(caught.value))
+
+
+def test_a_hook_that_fails_fails_no_call(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(event: events.Event) -> None:
+        raise RuntimeError("no")
+
+    hooks = events.Hooks()
+    hooks.add(fail)
+    budgets = Budgets([budget(limit=1)], _core.Segment(64), lambda since, tags: 0, hooks)
+    with caplog.at_level(logging.ERROR):
+        budgets.reserve(NANO, {}, 60).settle(NANO)
+    assert budgets.remaining({}) == 0
+    assert "a hook failed" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------- the page
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "budgets.md"
+
+
+def test_the_pages_configurations_are_such() -> None:
+    examples = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    assert [problems_of(_toml.parse(example)["budgets"]) for example in examples] == [[], []]
+
+
+def test_the_pages_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(example, str(PAGE), "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == re.findall(r"print\(.*\) +# (.*)", example)
