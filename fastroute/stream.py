@@ -63,7 +63,13 @@ class StreamReader:
                 parsed = self._events.feed(piece)
             chunks: list[Chunk] = []
             for event in parsed:
-                chunks += decoder.feed(event)
+                try:
+                    chunks += decoder.feed(event)
+                except errors.UpstreamProtocolError:
+                    if not self._ended:
+                        raise
+                    # What the end has cut is no fault of its own: whether enough came before, the decoder says.
+                    break
                 if decoder.done:
                     break
             if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress

@@ -280,6 +280,21 @@ def test_052_an_end_mark_without_its_blank_line(start: Start, spoken: Spoken) ->
     assert text_of(loop.stream()) == "x"
 
 
+@only("openai")
+@pytest.mark.parametrize("left", range(len(b"data: [DONE]")))
+def test_052_a_cut_in_the_end_mark_after_the_last_word_changes_nothing(
+    start: Start, spoken: Spoken, left: int
+) -> None:
+    loop = start(1)
+    mark = framed(spoken.end())
+    body = framed(spoken.begin(), spoken.text("x"), spoken.finish())
+    loop.provider().script(streamed(body + mark[:left]))
+    assert text_of(loop.stream()) == "x"
+    loop.provider().script(streamed(framed(spoken.begin(), spoken.text("x")) + mark[:left]))
+    with pytest.raises(fastroute.StreamTruncated):
+        text_of(loop.stream())
+
+
 def test_053_usage_is_the_last_and_shown_only_to_who_asked(start: Start, spoken: Spoken) -> None:
     style = StreamStyle(usage_in_every_chunk=True)
     plain = Provider(answer=LONG, format=spoken.format)

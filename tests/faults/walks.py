@@ -225,8 +225,7 @@ class Walk:
         head = answer.index(b"\r\n\r\n") + 4
         if partial:
             return {
-                # What a cut in compressed text leaves of an event is no JSON.
-                "cut": fastroute.StreamInterrupted if variant.compressed else fastroute.StreamTruncated,
+                "cut": fastroute.StreamTruncated,
                 "reset": fastroute.StreamInterrupted,
                 "stall": fastroute.StreamStalled,
             }[ending]
