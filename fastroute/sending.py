@@ -19,10 +19,11 @@ from attrs import evolve, frozen
 
 from . import _core, errors, events, forks
 from .budget import Budgets, Reservation
+from .limit_headers import parse_limits
 from .plan import Estimate
 from .providers.base import Format, Target, check_content_type, request_id_of
 from .quality import Rates, Validator
-from .retry import RetryPolicy, Verdict, parse_limits
+from .retry import RetryPolicy, Verdict
 from .state import Endpoint
 from .tokens import OutputHistory
 from .transport import Exchange, Transport

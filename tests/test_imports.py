@@ -19,7 +19,7 @@ ROWS = [
     {"errors", "_core"},
     {"types", "forks", "greenlets"},
     {"events"},
-    {"_checks", "_toml"},
+    {"_checks", "_toml", "limit_headers"},
     {"catalog", "tokens", "classify", "opinions", "retry", "sse"},
     {"config", "prices"},
     {"segments"},

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastroute import errors, retry
+from fastroute import errors, limit_headers
 
 from . import jsontext
 from .base import Target, request_id_of
@@ -215,7 +215,7 @@ def from_response(
     said = lowered.get("x-should-retry")
     if said in ("true", "false"):
         error.should_retry = said == "true"
-    error.retry_after = retry.parse_retry_after(lowered)
+    error.retry_after = limit_headers.parse_retry_after(lowered)
     if error.retry_after is None:
         error.retry_after = _hinted_wait(found, lowered, status)
     return error
@@ -226,18 +226,20 @@ def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float |
     details = error.get("details") if isinstance(error, dict) else None
     if isinstance(details, list):
         for detail in details:
-            delay = retry.parse_duration(detail.get("retryDelay")) if isinstance(detail, dict) else None
+            delay = (
+                limit_headers.parse_duration(detail.get("retryDelay")) if isinstance(detail, dict) else None
+            )
             if delay:
                 return delay
     if status != 429:
         return None
     if headers.get("anthropic-ratelimit-unified-status", "").strip().lower() == "rejected":
         # The limits of a subscription: the moment at which they begin anew, hours away more often than not.
-        now = retry.parse_http_date(headers.get("date"))
-        wait = retry.parse_reset(headers.get("anthropic-ratelimit-unified-reset"), now)
+        now = limit_headers.parse_http_date(headers.get("date"))
+        wait = limit_headers.parse_reset(headers.get("anthropic-ratelimit-unified-reset"), now)
         if wait:
             return wait
-    limits = retry.parse_limits(headers)
+    limits = limit_headers.parse_limits(headers)
     if limits is None:
         return None
     # A reset says when the limit is full again, which is later than when it lets one call in: trusted only

@@ -1,0 +1,281 @@
+"""The headers that speak of waiting and of limits: what is read, and what is none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastroute.limit_headers import (
+    RateLimitHeaders,
+    parse_duration,
+    parse_http_date,
+    parse_limits,
+    parse_reset,
+    parse_retry_after,
+)
+from fastroute.testing import go_duration
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+DATE_WALL = 784111777.0
+LATER = "Sun, 06 Nov 1994 08:49:57 GMT"
+
+# ---------------------------------------------------------------------------------------------- Retry-After
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20", 20), ("20.5", 20.5), (" 20 ", 20), ("61", 61), ("86400", 86400), ("0.25", 0.25)],
+)
+def test_retry_after_in_seconds(text: str, seconds: float) -> None:
+    assert parse_retry_after({"Retry-After": text}) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-10",
+        "0",
+        "0.0",
+        "",
+        "abc",
+        "nan",
+        "inf",
+        "Infinity",
+        "1_000",
+        "٢٠",
+        "20,20",
+        "10, 20",
+        "5;q=1",
+        "9" * 5000,
+        "9" * 13,
+        "+5",
+        "1e3",
+        ".5",
+        "5.",
+        "0x10",
+        "20 s",
+        "\u00a020",
+        "Fri, 31 Feb 2027 00:00:00 GMT",
+        "Sun, 06 Nov 100000 08:49:37 GMT",
+        "Sun, 06 Nov 1994 08:49:37",
+        "Sun, 06 Nov 1994 08:49:37 +0000",
+        "Sun, 06 Nov 1994 25:49:37 GMT",
+        "Sun, 06 Nov 0000 08:49:37 GMT",
+        "Sat, 05 Nov 1994 08:49:37 GMT",
+    ],
+)
+def test_retry_after_that_is_not_understood_is_no_answer(text: str) -> None:
+    assert parse_retry_after({"retry-after": text, "date": DATE}) is None
+
+
+def test_a_date_is_compared_with_the_response_and_not_with_our_clock() -> None:
+    headers = {"Retry-After": LATER, "Date": DATE}
+    assert parse_retry_after(headers, now_wall=DATE_WALL + 3600) == 20
+    assert parse_retry_after({"Retry-After": LATER}, now_wall=DATE_WALL + 5) == 15
+    assert parse_retry_after({"Retry-After": LATER}) is None
+    assert parse_retry_after({"Retry-After": LATER, "Date": "rubbish"}, now_wall=DATE_WALL) == 20
+
+
+def test_milliseconds_come_first_and_what_is_not_understood_is_passed_over() -> None:
+    headers = {"Retry-After": "30", "retry-after-ms": "500", "x-ms-retry-after-ms": "700"}
+    assert parse_retry_after(headers) == 0.5
+    assert parse_retry_after({**headers, "retry-after-ms": "soon"}) == 0.7
+    assert parse_retry_after({**headers, "retry-after-ms": "0", "x-ms-retry-after-ms": "-1"}) == 30
+
+
+def test_http_date() -> None:
+    assert parse_http_date(DATE) == DATE_WALL
+
+
+NAMES = st.sampled_from(
+    [
+        "retry-after",
+        "retry-after-ms",
+        "x-ms-retry-after-ms",
+        "date",
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+        "x-ratelimit-remaining-tokens",
+        "x-ratelimit-reset-tokens",
+        "anthropic-ratelimit-tokens-remaining",
+        "anthropic-ratelimit-tokens-reset",
+    ]
+)
+VALUES = st.one_of(
+    st.text(),
+    st.from_regex(r"-?[0-9]{1,30}(\.[0-9]{1,5})?(s|ms|h)?", fullmatch=True),
+    st.datetimes().map(lambda moment: moment.isoformat() + "Z"),
+    st.sampled_from([DATE, "9" * 5000, "1h" * 50]),
+)
+
+
+@given(st.dictionaries(NAMES, VALUES), st.none() | st.floats(allow_nan=False, allow_infinity=False))
+def test_no_header_raises_or_gives_a_time_below_zero(headers: dict[str, str], now: float | None) -> None:
+    wait = parse_retry_after(headers, now)
+    assert wait is None or wait > 0
+    limits = parse_limits(headers, now)
+    if limits is not None:
+        for name in ("remaining_requests", "remaining_tokens", "reset_requests", "reset_tokens"):
+            assert getattr(limits, name) is None or getattr(limits, name) >= 0
+    for value in headers.values():
+        assert (parse_reset(value, now) or 0.0) >= 0
+        assert (parse_duration(value) or 0.0) >= 0
+
+
+# ------------------------------------------------------------------------------------------------ durations
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("6m0s", 360),
+        ("1s", 1),
+        ("12ms", 0.012),
+        ("1m30.951s", 90.951),
+        ("1h2m3s", 3723),
+        ("6m", 360),
+        ("1.5h", 5400),
+        ("3us", 3e-6),
+        ("3µs", 3e-6),
+        ("3μs", 3e-6),
+        ("7ns", 7e-9),
+        ("34.07s", 34.07),
+        ("0s", 0),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-5s",
+        "1.5.2s",
+        "m",
+        "",
+        "5",
+        "s",
+        ".5s",
+        "5.s",
+        "1 s",
+        "1S",
+        "1d",
+        "+1s",
+        "1_0s",
+        "٢s",
+        "1s ",
+        "9" * 13 + "s",
+        None,
+        5,
+    ],
+)
+def test_what_is_no_duration(text: object) -> None:
+    assert parse_duration(text) is None
+
+
+@given(st.integers(0, 10**14))
+def test_durations_are_read_as_they_were_written(milliseconds: int) -> None:
+    assert parse_duration(go_duration(milliseconds / 1000)) == milliseconds / 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1994-11-06T08:49:57Z", 20),
+        ("1994-11-06T08:49:37.500Z", 0.5),
+        ("1994-11-06T09:49:57+01:00", 20),
+        ("1994-11-06t03:49:57-05:00", 20),
+        ("1994-11-06T08:49:36Z", 0),
+        ("1994-13-06T08:49:36Z", None),
+        ("1994-11-06T08:49:57", None),
+        ("1994-11-06T08:49:57+24:00", None),
+        ("17", 17),
+        ("17.5", 17.5),
+        ("6m0s", 360),
+        ("-1", None),
+        ("", None),
+        ("soon", None),
+    ],
+)
+def test_resets(text: str, seconds: float | None) -> None:
+    assert parse_reset(text, DATE_WALL) == seconds
+
+
+def test_a_reset_that_is_a_time_needs_a_clock() -> None:
+    assert parse_reset("1994-11-06T08:49:57Z") is None
+    assert parse_reset("1755780059", 1755780000.0) == 59
+    assert parse_reset("1755780059") is None
+
+
+# --------------------------------------------------------------------------------------------------- limits
+
+
+def test_limits_of_openai() -> None:
+    limits = parse_limits(
+        {
+            "X-Ratelimit-Limit-Requests": "10000",
+            "X-RateLimit-Remaining-Requests": "9000",
+            "x-ratelimit-reset-requests": "6s",
+            "x-ratelimit-limit-tokens": "200000",
+            "x-ratelimit-remaining-tokens": "0",
+            "x-ratelimit-reset-tokens": "1m0s",
+        }
+    )
+    assert limits == RateLimitHeaders(10000, 9000, 6.0, 200000, 0, 60.0)
+
+
+def test_limits_of_anthropic_by_the_response_s_clock() -> None:
+    limits = parse_limits(
+        {
+            "date": DATE,
+            "anthropic-ratelimit-requests-limit": "50",
+            "anthropic-ratelimit-requests-remaining": "49",
+            "anthropic-ratelimit-requests-reset": "1994-11-06T08:49:36Z",
+            "anthropic-ratelimit-tokens-limit": "40000",
+            "anthropic-ratelimit-tokens-remaining": "30000",
+            "anthropic-ratelimit-tokens-reset": "1994-11-06T08:49:47Z",
+        },
+        now_wall=5.0,
+    )
+    assert limits == RateLimitHeaders(50, 49, 0.0, 40000, 30000, 10.0)
+
+
+@pytest.mark.parametrize("unknown", ["-1", "0"])
+def test_what_azure_sends_when_it_does_not_know(unknown: str) -> None:
+    limits = parse_limits(
+        {"x-ratelimit-remaining-tokens": unknown, "x-ratelimit-remaining-requests": unknown}
+    )
+    assert limits is None or (limits.remaining_tokens is None and limits.remaining_requests is None)
+    limits = parse_limits({"x-ratelimit-limit-tokens": unknown, "x-ratelimit-remaining-tokens": "5"})
+    assert limits is None or limits.remaining_tokens is None
+
+
+@pytest.mark.parametrize("remaining", ["14399", "14370", "100"])
+def test_requests_per_day_do_not_pace_minutes(remaining: str) -> None:
+    used = 14400 - int(remaining)
+    limits = parse_limits(
+        {
+            "x-ratelimit-limit-requests": "14400",
+            "x-ratelimit-remaining-requests": remaining,
+            "x-ratelimit-reset-requests": go_duration(used * 6.0),
+            "x-ratelimit-limit-tokens": "18000",
+            "x-ratelimit-remaining-tokens": "17000",
+            "x-ratelimit-reset-tokens": "3.33s",
+        }
+    )
+    assert limits is not None
+    assert limits.daily_requests
+    assert limits.remaining_requests is None
+    assert limits.remaining_tokens == 17000
+
+
+@pytest.mark.parametrize("text", ["10, 20", "ten", "1_0", "٣", "9" * 40, "1.5"])
+def test_counts_that_are_none(text: str) -> None:
+    assert parse_limits({"x-ratelimit-remaining-requests": text}) is None
+
+
+def test_no_limits_at_all() -> None:
+    assert parse_limits({"content-type": "application/json"}) is None
