@@ -1,12 +1,12 @@
 """The configuration as values: every key with its type, default, check and meaning.
 
-Owns what a single key may be. How tables come in is `source`, how keys must fit each other `relations`.
+Owns which keys there are and which check each has; the checks that are one key's own are `values`. How tables
+come in is `source`, how keys must fit each other `relations`.
 All values are frozen; times are in seconds, money is in USD, sizes in bytes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from types import MappingProxyType
@@ -15,12 +15,12 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import optional
 
-from fastroute._checks import Validator, flag, mapping_of, number, one_of, sequence_of, show, text, whole
+from fastroute._checks import flag, mapping_of, number, one_of, sequence_of, text, whole
 from fastroute.catalog import ModelOverride
 from fastroute.classify import RuleSet
-from fastroute.types import PRIORITIES
 
-from .urls import check_redis_url, local_part
+from . import values
+from .urls import local_part
 
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -49,152 +49,7 @@ AUTO = "auto"
 MOST_IN_FLIGHT = 4096
 MOST_PER_MINUTE = 1_000_000_000
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|v1|latest|preview")
-_SECRET_HEADERS = frozenset(
-    {
-        "authorization",
-        "proxy-authorization",
-        "x-api-key",
-        "api-key",
-        "x-goog-api-key",
-        "cookie",
-        "x-amz-security-token",
-    }
-)
-_OWN_HEADERS = frozenset(
-    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
-)
 _MOST = 2**31 - 1
-
-
-# ------------------------------------------------------------------------------------------ checks of keys
-
-
-def _seconds(*, zero: bool = False, most: float = 86_400) -> Validator:
-    return number(least=0, most=most, unit="seconds") if zero else number(above=0, most=most, unit="seconds")
-
-
-def name(instance: Any, attribute: Any, value: Any) -> None:
-    """A name as callers and providers write it: letters, digits and ``._:/@+-``."""
-    text()(instance, attribute, value)
-    if len(value) > 200 or not _NAME.fullmatch(value):
-        raise ValueError(f"{show(value)} is no usable name, must be letters, digits and any of . _ : / @ + -")
-
-
-def _variable(instance: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, str) or (value and not _VARIABLE.fullmatch(value)):
-        # Somebody may have put the key itself here, so the value is never repeated.
-        raise ValueError("is not the name of an environment variable, must be like OPENAI_API_KEY")
-
-
-def _headers(instance: Any, attribute: Any, value: Any) -> None:
-    mapping_of(_header_value)(instance, attribute, value)
-    for header in value:
-        if not _HEADER.fullmatch(header):
-            raise ValueError(f"{show(header)} is no header name, must be letters, digits and dashes")
-        if header.lower() in _SECRET_HEADERS:
-            raise ValueError(f"{header} carries a key, must not be set here: use api_key_env or api_key_file")
-        if header.lower() in _OWN_HEADERS:
-            raise ValueError(f"{header} is set by fastroute itself, must be left out")
-
-
-def _header_value(instance: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, str) or any(not " " <= char <= "~" for char in value):
-        raise ValueError("has a value that a header cannot carry, must be a string of printable ASCII")
-
-
-def _api_version(instance: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, str) or not _API_VERSION.fullmatch(value):
-        raise ValueError(f"{show(value)} is no version of Azure's API, must be like 2024-10-21")
-
-
-def _proxy(instance: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]+", value):
-        # It may hold a password, so it is not repeated.
-        raise ValueError("is no proxy's address, must be like http://proxy.example.com:3128")
-
-
-def _scope(instance: Any, attribute: Any, value: Any) -> None:
-    if value == "all":
-        return
-    if isinstance(value, str):
-        raise ValueError(f'{show(value)} is no scope, must be "all" or a list of tag names')
-    sequence_of(text())(instance, attribute, value)
-
-
-def _state(instance: Any, attribute: Any, value: Any) -> None:
-    text()(instance, attribute, value)
-    if value == "memory" or re.fullmatch(r"machine(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?", value):
-        return
-    if value.startswith("/") and not value.endswith("/") and "\0" not in value:
-        return
-    if value.startswith(("redis:", "rediss:", "unix:")):
-        check_redis_url(value)
-        return
-    raise ValueError(
-        f'{show(value)} is no state, must be "memory", "machine", "machine:NAME" (letters, digits, ".", "_", '
-        '"-"), the absolute path of a file, or redis://HOST:PORT/0'
-    )
-
-
-def _ledger(instance: Any, attribute: Any, value: Any) -> None:
-    text(empty=True)(instance, attribute, value)
-    scheme, separator, rest = value.partition("://")
-    if not separator:
-        return
-    if scheme not in ("postgresql", "postgres"):
-        raise ValueError('is an address of no kind known here, must be a file, postgresql://… or "" for none')
-    # It may hold a password, so it is not repeated.
-    address, _, parameters = rest.partition("?")
-    user, at, _ = address.partition("/")[0].rpartition("@")
-    if (at and ":" in user) or re.search(r"(?:^|&)(?:ssl)?password=", parameters):
-        raise ValueError(
-            "holds a password, must not: set PGPASSWORD, or name a file of passwords in PGPASSFILE or with "
-            "passfile="
-        )
-
-
-def _dollars(instance: Any, attribute: Any, value: Any) -> None:
-    number(least=0, most=1e9, unit="USD")(instance, attribute, value)
-    if 0 < value < 1e-9:
-        raise ValueError(f"{show(value)} is less than can be counted, must be 0 or at least 1e-9 (USD)")
-
-
-def _zone(instance: Any, attribute: Any, value: Any) -> None:
-    text()(instance, attribute, value)
-    if value == "UTC":
-        return
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
-    try:
-        ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(
-            f"{show(value)} is no time zone known here, must be like Europe/Berlin "
-            "(where the system has no list of them, the tzdata package brings one)"
-        ) from None
-
-
-def _per(instance: Any, attribute: Any, value: Any) -> None:
-    text(empty=True)(instance, attribute, value)
-    if value and not (value.startswith("tag:") and len(value) > len("tag:")):
-        raise ValueError(f'{show(value)} is nothing to count by, must be "" or "tag:NAME"')
-
-
-def _alerts(instance: Any, attribute: Any, value: Any) -> None:
-    sequence_of(number(above=0, most=1))(instance, attribute, value)
-    if len(value) > 8:
-        raise ValueError(f"has {len(value)} entries, must have at most 8")
-
-
-def _shares(instance: Any, attribute: Any, value: Any) -> None:
-    mapping_of(number(above=0, most=1))(instance, attribute, value)
-    for name in value:
-        if name not in PRIORITIES:
-            raise ValueError(f"has {show(name)}, which is no class; there are {', '.join(PRIORITIES)}")
 
 
 def _limit(most: int = MOST_PER_MINUTE, least: int = 0) -> Any:
@@ -219,11 +74,11 @@ class CacheConfig:
     """
 
     enabled: bool = field(default=True, validator=flag)
-    ttl: float = field(default=3600.0, validator=_seconds(most=31_536_000))
+    ttl: float = field(default=3600.0, validator=values.seconds(most=31_536_000))
     max_entries: int = field(default=10_000, validator=whole(least=1, most=_MOST))
     max_bytes: int = field(default=64 * 1024 * 1024, validator=whole(least=1, most=2**40))
     max_entry_bytes: int = field(default=1024 * 1024, validator=whole(least=1, most=2**40))
-    scope: tuple[str, ...] | str = field(default="all", validator=_scope)
+    scope: tuple[str, ...] | str = field(default="all", validator=values.scope)
 
 
 @frozen
@@ -252,21 +107,21 @@ class ProviderConfig:
 
     base_url: str = field(validator=text())
     format: str = field(default="openai", validator=text())
-    api_version: str | None = field(default=None, validator=optional(_api_version))
-    api_key_env: str = field(default="", validator=_variable)
+    api_version: str | None = field(default=None, validator=optional(values.api_version))
+    api_key_env: str = field(default="", validator=values.variable)
     api_key_file: str = field(default="", validator=text(empty=True))
     rpm: int | None = _limit()
     tpm: int | None = _limit()
     burst: int | None = _limit()
     token_burst: int | None = _limit()
     max_in_flight: int = field(default=200, validator=whole(least=0, most=MOST_IN_FLIGHT))
-    headers: Mapping[str, str] = field(factory=dict, validator=_headers, repr=False)
-    proxy: str | None = field(default=None, validator=optional(_proxy), repr=False)
+    headers: Mapping[str, str] = field(factory=dict, validator=values.headers, repr=False)
+    proxy: str | None = field(default=None, validator=optional(values.proxy), repr=False)
     ca_bundle: str | None = field(default=None, validator=optional(text()))
     allow_http: bool = field(default=False, validator=flag)
     allow_private_hosts: bool = field(default=False, validator=flag)
-    timeout: float | None = field(default=None, validator=optional(_seconds()))
-    connect_timeout: float | None = field(default=None, validator=optional(_seconds()))
+    timeout: float | None = field(default=None, validator=optional(values.seconds()))
+    connect_timeout: float | None = field(default=None, validator=optional(values.seconds()))
 
 
 @frozen
@@ -283,7 +138,7 @@ class EndpointConfig:
     """
 
     provider: str = field(validator=text())
-    model: str = field(validator=name)
+    model: str = field(validator=values.name)
     upstream: str = field(validator=text())
     name: str = field(validator=text())
     weight: float = field(default=1.0, validator=number(least=0, most=1_000_000))
@@ -339,13 +194,13 @@ class BreakerConfig:
     failures: int = field(default=5, validator=whole(least=1, most=255))
     rate: float = field(default=0.5, validator=number(above=0, most=1))
     min_calls: int = field(default=20, validator=whole(least=1, most=10_000))
-    window: float = field(default=30.0, validator=_seconds(most=3600))
-    open: float = field(default=5.0, validator=_seconds(most=3600))
-    max_open: float = field(default=300.0, validator=_seconds())
-    reset: float = field(default=60.0, validator=_seconds())
-    probe_lease: float = field(default=35.0, validator=_seconds(most=3600))
+    window: float = field(default=30.0, validator=values.seconds(most=3600))
+    open: float = field(default=5.0, validator=values.seconds(most=3600))
+    max_open: float = field(default=300.0, validator=values.seconds())
+    reset: float = field(default=60.0, validator=values.seconds())
+    probe_lease: float = field(default=35.0, validator=values.seconds(most=3600))
     probes_to_close: int = field(default=2, validator=whole(least=1, most=100))
-    ramp: float = field(default=10.0, validator=_seconds(zero=True, most=3600))
+    ramp: float = field(default=10.0, validator=values.seconds(zero=True, most=3600))
 
 
 @frozen
@@ -366,15 +221,15 @@ class BudgetConfig:
             classes not named may use all of it.
     """
 
-    name: str = field(validator=name)
-    limit: float = field(validator=_dollars)
+    name: str = field(validator=values.name)
+    limit: float = field(validator=values.dollars)
     window: str = field(validator=one_of(BUDGET_WINDOWS))
-    timezone: str = field(default="UTC", validator=_zone)
-    per: str = field(default="", validator=_per)
+    timezone: str = field(default="UTC", validator=values.zone)
+    per: str = field(default="", validator=values.per)
     on_breach: str = field(default="refuse", validator=one_of(ON_BREACH))
     hard: bool = field(default=True, validator=flag)
-    alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=_alerts)
-    shares: Mapping[str, float] = field(factory=dict, validator=_shares)
+    alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=values.alerts)
+    shares: Mapping[str, float] = field(factory=dict, validator=values.shares)
 
     @property
     def limit_nano(self) -> int:
@@ -422,30 +277,30 @@ class Policy:
 
     fixed_model: str = field(default="", validator=text(empty=True))
     classifier: str = field(default="five-level", validator=text())
-    classifier_timeout: float = field(default=0.05, validator=_seconds(most=60))
+    classifier_timeout: float = field(default=0.05, validator=values.seconds(most=60))
     strategy: str = field(default="latency", validator=one_of(STRATEGIES))
     confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
     quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
-    max_latency: float | None = field(default=None, validator=optional(_seconds()))
+    max_latency: float | None = field(default=None, validator=optional(values.seconds()))
     price_ceiling: float | None = field(
         default=None, validator=optional(number(least=0, most=1e6, unit="USD"))
     )
     max_cost: float | None = field(default=None, validator=optional(number(least=0, most=1e6, unit="USD")))
     classes: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
     max_attempts: int = field(default=3, validator=whole(least=1, most=100))
-    backoff_base: float = field(default=0.5, validator=_seconds(most=3600))
-    backoff_cap: float = field(default=8.0, validator=_seconds(most=3600))
-    throttle_base: float = field(default=1.0, validator=_seconds(most=3600))
-    throttle_cap: float = field(default=20.0, validator=_seconds(most=3600))
-    max_retry_after: float = field(default=60.0, validator=_seconds(zero=True, most=3600))
+    backoff_base: float = field(default=0.5, validator=values.seconds(most=3600))
+    backoff_cap: float = field(default=8.0, validator=values.seconds(most=3600))
+    throttle_base: float = field(default=1.0, validator=values.seconds(most=3600))
+    throttle_cap: float = field(default=20.0, validator=values.seconds(most=3600))
+    max_retry_after: float = field(default=60.0, validator=values.seconds(zero=True, most=3600))
     max_in_flight: int | None = _limit(MOST_IN_FLIGHT, least=1)
     adaptive: bool = field(default=False, validator=flag)
-    queue_timeout: float = field(default=30.0, validator=_seconds(zero=True))
+    queue_timeout: float = field(default=30.0, validator=values.seconds(zero=True))
     max_queue: int = field(default=1000, validator=whole(least=0, most=1_000_000))
-    timeout_base: float = field(default=30.0, validator=_seconds())
-    timeout_per_1k: float = field(default=10.0, validator=_seconds(zero=True))
-    idle_timeout: float = field(default=30.0, validator=_seconds(most=3600))
-    ping_timeout: float = field(default=120.0, validator=_seconds(most=3600))
+    timeout_base: float = field(default=30.0, validator=values.seconds())
+    timeout_per_1k: float = field(default=10.0, validator=values.seconds(zero=True))
+    idle_timeout: float = field(default=30.0, validator=values.seconds(most=3600))
+    ping_timeout: float = field(default=120.0, validator=values.seconds(most=3600))
     cascade: bool = field(default=True, validator=flag)
     fallback_on_404: bool = field(default=False, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)
@@ -505,13 +360,13 @@ class Config:
     """
 
     default_model: str = field(default=AUTO, validator=text())
-    state: str = field(default="memory", validator=_state)
-    ledger: str = field(default="fastroute.db", validator=_ledger)
+    state: str = field(default="memory", validator=values.state)
+    ledger: str = field(default="fastroute.db", validator=values.ledger)
     ledger_durability: str = field(default="process", validator=one_of(DURABILITIES))
     ledger_journal: str = field(default="", validator=text(empty=True))
     ledger_wal: str = field(default="auto", validator=one_of(LEDGER_WALS))
-    timeout: float = field(default=600.0, validator=_seconds())
-    connect_timeout: float = field(default=5.0, validator=_seconds(most=3600))
+    timeout: float = field(default=600.0, validator=values.seconds())
+    connect_timeout: float = field(default=5.0, validator=values.seconds(most=3600))
     max_response_bytes: int = field(default=32 * 1024 * 1024, validator=whole(least=1, most=2**40))
     workers: int = field(default=32, validator=whole(least=1, most=4096))
     max_pending: int = field(default=1000, validator=whole(least=0, most=_MOST))
