@@ -23,7 +23,7 @@ import cachetools
 import orjson
 
 from . import errors
-from .types import Completion, Request
+from .types import REQUEST_ID_TAG, Completion, Request
 
 _KEPT_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 _MAX_LEADERS = 2  # failed leaders that one follower sees before it gives up itself
@@ -54,7 +54,7 @@ class Cache:
         ttl: seconds an answer stays, give or take a tenth, so that entries made together do not end together.
         max_entries, max_bytes: bounds; the least recently used go first.
         max_entry_bytes: a larger answer is not kept.
-        scope: the tags that keep answers apart, or ``all``.
+        scope: the tags that keep answers apart, or ``all`` but that of a request's id.
 
     Thread safety: all methods; the lock is never held while a call is made.
     """
@@ -91,7 +91,8 @@ class Cache:
         """
         options = request.options
         try:
-            scope = _canonical(self._tags(options.tags)) if options.tags else b""
+            tags = self._tags(options.tags) if options.tags else None
+            scope = _canonical(tags) if tags else b""
             body = _canonical(
                 [
                     request.model,
@@ -253,7 +254,12 @@ class Cache:
 
     def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:
         if self._scope == "all":
-            return tags
+            # An id that every call has of its own would make each of them a miss.
+            return (
+                {name: tags[name] for name in tags if name != REQUEST_ID_TAG}
+                if REQUEST_ID_TAG in tags
+                else tags
+            )
         return {name: tags[name] for name in self._scope if name in tags}
 
     def _keep(self, key: bytes, completion: Completion) -> None:

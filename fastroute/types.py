@@ -61,6 +61,8 @@ class _Open:
 
 
 PRIORITIES = ("high", "normal", "low")
+REQUEST_ID_TAG = "client_request_id"
+"""A tag that tells single calls apart, for the ledger; it says nothing of whose they are."""
 
 
 @frozen
@@ -68,7 +70,8 @@ class RouteOptions:
     """The routing words of one call (the ``route=`` mapping), checked.
 
     Attributes:
-        tags: free labels for the ledger; they also keep cached answers of different tags apart.
+        tags: free labels for the ledger; all but `REQUEST_ID_TAG` also keep cached answers of different tags
+            apart.
         tier: serve from this tier whatever the classifier says.
         quality: the least quality (0..1) a model may have.
         max_cost: USD the whole call may cost by estimate.

@@ -98,6 +98,13 @@ def test_the_scope_can_be_narrowed_to_the_tags_that_matter() -> None:
     assert cache.key(one) != cache.key(request(tags={"tenant": "b", "page": "1"}))
 
 
+def test_a_requests_own_id_is_no_part_of_the_scope_unless_it_is_named() -> None:
+    one, two = request(tags={"client_request_id": "1"}), request(tags={"client_request_id": "2"})
+    assert Cache().key(one) == Cache().key(two) == Cache().key(request())
+    named = Cache(scope=("client_request_id",))
+    assert named.key(one) != named.key(two)
+
+
 def test_another_configuration_has_other_keys() -> None:
     assert Cache().key(request(), b"a") != Cache().key(request(), b"b")
 

@@ -526,3 +526,15 @@ def test_the_page_names_every_command_and_option(name: str) -> None:
     }
     assert documented == options
     assert f"fastroute {name}" in page[name]
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_serve_says_where_calls_and_figures_are(
+    host: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastroute.cli.serve import _announce
+
+    _announce(host, 8080)
+    said = capsys.readouterr()
+    assert f"http://{shown}:8080/v1 " in said.out + said.err
+    assert f"http://{shown}:8080/admin " in said.out + said.err

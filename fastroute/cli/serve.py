@@ -100,6 +100,7 @@ def is_loopback(host: str) -> bool:
 def _announce(host: str, port: int) -> None:
     shown = f"[{host}]" if ":" in host else host
     dim(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
+    dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")
 
 
 def serve(

@@ -34,6 +34,7 @@ from fastroute.budget import spent_in
 from fastroute.client import Client
 from fastroute.config import Config
 from fastroute.stream import Stream
+from fastroute.types import REQUEST_ID_TAG
 
 from . import body as bodies
 from . import page, stats
@@ -46,7 +47,7 @@ from .answers import (
     json_answer,
     stream_answer,
 )
-from .keyring import Keyring, Throttle
+from .keyring import Keyring, Lookout, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, Limits, tokens_of
 from .models import Served
@@ -89,7 +90,7 @@ class Gateway:
         metrics: bool = True,
     ) -> None:
         self.client = client
-        self._keyring = None if keys is None else Keyring(keys)
+        self._keys: Keyring | Lookout = Lookout(KeyFile(DEFAULT_FILE)) if keys is None else Keyring(keys)
         self._allow_anonymous = allow_anonymous
         segment = client._router.snapshot.state.segment
         self._limits = Limits(segment)
@@ -118,7 +119,7 @@ class Gateway:
     @property
     def needs_keys(self) -> bool:
         """Whether callers are told apart by keys."""
-        return self._keyring is not None
+        return self._keyring() is not None
 
     def close(self) -> None:
         """Closes the client."""
@@ -157,9 +158,16 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------------- callers
 
+    def _keyring(self) -> Keyring | None:
+        """The keys that there are; None while there is no file of them."""
+        if isinstance(self._keys, Lookout):
+            self._keys = self._keys.look() or self._keys
+        return self._keys if isinstance(self._keys, Keyring) else None
+
     def _caller(self, environ: Environ, *, admin: bool = False) -> Caller:
         """Who sends the request; the body has not been touched yet."""
-        if self._keyring is None:
+        keyring = self._keyring()
+        if keyring is None:
             if admin:
                 raise Refusal(403, "this needs an admin key: fastroute keys create NAME --admin", "no_keys")
             self._check_local(environ)
@@ -169,7 +177,7 @@ class Gateway:
         token = match[1].encode() if match else b""
         if admin and match is None:
             token = _password(header)
-        caller = self._keyring.find(token)
+        caller = keyring.find(token)
         if caller is None:
             wait = self._throttle.wrong(str(environ.get("REMOTE_ADDR", ""))) if header else 0.0
             if wait:
@@ -248,7 +256,7 @@ class Gateway:
         tags = {name: value for name, value in given.items() if name not in RESERVED_TAGS}
         client_id = environ.get("HTTP_X_REQUEST_ID", "")
         if _CLIENT_ID.fullmatch(client_id):
-            tags["client_request_id"] = client_id
+            tags[REQUEST_ID_TAG] = client_id
         tags.update(caller.tags)
         if caller.name:
             tags["key"] = caller.name
@@ -301,7 +309,8 @@ class Gateway:
 
     def _stats(self, environ: Environ, path: str) -> Answer:
         self._caller(environ, admin=True)
-        callers = () if self._keyring is None else self._keyring.callers
+        keyring = self._keyring()
+        callers = () if keyring is None else keyring.callers
         return json_answer(self._figures.collect(self._budgets.snapshot(callers)))
 
 
@@ -364,7 +373,7 @@ def create_app(
         config: as for `fastroute.Client`, which is made of it.
         client: a client to use instead; it stays its owner's to close.
         keys: the file of caller keys that ``fastroute keys`` makes. Default: ``fastroute-keys.db`` in the
-            working directory, if there is one.
+            working directory, from the moment there is one.
         pepper_env: the environment variable with the keys' pepper, where it is not in ``KEYS.pepper``.
         allow_anonymous: without keys, serve everybody and not only this machine's own programs.
         metrics: whether ``/metrics`` is served.

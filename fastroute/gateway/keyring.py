@@ -1,6 +1,6 @@
 """Whose key a request carries: the keys in memory, kept up with their file.
 
-Owns the look-up and how soon a change of the file counts; the file is `keys.py`. The whole table is in
+Owns the look-up and how soon the file and its changes count; the file is `keys.py`. The whole table is in
 memory, so a key that is not known costs one hash and one look-up, whoever sends it and however often: there
 is no cache of answers that could grow, be poisoned, or keep a revoked key alive.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import os
 import threading
 import time
@@ -116,6 +117,47 @@ class Keyring:
             self._read_at = at
         except (OSError, sqlite3.Error, errors.ConfigError) as error:
             log.error("the keys cannot be read, those known go on for %g s: %s", _UNREADABLE_FOR, error)
+
+
+class Lookout:
+    """Looks for a file of keys that is not there yet.
+
+    Whoever makes the first key of a gateway that is running means it to count, and a restart would take it
+    up too; so from then on callers need one.
+
+    Args:
+        file: where the keys would be.
+        clock: seconds, for when to look again.
+
+    Thread safety: all methods; two threads may find it at once, and then have a keyring each.
+    """
+
+    def __init__(self, file: KeyFile, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._clock = clock
+        self._looked = -math.inf
+
+    def look(self) -> Keyring | None:
+        """The keys, once there is a file; looks once a second.
+
+        Raises:
+            KeysUnavailable: there is one, and it cannot be used: nobody is served on without keys then.
+        """
+        at = self._clock()
+        if at - self._looked < _LOOK_AGAIN:
+            return None
+        if os.path.lexists(self._file.path):
+            import sqlite3
+
+            try:
+                keyring = Keyring(self._file, clock=self._clock)
+            except (OSError, sqlite3.Error, errors.ConfigError) as error:
+                log.error("the file of keys that was found cannot be used: %s", error)
+                raise KeysUnavailable("the keys cannot be checked at present") from None
+            log.warning("keys were found in %s: from now on callers need one", self._file.path)
+            return keyring
+        self._looked = at
+        return None
 
 
 class Throttle:

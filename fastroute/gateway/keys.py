@@ -26,6 +26,7 @@ from attrs import field, frozen
 
 from fastroute import errors
 from fastroute.config import BudgetConfig
+from fastroute.types import REQUEST_ID_TAG
 
 if TYPE_CHECKING:
     import sqlite3
@@ -41,7 +42,7 @@ _VERSION = 1
 _BUSY = 0.5  # seconds to wait for another who has the file; a call may be waiting for this one
 _MOST_PER_MINUTE = 1_000_000_000
 _WINDOWS = ("day", "month", "total")
-RESERVED_TAGS = frozenset({"key", "client_request_id"})
+RESERVED_TAGS = frozenset({"key", REQUEST_ID_TAG})
 
 # One pepper, and a key of its own for every purpose: what is known of one says nothing about another.
 _FOR_TOKENS = b"fastroute caller key, version 1"

@@ -16,7 +16,7 @@ import pytest
 from gateways import HELLO, Served, error_of
 
 from fastroute import errors
-from fastroute.gateway.keyring import Keyring, KeysUnavailable, Throttle
+from fastroute.gateway.keyring import Keyring, KeysUnavailable, Lookout, Throttle
 from fastroute.gateway.keys import Caller, KeyFile, budgets_of, describe
 from fastroute.gateway.limits import Limits
 from fastroute.testing import Answer
@@ -346,15 +346,15 @@ def test_a_revoked_key_is_refused_while_the_gateway_runs(serve: Serve) -> None:
     served = serve()
     assert served.post().status_code == 200
     served.keys.revoke("web")
-    served.app._keyring._looked -= 1.0  # a second later
+    served.app._keys._looked -= 1.0  # a second later
     assert served.post().status_code == 401
 
 
 def test_while_keys_cannot_be_checked_calls_wait(serve: Serve) -> None:
     served = serve()
     os.unlink(served.keys.path)
-    served.app._keyring._looked -= 61.0
-    served.app._keyring._read_at -= 61.0
+    served.app._keys._looked -= 61.0
+    served.app._keys._read_at -= 61.0
     response = served.post()
     assert response.status_code == 503
     assert "keys.db" not in response.text
@@ -371,7 +371,7 @@ def test_a_keys_requests_a_minute(serve: Serve) -> None:
     assert 1 <= int(response.headers["Retry-After"]) <= 5
     assert "x-should-retry" not in response.headers  # nobody has tried it yet: the SDK may wait and come back
     other = served.keys.create(Caller("other", rpm=12))
-    served.app._keyring._looked -= 1.0
+    served.app._keys._looked -= 1.0
     assert served.post(token=other).status_code == 200
 
 
@@ -434,7 +434,7 @@ def test_a_keys_budget_is_never_overdrawn_and_survives_a_restart(serve: Serve, t
     ledger = served.app.client.ledger
     assert 0 < ledger.spent(tags={"key": "web"}) <= 3_000_000
     other = served.keys.create(Caller("other", budgets={"day": 0.003}))
-    served.app._keyring._looked -= 1.0
+    served.app._keys._looked -= 1.0
     assert served.post(call, token=other).status_code == 200
     again = create_app(configuration(served.provider.base_url, tmp_path), keys=served.keys.path)
     try:
@@ -499,6 +499,61 @@ def test_without_keys_only_this_machine_is_served(serve: Serve, environ: dict[st
     everybody = Client(create_app(client=client, allow_anonymous=True))
     assert everybody.get("/v1/models", environ_overrides=base).status_code == 200
     assert everybody.get("/admin/stats.json", environ_overrides=base).status_code == 403
+
+
+def test_a_file_of_keys_that_is_made_later_counts(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from werkzeug.test import Client
+
+    from fastroute.gateway.app import create_app
+
+    clock = Clock()
+    monkeypatch.setattr("fastroute.gateway.keyring.time.monotonic", clock)
+    monkeypatch.chdir(tmp_path)
+    app = create_app(client=serve().app.client)
+    app._keys = Lookout(KeyFile("fastroute-keys.db"), clock=clock)
+    web = Client(app)
+    here = {"environ_overrides": {"HTTP_HOST": "127.0.0.1:8080", "REMOTE_ADDR": "127.0.0.1"}}
+
+    def status(path: str = "/v1/models", key: str | None = None) -> int:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return web.get(path, headers=headers, **here).status_code
+
+    assert (status(), app.needs_keys) == (200, False)
+    token = KeyFile("fastroute-keys.db").create(Caller("late"))
+    admin = KeyFile("fastroute-keys.db").create(Caller("boss", admin=True))
+    assert status() == 200  # it has looked within this second
+    clock.time += 1
+    assert (status(), app.needs_keys) == (401, True)
+    assert status(key=token) == 200
+    assert status("/admin/stats.json", admin) == 200
+
+
+def test_a_file_made_later_that_cannot_be_used_lets_nobody_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "later.db"
+    lookout = Lookout(KeyFile(path), clock=Clock())
+    path.write_text("no database")
+    path.chmod(0o600)
+    for _ in range(2):
+        with pytest.raises(KeysUnavailable):
+            lookout.look()
+    assert "cannot be used" in caplog.text
+    path.unlink()
+    token = KeyFile(path).create(Caller("late"))
+    keyring = lookout.look()
+    assert keyring is not None
+    assert keyring.find(token.encode()) is not None
+
+
+def test_an_id_of_the_callers_does_not_make_a_cached_answer_a_miss(serve: Serve) -> None:
+    served = serve(cache={"enabled": True})
+    first = served.post(headers={"x-request-id": "one"})
+    again = served.post(headers={"x-request-id": "two"})
+    assert [reply.headers["x-fastroute-cached"] for reply in (first, again)] == ["false", "true"]
+    assert served.app.client.ledger.entries()[0].tags["client_request_id"] == "one"
 
 
 def test_the_command_line_makes_keys_that_work(tmp_path: Path) -> None:
