@@ -68,7 +68,7 @@ class StreamReader:
                 except errors.UpstreamProtocolError:
                     if not self._ended:
                         raise
-                    # What the end has cut is no fault of its own: whether enough came before, the decoder says.
+                    # What the end has cut is no fault: whether enough came before, the decoder says.
                     break
                 if decoder.done:
                     break
