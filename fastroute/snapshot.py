@@ -284,7 +284,7 @@ def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:
     )
 
 
-def _drift(config: Config) -> tuple[float, ...]:
+def _drift(config: Config) -> tuple[float | None, ...]:
     quality = config.quality
     return quality.drift, quality.window, quality.min_samples
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import sys
 import threading
@@ -357,13 +358,13 @@ def test_the_table_is_read_and_checked() -> None:
     }
     read = config.load({**base, "quality": {"drift": 0.1, "window": 20, "min_samples": 10}}, environ={})
     assert read.quality == QualityConfig(0.1, 20, 10)
-    assert config.load(base, environ={}).quality == QualityConfig(0.05, 100, 50)
+    assert config.load(base, environ={}).quality == QualityConfig(0.05, 500, None)
     assert config.load(base, environ={"FASTROUTE_QUALITY__DRIFT": "0.2"}).quality.drift == 0.2
     for table, path in (
         ({"drift": 0}, "quality.drift"),
         ({"drift": "5 %"}, "quality.drift"),
         ({"window": 5}, "quality.window"),
-        ({"window": 40}, "quality.min_samples"),
+        ({"window": 40, "min_samples": 41}, "quality.min_samples"),
         ({"threshold": 1}, "quality.threshold"),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -437,7 +438,7 @@ def test_rates_and_events_are_those_of_a_plain_reading(
 
 
 def test_a_fall_is_said_once_and_a_recovery_once() -> None:
-    rates, heard = listening()
+    rates, heard = listening(window=100)
     for _ in range(1000):
         rates.record("m", "premium", True)
     assert heard == []
@@ -452,19 +453,37 @@ def test_a_fall_is_said_once_and_a_recovery_once() -> None:
 
 
 def test_exactly_five_points_is_not_more_than_five_points() -> None:
-    rates, heard = listening()
+    rates, heard = listening(window=100)
     for _ in range(1000):
         rates.record("m", None, True)
     for number in range(100):
         rates.record("m", None, number >= 5)
     assert rates.snapshot()[0].rate == 0.95
     assert heard == []
-    rates, heard = listening()
+    rates, heard = listening(window=100)
     for _ in range(1000):
         rates.record("m", None, True)
     for _ in range(6):
         rates.record("m", None, False)
     assert [(event.rate, event.baseline) for event in heard] == [(0.94, 1.0)]
+
+
+def test_with_the_usual_settings_chance_alone_is_no_drift() -> None:
+    """Draws of an unchanging rate of 90 %; with a window of 100, as it once was, ten of these are heard."""
+    drawn = random.Random(1)
+    results = [drawn.random() < 0.9 for _ in range(6000)]
+    for window, alarms in ((500, 0), (100, 10)):
+        rates, heard = listening(window=window)
+        for good in results:
+            rates.record("m", None, good)
+        assert (len(heard) >= alarms) if alarms else (heard == [])
+    usual, heard = listening()
+    assert usual._window == usual._least == 500
+    for good in results:
+        usual.record("m", None, good)
+    for _ in range(400):
+        usual.record("m", None, drawn.random() < 0.8)  # and a fall of ten points is one
+    assert [event.rate < event.baseline for event in heard] == [True]
 
 
 def test_nothing_is_said_before_there_is_enough_to_go_by() -> None:

@@ -316,12 +316,12 @@ class QualityConfig:
         feedback: whether the model is told why its answer failed.
         drift: how far a rate must be from its baseline; 0.05 is five percentage points.
         window: the newest results that make the rate; the ten windows before them make the baseline.
-        min_samples: results that rate and baseline must hold each before they are compared.
+        min_samples: results that rate and baseline must hold each before they are compared; none: a window.
     """
 
     drift: float = field(default=0.05, validator=number(above=0, most=1))
-    window: int = field(default=100, validator=whole(least=10, most=100_000))
-    min_samples: int = field(default=50, validator=whole(least=1, most=100_000))
+    window: int = field(default=500, validator=whole(least=10, most=100_000))
+    min_samples: int | None = field(default=None, validator=optional(whole(least=1, most=100_000)))
     retries: int = field(default=2, validator=whole(least=0, most=20))
     escalate: bool = field(default=True, validator=flag)
     feedback: bool = field(default=True, validator=flag)

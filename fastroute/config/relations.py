@@ -283,7 +283,7 @@ def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collecti
 
 
 def _quality(config: Config) -> Iterable[str]:
-    if config.quality.min_samples > config.quality.window:
+    if (config.quality.min_samples or 0) > config.quality.window:
         yield "quality.min_samples: is more than window ever holds, must be at most that"
 
 

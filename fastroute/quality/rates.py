@@ -63,7 +63,7 @@ class Rates:
 
     def __init__(self, config: QualityConfig, hooks: Hooks) -> None:
         self._window = config.window
-        self._least = min(config.min_samples, config.window)
+        self._least = min(config.min_samples or config.window, config.window)
         # Shares are compared as whole numbers, so that "more than 5 points" has no rounding in it.
         self._drift = Decimal(str(config.drift)).as_integer_ratio()
         self._hooks = hooks
