@@ -1,5 +1,5 @@
-# cython: language_level=3, freethreading_compatible=True, embedsignature=False
-# cython: initializedcheck=False, cdivision=True, auto_pickle=False, autotestdict=False
+# cython: language_level=3, freethreading_compatible=True, embedsignature=True, embedsignature.format=clinic
+# cython: binding=False, initializedcheck=False, cdivision=True, auto_pickle=False, autotestdict=False
 """The native core: routing state and arithmetic in C.
 
 Units: times are integer nanoseconds on CLOCK_MONOTONIC (a ``now`` of 0 means: read the clock here), latencies
