@@ -245,34 +245,29 @@ def answer_bytes(completion: Completion) -> bytes:
     What the provider sent beside OpenAI's fields goes along where it spoke OpenAI's format itself; of other
     formats only what was understood does.
     """
-    raw = completion._raw if "choices" in completion._raw else {}
-    body: dict[str, Any] = {
-        **raw,
-        "id": completion.id,
-        "object": "chat.completion",
-        "created": completion.created,
-        "model": completion.model,
-        "choices": [_choice(choice) for choice in completion.choices],
-    }
-    if completion.usage is not None:
-        body["usage"] = _usage(raw.get("usage"), completion.usage.to_dict())
-    return jsontext.dumps(body)
+    choices = [_choice(choice) for choice in completion.choices]
+    return jsontext.dumps(_body(completion, "chat.completion", choices))
 
 
 def event_bytes(chunk: Chunk) -> bytes:
     """One chunk of a stream as a server-sent event."""
-    raw = chunk._raw if "choices" in chunk._raw else {}
+    choices = [_chunk_choice(choice) for choice in chunk.choices]
+    return b"data: " + jsontext.dumps(_body(chunk, "chat.completion.chunk", choices)) + b"\n\n"
+
+
+def _body(value: Completion | Chunk, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    raw = value._raw if "choices" in value._raw else {}
     body: dict[str, Any] = {
         **raw,
-        "id": chunk.id,
-        "object": "chat.completion.chunk",
-        "created": chunk.created,
-        "model": chunk.model,
-        "choices": [_chunk_choice(choice) for choice in chunk.choices],
+        "id": value.id,
+        "object": kind,
+        "created": value.created,
+        "model": value.model,
+        "choices": choices,
     }
-    if chunk.usage is not None:
-        body["usage"] = _usage(raw.get("usage"), chunk.usage.to_dict())
-    return b"data: " + jsontext.dumps(body) + b"\n\n"
+    if value.usage is not None:
+        body["usage"] = _usage(raw.get("usage"), value.usage.to_dict())
+    return body
 
 
 def events(stream: Iterable[Chunk], *, behind_gateway: bool = False) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ import orjson
 
 from fastroute.types import Attempt
 
-from .journal import FIELDS, clean_tags
+from .journal import FIELDS, clean_tags, clean_text
 
 Durability = Literal["process", "power"]
 
@@ -151,6 +151,16 @@ def check_keys(keys: Sequence[str]) -> None:
             raise ValueError(f"cannot group by {key!r}: use one of {', '.join(GROUPS)} or tag:NAME")
     if len(keys) > MOST_KEYS:
         raise ValueError(f"cannot group by {len(keys)} keys at once: use {MOST_KEYS} at most")
+
+
+def grouped(keys: Sequence[str], where: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of sums by these keys: `filters`' own, and for each place a key and the tag it names."""
+    chosen = dict(where)
+    for n in range(MOST_KEYS):
+        key, _, tag = clean_text(keys[n] if n < len(keys) else "").partition(":")
+        chosen[f"key{n}"] = key
+        chosen[f"tag{n}"] = tag
+    return chosen
 
 
 def as_attempt(row: Sequence[Any]) -> Attempt:

@@ -35,9 +35,10 @@ from .database import (
     Refused,
     Unavailable,
     as_attempt,
+    grouped,
     newer_schema,
 )
-from .journal import FIELDS, clean_text
+from .journal import FIELDS
 
 if TYPE_CHECKING:
     import psycopg
@@ -382,11 +383,7 @@ class Session:
     # ------------------------------------------------------------------------------------------- reading
 
     def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        chosen: dict[str, Any] = dict(where)
-        for n in range(MOST_KEYS):
-            key, _, tag = clean_text(keys[n] if n < len(keys) else "").partition(":")
-            chosen[f"key{n}"] = key
-            chosen[f"tag{n}"] = tag
+        chosen = grouped(keys, where)
         found = []
         for row in self._all(_SUMS, chosen):
             groups = [

@@ -38,9 +38,10 @@ from .database import (
     Refused,
     Unavailable,
     as_attempt,
+    grouped,
     newer_schema,
 )
-from .journal import FIELDS, clean_text
+from .journal import FIELDS
 
 log = logging.getLogger("fastroute")
 
@@ -472,11 +473,7 @@ class Database:
     # ------------------------------------------------------------------------------------------- reading
 
     def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        chosen: dict[str, Any] = dict(where)
-        for n in range(MOST_KEYS):
-            key, _, tag = clean_text(keys[n] if n < len(keys) else "").partition(":")
-            chosen[f"key{n}"] = key
-            chosen[f"tag{n}"] = tag
+        chosen = grouped(keys, where)
         with self._judging():
             rows = self._open.execute(_SUMS, chosen).fetchall()
         return [

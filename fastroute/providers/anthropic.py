@@ -20,7 +20,7 @@ from . import faults, jsontext
 from .anthropic_request import JSON_TOOL, answers_by_tool, body_of
 from .base import Target
 from .headers import checked_headers, joined_url, usual_headers
-from .reading import count, document, malformed, string
+from .reading import count, document, event_json, malformed, string
 from .stream import StreamDecoder, asks_for_usage
 
 _API_VERSION = "2023-06-01"
@@ -261,7 +261,7 @@ class _AnthropicStream(StreamDecoder):
         data = event.data
         if self.done or not data or data.isspace():
             return ()
-        value = self._parsed(event)
+        value = event_json(event, self._target)
         if not isinstance(value, dict):
             raise malformed("a stream event is not a JSON object")
         kind = value.get("type")
@@ -274,18 +274,6 @@ class _AnthropicStream(StreamDecoder):
             raise malformed(f"the stream begins with {kind}, not with message_start")
         chunk = read(self, value)
         return () if chunk is None else (chunk,)
-
-    def _parsed(self, event: Event) -> Any:
-        try:
-            return jsontext.loads(event.data)
-        except jsontext.Cut:
-            raise errors.UpstreamTruncated(
-                "a stream event's JSON stops in the middle", maybe_billed=True
-            ) from None
-        except ValueError as error:
-            if event.event == "error":
-                raise faults.from_error(event.data, None, self._target) from None
-            raise malformed(f"a stream event is {error}") from None
 
     def end(self) -> None:
         """As for every format, and the provider's end mark must have come: it always sends one."""

@@ -25,7 +25,7 @@ from . import faults, jsontext
 from .base import Target
 from .gemini_request import body_of
 from .headers import checked_headers, joined_url, usual_headers
-from .reading import count, document, malformed, string
+from .reading import count, document, event_json, malformed, string
 from .stream import StreamDecoder, asks_for_usage
 
 _FILTERED = frozenset(
@@ -108,15 +108,7 @@ class Gemini:
         answer_id = string(value.get("responseId"))
         choices = tuple(_choice(item, place, answer_id) for place, item in enumerate(candidates))
         model = string(value.get("modelVersion")) or target.upstream
-        shape: dict[str, Any] = {
-            "id": answer_id,
-            "object": "chat.completion",
-            "created": 0,
-            "model": model,
-            "choices": [choice._raw for choice in choices],
-        }
-        if usage is not None:
-            shape["usage"] = usage.to_dict()
+        shape = _shape("chat.completion", answer_id, model, choices, usage)
         return types.Completion(answer_id, 0, model, choices, usage, None, shape)
 
     def decode_error(
@@ -322,6 +314,26 @@ def _choice(candidate: Any, place: int, answer_id: str) -> types.Choice:
     return types.Choice(index, value, reason, raw)
 
 
+def _shape(
+    kind: str,
+    identity: str,
+    model: str,
+    choices: Sequence[types.Choice] | Sequence[types.ChunkChoice],
+    usage: types.Usage | None,
+) -> dict[str, Any]:
+    """An answer, or a chunk of one, as OpenAI's format has it."""
+    shape: dict[str, Any] = {
+        "id": identity,
+        "object": kind,
+        "created": 0,
+        "model": model,
+        "choices": [choice._raw for choice in choices],
+    }
+    if usage is not None:
+        shape["usage"] = usage.to_dict()
+    return shape
+
+
 def _choice_shape(
     index: int, kind: str, message: dict[str, Any], reason: str | None, candidate: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -426,7 +438,7 @@ class _GeminiStream(StreamDecoder):
         data = event.data
         if self.done or not data or data.isspace():
             return ()
-        value = self._parsed(event)
+        value = event_json(event, self._target)
         _raise_error(value, self._target)
         if not isinstance(value, dict):
             raise malformed("a stream event is not a JSON object")
@@ -478,28 +490,10 @@ class _GeminiStream(StreamDecoder):
             raw["images"] = list(self._images[index])
         return message
 
-    def _parsed(self, event: Event) -> Any:
-        try:
-            return jsontext.loads(event.data)
-        except jsontext.Cut:
-            raise errors.UpstreamTruncated(
-                "a stream event's JSON stops in the middle", maybe_billed=True
-            ) from None
-        except ValueError as error:
-            raise malformed(f"a stream event is {error}") from None
-
     def _chunk(
         self, model: str, choices: tuple[types.ChunkChoice, ...], usage: types.Usage | None
     ) -> types.Chunk:
-        raw: dict[str, Any] = {
-            "id": self._id,
-            "object": "chat.completion.chunk",
-            "created": 0,
-            "model": model,
-            "choices": [choice._raw for choice in choices],
-        }
-        if usage is not None:
-            raw["usage"] = usage.to_dict()
+        raw = _shape("chat.completion.chunk", self._id, model, choices, usage)
         chunk = types.Chunk(self._id, 0, model, choices, usage, raw)
         self._absorb(chunk)
         return chunk

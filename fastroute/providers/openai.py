@@ -16,7 +16,7 @@ from fastroute.sse import Event
 from . import faults, jsontext
 from .base import Target
 from .headers import checked_headers, joined_url, usual_headers
-from .reading import count, document, malformed, string
+from .reading import count, document, event_json, malformed, string
 from .stream import StreamDecoder, asks_for_usage
 
 # ------------------------------------------------------------------------------------------------- requests
@@ -241,7 +241,7 @@ class _OpenAIStream(StreamDecoder):
         if data == "[DONE]" or data.strip() == "[DONE]":
             self.done = True
             return ()
-        value = self._parsed(event)
+        value = event_json(event, self._target)
         if not isinstance(value, dict):
             raise malformed("a stream event is not a JSON object")
         if value.get("error") or event.event == "error":
@@ -272,19 +272,6 @@ class _OpenAIStream(StreamDecoder):
         )
         self._absorb(chunk)
         return (chunk,)
-
-    def _parsed(self, event: Event) -> Any:
-        try:
-            return jsontext.loads(event.data)
-        except jsontext.Cut:
-            # The event itself was cut off, which only the end of the input does.
-            raise errors.UpstreamTruncated(
-                "a stream event's JSON stops in the middle", maybe_billed=True
-            ) from None
-        except ValueError as error:
-            if event.event == "error":
-                raise faults.from_error(event.data, None, self._target) from None
-            raise malformed(f"a stream event is {error}") from None
 
     def _choice(self, item: Any) -> types.ChunkChoice:
         if not isinstance(item, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastroute import errors
+from fastroute.sse import Event
 
 from . import faults, jsontext
 from .base import Target
@@ -31,6 +32,21 @@ def document(body: bytes, target: Target) -> Any:
         if not body.lstrip().startswith((b"{", b"[")):
             reason += f"; it begins: {faults.excerpt(body, target)}"
         raise malformed(f"the answer is {reason}") from None
+
+
+def event_json(event: Event, target: Target) -> Any:
+    """The value in an event of a stream; one named ``error`` is raised as what its text says."""
+    try:
+        return jsontext.loads(event.data)
+    except jsontext.Cut:
+        # Only the end of the input cuts an event off.
+        raise errors.UpstreamTruncated(
+            "a stream event's JSON stops in the middle", maybe_billed=True
+        ) from None
+    except ValueError as error:
+        if event.event == "error":
+            raise faults.from_error(event.data, None, target) from None
+        raise malformed(f"a stream event is {error}") from None
 
 
 def string(value: Any) -> str:

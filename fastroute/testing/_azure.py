@@ -50,13 +50,7 @@ class Azure(OpenAI):
             return super().read(body, path)
         if not parse_qs(query).get("api-version"):
             raise Refusal(404, "404", "Resource not found: the api-version is missing.")
-        try:
-            asked = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise Refusal(400, None, "The body is not valid JSON.") from error
-        if not isinstance(asked, dict):
-            raise Refusal(400, None, "The body must be a JSON object.")
-        return super().read(orjson.dumps({**asked, "model": deployment}), path)
+        return super().read(orjson.dumps({**self.asked(body), "model": deployment}), path)
 
     def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes:
         answer = orjson.loads(super().completion(question, said, serial, created))

@@ -202,18 +202,23 @@ class OpenAI:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         return key.strip() if scheme.lower() == "bearer" else None
 
-    def read(self, body: bytes, path: str) -> Question:
-        """The question in a request's body.
-
-        Raises:
-            Refusal: if it is no chat completion.
-        """
+    @staticmethod
+    def asked(body: bytes) -> dict[str, Any]:
         try:
             asked = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise Refusal(400, None, "The body is not valid JSON.") from error
         if not isinstance(asked, dict):
             raise Refusal(400, None, "The body must be a JSON object.")
+        return asked
+
+    def read(self, body: bytes, path: str) -> Question:
+        """The question in a request's body.
+
+        Raises:
+            Refusal: if it is no chat completion.
+        """
+        asked = self.asked(body)
         model, messages = asked.get("model"), asked.get("messages")
         if not isinstance(model, str):
             raise Refusal(400, None, "You must provide a model parameter.", "model")
