@@ -84,7 +84,8 @@ class Cache:
         self.misses = 0
 
     def key(self, request: Request, fingerprint: bytes = b"") -> bytes | None:
-        """The request's key, or None if it has none: it is no JSON, or a function judges its answer.
+        """The request's key, or None if it has none: it is no JSON, or its answer is judged by a rule that
+        nothing tells from others.
 
         Args:
             fingerprint: of everything in the configuration that shapes an answer.
@@ -102,7 +103,7 @@ class Cache:
                     options.quality,
                     options.max_cost,
                     options.max_latency,
-                    options.validate,
+                    _rule(options.validate),
                 ]
             )
         except (TypeError, ValueError, RecursionError):
@@ -288,6 +289,16 @@ def _worth_keeping(completion: Completion) -> bool:
         choice.finish_reason in _KEPT_REASONS and (choice.message.content or choice.message.tool_calls)
         for choice in completion.choices
     )
+
+
+def _rule(rule: Any) -> Any:
+    """What an answer is held to, as JSON: a schema or pattern itself, any other by its ``key``."""
+    if rule is None or isinstance(rule, (dict, str)):
+        return rule
+    key = getattr(rule, "key", None)
+    if not isinstance(key, str) or not key:
+        raise TypeError("the rule has no key")
+    return [key]
 
 
 def _part(data: bytes) -> bytes:

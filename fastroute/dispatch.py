@@ -164,6 +164,7 @@ class Dispatcher:
                 except errors.ValidationError as error:
                     plan = self._rejected(call, plan, error)
                     progress = _Progress()
+                    progress.primary = error  # with its answer, if there is no way to a better one
                 except errors.BudgetExceeded as error:
                     plan = self._downgraded(call, plan, error)
                     progress = _Progress()
@@ -191,10 +192,41 @@ class Dispatcher:
             raise error
         if time.monotonic() >= call.deadline:
             raise errors.DeadlineExceeded(f"the call's deadline passed, and {error}") from error
+        if any(choice.finish_reason == "length" for choice in completion.choices):
+            return self._lengthened(call, plan, completion, error)
         if quality.feedback:
             messages = with_feedback(call.request.messages, completion, error.reason)
             call.request = evolve(call.request, messages=messages)
         return (plan.higher() if quality.escalate else None) or plan
+
+    def _lengthened(
+        self, call: Call, plan: Plan, completion: Completion, error: errors.ValidationError
+    ) -> Plan:
+        """The plan for the same answer with more room, after one that was cut; raises where there is none.
+
+        Asked as before, it would be cut as before and paid for again; and neither a dearer model nor being
+        told what is missing makes an answer shorter.
+        """
+        wanted = call.request.max_tokens
+        route = completion.route
+        most = 0 if route is None else self._wires[route.endpoint].endpoint.model.max_output_tokens
+        if not self._quality.lengthen:
+            why = "quality.lengthen is off"
+        elif wanted is None:
+            why = "the model itself gave no more"
+        elif 0 < most <= wanted:
+            why = f"the model gives {most} tokens at most"
+        else:
+            longer = min(2 * wanted, most or 2 * wanted)
+            params = call.request.params
+            name = "max_tokens" if params.get("max_completion_tokens") is None else "max_completion_tokens"
+            call.request = evolve(call.request, params={**params, name: longer})
+            plan = plan.lengthened(call.request)
+            call.estimate = plan.estimate
+            return plan
+        raise errors.ValidationError(
+            f"{error}; it was not asked for again: {why}", completion=completion, reason=error.reason
+        ) from None
 
     def _downgraded(self, call: Call, plan: Plan, error: errors.BudgetExceeded) -> Plan:
         """The plan for the cheapest tier, where a budget asks for that; else raises its refusal."""

@@ -173,6 +173,10 @@ class Plan:
         """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
         return self._planner.higher(self, self._stages[0][0])
 
+    def lengthened(self, request: Request) -> Plan:
+        """The plan for the same request with another ``max_tokens``, of the same class and tier."""
+        return self._planner.lengthened(self, self._stages[0][0], request)
+
     def cheapest(self) -> Plan | None:
         """The plan for the same request from the cheapest tier; None if there is none cheaper."""
         return self._planner.cheapest(self, self._stages[0][0])

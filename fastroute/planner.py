@@ -125,11 +125,18 @@ class Planner:
             )
         level = judged.level if judged is not None else ""
         stage = self._first_stage(request, level, judged.confidence if judged is not None else 0.0)
+        estimate = self._estimate(tokens_in, wanted, level, stage)
+        return Plan(self, request, judged, failure, stage, estimate, needs)
+
+    def _estimate(self, tokens_in: int, wanted: int | None, level: str, stage: Stage) -> Estimate:
         tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
         factor = self._factor_of.get(level, 1.0)
         timeout = self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
-        estimate = Estimate(tokens_in, tokens_out, timeout)
-        return Plan(self, request, judged, failure, stage, estimate, needs)
+        return Estimate(tokens_in, tokens_out, timeout)
+
+    def lengthened(self, plan: Plan, first: Stage, request: Request) -> Plan:
+        estimate = self._estimate(plan.estimate.input_tokens, request.max_tokens, plan.level or "", first)
+        return Plan(self, request, plan._scan, plan._failure, first, estimate, plan.needs)
 
     def higher(self, plan: Plan, first: Stage) -> Plan | None:
         if first.tier is None or first.tier == self._tiers[-1]:

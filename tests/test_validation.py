@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import fastroute
+import fastroute.testing
 from fastroute.testing import Provider
 
 MESSAGES = [{"role": "user", "content": "Name a colour as JSON."}]
@@ -119,3 +120,130 @@ def test_a_streamed_answer_cannot_be_judged_and_says_so() -> None:
         pytest.raises(fastroute.BadRequestError, match="streamed"),
     ):
         client.chat.completions.create(model="m0", messages=MESSAGES, stream=True, route={"validate": SCHEMA})
+
+
+LONG = '{"colour": "' + "blue " * 40 + '"}'
+
+
+def cut(request: Any) -> fastroute.testing.Answer:
+    """The whole of it where there is room, else as much as fits, four characters a token."""
+    room = request.json["max_tokens"] * 4
+    return fastroute.testing.Answer(LONG[:room], finish_reason="length" if room < len(LONG) else "stop")
+
+
+def test_a_cut_answer_is_asked_for_again_with_more_room_and_nothing_else() -> None:
+    with (
+        Provider(models=["m0"], answer=cut) as cheap,
+        Provider(models=["m1"]) as dear,
+        fastroute.Client(config(cheap, dear)) as client,
+    ):
+        reply = client.chat.completions.create(
+            model="t0", messages=MESSAGES, max_tokens=20, route={"validate": SCHEMA}
+        )
+        assert reply.text == LONG
+        assert reply.route is not None
+        assert (reply.route.model, reply.route.tier) == ("m0", "t0")
+        assert [request.json["max_tokens"] for request in cheap.requests] == [20, 40, 80]
+        assert {len(request.json["messages"]) for request in cheap.requests} == {1}
+        assert not dear.requests
+
+
+def test_the_other_name_of_the_limit_is_raised_and_held_to_what_the_model_gives() -> None:
+    def answer(request: Any) -> fastroute.testing.Answer:
+        return fastroute.testing.Answer('{"colour": "bl', finish_reason="length")
+
+    settings = config() | {"models": {"m0": {"max_output_tokens": 50}}}
+    with Provider(models=["m0"], answer=answer) as only:
+        settings |= {
+            "providers": {"p0": {"base_url": only.base_url}},
+            "endpoints": [{"provider": "p0", "model": "m0"}],
+            "tiers": {"t0": ["m0"]},
+        }
+        with fastroute.Client(settings) as client:
+            with pytest.raises(fastroute.ValidationError, match="gives 50 tokens at most") as caught:
+                client.chat.completions.create(
+                    model="t0",
+                    messages=MESSAGES,
+                    max_completion_tokens=30,
+                    route={"validate": SCHEMA, "cache": False},
+                )
+            assert [request.json["max_completion_tokens"] for request in only.requests] == [30, 50]
+            assert len(caught.value.attempts) == 2
+            assert caught.value.completion is not None
+            assert "cut off" in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("params", "quality", "said"),
+    [
+        ({}, {}, "the model itself gave no more"),
+        ({"max_tokens": 20}, {"lengthen": False}, "quality.lengthen is off"),
+    ],
+)
+def test_a_cut_answer_that_cannot_be_longer_is_paid_for_once(
+    params: dict[str, Any], quality: dict[str, Any], said: str
+) -> None:
+    answer = fastroute.testing.Answer('{"colour": "bl', finish_reason="length")
+    with (
+        Provider(models=["m0"], answer=answer) as only,
+        fastroute.Client(config(only, **quality)) as client,
+    ):
+        with pytest.raises(fastroute.ValidationError, match=said) as caught:
+            client.chat.completions.create(
+                model="t0", messages=MESSAGES, route={"validate": SCHEMA}, **params
+            )
+        assert len(only.requests) == len(caught.value.attempts) == 1
+
+
+def test_what_a_longer_answer_would_cost_is_held_to_the_price_cap() -> None:
+    with Provider(models=["m0"], answer=cut) as only:
+        settings = config(only) | {"models": {"m0": {"input_price": 0.001, "output_price": 1000.0}}}
+        with fastroute.Client(settings) as client:
+            with pytest.raises(fastroute.ValidationError, match="cut off"):
+                client.chat.completions.create(
+                    model="t0", messages=MESSAGES, max_tokens=20, route={"validate": SCHEMA, "max_cost": 0.05}
+                )
+            assert [request.json["max_tokens"] for request in only.requests] == [20]
+
+
+def test_a_rule_with_a_key_is_part_of_the_caches_key() -> None:
+    from fastroute.quality import Validator
+
+    class Blue:
+        def __init__(self, key: str) -> None:
+            self.key = key
+
+        def __call__(self, completion: fastroute.Completion) -> bool:
+            return completion.text == "blue"
+
+    def blue(completion: fastroute.Completion) -> bool:
+        return completion.text == "blue"
+
+    with (
+        Provider(models=["m0"], answer="blue") as only,
+        fastroute.Client(config(only)) as client,
+    ):
+        for rule, cached in (
+            (Validator("^blue$"), False),
+            (Validator("^blue$"), True),
+            (Validator("^blue"), False),
+            (Validator(blue, key="blue-1"), False),
+            (Validator(blue, key="blue-1"), True),
+            (Validator(blue, key="blue-2"), False),
+            (Validator(blue), False),
+            (Validator(blue), False),
+            (Blue("blue-1"), True),
+            (Blue("blue-3"), False),
+            (Validator(Blue("blue-3")), True),
+        ):
+            reply = client.chat.completions.create(model="m0", messages=MESSAGES, route={"validate": rule})
+            assert reply.route is not None
+            assert reply.route.cached is cached
+
+
+@pytest.mark.parametrize(("rule", "key"), [("^blue$", "mine"), (lambda reply: True, ""), (SCHEMA, "mine")])
+def test_a_key_that_cannot_be_one_is_refused(rule: Any, key: str) -> None:
+    from fastroute.quality import Validator
+
+    with pytest.raises(fastroute.BadRequestError, match="key"):
+        Validator(rule, key=key)

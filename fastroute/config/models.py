@@ -314,6 +314,8 @@ class QualityConfig:
         retries: further answers asked for when one fails its check.
         escalate: whether they come from the next dearer tier, where the call was served by tier.
         feedback: whether the model is told why its answer failed.
+        lengthen: whether an answer that was cut off at ``max_tokens`` is asked for again with twice as many,
+            up to what its model gives; an answer that cannot be longer is not asked for again.
         drift: how far a rate must be from its baseline; 0.05 is five percentage points.
         window: the newest results that make the rate; the ten windows before them make the baseline.
         min_samples: results that rate and baseline must hold each before they are compared; none: a window.
@@ -325,6 +327,7 @@ class QualityConfig:
     retries: int = field(default=2, validator=whole(least=0, most=20))
     escalate: bool = field(default=True, validator=flag)
     feedback: bool = field(default=True, validator=flag)
+    lengthen: bool = field(default=True, validator=flag)
 
 
 @frozen

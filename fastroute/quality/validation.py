@@ -40,32 +40,46 @@ class Validator:
 
     Args:
         rule: one of the three.
+        key: what tells a callable from all others, such as ``"invoice-3"``: calls that differ in nothing else
+            than callables of the same key share cached answers. Default: its own attribute ``key``.
+
+    Attributes:
+        key: of a schema or pattern, its text; None for a callable without one, whose answers are not cached.
 
     Raises:
         BadRequestError: the rule cannot be one; the message names the place.
         ConfigError: it is a schema, and the jsonschema package is not there.
     """
 
-    __slots__ = ("_check", "kind")
+    __slots__ = ("_check", "key", "kind")
 
     kind: Literal["schema", "pattern", "callable"]
+    key: str | None
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, *, key: str | None = None) -> None:
         self._check: Callable[[Completion], str | None]
         if isinstance(rule, Mapping):
             self.kind = "schema"
             self._check = _each_choice(schema_check(rule))
+            self.key = f"schema {schema_text(rule).decode()}"
         elif isinstance(rule, str):
             self.kind = "pattern"
             self._check = _each_choice(_pattern(rule))
+            self.key = f"pattern {rule}"
         elif callable(rule) and not isinstance(rule, type):
             self.kind = "callable"
             self._check = _callable(rule)
+            self.key = getattr(rule, "key", None) if key is None else key
+            if self.key is not None and (not isinstance(self.key, str) or not self.key):
+                raise errors.BadRequestError(f"{PLACE}: a key is a string that is not empty")
         else:
             raise errors.BadRequestError(
                 f"{PLACE}: a JSON Schema (a mapping), a regular expression (a string) or a callable is "
                 f"wanted, not {'a class' if isinstance(rule, type) else type(rule).__name__}"
             )
+
+        if key is not None and self.kind != "callable":
+            raise errors.BadRequestError(f"{PLACE}: a {self.kind} is its own key, give none")
 
     @classmethod
     def of(cls, rule: Rule | Validator) -> Validator:
