@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -149,3 +150,21 @@ def test_a_spent_deadline_sends_nothing() -> None:
 def test_the_model_that_answers_is_the_one_asked(start: Start) -> None:
     loop = start(1)
     assert loop.ask().model == MODEL
+
+
+def test_what_goes_out_is_made_once_and_again_where_it_differs(start: Start) -> None:
+    loop = start(1)
+    loop.ask("one")
+    loop.ask("two, which is longer")
+    list(loop.stream())  # other headers over the same connection
+    loop.ask("three")
+    seen = loop.provider().requests
+    assert {request.connection for request in seen} == {1}
+    assert [request.headers["accept"] for request in seen] == [
+        "application/json",
+        "application/json",
+        "text/event-stream",
+        "application/json",
+    ]
+    said = [json.loads(request.body)["messages"][0]["content"] for request in seen]
+    assert [said[0], said[1], said[3]] == ["one", "two, which is longer", "three"]

@@ -248,10 +248,9 @@ class Budgets:
                 if stamp is None:
                     return UNREAD if uncounted else None
                 bound = self._most_here(scope, window, counter, most)
-                # In one statement: an interrupt between two would lose the ticket.
-                shares.append(
-                    Share(scope, counter, stamp, counter.reserve(stamp, nano, bound, lease), window)
-                )
+                reserve = counter.reserve
+                # In one line: an interrupt between two would lose the ticket.
+                shares.append(Share(scope, counter, stamp, reserve(stamp, nano, bound, lease), window))
                 ticket = shares[-1].ticket
                 if ticket >= 0:
                     return None

@@ -3,8 +3,8 @@
 Owns the sockets of one process and every clock that can end a request: connect time-out, the attempt's own
 deadline, the idle time-out of a stream, size caps. Says what went wrong as an `errors.APIConnectionError`.
 What bytes mean is `providers/`; what happens after a failure is `dispatch.py`. The only module below the
-integrations that imports requests. The clocks are in `watch.py`, the pools in `adapter.py`, the meaning of
-the network stack's exceptions in `failures.py`.
+integrations that imports requests. The clocks are in `watch.py`, the pools in `adapter.py`, what goes over a
+connection in `connection.py` and `answer.py`, the meaning of the network stack's exceptions in `failures.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from fastroute import errors, forks
 
 from . import resolve
 from . import watch as watches
-from .adapter import PooledAdapter, report
+from .adapter import PooledAdapter
+from .connection import report
 from .failures import closed_while_idle, timed_out, translate
 from .watch import Watch
 
@@ -53,15 +54,18 @@ class Exchange:
     Read it with `body` or `pieces`, and `close` it on any other way out; a connection is reused only after
     its answer was read to the very end.
 
+    Attributes:
+        headers: their names in lower case; the values of one that came twice are joined by a comma.
+
     Thread safety: one thread reads; `close` may be called from another.
     """
 
     __slots__ = ("_limit", "_pid", "_raw", "_released", "_watch", "headers", "status")
 
-    def __init__(self, response: requests.Response, watch: Watch, limit: int) -> None:
-        self.status: int = response.status_code
-        self.headers: Mapping[str, str] = response.headers
-        self._raw = response.raw
+    def __init__(self, status: int, headers: Mapping[str, str], raw: Any, watch: Watch, limit: int) -> None:
+        self.status = status
+        self.headers = headers
+        self._raw = raw
         self._watch = watch
         self._limit = limit
         self._pid = os.getpid()
@@ -79,11 +83,14 @@ class Exchange:
         """
         limit = self._limit if self.status < 400 else min(self._limit, _ERROR_BODY_LIMIT)
         raw = self._raw
+        length = getattr(raw, "length_remaining", None)
+        # In one read where it is known to be short. What was compressed may be longer than it says.
+        piece = None if length and length <= _PIECE and "content-encoding" not in self.headers else _PIECE
         parts: list[bytes] = []
         size = 0
         try:
             while True:
-                part = raw.read(_PIECE, decode_content=True)
+                part = raw.read(piece, decode_content=True)
                 if not part:
                     break
                 parts.append(part)
@@ -95,6 +102,8 @@ class Exchange:
                     raise errors.UpstreamProtocolError(
                         f"the answer is larger than {limit} bytes (max_response_bytes)", maybe_billed=True
                     )
+                if piece is None:
+                    break
             if self._watch.expired:
                 raise timed_out(sent=True)
         except BaseException as error:
@@ -225,7 +234,8 @@ class Transport:
             prepared: from `prepare`.
             body: the request's body.
             deadline: time.monotonic at which the request is cut, whatever has arrived by then.
-            read_timeout: seconds that one read may take.
+            read_timeout: seconds that one read may take on a connection of a caller's own session; ours are
+                bounded by the deadline alone.
 
         Raises:
             errors.APIConnectionError: or one of its kinds; nothing is left open.
@@ -234,38 +244,32 @@ class Transport:
         left = deadline - now
         if left <= 0:
             raise errors.APITimeoutError("no time was left to send the request")
-        request = requests.PreparedRequest()
-        request.method = prepared.method
-        request.url = prepared.url
-        headers = prepared.headers.copy()
-        if body is not None:
-            headers["Content-Length"] = str(len(body))
-        request.headers = headers
-        request.body = body
-        request.hooks = prepared.hooks
         watch = Watch(deadline, self._allow_private_hosts)
-        timeout = Timeout(connect=min(self._connect_timeout, left), read=min(read_timeout, left))
+        connect_timeout, read_timeout = min(self._connect_timeout, left), min(read_timeout, left)
         watches.current.watch = watch
-        response = None
+        raw = None
         try:
             watches.reaper.add(watch)  # in here: a greenlet that starts the reaper's waits, and may be killed
             try:
-                response = self._post(request, timeout)
+                status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
             except (requests.RequestException, HTTPError, OSError) as error:
                 if not closed_while_idle(error, watch):
                     raise
                 # The provider may have read the first one, and nobody can know.
                 watch.resent = True
-                response = self._post(request, timeout)
-            watch.raw = response.raw
-            self._check_framing(response.headers)
+                status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
+            watch.raw = raw
+            if "transfer-encoding" in headers and "content-length" in headers:
+                raise errors.UpstreamProtocolError(
+                    "the answer has both Content-Length and Transfer-Encoding", maybe_billed=True
+                )
             if watch.expired:
                 raise timed_out(sent=True)
-            exchange = Exchange(response, watch, self._limit)
+            exchange = Exchange(status, headers, raw, watch, self._limit)
         except BaseException as error:
             watches.reaper.discard(watch)
-            if response is not None:
-                response.raw.close()
+            if raw is not None:
+                raw.close()
             else:
                 watch.destroy()
             failure = translate(error, watch)
@@ -287,11 +291,22 @@ class Transport:
         if adapter is not None:
             adapter.close()
 
-    def _post(self, request: requests.PreparedRequest, timeout: Timeout) -> requests.Response:
+    def _post(
+        self,
+        prepared: requests.PreparedRequest,
+        body: bytes | None,
+        connect_timeout: float,
+        read_timeout: float,
+    ) -> tuple[int, Mapping[str, str], Any]:
+        """The answer's status, its headers, and urllib3's object that reads the rest."""
         session = self._session
         if session is None:
             adapter = self._adapter or self._open()
-            return adapter.send(request, timeout)
+            return adapter.exchange(prepared, body, Timeout(connect=connect_timeout, read=None))
+        request = prepared.copy()
+        request.body = body
+        if body is not None:
+            request.headers["Content-Length"] = str(len(body))
         mounted = session.get_adapter(request.url or "")
         verify = session.verify if session.verify is not None else True
         proxies = dict(session.proxies) or dict(self._proxies)
@@ -299,14 +314,16 @@ class Transport:
             report(
                 mounted.get_connection_with_tls_context(request, verify, proxies=proxies, cert=session.cert)
             )
-        return mounted.send(
+        response = mounted.send(
             request,
             stream=True,
-            timeout=timeout,  # type: ignore[arg-type]
+            timeout=Timeout(connect=connect_timeout, read=read_timeout),  # type: ignore[arg-type]
             verify=verify,
             cert=session.cert,
             proxies=proxies,
         )
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return response.status_code, headers, response.raw
 
     def _open(self) -> PooledAdapter:
         with self._lock:
@@ -329,9 +346,3 @@ class Transport:
                     _inherited.append((mounted.poolmanager, mounted.proxy_manager))
                     mounted.proxy_manager = {}
                     mounted.init_poolmanager(DEFAULT_POOLSIZE, self._pool_size)
-
-    def _check_framing(self, headers: Mapping[str, str]) -> None:
-        if "transfer-encoding" in headers and "content-length" in headers:
-            raise errors.UpstreamProtocolError(
-                "the answer has both Content-Length and Transfer-Encoding", maybe_billed=True
-            )

@@ -1,0 +1,112 @@
+"""The head of an answer: read line by line, taken whole or refused.
+
+The standard library takes the end of the input for the end of the head, so that the first bytes of an answer
+pass for a good one without a body; of a head with a broken line it keeps what came before that. It also
+hands the lines to its parser of mails, which takes longer than everything else about a small answer. Bodies
+and their framing are the standard library's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+from typing import Any
+
+from . import watch as watches
+
+_LONGEST_LINE = 65536
+_MOST_FIELDS = 100
+_NAME = re.compile(r"[!-9;-~\x80-\xff]+")
+
+
+class Answer(http.client.HTTPResponse):
+    """An answer whose head is whole.
+
+    Attributes:
+        fields: its headers; names in lower case, the values of one that came twice joined by a comma.
+    """
+
+    fields: dict[str, str]
+
+    def begin(self) -> None:
+        head: Any = self  # typeshed knows neither what begins an answer nor what that sets
+        if head.headers is not None:  # known already
+            return
+        watch = getattr(watches.current, "watch", None)
+        try:
+            version, status, reason = head._read_status()
+            if watch is not None:
+                watch.heard = True
+            while status == 100:
+                self._read_fields()
+                version, status, reason = head._read_status()
+            fields = self._read_fields()
+        except ConnectionError:
+            # A part of a line may have come before the reset.
+            if watch is not None and self.fp is not None and self.fp.peek(1):
+                watch.heard = True
+            raise
+        if not version.startswith("HTTP/1."):
+            raise http.client.UnknownProtocol(version)
+        head.version = 10 if version == "HTTP/1.0" else 11
+        head.code = self.status = status
+        self.reason = reason.strip()
+        message = http.client.HTTPMessage()  # for requests, which looks for cookies in it
+        first: dict[str, str] = {}
+        merged: dict[str, str] = {}
+        for name, value in fields:
+            message.set_raw(name, value)
+            name = name.lower()
+            merged[name] = f"{merged[name]}, {value}" if name in merged else value
+            first.setdefault(name, value)
+        self.headers = self.msg = message
+        self.fields = merged
+        self._frame(first)
+
+    def _read_fields(self) -> list[tuple[str, str]]:
+        """The lines up to the empty one, each a name and a value."""
+        readline = self.fp.readline
+        found: list[tuple[str, str]] = []
+        while True:
+            line = readline(_LONGEST_LINE + 1)
+            if line == b"\r\n" or line == b"\n":
+                return found
+            if len(line) > _LONGEST_LINE:
+                raise http.client.LineTooLong("header line")
+            if not line.endswith(b"\n"):
+                raise http.client.HTTPException("the headers were cut off")
+            if len(found) == _MOST_FIELDS:
+                raise http.client.HTTPException(f"got more than {_MOST_FIELDS} headers")
+            text = line.decode("latin-1").removesuffix("\n").removesuffix("\r")
+            if text[0] in " \t" and found:  # the old way to go on in another line
+                name, value = found.pop()
+                found.append((name, f"{value} {text.strip(_BLANKS)}"))
+                continue
+            name, colon, value = text.partition(":")
+            if not colon or "\r" in text or not _NAME.fullmatch(name):
+                raise http.client.HTTPException("a line among the headers is none")
+            found.append((name, value.strip(_BLANKS)))
+
+    def _frame(self, fields: dict[str, str]) -> None:
+        """How the body ends, and whether the connection can serve on after it."""
+        status: int = self.status
+        chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        length: int | None = None
+        given = fields.get("content-length", "")
+        if not chunked and given.isdigit() and given.isascii():
+            length = int(given)
+        head: Any = self
+        if status in (204, 304) or status < 200 or head._method == "HEAD":
+            length = 0
+        kept = fields.get("connection", "").lower()
+        if head.version == 11:
+            closes = "close" in kept
+        else:
+            closes = "keep-alive" not in kept and not fields.get("keep-alive")
+        head.chunked = chunked
+        head.chunk_left = None
+        head.length = length
+        head.will_close = closes or (not chunked and length is None)
+
+
+_BLANKS = " \t"

@@ -1,0 +1,235 @@
+"""Connections that tell their watch what they do, and the pools that open them.
+
+Owns what goes over one connection: names resolved in time, a request's bytes in one piece, an answer's head.
+Opening one (TLS, proxies), keeping it and reading bodies are urllib3's.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import math
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+from urllib3._collections import HTTPHeaderDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.response import HTTPResponse
+
+from fastroute import errors
+from fastroute.config import address_problem
+
+from . import watch as watches
+from .answer import Answer
+from .resolve import is_address, resolve
+from .watch import Watch
+
+
+def _reused(connection: Any) -> None:
+    watch: Watch | None = getattr(watches.current, "watch", None)
+    if watch is not None:
+        if watch.resent and connection.sock is not None:
+            connection.close()  # another kept one may have ended too: the second time goes out on a fresh one
+        watch.reused = connection.sock is not None
+        watch.hold(connection.sock)
+
+
+def _connected(connection: Any) -> None:
+    watch: Watch | None = getattr(watches.current, "watch", None)
+    if watch is not None:
+        watch.hold(connection.sock)
+        if not watch.private_allowed:
+            # The name was checked when the configuration was read; what it resolved to is known only now,
+            # and nothing has been sent yet.
+            problem = address_problem(connection.sock.getpeername()[0], allow_private_hosts=False)
+            if problem is not None:
+                connection.close()
+                raise errors.APIConnectionError(f"the provider's host name was resolved, but {problem}")
+
+
+def _ready_to_read() -> None:
+    watch: Watch | None = getattr(watches.current, "watch", None)
+    if watch is not None:
+        watch.sent = True
+
+
+class _Reporting:
+    """Tells the watch what its connection does, and resolves names in time."""
+
+    reports = True
+    response_class: Any = Answer
+    port: Any
+    timeout: Any
+    _dns_host: Any
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        _connected(self)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _reused(self)
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def getresponse(self) -> Any:
+        _ready_to_read()
+        return super().getresponse()  # type: ignore[misc]
+
+    def _new_conn(self) -> socket.socket:
+        name: str = self._dns_host
+        if is_address(name):
+            return super()._new_conn()  # type: ignore[misc,no-any-return]
+        limit: float | None = self.timeout
+        end = math.inf if limit is None else time.monotonic() + limit
+        try:
+            addresses = resolve(name, self.port, limit)
+        except TimeoutError as error:
+            raise ConnectTimeoutError(cast(HTTPConnection, self), str(error)) from None
+        except socket.gaierror as error:
+            raise NameResolutionError(name, cast(HTTPConnection, self), error) from None
+        try:
+            for address in addresses[:-1]:
+                # Each gets its share, so that a dead address does not use up the time of one that works.
+                self._dns_host = address
+                if limit is not None:
+                    self.timeout = max((end - time.monotonic()) / 2, 0.001)
+                try:
+                    return super()._new_conn()  # type: ignore[misc,no-any-return]
+                except (NewConnectionError, ConnectTimeoutError):
+                    continue
+            self._dns_host = addresses[-1]
+            if limit is not None:
+                self.timeout = max(end - time.monotonic(), 0.001)
+            return super()._new_conn()  # type: ignore[misc,no-any-return]
+        finally:
+            self._dns_host, self.timeout = name, limit
+
+
+class _Scribe(http.client.HTTPConnection):
+    """Writes the head of a request down instead of sending it."""
+
+    written = b""
+
+    def send(self, data: Any) -> None:
+        self.written += data
+
+
+class _Direct(_Reporting):
+    """Sends a request as one piece, its head made once for all requests that are alike.
+
+    By themselves head and body go in two: two system calls, two packets, and a peer that is woken twice. The
+    socket waits without a time limit of its own, or every read and write would be two system calls, each
+    with a hand-over of the interpreter lock: the watch's deadline bounds them all.
+    """
+
+    sock: Any
+    host: str
+    default_port: int
+    _tunnel_host: str | None
+    _tunnel_port: int | None
+    _written: tuple[str, str, Mapping[str, str], bytes] | None = None
+    _asked: tuple[str, str] = ("", "")
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(None)
+
+    def request(
+        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] = {}, **_: Any
+    ) -> None:
+        _reused(self)
+        if self.sock is None:
+            self.connect()
+        self._asked = method, url
+        head = self._head(method, url, headers)
+        if body is None:
+            self.sock.sendall(head + b"\r\n")
+        else:
+            self.sock.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body))
+
+    def getresponse(self) -> HTTPResponse:
+        _ready_to_read()
+        method, url = self._asked
+        sock = self.sock
+        answer = Answer(sock, method=method)
+        try:
+            answer.begin()
+            if answer.will_close:
+                self.close()  # type: ignore[attr-defined]  # the answer holds the socket until it is read
+            fields = answer.fields
+            return HTTPResponse(
+                body=answer,
+                # It reads no other fields. Ours are the answer's own.
+                headers=HTTPHeaderDict({name: fields[name] for name in _FRAMING if name in fields}),
+                status=answer.status,
+                version=answer.version,
+                reason=answer.reason,
+                preload_content=False,
+                decode_content=False,
+                original_response=answer,
+                request_method=method,
+                request_url=url,
+                sock_shutdown=sock.shutdown,
+            )
+        except BaseException:
+            answer.close()
+            raise
+
+    def _head(self, method: str, url: str, headers: Mapping[str, str]) -> bytes:
+        """The request's line and headers, without the length and the empty line at the end."""
+        known = self._written
+        if known is not None and known[0] == method and known[1] == url and known[2] == headers:
+            return known[3]
+        scribe = _Scribe(self._tunnel_host or self.host, self._tunnel_port or self.port)
+        scribe.default_port = self.default_port
+        names = {name.lower() for name in headers}
+        scribe.putrequest(
+            method, url, skip_host="host" in names, skip_accept_encoding="accept-encoding" in names
+        )
+        for name, value in headers.items():
+            scribe.putheader(name, value)
+        scribe.endheaders()
+        head = scribe.written.removesuffix(b"\r\n")
+        self._written = method, url, headers, head
+        return head
+
+
+_FRAMING = ("content-length", "transfer-encoding", "content-encoding")
+
+
+class _Connection(_Direct, HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _TLSConnection(_Direct, HTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls: Any = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls: Any = _TLSConnection
+
+
+POOLS = {"http": _Pool, "https": _TLSPool}
+"""The pools of our connections, by scheme."""
+
+
+def report(pool: Any) -> None:
+    """Makes the connections that a caller's own pool opens from now on tell their watch what they do.
+
+    They do what they did before in every other way, and nothing new for requests that are not ours.
+    """
+    kind: Any = getattr(pool, "ConnectionCls", None)
+    if isinstance(kind, type) and issubclass(kind, HTTPConnection) and not hasattr(kind, "reports"):
+        pool.ConnectionCls = _reporting(cast(Any, kind))
+
+
+@functools.cache
+def _reporting(kind: Any) -> Any:
+    return type(kind.__name__, (_Reporting, kind), {})
