@@ -432,12 +432,12 @@ def error_status(error: BaseException, *, behind_gateway: bool = False) -> int:
         behind_gateway: whether the one who is told has a key of the gateway's, not of the provider: then
             a provider's 401 or 403 is 502, since the caller's own key is not what is wrong.
     """
-    status = error.status_code if isinstance(error, errors.Error) else None
-    if status is None:
+    if not isinstance(error, errors.Error) or error.status_code is None:
         return 500
+    status = error.status_code
     if not 400 <= status <= 599:
         return 502  # a redirect, or a status that is none
-    if behind_gateway and status in (401, 403) and error.attempts:  # type: ignore[attr-defined]
+    if behind_gateway and status in (401, 403) and error.attempts:
         return 502
     return status
 

@@ -321,18 +321,35 @@ _ANNOTATIONS = frozenset({"description", "discriminator"})
 
 
 def _compiled(schema: Json) -> Check:
-    """One check for all keywords of a schema."""
-    reference = schema.get("$ref")
-    if reference is not None:
-        name = reference.rpartition("/")[2]
-        return lambda value, path: checker(name)(value, path)
+    """One check for all keywords of a schema.
+
+    Raises:
+        ValueError: a keyword would have no effect here. Only a mistake in `COMPONENTS` can bring that about.
+    """
     rest = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
+    check = _taken(rest, schema)
+    if rest:
+        raise ValueError(f"a schema has keywords that are not compiled: {', '.join(sorted(rest))}")
+    return check
+
+
+def _taken(rest: Json, schema: Json) -> Check:
+    """The check for the keywords that are understood, which are taken out of ``rest``."""
+    if "$ref" in rest:
+        name = rest.pop("$ref").rpartition("/")[2]
+        return lambda value, path: checker(name)(value, path)
     if "oneOf" in rest:
         return _by_tag(rest.pop("oneOf"), schema["discriminator"]["propertyName"])
     if "anyOf" in rest:
         return _any_of(rest.pop("anyOf"))
-    if "enum" in rest or "const" in rest:
-        return _one_of(rest.get("enum", [rest.get("const")]))
+    if "enum" in rest:
+        return _one_of(rest.pop("enum"))
+    if "const" in rest:
+        return _one_of([rest.pop("const")])
+    return _by_type(rest)
+
+
+def _by_type(rest: Json) -> Check:
     kinds = rest.pop("type", None)
     checks = {
         "string": _string(rest),
@@ -340,8 +357,6 @@ def _compiled(schema: Json) -> Check:
         "object": _mapping(rest),
         "number": _number(rest),
     }
-    if rest:
-        raise NotImplementedError(f"the keywords {sorted(rest)} are not compiled")
     checks["integer"] = checks["number"]
     names = [kinds] if isinstance(kinds, str) else list(kinds or _KINDS)
     by_type: dict[type, Check | None] = {

@@ -257,6 +257,28 @@ def test_what_is_wrong_is_named(body: dict[str, Any], param: str) -> None:
     assert str(caught.value).startswith(param)
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_keyword_of_the_document_has_an_effect(component: str) -> None:
+    checker(component)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "date"},
+        {"$ref": "#/components/schemas/Tool", "maxLength": 5},
+        {"anyOf": [{"type": "string"}], "minimum": 1},
+        {"enum": ["a"], "type": "string"},
+        {"type": "array", "items": {"type": "integer", "multipleOf": 2}},
+    ],
+    ids=str,
+)
+def test_a_keyword_without_one_is_a_mistake(schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPONENTS, "Mistaken", schema)
+    with pytest.raises(ValueError, match=r"not compiled: (format|maxLength|minimum|type|multipleOf)"):
+        checker("Mistaken")
+
+
 def test_the_check_agrees_with_a_validator_that_is_not_ours() -> None:
     jsonschema = need("jsonschema")
     schema = {**COMPONENTS["Request"], "components": {"schemas": COMPONENTS}}
