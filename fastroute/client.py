@@ -18,6 +18,7 @@ from attrs import evolve, fields_dict
 from . import errors, events
 from .budget import Allowance
 from .config import Config, Source
+from .health import PROMPT, TAG, ask
 from .ledger import Ledger, NullLedger
 from .opinions import Ask
 from .plan import Plan
@@ -172,15 +173,54 @@ class Client:
         request = self._request(snapshot.config, messages, model, bool(stream), route, params)
         return snapshot.planner.plan(request)
 
+    def probe(
+        self,
+        endpoint: str,
+        *,
+        messages: Sequence[Mapping[str, Any]] = ({"role": "user", "content": PROMPT},),
+        stream: bool | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        **params: Any,
+    ) -> Completion | Stream:
+        """Asks one endpoint: nothing from the cache, nobody else when it fails, no second attempt.
+
+        The call waits for limits, is entered and charged like any other, with the tag ``probe`` unless
+        ``route`` says otherwise. How long it takes does not count where endpoints are compared.
+
+        Args:
+            endpoint: its name, ``provider/model`` unless it has another.
+            messages, stream, route, timeout, **params: as for `create`.
+
+        Raises:
+            NoEndpointError: there is none of that name, or it lets no call in now.
+            Error: what the call failed with; ``.attempts`` holds it.
+        """
+        router = self._router
+        snapshot, token = None, object()
+        try:
+            snapshot = router.enter(token)
+            request = self._request(snapshot.config, messages, None, bool(stream), route, params)
+            if request.options.validate is not None:
+                raise errors.BadRequestError("route.validate: must be left out where one endpoint is asked")
+            options = evolve(request.options, tags={TAG: "call", **request.options.tags})
+            request = evolve(request, options=options)
+            asked = snapshot.state.named(endpoint)
+            limit = self._timeout_of(snapshot.config, request, timeout)
+            return ask(snapshot, asked, request, limit, wait=True)
+        finally:
+            router.leave(snapshot, token)
+
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
         return self._router.workers.submit(lambda: self.chat.completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
         """Plain figures at this moment: where the state lives and how many processes work in it, endpoints
-        (limits, breaker, latency), cache, waiting calls, what classifiers failed in."""
+        (limits, breaker, latency), cache, waiting calls, what classifiers failed in, the health checks that
+        this process made."""
         router = self._router
-        snapshot = router.snapshot
+        snapshot, health = router.snapshot, router.health
         return {
             "state": snapshot.state.sharing(),
             "redis": router.shared.stats() if router.shared is not None else None,
@@ -191,6 +231,7 @@ class Client:
             "rates": snapshot.rates.snapshot(),
             "budgets": snapshot.budgets.snapshot(),
             "ledger": router.ledger.health,
+            "health_checks": health.snapshot() if health is not None else None,
         }
 
     def reload(self, source: Source = None) -> events.ConfigReloaded:

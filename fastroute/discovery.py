@@ -163,7 +163,7 @@ def _status_of(
     if key is None:
         return "valid"
     try:
-        _page(transport, format, listing, evolve(target, key=None), None, deadline)
+        page(transport, format, listing, evolve(target, key=None), None, deadline)
     except errors.APIError:
         return "valid"
     return "open"
@@ -175,17 +175,17 @@ def _all_pages(
     names: dict[str, None] = {}
     after: str | None = None
     for _ in range(_MOST_PAGES):
-        page = _page(transport, format, listing, target, after, deadline)
-        names.update(dict.fromkeys(page.names))
-        if page.after is None:
+        found = page(transport, format, listing, target, after, deadline)
+        names.update(dict.fromkeys(found.names))
+        if found.after is None:
             return tuple(names)
-        if page.after == after:
+        if found.after == after:
             break
-        after = page.after
+        after = found.after
     raise errors.UpstreamProtocolError("the list of models has no end: its pages lead on and on")
 
 
-def _page(
+def page(
     transport: Transport,
     format: Format,
     listing: Listing,
@@ -193,6 +193,19 @@ def _page(
     after: str | None,
     deadline: float,
 ) -> Page:
+    """One page of a provider's list.
+
+    Args:
+        transport: the connections to it.
+        format: the wire format it speaks, and
+        listing: how that lists models.
+        target: its address and key.
+        after: the mark that the page before gave; None for the first.
+        deadline: time.monotonic by which it must be there.
+
+    Raises:
+        APIError: no answer, or none that is a list.
+    """
     headers = format.headers(target, False)
     headers.pop("Content-Type", None)
     exchange = transport.send(
@@ -237,4 +250,4 @@ def _is_served(upstream: str, served: set[str]) -> bool:
     return bool(colon) and "/" in base and base in served
 
 
-__all__ = ["Discovery", "Lacking", "models"]
+__all__ = ["Discovery", "Lacking", "models", "page"]

@@ -141,6 +141,43 @@ class Dispatcher:
         """As `complete`, with the stream of the first endpoint whose content begins."""
         return self._run(call, plan, self._attempts.stream)
 
+    def once(self, call: Call, plan: Plan, *, wait: bool) -> Completion | Stream:
+        """One attempt at the first endpoint of the plan that lets the call in, and no other after it.
+
+        Only to a provider that knows no stream_options the same goes out again, without.
+
+        Args:
+            call: the call.
+            plan: who may be asked.
+            wait: whether it may wait for a limit, in line with all others.
+
+        Raises:
+            errors.NoEndpointError, errors.RateLimitError: nobody lets it in; nothing was sent.
+            errors.Error: what the attempt failed with.
+        """
+        attempt = self._attempts.stream if call.request.stream else self._attempts.complete
+        try:
+            while True:
+                progress = _Progress()
+                grant = self._admit(call, plan, progress) if wait else self._at_once(call, plan, progress)
+                if grant is None:
+                    raise self._exhausted(plan, progress)
+                wire = self._wires[grant.endpoint.name]
+                asked = wire.target.include_usage
+                try:
+                    return attempt(call, wire, grant)
+                except errors.APIError:
+                    verdict = call.verdict
+                    if verdict is None or verdict.action is not Action.WITHOUT_USAGE or not asked:
+                        raise
+                    wire.forget_usage()
+                    call.sending = call.verdict = None
+        except errors.Error as error:
+            error.attempts = tuple(call.attempts)
+            raise
+        finally:
+            self._clear(call)
+
     # ------------------------------------------------------------------------------------------- the loop
 
     def _run(self, call: Call, plan: Plan, attempt: Callable[[Call, Wire, Grant], _Answer]) -> _Answer:
@@ -176,12 +213,16 @@ class Dispatcher:
                 f"this process cannot take part in what others count: {problem}"
             ) from None
         finally:
-            if call.sending is not None:  # whose settling an interrupt may have cut short
-                call.sending.abandon()
-            if call.held is not None:  # interrupted between being let in and sending
-                self._give_back(call)
-            elif call.sending is None:
-                self._leave_gate(call, call.gate)
+            self._clear(call)
+
+    def _clear(self, call: Call) -> None:
+        """Leaves nothing held by a call that has ended."""
+        if call.sending is not None:  # whose settling an interrupt may have cut short
+            call.sending.abandon()
+        if call.held is not None:  # interrupted between being let in and sending
+            self._give_back(call)
+        elif call.sending is None:
+            self._leave_gate(call, call.gate)
 
     def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
         """The plan for another answer after one that failed its check; raises when that was the last."""

@@ -61,6 +61,27 @@ class BreakerChanged(Event):
 
 
 @frozen
+class HealthChecked(Event):
+    """A background check of an endpoint ended.
+
+    Attributes:
+        kind: ``models`` or ``completion``.
+        outcome: ``ok``; ``failed``; or ``unclear``, which says nothing of the endpoint's health: throttled, a
+            key refused, no list to be had.
+        seconds: how long it took.
+        error: the class name of what came instead of an answer.
+        state: of the endpoint's breaker since: ``closed``, ``open`` or ``half-open``.
+    """
+
+    endpoint: str
+    kind: str
+    outcome: str
+    seconds: float
+    error: str | None
+    state: str
+
+
+@frozen
 class EndpointBlocked(Event):
     """An endpoint is left out for ``seconds``: a key refused, a quota spent, a long Retry-After."""
 

@@ -50,6 +50,7 @@ class Stage:
         reason: where the stage comes from, for people.
         tier: the tier's name, if it is one.
         by_value: models by price / (quality × speed); otherwise in the order given.
+        alone: nobody else is asked, whatever becomes of it.
     """
 
     reason: str
@@ -58,6 +59,7 @@ class Stage:
     ranking: _core.Ranking
     by_value: bool
     calibrations: tuple[Calibration, ...]
+    alone: bool = False
 
     def input_tokens(self, estimate: int) -> int:
         """The estimate as corrected by the usage that came back, for the model that counts the most."""

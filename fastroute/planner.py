@@ -92,8 +92,13 @@ class Planner:
         self._max_latency = policy.max_latency or 0.0
         self._random = random.Random()
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: Request, at: Endpoint | None = None) -> Plan:
         """Decides, sending nothing.
+
+        Args:
+            request: what is asked.
+            at: the endpoint that is to serve it, and no other; the model and the tier asked for are not
+                looked at.
 
         Raises:
             ModelNotFoundError: no model, alias or tier has the name; near names are in the message.
@@ -119,12 +124,15 @@ class Planner:
         if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
         judged = scan
-        if self._opinions.wanted and self._chosen_by_class(request):
+        if at is None and self._opinions.wanted and self._chosen_by_class(request):
             judged, failure = self._opinions.ask(
                 request.messages, params, self._tier_of, self._classifier_timeout
             )
         level = judged.level if judged is not None else ""
-        stage = self._first_stage(request, level, judged.confidence if judged is not None else 0.0)
+        if at is None:
+            stage = self._first_stage(request, level, judged.confidence if judged is not None else 0.0)
+        else:
+            stage = _stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False, alone=True)
         estimate = self._estimate(tokens_in, wanted, level, stage)
         return Plan(self, request, judged, failure, stage, estimate, needs)
 
@@ -178,9 +186,9 @@ class Planner:
     def later_stages(self, first: Stage) -> Iterator[Stage]:
         """What follows the first stage: the fallback models of those in it, breadth first; cheaper tiers.
 
-        Each endpoint comes once. With routing turned off nothing follows.
+        Each endpoint comes once. With routing turned off nothing follows, nor after one endpoint alone.
         """
-        if self._fixed is not None:
+        if self._fixed is not None or first.alone:
             return
         seen = {endpoint.model.name for endpoint in first.endpoints}
         level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
@@ -340,22 +348,32 @@ class Planner:
             for place, model in enumerate(models)
             for endpoint in self._state.by_model.get(model, ())
         ]
-        if not endpoints:
-            return None
-        found = [endpoint for _, endpoint in endpoints]
-        ranking = _core.Ranking(
-            [endpoint.core for endpoint in found],
-            models=[place for place, _ in endpoints],
-            windows=[endpoint.model.context_window for endpoint in found],
-            max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
-            capabilities=[endpoint.model.capabilities for endpoint in found],
-            input_prices=[_price(endpoint.model.input_price) for endpoint in found],
-            output_prices=[_price(endpoint.model.output_price) for endpoint in found],
-            qualities=[endpoint.model.quality for endpoint in found],
-            latencies=[endpoint.model.latency for endpoint in found],
-        )
-        calibrations = {endpoint.model.name: endpoint.calibration for endpoint in found}
-        return Stage(reason, tier, tuple(found), ranking, by_value, tuple(calibrations.values()))
+        return _stage_of(reason, tier, endpoints, by_value=by_value) if endpoints else None
+
+
+def _stage_of(
+    reason: str,
+    tier: str | None,
+    endpoints: Sequence[tuple[int, Endpoint]],
+    *,
+    by_value: bool,
+    alone: bool = False,
+) -> Stage:
+    """The stage of these endpoints, each with the place of its model among those of the stage."""
+    found = [endpoint for _, endpoint in endpoints]
+    ranking = _core.Ranking(
+        [endpoint.core for endpoint in found],
+        models=[place for place, _ in endpoints],
+        windows=[endpoint.model.context_window for endpoint in found],
+        max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
+        capabilities=[endpoint.model.capabilities for endpoint in found],
+        input_prices=[_price(endpoint.model.input_price) for endpoint in found],
+        output_prices=[_price(endpoint.model.output_price) for endpoint in found],
+        qualities=[endpoint.model.quality for endpoint in found],
+        latencies=[endpoint.model.latency for endpoint in found],
+    )
+    calibrations = {endpoint.model.name: endpoint.calibration for endpoint in found}
+    return Stage(reason, tier, tuple(found), ranking, by_value, tuple(calibrations.values()), alone)
 
 
 def _price(nano: int | None) -> int:

@@ -22,6 +22,7 @@ from attrs import evolve
 
 from . import errors, events, forks, greenlets
 from .config import Config, Secret, Source, file_of, load, read_keys
+from .health import HealthChecks
 from .ledger import Ledger, NullLedger, configured_ledger
 from .line import Line
 from .opinions import Ask, Opinions
@@ -82,6 +83,7 @@ class Router:
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.watch: Watch | None = None
+        self.health: HealthChecks | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
         try:
             self._around = Surroundings(self.ledger, self.hooks, self.line, self.opinions, session)
@@ -93,6 +95,7 @@ class Router:
             self.ledger.close()
             raise
         self.workers = Workers(config.workers, config.max_pending)
+        self._check_health(config)
         _routers.add(self)
         if self.watch is not None:
             self.watch.ensure()
@@ -112,6 +115,8 @@ class Router:
         self._retired.clear()
         if self.watch is not None:
             self.watch.after_fork()
+        if self.health is not None:
+            self.health.after_fork()
 
     def close(self) -> None:
         """Lets running calls end, writes the ledger out, closes connections. May be called again."""
@@ -122,6 +127,8 @@ class Router:
             live = (self.snapshot, *self._retired)
         if self.watch is not None:
             self.watch.stop()
+        if self.health is not None:
+            self.health.stop()
         self.workers.close()
         self.opinions.close()
         if self.shared is not None:
@@ -143,6 +150,9 @@ class Router:
             self.watch.ensure()  # a forked child has no thread until it is first used
         if self.shared is not None:
             self.shared.ensure()
+        health = self.health  # which a reload may take away
+        if health is not None:
+            health.ensure()
         while True:
             snapshot = self.snapshot
             snapshot.active.add(token)
@@ -209,6 +219,7 @@ class Router:
             self.shared.attach(new.state.endpoints, config.policy.breaker.probe_lease)
             new.budgets.share(self.shared.bank)
         new.forgive(old)
+        self._check_health(config)
         self.line.look()  # a limit may have been raised
         if not old.active:
             self._give_up(old)
@@ -221,6 +232,18 @@ class Router:
             shared.attach(state.endpoints, config.policy.breaker.probe_lease)
             self.snapshot.budgets.share(shared.bank)
         return shared
+
+    def _check_health(self, config: Config) -> None:
+        """Begins or ends checking endpoints, as the configuration says."""
+        before = self.health
+        if not config.policy.health_check.enabled:
+            self.health = None
+            if before is not None:
+                before.stop(wait=False)
+        elif before is None:
+            self.health = HealthChecks(self)
+        else:
+            before.wake()
 
     def _give_up(self, snapshot: Snapshot) -> None:
         """Closes the connections that only a snapshot without calls was using; streams under way finish."""

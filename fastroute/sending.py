@@ -72,6 +72,7 @@ class Call:
         held: what let it in, until its attempt answers for that.
         sending: the attempt that answers for it since.
         downgraded: the budget that sent it to the cheapest tier, if one did.
+        timed: whether its latency counts where endpoints are compared by theirs.
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Call:
         "sending",
         "started",
         "tier",
+        "timed",
         "validator",
         "verdict",
         "waited",
@@ -121,6 +123,7 @@ class Call:
         self.held: Grant | None = None
         self.sending: Sending | None = None
         self.downgraded: str | None = None
+        self.timed = True
 
     def route(self, wire: Wire, now: float, *, ttft: float | None = None) -> Route:
         """How the call was served, once its last attempt has ended."""
@@ -533,7 +536,8 @@ class Sending:
     ) -> None:
         sinks, call, wire, grant = self._sinks, self._call, self._wire, self._grant
         endpoint = wire.endpoint
-        flags = endpoint.core.finish(grant.ticket, core_outcome, latency, spent_tokens - grant.tokens)
+        shown = latency if call.timed else 0.0
+        flags = endpoint.core.finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
         self._freed()
         cost: int | None = 0
         if usage is not None:

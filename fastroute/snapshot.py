@@ -84,6 +84,7 @@ _NOT_SHAPING = frozenset(
         "idle_timeout",
         "ping_timeout",
         "breaker",
+        "health_check",
     }
 )
 
@@ -118,6 +119,7 @@ class Snapshot:
 
     Attributes:
         active: a token for each call that has hold of it; see `router.py`.
+        wires: each endpoint's format, address and connections, by its name.
         fingerprint: of all that shapes an answer; equal requests under equal ones share an answer.
 
     Raises:
@@ -166,8 +168,9 @@ class Snapshot:
             self.state.gate,
             around.line.freed,
         )
+        self.wires: Mapping[str, Wire] = self._prepared_wires()
         self.dispatcher = Dispatcher(
-            policy, config.quality, retries, self._wires(), Attempts(policy, sinks), around.line, self.state
+            policy, config.quality, retries, self.wires, Attempts(policy, sinks), around.line, self.state
         )
         self.fingerprint = _fingerprint(config, catalog)
         self.cache: Cache | None = None
@@ -250,7 +253,7 @@ class Snapshot:
             or is_loopback_url(provider.base_url),
         )
 
-    def _wires(self) -> dict[str, Wire]:
+    def _prepared_wires(self) -> dict[str, Wire]:
         wires = {}
         for endpoint in self.state.endpoints:
             name = endpoint.config.provider

@@ -14,6 +14,7 @@ from typing import Any
 from attrs import frozen
 
 from . import _core, errors, events
+from ._checks import did_you_mean, show
 from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
 from .segments import Home, open_home
@@ -101,6 +102,19 @@ class State:
                 "others were configured before, the program started anew"
                 + (f" and {self.home.path} removed" if self.home.path else "")
             ) from None
+
+    def named(self, name: str) -> Endpoint:
+        """The endpoint of that name.
+
+        Raises:
+            NoEndpointError: there is none; near names are in the message.
+        """
+        for endpoint in self.endpoints:
+            if endpoint.name == name:
+                return endpoint
+        names = [endpoint.name for endpoint in self.endpoints]
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+        raise errors.NoEndpointError(f"there is no endpoint {show(name)}{hint}", status_code=404)
 
     def follow(self, newer: State) -> None:
         """Takes over the newer configuration's limits and rules, for calls that began under this one.

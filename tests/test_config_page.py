@@ -17,6 +17,7 @@ from fastroute.config import (
     CacheConfig,
     Config,
     EndpointConfig,
+    HealthCheckConfig,
     Policy,
     ProviderConfig,
     check,
@@ -30,8 +31,11 @@ SECTIONS: dict[str, list[str]] = {
     "[providers.NAME]": [field.name for field in attrs.fields(ProviderConfig)],
     "[[endpoints]]": [field.name for field in attrs.fields(EndpointConfig)],
     '[models."NAME"]': [f.name for f in attrs.fields(ModelOverride) if f.name != "providers"],
-    "[policy]": [f.name for f in attrs.fields(Policy) if f.name not in ("breaker", "classes")],
+    "[policy]": [
+        f.name for f in attrs.fields(Policy) if f.name not in ("breaker", "classes", "health_check")
+    ],
     "[policy.breaker]": [field.name for field in attrs.fields(BreakerConfig)],
+    "[policy.health_check]": [field.name for field in attrs.fields(HealthCheckConfig)],
     "[[budgets]]": [field.name for field in attrs.fields(BudgetConfig)],
 }
 
@@ -57,6 +61,7 @@ def defaults() -> list[tuple[str, str, Any]]:
         "[providers.NAME]": ProviderConfig,
         "[policy]": Policy,
         "[policy.breaker]": BreakerConfig,
+        "[policy.health_check]": HealthCheckConfig,
         "[[budgets]]": BudgetConfig,
     }
     for heading, kind in classes.items():

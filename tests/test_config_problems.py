@@ -60,6 +60,12 @@ from fastroute.config.models import TABLES
         ({"policy": {"breaker": {"rate": 0}}}, "policy.breaker.rate: 0 is out of range"),
         ({"policy": {"breaker": {"open": 301}}}, "policy.breaker.open: is longer than max_open"),
         ({"policy": {"breaker": 5}}, "policy.breaker: 5 is not a table"),
+        ({"policy": {"health_check": {"kind": "ping"}}}, "policy.health_check.kind: 'ping'"),
+        ({"policy": {"health_check": {"interval": 0}}}, "policy.health_check.interval: 0 is out of range"),
+        (
+            {"policy": {"health_check": {"timeout": 31}}},
+            "policy.health_check.timeout: is longer than interval",
+        ),
         ({"policy": {"classes": {"trivail": "standard"}}}, "policy.classes.trivail: the five-level"),
         ({"policy": {"classes": {"trivial": "cheap"}}}, "policy.classes.trivial: 'cheap' is no tier here"),
         ({"policy": []}, "policy: a value of type list is not a table"),

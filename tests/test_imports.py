@@ -31,6 +31,7 @@ ROWS = [
     {"attempt"},
     {"dispatch", "workers", "reload"},
     {"snapshot"},
+    {"health"},
     {"router"},
     {"client"},
     {"wire_openai"},

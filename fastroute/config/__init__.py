@@ -3,7 +3,7 @@
 Owns the configuration file, its overlay from the environment, zero configuration from provider keys, and the
 reading of API keys. What is known of models is `catalog`; building live objects from it all is `state`.
 
-- `models`: every key with its type, default and check
+- `models`: every key with its type, default and check; `health`: those of the health checks
 - `relations`: how keys must fit each other
 - `urls`: which addresses a provider may have
 - `keys`: API keys that do not show
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from fastroute.catalog import ModelOverride
 
+from .health import HEALTH_CHECKS, HealthCheckConfig
 from .keys import Secret, read_key, read_keys
 from .models import (
     AUTO,
@@ -37,6 +38,7 @@ from .urls import address_problem, is_loopback_url
 __all__ = [
     "AUTO",
     "CLASSIFIERS",
+    "HEALTH_CHECKS",
     "STRATEGIES",
     "BreakerConfig",
     "BudgetConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "Config",
     "EndpointConfig",
     "Findings",
+    "HealthCheckConfig",
     "Limits",
     "ModelOverride",
     "Policy",

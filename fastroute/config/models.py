@@ -20,6 +20,7 @@ from fastroute.catalog import ModelOverride
 from fastroute.classify import RuleSet
 
 from . import values
+from .health import HealthCheckConfig
 from .urls import local_part
 
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
@@ -273,6 +274,7 @@ class Policy:
         cascade: whether a tier that cannot serve at all is followed by the next cheaper one.
         fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
         breaker: the circuit breaker of each endpoint.
+        health_check: looking at endpoints that nobody calls.
     """
 
     fixed_model: str = field(default="", validator=text(empty=True))
@@ -304,6 +306,7 @@ class Policy:
     cascade: bool = field(default=True, validator=flag)
     fallback_on_404: bool = field(default=False, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)
+    health_check: HealthCheckConfig = field(factory=HealthCheckConfig)
 
 
 @frozen

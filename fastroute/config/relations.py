@@ -280,6 +280,8 @@ def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collecti
             yield f"policy.{base}: is longer than {cap}, must be at most that"
     if policy.breaker.open > policy.breaker.max_open:
         yield "policy.breaker.open: is longer than max_open, must be at most that"
+    if policy.health_check.timeout > policy.health_check.interval:
+        yield "policy.health_check.timeout: is longer than interval, must be at most that"
 
 
 def _quality(config: Config) -> Iterable[str]:

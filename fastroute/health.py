@@ -1,0 +1,438 @@
+"""Looking at endpoints that nobody calls or that are left alone, in the background; and asking one directly.
+
+Owns when an endpoint is checked, by whom, and what its breaker hears of it. A check that asks for an answer
+goes the way of every call, by `ask`, and is entered and charged like one; a check that asks for the list of
+models goes through `discovery`. What a result does to the breaker is the core's.
+
+Only what needs it is checked: an endpoint that nobody has had a result from for an interval, or whose breaker
+is not closed. All processes that share the state look, and one claims the check: the claim is a bucket of the
+shared state that holds one interval's worth of milliseconds and is emptied at once. So there is at most one
+check an interval, and when who claimed it is killed, the next interval is another's.
+
+A check never takes what a caller may need: it does not wait for limits, and it is left out while one is half
+used. It says nothing of latency, because it does not take as long as a caller's request.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from attrs import define, evolve
+
+from . import _core, discovery, errors, events
+from .config import HealthCheckConfig
+from .line import Line
+from .providers.listing import Listing, listing_of
+from .sending import Call
+from .snapshot import Snapshot
+from .state import STATE_NAMES, Endpoint
+from .stream import Stream
+from .types import Completion, Request, RouteOptions
+
+log = logging.getLogger("fastroute")
+
+PROMPT = "Reply with OK."
+TAG = "probe"  # the tag of calls that serve no caller; its value says what they are for
+
+_MESSAGES = ({"role": "user", "content": PROMPT},)
+_OPTIONS = RouteOptions(tags={TAG: "health-check"}, cache=False, priority="low")
+_MS = 1_000_000  # ns
+_TICK = 20 * _MS  # more than what the coarse clock, by which plans are made, may be behind
+_AT_ONCE = 4  # endpoints that are checked side by side
+_JITTER = 0.1  # of an interval by which a look may be late, so that machines do not check in step
+_TRY_AGAIN = 1.0  # seconds after a look that failed for a reason of its own
+
+
+def ask(
+    snapshot: Snapshot, endpoint: Endpoint, request: Request, timeout: float, *, wait: bool
+) -> Completion | Stream:
+    """One call to one endpoint: no cache, no other endpoint, no second attempt.
+
+    It is limited, entered and charged like any other. Its latency does not count where endpoints are compared
+    by theirs: what is asked of one endpoint on purpose is rarely what callers ask.
+
+    Args:
+        snapshot: the one that serves the call.
+        endpoint: one of its endpoints.
+        request: the call; its model and tier are not looked at.
+        timeout: seconds it may take, waiting and all.
+        wait: whether it may wait for a limit.
+
+    Raises:
+        Error: it was not let in, if ``.attempts`` is empty, or what it failed with.
+    """
+    started = time.monotonic()
+    plan = snapshot.planner.plan(request, endpoint)
+    estimate = evolve(plan.estimate, timeout=min(plan.estimate.timeout, timeout))
+    call = Call(request, estimate, plan.level, plan.explainer(), started, started + timeout)
+    call.timed = False
+    return snapshot.dispatcher.once(call, plan, wait=wait)
+
+
+# ------------------------------------------------------------------------------------------- in background
+
+
+class Owner(Protocol):
+    """Whose endpoints are checked."""
+
+    hooks: events.Hooks
+    line: Line
+
+    def enter(self, token: object) -> Snapshot: ...
+    def leave(self, snapshot: Snapshot | None, token: object) -> None: ...
+
+
+@define(eq=False)
+class _Known:
+    """What this process knows of one endpoint.
+
+    Attributes:
+        counts: its results so far, good and bad, when they were last looked at.
+        since: when they last were others, ns.
+        claim: the bucket from which its checks are claimed, and
+        interval: for which interval that was made, ms.
+        listed: whether its provider has given its list of models before.
+        checks, failed, unclear: checks that this process made, and how many of them ended so.
+        skipped: checks that this process claimed, and that were not let in.
+    """
+
+    counts: tuple[int, int]
+    since: int
+    claim: _core.Bucket | None = None
+    interval: int = 0
+    listed: bool = False
+    checks: int = 0
+    failed: int = 0
+    unclear: int = 0
+    skipped: int = 0
+    outcome: str | None = None
+    at: float | None = None
+    took: float | None = None
+    error: str | None = None
+
+
+class HealthChecks:
+    """Checks the endpoints of a client in a thread of its own.
+
+    Args:
+        owner: the client's router, whose snapshot in force says what to check and how.
+
+    Thread safety: all methods. The thread starts with the first call of a process, and again in a forked
+    child; it ends when nobody holds this object any more.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = weakref.ref(owner)  # it holds this
+        self._hooks, self._line = owner.hooks, owner.line
+        self._known: dict[str, _Known] = {}
+        self._stopped = False
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """In a forked child: no thread yet, and its own chance."""
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._random = random.Random()
+
+    def ensure(self) -> None:
+        """Starts this process's thread if it does not run."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._stopped:
+                wake = self._wake
+                self._thread = threading.Thread(
+                    target=_look_until_stopped,
+                    args=(weakref.ref(self, lambda _: wake.set()), wake),
+                    name="fastroute-health",
+                    daemon=True,
+                )
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Looks now: the configuration is another."""
+        self._wake.set()
+
+    def stop(self, *, wait: bool = True) -> None:
+        """Ends the thread, after the check that it is at. May be called again.
+
+        Args:
+            wait: whether to return only when it has ended.
+        """
+        with self._lock:
+            self._stopped = True
+            thread = self._thread
+        self._wake.set()
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    def look(self, now: int = 0) -> float:
+        """Makes the checks that are due.
+
+        Args:
+            now: what the intervals are counted by, on the core's clock, ns; 0 reads it.
+
+        Returns:
+            Seconds after which one may be due again.
+
+        Raises:
+            Error: the client is closed.
+        """
+        owner = self._owner()
+        if owner is None:
+            raise errors.Error("the client is closed")
+        token, snapshot = object(), None
+        try:
+            snapshot = owner.enter(token)
+            rule = snapshot.config.policy.health_check
+            now = now or _core.clock()
+            interval = int(rule.interval * 1e9)
+            waits, due = [interval], []
+            for endpoint in snapshot.state.endpoints:
+                wait = self._due_in(snapshot, endpoint, interval, now)
+                if wait > 0:
+                    waits.append(wait)
+                else:
+                    due.append(partial(self._check, snapshot, endpoint, rule))
+            self._side_by_side(due)
+        finally:
+            owner.leave(snapshot, token)
+        return (min(waits) + self._random.random() * _JITTER * interval) / 1e9
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """Plain figures of the checks that this process made, by endpoint."""
+        return {
+            name: {
+                "checks": known.checks,
+                "failed": known.failed,
+                "unclear": known.unclear,
+                "skipped": known.skipped,
+                "outcome": known.outcome,
+                "time": known.at,
+                "took_s": known.took,
+                "error": known.error,
+            }
+            for name, known in tuple(self._known.items())
+        }
+
+    # ------------------------------------------------------------------------------------- when, and by whom
+
+    def _due_in(self, snapshot: Snapshot, endpoint: Endpoint, interval: int, now: int) -> int:
+        """ns after which to look at it again; 0: it is to be checked now, by this process."""
+        core = endpoint.core
+        counts = core.counts
+        known = self._known.get(endpoint.name)
+        if known is None:
+            known = self._known.setdefault(endpoint.name, _Known(counts, now))
+        if counts != known.counts:
+            known.counts, known.since = counts, now
+        blocked, _ = core.blocked()
+        if blocked:
+            return blocked
+        if core.state() == _core.CLOSED and now < known.since + interval:
+            return known.since + interval - now
+        if self._is_tight(snapshot, core):
+            return interval // 10
+        return self._claimed_for(snapshot, endpoint.name, known, interval // _MS, now)
+
+    def _claimed_for(self, snapshot: Snapshot, name: str, known: _Known, interval: int, now: int) -> int:
+        """ns for which it has been claimed; 0: it was not, and now is this process's."""
+        if known.claim is None or known.interval != interval:
+            try:
+                known.claim = _core.Bucket(snapshot.state.segment, f"(health) {name}", 60_000, interval)
+            except _core.SegmentFullError:
+                return interval * _MS  # as full for others, who may have claimed none either
+            known.interval = interval
+        return known.claim.acquire(interval, now)
+
+    def _is_tight(self, snapshot: Snapshot, core: _core.Endpoint) -> bool:
+        """Whether what a check would take may soon be missing to a caller: a limit is half used."""
+        if self._line.waiting:
+            return True
+        permits = core.max_in_flight if core.bearable is None else core.bearable
+        if 2 * core.in_flight >= permits:
+            return True
+        if core.rpm >= 0 and 2 * core.available_requests() < core.request_burst:
+            return True
+        if core.tpm >= 0 and 2 * core.available_tokens() < core.token_burst:
+            return True
+        gate = snapshot.state.gate
+        return gate is not None and 2 * gate.in_flight >= gate.max_in_flight
+
+    def _side_by_side(self, checks: Sequence[Callable[[], None]]) -> None:
+        """Makes checks at once, so that one endpoint that hangs does not keep the others waiting."""
+        left: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        for check in checks:
+            left.put(check)
+
+        def work() -> None:
+            while not self._stopped:
+                try:
+                    left.get_nowait()()
+                except queue.Empty:
+                    return
+
+        threads = [
+            threading.Thread(target=work, name=f"fastroute-health-{place}", daemon=True)
+            for place in range(1, min(len(checks), _AT_ONCE))
+        ]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+
+    # ------------------------------------------------------------------------------------------------ a check
+
+    def _check(self, snapshot: Snapshot, endpoint: Endpoint, rule: HealthCheckConfig) -> None:
+        known, core = self._known[endpoint.name], endpoint.core
+        started = time.monotonic()
+        error: errors.Error | None = None
+        outcome = "ok"
+        try:
+            if rule.kind == "completion":
+                sent = self._complete(snapshot, endpoint, rule)
+            else:
+                sent = self._list(snapshot, endpoint, rule, known)
+        except errors.Error as problem:
+            error, sent = problem, True
+            outcome = "failed" if _is_failure(problem, rule.kind, known.listed) else "unclear"
+        except Exception:
+            log.exception("the check of %s failed for a reason of its own", endpoint.name)
+            return
+        finally:
+            known.counts = core.counts  # its own result is not a caller's
+        took = time.monotonic() - started
+        with self._lock:
+            if not sent:
+                known.skipped += 1
+                return
+            known.checks += 1
+            known.failed += outcome == "failed"
+            known.unclear += outcome == "unclear"
+            known.outcome, known.at, known.took = outcome, time.time(), took
+            known.error = None if error is None else type(error).__name__
+        if self._hooks.wanted:
+            state = STATE_NAMES[core.state()]
+            self._hooks.emit(
+                events.HealthChecked(endpoint.name, rule.kind, outcome, took, known.error, state)
+            )
+
+    def _complete(self, snapshot: Snapshot, endpoint: Endpoint, rule: HealthCheckConfig) -> bool:
+        """Asks for a short answer, as the breaker's probe if it is not closed. False: was not let in.
+
+        The opening of a breaker is ended for it, or a recovery would not be seen before its time. While good
+        answers are still missing to close the breaker, they are asked for at once.
+        """
+        core = endpoint.core
+        request = Request(endpoint.model.name, _MESSAGES, {"max_tokens": rule.max_tokens}, False, _OPTIONS)
+        for turn in range(snapshot.config.policy.breaker.probes_to_close):
+            _end_opening(core)
+            try:
+                ask(snapshot, endpoint, request, rule.timeout, wait=False)
+            except errors.Error as error:
+                if not error.attempts:
+                    return turn > 0
+                raise
+            if core.state() != _core.HALF_OPEN:
+                break
+        return True
+
+    def _list(self, snapshot: Snapshot, endpoint: Endpoint, rule: HealthCheckConfig, known: _Known) -> bool:
+        """Asks for the provider's list of models. False: was not let in, or there is none.
+
+        A list proves that somebody is there, not that the model answers: it ends the opening of a breaker, so
+        that the next call is its probe, but closes none. That there is none to be had keeps it open.
+        """
+        core = endpoint.core
+        listing = listing_of(snapshot.wires[endpoint.name].format)
+        if listing is None:
+            return False
+        if core.state() == _core.OPEN:
+            self._read_list(snapshot, endpoint, listing, rule.timeout)
+            known.listed = True
+            _end_opening(core)
+            return True
+        ticket = core.admit()
+        if ticket < 0:
+            return False
+        ended: int | None = None
+        try:
+            half_open = core.state() == _core.HALF_OPEN  # then this holds the place of its probe
+            try:
+                self._read_list(snapshot, endpoint, listing, rule.timeout)
+                known.listed = True
+                ended = _core.IGNORED if half_open else _core.OK
+            except errors.Error as error:
+                ended = _core.FAILURE if _is_failure(error, "models", known.listed) else _core.IGNORED
+                raise
+        finally:
+            if ended is None:
+                core.undo(ticket, 0)
+            else:
+                self._finish(endpoint, ticket, ended)
+            self._line.freed(endpoint.name)
+        return True
+
+    def _read_list(self, snapshot: Snapshot, endpoint: Endpoint, listing: Listing, timeout: float) -> None:
+        wire = snapshot.wires[endpoint.name]
+        deadline = time.monotonic() + timeout
+        discovery.page(wire.transport, wire.format, listing, wire.target, None, deadline)
+
+    def _finish(self, endpoint: Endpoint, ticket: int, outcome: int) -> None:
+        flags = endpoint.core.finish(ticket, outcome)
+        if flags and self._hooks.wanted:
+            state = "open" if flags & 1 else "closed"
+            self._hooks.emit(events.BreakerChanged(endpoint.name, state))
+
+
+def _end_opening(core: _core.Endpoint) -> None:
+    """Has the next to ask be the breaker's probe, if it is open."""
+    core.hurry(_core.clock() - _TICK)
+
+
+def _is_failure(error: errors.Error, kind: str, listed: bool) -> bool:
+    """Whether an error is the endpoint's fault and not the key's, the limits' or the check's.
+
+    Not every provider that answers calls has a list of models, so an answer that is none says something only
+    if there was one before.
+    """
+    if isinstance(error, errors.UpstreamProtocolError) or (
+        isinstance(error, errors.APIStatusError) and (error.status_code or 0) >= 500
+    ):
+        return kind == "completion" or listed
+    return isinstance(error, errors.APIConnectionError)
+
+
+def _look_until_stopped(found: weakref.ref[HealthChecks], wake: threading.Event) -> None:
+    while True:
+        wake.clear()
+        checks = found()
+        if checks is None or checks.stopped:
+            return
+        try:
+            pause = checks.look()
+        except errors.Error:
+            return  # the client is closed
+        except Exception:
+            log.exception("looking for endpoints to check failed; it is tried again")
+            pause = _TRY_AGAIN
+        # Checks that nobody else holds must be able to go.
+        del checks
+        wake.wait(pause)
+
+
+__all__ = ["PROMPT", "TAG", "HealthChecks", "ask"]
