@@ -52,6 +52,8 @@ class Error(Exception):
     """The root of all errors raised by fastroute.
 
     Attributes:
+        message: what went wrong; ``str(error)`` puts the endpoint before it.
+        endpoint: where the attempt failed that this is the error of; None if it is of no attempt.
         status_code: HTTP status of the provider's answer, or the one a gateway should send; None if
             there is none.
         attempts: what was tried before giving up, oldest first.
@@ -72,13 +74,14 @@ class Error(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.endpoint: str | None = None
         self.status_code = self.default_status if status_code is None else status_code
         self.attempts: tuple[Attempt, ...] = tuple(attempts)
         self.request_id = request_id
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return self.message
+        return self.message if self.endpoint is None else f"{self.endpoint}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments do not survive the default protocol, and process pools pickle errors.

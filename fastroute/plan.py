@@ -16,6 +16,7 @@ from attrs import frozen
 from . import _core
 from .catalog import Model
 from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
+from .retry import BlockReason
 from .state import STATE_NAMES, Endpoint
 from .tokens import Calibration
 from .types import NANO, Classification, Request
@@ -329,7 +330,9 @@ class Plan:
         if code == _core.OUT_PRICE_CAP:
             return f"left out: would cost {cost}, over the cap"
         if code == _core.OUT_BLOCKED:
-            return f"left out: blocked for {_reopens(endpoint, _core.clock()):.1f} s"
+            _, reason = endpoint.core.blocked()
+            words = BlockReason(reason).words
+            return f"left out: blocked for {_reopens(endpoint, _core.clock()):.1f} s ({words})"
         if code == _core.OUT_BREAKER:
             state = STATE_NAMES[endpoint.core.state()]
             return f"left out: breaker {state}, next try in {_reopens(endpoint, _core.clock()):.1f} s"

@@ -44,6 +44,10 @@ class BlockReason(enum.IntEnum):
     RETRY_AFTER = 3
     TLS = 4
 
+    @property
+    def words(self) -> str:
+        return self.name.lower().replace("_", " ")
+
 
 @frozen
 class Verdict:
@@ -173,7 +177,7 @@ class RetryPolicy:
                 BreakerOutcome.IGNORED,
                 self.quota_block,
                 BlockReason.QUOTA_SPENT,
-                "quota or spend limit reached",
+                "its quota or spend limit is reached",
             )
         if isinstance(error, errors.ContextLengthExceeded):
             return Verdict(Action.FALL_BACK, BreakerOutcome.IGNORED)
@@ -188,7 +192,7 @@ class RetryPolicy:
                 BreakerOutcome.IGNORED,
                 self.key_block,
                 BlockReason.KEY_REFUSED,
-                "key refused",
+                "the key was refused",
             )
         if isinstance(error, errors.NotFoundError):
             action = Action.FAIL_OVER if self.fallback_on_404 else Action.STOP
@@ -223,7 +227,7 @@ class RetryPolicy:
                     verdict.outcome,
                     wait,
                     verdict.block_code or BlockReason.RETRY_AFTER,
-                    verdict.reason or "asked to be left alone by Retry-After",
+                    verdict.reason or "it asked for that by Retry-After",
                 )
         return verdict
 

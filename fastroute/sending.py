@@ -8,6 +8,7 @@ What is done with the answer is `attempt.py`'s and `stream.py`'s.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 import time
@@ -23,13 +24,16 @@ from .limit_headers import parse_limits
 from .plan import Estimate
 from .providers.base import Format, Target, check_content_type, request_id_of
 from .quality import Rates, Validator
-from .retry import RetryPolicy, Verdict
+from .retry import BlockReason, RetryPolicy, Verdict
 from .state import Endpoint
 from .tokens import OutputHistory
 from .transport import Exchange, Transport
 from .types import Attempt, Classification, Outcome, Request, Route, Usage, UsageSource
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
+
+
+log = logging.getLogger("fastroute")
 
 
 class Recorder(Protocol):
@@ -398,6 +402,10 @@ class Sending:
         if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
             outcome = _core.IGNORED
         call.verdict = verdict
+        endpoint = self._wire.endpoint
+        error.endpoint = endpoint.name
+        if isinstance(error, errors.AuthenticationError):
+            error.message += f" (the key comes from {endpoint.provider.key_source})"
         billed = bool(getattr(error, "maybe_billed", False))
         if usage is None and billed:
             usage = Usage(call.estimate.input_tokens, 0, source="estimated")
@@ -469,6 +477,9 @@ class Sending:
     def _block(self, verdict: Verdict) -> None:
         endpoint = self._wire.endpoint
         endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), int(verdict.block_code))
+        # To wait for a while is routine; a key or a quota is for somebody to mend.
+        level = logging.INFO if verdict.block_code is BlockReason.RETRY_AFTER else logging.WARNING
+        log.log(level, "%s is left out for %.0f s: %s", endpoint.name, verdict.block_seconds, verdict.reason)
         hooks = self._sinks.hooks
         if hooks.wanted:
             hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))
@@ -586,11 +597,16 @@ class Sending:
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
         self._pay(cost)
+        if told:
+            return
         hooks = sinks.hooks
-        if hooks.wanted and not told:
+        if hooks.wanted:
             hooks.emit(events.AttemptFinished(attempt))
-            if flags:
-                hooks.emit(events.BreakerChanged(endpoint.name, "open" if flags & 1 else "closed"))
+        if flags:
+            state = "open" if flags & 1 else "closed"
+            log.warning("the breaker of %s is %s%s", endpoint.name, state, f": {attempt.error}" * (flags & 1))
+            if hooks.wanted:
+                hooks.emit(events.BreakerChanged(endpoint.name, state))
 
 
 _NOTHING = Usage(source="none")

@@ -195,7 +195,7 @@ class Stream:
             elif isinstance(error, errors.UpstreamTruncated):
                 kind = errors.StreamTruncated
             shown = kind(
-                f"the stream from {self._sending.wire.endpoint.name} broke off: {error}",
+                f"the stream from {self._sending.wire.endpoint.name} broke off: {error.message}",
                 partial_text=self.text,
                 usage=usage,
                 request_id=error.request_id,

@@ -124,6 +124,13 @@ class ProviderConfig:
     timeout: float | None = field(default=None, validator=optional(values.seconds()))
     connect_timeout: float | None = field(default=None, validator=optional(values.seconds()))
 
+    @property
+    def key_source(self) -> str:
+        """Where its key comes from, for people."""
+        if self.api_key_env:
+            return f"the environment variable {self.api_key_env}"
+        return f"the file {self.api_key_file}" if self.api_key_file else "nowhere: none is configured"
+
 
 @frozen
 class EndpointConfig:

@@ -190,8 +190,7 @@ def _budget(status: Any) -> dict[str, Any]:
 
 def _endpoint(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     reason = BlockReason(figures["block_reason"]) if figures["blocked_s"] else BlockReason.NONE
-    words = reason.name.lower().replace("_", " ") if reason else None
-    return {**figures, "name": name, "block_reason": words}
+    return {**figures, "name": name, "block_reason": reason.words if reason else None}
 
 
 def _used(budget: dict[str, Any]) -> float:
