@@ -54,7 +54,11 @@ class StreamReader:
         """
         decoder = self.decoder
         while not self._ended:
-            piece = next(self._pieces, None)
+            try:
+                piece = next(self._pieces, None)
+            except errors.APIConnectionError as error:
+                self._check_whole(error)
+                return
             now = time.monotonic()
             if piece is None:
                 self._ended = True
@@ -81,6 +85,13 @@ class StreamReader:
             if chunks:
                 yield chunks
         decoder.end()
+
+    def _check_whole(self, error: errors.Error) -> None:
+        """Raises the error unless all was said before it: then how the connection ends changes nothing."""
+        try:
+            self.decoder.end()
+        except errors.UpstreamProtocolError:
+            raise error from None
 
     def _extend(self, now: float) -> None:
         self._exchange.extend(
@@ -138,7 +149,8 @@ class Stream:
             except BaseException as error:
                 raise self._broke(error) from None
             if batch is None:
-                self._finish()
+                if not self._ended:  # else another thread has closed it meanwhile
+                    self._finish()
                 raise StopIteration
             self._ready = iter(batch)
 

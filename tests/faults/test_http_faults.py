@@ -267,13 +267,21 @@ def test_019_a_refused_key_blocks_the_endpoint_and_not_the_breaker(start: Start,
     assert (blocked.endpoint, blocked.seconds) == (f"a/{MODEL}", 300)
 
 
-def test_019_a_refused_key_everywhere_is_the_callers_to_know(start: Start) -> None:
-    loop = start(1)
+def test_019_a_refused_key_everywhere_is_the_callers_to_know(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THE_KEY", "sk-much-too-old")
+    loop = start(1, providers={"a": {"api_key_env": "THE_KEY"}})
     loop.provider().script(Fault.error("invalid_api_key"))
     with pytest.raises(fastroute.AuthenticationError) as caught:
         loop.ask()
     assert caught.value.status_code == 401
-    with pytest.raises(fastroute.NoEndpointError, match="blocked") as later:
+    assert caught.value.endpoint == f"a/{MODEL}"
+    assert str(caught.value).startswith(f"a/{MODEL}: 401")
+    assert str(caught.value).endswith("(the key comes from the environment variable THE_KEY)")
+    assert "much-too-old" not in repr(caught.value) + str(caught.value) + caplog.text
+    assert f"a/{MODEL} is left out for 300 s: the key was refused" in caplog.messages
+    with pytest.raises(fastroute.NoEndpointError, match=r"blocked for .* s \(key refused\)") as later:
         loop.ask()
     assert later.value.retry_after is not None
     assert loop.provider().received == 1

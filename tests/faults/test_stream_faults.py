@@ -295,6 +295,21 @@ def test_052_a_cut_in_the_end_mark_after_the_last_word_changes_nothing(
         text_of(loop.stream())
 
 
+@pytest.mark.parametrize("end", ["reset", "hang"])
+def test_049_how_the_connection_ends_after_the_last_word_changes_nothing(
+    start: Start, spoken: Spoken, end: str
+) -> None:
+    loop = start(1, policy={"idle_timeout": 0.2})
+    body = framed(spoken.begin(), spoken.text("x"), spoken.finish())
+    if spoken.format == "anthropic":
+        body += framed(spoken.end())  # which belongs to the last word there
+    loop.provider().script(streamed(body, end))
+    stream = loop.stream()
+    assert text_of(stream) == "x"
+    assert loop.endpoint()["failed"] == 0
+    assert [attempt.outcome for attempt in loop.attempts] == ["ok"]
+
+
 def test_053_usage_is_the_last_and_shown_only_to_who_asked(start: Start, spoken: Spoken) -> None:
     style = StreamStyle(usage_in_every_chunk=True)
     plain = Provider(answer=LONG, format=spoken.format)
