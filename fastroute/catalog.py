@@ -142,11 +142,6 @@ class Model:
                 yield chain, target
 
     @property
-    def priced(self) -> bool:
-        """Whether the price of a call can be worked out."""
-        return self.input_price is not None and self.output_price is not None
-
-    @property
     def capability_names(self) -> tuple[str, ...]:
         return tuple(name for name, bit in CAPABILITIES.items() if self.capabilities & bit)
 

@@ -1,7 +1,8 @@
 """The headers in which providers speak of waiting and of limits, read strictly.
 
 Owns durations, dates, Retry-After and the rate-limit headers as numbers. What is made of them is `retry.py`'s
-and the core's. Pure: the wall clock is passed in.
+and the core's. Pure: no clock, a moment is compared
+with the one that came beside it.
 
 What a provider writes into a header is not to be trusted: every parser here takes any text and returns None
 for what is not exactly in its grammar, because Python's own ``int`` and ``float`` accept ``nan``, ``1_000``
@@ -137,18 +138,15 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def parse_retry_after(headers: Mapping[str, str], now_wall: float | None = None) -> float | None:
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the provider asks to be left alone; None if it did not say, or not in a sane way.
 
     ``retry-after-ms`` counts before ``x-ms-retry-after-ms`` before ``retry-after`` (seconds, whole or with a
     fraction, or an HTTP date); one that is not understood is passed over. A date is compared with the
-    response's own Date header, so that a clock that is off does no harm, and with ``now_wall`` (seconds since
-    the epoch) where there is none. Zero and the past are no answer. Never raises.
+    response's own Date header, so that a clock that is off does no harm, and says nothing without it. Zero
+    and the past are no answer. Never raises.
     """
-    return _retry_after(_lowered(headers), now_wall)
-
-
-def _retry_after(lowered: Mapping[str, str], now_wall: float | None) -> float | None:
+    lowered = _lowered(headers)
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
         milliseconds = _number(lowered.get(name))
         if milliseconds:
@@ -156,10 +154,7 @@ def _retry_after(lowered: Mapping[str, str], now_wall: float | None) -> float | 
     text = lowered.get("retry-after")
     seconds = _number(text)
     if seconds is None:
-        moment = parse_http_date(text)
-        now = parse_http_date(lowered.get("date"))
-        if now is None:
-            now = now_wall
+        moment, now = parse_http_date(text), parse_http_date(lowered.get("date"))
         if moment is None or now is None:
             return None
         seconds = moment - now
@@ -171,23 +166,18 @@ class RateLimitHeaders:
     """What a response said about the limits; None is "did not say, or not in a way to rely on".
 
     ``remaining_requests`` and ``remaining_tokens`` are fit for pacing limits per minute. One that belongs to
-    a limit per day is left out, however the provider named it (`daily_requests` tells that it was seen): a
-    daily figure must not be mistaken for this minute's.
+    a limit per day is left out, however the provider named it: a daily figure must not be mistaken for this
+    minute's.
 
     Attributes:
-        limit_requests, limit_tokens: the whole allowance.
-        remaining_requests, remaining_tokens: what is left of it.
+        remaining_requests, remaining_tokens: what is left of the allowance.
         reset_requests, reset_tokens: seconds until it is full again, not until the next call may go.
-        daily_requests: the requests are counted over much more than a minute.
     """
 
-    limit_requests: int | None = None
     remaining_requests: int | None = None
     reset_requests: float | None = None
-    limit_tokens: int | None = None
     remaining_tokens: int | None = None
     reset_tokens: float | None = None
-    daily_requests: bool = False
 
 
 # By dimension, the names under which providers send limit, remaining and reset; the first found counts.
@@ -219,7 +209,7 @@ _TOKEN_NAMES = (
 )
 
 
-def parse_limits(headers: Mapping[str, str], now_wall: float | None = None) -> RateLimitHeaders | None:
+def parse_limits(headers: Mapping[str, str]) -> RateLimitHeaders | None:
     """The remaining allowance in a response's headers, or None if it is not in them. Never raises.
 
     Every answer passes through here, so a mapping that ignores case itself, as the transport's does, is
@@ -227,21 +217,18 @@ def parse_limits(headers: Mapping[str, str], now_wall: float | None = None) -> R
     """
     if isinstance(headers, dict):
         headers = _lowered(headers)
-    requests = _dimension(headers, _REQUEST_NAMES, now_wall)
-    tokens = _dimension(headers, _TOKEN_NAMES, now_wall)
+    requests = _dimension(headers, _REQUEST_NAMES)
+    tokens = _dimension(headers, _TOKEN_NAMES)
     if requests == tokens == (None, None, None):
         return None
-    daily = _beyond_a_minute(*requests)
-    limit, remaining, reset = requests
-    return RateLimitHeaders(limit, None if daily else remaining, reset, *tokens, daily)
+    remaining = None if _beyond_a_minute(*requests) else requests[1]
+    return RateLimitHeaders(remaining, requests[2], tokens[1], tokens[2])
 
 
 _Dimension = tuple[int | None, int | None, float | None]
 
 
-def _dimension(
-    headers: Mapping[str, str], names: tuple[tuple[str, str, str], ...], now_wall: float | None
-) -> _Dimension:
+def _dimension(headers: Mapping[str, str], names: tuple[tuple[str, str, str], ...]) -> _Dimension:
     for limit_name, remaining_name, reset_name in names:
         if remaining_name not in headers:
             continue
@@ -250,8 +237,7 @@ def _dimension(
         reset = headers.get(reset_name)
         seconds = parse_reset(reset)
         if seconds is None and reset is not None:
-            moment = parse_http_date(headers.get("date"))
-            seconds = parse_reset(reset, now_wall if moment is None else moment)
+            seconds = parse_reset(reset, parse_http_date(headers.get("date")))
         if limit is not None and limit <= 0:
             limit = remaining = None
         # Azure sends -1 and 0 where it does not know. A true 0 comes beside the limit or a time of reset.

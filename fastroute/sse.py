@@ -42,7 +42,6 @@ class Decoder:
         max_event: bytes that the data lines of one event may have in all.
 
     Attributes:
-        comments: comment lines and events without data seen so far: signs of life, but not of progress.
         replaced: whether bytes that are not UTF-8 have been replaced by U+FFFD.
     """
 
@@ -59,14 +58,12 @@ class Decoder:
         "_max_line",
         "_named",
         "_start",
-        "comments",
         "replaced",
     )
 
     def __init__(self, max_line: int = 1 << 20, max_event: int = 4 << 20) -> None:
         if max_line < 1 or max_event < 1:
             raise ValueError("max_line and max_event are sizes in bytes, at least 1")
-        self.comments = 0
         self.replaced = False
         self._max_line = max_line
         self._max_event = max_event
@@ -189,7 +186,6 @@ class Decoder:
         """A comment, or a field that is not ``data``."""
         name, _, value = line.partition(b":")
         if not name:
-            self.comments += 1
             return
         if value.startswith(b" "):
             value = value[1:]
@@ -206,8 +202,6 @@ class Decoder:
             events.append(Event(self._event, text, self._id))
             self._data = []
             self._event_size = 0
-        elif self._named:
-            self.comments += 1
         if self._named:
             self._event = "message"
             self._named = False

@@ -345,7 +345,7 @@ def test_the_package_that_is_installed_knows_the_models(target: Path) -> None:
         pytest.importorskip("genai_prices")
     done = prices.update(target, prices.from_package())
     assert len(done.updated) > 20
-    assert BUILTIN.with_file(target).model("gpt-4.1").priced
+    assert BUILTIN.with_file(target).model("gpt-4.1").output_price is not None
 
 
 # ------------------------------------------------------------------------------------------ the command

@@ -296,7 +296,7 @@ def test_a_stream_adds_up_to_the_answer() -> None:
     ]
     assert whole.choices[0].finish_reason == "tool_calls"
     assert decoder.usage == types.Usage(7, 9)
-    assert not decoder.missing_done
+    assert decoder.done
     assert chunks[0].choices[0].delta.role == "assistant"
     assert all(chunk.choices[0].delta.role is None for chunk in chunks[1:])
     assert all(chunk.usage is None for chunk in chunks)

@@ -65,7 +65,6 @@ def test_a_stream() -> None:
     assert decoder.finish_reason == "stop"
     assert decoder.done
     assert decoder.finished
-    assert not decoder.missing_done
     assert decoder.usage == types.Usage(5, 2)
     reply = decoder.completion()
     assert (reply.id, reply.created, reply.model, reply.text) == ("c1", 5, "gpt-2025-04", "hello")
@@ -100,7 +99,7 @@ def test_the_last_usage_counts_and_none_is_summed() -> None:
 def test_the_end_mark_may_be_missing_but_not_the_reason() -> None:
     decoder, _ = run(chunk(content="a"), chunk(finish="stop"))
     decoder.end()
-    assert decoder.missing_done
+    assert (decoder.finished, decoder.done) == (True, False)
     for data in ([chunk(content="a")], [chunk(content="a"), "[DONE]"], []):
         decoder, _ = run(*data)
         with pytest.raises(errors.UpstreamTruncated) as caught:

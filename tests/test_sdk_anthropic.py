@@ -175,7 +175,7 @@ def test_limits_are_told_and_kept() -> None:
         first = sdk.messages.with_raw_response.create(**ASKED)
         limits = parse_limits(dict(first.headers))
         assert limits is not None
-        assert (limits.limit_requests, limits.remaining_requests) == (1, 0)
+        assert limits.remaining_requests == 0
         assert limits.reset_requests is not None
         assert 0 < limits.reset_requests <= 61
         with pytest.raises(anthropic.RateLimitError) as caught:

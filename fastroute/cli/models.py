@@ -123,7 +123,7 @@ def command(
             _usd(model.cached_input_price),
             _usd(model.output_price),
             _window(model.context_window),
-            "".join(name[0] for name in _capabilities(model)),
+            "".join(name[0] for name in model.capability_names),
             f"{model.quality:.2f}",
         ]
         if endpoints:
@@ -263,12 +263,6 @@ def _aliases(catalog: Catalog) -> dict[str, list[str]]:
     return found
 
 
-def _capabilities(model: Model) -> list[str]:
-    from fastroute.catalog import CAPABILITIES
-
-    return [name for name, bit in CAPABILITIES.items() if model.capabilities & bit]
-
-
 def _usd(nano: int | None) -> str:
     return optional(nano, lambda price: f"{price / _PER_MILLION:.4g}")
 
@@ -291,7 +285,7 @@ def _object(model: Model, endpoints: list[str], aliases: list[str]) -> dict[str,
         "output_price_usd": usd(model.output_price),
         "context_window": model.context_window or None,
         "max_output_tokens": model.max_output_tokens or None,
-        "capabilities": _capabilities(model),
+        "capabilities": list(model.capability_names),
         "quality": model.quality,
         "latency_s": model.latency or None,
         "aliases": aliases,

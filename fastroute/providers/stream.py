@@ -152,11 +152,6 @@ class StreamDecoder(ABC):
             choice.finish_reason is not None for choice in self._choices.values()
         )
 
-    @property
-    def missing_done(self) -> bool:
-        """Whether the answer is whole although the provider's end mark never came."""
-        return self.finished and not self.done
-
     def end(self) -> None:
         """To be called when the input has ended.
 

@@ -117,7 +117,6 @@ class Server:
 
     def after_fork(self) -> None:
         """In a forked child: none of the parent's connections; they are not even closed here."""
-        self._kept = getattr(self, "_scripts", None)
         self._scripts: _Scripts | None = None
         self._pid = os.getpid()
         self._making = threading.Lock()
@@ -132,11 +131,6 @@ class Server:
     def request_id(self) -> str:
         """Unlike any other, in any process."""
         return f"{self._name}-{next(self._count)}"
-
-    @property
-    def away_for(self) -> int:
-        """ns until it is worth trying again; 0: now."""
-        return max(0, self._breaker.reopens_in())
 
     def run(self, script: str, keys: Sequence[str], *words: object) -> Any:
         """The script's answer.

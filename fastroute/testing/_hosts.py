@@ -26,7 +26,6 @@ from . import _answers, _changes, _faults, _latency, _openai, _settings, _wire
 from ._server import COMMANDS, Server, listen
 from ._settings import Received, Settings
 
-START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 
 
