@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import requests
 from attrs import evolve, fields_dict
 
-from . import errors, events
+from . import errors, events, forks
 from .budget import Allowance
 from .config import Config, Source
 from .health import PROMPT, TAG, ask
@@ -146,6 +146,12 @@ class Client:
         self.chat = Chat(self)
 
     @property
+    def _here(self) -> Router:
+        """What is shared, made good for a fork that nobody heard of; `create` sees to that itself."""
+        forks.ensure()
+        return self._router
+
+    @property
     def config(self) -> Config:
         """The configuration in force."""
         return self._router.snapshot.config
@@ -169,7 +175,7 @@ class Client:
         Raises:
             ModelNotFoundError, BadRequestError: as `create` would.
         """
-        snapshot = self._router.snapshot
+        snapshot = self._here.snapshot
         request = self._request(snapshot.config, messages, model, bool(stream), route, params)
         return snapshot.planner.plan(request)
 
@@ -213,13 +219,13 @@ class Client:
 
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
-        return self._router.workers.submit(lambda: self.chat.completions.create(**call))
+        return self._here.workers.submit(lambda: self.chat.completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
         """Plain figures at this moment: where the state lives and how many processes work in it, endpoints
         (limits, breaker, latency), cache, waiting calls, what classifiers failed in, the health checks that
         this process made."""
-        router = self._router
+        router = self._here
         snapshot, health = router.snapshot, router.health
         return {
             "state": snapshot.state.sharing(),
@@ -254,13 +260,13 @@ class Client:
         Thread safety: may be called from any thread; two reloads go one after the other. It reaches this
         process only, not those it was forked from or has forked.
         """
-        return self._router.reload(source)
+        return self._here.reload(source)
 
     def on(
         self, hook: Callable[[Any], object], kind: type[events.Event] = events.Event
     ) -> Callable[[], None]:
         """Calls ``hook`` with every event of that kind (see `fastroute.events`); the result takes it off."""
-        return self._router.hooks.add(hook, kind)
+        return self._here.hooks.add(hook, kind)
 
     def with_options(
         self,
@@ -297,7 +303,7 @@ class Client:
 
     def close(self) -> None:
         """Lets running calls end, writes the ledger out, closes connections. May be called again."""
-        self._router.close()
+        self._here.close()
 
     def __enter__(self) -> Client:
         return self

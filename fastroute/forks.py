@@ -1,8 +1,9 @@
 """What a forked child does before it goes on, whoever forked it.
 
 Owns the list of those actions and that each is done once a child. `os.fork` runs them by itself. A server
-that forks below Python (uWSGI) runs no hooks of Python's; so every call first looks whether this process
-has forked since, which the core counts at a lower level, and makes good for it.
+that forks below Python (uWSGI) runs no hooks of Python's; so whatever a program may call first looks whether
+this process is a new one, which the core hears of at a lower level, and makes good for it: before any lock is
+taken, since one that another thread held at the fork stays locked for ever in the child.
 """
 
 from __future__ import annotations

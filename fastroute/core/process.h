@@ -24,7 +24,7 @@ static void fr_count_fork(void) { __atomic_fetch_add(&fr_forks, 1, __ATOMIC_RELA
 
 static inline uint32_t fr_fork_count(void) { return __atomic_load_n(&fr_forks, __ATOMIC_RELAXED); }
 
-/* To be called before the first segment is used; more calls change nothing. Returns 0, or an errno. */
+/* More calls than one change nothing. Returns 0, or an errno. */
 static inline int fr_watch_forks(void) {
     static int watching = 0;
     if (__atomic_exchange_n(&watching, 1, __ATOMIC_ACQ_REL)) return 0;

@@ -277,13 +277,18 @@ class SegmentMisfitError(ValueError):
         self.reason = reason
 
 
+cdef int watching_error = fr_watch_forks()
+if watching_error:
+    raise OSError(watching_error, "cannot watch for forks")
+
+
 def clock() -> int:
     """Nanoseconds on the core's clock, CLOCK_MONOTONIC: what ``now`` means everywhere here."""
     return fr_clock()
 
 
 def fork_count() -> int:
-    """A number that is another one in every forked child, whatever forked it; it counts from the first segment on."""
+    """A number that is another one in every child forked since this module was imported, whatever forked it."""
     return fr_fork_count()
 
 
@@ -361,9 +366,6 @@ cdef class Segment:
         return segment
 
     cdef int map_memory(self, size_t bytes, int fd) except -1:
-        cdef int error = fr_watch_forks()
-        if error:
-            raise OSError(error, "cannot watch for forks")
         self.memory = fr_map_shared(bytes, fd)
         if self.memory is NULL:
             if fd < 0:

@@ -29,7 +29,7 @@ from typing import Any
 
 from attrs import evolve
 
-from fastroute import errors, wire_openai
+from fastroute import errors, forks, wire_openai
 from fastroute.budget import spent_in
 from fastroute.client import Client
 from fastroute.config import Config
@@ -126,6 +126,7 @@ class Gateway:
         self.client.close()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        forks.ensure()
         request_id = "req_" + secrets.token_hex(12)
         try:
             answer = self._answer(environ)
@@ -354,8 +355,7 @@ def _after_fork() -> None:
         gateway.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)
 
 
 def create_app(

@@ -26,6 +26,7 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
+from fastroute import forks
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
 from fastroute.types import Attempt, Usage
@@ -95,7 +96,6 @@ class Ledger:
 
     def _begin(self) -> None:
         """Makes all that belongs to one process; none of it may cross a fork."""
-        self._pid = os.getpid()
         self._journal = journals.Journal(self._place.journal, sync=self.durability == "power")
         self._writer = Writer(self._place, self._journal, self._hooks)
 
@@ -118,10 +118,7 @@ class Ledger:
 
     def _own(self) -> Writer:
         """The writer of this process; after a fork that ran no hooks, made now."""
-        if self._pid != os.getpid():
-            _restart_in_child()
-            if self._pid != os.getpid():  # closed before the fork, so not among the open ones
-                self._restart()
+        forks.ensure()
         return self._writer
 
     def _restart(self) -> None:
@@ -173,7 +170,6 @@ class Ledger:
         writer = self._own()
         if not self._closed:
             self._closed = True
-            _ledgers.discard(self)
             writer.stop()
 
     def __enter__(self) -> Ledger:
@@ -353,16 +349,12 @@ _leaked: list[object] = []
 
 
 def _restart_in_child() -> None:
-    """In a forked child, by the hook or, where a fork ran none, at the first use."""
     locks.drop_inherited()
     for ledger in tuple(_ledgers):
-        if ledger._pid != os.getpid():
-            ledger._restart()
+        ledger._restart()
 
 
-def _after_fork_in_child() -> None:
-    locks.after_fork()
-    _restart_in_child()
+forks.in_child(_restart_in_child)
 
 
 def _at_exit() -> None:
@@ -372,9 +364,7 @@ def _at_exit() -> None:
 
 @cache
 def _watch_process() -> None:
-    os.register_at_fork(
-        before=locks.before_fork, after_in_parent=locks.after_fork, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(before=locks.before_fork, after_in_parent=locks.after_fork)
     atexit.register(_at_exit)
 
 

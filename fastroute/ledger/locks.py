@@ -5,8 +5,9 @@ parent's descriptors, and with them a share in its locks: were they left open, a
 held for as long as its child lives. So every such descriptor is registered, and a child closes them all.
 
 The registry's mutex is held across `fork`, so that none is ever between being opened and being registered.
-Objects that the parent had open are to be dropped in the child, never closed: their descriptors are gone,
-and the numbers may already mean other files.
+(A fork that runs no hooks may find one there: its entries then wait until that child has ended too.) Objects
+that the parent had open are to be dropped in the child, never closed: their descriptors are gone, and the
+numbers may already mean other files.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from contextlib import suppress
 
 _mutex = threading.RLock()
 _open: set[int] = set()
-_owner = os.getpid()
 
 
 def open_private(path: str, flags: int) -> int:
@@ -59,9 +60,10 @@ def after_fork() -> None:
 
 
 def drop_inherited() -> None:
-    """In the child: closes the parent's descriptors, once; the parent's locks stay the parent's."""
-    global _owner
-    if _owner != os.getpid():
-        _owner = os.getpid()
-        while _open:
-            os.close(_open.pop())
+    """In the child, once: closes the parent's descriptors; the parent's locks stay the parent's."""
+    global _mutex, _open
+    _mutex = threading.RLock()  # whoever held the other one is not here
+    inherited, _open = _open, set()
+    for fd in inherited:
+        with suppress(OSError):  # a program that becomes a daemon has closed it
+            os.close(fd)
