@@ -22,6 +22,7 @@ COMMANDS: Mapping[str, str] = {
     "explain": "Show how a prompt would be routed, without sending it.",
     "check": "List every problem of a configuration.",
     "models": "List the models, their prices and who serves them.",
+    "probe": "Measure how quick and how reliable each endpoint is.",
     "report": "Show what was spent, from the ledger.",
     "serve": "Serve an OpenAI-compatible API over HTTP.",
     "keys": "Make, list, rotate and revoke the keys of the gateway's callers.",

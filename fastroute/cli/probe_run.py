@@ -1,0 +1,273 @@
+"""Calls to each endpoint by itself, and what they come to: the measuring behind ``fastroute probe``.
+
+Owns the threads, when an endpoint is given up, and the sums. The calls are `Client.probe`'s; what is shown of
+them is `probe.py`.
+
+Endpoints are probed side by side, each by its own threads. The first calls to one go one by one, as many as
+close a breaker that is open; so a key that is refused is asked with once, not by all threads at once.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+from fastroute import errors
+from fastroute.stream import Stream
+
+if TYPE_CHECKING:
+    from fastroute.client import Client
+    from fastroute.types import Attempt
+
+MOST_THREADS = 64
+KINDS: Mapping[type[BaseException], str] = {
+    errors.AuthenticationError: "key refused",
+    errors.PermissionDeniedError: "not permitted",
+    errors.QuotaExceededError: "quota spent",
+    errors.RateLimitError: "rate limited",
+    errors.NotFoundError: "not found",
+    errors.APITimeoutError: "time-out",
+    errors.DeadlineExceeded: "time-out",
+    errors.TLSError: "TLS refused",
+    errors.UpstreamProtocolError: "garbled",
+    errors.APIConnectionError: "unreachable",
+    errors.InternalServerError: "server error",
+    errors.BadRequestError: "refused",
+    errors.StreamInterrupted: "cut off",
+    errors.BudgetExceeded: "over budget",
+    errors.NoEndpointError: "not let in",
+}
+
+
+@frozen
+class Asked:
+    """What every call asks for.
+
+    Attributes:
+        calls: to each endpoint.
+        at_once: calls under way at an endpoint at most.
+        prompt, max_tokens, stream: of each call.
+        timeout: seconds a call may take; None: the configuration's.
+    """
+
+    calls: int
+    at_once: int
+    prompt: str
+    max_tokens: int
+    stream: bool
+    timeout: float | None
+
+
+@frozen
+class Failure:
+    """One kind of error, with the message of the first.
+
+    Attributes:
+        error: its class name.
+        kind: the same in a word or two.
+    """
+
+    error: str
+    kind: str
+    message: str
+    count: int
+
+
+@define(eq=False)
+class Tally:
+    """What one endpoint's calls came to so far.
+
+    Attributes:
+        calls: those that it was to get.
+        latencies: of the good ones, seconds, from the request to the end of the answer.
+        ttfts: seconds to the first content, where it was streamed.
+        failures: by class name.
+        cost: nano-dollars, all calls together; None once that of one is unknown.
+        stopped: why the rest was not sent, if it was not.
+    """
+
+    endpoint: str
+    calls: int
+    latencies: list[float] = field(factory=list)
+    ttfts: list[float] = field(factory=list)
+    failures: dict[str, Failure] = field(factory=dict)
+    cost: int | None = 0
+    stopped: str | None = None
+
+    @property
+    def ok(self) -> int:
+        return len(self.latencies)
+
+    @property
+    def failed(self) -> int:
+        return sum(failure.count for failure in self.failures.values())
+
+    @property
+    def sent(self) -> int:
+        return self.ok + self.failed
+
+    @property
+    def error_rate(self) -> float | None:
+        return self.failed / self.sent if self.sent else None
+
+    @property
+    def mean(self) -> float | None:
+        return math.fsum(self.latencies) / self.ok if self.latencies else None
+
+    def percentile(self, share: float) -> float | None:
+        """The latency that so large a share of the good calls took at most; None without any."""
+        return _percentile(self.latencies, share)
+
+    @property
+    def ttft(self) -> float | None:
+        """The median of the times to the first content."""
+        return _percentile(self.ttfts, 0.5)
+
+    def charge(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            known = self.cost is not None and attempt.cost_nano is not None
+            self.cost = (self.cost or 0) + (attempt.cost_nano or 0) if known else None
+
+    def fail(self, error: errors.Error) -> None:
+        name = type(error).__name__
+        before = self.failures.get(name)
+        if before is None:
+            self.failures[name] = Failure(name, kind_of(error), str(error), 1)
+        else:
+            self.failures[name] = Failure(name, before.kind, before.message, before.count + 1)
+
+
+def kind_of(error: errors.Error) -> str:
+    """What an error is, in a word or two."""
+    return next((KINDS[kind] for kind in type(error).__mro__ if kind in KINDS), "failed")
+
+
+def _percentile(values: Sequence[float], share: float) -> float | None:
+    return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
+
+
+@frozen
+class _Ended:
+    """A call that has ended: with an answer, if there is no error."""
+
+    endpoint: str
+    attempts: Sequence[Attempt]
+    error: BaseException | None = None
+
+
+class Measurement:
+    """Calls to endpoints.
+
+    Args:
+        client: through which they go.
+        names: of the endpoints.
+        asked: what each gets.
+        alone: how many good calls an endpoint must have given before it gets several at once.
+
+    Attributes:
+        tallies: by endpoint, in the order given; they grow while `run` is iterated over.
+
+    Thread safety: one thread works with it; those that make the calls only hand over what came of them.
+    """
+
+    def __init__(self, client: Client, names: Sequence[str], asked: Asked, alone: int) -> None:
+        self.tallies = {name: Tally(name, asked.calls) for name in names}
+        self._client = client
+        self._asked = asked
+        self._alone = alone
+        self._left = dict.fromkeys(names, asked.calls)
+        self._under_way = dict.fromkeys(names, 0)
+        self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def run(self) -> Iterator[int]:
+        """Makes the calls; yields how many have been dealt with, whenever it is more.
+
+        Left early, it begins no more of them; `wait` then waits for those under way.
+        """
+        try:
+            for place in range(min(len(self.tallies) * self._asked.at_once, MOST_THREADS)):
+                thread = threading.Thread(target=self._work, name=f"probe-{place}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            for name in self.tallies:
+                self._send(name)
+            while any(self._under_way.values()):
+                self._count(self._ended.get())
+                yield self._done
+        finally:
+            for _ in self._threads:
+                self._todo.put(None)
+
+    def wait(self) -> None:
+        """Returns when no call is under way any more."""
+        while self._threads:
+            self._threads[-1].join()
+            self._threads.pop()
+
+    @property
+    def _done(self) -> int:
+        given = sum(tally.calls - self._left[name] for name, tally in self.tallies.items())
+        return given - sum(self._under_way.values())
+
+    def _send(self, name: str) -> None:
+        """Has as many calls begin as the endpoint may have now."""
+        room = self._asked.at_once if self.tallies[name].ok >= self._alone else 1
+        while self._left[name] and self._under_way[name] < room:
+            self._left[name] -= 1
+            self._under_way[name] += 1
+            self._todo.put(name)
+
+    def _count(self, ended: _Ended) -> None:
+        name, error = ended.endpoint, ended.error
+        tally = self.tallies[name]
+        self._under_way[name] -= 1
+        tally.charge(ended.attempts)
+        if error is None:
+            last = ended.attempts[-1]
+            tally.latencies.append(last.latency)
+            if last.ttft is not None:
+                tally.ttfts.append(last.ttft)
+        elif not isinstance(error, errors.Error):
+            raise error
+        elif ended.attempts:
+            tally.fail(error)
+        else:
+            # It was not let in: blocked, its breaker open, a limit that is too far off, no money left.
+            self._left[name] = 0
+            tally.stopped = tally.stopped or str(error)
+        self._send(name)
+
+    def _work(self) -> None:
+        while (name := self._todo.get()) is not None:
+            try:
+                self._ended.put(_Ended(name, self._call(name)))
+            except errors.Error as error:
+                self._ended.put(_Ended(name, error.attempts, error))
+            except BaseException as error:
+                self._ended.put(_Ended(name, (), error))
+
+    def _call(self, name: str) -> Sequence[Attempt]:
+        asked = self._asked
+        answer = self._client.probe(
+            name,
+            messages=[{"role": "user", "content": asked.prompt}],
+            stream=asked.stream,
+            route={"tags": {"probe": "command"}},
+            timeout=asked.timeout,
+            max_tokens=asked.max_tokens,
+        )
+        if isinstance(answer, Stream):
+            for _ in answer:
+                pass
+        assert answer.route is not None
+        return answer.route.attempts
+
+
+__all__ = ["Asked", "Failure", "Measurement", "Tally"]
