@@ -99,6 +99,11 @@ def _positive(instance: object, attribute: Attribute[float], value: float) -> No
         raise ValueError(f"{attribute.name}: {value!r} is no number of seconds above 0")
 
 
+def _not_negative(instance: object, attribute: Attribute[float], value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds from 0 on")
+
+
 @frozen
 class RetryPolicy:
     """When to try again, where, and after how long. Immutable, so all threads share one.
@@ -121,7 +126,7 @@ class RetryPolicy:
     throttle_base: float = field(default=1.0, validator=_positive)
     throttle_cap: float = field(default=20.0, validator=_positive)
     floor: float = field(default=0.05, validator=_positive)
-    max_retry_after: float = field(default=60.0, validator=_positive)
+    max_retry_after: float = field(default=60.0, validator=_not_negative)
     max_block: float = field(default=3600.0, validator=_positive)
     key_block: float = field(default=300.0, validator=_positive)
     quota_block: float = field(default=900.0, validator=_positive)

@@ -174,13 +174,27 @@ def test_a_retry_after_that_means_nothing_gives_way_to_the_policy(wait: float) -
     assert POLICY.backoff(0, status(500, retry_after=wait), 0.5) == 0.25
 
 
-@pytest.mark.parametrize("name", ["base", "cap", "floor", "max_retry_after", "key_block"])
+@pytest.mark.parametrize("name", ["base", "cap", "floor", "key_block"])
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
 def test_impossible_settings_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         RetryPolicy(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError):
         RetryPolicy(max_attempts=0)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_longest_retry_after_is_a_time(value: float) -> None:
+    with pytest.raises(ValueError, match="max_retry_after"):
+        RetryPolicy(max_retry_after=value)
+
+
+def test_no_retry_after_may_be_waited_for() -> None:
+    policy = RetryPolicy(max_retry_after=0)
+    asked = status(429, retry_after=0.5)
+    assert policy.backoff(0, asked, 0.5) is None
+    verdict = policy.classify(asked)
+    assert (verdict.action, verdict.block_seconds) == (Action.FAIL_OVER, 0.5)
 
 
 def test_a_policy_from_the_configuration() -> None:

@@ -44,6 +44,18 @@ def test_a_failed_answer_goes_up_a_tier_and_says_why() -> None:
         assert rates["m1", "validation"].rate == 1.0
 
 
+def test_without_escalation_the_same_tier_is_asked_again() -> None:
+    with (
+        Provider(models=["m0"], answer="blue") as cheap,
+        Provider(models=["m1"], answer='{"colour": "blue"}') as dear,
+        fastroute.Client(config(cheap, dear, escalate=False)) as client,
+    ):
+        with pytest.raises(fastroute.ValidationError) as caught:
+            client.chat.completions.create(model="t0", messages=MESSAGES, route={"validate": SCHEMA})
+        assert {attempt.model for attempt in caught.value.attempts} == {"m0"}
+        assert not dear.requests
+
+
 def test_a_named_model_is_asked_again_as_often_as_allowed_and_the_last_answer_is_attached() -> None:
     with (
         Provider(models=["m0"], answer="blue") as only,

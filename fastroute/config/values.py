@@ -34,8 +34,9 @@ _OWN_HEADERS = frozenset(
 )
 
 
-def seconds(*, zero: bool = False, most: float = 86_400) -> Validator:
-    return number(least=0, most=most, unit="seconds") if zero else number(above=0, most=most, unit="seconds")
+def seconds(*, least: float | None = None, most: float = 86_400) -> Validator:
+    """A time; without ``least`` any above 0."""
+    return number(above=0 if least is None else None, least=least, most=most, unit="seconds")
 
 
 def name(instance: Any, attribute: Any, value: Any) -> None:
