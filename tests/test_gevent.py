@@ -225,7 +225,10 @@ with client_with() as client:
     )
     other.stdout.readline()
     ask(client)
-    gevent.sleep(0.5)  # the ledger's greenlet goes for the database, and waits for its lock
+    with gevent.Timeout(20):
+        # The ledger's greenlet goes for the database, and a thread of the pool waits for its lock.
+        while not gevent.get_hub().threadpool.task_queue.unfinished_tasks:
+            gevent.sleep(0.001)
     for _ in range(50):
         ask(client)
     healthy = client.ledger.health.ok
