@@ -9,6 +9,10 @@ away. It is never made shorter or longer and never written over, since other pro
 Making and renaming are done under the lock of a file beside it. Whoever works in a file holds a shared
 lock on it for as long, which the kernel takes away from the dead: so a file of another pid namespace is
 either in use there, or left over.
+
+What ``machine`` leaves in memory is removed by whoever starts there later, once nobody has used it for an
+hour. A file that nobody works in could be about to be opened; so it is removed under the lock under which it
+would be, and that lock's own file goes last: whoever gets hold of one without a name tries again.
 """
 
 from __future__ import annotations
@@ -17,11 +21,12 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 
 from attrs import frozen
@@ -33,6 +38,10 @@ log = logging.getLogger("fastroute")
 
 _MEMORY_FOLDER = "/dev/shm"
 _PATIENCE = 10.0  # seconds to wait for another process that makes the same file
+_ABANDONED = 3600.0  # seconds unused after which a file of a machine's state is removed
+_LOCK, _ASIDE, _NEW = ".lock", ".aside", ".new"  # what follows a file's name in those beside it
+_KEEP = ".keep"  # nobody but the file knows what was spent: there is no ledger
+_MACHINE_FILE = re.compile(r"(.+\.[0-9]+-[0-9a-f]+(?:\.[0-9a-f]+)?)(?:\.lock|\.aside|\.new|\.keep)?")
 _PRIVATE = 0o077  # permission bits that nobody but the owner may have
 # What a machine that is in order may bring: it costs the sharing and not the service.
 _SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
@@ -75,6 +84,10 @@ def open_home(config: Config) -> Home:
         path = machine_path(config) if kind == "machine" else state
         found, segment = _open(path)
         segment.slot()
+        if kind == "machine":
+            if not config.ledger:
+                _mark(found + _KEEP)
+            remove_abandoned(os.path.dirname(path))
     except _UnavailableError as problem:
         return _alone(kind, str(problem))
     except _core.SegmentFullError as problem:
@@ -113,6 +126,64 @@ def machine_path(config: Config) -> str:
     return os.path.join(folder, f"{name}.{_core.LAYOUT}-{_pid_namespace():x}")
 
 
+def remove_abandoned(folder: str) -> None:
+    """Removes the files of a machine's state that nobody uses and nobody has used for an hour."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    bases: dict[str, list[str]] = {}
+    for name in names:
+        match = _MACHINE_FILE.fullmatch(name)
+        if match:
+            bases.setdefault(os.path.join(folder, match[1]), []).append(os.path.join(folder, name))
+    for base, paths in bases.items():
+        lock, keep = base + _LOCK, base + _KEEP
+        files = [path for path in paths if path not in (lock, keep)]
+        if keep in paths and base in files:
+            continue
+        try:
+            with _locked(lock, 0.0):
+                left = [path for path in files if not _remove_if_abandoned(path)]
+                if not left:
+                    for path in (keep, lock):
+                        with suppress(FileNotFoundError):
+                            os.unlink(path)
+        except (OSError, errors.ConfigError, _UnavailableError):
+            continue  # in the hands of somebody else, or nothing of ours
+
+
+def _remove_if_abandoned(path: str) -> bool:
+    """Removes a file, under its lock, if it is abandoned; whether it is gone."""
+    fd = _open_private(path, os.O_RDWR)
+    if fd is None:
+        return True
+    try:
+        if time.time() - os.fstat(fd).st_mtime < _ABANDONED or _in_use(fd):
+            return False
+        try:
+            segment = _core.Segment.in_file(fd)
+        except _core.SegmentMisfitError:
+            pass  # of an earlier start, a container that is gone, or no segment at all
+        else:
+            # A daemon that has closed all descriptors has lost its lock, but still works in it.
+            segment.reap()
+            unused = segment.tended == 0 or _core.clock() - segment.tended > _ABANDONED * 1e9
+            if segment.workers_known or not unused:
+                return False
+        os.unlink(path)
+        return True
+    finally:
+        os.close(fd)
+
+
+def _mark(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except OSError as problem:
+        raise _refusal(path, problem) from None
+
+
 def _fingerprint(config: Config) -> str:
     providers = sorted(
         (name, at.format, at.base_url, at.api_key_env, at.api_key_file)
@@ -142,13 +213,14 @@ def _open(path: str) -> tuple[str, _core.Segment]:
     """The segment of a path and where it was found: beside the path, if that is another pid namespace's."""
     if not os.path.exists("/proc/sys/kernel/random/boot_id"):
         raise _UnavailableError("whether a file is of this start of the machine can be told on Linux only")
-    with _locked(path + ".lock"):
+    with _locked(path + _LOCK):
         segment = _join(path)
-        if segment is None:
-            path = f"{path}.{_pid_namespace():x}"
+    if segment is None:
+        path = f"{path}.{_pid_namespace():x}"
+        with _locked(path + _LOCK):
             segment = _join(path)
-            if segment is None:
-                raise errors.ConfigError(f"fastroute.state: {path} is in use in two pid namespaces")
+        if segment is None:
+            raise errors.ConfigError(f"fastroute.state: {path} is in use in two pid namespaces")
     return path, segment
 
 
@@ -160,6 +232,7 @@ def _join(path: str) -> _core.Segment | None:
     try:
         segment = _core.Segment.in_file(fd)
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(fd)  # what is written to its memory does not show in its time
         return segment
     except _core.SegmentMisfitError as misfit:
         if misfit.reason in ("boot", "namespace") and _in_use(fd):
@@ -170,20 +243,20 @@ def _join(path: str) -> _core.Segment | None:
                 "must be a path of this machine's own, or a Redis server that both can ask"
             ) from None
         level = logging.INFO if misfit.reason in ("boot", "namespace") else logging.WARNING
-        log.log(level, "state: %s %s; it is set aside as %s.aside", path, misfit, os.path.basename(path))
+        log.log(level, "state: %s %s; it is set aside as %s%s", path, misfit, os.path.basename(path), _ASIDE)
     except OSError as problem:
         raise _refusal(path, problem) from None
     finally:
         os.close(fd)
     try:
-        os.replace(path, path + ".aside")
+        os.replace(path, path + _ASIDE)
     except OSError as problem:
         raise _refusal(path, problem) from None
     return _make(path)
 
 
 def _make(path: str) -> _core.Segment:
-    new = path + ".new"
+    new = path + _NEW
     try:
         with _removed_on_failure(new):
             if os.path.lexists(new):
@@ -223,22 +296,29 @@ def _in_use(fd: int) -> bool:
 
 
 @contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Keeps other processes from making or setting aside the file beside this one."""
+def _locked(path: str, patience: float = _PATIENCE) -> Iterator[None]:
+    """Keeps other processes from making, setting aside or removing the file beside this one."""
     fd = _open_private(path, os.O_RDWR | os.O_CREAT)
     assert fd is not None
     try:
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if time.monotonic() >= end:
                     raise _UnavailableError(f"another process has held {path} for too long") from None
                 time.sleep(0.005)
+                continue
             except OSError as problem:
                 raise _refusal(path, problem) from None
+            if os.fstat(fd).st_nlink:
+                break
+            # It was removed with what was abandoned here, and others go by a new one.
+            named = _open_private(path, os.O_RDWR | os.O_CREAT)
+            assert named is not None
+            os.close(fd)
+            fd = named
         yield
         # Not only by closing: a child that was forked meanwhile has a copy of the descriptor.
         fcntl.flock(fd, fcntl.LOCK_UN)

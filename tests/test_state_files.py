@@ -163,6 +163,151 @@ class TestMachine:
         assert segments.machine_path(config("machine")).startswith(str(tmp_path / "temporary"))
 
 
+class TestAbandoned:
+    """What a machine's state leaves in memory goes with the next start there, an hour after its last use."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(segments, "_MEMORY_FOLDER", str(tmp_path))
+        return tmp_path / f"fastroute-{os.geteuid()}"
+
+    def left(self, name: str = "old", used: float = 2 * 3600.0, ledger: str = "x.db") -> Path:
+        """The file of a process that has ended so many seconds ago."""
+        settings = config(f"machine:{name}", fastroute={"state": f"machine:{name}", "ledger": ledger})
+        pid = os.fork()
+        if pid == 0:
+            open_home(settings).segment.tend(1 if used else 0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        path = Path(segments.machine_path(settings))
+        self.age(path, used)
+        return path
+
+    @staticmethod
+    def age(path: Path, seconds: float) -> None:
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - seconds))
+
+    @staticmethod
+    def there(folder: Path) -> set[str]:
+        return {
+            name.partition(".")[0] + name.partition(".")[2].lstrip("0123456789-abcdef")
+            for name in os.listdir(folder)
+        }
+
+    def test_it_is_removed_with_all_that_belongs_to_it(self, folder: Path) -> None:
+        old = self.left()
+        Path(f"{old}.aside").write_bytes(b"set aside")
+        Path(f"{old}.aside").chmod(0o600)
+        self.age(Path(f"{old}.aside"), 7200)
+        open_home(config("machine:new"))
+        assert self.there(folder) == {"new", "new.lock", "new.keep"}
+
+    def test_not_within_the_hour(self, folder: Path) -> None:
+        self.left(used=3000.0)
+        open_home(config("machine:new"))
+        assert {"old", "old.lock"} < self.there(folder)
+
+    def test_not_while_a_process_has_it_open(self, folder: Path) -> None:
+        home = open_home(config("machine:old"))
+        assert home.path is not None
+        os.unlink(home.path + ".keep")
+        self.age(Path(home.path), 7200)
+        with subprocess.Popen(["sleep", "60"], pass_fds=[]) as other:
+            open_home(config("machine:new"))
+            other.kill()
+        assert "old" in self.there(folder)
+        bucket(home).acquire(4)
+        assert bucket(open_home(config("machine:old"))).available() == 6
+
+    def test_not_while_a_daemon_that_closed_its_descriptors_works_in_it(self, folder: Path) -> None:
+        home = open_home(config("machine:old", fastroute={"state": "machine:old", "ledger": "x.db"}))
+        path = Path(home.path or "")
+        self.age(path, 7200)
+        for number in os.listdir("/proc/self/fd"):
+            if os.path.exists(f"/proc/self/fd/{number}") and os.path.samefile(
+                f"/proc/self/fd/{number}", path
+            ):
+                os.close(int(number))
+        open_home(config("machine:new"))
+        assert path.exists()
+        del home
+        open_home(config("machine:new"))
+        assert path.exists()  # its slot is this process's, which lives
+
+    def test_not_when_it_was_worked_in_lately_though_opened_long_ago(self, folder: Path) -> None:
+        path = self.left(used=0)
+        self.age(path, 7200)
+        open_home(config("machine:new"))
+        assert path.exists()
+
+    def test_not_where_nothing_else_knows_what_was_spent(self, folder: Path) -> None:
+        path = self.left(ledger="")
+        open_home(config("machine:new"))
+        assert path.exists()
+
+    def test_nor_anything_that_is_not_ours(self, folder: Path) -> None:
+        self.left("first")
+        (folder / "precious").symlink_to(folder.parent / "target")
+        (folder.parent / "target").write_bytes(b"precious")
+        (folder / "directory").mkdir()
+        open_home(config("machine:new"))
+        assert {"precious", "directory"} < self.there(folder)
+        assert "first" not in self.there(folder)
+
+    def test_of_an_earlier_start_of_the_machine(self, folder: Path) -> None:
+        path = self.left(used=0)
+        path.write_bytes(header(path.read_bytes(), boot=1))
+        self.age(path, 7200)
+        open_home(config("machine:new"))
+        assert not path.exists()
+
+    def test_processes_that_open_and_remove_never_part(self, folder: Path) -> None:
+        """Whoever has a file open finds it under its name, whatever others remove at that moment."""
+        run = [sys.executable, "-c", IN_AND_OUT, str(folder.parent)]
+        processes = [
+            subprocess.Popen([*run, str(seed)], stdout=subprocess.PIPE, text=True) for seed in range(4)
+        ]
+        said = [process.communicate(timeout=60)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 4
+        assert sum(map(int, said)) > 20  # so often a file was removed and made again
+
+
+IN_AND_OUT = """
+import os, random, sys
+from fastroute import segments
+from fastroute.config import load
+segments._MEMORY_FOLDER, segments._ABANDONED = sys.argv[1], -1.0
+draw = random.Random(int(sys.argv[2]))
+configs = [load({
+    "fastroute": {"state": f"machine:{name}", "ledger": "x.db"},
+    "providers": {"p": {"base_url": "http://127.0.0.1:1/v1"}},
+    "endpoints": [{"provider": "p", "model": "m"}],
+}, formats=("openai",)) for name in "ab"]
+def visit():
+    home = segments.open_home(draw.choice(configs))
+    assert home.reason is None, home.reason
+    first = os.stat(home.path)
+    bucket = segments._core.Bucket(home.segment, "a", 1, 10**6)
+    fresh = bucket.available() == 10**6
+    assert bucket.acquire(1) == 0
+    fd = os.open(home.path, os.O_RDWR)
+    other = segments._core.Bucket(segments._core.Segment.in_file(fd), "a", 1, 10**6)
+    assert other.available() < 10**6, "removed while it was open"
+    assert os.path.samestat(first, os.fstat(fd)), "removed while it was open"
+    return fresh
+made = 0
+for _ in range(60):
+    draw.random()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(2 + visit())
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (2, 3), code
+    made += code == 3
+print(made)
+"""
+
+
 def header(data: bytes, **changed: int) -> bytes:
     """A segment's beginning with other fields, and the checksum that goes with them."""
     fields = ["magic", "version", "cells", "bytes", "boot", "namespace"]

@@ -431,6 +431,11 @@ cdef class Segment:
             count += <uint32_t>fr_load(&self.workers[number].owner) != 0
         return count
 
+    @property
+    def tended(self) -> int:
+        """When somebody last looked for dead workers (`tend`), ns on the core's clock; 0: never."""
+        return fr_load_i64(&self.header.tended)
+
     def slot(self) -> int:
         """This process's number among the workers, 1 to 255; a new process (a forked one too) gets its own.
 
