@@ -231,3 +231,11 @@ def test_a_provider_behind_a_proxy_is_asked_through_it() -> None:
             "http://models.example/v1/chat/completions",
             "models.example",
         )
+
+
+def test_a_version_of_azures_api_is_named_in_every_address() -> None:
+    with Provider(format="azure", models=["m"]) as provider:
+        settings = {"base_url": f"{provider.url}/openai", "format": "azure", "api_version": "2024-10-21"}
+        with fastroute.Client(tables_with(("providers", "a"), **settings)) as client:
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}])
+        assert provider.requests[0].path == "/openai/deployments/m/chat/completions?api-version=2024-10-21"
