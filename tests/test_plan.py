@@ -93,6 +93,48 @@ def test_a_window_too_small_moves_the_request_on(client: fastroute.Client) -> No
     assert "window 1000" in str(plan)
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
+FUNCTION = {"name": "f", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("capability", "asks"),
+    [
+        ("streaming", {"stream": True}),
+        ("tools", {"tools": [{"type": "function", "function": FUNCTION}]}),
+        ("tools", {"functions": [FUNCTION]}),
+        ("vision", {"messages": [{"role": "user", "content": [PICTURE]}]}),
+        (
+            "json_schema",
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+        ),
+    ],
+    ids=str,
+)
+def test_models_that_cannot_do_what_is_asked_are_left_out(capability: str, asks: dict[str, Any]) -> None:
+    abilities = {"streaming", "tools", "vision", "json_schema"}
+    models = {
+        "small": {**MODELS["small"], "capabilities": sorted(abilities - {capability})},
+        "middle": {**MODELS["middle"], "capabilities": sorted(abilities)},
+        "large": {**MODELS["large"], "capabilities": sorted(abilities)},
+    }
+    with made(models=models) as client:
+        plan = client.plan(model="all", **{"messages": asked(), **asks})
+        assert {candidate.model for candidate in plan.candidates if candidate.rank is not None} == {
+            "middle",
+            "large",
+        }
+        assert "left out: no " in str(plan)
+        plain = client.plan(model="all", messages=asked())
+        assert plain.candidates[0].model == "small"
+
+
+def test_the_definitions_of_tools_are_part_of_what_is_sent(client: fastroute.Client) -> None:
+    tool = {"type": "function", "function": {**FUNCTION, "description": "word " * 1000}}
+    plan = client.plan(model="middle", messages=asked(), tools=[tool])
+    assert plan.estimate.input_tokens > 1000
+
+
 def test_a_plan_sends_and_takes_nothing(client: fastroute.Client) -> None:
     before = client.stats()["endpoints"]
     for _ in range(10):
