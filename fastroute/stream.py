@@ -34,6 +34,7 @@ class StreamReader:
         self._call = call
         self._progress = time.monotonic()
         self._ended = False
+        self._failure: errors.APIError | None = None  # to be raised after what came before it
 
     def head(self) -> list[Chunk]:
         """The chunks up to the first one with content."""
@@ -53,7 +54,7 @@ class StreamReader:
             errors.APIError: it broke, or sent an error, or ended without a finish reason.
         """
         decoder = self.decoder
-        while not self._ended:
+        while not self._ended and self._failure is None:
             try:
                 piece = next(self._pieces, None)
             except errors.APIConnectionError as error:
@@ -66,16 +67,15 @@ class StreamReader:
             else:
                 parsed = self._events.feed(piece)
             chunks: list[Chunk] = []
-            for event in parsed:
-                try:
+            try:
+                for event in parsed:
                     chunks += decoder.feed(event)
-                except errors.UpstreamProtocolError:
-                    if not self._ended:
-                        raise
-                    # What the end has cut is no fault: whether enough came before, the decoder says.
-                    break
-                if decoder.done:
-                    break
+                    if decoder.done:
+                        break
+            except errors.APIError as error:
+                # What the end has cut is no fault: whether enough came before, the decoder says.
+                if not (self._ended and isinstance(error, errors.UpstreamProtocolError)):
+                    self._failure = error
             if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
                 self._progress = now
             self._extend(now)
@@ -83,7 +83,9 @@ class StreamReader:
                 self._ended = True
                 self._exchange.drain(self._pieces)
             if chunks:
-                yield chunks
+                yield chunks  # those before a failure too, however the network has cut the stream
+        if self._failure is not None:
+            raise self._failure
         decoder.end()
 
     def _check_whole(self, error: errors.Error) -> None:

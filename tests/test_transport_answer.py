@@ -101,3 +101,63 @@ def test_an_answer_to_head_has_no_body(ends: tuple[socket.socket, socket.socket]
 def test_what_is_no_head(ends: tuple[socket.socket, socket.socket], head: bytes, words: str) -> None:
     with pytest.raises(http.client.HTTPException, match=words):
         answer(ends, head)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def pieces(found: Answer) -> list[bytes]:
+    read: list[bytes] = []
+    while piece := found.read1():
+        read.append(piece)
+    return read
+
+
+def test_all_chunks_that_have_arrived_come_together(ends: tuple[socket.socket, socket.socket]) -> None:
+    body = b"3\r\none\r\n5;name=value\r\n\r\ntwo\r\n00\r\nx-trailer: 1\r\n\r\n"
+    with answer(ends, CHUNKED + body) as found:
+        assert pieces(found) == [b"one\r\ntwo"]
+        assert found.isclosed()
+
+
+def test_chunks_may_be_cut_anywhere(ends: tuple[socket.socket, socket.socket]) -> None:
+    body = b"3\r\none\r\nA\r\n0123456789\r\n0\r\n\r\n"
+    for cut in range(len(body) + 1):
+        found = Answer(ends[0], method="POST")
+        ends[1].sendall(CHUNKED + body[:cut])
+        found.begin()
+        first = found.read1() if cut > 3 else b""
+        ends[1].sendall(body[cut:])
+        assert first + b"".join(pieces(found)) == b"one0123456789", cut
+        assert found.isclosed()
+
+
+def test_trailers_may_lack_their_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    with answer(ends, CHUNKED + b"1\r\na\r\n0\r\n") as found:
+        assert pieces(found) == [b"a"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"3\r\non",
+        b"3\r\none",
+        b"3\r\none\r\n",
+        b"3\r\none\r\n0",
+        b"2\r\none\r\n0\r\n\r\n",
+        b"-1\r\none\r\n0\r\n\r\n",
+        b"0x3\r\none\r\n0\r\n\r\n",
+        b"1_0\r\none\r\n0\r\n\r\n",
+        b"\r\none\r\n0\r\n\r\n",
+        b"three\r\none\r\n0\r\n\r\n",
+    ],
+)
+def test_a_body_in_chunks_that_is_none(ends: tuple[socket.socket, socket.socket], body: bytes) -> None:
+    with answer(ends, CHUNKED + body) as found, pytest.raises(http.client.IncompleteRead):
+        pieces(found)
+
+
+def test_the_size_of_a_chunk_has_no_end(ends: tuple[socket.socket, socket.socket]) -> None:
+    with answer(ends, CHUNKED + b"1" * 70_000) as found, pytest.raises(http.client.LineTooLong):
+        pieces(found)

@@ -1,9 +1,9 @@
-"""The head of an answer: read line by line, taken whole or refused.
+"""The head of an answer, taken whole or refused; and of a body in chunks, all that has arrived.
 
 The standard library takes the end of the input for the end of the head, so that the first bytes of an answer
 pass for a good one without a body; of a head with a broken line it keeps what came before that. It also
-hands the lines to its parser of mails, which takes longer than everything else about a small answer. Bodies
-and their framing are the standard library's.
+hands the lines to its parser of mails, which takes longer than everything else about a small answer. While a
+body is coming it gives out one chunk at a time, however many are there. Whole bodies are its business.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from . import watch as watches
 
 _LONGEST_LINE = 65536
 _MOST_FIELDS = 100
+_PIECE = 16384  # bytes that are read at once of a body in chunks
+_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}")
 _NAME = re.compile(r"[!-9;-~\x80-\xff]+")
 
 
@@ -27,6 +29,8 @@ class Answer(http.client.HTTPResponse):
     """
 
     fields: dict[str, str]
+    _rest = b""  # what was read of a body in chunks and waits for more
+    _in_trailer = False
 
     def begin(self) -> None:
         head: Any = self  # typeshed knows neither what begins an answer nor what that sets
@@ -107,6 +111,65 @@ class Answer(http.client.HTTPResponse):
         head.chunk_left = None
         head.length = length
         head.will_close = closes or (not chunked and length is None)
+
+    def read1(self, n: int = -1) -> bytes:
+        """What is there of the body, after one system call if possible; empty at its end.
+
+        A body that was begun with this must be ended with it.
+        """
+        head: Any = self
+        if self.fp is None or not head.chunked:
+            return super().read1(n)
+        found: list[bytes] = []
+        while not found:
+            raw: bytes = self.fp.read1(n if 0 < n < _PIECE else _PIECE)
+            if not raw and not self._in_trailer:
+                raise http.client.IncompleteRead(b"")
+            if not raw or self._take(raw, found):
+                head._close_conn()
+                break
+        return b"".join(found)
+
+    def _take(self, raw: bytes, found: list[bytes]) -> bool:
+        """Adds the data of all chunks in it; whether the body has ended."""
+        head: Any = self
+        data = self._rest + raw if self._rest else raw
+        left: int | None = head.chunk_left  # bytes of the chunk to come; 0: its line end; None: a line
+        at, end = 0, len(data)
+        while at < end:
+            if left:
+                piece = data[at : at + left]
+                found.append(piece)
+                at += len(piece)
+                left -= len(piece)
+                continue
+            stop = data.find(b"\n", at)
+            if stop < 0:
+                if end - at > _LONGEST_LINE:
+                    raise http.client.LineTooLong("chunk size")
+                break
+            line = data[at:stop].rstrip(b"\r")
+            at = stop + 1
+            if self._in_trailer:
+                if not line:
+                    return True
+            elif left is not None:
+                left = None
+                if line:
+                    raise http.client.IncompleteRead(b"")  # more than its size said
+            else:
+                left = _size(line)
+                if not left:
+                    left, self._in_trailer = None, True
+        self._rest, head.chunk_left = data[at:], left
+        return False
+
+
+def _size(line: bytes) -> int:
+    digits = line.partition(b";")[0].strip()
+    if not _SIZE.fullmatch(digits):  # int() takes more: a sign, a prefix, underscores
+        raise http.client.IncompleteRead(b"")
+    return int(digits, 16)
 
 
 _BLANKS = " \t"
