@@ -24,16 +24,23 @@ from attrs import field, frozen
 
 from . import _toml, errors
 from ._checks import did_you_mean, mapping_of, near, number, one_of, quoted, sequence_of, show, text, whole
-from .types import usd_to_nano
+from .types import TokenPrices, usd_to_nano
 
 log = logging.getLogger("fastroute")
 
 STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
+# Whether temperature and the like may be set: at all, and where the model is told not to reason.
+SAMPLING, SAMPLING_WITHOUT_REASONING = 16, 32
 CAPABILITIES: Mapping[str, int] = MappingProxyType(
     {"streaming": STREAMING, "tools": TOOLS, "vision": VISION, "json_schema": JSON_SCHEMA}
 )
 # A model nobody has described is taken to do what nearly every server does; images are the exception.
-ASSUMED_CAPABILITIES = STREAMING | TOOLS | JSON_SCHEMA
+ASSUMED_CAPABILITIES = STREAMING | TOOLS | JSON_SCHEMA | SAMPLING | SAMPLING_WITHOUT_REASONING
+_SAMPLING: Mapping[bool | str, int] = {
+    True: SAMPLING | SAMPLING_WITHOUT_REASONING,
+    "without-reasoning": SAMPLING_WITHOUT_REASONING,
+    False: 0,
+}
 ASSUMED_QUALITY = 0.5
 
 TIERS = ("ultra-budget", "budget", "standard", "premium")
@@ -58,6 +65,11 @@ def _optional(check: Any) -> Any:
     return attrs.validators.optional(check)
 
 
+def _sampling(instance: Any, attribute: Any, value: Any) -> None:
+    if not (isinstance(value, bool) or value == "without-reasoning"):
+        raise ValueError(f'{show(value)} is not known here, must be true, false or "without-reasoning"')
+
+
 # The keys by which one model leads to others.
 CHAINS = ("fallbacks", "context_fallbacks", "content_fallbacks")
 
@@ -68,9 +80,14 @@ class ModelOverride:
 
     Attributes:
         input_price, output_price, cached_input_price: USD per million tokens.
+        cache_write_price, cache_write_1h_price: USD per million input tokens written to the provider's cache,
+            for minutes and for an hour.
+        long_context: input tokens above which the ``long_…`` prices are those of the whole request.
         context_window: most tokens of input and output together.
         max_output_tokens: most tokens of output; requests are clamped to it.
         capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``.
+        sampling: whether ``temperature``, ``top_p`` and ``top_k`` may be set to anything but their defaults;
+            ``without-reasoning``: only with ``reasoning_effort = "none"``.
         quality: 0 (worst) to 1, relative to the other models.
         latency: seconds a medium answer typically takes, until measured.
         tier: the tier it belongs to when a configuration defines none.
@@ -83,6 +100,14 @@ class ModelOverride:
     input_price: float | None = field(default=None, validator=_optional(_price))
     output_price: float | None = field(default=None, validator=_optional(_price))
     cached_input_price: float | None = field(default=None, validator=_optional(_price))
+    cache_write_price: float | None = field(default=None, validator=_optional(_price))
+    cache_write_1h_price: float | None = field(default=None, validator=_optional(_price))
+    long_context: int | None = field(default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS)))
+    long_input_price: float | None = field(default=None, validator=_optional(_price))
+    long_output_price: float | None = field(default=None, validator=_optional(_price))
+    long_cached_input_price: float | None = field(default=None, validator=_optional(_price))
+    long_cache_write_price: float | None = field(default=None, validator=_optional(_price))
+    long_cache_write_1h_price: float | None = field(default=None, validator=_optional(_price))
     context_window: int | None = field(default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS)))
     max_output_tokens: int | None = field(
         default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS))
@@ -90,6 +115,7 @@ class ModelOverride:
     capabilities: tuple[str, ...] | None = field(
         default=None, validator=_optional(sequence_of(one_of(CAPABILITIES)))
     )
+    sampling: bool | str | None = field(default=None, validator=_optional(_sampling))
     quality: float | None = field(default=None, validator=_optional(number(least=0, most=1)))
     latency: float | None = field(
         default=None, validator=_optional(number(above=0, most=3600, unit="seconds"))
@@ -107,9 +133,13 @@ class Model:
 
     Attributes:
         name: what callers ask for.
-        input_price, output_price, cached_input_price: nano-dollars per million tokens; None is unknown.
+        input_price, output_price, cached_input_price, cache_write_price, cache_write_1h_price: nano-dollars
+            per million tokens; None is unknown.
+        long_context: input tokens above which the ``long_…`` prices hold; 0: there is no such length.
+        prices: all of that for working out costs; None if the price of input or output is unknown.
         context_window, max_output_tokens: tokens; 0 is unknown.
-        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`.
+        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`, `SAMPLING`,
+            `SAMPLING_WITHOUT_REASONING`.
         quality: 0 to 1.
         latency: typical seconds before anything is measured; 0 is unknown.
         tier: the tier it belongs to by default.
@@ -123,6 +153,14 @@ class Model:
     input_price: int | None = None
     output_price: int | None = None
     cached_input_price: int | None = None
+    cache_write_price: int | None = None
+    cache_write_1h_price: int | None = None
+    long_context: int = 0
+    long_input_price: int | None = None
+    long_output_price: int | None = None
+    long_cached_input_price: int | None = None
+    long_cache_write_price: int | None = None
+    long_cache_write_1h_price: int | None = None
     context_window: int = 0
     max_output_tokens: int = 0
     capabilities: int = ASSUMED_CAPABILITIES
@@ -134,12 +172,23 @@ class Model:
     content_fallbacks: tuple[str, ...] = ()
     providers: Mapping[str, str] = field(factory=dict)
     known: bool = False
+    prices: TokenPrices | None = field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        # Worked out once: every attempt is priced.
+        object.__setattr__(self, "prices", _prices_of(self))
 
     def chained(self) -> Iterator[tuple[str, str]]:
         """Every chain that leads on from this model, as (chain, model)."""
         for chain in CHAINS:
             for target in getattr(self, chain):
                 yield chain, target
+
+    @property
+    def sampling(self) -> bool | str:
+        """Whether sampling parameters may be set, as a file would say it."""
+        found = self.capabilities & _SAMPLING[True]
+        return next(said for said, bits in _SAMPLING.items() if bits == found)
 
     @property
     def capability_names(self) -> tuple[str, ...]:
@@ -150,15 +199,62 @@ class Model:
         changes: dict[str, Any] = {
             key: value for key, value in attrs.asdict(override, recurse=False).items() if value is not None
         }
-        for price in ("input_price", "output_price", "cached_input_price"):
+        for price in PRICES:
             if price in changes:
                 changes[price] = usd_to_nano(changes[price])
-        if "capabilities" in changes:
-            changes["capabilities"] = capability_mask(changes["capabilities"])
-        if "input_price" in changes and "cached_input_price" not in changes:
-            # The old discount belongs to the old price.
-            changes["cached_input_price"] = None
+        sampling = self.capabilities & _SAMPLING[True]
+        if "sampling" in changes:
+            sampling = _SAMPLING[changes.pop("sampling")]
+        mask = capability_mask(changes["capabilities"]) if "capabilities" in changes else self.capabilities
+        changes["capabilities"] = mask & ~_SAMPLING[True] | sampling
+        if "input_price" in changes:
+            # Discounts and surcharges belong to the price they were told with.
+            for dependent in _BY_INPUT:
+                changes.setdefault(dependent, 0 if dependent == "long_context" else None)
         return attrs.evolve(self, **changes, known=True)
+
+
+PRICES = (
+    "input_price",
+    "output_price",
+    "cached_input_price",
+    "cache_write_price",
+    "cache_write_1h_price",
+    "long_input_price",
+    "long_output_price",
+    "long_cached_input_price",
+    "long_cache_write_price",
+    "long_cache_write_1h_price",
+)
+_BY_INPUT = ("long_context", *(price for price in PRICES if price not in ("input_price", "output_price")))
+
+
+def _prices_of(model: Model) -> TokenPrices | None:
+    if model.input_price is None or model.output_price is None:
+        return None
+    long = None
+    if model.long_context and model.long_input_price is not None:
+        long = TokenPrices(
+            model.long_input_price,
+            model.output_price if model.long_output_price is None else model.long_output_price,
+            model.long_cached_input_price,
+            model.long_cache_write_price,
+            model.long_cache_write_1h_price,
+        )
+    return TokenPrices(
+        model.input_price,
+        model.output_price,
+        model.cached_input_price,
+        model.cache_write_price,
+        model.cache_write_1h_price,
+        model.long_context if long is not None else 0,
+        long,
+    )
+
+
+def sampling_bit(params: Mapping[str, Any]) -> int:
+    """The capability that a request with sampling parameters needs."""
+    return SAMPLING_WITHOUT_REASONING if params.get("reasoning_effort") == "none" else SAMPLING
 
 
 def capability_mask(names: Iterable[str]) -> int:
@@ -180,6 +276,8 @@ class Catalog:
     Attributes:
         models: by name.
         aliases: other names, each for a model or another alias.
+        successors: for models that some providers have given up, what they serve in their place; it stands
+            for the model where nothing serves that and something serves this.
         version: of the data's layout.
         date: the day of the prices.
         source: where they come from.
@@ -187,6 +285,7 @@ class Catalog:
 
     models: Mapping[str, Model]
     aliases: Mapping[str, str] = field(factory=dict)
+    successors: Mapping[str, str] = field(factory=dict)
     version: int = LAYOUT
     date: datetime.date = datetime.date.min
     source: str = ""
@@ -225,10 +324,16 @@ class Catalog:
         served = tuple(served)
         for name in served:
             merged.setdefault(name, Model(name))
-        for name in aliases or {}:
+        gone = {
+            name: successor
+            for name, successor in self.successors.items()
+            if name not in served and name not in models and successor in served
+        }
+        names = {**gone, **(aliases or {})}
+        for name in names:
             if name not in served:
                 merged.pop(name, None)
-        catalog = attrs.evolve(self, models=merged, aliases={**self.aliases, **(aliases or {})})
+        catalog = attrs.evolve(self, models=merged, aliases={**self.aliases, **names})
         for name, model in merged.items():
             # Written as aliases or not, chains are followed by the models' own names.
             chains: dict[str, Any] = {
@@ -311,7 +416,7 @@ def _builtin() -> Catalog:
 def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
     """The base with the raw tables over it, or every problem they have."""
     problems: list[str] = []
-    known = ("version", "date", "source", "models", "aliases")
+    known = ("version", "date", "source", "models", "aliases", "successors")
     problems += [
         f"{key}: unknown key{did_you_mean(key, known)}, must be one of {', '.join(known)}"
         for key in raw
@@ -331,15 +436,15 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
         override = read_override(table, f"models.{quoted(name)}", problems)
         if override is not None:
             overrides[name] = override
-    aliases: dict[str, str] = {}
-    for name, target in _table(raw, "aliases", problems).items():
-        if isinstance(target, str) and target:
-            aliases[name] = target
-        else:
-            problems.append(f"aliases.{quoted(name)}: {show(target)} is no model's name, must be a string")
+    aliases, successors = (_names(raw, key, problems) for key in ("aliases", "successors"))
     if not problems:
         merged = base.with_overrides(overrides, aliases)
         problems += alias_problems(aliases, merged.aliases, merged.models)
+        for name, successor in successors.items():
+            for which in (name, successor):
+                if which not in merged.models:
+                    hint = did_you_mean(which, merged.models)
+                    problems.append(f"successors.{quoted(name)}: no model is called {show(which)}{hint}")
         for name in overrides:
             for chain, target in merged.models[name].chained():
                 path = f"models.{quoted(name)}.{chain}"
@@ -349,7 +454,8 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
                     hint = did_you_mean(target, merged.models)
                     problems.append(f"{path}: no model is called {show(target)}{hint}")
         if not problems:
-            return attrs.evolve(merged, version=LAYOUT, date=day, source=source)
+            successors = {**base.successors, **successors}
+            return attrs.evolve(merged, successors=successors, version=LAYOUT, date=day, source=source)
     raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
 
 
@@ -375,7 +481,21 @@ def read_override(table: Any, path: str, problems: list[str]) -> ModelOverride |
             attribute.validator(None, attribute, values[key])
         except ValueError as error:
             problems.append(f"{path}.{key}: {error}")
+    if len(problems) != before:
+        return None
+    problems += [f"{path}.{problem}" for problem in price_problems(values)]
     return ModelOverride(**values) if len(problems) == before else None
+
+
+def price_problems(told: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with one table's prices beside each other, each with its key."""
+    if "long_context" in told and "long_input_price" not in told:
+        yield "long_context: has no effect alone, must stand beside long_input_price"
+    for key in told:
+        if key.startswith("long_") and key.endswith("_price") and "long_context" not in told:
+            yield f"{key}: has no effect alone, must stand beside long_context"
+    if "long_input_price" in told and "input_price" not in told:
+        yield "long_input_price: must stand beside input_price, whose surcharge it is"
 
 
 def alias_problems(
@@ -413,6 +533,17 @@ def _table(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str
         return table
     problems.append(f"{key}: {show(table)} is not a table, must be a table")
     return {}
+
+
+def _names(raw: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, str]:
+    """A table from names to models' names."""
+    found: dict[str, str] = {}
+    for name, target in _table(raw, key, problems).items():
+        if isinstance(target, str) and target:
+            found[name] = target
+        else:
+            problems.append(f"{key}.{quoted(name)}: {show(target)} is no model's name, must be a string")
+    return found
 
 
 def _day(value: Any, problems: list[str]) -> datetime.date:

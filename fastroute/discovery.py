@@ -58,8 +58,9 @@ class Discovery:
             came; ``unknown``: one came that says neither, see ``error``.
         models: what it lists, in its own order.
         lacking: endpoints whose model is not among them; always empty where ``compared`` is false.
-        compared: whether the names in the list are those that endpoints ask for. Azure lists what could be
-            deployed, and endpoints ask for deployments.
+        compared: whether endpoints were looked for in the list. They are not where it is empty, which says
+            nothing of what is served, and where its names are others: Azure lists what could be deployed,
+            and endpoints ask for deployments.
         error: why there is no list.
     """
 
@@ -74,8 +75,8 @@ class Discovery:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a list, and every endpoint's model is in it."""
-        return self.error is None and not self.lacking
+        """Whether there is a list that is not empty, and every endpoint's model is in it."""
+        return self.error is None and bool(self.models) and not self.lacking
 
 
 def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
@@ -138,8 +139,8 @@ def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
         found,
         status=status,
         models=listed,
-        lacking=tuple(_lacking(wanted, listed)) if listing.by_name else (),
-        compared=listing.by_name,
+        lacking=tuple(_lacking(wanted, listed)) if listing.by_name and listed else (),
+        compared=listing.by_name and bool(listed),
     )
 
 

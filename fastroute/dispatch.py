@@ -426,13 +426,13 @@ class Dispatcher:
         cap = plan.max_price
         if cap < 0:
             return True
-        model = endpoint.model
-        if model.input_price is None or model.output_price is None:
+        prices = endpoint.model.prices
+        if prices is None:
             return False
         estimate = call.estimate
         wanted = Usage(estimate.input_tokens, estimate.output_tokens)
         spent = sum(attempt.cost_nano or 0 for attempt in call.attempts)
-        return spent + wanted.cost_nano(model.input_price, model.output_price) <= cap
+        return spent + prices.cost(wanted) <= cap
 
     def _tokens(self, call: Call, endpoint: Endpoint) -> int:
         """Tokens to reserve: the calibrated input and the expected output."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from . import _core
-from .catalog import Model
+from .catalog import JSON_SCHEMA, SAMPLING, SAMPLING_WITHOUT_REASONING, STREAMING, TOOLS, VISION, Model
 from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
 from .retry import BlockReason
 from .state import STATE_NAMES, Endpoint
@@ -24,8 +24,14 @@ from .types import NANO, Classification, Request
 if TYPE_CHECKING:
     from .planner import Planner
 
-STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
-_CAPABILITIES = {STREAMING: "streaming", TOOLS: "tools", VISION: "vision", JSON_SCHEMA: "JSON schema"}
+_CAPABILITIES = {
+    STREAMING: "streaming",
+    TOOLS: "tools",
+    VISION: "vision",
+    JSON_SCHEMA: "JSON schema",
+    SAMPLING: "temperature or top_p (policy.drop_sampling leaves them out)",
+    SAMPLING_WITHOUT_REASONING: "temperature or top_p (policy.drop_sampling leaves them out)",
+}
 
 
 @frozen
@@ -51,6 +57,8 @@ class Stage:
         reason: where the stage comes from, for people.
         tier: the tier's name, if it is one.
         by_value: models by price / (quality × speed); otherwise in the order given.
+        base_tokens: prompts of up to so many tokens have their usual price at every endpoint.
+        longer: the ranking by the prices of a longer prompt, of so many tokens.
         alone: nobody else is asked, whatever becomes of it.
     """
 
@@ -60,6 +68,8 @@ class Stage:
     ranking: _core.Ranking
     by_value: bool
     calibrations: tuple[Calibration, ...]
+    base_tokens: int
+    longer: Callable[[int], _core.Ranking]
     alone: bool = False
 
     def input_tokens(self, estimate: int) -> int:

@@ -12,6 +12,7 @@ reached, so a later one sees the state of its moment.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import orjson
 
 from . import _core
 from ._checks import near, show
-from .catalog import Catalog, Model
+from .catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
 from .classify import Classifier
 from .config import AUTO, Config, tiers_of
 from .errors import (
@@ -29,10 +30,10 @@ from .errors import (
 )
 from .events import Hooks
 from .opinions import Opinion, Opinions, classification
-from .plan import JSON_SCHEMA, STREAMING, TOOLS, VISION, Estimate, Plan, Stage
+from .plan import Estimate, Plan, Stage
 from .state import Endpoint, State
 from .tokens import estimate_input
-from .types import Classification, Request, usd_to_nano
+from .types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
 STRATEGIES: Mapping[str, int] = {
     "latency": _core.LATENCY,
@@ -87,6 +88,7 @@ class Planner:
         self._tier_stages: dict[str, Stage] = {}
         self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
         self._classifier_timeout = policy.classifier_timeout
+        self._drop_sampling = policy.drop_sampling
         self._confidence_threshold = policy.confidence_threshold
         self._floor = policy.quality_floor or 0.0
         self._max_latency = policy.max_latency or 0.0
@@ -123,6 +125,8 @@ class Planner:
         shape = params.get("response_format")
         if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
+        if not self._drop_sampling and _sets_sampling(params):
+            needs |= sampling_bit(params)
         judged = scan
         if at is None and self._opinions.wanted and self._chosen_by_class(request):
             judged, failure = self._opinions.ask(
@@ -164,9 +168,11 @@ class Planner:
         options = plan.request.options
         estimate = plan.estimate
         quality, latency = options.quality, options.max_latency
-        return stage.ranking.rank(
+        tokens_in = stage.input_tokens(estimate.input_tokens)
+        ranking = stage.ranking if tokens_in <= stage.base_tokens else stage.longer(tokens_in)
+        return ranking.rank(
             self._strategy,
-            stage.input_tokens(estimate.input_tokens),
+            tokens_in,
             estimate.output_tokens,
             plan.needs,
             self._max_price if options.max_cost is None else usd_to_nano(options.max_cost),
@@ -361,23 +367,56 @@ def _stage_of(
 ) -> Stage:
     """The stage of these endpoints, each with the place of its model among those of the stage."""
     found = [endpoint for _, endpoint in endpoints]
-    ranking = _core.Ranking(
+    calibrations = {endpoint.model.name: endpoint.calibration for endpoint in found}
+    steps = {model.prices.long_context for endpoint in found if (model := endpoint.model).prices is not None}
+    lengths = sorted(steps - {0})
+    made: dict[int, _core.Ranking] = {}
+
+    def longer(tokens: int) -> _core.Ranking:
+        step = lengths[bisect_left(lengths, tokens) - 1]
+        if step not in made:
+            made[step] = _ranking_of(endpoints, step + 1)
+        return made[step]
+
+    return Stage(
+        reason,
+        tier,
+        tuple(found),
+        _ranking_of(endpoints, 0),
+        by_value,
+        tuple(calibrations.values()),
+        lengths[0] if lengths else _ENDLESS,
+        longer,
+        alone,
+    )
+
+
+def _ranking_of(endpoints: Sequence[tuple[int, Endpoint]], tokens: int) -> _core.Ranking:
+    """The ranking of these endpoints by their prices of a prompt of so many tokens."""
+    found = [endpoint for _, endpoint in endpoints]
+    prices = [
+        _UNKNOWN if (known := endpoint.model.prices) is None else known.at(tokens) for endpoint in found
+    ]
+    return _core.Ranking(
         [endpoint.core for endpoint in found],
         models=[place for place, _ in endpoints],
         windows=[endpoint.model.context_window for endpoint in found],
         max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
         capabilities=[endpoint.model.capabilities for endpoint in found],
-        input_prices=[_price(endpoint.model.input_price) for endpoint in found],
-        output_prices=[_price(endpoint.model.output_price) for endpoint in found],
+        input_prices=[price.input for price in prices],
+        output_prices=[price.output for price in prices],
         qualities=[endpoint.model.quality for endpoint in found],
         latencies=[endpoint.model.latency for endpoint in found],
     )
-    calibrations = {endpoint.model.name: endpoint.calibration for endpoint in found}
-    return Stage(reason, tier, tuple(found), ranking, by_value, tuple(calibrations.values()), alone)
 
 
-def _price(nano: int | None) -> int:
-    return -1 if nano is None else nano
+_UNKNOWN = TokenPrices(-1, -1)  # the core's word for it
+_ENDLESS = 1 << 62  # tokens
+
+
+def _sets_sampling(params: Mapping[str, Any]) -> bool:
+    """Whether a request sets how tokens are drawn to anything but what every model does anyway."""
+    return any(params.get(name) not in (None, usual) for name, usual in SAMPLING_PARAMETERS.items())
 
 
 def _json_tokens(value: Any) -> int:

@@ -9,8 +9,8 @@ and context windows change; qualities, latencies, tiers, aliases, comments and m
 not know stay as they are. A table without a ``providers`` line is somebody's own word and stays too.
 
 The figures of a model are those of the first provider it names. A price that varies over the day is taken at
-its dearest hour, so that an estimate is never under the bill for that reason; of prices that grow with the
-length of the input, the base is taken.
+its dearest hour, so that an estimate is never under the bill for that reason; a price that
+grows with the length of the input is kept as two, with the length from which the dearer one holds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,22 @@ from . import _toml, errors
 from ._checks import quoted
 from .catalog import Catalog, Model, read_override
 
-PRICES = ("input_price", "cached_input_price", "output_price")
-FIGURES = (*PRICES, "context_window")
+PRICES = (
+    "input_price",
+    "cached_input_price",
+    "cache_write_price",
+    "cache_write_1h_price",
+    "output_price",
+    "long_input_price",
+    "long_cached_input_price",
+    "long_cache_write_price",
+    "long_cache_write_1h_price",
+    "long_output_price",
+)
+_SIZES = ("context_window", "long_context")
+FIGURES = (*PRICES[:5], "long_context", *PRICES[5:], "context_window")
+_NEEDED = ("input_price", "output_price")
+_LONG = "long_"
 
 # A price that moves by more than this was most likely given for another number of tokens.
 _MOST_TIMES = 100
@@ -197,13 +211,21 @@ def package_source(providers: Any, name: str, midnight: datetime) -> Source:
             return None
         hours = [known.get_prices(midnight + timedelta(hours=hour)) for hour in range(24)]
         found: dict[str, Any] = {}
+        lengths: set[int] = set()
         for key, attribute in _ATTRIBUTES.items():
-            prices = [getattr(hour, attribute, None) for hour in hours]
-            stated = [getattr(price, "base", price) for price in prices if price is not None]
-            if stated:
-                found[key] = _dearest(stated)
+            prices = [price for hour in hours if (price := getattr(hour, attribute, None)) is not None]
+            if prices:
+                found[key] = _dearest([getattr(price, "base", price) for price in prices])
+                tiers = [tier for price in prices for tier in getattr(price, "tiers", ())]
+                lengths.update(tier.start for tier in tiers)
+                found[_LONG + key] = _dearest([found[key], *(tier.price for tier in tiers)])
         if "input_price" not in found:
             return None
+        if lengths:
+            # Where there are several steps, the last one's price from the first one on: never under the bill.
+            found["long_context"] = min(lengths)
+        else:
+            found = {key: value for key, value in found.items() if not key.startswith(_LONG)}
         if known.context_window is not None:
             found["context_window"] = known.context_window
         return found
@@ -214,6 +236,8 @@ def package_source(providers: Any, name: str, midnight: datetime) -> Source:
 _ATTRIBUTES = {
     "input_price": "input_mtok",
     "cached_input_price": "cache_read_mtok",
+    "cache_write_price": "cache_write_mtok",
+    "cache_write_1h_price": "cache_write_1h_mtok",
     "output_price": "output_mtok",
 }
 
@@ -264,11 +288,7 @@ def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list
     table = {key: float(value) if isinstance(value, Decimal) else value for key, value in figures.items()}
     if read_override(table, path, problems) is None:
         return problems
-    problems += [
-        f"{path}.{key}: is not told, must be"
-        for key in ("input_price", "output_price")
-        if table.get(key) is None
-    ]
+    problems += [f"{path}.{key}: is not told, must be" for key in _NEEDED if table.get(key) is None]
     if "context_window" not in table and model.context_window and must_tell_window:
         problems.append(f"{path}.context_window: is gone, was {model.context_window:,}, must be told")
     for key in PRICES:
@@ -284,8 +304,8 @@ def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list
 
 
 def _in_force(model: Model, key: str) -> float | None:
-    if key == "context_window":
-        return model.context_window or None
+    if key in _SIZES:
+        return float(getattr(model, key)) or None
     nano: int | None = getattr(model, key)
     return None if nano is None else nano / 1_000_000_000
 
@@ -328,7 +348,7 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, str]], source: Source) -
 
     Args:
         text: TOML, with a line break at its end.
-        found: the figures by model, as TOML values; a price of cached input that is not told any more goes.
+        found: the figures by model, as TOML values; a discount or surcharge that is not told any more goes.
         source: whose name and date to write.
     """
     text = text if text.endswith("\n") else text + "\n"
@@ -339,7 +359,7 @@ def rewrite(text: str, found: Mapping[str, Mapping[str, str]], source: Source) -
         figures = found.get(table["double"] or table["single"] or table["bare"])
         if figures is None:
             return table[0]
-        gone = {*figures, "cached_input_price"}
+        gone = {*figures, *FIGURES} - {"context_window"} | figures.keys()
         body = table["body"].splitlines(keepends=True)
         lines = [line for line in body if line.split("=")[0].strip() not in gone]
         places = [place for place, line in enumerate(lines, 1) if line.split("=")[0].strip() == "providers"]

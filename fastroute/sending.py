@@ -20,6 +20,7 @@ from attrs import evolve, frozen
 
 from . import _core, errors, events, forks
 from .budget import Budgets, Reservation
+from .catalog import sampling_bit
 from .limit_headers import parse_limits
 from .plan import Estimate
 from .providers.base import Format, Target, check_content_type, request_id_of
@@ -28,7 +29,16 @@ from .retry import BlockReason, RetryPolicy, Verdict
 from .state import Endpoint
 from .tokens import OutputHistory
 from .transport import Exchange, Transport
-from .types import Attempt, Classification, Outcome, Request, Route, Usage, UsageSource
+from .types import (
+    SAMPLING_PARAMETERS,
+    Attempt,
+    Classification,
+    Outcome,
+    Request,
+    Route,
+    Usage,
+    UsageSource,
+)
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
 
@@ -169,6 +179,19 @@ class Wire:
     def prepared(self, stream: bool) -> requests.PreparedRequest:
         return self._stream if stream else self._plain
 
+    def taken(self, request: Request) -> Request:
+        """The request as the model takes it: without sampling parameters where it refuses them.
+
+        Those that come this far say what leaving them out says, or are to be dropped: some refuse even that.
+        """
+        params = request.params
+        if not any(name in params for name in SAMPLING_PARAMETERS):
+            return request
+        if self.endpoint.model.capabilities & sampling_bit(params):
+            return request
+        kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
+        return evolve(request, params=kept)
+
     def forget_usage(self) -> None:
         """The provider refuses stream_options: ask for no usage from now on, and estimate it."""
         self.target = evolve(self.target, include_usage=False)
@@ -273,10 +296,10 @@ class Sending:
             call.sending = self
             call.held = None  # from here on it is this attempt's to give back
             call.gate = -1
-            body = wire.format.encode(call.request, wire.target)
+            body = wire.format.encode(wire.taken(call.request), wire.target)
             budgets = self._sinks.budgets
             allowance = call.request.allowance
-            worst = self._worst_cost() if allowance is not None or budgets else None
+            worst = self._worst_cost(body) if allowance is not None or budgets else None
             if allowance is not None:
                 self._allowed = allowance.reserve(worst)
             if budgets:
@@ -305,10 +328,10 @@ class Sending:
                 self._undo()
             raise
 
-    def _worst_cost(self) -> int | None:
+    def _worst_cost(self, body: bytes) -> int | None:
         """Nano-dollars that the attempt can cost at most, or None if the model's price is unknown."""
         call, model = self._call, self._wire.endpoint.model
-        if model.input_price is None or model.output_price is None:
+        if model.prices is None:
             return None
         # The estimate takes three characters a token; hardly any text has more than one in two.
         prompt = -(-3 * call.estimate.input_tokens // 2)
@@ -321,7 +344,8 @@ class Sending:
         choices = call.request.params.get("n")
         if isinstance(choices, int) and choices > 1:
             output *= choices
-        return Usage(prompt, output).cost_nano(model.input_price, model.output_price)
+        # Keeping the prompt for an hour is the dearest that can be asked for, and is asked for by this word.
+        return model.prices.worst(prompt, output, hour=b'"1h"' in body)
 
     def _pay(self, cost: int | None) -> None:
         """Settles what was set aside with the real cost; None keeps the worst case."""
@@ -552,11 +576,8 @@ class Sending:
         self._freed()
         cost: int | None = 0
         if usage is not None:
-            model = endpoint.model
-            if model.input_price is None or model.output_price is None:
-                cost = None
-            else:
-                cost = usage.cost_nano(model.input_price, model.output_price, model.cached_input_price)
+            prices = endpoint.model.prices
+            cost = None if prices is None else prices.cost(usage)
         else:
             usage = _NOTHING
         status = exchange.status if exchange is not None else None
@@ -588,6 +609,8 @@ class Sending:
             bool(getattr(error, "maybe_billed", False)) or (exchange is not None and exchange.resent),
             request_id,
             call.request.options.tags,
+            usage.cache_write_tokens,
+            usage.cache_write_1h_tokens,
         )
         if not call.attempts or call.attempts[-1].id != self._id:
             call.attempts.append(attempt)

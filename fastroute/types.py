@@ -61,6 +61,8 @@ class _Open:
 
 
 PRIORITIES = ("high", "normal", "low")
+SAMPLING_PARAMETERS: Mapping[str, Any] = {"temperature": 1, "top_p": 1, "top_k": None}
+"""What sets how tokens are drawn, each with the value that is the same as leaving it out."""
 REQUEST_ID_TAG = "client_request_id"
 """A tag that tells single calls apart, for the ledger; it says nothing of whose they are."""
 
@@ -164,13 +166,14 @@ class Attempt:
         tier, level: the tier it was served from and the class of the request, if any.
         outcome: ``ok``, ``failed`` or ``client_cancelled``.
         error: the error's class name, if it failed.
-        prompt_tokens: all input tokens, the cached ones among them.
+        prompt_tokens: all input tokens, those read from a cache or written to one among them.
         completion_tokens: all output tokens, reasoning among them.
         usage_source: ``provider`` (its own figures), ``estimated``, or ``none`` (nothing was spent).
         cost_nano: nano-dollars; None if the model's price is unknown.
         latency: seconds until the answer was complete (or the failure was known).
         ttft: seconds until the first token of a stream.
         maybe_billed: it failed, but the provider may have charged for it.
+        cached_tokens, cache_write_tokens, cache_write_1h_tokens: as in `Usage`.
     """
 
     id: str
@@ -196,6 +199,8 @@ class Attempt:
     maybe_billed: bool = False
     request_id: str | None = None
     tags: Mapping[str, str] = _EMPTY
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
 
 @frozen
@@ -255,8 +260,59 @@ class Route:
 
 
 @frozen
+class TokenPrices:
+    """What a model's tokens cost, nano-dollars per million.
+
+    Attributes:
+        input, output: of the prompt, of the answer.
+        cached_input: read from the provider's cache; None: as ``input``.
+        cache_write: written to it, for minutes; None: as ``input``.
+        cache_write_1h: written to be kept for an hour; None: as ``cache_write``.
+        long_context: a prompt of more tokens than this costs ``long``, it and its answer as a whole.
+        long: None: prompts of any length cost the same.
+    """
+
+    input: int
+    output: int
+    cached_input: int | None = None
+    cache_write: int | None = None
+    cache_write_1h: int | None = None
+    long_context: int = 0
+    long: TokenPrices | None = None
+
+    def at(self, prompt_tokens: int) -> TokenPrices:
+        """The prices of a prompt of that length."""
+        return self if self.long is None or prompt_tokens <= self.long_context else self.long
+
+    def cost(self, usage: Usage) -> int:
+        """Nano-dollars, rounded up to a whole one."""
+        prices = self.at(usage.prompt_tokens)
+        total = usage.prompt_tokens * prices.input + usage.completion_tokens * prices.output
+        if usage.cached_tokens and prices.cached_input is not None:
+            total += usage.cached_tokens * (prices.cached_input - prices.input)
+        written = usage.cache_write_tokens
+        if written and prices.cache_write is not None:
+            total += written * (prices.cache_write - prices.input)
+        if usage.cache_write_1h_tokens and prices.cache_write_1h is not None:
+            minutes = prices.input if prices.cache_write is None else prices.cache_write
+            total += usage.cache_write_1h_tokens * (prices.cache_write_1h - minutes)
+        return -(-total // 1_000_000)
+
+    def worst(self, prompt_tokens: int, completion_tokens: int, *, hour: bool = False) -> int:
+        """Nano-dollars that so many tokens cost at most, whatever of them is read from a cache or written.
+
+        Args:
+            hour: whether they may be written to be kept for an hour.
+        """
+        prices = self.at(prompt_tokens)
+        dearest = max(prices.input, prices.cache_write or 0, (prices.cache_write_1h or 0) if hour else 0)
+        return -(-(prompt_tokens * dearest + completion_tokens * prices.output) // 1_000_000)
+
+
+@frozen
 class PromptTokensDetails:
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 @frozen
@@ -269,9 +325,12 @@ class Usage:
     """Tokens of one answer, each counted once whatever the provider's own way of counting.
 
     Attributes:
-        prompt_tokens: all input tokens; ``cached_tokens`` are among them.
+        prompt_tokens: all input tokens; ``cached_tokens`` and ``cache_write_tokens`` are among them.
         completion_tokens: all output tokens; ``reasoning_tokens`` are among them.
         source: ``provider`` or ``estimated``.
+        cached_tokens: input read from the provider's cache.
+        cache_write_tokens: input written to the provider's cache, ``cache_write_1h_tokens`` among them.
+        cache_write_1h_tokens: input written to be kept for an hour.
     """
 
     prompt_tokens: int = 0
@@ -279,6 +338,8 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     source: UsageSource = "provider"
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -286,34 +347,24 @@ class Usage:
 
     @property
     def prompt_tokens_details(self) -> PromptTokensDetails:
-        return PromptTokensDetails(self.cached_tokens)
+        return PromptTokensDetails(self.cached_tokens, self.cache_write_tokens)
 
     @property
     def completion_tokens_details(self) -> CompletionTokensDetails:
         return CompletionTokensDetails(self.reasoning_tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """In OpenAI's shape."""
+        """In OpenAI's shape; tokens written to a cache are told where there are any."""
+        details = {"cached_tokens": self.cached_tokens}
+        if self.cache_write_tokens:
+            details["cache_write_tokens"] = self.cache_write_tokens
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": details,
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
-
-    def cost_nano(self, input_price: int, output_price: int, cached_price: int | None = None) -> int:
-        """Nano-dollars at prices in nano-dollars per million tokens, rounded up to a whole one.
-
-        Cached tokens cost ``cached_price``, or the input price where there is none.
-        """
-        fresh = self.prompt_tokens - self.cached_tokens
-        total = (
-            fresh * input_price
-            + self.cached_tokens * (input_price if cached_price is None else cached_price)
-            + self.completion_tokens * output_price
-        )
-        return -(-total // 1_000_000)
 
 
 @frozen
@@ -465,6 +516,7 @@ __all__ = [
     "Request",
     "Route",
     "RouteOptions",
+    "TokenPrices",
     "ToolCall",
     "Usage",
     "UsageSource",

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute import errors, prices
+from fastroute import config, errors, prices
 from fastroute.catalog import (
     CAPABILITIES,
     JSON_SCHEMA,
+    SAMPLING,
+    SAMPLING_WITHOUT_REASONING,
     STREAMING,
     TIERS,
     TOOLS,
@@ -24,8 +26,10 @@ from fastroute.catalog import (
     ModelOverride,
     replace,
 )
+from fastroute.types import TokenPrices
 
 BUILTIN = Catalog.builtin()
+ANY_SAMPLING = SAMPLING | SAMPLING_WITHOUT_REASONING
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -144,7 +148,7 @@ def test_an_override_changes_what_it_names_and_nothing_else():
     assert after.input_price == 1_500_000_000
     assert after.output_price == before.output_price
     assert after.quality == 0.5
-    assert after.capabilities == TOOLS | VISION
+    assert after.capabilities == TOOLS | VISION | ANY_SAMPLING
     assert after.capability_names == ("tools", "vision")
     assert BUILTIN.model("gpt-4.1") is before
 
@@ -162,7 +166,7 @@ def test_a_served_model_nobody_describes_has_unknown_prices():
         assert not model.known
         assert model.input_price is model.output_price is None
         assert model.context_window == 0
-        assert model.capabilities == STREAMING | TOOLS | JSON_SCHEMA
+        assert model.capabilities == STREAMING | TOOLS | JSON_SCHEMA | ANY_SAMPLING
 
 
 def test_an_own_alias_wins_over_a_model_that_nothing_serves_only():
@@ -182,6 +186,57 @@ def test_any_price_is_rounded_up_to_whole_nano_dollars(usd):
     model = Model("m").over(ModelOverride(input_price=usd))
     assert isinstance(model.input_price, int)
     assert usd * 1e9 - 1e-3 <= model.input_price <= usd * 1e9 + 1
+
+
+def test_sampling_is_said_in_three_words():
+    for said, bits in (
+        (True, ANY_SAMPLING),
+        ("without-reasoning", SAMPLING_WITHOUT_REASONING),
+        (False, 0),
+    ):
+        model = Model("m").over(ModelOverride(sampling=said, capabilities=("tools",)))
+        assert (model.capabilities, model.sampling) == (TOOLS | bits, said)
+        assert model.over(ModelOverride(capabilities=("vision",))).sampling == said
+    assert BUILTIN.model("claude-opus-5.5").sampling is False
+    assert BUILTIN.model("claude-sonnet-4.5").sampling is True
+    assert BUILTIN.model("gpt-6-luna").sampling == "without-reasoning"
+
+
+def test_a_price_says_what_reading_writing_and_length_cost():
+    model = BUILTIN.model("claude-haiku-5.5")
+    assert model.prices == TokenPrices(
+        100_000_000,
+        500_000_000,
+        10_000_000,
+        125_000_000,
+        200_000_000,
+        100_000,
+        TokenPrices(500_000_000, 2_500_000_000, 50_000_000, 625_000_000, 1_000_000_000),
+    )
+    assert BUILTIN.model("claude-opus-5.5").prices.cache_write_1h == 8_000_000_000
+    assert BUILTIN.model("gemini-2.5-pro").prices.at(200_000).input == 1_250_000_000
+    assert BUILTIN.model("gemini-2.5-pro").prices.at(200_001).input == 2_500_000_000
+    # Discounts and surcharges belong to the price that they were told with.
+    dearer = model.over(ModelOverride(input_price=1.0)).prices
+    assert dearer == TokenPrices(1_000_000_000, 500_000_000)
+    assert Model("m").prices is None
+
+
+def test_what_was_given_up_is_answered_by_its_successor_where_nothing_else_does():
+    theirs = BUILTIN.with_overrides({}, served=["deepseek-v4.1-flash"])
+    for name in ("deepseek-v3.2", "deepseek-chat", "deepseek-reasoner"):
+        assert theirs.resolve(name) == "deepseek-v4.1-flash"
+    relayed = BUILTIN.with_overrides({}, served=["deepseek-v4.1-flash", "deepseek-v3.2"])
+    assert relayed.resolve("deepseek-chat") == "deepseek-v3.2"
+    assert BUILTIN.with_overrides({}, served=["gpt-4.1"]).resolve("deepseek-chat") == "deepseek-v3.2"
+    own = BUILTIN.with_overrides({}, {"deepseek-v3.2": "gpt-4.1"}, served=["gpt-4.1", "deepseek-v4.1-flash"])
+    assert own.resolve("deepseek-chat") == "gpt-4.1"
+
+
+def test_a_key_of_deepseeks_alone_serves_its_old_names():
+    loaded = config.load(None, environ={"DEEPSEEK_API_KEY": "k" * 30}, formats=("openai",))
+    catalog = config.catalog_of(loaded)
+    assert catalog.resolve("deepseek-chat") in loaded.served
 
 
 def test_default_tiers_are_cheapest_first_without_empty_ones():
@@ -232,7 +287,7 @@ def test_a_file_lies_over_the_builtin_data(tmp_path):
     assert (house.name, house.input_price, house.capabilities, house.fallbacks) == (
         "house",
         0,
-        0,
+        ANY_SAMPLING,
         ("gpt-4.1",),
     )
     assert catalog.model("gpt-5") == BUILTIN.model("gpt-5")
@@ -268,6 +323,16 @@ def test_a_file_lies_over_the_builtin_data(tmp_path):
         ("modles = {}", "modles: unknown key; did you mean models?"),
         ("source = 5", "source: 5 is not text"),
         ("a = 1\na = 2", "is not valid TOML"),
+        ('[models.x]\nsampling = "maybe"', 'must be true, false or "without-reasoning"'),
+        ("[models.x]\nlong_context = 5", "models.x.long_context: has no effect alone"),
+        ("[models.x]\nlong_output_price = 5", "models.x.long_output_price: has no effect alone"),
+        (
+            "[models.x]\nlong_context = 5\nlong_input_price = 5",
+            "models.x.long_input_price: must stand beside input_price",
+        ),
+        ("[models.x]\ncache_write_price = -1", "models.x.cache_write_price: "),
+        ('[successors]\n"gpt-4.1" = "gpt-9"', "successors.\"gpt-4.1\": no model is called 'gpt-9'"),
+        ('[successors]\n"gpt-4.1" = 5', 'successors."gpt-4.1": 5 is no model\'s name'),
     ],
 )
 def test_a_broken_file_is_refused_with_the_place(tmp_path, text, problem):

@@ -83,6 +83,13 @@ def test_all_pages_are_read(format: str) -> None:
         assert provider.received == 4  # three pages, and one that asks without the key
 
 
+def test_a_provider_that_lists_nothing_says_nothing_of_what_is_lacking() -> None:
+    with Provider([], api_keys=[KEY]) as provider:
+        provider.script(Fault.status(200, {"object": "list", "data": []}))
+        found = discovery.models(config_of(provider, "openai"), "one")
+    assert (found.models, found.lacking, found.compared, found.ok) == ((), (), False, False)
+
+
 def test_pages_that_lead_on_for_ever_are_given_up() -> None:
     def on_and_on(request: Received) -> Fault:
         return Fault.status(200, {"models": [{"name": "models/x"}], "nextPageToken": "again"})

@@ -18,6 +18,7 @@ from needs import need
 
 import fastroute
 from fastroute.testing import Provider
+from fastroute.types import TokenPrices
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
@@ -63,7 +64,7 @@ def test_the_examples_run_from_top_to_bottom(page: str, local: None) -> None:
             "time": time,
             "midnight": time.time() - 3600,
             "monday": time.time() - 86_400,
-            "prices": lambda model: (1, 2, None),
+            "prices": lambda model: TokenPrices(1, 2),
         }
         for block in blocks:
             exec(compile(block, page, "exec"), names)

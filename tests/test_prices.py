@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fastroute import ConfigError, prices
 from fastroute.catalog import Catalog, Model
 from fastroute.cli.group import cli
+from fastroute.types import TokenPrices
 
 TODAY = datetime.now(timezone.utc).date()
 BUILTIN = Catalog.builtin()
@@ -268,21 +269,21 @@ def test_any_figure_that_is_believed_arrives(
 
 
 class _Tiered:
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, *tiers: tuple[int, Any]) -> None:
         self.base = base
+        self.tiers = [types.SimpleNamespace(start=start, price=price) for start, price in tiers]
 
 
 class _Listed:
     """A model as genai-prices lists it, with a price for each hour."""
 
-    def __init__(self, name: str, price: Callable[[int], Any], window: Any = 128_000) -> None:
-        self.id, self.context_window, self._price = name, window, price
+    def __init__(self, name: str, price: Callable[[int], Any], window: Any = 128_000, **more: Any) -> None:
+        self.id, self.context_window, self._price, self._more = name, window, price, more
 
     def get_prices(self, moment: datetime) -> Any:
         price = self._price(moment.hour)
-        return types.SimpleNamespace(
-            input_mtok=price, cache_read_mtok=None, output_mtok=_Tiered(Decimal("9"))
-        )
+        usual = {"input_mtok": price, "cache_read_mtok": None, "output_mtok": _Tiered(Decimal("9"))}
+        return types.SimpleNamespace(**usual | self._more)
 
 
 def package(*models: _Listed, provider: str = "openai") -> prices.Source:
@@ -296,6 +297,31 @@ def test_the_dearest_hour_and_the_base_of_a_growing_price_are_taken(target: Path
     assert done.updated == ("gpt-4o",)
     model = BUILTIN.with_file(target).model("gpt-4o")
     assert (model.input_price, model.output_price) == (3_000_000_000, 9_000_000_000)
+
+
+def test_prices_that_grow_with_the_prompt_and_of_writes_are_taken_and_go_again(target: Path) -> None:
+    grown = _Listed(
+        "claude-haiku-4-5",
+        lambda hour: _Tiered(Decimal(1), (200_000, Decimal(2)), (400_000, Decimal(3))),
+        cache_write_mtok=Decimal("1.25"),
+        cache_write_1h_mtok=_Tiered(Decimal(2), (200_000, Decimal(4))),
+        output_mtok=Decimal(5),
+    )
+    prices.update(target, package(grown, provider="anthropic"))
+    assert BUILTIN.with_file(target).model("claude-haiku-4.5").prices == TokenPrices(
+        1_000_000_000,
+        5_000_000_000,
+        None,
+        1_250_000_000,
+        2_000_000_000,
+        200_000,
+        TokenPrices(3_000_000_000, 5_000_000_000, None, 1_250_000_000, 4_000_000_000),
+    )
+    assert "long_context = 200000\n" in target.read_text()
+    flat = _Listed("claude-haiku-4-5", lambda hour: Decimal(1), output_mtok=Decimal(5))
+    done = prices.update(target, package(flat, provider="anthropic"))
+    assert prices.Change("claude-haiku-4.5", "long_context", 200_000, None) in done.changes
+    assert BUILTIN.with_file(target).model("claude-haiku-4.5").prices == TokenPrices(10**9, 5 * 10**9)
 
 
 @pytest.mark.parametrize(

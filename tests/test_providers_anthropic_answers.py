@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -45,10 +46,11 @@ def test_an_answer() -> None:
     assert reply.choices[0].finish_reason == "stop"
     assert reply.choices[0].stop_reason == "end_turn"
     assert reply.usage == types.Usage(5, 2)
+    assert abs(reply.created - time.time()) < 3600  # it says when, though the format does not
     assert reply.to_dict() == {
         "id": "msg_1",
         "object": "chat.completion",
-        "created": 0,
+        "created": reply.created,
         "model": "claude-5-1",
         "choices": [
             {
@@ -191,6 +193,10 @@ def test_the_parts_of_the_usage_make_its_total(
         "input_tokens": fresh,
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": written - written // 3,
+            "ephemeral_1h_input_tokens": written // 3,
+        },
         "output_tokens": out,
         "output_tokens_details": {"thinking_tokens": min(thought, out)},
     }
@@ -198,7 +204,10 @@ def test_the_parts_of_the_usage_make_its_total(
     if fresh + written + read + out == 0:
         assert usage is None
         return
-    assert usage == types.Usage(fresh + written + read, out, read, min(thought, out))
+    prompt = fresh + written + read
+    assert usage == types.Usage(
+        prompt, out, read, min(thought, out), cache_write_tokens=written, cache_write_1h_tokens=written // 3
+    )
     assert usage.total_tokens == fresh + written + read + out
     assert run(*events(answer(TEXT, usage=given_usage))).usage == usage
 
@@ -340,13 +349,14 @@ def test_055_later_counts_take_the_place_of_earlier_ones() -> None:
     start = {"input_tokens": 10, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1}
     decoder = ANTHROPIC.stream(ask(True), TARGET)
     decoder.feed(opened(start))
-    assert decoder.usage == types.Usage(15, 0, 4, source="estimated")  # what is counted so far is its input
+    # What is counted so far is its input.
+    assert decoder.usage == types.Usage(15, 0, 4, source="estimated", cache_write_tokens=1)
     for out in (3, 7):
         decoder.feed(event("message_delta", delta={}, usage={"output_tokens": out, "input_tokens": None}))
-        assert decoder.usage == types.Usage(15, out, 4)
+        assert decoder.usage == types.Usage(15, out, 4, cache_write_tokens=1)
     decoder.feed(event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 9}))
     decoder.feed(event("message_stop"))
-    assert decoder.usage == types.Usage(15, 9, 4)
+    assert decoder.usage == types.Usage(15, 9, 4, cache_write_tokens=1)
     decoder.end()
 
 

@@ -33,6 +33,7 @@ from fastroute.types import NANO, Completion
 
 if TYPE_CHECKING:
     from fastroute.ledger.report import Report
+    from fastroute.types import TokenPrices
 
 TIERS = {
     "ultra-budget": "gpt-4.1-nano",
@@ -374,7 +375,7 @@ class Demo:
                 self.board.lost(error, self._level(messages))
             else:
                 usage = completion.usage
-                self.board.answered(completion, usage.cost_nano(*prices) if usage is not None else 0)
+                self.board.answered(completion, prices.cost(usage) if usage is not None else 0)
             with self._progress:
                 if self.board.done == self.total:
                     self._ended = time.monotonic()
@@ -422,13 +423,12 @@ class Demo:
 
     # ------------------------------------------------------------------------------------- what came of it
 
-    def _prices(self, name: str) -> tuple[int, int, int | None]:
+    def _prices(self, name: str) -> TokenPrices:
         from fastroute.config import catalog_of
 
-        model = catalog_of(self.client.config).model(name)
-        assert model.input_price is not None
-        assert model.output_price is not None
-        return model.input_price, model.output_price, model.cached_input_price
+        prices = catalog_of(self.client.config).model(name).prices
+        assert prices is not None
+        return prices
 
     def breakers(self) -> dict[str, str]:
         """State of every endpoint's breaker at this moment."""

@@ -172,6 +172,8 @@ def _ask(config: Config, name: str, as_json: bool) -> None:
         click.echo(visible(f"{found.provider} ({found.format}, {found.base_url}): {said}"))
         if found.error is not None:
             click.echo(visible(f"  {found.error}"))
+        elif not found.models:
+            click.echo(visible(f"  {found.provider} lists no models at all, so nothing was compared"))
         for lack in found.lacking:
             near = f"; near names are {', '.join(lack.near)}" if lack.near else ""
             click.echo(visible(f"lacking  {lack.endpoint} asks for {lack.upstream}{near}"))
@@ -283,9 +285,15 @@ def _object(model: Model, endpoints: list[str], aliases: list[str]) -> dict[str,
         "input_price_usd": usd(model.input_price),
         "cached_input_price_usd": usd(model.cached_input_price),
         "output_price_usd": usd(model.output_price),
+        "cache_write_price_usd": usd(model.cache_write_price),
+        "cache_write_1h_price_usd": usd(model.cache_write_1h_price),
+        "long_context": model.long_context or None,
+        "long_input_price_usd": usd(model.long_input_price),
+        "long_output_price_usd": usd(model.long_output_price),
         "context_window": model.context_window or None,
         "max_output_tokens": model.max_output_tokens or None,
         "capabilities": list(model.capability_names),
+        "sampling": model.sampling,
         "quality": model.quality,
         "latency_s": model.latency or None,
         "aliases": aliases,

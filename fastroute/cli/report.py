@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastroute.config import Config
     from fastroute.ledger import Totals
     from fastroute.ledger.report import Report
+    from fastroute.types import TokenPrices
 
 _AGO = re.compile(r"([0-9]{1,6})([mhdw])", re.ASCII)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -110,11 +111,11 @@ def command(
     keys = tuple(key.strip() for text in by or ("model",) for key in text.split(",") if key.strip())
     names = [catalog.resolve(name) for name in against]
 
-    def prices(name: str) -> tuple[int, int, int | None]:
-        model = catalog.model(name)
-        if model.input_price is None or model.output_price is None:
+    def prices(name: str) -> TokenPrices:
+        known = catalog.model(name).prices
+        if known is None:
             refuse(f'--against {name}: the catalogue knows no price of it; set one in [models."{name}"]')
-        return model.input_price, model.output_price, model.cached_input_price
+        return known
 
     ledger = open_ledger(location) if path else configured_ledger(settings)
     try:

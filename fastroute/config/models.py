@@ -278,6 +278,8 @@ class Policy:
         timeout_per_1k: so many more for each 1000 output tokens asked for, times 1, 1.5 or 2.5 by its class.
         idle_timeout: seconds without a byte after which a stream that has begun is given up.
         ping_timeout: seconds with nothing but keep-alives after which any stream is given up.
+        drop_sampling: whether temperature, top_p and top_k are left out for a model that refuses them; if
+            not, a request with one of them goes to other models.
         cascade: whether a tier that cannot serve at all is followed by the next cheaper one.
         fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
         breaker: the circuit breaker of each endpoint.
@@ -310,6 +312,7 @@ class Policy:
     timeout_per_1k: float = field(default=10.0, validator=values.seconds(least=0))
     idle_timeout: float = field(default=30.0, validator=values.seconds(most=3600))
     ping_timeout: float = field(default=120.0, validator=values.seconds(most=3600))
+    drop_sampling: bool = field(default=False, validator=flag)
     cascade: bool = field(default=True, validator=flag)
     fallback_on_404: bool = field(default=False, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from attrs import fields
+from attrs import asdict, fields
 
 from fastroute import errors
 from fastroute._checks import did_you_mean, quoted, show
-from fastroute.catalog import CHAINS, Catalog, alias_problems
+from fastroute.catalog import CHAINS, Catalog, alias_problems, price_problems
 
 from .models import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
@@ -150,6 +150,9 @@ def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Itera
         if name not in served and not known.models[name].providers:
             hint = did_you_mean(name, [*served, *known.models.keys() - {name}])
             yield f"{path}: no endpoint serves such a model{hint}, must be named by an endpoint"
+        told = {key: value for key, value in asdict(override, recurse=False).items() if value is not None}
+        for problem in price_problems(told):
+            yield f"{path}.{problem}"
         for chain in CHAINS:
             for target in getattr(override, chain) or ():
                 if target == name:

@@ -255,22 +255,52 @@ class Ledger:
             models: their catalogue names.
             since, until, tags: as in `by`.
         """
+        return [
+            self._compared(prices, model, since, until, tags).get(None, Saving(model, 0, 0, 0, 0))
+            for model in models
+        ]
+
+    def daily_savings(
+        self,
+        prices: Prices,
+        model: str,
+        *,
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> dict[str, Saving]:
+        """As `savings`, of one model, for each day (``YYYY-MM-DD``, UTC) that has successful entries."""
+        found = self._compared(prices, model, since, until, tags)
+        return {day: saving for day, saving in found.items() if day is not None}
+
+    def _compared(
+        self,
+        prices: Prices,
+        model: str,
+        since: float | datetime | None,
+        until: float | datetime | None,
+        tags: Mapping[str, str] | None,
+    ) -> dict[str | None, Saving]:
+        """The comparison with one model by day, and over all of them under None."""
         from . import database
 
+        price = prices(model)
         where = database.filters(_seconds(since), _seconds(until), tags)
         with self._reading() as reader:
             usages, unpriced = reader.usages(where)
-        entries = sum(usage[3] for usage in usages)
-        actual = sum(usage[4] for usage in usages)
-        result = []
-        for model in models:
-            price = prices(model)
-            alone = sum(
-                Usage(prompt, completion, cached).cost_nano(*price) * count
-                for prompt, completion, cached, count, _ in usages
-            )
-            result.append(Saving(model, entries, unpriced, actual, alone))
-        return result
+        sums: dict[int | None, list[int]] = {}
+        for day, *tokens, count, cost in usages:
+            counts: dict[str, Any] = dict(zip(database.USAGE, tokens))
+            usage = Usage(**counts)
+            for key in (day, None):
+                total = sums.setdefault(key, [0, 0, 0, 0])
+                total[0] += count
+                total[2] += cost
+                total[3] += price.cost(usage) * count
+        for day, count in unpriced:
+            for key in (day, None):
+                sums.setdefault(key, [0, 0, 0, 0])[1] += count
+        return {_shown("day", key): Saving(model, *total) for key, total in sums.items()}
 
     def entries(
         self,
@@ -402,6 +432,10 @@ class NullLedger(Ledger):
     def savings(self, prices: Prices, models: Iterable[str], **where: Any) -> list[Saving]:
         """Nothing spent, nothing saved."""
         return [Saving(model, 0, 0, 0, 0) for model in models]
+
+    def daily_savings(self, prices: Prices, model: str, **where: Any) -> dict[str, Saving]:
+        """None."""
+        return {}
 
     def entries(self, limit: int | None = 100, **where: Any) -> list[Attempt]:
         """None."""

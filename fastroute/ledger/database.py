@@ -22,6 +22,14 @@ DAY_SECONDS = 86_400
 MOST_KEYS = 4
 GROUPS = ("model", "tier", "level", "endpoint", "provider", "day", "outcome")
 """What entries may be grouped by, beside ``tag:NAME``."""
+USAGE = (
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+)
+"""What entries of one usage have in common: the columns of `Database.usages` between day and count."""
 FILTERS = ("model", "tier", "endpoint", "provider", "outcome")
 
 
@@ -78,10 +86,10 @@ class Database(Protocol):
     def spent(self, where: Mapping[str, Any]) -> int:
         """The exact sum of known costs, nano-dollars."""
 
-    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, int, int, int, int]], int]:
-        """Successful entries by (prompt, completion, cached) tokens, with their count and cost.
+    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
+        """Successful entries by day and tokens, with their count and cost; see `USAGE`.
 
-        Beside them, how many successful entries have no known cost and are therefore left out.
+        Beside them, by day, how many successful entries have no known cost and are therefore left out.
         """
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:

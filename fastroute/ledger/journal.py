@@ -39,7 +39,7 @@ log = logging.getLogger("fastroute")
 FIELDS: tuple[str, ...] = tuple(field.name for field in attrs.fields(Attempt))
 """The order of a record's values; a release that adds a field to `Attempt` raises `SUFFIX`."""
 
-SUFFIX = ".v1"
+SUFFIX = ".v2"
 MAX_TEXT = 1024
 MAX_TAGS = 64
 _MAX_INT = 2**62
@@ -49,7 +49,10 @@ _values = attrgetter(*FIELDS)
 _TIME, _LATENCY, _COST, _TAGS = (FIELDS.index(name) for name in ("time", "latency", "cost_nano", "tags"))
 _FLOATS = frozenset({"time", "latency", "ttft"})
 _INTS = frozenset(
-    {"status_code", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_nano"}
+    {
+        *("status_code", "cost_nano", "prompt_tokens", "completion_tokens", "reasoning_tokens"),
+        *("cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
+    }
 )
 _FLAGS = frozenset({"stream", "maybe_billed"})
 _OPTIONAL = frozenset({"tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id"})

@@ -31,6 +31,7 @@ from .database import (
     FILTERS,
     GROUPS,
     MOST_KEYS,
+    USAGE,
     Corrupt,
     Refused,
     Unavailable,
@@ -86,6 +87,13 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX fastroute_attempts_time ON fastroute_attempts (time)",
         "INSERT INTO fastroute_ledger (version) VALUES (0)",
     ),
+    (
+        """
+        ALTER TABLE fastroute_attempts
+            ADD COLUMN cache_write_tokens bigint NOT NULL DEFAULT 0,
+            ADD COLUMN cache_write_1h_tokens bigint NOT NULL DEFAULT 0
+        """,
+    ),
 )
 VERSION = len(_MIGRATIONS)
 
@@ -96,6 +104,7 @@ _INTEGERS = frozenset(
     {
         *("day", "status_code", "cost_nano", "stream", "maybe_billed"),
         *("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
+        *("cache_write_tokens", "cache_write_1h_tokens"),
     }
 )
 
@@ -166,6 +175,7 @@ _SUMS = " ".join(
         """,
         count(DISTINCT call_id), count(*), count(*) FILTER (WHERE outcome <> 'ok'),
         sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
+        sum(cache_write_tokens),
         coalesce(sum(cost_nano), 0), count(*) FILTER (WHERE cost_nano IS NULL),
         avg(latency) FILTER (WHERE outcome = 'ok'),
         """,
@@ -180,12 +190,16 @@ _SUMS = " ".join(
 _SPENT = " ".join(("SELECT coalesce(sum(cost_nano), 0)", _MATCHING))
 _USAGES = " ".join(
     (
-        "SELECT prompt_tokens, completion_tokens, cached_tokens, count(*), coalesce(sum(cost_nano), 0)",
+        "SELECT day,",
+        ", ".join(USAGE),
+        ", count(*), coalesce(sum(cost_nano), 0)",
         _MATCHING,
-        "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3",
+        "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3, 4, 5, 6",
     )
 )
-_UNPRICED = " ".join(("SELECT count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL"))
+_UNPRICED = " ".join(
+    ("SELECT day, count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL GROUP BY day")
+)
 _ENTRIES = " ".join(
     (
         "SELECT",
@@ -399,10 +413,9 @@ class Session:
     def spent(self, where: Mapping[str, Any]) -> int:
         return int(self._all(_SPENT, where)[0][0])
 
-    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, int, int, int, int]], int]:
-        unpriced = self._all(_UNPRICED, where)[0][0]
-        rows = self._all(_USAGES, where)
-        return [(row[0], row[1], row[2], int(row[3]), int(row[4])) for row in rows], int(unpriced)
+    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
+        unpriced = [(int(day), int(count)) for day, count in self._all(_UNPRICED, where)]
+        return [tuple(map(int, row)) for row in self._all(_USAGES, where)], unpriced
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
         return [as_attempt(row) for row in self._all(_ENTRIES, {**where, "limit": limit})]

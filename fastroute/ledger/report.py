@@ -94,6 +94,7 @@ _SUMS: tuple[tuple[str, Callable[[Totals], Any]], ...] = (
     ("completion_tokens", lambda sums: sums.completion_tokens),
     ("cached_tokens", lambda sums: sums.cached_tokens),
     ("reasoning_tokens", lambda sums: sums.reasoning_tokens),
+    ("cache_write_tokens", lambda sums: sums.cache_write_tokens),
     ("cost_nano", lambda sums: sums.cost_nano),
     ("cost_usd", lambda sums: usd(sums.cost_nano)),
     ("unknown_cost", lambda sums: sums.unknown_cost),

@@ -33,6 +33,7 @@ from .database import (
     DAY_SECONDS,
     GROUPS,
     MOST_KEYS,
+    USAGE,
     Corrupt,
     Durability,
     Refused,
@@ -82,6 +83,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX attempts_time ON attempts (time)",
     ),
+    (
+        "ALTER TABLE attempts ADD COLUMN cache_write_tokens INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE attempts ADD COLUMN cache_write_1h_tokens INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 VERSION = len(_MIGRATIONS)
 
@@ -128,6 +133,7 @@ _SUMS = " ".join(
         """,
         count(DISTINCT call_id), count(*), sum(outcome <> 'ok'),
         sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
+        sum(cache_write_tokens),
         coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0), sum(cost_nano IS NULL),
         avg(CASE WHEN outcome = 'ok' THEN latency END),
         group_concat(CASE WHEN outcome = 'ok' THEN CAST(latency * 1000000 + 0.5 AS INTEGER) END)
@@ -146,12 +152,16 @@ _SPENT = " ".join(
 )
 _USAGES = " ".join(
     (
-        "SELECT prompt_tokens, completion_tokens, cached_tokens, count(*), coalesce(sum(cost_nano), 0)",
+        "SELECT day,",
+        ", ".join(USAGE),
+        ", count(*), coalesce(sum(cost_nano), 0)",
         _MATCHING,
-        "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3",
+        "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3, 4, 5, 6",
     )
 )
-_UNPRICED = " ".join(("SELECT count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL"))
+_UNPRICED = " ".join(
+    ("SELECT day, count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL GROUP BY day")
+)
 _ENTRIES = " ".join(("SELECT", ",".join(FIELDS), _MATCHING, "ORDER BY time DESC, seq DESC LIMIT :limit"))
 
 # What SQLite says of a value, and not of its file. The last two come from binding it.
@@ -492,9 +502,9 @@ class Database:
             high, low = self._open.execute(_SPENT, where).fetchone()
         return (int(high) << _HALF) + int(low)
 
-    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, int, int, int, int]], int]:
+    def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
         with self._judging():
-            (unpriced,) = self._open.execute(_UNPRICED, where).fetchone()
+            unpriced = self._open.execute(_UNPRICED, where).fetchall()
             return self._open.execute(_USAGES, where).fetchall(), unpriced
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-Prices = Callable[[str], "tuple[int, int, int | None]"]
-"""Model name → input, output and cached-input price in nano-dollars per million tokens."""
+from fastroute.types import TokenPrices
+
+Prices = Callable[[str], TokenPrices]
+"""Model name → what its tokens cost."""
 
 
 @frozen
@@ -21,7 +23,8 @@ class Totals:
         keys: the group's values, in the order asked for; empty for a total. A day is ``YYYY-MM-DD`` in UTC.
         calls: different calls; one whose attempts fall in two groups counts in both.
         attempts: entries, ``failures`` of which did not end well (cancelled ones among them).
-        prompt_tokens, completion_tokens: all of them, ``cached_tokens`` and ``reasoning_tokens`` included.
+        prompt_tokens, completion_tokens: all of them, ``cached_tokens`` and ``cache_write_tokens`` (read from
+            a provider's cache, written to one) and ``reasoning_tokens`` included.
         cost_nano: the exact sum of known costs, nano-dollars.
         unknown_cost: entries whose model has no known price; they are not in ``cost_nano``.
         latency_mean, latency_p50, latency_p95: seconds, over successful entries; None if there are none.
@@ -36,6 +39,7 @@ class Totals:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
     cost_nano: int = 0
     unknown_cost: int = 0
     latency_mean: float | None = None

@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attrs import evolve
+
 from fastroute import errors, types
 from fastroute.sse import Event
 
@@ -20,7 +22,7 @@ from . import faults, jsontext
 from .anthropic_request import JSON_TOOL, answers_by_tool, body_of
 from .base import Target
 from .headers import checked_headers, joined_url, usual_headers
-from .reading import count, document, event_json, malformed, string
+from .reading import count, document, event_json, malformed, string, this_second
 from .stream import StreamDecoder, asks_for_usage
 
 _API_VERSION = "2023-06-01"
@@ -79,7 +81,7 @@ class Anthropic:
         shown: dict[str, Any] = {
             "id": string(value.get("id")),
             "object": "chat.completion",
-            "created": 0,
+            "created": this_second(),
             "model": string(value.get("model")) or target.upstream,
             "choices": [choice],
         }
@@ -87,7 +89,7 @@ class Anthropic:
             shown["usage"] = usage.to_dict()
         return types.Completion(
             shown["id"],
-            0,
+            shown["created"],
             shown["model"],
             (types.Choice(0, message, reason, choice),),
             usage,
@@ -219,7 +221,10 @@ def usage_from(value: Any) -> types.Usage | None:
         return None
     details = value.get("output_tokens_details")
     thought = (count(details.get("thinking_tokens")) or 0) if isinstance(details, dict) else 0
-    return types.Usage(prompt, output, read, min(thought, output))
+    # Written for an hour or, what is not said to be so, for the usual five minutes.
+    kept = value.get("cache_creation")
+    hour = (count(kept.get("ephemeral_1h_input_tokens")) or 0) if isinstance(kept, dict) else 0
+    return types.Usage(prompt, output, read, min(thought, output), "provider", written, min(hour, written))
 
 
 # -------------------------------------------------------------------------------------------------- streams
@@ -248,6 +253,7 @@ class _AnthropicStream(StreamDecoder):
 
     def __init__(self, request: types.Request, target: Target) -> None:
         super().__init__(target.upstream)
+        self._created = this_second()
         self._target = target
         self._shows_usage = asks_for_usage(request)
         self._by_tool = answers_by_tool(request)
@@ -376,7 +382,7 @@ class _AnthropicStream(StreamDecoder):
         if not self._shows_usage or self.usage is None or self.usage.source != "provider":
             return None
         raw = {**self._shape(), "choices": [], "usage": self.usage.to_dict()}
-        return types.Chunk(self._id, 0, self._model, (), self.usage, raw)
+        return types.Chunk(self._id, self._created, self._model, (), self.usage, raw)
 
     # -- what they are made of
 
@@ -424,7 +430,12 @@ class _AnthropicStream(StreamDecoder):
             self._counts.update({name: value for name, value in usage.items() if value is not None})
 
     def _shape(self) -> dict[str, Any]:
-        return {"id": self._id, "object": "chat.completion.chunk", "created": 0, "model": self._model}
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+        }
 
     def _delta(
         self,
@@ -438,7 +449,7 @@ class _AnthropicStream(StreamDecoder):
         choice: dict[str, Any] = {"index": 0, "delta": raw, "finish_reason": reason, **(own_reason or {})}
         chunk = types.Chunk(
             self._id,
-            0,
+            self._created,
             self._model,
             (types.ChunkChoice(0, delta, reason, choice),),
             None,
@@ -449,7 +460,7 @@ class _AnthropicStream(StreamDecoder):
         if begun is not None:
             # What a stream that is cut off here has used: its input is known, its output only by length.
             written = (self.output_chars + 2) // 3
-            self.usage = types.Usage(begun.prompt_tokens, written, begun.cached_tokens, 0, "estimated")
+            self.usage = evolve(begun, completion_tokens=written, source="estimated")
         return chunk
 
 

@@ -1,9 +1,9 @@
 """What a wire format is, and the registry of formats by name.
 
 A format is one stateless object that turns a request into bytes and bytes into a completion, a chunk or a
-classified error. It does no I/O and reads no clock; where the bytes go and when to try again is decided by
-`transport.py` and `dispatch.py`. The part of a format that has state, the decoder of one stream, is in
-`stream.py`.
+classified error. It does no I/O, and reads a clock only to say when an answer came; where the bytes go and
+when to try again is decided by `transport.py` and `dispatch.py`. The part of a format that has state, the
+decoder of one stream, is in `stream.py`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from . import faults, jsontext
 from .base import Target
 from .gemini_request import body_of
 from .headers import checked_headers, joined_url, usual_headers
-from .reading import count, document, event_json, malformed, string
+from .reading import count, document, event_json, malformed, string, this_second
 from .stream import StreamDecoder, asks_for_usage
 
 _FILTERED = frozenset(
@@ -108,8 +108,9 @@ class Gemini:
         answer_id = string(value.get("responseId"))
         choices = tuple(_choice(item, place, answer_id) for place, item in enumerate(candidates))
         model = string(value.get("modelVersion")) or target.upstream
-        shape = _shape("chat.completion", answer_id, model, choices, usage)
-        return types.Completion(answer_id, 0, model, choices, usage, None, shape)
+        created = this_second()
+        shape = _shape("chat.completion", answer_id, created, model, choices, usage)
+        return types.Completion(answer_id, created, model, choices, usage, None, shape)
 
     def decode_error(
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
@@ -317,6 +318,7 @@ def _choice(candidate: Any, place: int, answer_id: str) -> types.Choice:
 def _shape(
     kind: str,
     identity: str,
+    created: int,
     model: str,
     choices: Sequence[types.Choice] | Sequence[types.ChunkChoice],
     usage: types.Usage | None,
@@ -325,7 +327,7 @@ def _shape(
     shape: dict[str, Any] = {
         "id": identity,
         "object": kind,
-        "created": 0,
+        "created": created,
         "model": model,
         "choices": [choice._raw for choice in choices],
     }
@@ -427,6 +429,7 @@ class _GeminiStream(StreamDecoder):
         self._calls: dict[int, int] = {}
         self._over: set[int] = set()
         super().__init__(target.upstream)
+        self._created = this_second()
         self._target = target
         self._owes_usage = asks_for_usage(request)
         wanted = request.params.get("n")
@@ -493,8 +496,8 @@ class _GeminiStream(StreamDecoder):
     def _chunk(
         self, model: str, choices: tuple[types.ChunkChoice, ...], usage: types.Usage | None
     ) -> types.Chunk:
-        raw = _shape("chat.completion.chunk", self._id, model, choices, usage)
-        chunk = types.Chunk(self._id, 0, model, choices, usage, raw)
+        raw = _shape("chat.completion.chunk", self._id, self._created, model, choices, usage)
+        chunk = types.Chunk(self._id, self._created, model, choices, usage, raw)
         self._absorb(chunk)
         return chunk
 

@@ -196,6 +196,8 @@ def usage_from(value: Any) -> types.Usage | None:
     if not cached:
         # DeepSeek's and Moonshot's names.
         cached = count(value.get("prompt_cache_hit_tokens")) or count(value.get("cached_tokens")) or 0
+    cached = cached if cached <= prompt else 0  # more than there were: none, which is never too cheap
+    written = _detail(value, "prompt_tokens_details", "cache_write_tokens")
     reasoning = _detail(value, "completion_tokens_details", "reasoning_tokens")
     source: types.UsageSource = "provider"
     total = value.get("total_tokens")
@@ -207,9 +209,10 @@ def usage_from(value: Any) -> types.Usage | None:
     return types.Usage(
         prompt,
         output,
-        cached if cached <= prompt else 0,  # more than there were: none, which is never too cheap
+        cached,
         min(reasoning, output),
         source,
+        min(written, prompt - cached),
     )
 
 

@@ -5,6 +5,7 @@ Shared by all formats. What the fields mean is a format's; JSON's corners are `j
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastroute import errors
@@ -51,6 +52,11 @@ def event_json(event: Event, target: Target) -> Any:
 
 def string(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def this_second() -> int:
+    """When an answer came, for formats whose answers do not say; seconds since the epoch."""
+    return int(time.time())
 
 
 def count(value: Any) -> int | None:

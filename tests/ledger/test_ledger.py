@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from fastroute.ledger import Ledger, Totals, database, journal
 from fastroute.ledger.report import report, to_csv, to_json, to_table, usd
-from fastroute.types import Attempt, Usage
+from fastroute.types import Attempt, TokenPrices, Usage
 
 # ----------------------------------------------------------------------------------------------- entries
 
@@ -219,12 +219,15 @@ def test_sums_are_those_of_plain_python(new: Callable[[], Opens], entries: list[
                 groups.setdefault(read(entry), []).append(entry)
             found = {group.keys: group for group in ledger.by(*keys)}
             assert found == {key: expected(members, key) for key, members in groups.items()}
-        prices = {"cheap": (1_000_000_000, 3_000_000_000, None), "dear": (15 * 10**9, 75 * 10**9, 10**9)}
+        prices = {
+            "cheap": TokenPrices(1_000_000_000, 3_000_000_000),
+            "dear": TokenPrices(15 * 10**9, 75 * 10**9, 10**9),
+        }
         compared = [entry for entry in entries if entry.outcome == "ok" and entry.cost_nano is not None]
         for saving in ledger.savings(prices.__getitem__, prices):
             alone = [
-                Usage(entry.prompt_tokens, entry.completion_tokens, entry.cached_tokens).cost_nano(
-                    *prices[saving.model]
+                prices[saving.model].cost(
+                    Usage(entry.prompt_tokens, entry.completion_tokens, entry.cached_tokens)
                 )
                 for entry in compared
             ]
@@ -294,7 +297,7 @@ def filled(ledger: Ledger) -> Ledger:
 
 
 def test_report_as_json(filled: Ledger) -> None:
-    made = report(filled, by=("model",), against=["large"], prices=lambda _: (2_000_000_000, 0, None))
+    made = report(filled, by=("model",), against=["large"], prices=lambda _: TokenPrices(2_000_000_000, 0))
     value = json.loads(to_json(made))
     assert value["totals"]["cost_nano"] == 2_000_001_500
     assert value["totals"]["cost_usd"] == "2.000001500"
@@ -308,12 +311,12 @@ def test_report_as_csv(filled: Ledger) -> None:
     lines = to_csv(report(filled, by=("day", "tag:team"))).splitlines()
     assert lines[0].startswith("day,tag:team,calls,attempts,failures,")
     assert lines[1].startswith("2024-10-04,,1,1,0,1000000,")
-    assert lines[2].startswith("2024-10-04,'=cmd(),1,1,0,1000,0,0,0,1500,0.000001500,0,")
+    assert lines[2].startswith("2024-10-04,'=cmd(),1,1,0,1000,0,0,0,0,1500,0.000001500,0,")
     assert lines[3].startswith("2024-10-05,,1,1,1,")
 
 
 def test_report_as_table(filled: Ledger) -> None:
-    text = to_table(report(filled, against=["large"], prices=lambda _: (2_000_000_000, 0, None)))
+    text = to_table(report(filled, against=["large"], prices=lambda _: TokenPrices(2_000_000_000, 0)))
     assert "\x1b" not in text
     assert "large\\x1b[2J" in text
     assert "1 attempt(s) of unknown price" in text

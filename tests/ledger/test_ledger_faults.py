@@ -327,7 +327,7 @@ def test_an_older_schema_is_brought_forward_by_one_of_many(
     monkeypatch.setattr(sqlite, "LOCK_SECONDS", 5.0)
     more = ("ALTER TABLE attempts ADD COLUMN region TEXT",)
     monkeypatch.setattr(sqlite, "_MIGRATIONS", (*sqlite._MIGRATIONS, more))
-    monkeypatch.setattr(sqlite, "VERSION", 2)
+    monkeypatch.setattr(sqlite, "VERSION", sqlite.VERSION + 1)
     opened: list[Ledger] = []
     threads = [threading.Thread(target=lambda: opened.append(Ledger(path))) for _ in range(6)]
     for thread in threads:
@@ -344,6 +344,21 @@ def test_an_older_schema_is_brought_forward_by_one_of_many(
         )
 
 
+def test_a_file_from_before_cache_writes_were_counted_goes_on(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.append(attempt(0, cost_nano=1))
+    with closing(sqlite3.connect(path)) as old, old:
+        for column in ("cache_write_tokens", "cache_write_1h_tokens"):
+            old.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
+        old.execute("PRAGMA user_version = 1")
+    with Ledger(path) as ledger:
+        ledger.append(attempt(1, cost_nano=10, cache_write_tokens=7, cache_write_1h_tokens=3))
+        new, old_entry = ledger.entries()
+        assert (new.cache_write_tokens, new.cache_write_1h_tokens) == (7, 3)
+        assert (old_entry.cache_write_tokens, old_entry.cache_write_1h_tokens) == (0, 0)
+        assert (ledger.spent(), ledger.totals().cache_write_tokens) == (11, 7)
+
+
 def test_a_migration_that_fails_leaves_everything_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,7 +367,7 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(
     with monkeypatch.context() as patched:
         more = ("ALTER TABLE attempts ADD COLUMN region TEXT", "ALTER TABLE absent ADD COLUMN x TEXT")
         patched.setattr(sqlite, "_MIGRATIONS", (*sqlite._MIGRATIONS, more))
-        patched.setattr(sqlite, "VERSION", 2)
+        patched.setattr(sqlite, "VERSION", sqlite.VERSION + 1)
         with Ledger(path) as ledger:
             assert "no such table: absent" in (ledger.health.reason or "")
     with Ledger(path) as ledger:
