@@ -138,10 +138,10 @@ def _agree(config: Config, names: Sequence[str], asked: Asked, yes: bool) -> Non
     for name in names:
         model = catalog.model(entries[name].model)
         out = min(asked.max_tokens, model.max_output_tokens or asked.max_tokens)
-        if model.input_price is None or model.output_price is None:
+        if model.prices is None:
             unknown += asked.calls * (tokens_in + out)
         else:
-            total += asked.calls * Usage(tokens_in, out).cost_nano(model.input_price, model.output_price)
+            total += asked.calls * model.prices.cost(Usage(tokens_in, out))
     cost = f"at most about {dollars(total / NANO)}"
     if unknown:
         cost += f" and {unknown:,} tokens at unknown prices"
