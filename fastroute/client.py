@@ -179,6 +179,28 @@ class Client:
         request = self._request(snapshot.config, messages, model, bool(stream), route, params)
         return snapshot.planner.plan(request)
 
+    @overload
+    def probe(
+        self,
+        endpoint: str,
+        *,
+        messages: Sequence[Mapping[str, Any]] = ...,
+        stream: Literal[False] | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        **params: Any,
+    ) -> Completion: ...
+    @overload
+    def probe(
+        self,
+        endpoint: str,
+        *,
+        messages: Sequence[Mapping[str, Any]] = ...,
+        stream: bool,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        **params: Any,
+    ) -> Completion | Stream: ...
     def probe(
         self,
         endpoint: str,

@@ -201,12 +201,16 @@ class HealthChecks:
             now = now or _core.clock()
             interval = int(rule.interval * 1e9)
             waits, due = [interval], []
+            found: dict[str, _Known] = {}
             for endpoint in snapshot.state.endpoints:
-                wait = self._due_in(snapshot, endpoint, interval, now)
+                known = self._known.get(endpoint.name) or _Known(endpoint.core.counts, now)
+                found[endpoint.name] = known
+                wait = self._due_in(snapshot, endpoint, known, interval, now)
                 if wait > 0:
                     waits.append(wait)
                 else:
-                    due.append(partial(self._check, snapshot, endpoint, rule))
+                    due.append(partial(self._check, snapshot, endpoint, known, rule))
+            self._known = found
             self._side_by_side(due)
         finally:
             owner.leave(snapshot, token)
@@ -230,13 +234,10 @@ class HealthChecks:
 
     # ------------------------------------------------------------------------------------- when, and by whom
 
-    def _due_in(self, snapshot: Snapshot, endpoint: Endpoint, interval: int, now: int) -> int:
+    def _due_in(self, snapshot: Snapshot, endpoint: Endpoint, known: _Known, interval: int, now: int) -> int:
         """ns after which to look at it again; 0: it is to be checked now, by this process."""
         core = endpoint.core
         counts = core.counts
-        known = self._known.get(endpoint.name)
-        if known is None:
-            known = self._known.setdefault(endpoint.name, _Known(counts, now))
         if counts != known.counts:
             known.counts, known.since = counts, now
         blocked, _ = core.blocked()
@@ -297,8 +298,8 @@ class HealthChecks:
 
     # ------------------------------------------------------------------------------------------------ a check
 
-    def _check(self, snapshot: Snapshot, endpoint: Endpoint, rule: HealthCheckConfig) -> None:
-        known, core = self._known[endpoint.name], endpoint.core
+    def _check(self, snapshot: Snapshot, endpoint: Endpoint, known: _Known, rule: HealthCheckConfig) -> None:
+        core = endpoint.core
         started = time.monotonic()
         error: errors.Error | None = None
         outcome = "ok"
@@ -393,10 +394,12 @@ class HealthChecks:
         discovery.page(wire.transport, wire.format, listing, wire.target, None, deadline)
 
     def _finish(self, endpoint: Endpoint, ticket: int, outcome: int) -> None:
-        flags = endpoint.core.finish(ticket, outcome)
-        if flags and self._hooks.wanted:
-            state = "open" if flags & 1 else "closed"
-            self._hooks.emit(events.BreakerChanged(endpoint.name, state))
+        opened = endpoint.core.finish(ticket, outcome)  # closing it is left to a call
+        if not opened:
+            return
+        log.warning("the breaker of %s is open: no list of models is to be had there", endpoint.name)
+        if self._hooks.wanted:
+            self._hooks.emit(events.BreakerChanged(endpoint.name, "open"))
 
 
 def _end_opening(core: _core.Endpoint) -> None:

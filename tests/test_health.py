@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from fastroute.testing import Fault, Provider, Received
 from fastroute.types import Attempt
 
 Start = Callable[..., Loopback]
+Served = Callable[..., Client]
 
 INTERVAL = 1000.0
 SECOND = 1_000_000_000
@@ -109,8 +109,10 @@ def test_an_idle_endpoint_is_checked_once_an_interval(start: Start) -> None:
     assert lists(loop.provider()) == []
     for done in range(1, 4):
         looks.later(1.05).look()
-        looks.look()
         assert len(lists(loop.provider())) == done
+    looks.look()
+    looks.later(0.9).look()
+    assert len(lists(loop.provider())) == 3
     after = loop.endpoint()
     assert after["ewma_s"] <= before["ewma_s"]
     assert after["p50_s"] == before["p50_s"]
@@ -132,12 +134,22 @@ def test_an_endpoint_that_callers_use_is_not_checked(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [{"max_in_flight": 2}, {"rpm": 60, "burst": 2}, {"tpm": 6000, "token_burst": 6000}]
+    ("limits", "policy"),
+    [
+        ({"max_in_flight": 2}, {}),
+        ({"rpm": 60, "burst": 2}, {}),
+        ({"tpm": 6000, "token_burst": 6000}, {}),
+        ({}, {"max_in_flight": 2}),
+    ],
+    ids=["permits", "requests", "tokens", "permits of all"],
 )
-def test_no_check_takes_what_a_caller_may_need(start: Start, limits: dict[str, int]) -> None:
-    loop = start(policy=checking(), providers={"a": limits})
+def test_no_check_takes_what_a_caller_may_need(
+    start: Start, limits: dict[str, int], policy: dict[str, int]
+) -> None:
+    loop = start(policy={**checking(), **policy}, providers={"a": limits})
     looks = Looks(loop.client)
-    core = loop.client._router.snapshot.state.endpoints[0].core
+    state = loop.client._router.snapshot.state
+    core = state.gate or state.endpoints[0].core
     tokens = (4000, 0) if "burst" in limits else (4000,)
     tickets = [core.admit(count) for count in tokens]
     assert min(tickets) >= 0
@@ -180,20 +192,19 @@ def test_a_check_by_answer_closes_a_breaker_before_any_caller_meets_the_endpoint
     loop = start(2, policy=checking("completion"), budgets=[{"name": "all", "limit": 10, "window": "total"}])
     looks = Looks(loop.client)
     broken(loop)
-    latencies = loop.endpoint()["p50_s"]
     looks.look()
     assert [request.json["max_tokens"] for request in posts(loop.provider())] == [1, 1]  # probes_to_close
     assert loop.endpoint()["state"] == "closed"
     looks.look()
     assert loop.provider().received == 7
     assert outcomes(loop) == [("ok", None)]
+    assert loop.endpoint()["p50_s"] is None  # says nothing of how long callers' answers take
     failed = len([attempt for attempt in loop.attempts if attempt.outcome == "failed"])
     reply = loop.ask()
     assert reply.route is not None
     assert reply.route.endpoint == f"a/{MODEL}"
     assert failed == 5 == len([attempt for attempt in loop.attempts if attempt.outcome == "failed"])
-    # What a check spends is entered and charged, and says nothing of how long callers' answers take.
-    assert latencies is None
+    # What a check spends is entered and charged.
     rows = [row for row in loop.client.ledger.entries(None) if row.tags.get("probe") == "health-check"]
     assert len(rows) == 2
     assert all(row.cost_nano for row in rows)
@@ -345,24 +356,34 @@ def at_once(count: int, work: Callable[[], object]) -> None:
         thread.join()
 
 
-@contextmanager
-def served(
-    tmp_path: Path, state: str = "memory", **keys: Any
-) -> Iterator[tuple[Provider, Callable[[], Client]]]:
-    """A provider in a process of its own, and what makes clients of it that share a state."""
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Provider]:
+    """A provider in a process of its own, which no fork of a test's can take along."""
     with Provider([MODEL], process=True) as provider:
-        tables = {
-            "fastroute": {"ledger": "", "state": state},
-            "cache": {"enabled": False},
-            "providers": {"a": {"base_url": provider.base_url}},
-            "endpoints": [{"provider": "a", "model": MODEL}],
-            "policy": checking(**keys),
-        }
-        yield provider, lambda: Client(tables)
+        yield provider
 
 
-def test_eight_threads_in_two_processes_make_one_check_an_interval(tmp_path: Path) -> None:
-    with served(tmp_path) as (provider, make), make() as client:
+@pytest.fixture
+def served(apart: Provider) -> Served:
+    """Makes clients of it whose state is where it says."""
+    apart.clear_requests()
+
+    def make(state: str = "memory") -> Client:
+        return Client(
+            {
+                "fastroute": {"ledger": "", "state": state},
+                "cache": {"enabled": False},
+                "providers": {"a": {"base_url": apart.base_url}},
+                "endpoints": [{"provider": "a", "model": MODEL}],
+                "policy": checking(),
+            }
+        )
+
+    return make
+
+
+def test_eight_threads_in_two_processes_make_one_check_an_interval(served: Served, apart: Provider) -> None:
+    with served() as client:
         looks = Looks(client)
         moments = [looks.now + int(1.05 * place * INTERVAL * SECOND) for place in (1, 2, 3)]
         for done, moment in enumerate(moments, 1):
@@ -380,38 +401,38 @@ def test_eight_threads_in_two_processes_make_one_check_an_interval(tmp_path: Pat
             os.close(write)
             at_once(4, partial(checks_of(client).look, moment))
             assert os.waitpid(child, 0)[1] == 0
-            assert provider.received == done
+            assert len(apart.requests) == done
             # To who did not make it, the other's check looks like a call: the next interval begins with it.
             looks.now = moment
             looks.look()
 
 
-def test_clients_that_share_a_file_make_one_check_an_interval(tmp_path: Path) -> None:
-    with (
-        served(tmp_path, str(tmp_path / "state")) as (provider, make),
-        make() as one,
-        make() as two,
-    ):
+def test_clients_that_share_a_file_make_one_check_an_interval(
+    served: Served, apart: Provider, tmp_path: Path
+) -> None:
+    with served(str(tmp_path / "state")) as one, served(str(tmp_path / "state")) as two:
         looks = Looks(one, two)
         for done in range(1, 4):
             looks.later(1.05)
             at_once(2, looks.look)
-            assert provider.received == done
+            assert len(apart.requests) == done
 
 
-def test_when_who_made_the_checks_is_gone_another_does(tmp_path: Path) -> None:
-    with served(tmp_path, str(tmp_path / "state")) as (provider, make), make() as two:
-        with make() as one:
+def test_when_who_made_the_checks_is_gone_another_does(
+    served: Served, apart: Provider, tmp_path: Path
+) -> None:
+    with served(str(tmp_path / "state")) as two:
+        with served(str(tmp_path / "state")) as one:
             looks = Looks(one, two).later(1.05)
             looks.look()
-            assert provider.received == 1
+            assert len(apart.requests) == 1
         looks.clients = (two,)
         looks.later(1.05).look()
-        assert provider.received == 2
+        assert len(apart.requests) == 2
 
 
-def test_a_forked_child_checks_by_a_thread_of_its_own(tmp_path: Path) -> None:
-    with served(tmp_path) as (_, make), make() as client:
+def test_a_forked_child_checks_by_a_thread_of_its_own(served: Served) -> None:
+    with served() as client:
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
         assert [thread.name for thread in threading.enumerate()].count("fastroute-health") == 1
         child = os.fork()
@@ -477,9 +498,9 @@ def test_a_reload_begins_and_ends_them(start: Start) -> None:
     loop.ask()
 
 
-def test_a_client_that_is_dropped_takes_its_thread_along(tmp_path: Path) -> None:
-    with served(tmp_path) as (_, make), nothing_left():
-        client = make()
+def test_a_client_that_is_dropped_takes_its_thread_along(served: Served) -> None:
+    with nothing_left():
+        client = served()
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
         transports = list(client._router.snapshot.transports.values())
         del client

@@ -70,6 +70,7 @@ class Failure:
     Attributes:
         error: its class name.
         kind: the same in a word or two.
+        message: without the endpoint before it.
     """
 
     error: str
@@ -137,7 +138,7 @@ class Tally:
         name = type(error).__name__
         before = self.failures.get(name)
         if before is None:
-            self.failures[name] = Failure(name, kind_of(error), str(error), 1)
+            self.failures[name] = Failure(name, kind_of(error), error.message, 1)
         else:
             self.failures[name] = Failure(name, before.kind, before.message, before.count + 1)
 

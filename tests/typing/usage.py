@@ -42,6 +42,8 @@ def streamed(client: fastroute.Client) -> str:
 
 
 def either(client: fastroute.Client, stream: bool) -> None:
+    assert_type(client.probe("openai/gpt-4.1", max_tokens=1), fastroute.Completion)
+    assert_type(client.probe("openai/gpt-4.1", stream=stream), fastroute.Completion | fastroute.Stream)
     plan = client.plan(model="auto", messages=MESSAGES, stream=stream)
     assert_type(plan, fastroute.Plan)
     assert_type(plan.classification, fastroute.Classification)
