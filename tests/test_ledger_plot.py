@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from fastroute.cli.group import cli
 from fastroute.ledger import Ledger, NullLedger, Totals
-from fastroute.ledger.plot import Day, Days, _money, _scale, days, to_html
-from fastroute.types import NANO, Attempt
+from fastroute.ledger.days import Breakdown, Comparison, Day, Days
+from fastroute.ledger.plot import _money, _scale, days, to_html
+from fastroute.types import NANO, Attempt, TokenPrices
 
 START = datetime(2026, 3, 30, 12, tzinfo=timezone.utc)
 DAY = 86_400
@@ -143,6 +144,59 @@ def test_bars_stand_on_each_other_to_the_days_cost() -> None:
     ]
 
 
+def test_the_cost_is_broken_down_by_class_and_whatever_is_asked_for(ledger: Ledger) -> None:
+    ledger.append(attempt(1, 0, level="simple", cost=NANO, tags={"team": "a"}))
+    ledger.append(attempt(2, 0, level="expert", cost=3 * NANO))
+    ledger.append(attempt(3, 1, level="simple", cost=NANO, tags={"team": "b"}))
+    found = days(ledger, by=("level", "model", "tag:team", "day"))
+    assert found.breakdowns == (
+        Breakdown("level", ("expert", "simple"), ({"simple": NANO, "expert": 3 * NANO}, {"simple": NANO})),
+        Breakdown("tag:team", ("(no team)", "a", "b"), ({"a": NANO, "(no team)": 3 * NANO}, {"b": NANO})),
+    )
+    drawn = charts(to_html(found))
+    expert, simple = (
+        bars(path) for path in drawn["Cost per day by class"] if path.get("class", "").startswith("bar")
+    )
+    assert [(low, high) for _, low, high in expert] == [(100, 25)]
+    assert [(low, high) for _, low, high in simple] == [(25, 0), (100, 75)]
+    (first, second) = [title.text for title in drawn["Cost per day by team"].iter("title")]
+    assert first == "30 Mar 2026\n$4.00\n(no team): $3.00\na: $1.00"
+    assert second == "31 Mar 2026\n$1.00\nb: $1.00"
+    with pytest.raises(ValueError, match="cannot group by 'colour'"):
+        days(ledger, by=("colour",))
+
+
+def test_what_one_model_alone_would_have_cost_is_drawn_beside_what_was_paid(ledger: Ledger) -> None:
+    ledger.append(attempt(1, 0, cost=NANO, prompt_tokens=1_000_000))
+    ledger.append(attempt(2, 2, cost=NANO, prompt_tokens=500_000, cache_write_tokens=500_000))
+    ledger.append(attempt(3, 2, cost=None, prompt_tokens=500_000))
+    ledger.append(attempt(4, 2, cost=5 * NANO, outcome="failed"))
+    prices = {"dear": TokenPrices(4 * NANO, 0, cache_write=8 * NANO), "free": TokenPrices(0, 0)}
+    found = days(ledger, against=["dear", "free"], prices=prices.__getitem__)
+    assert found.comparisons == (
+        Comparison("dear", (NANO, 0, NANO), (4 * NANO, 0, 4 * NANO)),
+        Comparison("free", (NANO, 0, NANO), (0, 0, 0)),
+    )
+    page = to_html(found)
+    paid, dear, free = (
+        path.get("d")
+        for path in charts(page)["Cost added up, and with one model alone"]
+        if path.get("class", "").startswith("line")
+    )
+    assert paid == "M5 87.5h0L15 87.5L25 75"  # the axis ends at 8 dollars
+    assert dear == "M5 50h0L15 50L25 0"
+    assert free == "M5 100h0L15 100L25 100"
+    last = list(charts(page)["Cost added up, and with one model alone"].iter("title"))[-1].text
+    assert last == (
+        "1 Apr 2026\nas routed: $2.00\ndear alone: $8.00, saved $6.00\nfree alone: $0, $2.00 less"
+    )
+    assert "<dt>saved</dt><dd>$6.00</dd><dd>75 % less than dear alone ($8.00)</dd>" in page
+    assert "<dt>paid more</dt><dd>$2.00</dd><dd>free alone ($0)</dd>" in page
+    assert "<th scope=col>dear alone USD</th>" in page
+    with pytest.raises(ValueError, match="needs prices"):
+        days(ledger, against=["dear"])
+
+
 def test_latency_breaks_where_nothing_answered() -> None:
     ok = Totals(calls=1, attempts=2, failures=1, latency_mean=1.0, latency_p50=1.0, latency_p95=2.0)
     failed = Totals(calls=1, attempts=1, failures=1)
@@ -201,7 +255,7 @@ def test_the_page_loads_nothing_and_runs_nothing(ledger: Ledger) -> None:
     assert "url(" not in page
     assert "@import" not in page
     assert "Made 2026-03-30 12:00 UTC" in page
-    assert len(charts(page)) == 5
+    assert len(charts(page)) == 5  # and none by class, since no entry has one
     assert page.count("<tr>") == 1 + 7
 
 
@@ -245,7 +299,7 @@ def test_the_command_draws_beside_its_report(
     ledger.append(attempt(1, 0))
     ledger.append(attempt(2, 1, tags={"team": "b"}))
     ledger.flush()
-    asked = ["report", "--ledger", ledger.path, "--format", "csv", "--plot", "cost.html"]
+    asked = ["report", "--ledger", ledger.path, "--format", "csv", "--plot", "cost.html", "--against", "gpt-4.1"]
     result = CliRunner().invoke(cli, asked)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("model,calls")

@@ -80,7 +80,8 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
     "page",
     type=click.Path(dir_okay=False, writable=True),
     metavar="FILE",
-    help="Also draw the days as a web page: cost, latency, calls, failures.",
+    help="Also draw the days as a web page: cost by model, class and --by, savings --against, latency, "
+    "calls, failures.",
 )
 def command(
     config: str | None,
@@ -128,7 +129,19 @@ def command(
             against=names,
             prices=prices if names else None,
         )
-        drawn = days(ledger, since=since, until=until, tags=tag or None) if page else None
+        drawn = (
+            days(
+                ledger,
+                since=since,
+                until=until,
+                tags=tag or None,
+                by=("level", *keys),
+                against=names,
+                prices=prices if names else None,
+            )
+            if page
+            else None
+        )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--by") from None
     finally:

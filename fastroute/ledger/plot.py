@@ -1,7 +1,7 @@
-"""A ledger's days as one HTML page: cost, latency, calls and failures over time, drawn as SVG.
+"""A ledger's days as one HTML page: cost, savings, latency, calls and failures over time, drawn as SVG.
 
-Owns which charts there are and how they are drawn; the sums are the ledger's own, tables and files for
-programs are `report.py`. The page is one file with no script and nothing to load, for any browser, light or
+Owns which charts there are and how they are drawn; the sums are `days.py`'s, tables and files for programs
+are `report.py`. The page is one file with no script and nothing to load, for any browser, light or
 dark, wide or as narrow as a phone.
 
 Only shapes are inside the SVG, which is stretched to whatever room there is. Text lies beside it as HTML, so
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timezone
 from html import escape
 from itertools import accumulate
 
@@ -21,90 +21,16 @@ from attrs import frozen
 
 from fastroute.types import NANO
 
-from . import Ledger, Totals
+from .days import Breakdown, Day, Days, days, spelt
 from .report import usd
 
-_MOST_MODELS = 7  # as many as colours can be told apart; the rest are drawn as one
-_OTHERS = "other models"
-_UNKNOWN = "(no model)"
-# A ledger with a longer gap than this holds an entry of a wrong clock; days between are then left out.
-_LONGEST_SPAN = 3660
+_MOST_COLOURS = 7  # as many as can be told apart; the rest are drawn as one
+_ROUTED = "as routed"
 _MOST_DATES = 5
 _MOST_WITHOUT_YEAR = 300
 _MOST_APART = 92  # days up to which bars stand apart; more of them would be mostly gaps
 _SLOT = 10.0  # width of one day in the SVG's units
 _HEIGHT = 100.0
-
-
-@frozen
-class Day:
-    """One day's sums.
-
-    Attributes:
-        day: in UTC.
-        totals: over the whole day; zeros if nothing was recorded.
-        costs: nano-dollars by model, of those that cost anything.
-    """
-
-    day: date
-    totals: Totals
-    costs: Mapping[str, int]
-
-
-@frozen
-class Days:
-    """What the charts are drawn from.
-
-    Attributes:
-        days: one after the other, oldest first, those without entries among them.
-        totals: sums over all of it.
-        models: that cost anything, dearest first.
-    """
-
-    days: tuple[Day, ...]
-    totals: Totals
-    models: tuple[str, ...]
-
-
-def days(
-    ledger: Ledger,
-    *,
-    since: float | datetime | None = None,
-    until: float | datetime | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> Days:
-    """The sums of each day.
-
-    Args:
-        ledger: any, a closed one too.
-        since, until, tags: which entries count, as in `Ledger.by`.
-
-    Raises:
-        ValueError: a datetime without a zone.
-        Error: the ledger cannot be read.
-    """
-    totals: dict[date, Totals] = {}
-    for row in ledger.by("day", since=since, until=until, tags=tags):
-        if row.keys[0] is not None:
-            totals[date.fromisoformat(row.keys[0])] = row
-    costs: dict[date, dict[str, int]] = {}
-    spent: dict[str, int] = {}
-    for row in ledger.by("day", "model", since=since, until=until, tags=tags):
-        if row.keys[0] is not None and row.cost_nano:
-            model = row.keys[1] or _UNKNOWN
-            costs.setdefault(date.fromisoformat(row.keys[0]), {})[model] = row.cost_nano
-            spent[model] = spent.get(model, 0) + row.cost_nano
-    return Days(
-        tuple(Day(day, totals.get(day, Totals()), costs.get(day, {})) for day in _span(sorted(totals))),
-        ledger.totals(since=since, until=until, tags=tags),
-        tuple(sorted(spent, key=lambda model: (-spent[model], model))),
-    )
-
-
-def _span(known: Sequence[date]) -> Sequence[date]:
-    if not known or (known[-1] - known[0]).days > _LONGEST_SPAN:
-        return known
-    return [known[0] + timedelta(count) for count in range((known[-1] - known[0]).days + 1)]
 
 
 def to_html(found: Days, *, title: str = "What was spent", made: datetime | None = None) -> str:
@@ -170,10 +96,6 @@ def _scale(values: Iterable[float | None], *, least: float = 0.0) -> _Scale:
 
 def _charts(found: Days) -> list[str]:
     days = found.days
-    shown = found.models
-    if len(shown) > _MOST_MODELS:
-        shown = (*shown[: _MOST_MODELS - 1], _OTHERS)
-    costs = [_merged(day.costs, shown) for day in days]
     daily = [sum(day.costs.values()) / NANO for day in days]
     running = [nano / NANO for nano in accumulate(sum(day.costs.values()) for day in days)]
     p50 = [day.totals.latency_p50 for day in days]
@@ -183,19 +105,14 @@ def _charts(found: Days) -> list[str]:
 
     money, total, latency = _scale(daily), _scale(running), _scale([*p50, *p95])
     count, share = _scale(calls, least=1), _scale(failed, least=0.01)
-    stacks = [[cost.get(model, 0) / NANO for cost in costs] for model in shown]
     return [
-        _chart(
-            "Cost per day",
-            days,
-            money,
-            _money,
-            _bars(stacks, money),
-            [
-                [_money(day), *(f"{model}: {_money(cost[model] / NANO)}" for model in shown if model in cost)]
-                for day, cost in zip(daily, costs)
-            ],
-            shown,
+        _stacked(
+            "Cost per day", found, Breakdown("model", found.models, tuple(day.costs for day in days)), money
+        ),
+        *(
+            _stacked(f"Cost per day by {spelt(each.key)[0]}", found, each, money)
+            for each in found.breakdowns
+            if any(not name.startswith("(no ") for name in each.names)
         ),
         _chart(
             "Cost added up",
@@ -205,6 +122,7 @@ def _charts(found: Days) -> list[str]:
             _line(running, total, 0, filled=True),
             [[f"{_money(cost)} by the end of the day"] for cost in running],
         ),
+        *([_against(found)] if found.comparisons else []),
         _chart(
             "Latency of answers",
             days,
@@ -247,10 +165,61 @@ def _charts(found: Days) -> list[str]:
     ]
 
 
-def _merged(costs: Mapping[str, int], shown: Sequence[str]) -> dict[str, int]:
+def _stacked(title: str, found: Days, parts: Breakdown, scale: _Scale) -> str:
+    """Each day's cost as one bar in as many colours as can be told apart."""
+    shown, rest = parts.names, f"other {spelt(parts.key)[1]}"
+    if len(shown) > _MOST_COLOURS:
+        shown = (*shown[: _MOST_COLOURS - 1], rest)
+    costs = [_merged(cost, shown, rest) for cost in parts.costs]
+    return _chart(
+        title,
+        found.days,
+        scale,
+        _money,
+        _bars([[cost.get(name, 0) / NANO for cost in costs] for name in shown], scale),
+        [
+            [
+                _money(sum(cost.values()) / NANO),
+                *(f"{name}: {_money(cost[name] / NANO)}" for name in shown if name in cost),
+            ]
+            for cost in costs
+        ],
+        shown,
+    )
+
+
+def _against(found: Days) -> str:
+    """What was paid, added up, beside what one model alone would have cost for the same tokens."""
+    shown = found.comparisons[: _MOST_COLOURS - 1]
+    names = (_ROUTED, *(f"{each.model} alone" for each in shown))
+    lines = [_added_up(shown[0].actual_nano), *(_added_up(each.alone_nano) for each in shown)]
+    scale = _scale([value for line in lines for value in line])
+    labels = []
+    for values in zip(*lines):
+        paid, *others = values
+        labels.append([f"{_ROUTED}: {_money(paid)}"])
+        for each, alone in zip(shown, others):
+            saved = f"saved {_money(alone - paid)}" if alone >= paid else f"{_money(paid - alone)} less"
+            labels[-1].append(f"{each.model} alone: {_money(alone)}, {saved}")
+    return _chart(
+        "Cost added up, and with one model alone",
+        found.days,
+        scale,
+        _money,
+        "".join(_line(line, scale, colour) for colour, line in enumerate(lines)),
+        labels,
+        names,
+    )
+
+
+def _added_up(nanos: Sequence[int]) -> list[float]:
+    return [nano / NANO for nano in accumulate(nanos)]
+
+
+def _merged(costs: Mapping[str, int], shown: Sequence[str], rest: str) -> dict[str, int]:
     merged: dict[str, int] = {}
-    for model, cost in costs.items():
-        name = model if model in shown else _OTHERS
+    for value, cost in costs.items():
+        name = value if value in shown else rest
         merged[name] = merged.get(name, 0) + cost
     return merged
 
@@ -351,6 +320,11 @@ def _tiles(found: Days) -> str:
             f"{sums.failures:,} of {sums.attempts:,}",
         ),
     ]
+    for each in found.comparisons[:2]:
+        paid, alone = sum(each.actual_nano) / NANO, sum(each.alone_nano) / NANO
+        word, amount = ("saved", alone - paid) if alone >= paid else ("paid more", paid - alone)
+        share = f"{_percent(amount / alone)} {'less' if alone >= paid else 'more'} than " if alone else ""
+        tiles.append((word, _money(amount), f"{share}{_text(each.model)} alone ({_money(alone)})"))
     if sums.latency_p50 is not None and sums.latency_p95 is not None:
         tiles.append(
             (
@@ -369,7 +343,8 @@ def _tiles(found: Days) -> str:
 
 
 def _table(found: Days) -> str:
-    heads = ("day", "cost USD", "calls", "attempts", "not ok", "p50 s", "p95 s")
+    heads = ["day", "cost USD", "calls", "attempts", "not ok", "p50 s", "p95 s"]
+    heads += [f"{_text(each.model)} alone USD" for each in found.comparisons]
     rows = "".join(
         f"<tr><th scope=row>{day.day}</th>"
         + "".join(
@@ -383,10 +358,11 @@ def _table(found: Days) -> str:
                     "-" if latency is None else f"{latency:.3f}"
                     for latency in (day.totals.latency_p50, day.totals.latency_p95)
                 ),
+                *(usd(each.alone_nano[place]) for each in found.comparisons),
             )
         )
         + "</tr>"
-        for day in found.days
+        for place, day in enumerate(found.days)
     )
     head = "".join(f"<th scope=col>{name}</th>" for name in heads)
     return (
@@ -509,4 +485,4 @@ thead th { color: var(--quiet) }
 """
 )
 
-__all__ = ["Day", "Days", "days", "to_html"]
+__all__ = ["days", "to_html"]
