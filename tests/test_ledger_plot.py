@@ -299,7 +299,8 @@ def test_the_command_draws_beside_its_report(
     ledger.append(attempt(1, 0))
     ledger.append(attempt(2, 1, tags={"team": "b"}))
     ledger.flush()
-    asked = ["report", "--ledger", ledger.path, "--format", "csv", "--plot", "cost.html", "--against", "gpt-4.1"]
+    asked = ["report", "--ledger", ledger.path, "--format", "csv", "--against", "gpt-4.1"]
+    asked += ["--plot", "cost.html"]
     result = CliRunner().invoke(cli, asked)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("model,calls")
