@@ -206,6 +206,8 @@ class Router:
         source, read, keys = _read(source, self._default_state)
         config, kept = lasting(old.config, read)
         new = Snapshot(config, keys, self._around, old)
+        if self.shared is not None:
+            self._attach(self.shared, new)
         with self._swapping:
             if self.closed:
                 raise errors.Error("the client is closed")
@@ -215,9 +217,6 @@ class Router:
             older = tuple(self._retired)
         for snapshot in older:
             snapshot.state.follow(new.state)
-        if self.shared is not None:
-            self.shared.attach(new.state.endpoints, config.policy.breaker.probe_lease)
-            new.budgets.share(self.shared.bank)
         new.forgive(old)
         self._check_health(config)
         self.line.look()  # a limit may have been raised
@@ -226,11 +225,10 @@ class Router:
         return events.ConfigReloaded(_name_of(source), new.changes(old), kept)
 
     def _share(self) -> Shared | None:
-        config, state = self.snapshot.config, self.snapshot.state
-        shared = open_shared(config, state.segment, state.home.path, self.hooks)
+        state = self.snapshot.state
+        shared = open_shared(self.snapshot.config, state.segment, state.home.path, self.hooks)
         if shared is not None:
-            shared.attach(state.endpoints, config.policy.breaker.probe_lease)
-            self.snapshot.budgets.share(shared.bank)
+            self._attach(shared, self.snapshot)
         return shared
 
     def _check_health(self, config: Config) -> None:
@@ -244,6 +242,10 @@ class Router:
             self.health = HealthChecks(self)
         else:
             before.wake()
+
+    def _attach(self, shared: Shared, snapshot: Snapshot) -> None:
+        shared.attach(snapshot.state.cores, snapshot.config.policy.breaker.probe_lease)
+        snapshot.budgets.share(shared.bank)
 
     def _give_up(self, snapshot: Snapshot) -> None:
         """Closes the connections that only a snapshot without calls was using; streams under way finish."""

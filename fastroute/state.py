@@ -116,6 +116,12 @@ class State:
         hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
         raise errors.NoEndpointError(f"there is no endpoint {show(name)}{hint}", status_code=404)
 
+    @property
+    def cores(self) -> tuple[_core.Endpoint, ...]:
+        """All that lets calls in: of the endpoints, and of all of them together."""
+        gate = () if self.gate is None else (self.gate,)
+        return (*(endpoint.core for endpoint in self.endpoints), *gate)
+
     def follow(self, newer: State) -> None:
         """Takes over the newer configuration's limits and rules, for calls that began under this one.
 

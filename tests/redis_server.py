@@ -141,6 +141,15 @@ def admitted(core: Any, most: int, tokens: int = 0) -> int:
     return count
 
 
+def _hold(core: Any, held: list[int], most: int, seconds: float = 0.0) -> int:
+    """Lets in as many calls as it can, after waiting; how many those were."""
+    time.sleep(seconds)
+    before = len(held)
+    while len(held) - before < most and (ticket := core.admit(0)) >= 0:
+        held.append(ticket)
+    return len(held) - before
+
+
 def _serve(config: dict[str, Any]) -> None:
     import fastroute
     from fastroute import _core
@@ -148,11 +157,18 @@ def _serve(config: dict[str, Any]) -> None:
     with fastroute.Client(config) as client:
         core = client._router.snapshot.state.endpoints[0].core
         client._router.shared.ensure()
+        held: list[int] = []
         for line in sys.stdin:
             word, *rest = json.loads(line)
             answer: Any = None
             if word == "admit":
                 answer = admitted(core, *rest)
+            elif word == "hold":
+                answer = _hold(core, held, *rest)
+            elif word == "let go":
+                answer = min(rest[0], len(held))
+                for _ in range(answer):
+                    core.finish(held.pop(), _core.OK, 0.01)
             elif word == "state":
                 answer = core.state()
             elif word == "blocked":

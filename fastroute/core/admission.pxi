@@ -97,6 +97,8 @@ cdef struct EndpointParts:
     uint64_t *bearable           # float calls at once that it has borne | stamp of the last shrinking; 0: not known yet
     uint64_t *permits[PERMIT_CELLS]
     uint64_t *pool               # what is leased of limits that many machines share, see pool.pxi; NULL: not shared
+    bint leases_permits          # whether permits are leased too
+    int64_t full_until           # all machines together have no permit left, as this process was told: until then, ns
     int64_t low_requests         # below these the pool is to be filled up
     int64_t low_tokens
 
@@ -131,6 +133,24 @@ cdef inline int64_t permit_take(EndpointParts *e, int slot, bint probe) noexcept
     return -1
 
 
+cdef inline int cell_permits_held(const uint64_t *cell) noexcept nogil:
+    """How many of a cell's permits are taken, four at a time: a slot above 0 carries into the bit above its byte."""
+    cdef int word
+    cdef uint64_t taken = 0
+    for word in range(1, 8):
+        taken += (((fr_load(cell + word) & <uint64_t>0x00FF00FF00FF00FF) + <uint64_t>0x00FF00FF00FF00FF) >> 8) & <uint64_t>0x0001000100010001
+    return <int>(taken * <uint64_t>0x0001000100010001 >> 48)
+
+
+cdef int permits_counted(const EndpointParts *e) noexcept nogil:
+    """All that are taken, above a limit that was lowered too."""
+    cdef int number
+    cdef int count = 0
+    for number in range(e.permit_cells):
+        count += cell_permits_held(e.permits[number])
+    return count
+
+
 cdef int permits_held(EndpointParts *e, int first, int end) noexcept nogil:
     cdef int index
     cdef int count = 0
@@ -153,6 +173,21 @@ cdef int64_t permit_take_lowered(EndpointParts *e, int slot, bint probe) noexcep
         permit_return(e, permit, slot)
         return -1
     return permit
+
+
+cdef int64_t permit_take_leased(EndpointParts *e, int slot, bint probe, int64_t now) noexcept nogil:
+    """Takes a permit of those that this machine has leased: takes first and counts then, as above.
+
+    Of two that were one too many together, whoever looks last finds the other gone and takes it again.
+    """
+    cdef int64_t permit
+    while True:
+        permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
+        if permit < 0 or permits_counted(e) <= permits_leased(e, now):
+            return permit
+        permit_return(e, permit, slot)
+        if permits_counted(e) >= permits_leased(e, now):
+            return -1
 
 
 cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexcept nogil:
@@ -213,7 +248,8 @@ cdef void refund(int64_t *tat, uint64_t *count, uint64_t interval, int64_t now) 
 
 cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
     """Frees every permit that a worker holds, and its places in line, in all endpoints."""
-    cdef uint64_t index, number
+    cdef uint64_t number
+    cdef uint64_t index = 0
     cdef uint64_t *hot
     cdef uint64_t *cell
     cdef Waiting *waiting
@@ -221,10 +257,11 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
     cdef uint16_t seen
     cdef int lane
     cdef int64_t now = fr_clock()
-    for index in range(mask + 1):
-        hot = table + 8 * index
-        if (fr_load(hot) & 15) != KIND_ENDPOINT:
-            continue
+    while True:
+        hot = listed(table, mask, index)
+        if hot is NULL:
+            return
+        index += 1
         waiting = <Waiting *>find_cell(table, mask, sub_key(hot[0], KIND_WAITING, slot), False)
         if waiting is not NULL:
             cell = find_cell(table, mask, sub_key(hot[0], KIND_LEDGER, 0), False)
@@ -235,6 +272,8 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
             cell = find_cell(table, mask, sub_key(hot[0], KIND_PERMITS, number), False)
             if cell is NULL:
                 break
+            if cell_permits_held(cell) == 0:
+                continue
             for lane in range(CELL_PERMITS):
                 place = <uint16_t *>(cell + 1) + lane
                 seen = fr_load_u16(place)
@@ -250,14 +289,12 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
 cdef int permits_taken(uint64_t *table, uint64_t mask, uint64_t key) noexcept nogil:
     cdef uint64_t number
     cdef uint64_t *cell
-    cdef int lane
     cdef int count = 0
     for number in range(<uint64_t>PERMIT_CELLS):
         cell = find_cell(table, mask, sub_key(key, KIND_PERMITS, number), False)
         if cell is NULL:
             break
-        for lane in range(CELL_PERMITS):
-            count += (fr_load_u16(<uint16_t *>(cell + 1) + lane) & 0xFF) != 0
+        count += cell_permits_held(cell)
     return count
 
 
@@ -267,14 +304,15 @@ cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
     A count is changed only if it and the permits stood still while they were looked at twice; a call that slips
     through all the same makes it wrong by one until the next time.
     """
-    cdef uint64_t index
+    cdef uint64_t index = 0
     cdef Hot *hot
     cdef int taken
     cdef int32_t seen
-    for index in range(mask + 1):
-        hot = <Hot *>(table + 8 * index)
-        if (fr_load(&hot.key) & 15) != KIND_ENDPOINT:
-            continue
+    while True:
+        hot = <Hot *>listed(table, mask, index)
+        if hot is NULL:
+            return
+        index += 1
         seen = fr_load_i32(&hot.in_flight)
         taken = permits_taken(table, mask, hot.key)
         if seen != taken and taken == permits_taken(table, mask, hot.key):
@@ -354,6 +392,8 @@ cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int6
         return refusal(REASON_BREAKER, -wait)
     if permits_held(e, 0, e.reach) >= e.max_in_flight or is_burdened(e):
         return refusal(REASON_BUSY, 0)
+    if e.leases_permits and fr_load_i64(&e.full_until) > now and permits_counted(e) >= permits_leased(e, now):
+        return refusal(REASON_BUSY, 0)
     if reserved:
         return 0
     if e.pool is not NULL:
@@ -390,7 +430,10 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
     if is_burdened(e):
         permit = -1
     else:
-        permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
+        if e.leases_permits:
+            permit = permit_take_leased(e, slot, probe, now)
+        else:
+            permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
     if permit < 0:
         if gate & 1:
             breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)

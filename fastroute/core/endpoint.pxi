@@ -8,7 +8,7 @@
 
 
 @cython.final
-cdef class Endpoint:
+cdef class Endpoint(Limited):
     """One model at one provider: its limits, breaker, latency, permits; state shared by name.
 
     The limits and rules are this object's own and can be changed in place (``configure``); what has been counted stays.
@@ -32,13 +32,9 @@ cdef class Endpoint:
     be called by one thread at a time.
     """
 
-    cdef readonly Segment segment
-    cdef readonly str name
-    cdef EndpointParts parts
     cdef Settings settings
     cdef Waiting *waiting_cell
     cdef int waiting_slot          # the worker whose cell that is, 0: nobody's yet
-    cdef object source             # shares the limits with other machines, see Lease; None: they are this one's alone
 
     def __init__(
         self, Segment segment not None, str name not None, *, rpm=-1, request_burst=0, tpm=-1,
@@ -73,6 +69,8 @@ cdef class Endpoint:
         e.rules.salt = name_hash
         self.apply(segment, name_hash, &settings)
         e.hot = <Hot *>segment.claim(name_hash, KIND_ENDPOINT)
+        if not enlist(segment.table, segment.mask, &e.hot.key):
+            raise SegmentFullError("the segment has no room for another endpoint")
         e.cold = <Cold *>segment.claim(name_hash, KIND_LEDGER)
         e.breaker.control = &e.hot.breaker
         e.breaker.block = &e.hot.block
@@ -189,6 +187,8 @@ cdef class Endpoint:
         cdef int reason
         cdef int attempt
         cdef bint probe = False
+        cdef bint busy = False
+        cdef int lacking
         for attempt in range(16):
             if not probe and breaker_peek(fr_load(&self.parts.hot.breaker), now) == 1:
                 # One of all machines may send it, and only if nothing here is in its way.
@@ -205,14 +205,22 @@ cdef class Endpoint:
                     self.source.low()
                 return answer
             reason = -answer & 7
-            if (reason != REASON_REQUESTS and reason != REASON_TOKENS) or -answer >> 3:
-                break
             # By what was last heard there is some. Others may be quicker to take what is brought, so more than once.
-            answer = self.source.supply(tokens, now)
+            if reason == REASON_BUSY:
+                busy = True
+                lacking = permits_lacking(&self.parts, now)
+                if lacking == 0:
+                    break
+                answer = self.source.permit(now) if lacking == 1 else 0
+            elif (reason == REASON_REQUESTS or reason == REASON_TOKENS) and -answer >> 3 == 0:
+                answer = self.source.supply(tokens, now)
+                busy = False
+            else:
+                break
             if answer:
                 break
         else:
-            answer = refusal(REASON_REQUESTS, 0)
+            answer = refusal(REASON_BUSY if busy else REASON_REQUESTS, 0)
         if probe:
             self.source.judged(0)
         return answer

@@ -13,11 +13,19 @@
 # are machines, which is the limit divided by their number and needs no second bucket.
 #
 # A process killed between two steps loses permits and never makes any.
+#
+# How many calls this machine may have under way is leased as well, and a word beside the balances: how many, and until
+# when. It grows when other machines have given their part up, and before any of it is given back it is made smaller
+# here; a call takes its permit first and counts then, so whoever has made it smaller sees in his turn all that were let
+# in before. Beside the word stands a turn, which every change makes larger and which each message to the others names:
+# so what was answered to an earlier question is neither believed here nor, sent late, there. A lease that has run out
+# is nothing; a machine that can ask nobody gives itself one, of its part.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
 cdef enum:
     KIND_POOL = 14
+    PERMITS_ALONE = 1 << 15      # in a lease of permits: this machine's own part, since nobody could be asked
 
 # Struct ---------------------------------------------------------------------------------------------------------------
 
@@ -26,7 +34,7 @@ cdef struct Pool:                # one cell
     uint64_t spare
     fr_pair requests             # balance, and the ns until which it is good
     fr_pair tokens
-    uint64_t more[2]
+    fr_pair permits              # until when (us) << 16 | PERMITS_ALONE | how many; and the turn
 
 # Functions ------------------------------------------------------------------------------------------------------------
 
@@ -152,6 +160,22 @@ cdef inline bint pool_low(EndpointParts *e, int64_t now) noexcept nogil:
     )
 
 
+cdef inline int permits_leased(const EndpointParts *e, int64_t now) noexcept nogil:
+    """How many calls this machine may have under way."""
+    cdef uint64_t word = fr_load(<uint64_t *>&(<Pool *>e.pool).permits.value)
+    return <int>(word & 0x7FFF) if <int64_t>(word >> 16) * 1000 > now else 0
+
+
+cdef inline int permits_lacking(const EndpointParts *e, int64_t now) noexcept nogil:
+    """After a refusal: 0: it stands; 1: others may have a permit to lease; 2: there is one here by now."""
+    cdef int held = permits_counted(e)
+    if not e.leases_permits or held >= e.max_in_flight or is_burdened(e):
+        return 0
+    if held < permits_leased(e, now):
+        return 2
+    return fr_load_i64(&e.full_until) <= now
+
+
 cdef inline int64_t times(int64_t n, int64_t machines, int64_t most) noexcept nogil:
     return min(fr_product(n, machines), most)
 
@@ -172,10 +196,12 @@ cdef class Lease:
     * ``probe(now)``: 0 if this machine may send the probe of an open breaker, or the ns until it is worth asking again;
       and ``judged(flags)``: a probe has ended, or a result opened (1) or closed (2) the breaker. Must only take note.
     * ``tightened(requests, tokens)`` and ``blocked()``: as the provider said; must only take note.
+    * ``permit(now)``: have one more permit leased than are taken; 0, or a refusal. Only with ``permits``.
 
     Args:
-        endpoint: The endpoint; it has one source at a time.
+        endpoint: The endpoint, or a quota, of which only the first two are asked; it has one source at a time.
         source: As above, or None: the limits are this machine's alone (again).
+        permits: Whether calls at once are shared too.
 
     Raises:
         OSError: This processor cannot swap 16 bytes at once.
@@ -183,18 +209,20 @@ cdef class Lease:
     Thread safety: all methods are lock-free, in all processes that share the segment.
     """
 
-    cdef readonly Endpoint endpoint
+    cdef readonly Limited endpoint
     cdef EndpointParts *parts
     cdef Pool *pool
 
-    def __init__(self, Endpoint endpoint not None, source) -> None:
+    def __init__(self, Limited endpoint not None, source, *, bint permits=False) -> None:
         if not FR_HAS_PAIRS:
             raise OSError("limits of many machines need a processor that swaps 16 bytes at once (x86-64, 64-bit ARM)")
         cdef Segment segment = endpoint.segment
         self.pool = <Pool *>segment.claim(segment.name_hash(endpoint.name), KIND_POOL)
         self.parts = &endpoint.parts
         self.endpoint = endpoint
+        self.parts.leases_permits = False
         self.parts.pool = NULL if source is None else <uint64_t *>self.pool
+        self.parts.leases_permits = permits and source is not None
         endpoint.source = source
 
     def limits(self) -> tuple[int, int, int, int]:
@@ -291,6 +319,47 @@ cdef class Lease:
             bucket_settle(&e.requests, &e.cold.tat, -cost, time)
             return refusal(REASON_TOKENS, -2 - second)
         return max(first, second)
+
+    def permits(self, now=0) -> tuple[int, int, int, int, bool]:
+        """(leased, taken, turn, ns for which the lease is good, whether it is this machine's own part)."""
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef uint64_t turn, word
+        while True:
+            turn = fr_load(&self.pool.permits.mark)
+            word = fr_load(<uint64_t *>&self.pool.permits.value)
+            if turn == fr_load(&self.pool.permits.mark):
+                break
+        cdef int64_t left = max(0, <int64_t>(word >> 16) * 1000 - time)
+        return (
+            <int>(word & 0x7FFF) if left else 0, permits_counted(self.parts), turn, left,
+            bool(word & PERMITS_ALONE),
+        )
+
+    def lease_permits(self, turn, many, until, *, bint alone=False, after=0) -> bool:
+        """Sets how many permits are leased until a time (ns), and whether nobody else was asked.
+
+        Returns:
+            False: nothing is set, for the turn is no longer this one. If set, it is larger from now on, and than
+            ``after``.
+        """
+        cdef uint64_t seen = unsigned(turn)
+        cdef uint64_t after_turn = unsigned(after)
+        cdef uint64_t word = fr_load(<uint64_t *>&self.pool.permits.value)
+        cdef uint64_t count = <uint64_t>whole("many", integer(many), 0, MAX_IN_FLIGHT)
+        cdef uint64_t new = <uint64_t>(moment(until) // 1000) << 16 | (PERMITS_ALONE if alone else 0) | count
+        while fr_load(&self.pool.permits.mark) == seen:
+            if fr_cas_pair(&self.pool.permits, word, seen, new, max(seen, after_turn) + 1):
+                return True
+            word = fr_load(<uint64_t *>&self.pool.permits.value)
+        return False
+
+    def full(self, until) -> None:
+        """All machines together have no permit left: until a time (ns) this process does not ask again."""
+        fr_store(<uint64_t *>&self.parts.full_until, <uint64_t>moment(until))
+
+    def part(self, machines) -> None:
+        """The endpoint's retry budget is this machine's part of it: its constant share, one in so many."""
+        set_retry_rules(&self.parts.retry, 0.2, 1.0 / whole("machines", integer(machines), 1, 1000000), 10.0)
 
     def open(self, until_ns, now=0) -> bool:
         """Another machine's breaker has opened: this one is open until then too. False: it is open or on probe."""

@@ -9,6 +9,9 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -65,5 +68,33 @@ static inline void fr_drop_file(const fr_file *file) {
 }
 
 static inline int fr_process_exists(int pid) { return kill(pid, 0) == 0 || errno == EPERM; }
+
+/* When the process started, in the kernel's ticks since boot; 0 if that cannot be known; -1 if it is no more. A zombie
+ * is no more: it runs nothing and only waits for its parent to ask after it. */
+static inline int64_t fr_process_start(int pid) {
+    char name[32], text[1024];
+    char *at;
+    int fd, field;
+    ssize_t length;
+    if (!fr_process_exists(pid)) return -1;
+    snprintf(name, sizeof name, "/proc/%d/stat", pid);
+    fd = open(name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return errno == ENOENT && access("/proc/self/stat", F_OK) == 0 ? -1 : 0;
+    length = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (length < 0) return errno == ESRCH ? -1 : 0;
+    text[length] = 0;
+    /* The second field is the command in parentheses and may itself hold blanks and parentheses. */
+    at = strrchr(text, ')');
+    if (at == NULL || at[1] != ' ') return 0;
+    at += 2;
+    if (*at == 'Z' || *at == 'X' || *at == 'x') return -1;
+    for (field = 3; field < 22; field++) {
+        at = strchr(at, ' ');
+        if (at == NULL) return 0;
+        at++;
+    }
+    return strtoll(at, NULL, 10);
+}
 
 #endif

@@ -54,6 +54,7 @@ cdef extern from "process.h" nogil:
     bint fr_keep_file(fr_file *file, int fd) noexcept
     void fr_drop_file(const fr_file *file) noexcept
     bint fr_process_exists(int pid) noexcept
+    int64_t fr_process_start(int pid) noexcept
     int getpid() noexcept
     int munmap(void *place, size_t size) noexcept
 
@@ -66,7 +67,10 @@ cdef enum:
     HEADER_CELLS = 2
     WORKER_CELLS = 64            # 256 workers of 16 bytes; number 0 is nobody
     WORKERS = 256
-    LAYOUT_VERSION = 1
+    LOOKS = 4                    # workers whose pids one `reap` asks about beyond whether they are there
+    BURIALS = 16                 # dead workers after which one `reap` lets the next one go on
+    LISTED = 14                  # endpoints in one cell of their list
+    LAYOUT_VERSION = 2
 
 LAYOUT = LAYOUT_VERSION
 
@@ -81,9 +85,11 @@ cdef enum:                       # the low four bits of a key
     KIND_ENDPOINT = 8
     KIND_PERMITS = 9
     KIND_WAITING = 12            # 10 and 11 are money's
+    KIND_LIST = 13
 
 cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes
-cdef int64_t TEND_NS = 2_000_000_000                  # how often somebody looks for dead workers
+cdef int64_t TEND_NS = 500_000_000                    # how often somebody looks for dead workers
+cdef uint64_t ENDPOINTS = 0x656e6470_6f696e74         # the name of the list of endpoints
 cdef uint64_t REAPING = 1 << 31                       # in a worker's word: being reaped by the process named there
 
 # Structs --------------------------------------------------------------------------------------------------------------
@@ -97,7 +103,8 @@ cdef struct Header:              # 128 bytes
     uint64_t namespace           # pid namespace in which the workers' pids mean something; 0: not known
     uint64_t checksum            # CRC-32 of all fields above
     int64_t tended               # when somebody last looked for dead workers, ns
-    uint64_t spare[8]
+    uint64_t looked              # up to which worker somebody has asked what its pid is by now
+    uint64_t spare[7]
 
 cdef struct Worker:              # 16 bytes
     uint64_t owner               # epoch << 32 | REAPING | pid; pid 0: free. The epoch grows with every owner
@@ -154,26 +161,36 @@ cdef uint64_t sub_key(uint64_t name, uint64_t kind, uint64_t number) noexcept no
     return (name & ~<uint64_t>15) | kind
 
 
-cdef object process_start(int pid):
-    """When the process started, in the kernel's ticks since boot; 0 if that cannot be known; None if it is no more.
+cdef uint64_t *listed(uint64_t *table, uint64_t mask, uint64_t number) noexcept nogil:
+    """The hot cell of the ``number``-th endpoint of the segment; NULL after the last."""
+    cdef uint64_t *cell = find_cell(table, mask, sub_key(ENDPOINTS, KIND_LIST, number // LISTED), False)
+    cdef uint32_t index
+    if cell is NULL:
+        return NULL
+    index = <uint32_t>fr_load_i32(<int32_t *>(cell + 1) + number % LISTED)
+    return NULL if index == 0 or index > mask + 1 else table + 8 * <uint64_t>(index - 1)
 
-    A zombie is no more: it runs nothing and only waits for its parent to ask after it.
+
+cdef bint enlist(uint64_t *table, uint64_t mask, uint64_t *endpoint) noexcept nogil:
+    """Puts an endpoint's hot cell on the list, once; False if the table is full.
+
+    The list spares `Segment.reap` a walk through all cells. Whoever makes an endpoint does this before using it, so one
+    that was killed between claiming the cell and listing it has left nothing there to take back.
     """
-    if not fr_process_exists(pid):
-        return None
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The second field is the command in parentheses and may itself hold blanks and parentheses.
-            fields = file.read().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        import os
-
-        return None if os.path.exists("/proc/self/stat") else 0
-    except OSError:
-        return 0
-    if len(fields) < 20:
-        return 0
-    return None if fields[0] in (b"Z", b"X", b"x") else int(fields[19])
+    cdef uint64_t number
+    cdef uint64_t *cell
+    cdef int lane
+    cdef int32_t seen
+    cdef int32_t index = <int32_t>((endpoint - table) // 8 + 1)
+    for number in range(mask + 1):
+        cell = find_cell(table, mask, sub_key(ENDPOINTS, KIND_LIST, number), True)
+        if cell is NULL:
+            return False
+        for lane in range(LISTED):
+            seen = fr_load_i32(<int32_t *>(cell + 1) + lane)
+            if seen == index or (seen == 0 and fr_cas_i32(<int32_t *>(cell + 1) + lane, &seen, index)) or seen == index:
+                return True
+    return False
 
 
 cdef uint64_t boot_hash():
@@ -445,10 +462,11 @@ cdef class Segment:
         return self.worker()
 
     def tend(self, now=0) -> int:
-        """`reap`, unless somebody has within the last two seconds: cheap enough for the entry of every call.
+        """`reap`, unless somebody has within the last half second: cheap enough for the entry of every call.
 
         It is kept in the segment when that was, so that of many workers one looks and not all. Should that one be
-        killed while it does, the next looks two seconds later: whatever dies is made good within five.
+        killed while it does, the next looks half a second later: whatever dies is made good within five seconds, be it a
+        zombie among 32 workers.
 
         Args:
             now: ns; 0 reads the clock.
@@ -465,16 +483,27 @@ cdef class Segment:
         Money that a dead worker had reserved stays spent if its request was sent: see `Counter`.
 
         A worker is dead when its pid is gone, is a zombie, or belongs to a process that started at another time. It
-        walks the table (about 0.1 ms for 16384 cells), so call it every few seconds, not for every call.
+        asks the system after every worker, so call it every few seconds, not for every call. A pid that is still there
+        takes longer to ask about: of more than 4 such workers one call looks at 4, and the next one at the next. So it is with more than 16 dead.
         """
-        cdef int number
+        cdef int number, step
         cdef int reaped = 0
+        cdef int looks = LOOKS
+        cdef int last = <int>(fr_load(&self.header.looked) % WORKERS)
         cdef uint64_t seen, mine, epoch
         cdef uint64_t self_pid = <uint64_t>getpid()
-        for number in range(1, WORKERS):
+        for step in range(1, WORKERS):
+            number = (last + step - 1) % (WORKERS - 1) + 1
             seen = fr_load(&self.workers[number].owner)
-            if <uint32_t>seen == 0 or not self.is_dead(number, seen):
+            if <uint32_t>seen == 0:
                 continue
+            if fr_process_exists(<int>(seen & 0x7FFFFFFF)):
+                if looks == 0:
+                    continue
+                looks -= 1
+                fr_store(&self.header.looked, number)
+                if not self.is_dead(number, seen):
+                    continue
             # Only who wins this swap cleans up. Should it be killed half-way, the next one finds it dead in turn; were
             # two to clean up, the slower one could free the permits of the slot's next owner.
             mine = (seen & ~<uint64_t>0xFFFFFFFF) | REAPING | self_pid
@@ -486,13 +515,15 @@ cdef class Segment:
             epoch = (mine >> 32) + 1
             fr_cas(&self.workers[number].owner, &mine, (epoch & 0xFFFFFFFF) << 32)
             reaped += 1
+            if reaped == BURIALS:
+                break
         mend_in_flight(self.table, self.mask)
         return reaped
 
-    cdef bint is_dead(self, int number, uint64_t owner) except -1:
+    cdef bint is_dead(self, int number, uint64_t owner) noexcept:
         cdef uint64_t started = fr_load(&self.workers[number].started)
-        start = process_start(<int>(owner & 0x7FFFFFFF))
-        if start is None:
+        cdef int64_t start = fr_process_start(<int>(owner & 0x7FFFFFFF))
+        if start < 0:
             return True
         if owner & REAPING:
             return False         # the reaper lives and will finish
@@ -515,7 +546,7 @@ cdef class Segment:
         cdef uint64_t forks = fr_fork_count()
         cdef uint64_t pid = <uint64_t>getpid()
         cdef uint64_t seen
-        cdef uint64_t start = process_start(<int>pid) or 0
+        cdef uint64_t start = <uint64_t>max(fr_process_start(<int>pid), <int64_t>0)
         if pid_namespace() != self.header.namespace:
             # To the others its pid would be another process's, or nobody's: they would take its permits away.
             raise RuntimeError("this process has left the pid namespace of the state that it inherited")

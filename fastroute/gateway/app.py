@@ -93,8 +93,10 @@ class Gateway:
         self._keys: Keyring | Lookout = Lookout(KeyFile(DEFAULT_FILE)) if keys is None else Keyring(keys)
         self._allow_anonymous = allow_anonymous
         segment = client._router.snapshot.state.segment
-        self._limits = Limits(segment)
-        self._budgets = KeyBudgets(segment, spent_in(client.ledger), client._router.hooks)
+        shared = client._router.shared
+        self._limits = Limits(segment, shared)
+        bank = None if shared is None else shared.bank
+        self._budgets = KeyBudgets(segment, spent_in(client.ledger), client._router.hooks, bank)
         self._served: Served | None = None
         self.after_fork()
         self._routes: dict[str, tuple[str, Callable[[Environ, str], Answer]]] = {

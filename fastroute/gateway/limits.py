@@ -1,7 +1,8 @@
 """What a caller's key may use: requests and tokens a minute, and money.
 
-Owns the counting for each key. It happens in the core's buckets and counters, in the segment of the client,
-so that all workers that share the segment share the limits.
+Owns the counting for each key. It happens in the core's quotas and counters, in the segment of the client,
+so that all workers that share the segment share the limits; over Redis other machines share them, by the way
+of an endpoint's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from fastroute import _core, errors, events
 from fastroute.budget import Allowance, Budgets, Reservation, Spent
+from fastroute.shared import Bank, Shared
 from fastroute.tokens import LEAST_OUTPUT, estimate_input
 
 from .keys import Caller
@@ -25,28 +27,33 @@ class LimitReached(errors.RateLimitError):
 class Permit:
     """What one call took of its key's tokens, to be put right when the call has ended."""
 
-    __slots__ = ("_bucket", "_tokens")
+    __slots__ = ("_quota", "_tokens")
 
-    def __init__(self, bucket: _core.Bucket | None, tokens: int) -> None:
-        self._bucket = bucket
+    def __init__(self, quota: _core.Quota | None, tokens: int) -> None:
+        self._quota = quota
         self._tokens = tokens
 
     def settle(self, used: int) -> None:
         """The call used so many tokens; only the first settling counts."""
-        bucket, self._bucket = self._bucket, None
-        if bucket is not None:
-            bucket.settle(used - self._tokens)
+        quota, self._quota = self._quota, None
+        if quota is not None:
+            quota.settle(used - self._tokens)
 
 
 class Limits:
-    """The buckets of all callers.
+    """What all callers may use in a minute.
+
+    Args:
+        segment: where it is counted.
+        shared: has it be counted with other machines, if there are any.
 
     Thread safety: all methods.
     """
 
-    def __init__(self, segment: _core.Segment) -> None:
+    def __init__(self, segment: _core.Segment, shared: Shared | None = None) -> None:
         self._segment = segment
-        self._buckets: dict[tuple[str, str, int], _core.Bucket] = {}
+        self._shared = shared
+        self._quotas: dict[str, tuple[int | None, int | None, _core.Quota]] = {}
 
     def admit(self, caller: Caller, tokens: int) -> Permit:
         """Takes one request and so many tokens of what a caller may use in a minute, both or neither.
@@ -55,35 +62,40 @@ class Limits:
             LimitReached: they are not free.
             RequestTooLargeForLimit: they never will be.
         """
-        asked = self._bucket(caller.name, "rpm", caller.rpm)
-        if asked is not None:
-            wait = asked.acquire(1)
-            if wait:
-                raise _reached("requests", wait)
-        held = self._bucket(caller.name, "tpm", caller.tpm)
-        if held is not None:
-            wait = held.acquire(tokens)
-            if wait:
-                if asked is not None:
-                    asked.settle(-1)
-                if wait < 0 and caller.tpm:
-                    raise errors.RequestTooLargeForLimit(
-                        f"the request needs about {tokens} tokens; the key's limit is {caller.tpm} a minute"
-                    )
-                raise _reached("tokens", wait)
-        return Permit(held, tokens)
+        if caller.rpm is None and caller.tpm is None:
+            return Permit(None, 0)
+        if caller.tpm is None:
+            tokens = 0
+        quota = self._quota(caller)
+        answer = quota.pay(tokens)
+        if answer == 0:
+            return Permit(None if caller.tpm is None else quota, tokens)
+        wait, reason = -answer >> 3, -answer & 7
+        if reason == _core.TOO_LARGE:
+            if caller.rpm != 0 and caller.tpm:
+                raise errors.RequestTooLargeForLimit(
+                    f"the request needs about {tokens} tokens; the key's limit is {caller.tpm} a minute"
+                )
+            raise _reached("requests" if caller.rpm == 0 else "tokens", 0)
+        raise _reached("requests" if reason == _core.REQUESTS else "tokens", wait)
 
-    def _bucket(self, name: str, kind: str, limit: int | None) -> _core.Bucket | None:
-        if limit is None:
-            return None
-        key = (name, kind, limit)
-        found = self._buckets.get(key)
-        if found is None:
-            # Tokens of a whole minute at once, or a long prompt within the limit could never be sent.
-            burst = limit if kind == "tpm" else 0
-            made = _core.Bucket(self._segment, f"key\0{name}\0{kind}", limit, burst)
-            found = self._buckets.setdefault(key, made)
-        return found
+    def _quota(self, caller: Caller) -> _core.Quota:
+        known = self._quotas.get(caller.name)
+        if known is not None and known[:2] == (caller.rpm, caller.tpm):
+            return known[2]
+        # Two threads may come here at once: both quotas are of one name, so they count as one.
+        quota = _core.Quota(
+            self._segment,
+            f"key {caller.name}",
+            rpm=-1 if caller.rpm is None else caller.rpm,
+            tpm=-1 if caller.tpm is None else caller.tpm,
+            # Of a whole minute at once, or a long prompt within the limit could never be sent.
+            token_burst=caller.tpm or 0,
+        )
+        if self._shared is not None:
+            self._shared.attach_quota(quota)
+        self._quotas[caller.name] = (caller.rpm, caller.tpm, quota)
+        return quota
 
 
 def _reached(what: str, wait: int) -> LimitReached:
@@ -116,12 +128,16 @@ class KeyBudgets:
         segment: where the money is counted.
         spent: what a window holds when it begins.
         hooks: hear of alerts.
+        bank: has many machines spend from them, if there are any.
 
     Thread safety: all methods.
     """
 
-    def __init__(self, segment: _core.Segment, spent: Spent, hooks: events.Hooks) -> None:
+    def __init__(
+        self, segment: _core.Segment, spent: Spent, hooks: events.Hooks, bank: Bank | None = None
+    ) -> None:
         self._segment = segment
+        self._bank = bank
         self._spent = spent
         self._hooks = hooks
         self._budgets: dict[str, tuple[Mapping[str, float], Budgets]] = {}
@@ -133,6 +149,8 @@ class KeyBudgets:
         known = self._budgets.get(caller.name)
         if known is None or known[0] != caller.budgets:
             made = Budgets(caller.budget_configs(), self._segment, self._spent, self._hooks)
+            if self._bank is not None:
+                made.share(self._bank)
             known = self._budgets[caller.name] = (caller.budgets, made)
         return known[1]
 

@@ -4,17 +4,19 @@ Owns what of the local state is shared, and going on when Redis is away. Each ma
 segment, of one process and its forks or of the whole machine; calls work on that and on nothing else, so plan
 and dispatch do not know of Redis. Shared are
 
-* limits of requests and tokens: leased in chunks to each machine (`limits.py`);
-* breakers that open and close, blocks, and who may send a probe: told, and learned once a second;
+* limits of requests and tokens, of endpoints and of callers: leased in chunks to each machine (`limits.py`);
+* calls at once: leased for ten seconds (`permits.py`);
+* breakers that open and close, blocks, and who may send a probe: told, and learned once a second
+  (`endpoints.py`);
 * budgets: leased in chunks too (`money.py`).
 
-Retry budgets and calls in flight stay each machine's own: the first bound what one machine adds to an outage,
-and a lease of permits would have to be asked for at every call.
+A retry budget grows with the calls of its own machine, and its constant share is divided among the machines.
+Latencies stay each machine's own: they tell how far away an endpoint is from there.
 
 One thread in each process beats once a second: it says that the machine is at work, hears how many are,
-learns of breakers, and gives back what nobody took. While Redis is away a machine goes on with its part of
-each limit, one in as many as were last heard of, and hard budgets with what was leased; a script sent again
-changes nothing, and no error of Redis ever reaches a caller.
+learns of breakers, renews its permits, and gives back what nobody took. While Redis is away a machine goes on
+with its part of each limit, one in as many as were last heard of, and hard budgets with what was leased; a
+script sent again changes nothing, and no error of Redis ever reaches a caller.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ from typing import Any
 
 from fastroute import _core, events
 from fastroute.config import Config
-from fastroute.state import Endpoint
 
-from .limits import SharedEndpoint
+from .endpoints import SharedEndpoint
+from .limits import SharedLimits
 from .money import Bank
+from .permits import Question, ask
 from .scripts import BEAT
 from .server import AwayError, Server, address_of
 
-__all__ = ["Shared", "open_shared"]
+__all__ = ["Bank", "Shared", "open_shared"]
 
 log = logging.getLogger("fastroute")
 
@@ -75,7 +78,9 @@ class Shared:
         self.server = Server(address_of(config.state), segment, self._changed)
         self.bank = Bank(self.server, segment, self.machine)
         self._endpoints: dict[str, SharedEndpoint] = {}
+        self._quotas: dict[str, SharedLimits] = {}
         self._count = 1
+        self._fewer = 0  # ns from which on a smaller number of machines is believed
         self._version = ""
         self._first = True  # what was told before this process came is not news, but for what still holds
         self._closed = False
@@ -89,15 +94,19 @@ class Shared:
         self._wake = threading.Event()
         self.server.after_fork()
         self.bank.after_fork()
-        for endpoint in self._endpoints.values():
-            endpoint.after_fork()
+        for limits in self._all():
+            limits.after_fork()
 
-    def attach(self, endpoints: Iterable[Endpoint], probe_lease_s: float) -> None:
+    def attach(self, endpoints: Iterable[_core.Endpoint], probe_lease_s: float) -> None:
         """Has these endpoints draw on the shared limits from now on."""
         for endpoint in endpoints:
             self._endpoints[endpoint.name] = SharedEndpoint(
-                endpoint.core, self.server, self.machine, lambda: self._count, self._wake_up, probe_lease_s
+                endpoint, self.server, self.machine, self._machines, self._wake_up, probe_lease_s
             )
+
+    def attach_quota(self, quota: _core.Quota) -> None:
+        """Has a caller's limits be shared from now on."""
+        self._quotas[quota.name] = SharedLimits(quota, "caller", self.server, self._machines, self._wake_up)
 
     def ensure(self) -> None:
         """Starts this process's thread if it does not run."""
@@ -130,13 +139,15 @@ class Shared:
         except (ValueError, TypeError, IndexError):
             raise AwayError("Redis answered with something else") from None
         first, self._first = self._first, False
-        self._count, self._version = max(1, count), version or self._version
+        self._count_machines(count)
+        self._version = version or self._version
         for field, value in zip(news[::2], news[1::2]):
-            endpoint = self._endpoints.get(field.partition(":")[2])
-            if endpoint is not None:
-                endpoint.learn(field, value, now, first)
-        for endpoint in tuple(self._endpoints.values()):
-            endpoint.give_back()
+            named = self._endpoints.get(field.partition(":")[2])
+            if named is not None:
+                named.learn(field, value, now, first)
+        self._renew_permits()
+        for limits in self._all():
+            limits.give_back()
         self.bank.beat()
 
     def settle(self) -> None:
@@ -145,8 +156,8 @@ class Shared:
         Raises:
             AwayError: Redis is away.
         """
-        for endpoint in tuple(self._endpoints.values()):
-            endpoint.settle()
+        for limits in self._all():
+            limits.settle()
 
     def stats(self) -> dict[str, Any]:
         """Plain figures: whether Redis is there, why not, how many machines share."""
@@ -171,8 +182,9 @@ class Shared:
             self._wake.set()
             thread.join()
         try:
-            for endpoint in self._endpoints.values():
-                endpoint.give_back(everything=True)
+            self._ask_permits([(one, one.permits.give_up()) for one in self._endpoints.values()])
+            for limits in self._all():
+                limits.give_back(everything=True)
             self.bank.close()
         except AwayError:
             pass  # leases pass with their time
@@ -181,6 +193,45 @@ class Shared:
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def _machines(self) -> int:
+        return self._count
+
+    def _count_machines(self, heard: int) -> None:
+        """So many are at work. Fewer is believed once those that are missing have had time to come back."""
+        now = _core.clock()
+        if heard >= self._count:
+            self._count, self._fewer = max(1, heard), now + _MACHINE_LIFE_MS * 1_000_000
+        elif now >= self._fewer:
+            self._count = max(1, heard)
+        for endpoint in tuple(self._endpoints.values()):
+            endpoint.lease.part(self._count)
+
+    def _all(self) -> tuple[SharedLimits, ...]:
+        return (*self._endpoints.values(), *self._quotas.values())
+
+    def _renew_permits(self) -> None:
+        endpoints = tuple(self._endpoints.values())
+        if self._ask_permits([(one, one.permits.due()) for one in endpoints]):
+            # Others were refused one: they should not wait for the next beat.
+            self._ask_permits([(one, one.permits.give_up()) for one in endpoints if one.permits.wanted])
+
+    def _ask_permits(self, asked: list[tuple[SharedEndpoint, Question | None]]) -> bool:
+        """Asks for all of them at once; whether another machine wants some."""
+        due = [(one.permits, question) for one, question in asked if question is not None]
+        if not due:
+            return False
+        begun = _core.clock()
+        try:
+            keys, questions = [permits.key for permits, _ in due], [question for _, question in due]
+            answers = ask(self.server, self.machine, keys, questions)
+        except AwayError:
+            for permits, _ in due:
+                permits.away()
+            raise
+        for (permits, question), answer in zip(due, answers):
+            permits.take(question, answer, begun)
+        return any(permits.wanted for permits, _ in due)
 
     def _wake_up(self) -> None:
         self.ensure()

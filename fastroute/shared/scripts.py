@@ -65,6 +65,66 @@ redis.call('SET', KEYS[2], answer, 'PX', {ANSWER_KEPT_MS})
 return answer
 """
 
+# KEYS: the permits of each endpoint. ARGV: this machine, ms that a lease lives, then for each endpoint: the
+# turn of the machine's lease, the limit, the machine's part of it, permits in use whatever there is, needed,
+# wanted. Where nothing is known of any machine, none is given more than its part until all have had the time
+# to say what they have in use.
+# Answer for each: permits leased to the machine, 1 if another has wanted some lately, and the turn known if
+# that is later than the one given, for then nothing was done; else -1. Asked twice at one turn, the larger
+# lease is kept.
+PERMITS = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local life = tonumber(ARGV[2])
+local function whole(x) return string.format('%.0f', x) end
+local answers = {}
+for i = 1, #KEYS do
+  local function word(n) return tonumber(ARGV[6 * i - 4 + n]) end
+  local turn, limit, part, floor, need, want = word(1), word(2), word(3), word(4), word(5), word(6)
+  local known = redis.pcall('HGETALL', KEYS[i])
+  if known.err then
+    redis.call('DEL', KEYS[i])
+    known = {}
+  end
+  local others, mine, seen, wanted, new, unknown = 0, 0, -1, 0, false, true
+  for j = 1, #known, 2 do
+    local field = known[j]
+    local count, till, at = string.match(known[j + 1], '^(%d+) (%d+) (%d+)$')
+    count, till, at = tonumber(count or ''), tonumber(till or ''), tonumber(at or '')
+    if not count or count > 4096 or till <= now or till > now + 60000 or at > 9e15 then
+      redis.call('HDEL', KEYS[i], field)
+    elseif field == 'new' then
+      new = true
+    elseif field == ARGV[1] then
+      mine, seen, unknown = count, at, false
+    elseif string.sub(field, 1, 5) == 'want:' then
+      if field ~= 'want:' .. ARGV[1] then wanted = 1 end
+    else
+      others, unknown = others + count, false
+    end
+  end
+  if unknown and not new then
+    redis.call('HSET', KEYS[i], 'new', '0 ' .. whole(now + 6000) .. ' 0')
+    new = true
+  end
+  if new then want = math.min(want, part) end
+  if seen > turn then
+    answers[i] = '0 0 ' .. whole(seen)
+  else
+    local give = math.max(floor, math.min(want, limit - others))
+    if need > give then
+      redis.call('HSET', KEYS[i], 'want:' .. ARGV[1], '0 ' .. whole(now + 3000) .. ' 0')
+    end
+    local keep = give
+    if seen == turn then keep = math.max(give, mine) end
+    redis.call('HSET', KEYS[i], ARGV[1], table.concat({whole(keep), whole(now + life), whole(turn)}, ' '))
+    redis.call('PEXPIRE', KEYS[i], whole(life + 60000))
+    answers[i] = whole(give) .. ' ' .. wanted .. ' -1'
+  end
+end
+return answers
+"""
+
 # KEYS: machines, news, the news' version. ARGV: this machine, the version known, ms a machine is heard of.
 # Answer: server time (ms), machines at work, version, then field and value of all news if that is another.
 BEAT = """

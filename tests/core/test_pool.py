@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fastroute._core import (
     BREAKER,
+    BUSY,
     CLOSED,
     FAILURE,
     HALF_OPEN,
@@ -22,6 +23,8 @@ from fastroute._core import (
     TOO_LARGE,
     Endpoint,
     Lease,
+    Limited,
+    Quota,
     Segment,
 )
 
@@ -280,3 +283,153 @@ def test_bad_values_are_refused() -> None:
     with pytest.raises(TypeError):
         Lease(None, None)  # type: ignore[arg-type]
     assert lease.endpoint is endpoint
+
+
+# ------------------------------------------------------------------------------------------------- permits
+
+
+def leasing(source: Any = None, **rules: Any) -> tuple[Endpoint, Lease, Any]:
+    endpoint = Endpoint(Segment(256), "e", max_in_flight=8, **rules)
+    source = Source() if source is None else source
+    return endpoint, Lease(endpoint, source, permits=True), source
+
+
+def test_no_more_calls_at_once_than_are_leased() -> None:
+    endpoint, lease, source = leasing()
+    assert lease.lease_permits(0, 3, NOW + S)
+    source.answers["permit"] = -BUSY
+    tickets = [endpoint.admit(0, NOW) for _ in range(5)]
+    assert [ticket >= 0 for ticket in tickets] == [True] * 3 + [False] * 2
+    assert lease.permits(NOW) == (3, 3, 1, S, False)
+    endpoint.finish(tickets[0], OK, 0.1, 0, NOW)
+    assert endpoint.admit(0, NOW) >= 0
+    assert source.names == ["permit"] * 2
+
+
+def test_a_lease_of_permits_that_has_ended_is_nothing() -> None:
+    endpoint, lease, source = leasing()
+    lease.lease_permits(0, 3, NOW + S)
+    source.answers["permit"] = -BUSY
+    assert endpoint.admit(0, NOW + S) == -BUSY
+    assert lease.permits(NOW + S)[0] == 0
+
+
+def test_a_call_takes_what_was_brought_for_it() -> None:
+    endpoint, lease, source = leasing()
+
+    def bring(now: int) -> int:
+        leased, held, turn, _, _ = lease.permits(now)
+        assert held >= leased
+        assert lease.lease_permits(turn, held + 1, now + S)
+        return 0
+
+    source.answers["permit"] = bring
+    assert all(endpoint.admit(0, NOW) >= 0 for _ in range(8))
+    asked = len(source.asked)
+    assert -endpoint.admit(0, NOW) & 7 == BUSY
+    assert len(source.asked) == asked  # nobody can have more than there are
+
+
+def test_a_process_that_was_told_that_there_are_none_does_not_ask() -> None:
+    endpoint, lease, source = leasing()
+    lease.full(NOW + S)
+    assert endpoint.wait(0, NOW) == -BUSY
+    assert endpoint.admit(0, NOW) == -BUSY
+    assert source.names == []
+    source.answers["permit"] = -BUSY
+    assert endpoint.admit(0, NOW + S) == -BUSY
+    assert source.names == ["permit"]
+
+
+def test_a_lease_changes_only_at_its_turn() -> None:
+    _, lease, _ = leasing()
+    assert lease.lease_permits(0, 3, NOW + S)
+    assert not lease.lease_permits(0, 5, NOW + S)
+    assert lease.lease_permits(1, 2, NOW + S, alone=True, after=7)
+    assert lease.permits(NOW) == (2, 0, 8, S, True)
+    for many in (-1, 4097):
+        with pytest.raises(ValueError, match="many"):
+            lease.lease_permits(8, many, NOW)
+
+
+@given(turns=st.lists(st.booleans(), max_size=60), leased=st.integers(0, 8))
+def test_permits_are_counted_as_they_are_taken(turns: list[bool], leased: int) -> None:
+    endpoint, lease, source = leasing()
+    source.answers["permit"] = -BUSY
+    lease.lease_permits(0, leased, NOW + S)
+    held: list[int] = []
+    for take in turns:
+        if take:
+            ticket = endpoint.admit(0, NOW)
+            assert (ticket >= 0) == (len(held) < leased)
+            held += [ticket] if ticket >= 0 else []
+        elif held:
+            endpoint.finish(held.pop(0), OK, 0.1, 0, NOW)
+        assert lease.permits(NOW)[1] == len(held)
+
+
+@pytest.mark.parametrize("most", [1, 27, 28, 29, 200, 4096])
+def test_permits_are_counted_in_every_cell(most: int) -> None:
+    endpoint = Endpoint(Segment(1024), "e", max_in_flight=most)
+    lease = Lease(endpoint, Source(), permits=True)
+    lease.lease_permits(0, most, NOW + S)
+    assert [endpoint.admit(0, NOW) >= 0 for _ in range(most)] == [True] * most
+    assert lease.permits(NOW)[1] == most
+
+
+# -------------------------------------------------------------------------------------------------- quotas
+
+
+def test_a_quota_takes_requests_and_tokens_together() -> None:
+    quota = Quota(Segment(64), "k", rpm=60, request_burst=3, tpm=60, token_burst=100)
+    assert quota.pay(60, NOW) == 0
+    answer = quota.pay(60, NOW)
+    assert -answer & 7 == TOKENS
+    assert -answer >> 3 == 20 * S
+    assert [quota.pay(0, NOW) for _ in range(2)] == [0, 0]  # the refused one has cost no request
+    assert -quota.pay(0, NOW) & 7 == REQUESTS
+    assert quota.pay(101, NOW) == -TOO_LARGE
+    quota.settle(-60, NOW)
+    assert quota.pay(100, NOW + S) == 0
+    quota.settle(50, NOW + S)
+    assert -quota.pay(1, NOW + 2 * S) >> 3 == 50 * S
+
+
+def test_two_quotas_of_one_name_are_one() -> None:
+    segment = Segment(64)
+    first, second = (Quota(segment, "k", rpm=6, request_burst=2) for _ in range(2))
+    assert first.pay(5, NOW) == second.pay(5, NOW) == 0
+    assert first.pay(5, NOW) < 0
+
+
+def test_a_quota_that_is_shared_takes_from_the_pool_and_asks_when_that_is_empty() -> None:
+    quota = Quota(Segment(64), "k", **MINUTE)
+    source = Source()
+    lease = Lease(quota, source)
+    lease.marks(1, 10)
+    lease.grant(2, 30, NOW + S, NOW)
+    assert quota.pay(10, NOW) == 0
+    assert source.names == []
+    assert quota.pay(15, NOW) == 0
+    assert source.names == ["low"]
+    source.answers["supply"] = -(5 * S << 3 | REQUESTS)
+    assert quota.pay(5, NOW) == -(5 * S << 3 | REQUESTS)
+    quota.settle(-3, NOW)
+    assert lease.balance(NOW) == (0, 8)
+
+
+@pytest.mark.parametrize("rules", [{"rpm": 10**12}, {"tpm": -(2**70)}, {"rpm": 1.5}])
+def test_a_quota_refuses_what_is_no_limit(rules: Any) -> None:
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        Quota(Segment(64), "k", **rules)
+    with pytest.raises(TypeError):
+        Limited()
+
+
+def test_a_machines_part_of_the_retry_budget() -> None:
+    endpoint, lease, _ = leasing()
+    lease.part(5)
+    allowed = sum(endpoint.withdraw(NOW) for _ in range(30))
+    assert allowed == 2  # ten seconds of one a second, divided by five
+    with pytest.raises(ValueError, match="machines"):
+        lease.part(0)

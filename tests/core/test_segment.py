@@ -275,3 +275,41 @@ def test_clock_is_pythons_monotonic_clock() -> None:
     import time
 
     assert time.monotonic_ns() <= _core.clock() <= time.monotonic_ns()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_of_many_who_only_seem_to_live_each_is_found_in_its_turn() -> None:
+    segment = Segment(256)
+    endpoint = _core.Endpoint(segment, "e", max_in_flight=30)
+    segment.slot()
+    children = []
+    for _ in range(12):
+        pid = os.fork()
+        if pid == 0:
+            endpoint.admit(0)
+            os._exit(0)
+        children.append(pid)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    # Nobody has asked after them: their pids are still there, and one look asks the system about a few only.
+    assert endpoint.in_flight == 12
+    found = [segment.reap() for _ in range(5)]
+    assert sum(found) == 12
+    assert max(found) < 12
+    assert endpoint.in_flight == 0
+    for pid in children:
+        os.waitpid(pid, 0)
+
+
+def test_one_look_buries_a_few_of_many_dead() -> None:
+    segment = Segment(256)
+    endpoint = _core.Endpoint(segment, "e", max_in_flight=60)
+    for _ in range(40):
+        pid = os.fork()
+        if pid == 0:
+            endpoint.admit(0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+    found = [segment.reap() for _ in range(4)]
+    assert sum(found) == 40
+    assert max(found) < 40
+    assert endpoint.in_flight == 0

@@ -19,22 +19,6 @@ DOLLAR = 1_000_000_000
 DAY = [{"name": "day", "limit": 1.0, "window": "day"}]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def redis(running: RedisServer) -> RedisServer:
-    if running.process is None:
-        running.start()
-    with running.connect() as connection:
-        connection.flushall()
-    return running
-
-
 @pytest.fixture
 def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., fastroute.Client]]:
     """Clients as on many machines; their threads stand still, and the tests beat for them."""

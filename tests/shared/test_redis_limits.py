@@ -29,25 +29,6 @@ SLOW = {
 MS = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def redis(running: RedisServer) -> RedisServer:
-    """The server, running and empty."""
-    if running.process is None:
-        running.start()
-    with running.connect() as connection:
-        connection.flushall()
-        connection.config_set("maxmemory", 0)
-        connection.config_set("maxmemory-policy", "noeviction")
-    return running
-
-
 @pytest.fixture
 def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., fastroute.Client]]:
     """Clients as on many machines; their threads stand still, and the tests beat for them."""

@@ -1,0 +1,100 @@
+# ======================================================================================================================
+# Quota: requests and tokens a minute that are not an endpoint's
+# ======================================================================================================================
+#
+# What a caller may use, for one. There is no permit, breaker or latency: a request is paid when it comes, and its tokens
+# are put right when it has ended. Both arrival times stand in one cell. It can be shared with other machines as an
+# endpoint's limits are: `Lease` works on `Limited`, which is what the two have in common.
+
+# Classes --------------------------------------------------------------------------------------------------------------
+
+
+cdef class Limited:
+    """What has limits of requests and tokens a minute: a `Quota` or an `Endpoint`."""
+
+    cdef readonly Segment segment
+    cdef readonly str name
+    cdef EndpointParts parts
+    cdef object source             # shares the limits with other machines, see Lease; None: they are this one's alone
+
+    def __init__(self) -> None:
+        raise TypeError("Limited is made as an Endpoint or a Quota")
+
+
+@cython.final
+cdef class Quota(Limited):
+    """Requests and tokens a minute, paid together or not at all; state shared by name.
+
+    Args:
+        segment: Where the state lives.
+        name: Two quotas of one name in one segment are the same quota.
+        rpm: Requests a minute; negative: no limit, 0: none.
+        request_burst: Most requests at once; 0: a sixth of ``rpm``, at least 1.
+        tpm: Tokens a minute; negative: no limit, 0: none.
+        token_burst: Most tokens at once; 0: a sixth of ``tpm``, at least 1. A larger request is never admitted.
+
+    Thread safety: all methods are lock-free and may be called from any thread and forked process.
+    """
+
+    def __init__(
+        self, Segment segment not None, str name not None, *, rpm=-1, request_burst=0, tpm=-1, token_burst=0
+    ) -> None:
+        if self.segment is not None:
+            raise RuntimeError("a Quota cannot be initialised twice")
+        cdef EndpointParts *e = &self.parts
+        cdef uint64_t *cell
+        set_limit(&e.requests, "rpm", integer(rpm), integer(request_burst))
+        set_limit(&e.tokens, "tpm", integer(tpm), integer(token_burst))
+        cell = segment.claim(segment.name_hash(name), KIND_BUCKET)
+        e.hot = <Hot *>cell        # its tat, the last word, is that of tokens
+        e.cold = <Cold *>cell      # and its tat, the second, that of requests
+        e.max_in_flight = 1        # there are no permits, and nothing asks for one
+        self.name = name
+        self.segment = segment
+
+    def __repr__(self) -> str:
+        return f"<Quota {self.name!r}>"
+
+    def pay(self, tokens=0, now=0) -> int:
+        """Pays one request and ``tokens``, both or neither.
+
+        Returns:
+            0, or negative: minus (wait in ns << 3 | reason) as of `Endpoint.admit`: REQUESTS, TOKENS or TOO_LARGE.
+        """
+        cdef EndpointParts *e = &self.parts
+        cdef int64_t cost = amount("tokens", tokens, 0)
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t wait
+        cdef int attempt
+        if never_fits(e, cost):
+            return refusal(REASON_TOO_LARGE, 0)
+        if self.source is None:
+            wait = bucket_acquire(&e.requests, &e.cold.tat, 1, time)
+            if wait:
+                return refusal(REASON_REQUESTS, wait)
+            wait = bucket_acquire(&e.tokens, &e.hot.tat, cost, time)
+            if wait:
+                bucket_settle(&e.requests, &e.cold.tat, -1, time)
+                return refusal(REASON_TOKENS, wait)
+            return 0
+        for attempt in range(16):
+            wait = pool_take(e, cost, time)
+            if wait == 0:
+                if e.low_requests and pool_low(e, time):
+                    self.source.low()
+                return 0
+            if -wait >> 3:
+                return wait
+            # By what was last heard there is some. Others may be quicker to take what is brought, so more than once.
+            wait = self.source.supply(cost, time)
+            if wait:
+                return wait
+        return refusal(REASON_REQUESTS, 0)
+
+    def settle(self, tokens, now=0) -> None:
+        """Charges more tokens, into debt if need be, or gives back if negative."""
+        cdef int64_t delta = amount("tokens", tokens, -FR_TIME_MAX)
+        if self.source is not None:
+            pool_charge(&self.parts, 0, delta)
+        else:
+            bucket_settle(&self.parts.tokens, &self.parts.hot.tat, delta, moment(now) or fr_clock())

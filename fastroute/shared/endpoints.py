@@ -1,0 +1,167 @@
+"""One endpoint as many machines share it: its limits, calls at once, breaker and blocks.
+
+Owns what is told to the other machines and learned from them. Leasing is `limits.py`'s and `permits.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastroute import _core
+
+from .limits import PATIENCE, SharedLimits, refusal
+from .permits import Permits
+from .scripts import PROBE, PROBED, TELL
+from .server import AwayError, Server
+
+
+class SharedEndpoint(SharedLimits):
+    """The source of an endpoint's `Lease`.
+
+    Args:
+        machine: this machine's name among all.
+        machines: how many machines are at work, as last heard.
+        wake: has `settle` called soon, in a thread of its own.
+
+    Attributes:
+        permits: its calls at once.
+
+    Thread safety: all methods.
+    """
+
+    def __init__(
+        self,
+        core: _core.Endpoint,
+        server: Server,
+        machine: str,
+        machines: Callable[[], int],
+        wake: Callable[[], None],
+        probe_lease_s: float,
+    ) -> None:
+        self._core = core
+        self._machine = machine
+        self._probe_lease_s = probe_lease_s
+        self._left = (-1, -1)
+        self._heard: dict[str, str] = {}
+        super().__init__(core, "limit", server, machines, wake, permits=True)
+        self.permits = Permits(core, self.lease, server, machine, machines)
+
+    # ------------------------------------------------------------------------ what the core asks for
+
+    def permit(self, now: int) -> int:
+        """Leases a permit; 0, or a refusal."""
+        locked = self._asking.acquire(timeout=PATIENCE)
+        try:
+            return 0 if self.permits.supply() else refusal(_core.BUSY, 0)
+        finally:
+            if locked:
+                self._asking.release()
+
+    def reserve(self, tokens: int, max_wait: int, now: int) -> int:
+        """Pays one request and ``tokens`` in the shared limit, to be used after a wait."""
+        interval_r, burst_r, interval_t, burst_t = self.lease.limits()
+        if (interval_r >= 0 and burst_r < 1) or (interval_t >= 0 and tokens > burst_t):
+            return refusal(_core.TOO_LARGE, 0)
+        try:
+            granted, _, wait_r, _, _, wait_t, _ = self._ask(max_wait, (0, -1, 1, 1), (0, -1, tokens, tokens))
+        except AwayError:
+            return self.lease.share_ahead(tokens, self._machines(), max_wait)
+        if granted:
+            return max(wait_r, wait_t)
+        if wait_r > max_wait:
+            return refusal(_core.REQUESTS, wait_r)
+        return refusal(_core.TOKENS, wait_t)
+
+    def unreserve(self, tokens: int, now: int) -> None:
+        """Gives back what `reserve` paid."""
+        try:
+            self._ask(0, (-1, -1, 0, 0), (-tokens, -1, 0, 0))
+        except AwayError:
+            pass  # what was reserved there passes with its time
+
+    def probe(self, now: int) -> int:
+        """0: this machine may send the probe; or the ns until it is worth asking again."""
+        lease = int(self._probe_lease_s * 1000)
+        try:
+            left = self._server.run(PROBE, [self._server.key("probe", self.name)], self._machine, lease)
+            return int(left) * 1_000_000
+        except (AwayError, ValueError):
+            return 0
+
+    def judged(self, flags: int) -> None:
+        self._told["probed"] = True
+        if flags:
+            self._told["breaker"] = True
+        self._wake()
+
+    def tightened(self, requests: int, tokens: int) -> None:
+        self._left = (requests, tokens)
+        self._told["limits"] = True
+        self._wake()
+
+    def blocked(self) -> None:
+        self._told["block"] = True
+        self._wake()
+
+    # -------------------------------------------------------------------------- in a thread of its own
+
+    def settle(self) -> None:
+        """Tells what is to be told and fills the pool up if it was found low.
+
+        Raises:
+            AwayError: Redis is away; what was to be told is forgotten, but for the breaker and blocks.
+        """
+        super().settle()
+        told = self._told
+        if told.pop("probed", False):
+            self._server.run(PROBED, [self._server.key("probe", self.name)], self._machine)
+        if told.pop("limits", False):
+            requests, tokens = self._left
+            self._ask(0, (0, requests, 0, 0), (0, tokens, 0, 0))
+        for kind, tell in (("breaker", self._tell_breaker), ("block", self._tell_block)):
+            if told.pop(kind, False):
+                try:
+                    tell()
+                except AwayError:
+                    told[kind] = True
+                    raise
+
+    def learn(self, field: str, value: str, server_ms: int, first: bool) -> None:
+        """Takes over what another machine has told, unless it is known already."""
+        if self._heard.get(field) == value:
+            return
+        self._heard[field] = value
+        try:
+            word, until, code, _ = value.split(" ")
+            left = (int(until) - server_ms) * 1_000_000
+            if field.startswith("breaker") and word == "open" and left > 0:
+                self.lease.open(_core.clock() + left)
+            elif field.startswith("breaker") and word == "closed" and not first:
+                self.lease.close()
+            elif field.startswith("block") and word == "blocked" and left > 0:
+                self._block(_core.clock() + left, int(code))
+        except (ValueError, OverflowError):
+            return  # written by somebody else
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _block(self, until: int, reason: int) -> None:
+        self._core.block(until, reason)
+        self._told.pop("block", None)  # it came from there
+
+    def _tell_breaker(self) -> None:
+        left = self._core.reopens_in()
+        if left:
+            self._tell("breaker", "open", left, 0)
+        elif self._core.state() == _core.CLOSED:
+            self._tell("breaker", "closed", 0, 0)
+
+    def _tell_block(self) -> None:
+        left, reason = self._core.blocked()
+        self._tell("block", "blocked", left, reason)
+
+    def _tell(self, kind: str, word: str, left_ns: int, code: int) -> None:
+        server = self._server
+        keys = [server.key("news"), server.key("version")]
+        change = server.request_id()
+        server.run(TELL, keys, change, f"{kind}:{self.name}", word, left_ns // 1_000_000, code)
