@@ -59,6 +59,7 @@ class SharedLimits:
         self._wake = wake
         self._told: dict[str, bool] = {}  # what is to be told or done soon
         self._balance = (-1, -1)  # at the last beat
+        self._refused_until = 0  # ns: as was heard, calls are refused here that long
         self.lease = _core.Lease(core, self, permits=permits)
         interval_r, burst_r, interval_t, burst_t = self.lease.limits()
         self._chunk = (_chunk(interval_r, burst_r), _chunk(interval_t, burst_t))
@@ -105,7 +106,7 @@ class SharedLimits:
                 self._asking.release()
 
     def give_back(self, everything: bool = False) -> None:
-        """Gives back what nobody took since the last time, or all of it.
+        """Gives back what nobody took since the last time, or all of it; hears what others have given back.
 
         Raises:
             AwayError: Redis is away; the lease passes with its time.
@@ -119,6 +120,8 @@ class SharedLimits:
         if requests or tokens or debt_r or debt_t:
             self._ask(0, (-requests - debt_r, -1, 0, 0), (-tokens - debt_t, -1, 0, 0))
             self.lease.grant(-debt_r, -debt_t, _core.clock() + LEASE_NS)
+        elif _core.clock() < self._refused_until:
+            self._ask(0, (0, -1, 0, 0), (0, -1, 0, 0))  # others may have given back what is waited for here
 
     # ------------------------------------------------------------------------------------------ inside
 
@@ -143,6 +146,7 @@ class SharedLimits:
         lease.grant(got_r + debt_r, got_t + debt_t, _core.clock() + LEASE_NS)
         if granted:
             return 0
+        self._refused_until = _core.clock() + max(wait_r, wait_t)
         return refusal(_core.REQUESTS, wait_r) if wait_r else refusal(_core.TOKENS, wait_t)
 
     def _top_up(self, now: int) -> None:

@@ -94,7 +94,7 @@ class Permits:
             leased, held, _, left, alone = self._lease.permits()
             if leased > held:
                 return True
-            if alone and left and self._server.away_for:
+            if alone and left and self._server.resting:
                 break
             try:
                 question = self._question(1)

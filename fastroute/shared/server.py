@@ -132,6 +132,11 @@ class Server:
         """Unlike any other, in any process."""
         return f"{self._name}-{next(self._count)}"
 
+    @property
+    def resting(self) -> bool:
+        """Whether it was found away so lately that nobody asks it."""
+        return self._breaker.reopens_in() > 0
+
     def run(self, script: str, keys: Sequence[str], *words: object) -> Any:
         """The script's answer.
 
