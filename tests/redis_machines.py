@@ -25,7 +25,7 @@ class Machines:
         self.clients: list[fastroute.Client] = []
 
     def client(self, **tables: Any) -> fastroute.Client:
-        self.clients.append(fastroute.Client(self._redis.config(**tables)))
+        self.clients.append(fastroute.Client(self._redis.config(**{"timeout": 5.0, **tables})))
         return self.clients[-1]
 
     def core(self, **tables: Any) -> _core.Endpoint:

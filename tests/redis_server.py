@@ -77,12 +77,21 @@ class RedisServer:
         return need("redis").Redis(unix_socket_path=self.socket, decode_responses=True)
 
     def config(
-        self, base_url: str = "http://127.0.0.1:9/v1", *, local: str = "memory", **tables: Any
+        self,
+        base_url: str = "http://127.0.0.1:9/v1",
+        *,
+        local: str = "memory",
+        timeout: float = 0.25,
+        **tables: Any,
     ) -> dict[str, Any]:
-        """A client's configuration with one endpoint ``a/m``; ``limits`` are the provider's."""
+        """A client's configuration with one endpoint ``a/m``; ``limits`` are the provider's.
+
+        Args:
+            timeout: seconds; on a machine with much else to do a quarter of a second may pass before an answer.
+        """
         limits = tables.pop("limits", {})
         found: dict[str, Any] = {
-            "fastroute": {"ledger": "", "state": f"unix://{self.socket}?local={local}"},
+            "fastroute": {"ledger": "", "state": f"unix://{self.socket}?local={local}&timeout={timeout}"},
             "cache": {"enabled": False},
             "providers": {"a": {"base_url": base_url, **limits}},
             "endpoints": [{"provider": "a", "model": "m"}],

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastroute._core import (
@@ -352,6 +352,7 @@ def test_a_lease_changes_only_at_its_turn() -> None:
             lease.lease_permits(8, many, NOW)
 
 
+@settings(deadline=None)
 @given(turns=st.lists(st.booleans(), max_size=60), leased=st.integers(0, 8))
 def test_permits_are_counted_as_they_are_taken(turns: list[bool], leased: int) -> None:
     endpoint, lease, source = leasing()

@@ -38,7 +38,7 @@ def serve(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             found = []
             for name in ("a", "b"):
                 (tmp_path / name).mkdir()
-                state = {"state": f"unix://{redis.socket}?local=memory"}
+                state = {"state": f"unix://{redis.socket}?local=memory&timeout=5"}
                 app = create_app(
                     configuration(provider.base_url, tmp_path / name, fastroute=state), keys=keys.path
                 )
@@ -81,7 +81,7 @@ def test_a_callers_tokens_are_counted_on_all_machines_together_and_put_right(ser
 def test_the_usual_call_of_a_caller_asks_nobody(redis: RedisServer) -> None:
     import fastroute
 
-    with fastroute.Client(redis.config()) as client, redis.connect() as connection:
+    with fastroute.Client(redis.config(timeout=5.0)) as client, redis.connect() as connection:
         limits = Limits(client._router.snapshot.state.segment, client._router.shared)
         caller = Caller("web", rpm=60_000, tpm=60_000_000)
         limits.admit(caller, 100)
@@ -120,7 +120,7 @@ def test_a_callers_budget_is_spent_on_all_machines_together(serve: Serve) -> Non
 def test_a_limit_that_is_changed_holds_at_once(redis: RedisServer) -> None:
     import fastroute
 
-    with fastroute.Client(redis.config()) as client:
+    with fastroute.Client(redis.config(timeout=5.0)) as client:
         limits = Limits(client._router.snapshot.state.segment, client._router.shared)
         for rpm in (60, 0):
             let_in = 0
@@ -136,7 +136,7 @@ def test_a_limit_that_is_changed_holds_at_once(redis: RedisServer) -> None:
 def test_callers_take_nothing_of_the_endpoints(redis: RedisServer) -> None:
     import fastroute
 
-    with fastroute.Client(redis.config(limits={"rpm": 6, "burst": 20})) as client:
+    with fastroute.Client(redis.config(timeout=5.0, limits={"rpm": 6, "burst": 20})) as client:
         limits = Limits(client._router.snapshot.state.segment, client._router.shared)
         for _ in range(10):
             limits.admit(Caller("a/m", rpm=600), 0)

@@ -65,7 +65,7 @@ def until(true: Callable[[], Any]) -> None:
 
 
 def test_processes_on_many_machines_are_granted_the_limit_and_no_more(redis: RedisServer) -> None:
-    machines = [Elsewhere(redis.config(limits=SLOW)) for _ in range(3)]
+    machines = [Elsewhere(redis.config(timeout=5.0, limits=SLOW)) for _ in range(3)]
     for machine in machines:
         machine.tell("admit", 1000)
     granted = [machine.answer() for machine in machines]

@@ -33,7 +33,7 @@ def end(core: _core.Endpoint, tickets: list[int]) -> None:
 
 
 def test_processes_on_many_machines_hold_the_limit_and_no_more(redis: RedisServer) -> None:
-    machines = [Elsewhere(redis.config(limits={"max_in_flight": 90})) for _ in range(3)]
+    machines = [Elsewhere(redis.config(timeout=5.0, limits={"max_in_flight": 90})) for _ in range(3)]
     for machine in machines:
         machine.tell("hold", 100)
     held = [machine.answer() for machine in machines]
@@ -119,7 +119,7 @@ def test_a_refused_machine_does_not_ask_at_every_call(machines: Machines, redis:
 
 
 def test_a_killed_machine_loses_its_permits_with_its_lease(machines: Machines, redis: RedisServer) -> None:
-    elsewhere = Elsewhere(redis.config(limits={"max_in_flight": 20}))
+    elsewhere = Elsewhere(redis.config(timeout=5.0, limits={"max_in_flight": 20}))
     assert elsewhere.ask("hold", 20) == 20
     core = machines.core(limits={"max_in_flight": 20})
     assert calls(core, 1) == []
@@ -277,7 +277,7 @@ def test_a_lowered_limit_is_kept_by_what_is_under_way(machines: Machines, redis:
 def test_calls_of_two_machines_are_never_more_at_once_upstream(redis: RedisServer) -> None:
     with ExitStack() as stack:
         provider = stack.enter_context(Provider(latency=0.02))
-        tables = redis.config(provider.base_url, limits={"max_in_flight": 4})
+        tables = redis.config(provider.base_url, timeout=5.0, limits={"max_in_flight": 4})
         clients = [stack.enter_context(fastroute.Client(tables)) for _ in range(2)]
         futures = [
             client.submit(model="m", messages=[{"role": "user", "content": str(number)}])
