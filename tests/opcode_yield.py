@@ -4,7 +4,8 @@ Python code that only by luck is never interrupted between a check and its act l
 every thread may lose the lock after any bytecode of the chosen files, by a seeded draw, so that a race of few
 bytecodes shows within a test's few calls. Code in C runs as it is: its steps are not bytecodes.
 
-It owns no threads: it runs the callables it is given, each in one, all started together.
+It owns no threads: it runs the callables it is given, each in one, all started together. Threads that they
+start are interrupted like them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def run_yielding(
     errors: list[BaseException] = []
     together = threading.Barrier(len(calls))
 
-    def body(i: int, call: Callable[[], T]) -> None:
+    def tracer(i: int) -> Callable[[FrameType, str, Any], Any]:
         draw = random.Random(seed * 1_000_003 + i).random
 
         def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -55,8 +56,11 @@ def run_yielding(
                 time.sleep(0)  # lets the lock go; whoever waits for it runs on
             return trace
 
+        return trace
+
+    def body(i: int, call: Callable[[], T]) -> None:
         together.wait()
-        sys.settrace(trace)
+        sys.settrace(tracer(i))
         try:
             results[i] = call()
         except BaseException as error:
@@ -67,12 +71,14 @@ def run_yielding(
     threads = [threading.Thread(target=body, args=item) for item in enumerate(calls)]
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
+    threading.settrace(tracer(len(calls)))
     try:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     finally:
+        threading.settrace(None)  # type: ignore[arg-type]
         sys.setswitchinterval(before)
     if errors:
         raise errors[0]

@@ -1,0 +1,391 @@
+"""What threads share, with another thread let in after any bytecode: nothing lost, nothing over or held.
+
+The schedules are drawn with a seed; each test runs a few of them. Its claims are exact, and it fails when a
+lock of the code under test is left out, or a step of it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import Loopback
+from opcode_yield import run_yielding
+
+import fastroute
+from fastroute import _core, errors, events
+from fastroute.budget import Allowance, Budgets
+from fastroute.cache import Cache
+from fastroute.config import BudgetConfig
+from fastroute.ledger import Ledger, journal, writer
+from fastroute.line import Line, Place
+from fastroute.testing import Fault
+from fastroute.types import Attempt, Choice, Completion, Message, Usage
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="tracing in 3.10 writes old closure values back"
+)
+SEEDS = pytest.mark.parametrize("seed", range(3))
+LONG = 10.0
+WAY = ("/dispatch.py", "/line.py", "/attempt.py", "/sending.py", "/router.py")
+
+
+def held(client: fastroute.Client) -> dict[str, int]:
+    """What calls that have ended may not have kept."""
+    stats = client.stats()
+    router = client._router
+    snapshot = router.snapshot
+    gate = snapshot.state.gate
+    found = {
+        "in flight": sum(at["in_flight"] for at in stats["endpoints"].values()),
+        "at the gate": 0 if gate is None else gate.in_flight,
+        "waiting": router.line.waiting,
+        "lines": len(router.line._lines),
+        "times": len(router.line._times),
+        "money": sum(status.reserved_nano or 0 for status in snapshot.budgets.snapshot()),
+        "flights": 0 if snapshot.cache is None else len(snapshot.cache._flights),
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+class Crowd:
+    """An answer that notes how many ask for it at once.
+
+    Attributes:
+        most: so many at once so far.
+    """
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._inside = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, question: Any) -> str:
+        with self._lock:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+        time.sleep(0.001)  # whoever should not be let in has the time to come
+        with self._lock:
+            self._inside -= 1
+        return "done"
+
+
+# ------------------------------------------------------------------------------------------------- the line
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks again by itself: who was not woken waits until the test fails."""
+    monkeypatch.setattr("fastroute.line._POLL", LONG)
+
+    def sleep(place: Place, seconds: float) -> None:
+        assert place._turn.wait(LONG / 2), "a permit came back and nobody was told"
+        place._turn.clear()
+
+    monkeypatch.setattr(Place, "sleep", sleep)
+
+
+@SEEDS
+def test_every_permit_that_comes_back_is_told_to_one_who_waits(seed: int, patient: None) -> None:
+    core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=2)
+    line = Line()
+    counting = threading.Lock()
+    under, most = 0, 0
+
+    def call(rank: int) -> int:
+        nonlocal under, most
+        for turn in range(6):
+            if turn % 2:  # waits, and goes away when its turn has come
+                place = line.enter(rank)
+                if core.wait():
+                    line.wait(place, ["a"], core, LONG)
+                line.leave(place)
+            place = line.enter(rank)
+            try:
+                while line.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
+                    line.wait(place, ["a"], core, LONG)
+            finally:
+                line.leave(place)
+            with counting:
+                under += 1
+                most = max(most, under)
+            with counting:
+                under -= 1
+            core.finish(ticket, _core.OK)
+            line.freed("a")
+        return 6
+
+    calls = [lambda rank=rank % 3: call(rank) for rank in range(6)]
+    done = run_yielding(calls, ["/line.py", __file__], seed=seed)
+    assert sum(done) == 36
+    assert core.snapshot()["succeeded"] == 36
+    assert most <= 2
+    assert (line.waiting, line._lines, core.in_flight) == (0, {}, 0)
+
+
+@SEEDS
+def test_times_are_reserved_once_and_given_back_by_who_goes_away(seed: int) -> None:
+    """Of six that pay for their time, those of the lowest class are interrupted; the others all go in."""
+    core = _core.Endpoint(_core.Segment(64), "a", rpm=1200, request_burst=1, max_in_flight=100)
+    line = Line()
+    assert core.admit() >= 0
+    began = _core.clock()
+
+    class Gone(BaseException):
+        pass
+
+    def call(rank: int) -> int:
+        place = line.enter(rank)
+        try:
+            if rank == 2:
+                place.sleep = leave  # type: ignore[method-assign]
+            return line.sleep(place, "a", core, 0, LONG)
+        except Gone:
+            return -1
+        finally:
+            line.leave(place)
+
+    def leave(seconds: float) -> None:
+        raise Gone
+
+    class Slotted(Place):  # with room for a sleep of its own
+        pass
+
+    original, line.enter = line.enter, lambda rank: Slotted(original(rank).key)  # type: ignore[method-assign]
+    calls = [lambda rank=rank % 3: call(rank) for rank in range(6)]
+    answers = run_yielding(calls, ["/line.py"], seed=seed)
+    granted = sum(answer >= 0 for answer in answers)
+    assert all(answer >= 0 for answer, rank in zip(answers, [0, 1, 2] * 2, strict=True) if rank != 2)
+    assert (line.waiting, line._lines, line._times) == (0, {}, {})
+    # Of those who went away nothing is paid any more, so the next time is not put off by them.
+    now = _core.clock()
+    wait = -core.wait(0, now) >> 3
+    assert wait == 0 or now + wait <= began + (1 + granted) * 50_000_000
+    assert core.in_flight == 1 + granted
+
+
+# ------------------------------------------------------------------------------------------ the way of a call
+
+
+@SEEDS
+def test_calls_that_wait_for_permits_times_and_the_gate(
+    seed: int, start: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastroute.line._POLL", 0.2)
+    crowd = Crowd()
+    loop = start(
+        2,
+        answer=crowd,
+        providers={"a": {"max_in_flight": 1}, "b": {"max_in_flight": 2, "rpm": 1200, "burst": 1}},
+        policy={"max_in_flight": 2},
+        budgets=[{"name": "all", "limit": 1000.0, "window": "total"}],
+    )
+    loop.ask()
+
+    def call(number: int) -> int:
+        route = {"priority": ("high", "normal", "low")[number % 3]}
+        return sum(bool(loop.ask(f"{number} {turn}", route=route).choices) for turn in range(2))
+
+    calls = [lambda number=number: call(number) for number in range(6)]
+    assert run_yielding(calls, WAY, seed=seed, share=0.1) == [2] * 6
+    assert crowd.most <= 2
+    assert len(loop.attempts) == 13
+    assert sum(loop.endpoint(name)["succeeded"] for name in "ab") == 13
+    assert held(loop.client) == {}
+
+
+@pytest.mark.parametrize("end", ["success", "callers own fault", "not encodable", "over budget"])
+def test_one_probe_at_a_time_and_its_lease_comes_back_however_it_ends(
+    end: str, start: Callable[..., Loopback]
+) -> None:
+    crowd = Crowd()
+    breaker = {
+        "failures": 1,
+        "open": 0.02,
+        "max_open": 0.02,
+        "probes_to_close": 5,
+        "probe_lease": 300.0,
+        "ramp": 0,
+    }
+    tables: dict[str, Any] = {"policy": {"breaker": breaker, "max_attempts": 1, "queue_timeout": 0.001}}
+    if end == "over budget":
+        tables["budgets"] = [{"name": "small", "limit": 0.000001, "window": "total"}]
+    loop = start(1, answer=crowd, **tables)
+    core = loop.client._router.snapshot.state.endpoints[0].core
+    core.finish(core.admit(), _core.FAILURE)
+    while core.reopens_in():
+        pass
+    params: dict[str, Any] = {}
+    if end == "callers own fault":
+        loop.provider().script(Fault.status(422), repeat=True)
+    elif end == "not encodable":
+        params["metadata"] = {1, 2}
+
+    def call() -> str:
+        try:
+            loop.ask(**params)
+        except errors.Error as error:
+            return type(error).__name__
+        return "ok"
+
+    found = Counter(run_yielding([call] * 6, WAY, seed=1, share=0.1))
+    expected = {
+        "success": {"ok", "NoEndpointError"},
+        "callers own fault": {"UnprocessableEntityError", "NoEndpointError"},
+        "not encodable": {"BadRequestError", "NoEndpointError"},
+        "over budget": {"BudgetExceeded", "NoEndpointError"},
+    }[end]
+    assert set(found) <= expected
+    assert set(found) != {"NoEndpointError"}
+    assert crowd.most == (end in ("success", "callers own fault"))
+    assert held(loop.client) == {}
+    assert loop.endpoint()["state"] in ("half-open", "closed")
+    ticket = core.admit()
+    assert ticket >= 0  # nobody keeps the lease
+    core.undo(ticket, 0)
+    loop.check()
+
+
+# ---------------------------------------------------------------------------------------------------- money
+
+MONEY = ("/budget/__init__.py", "/scopes.py", "/allowance.py")
+
+
+@SEEDS
+def test_a_budget_for_ten_lets_ten_in(seed: int) -> None:
+    config = BudgetConfig("all", limit=10e-9, window="total", alerts=(0.5, 1.0))
+    asked: list[Any] = []
+    alerts: list[Any] = []
+    hooks = events.Hooks()
+    hooks.add(alerts.append, events.BudgetAlert)
+
+    def spent(start: Any, tags: Any) -> int:
+        asked.append(start)
+        return 0
+
+    budgets = Budgets([config], _core.Segment(256), spent, hooks)
+
+    def call() -> int:
+        granted = 0
+        for turn in range(3):
+            try:
+                reservation = budgets.reserve(1, {}, 60.0)
+            except errors.BudgetExceeded:
+                continue
+            reservation.sent()
+            if turn == 0:
+                reservation.release()  # nothing was charged: another may have it
+            else:
+                reservation.settle(1)
+                granted += 1
+        return granted
+
+    assert sum(run_yielding([call] * 8, MONEY, seed=seed)) <= 10
+    while True:  # what was held at the moment of a refusal is free by now
+        try:
+            budgets.reserve(1, {}, 60.0).settle(1)
+        except errors.BudgetExceeded:
+            break
+    (status,) = budgets.snapshot()
+    assert (status.spent_nano, status.reserved_nano) == (10, 0)
+    assert asked == [asked[0]]  # the ledger is read once for a window
+    assert [alert.share for alert in alerts] == [0.5, 1.0]
+
+
+@SEEDS
+def test_an_allowance_for_ten_lets_ten_in(seed: int) -> None:
+    allowance = Allowance(10)
+
+    def call() -> int:
+        granted = 0
+        for _ in range(6):
+            try:
+                held = allowance.reserve(2)
+            except errors.BudgetExceeded:
+                continue
+            allowance.settle(held, 1)
+            granted += 1
+        return granted
+
+    granted = sum(run_yielding([call] * 4, MONEY, seed=seed))
+    assert granted == allowance._committed == 9  # the tenth could have cost two
+
+
+# ---------------------------------------------------------------------------------------------------- cache
+
+
+def completion(text: str) -> Completion:
+    raw = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
+    return Completion("id", 1, "m", (Choice(0, Message("assistant", text), "stop"),), Usage(1, 1), None, raw)
+
+
+@SEEDS
+@pytest.mark.parametrize("failures", [0, 1])
+def test_equal_questions_are_asked_once_or_once_again_after_a_failure(seed: int, failures: int) -> None:
+    cache = Cache()
+    lock = threading.Lock()
+    asked = dict.fromkeys((b"one", b"two"), 0)
+
+    def make(key: bytes) -> Completion:
+        with lock:
+            asked[key] += 1
+            number = asked[key]
+        if number <= failures:
+            raise errors.APIConnectionError("gone")
+        return completion(key.decode())
+
+    def call(key: bytes) -> str | None:
+        try:
+            made, _ = cache.through(key, lambda: make(key), time.monotonic() + LONG)
+        except errors.APIConnectionError:
+            return "failed"
+        return made.choices[0].message.content
+
+    calls = [lambda key=key: call(key) for key in (b"one", b"two") * 4]
+    found = Counter(run_yielding(calls, ["/cache.py"], seed=seed))
+    assert asked == dict.fromkeys(asked, 1 + failures)
+    assert found["failed"] == 2 * failures
+    assert found["one"] == found["two"] == 4 - failures
+    assert cache._flights == {}
+    stats = cache.stats()
+    assert stats["misses"] == 2 * (1 + failures)
+    assert stats["hits"] + stats["joined"] == 8 - stats["misses"]
+
+
+# --------------------------------------------------------------------------------------------------- ledger
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything changes hands all the time: segments, batches, a queue that is soon full."""
+    monkeypatch.setattr(writer, "SEGMENT_BYTES", 600)
+    monkeypatch.setattr(writer, "BATCH_ROWS", 3)
+    monkeypatch.setattr(writer, "BATCH_SECONDS", 0.001)
+    monkeypatch.setattr(writer, "QUEUE_LIMIT", 4)
+
+
+@SEEDS
+def test_every_entry_reaches_the_database_once(seed: int, small: None, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+
+    def call(number: int) -> int:
+        for turn in range(8):
+            ledger.append(Attempt(f"{number} {turn}", "call", 1e9, "p/m", "p", "m", cost_nano=1))
+            if turn % 4 == 3:
+                ledger.flush(LONG)
+        return 8
+
+    calls = [lambda number=number: call(number) for number in range(4)]
+    assert sum(run_yielding(calls, ["/journal.py", "/writer.py"], seed=seed)) == 32
+    ids = [row.id for row in ledger.entries(None)]
+    assert len(ids) == len(set(ids)) == 32
+    ledger.close()
+    assert ledger.health.lost == 0
+    assert [name for name in os.listdir(ledger._journal.directory) if name.endswith(journal.SUFFIX)] == []
