@@ -125,7 +125,7 @@ class Planner:
         shape = params.get("response_format")
         if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
-        if not self._drop_sampling and _sets_sampling(params):
+        if params and not self._drop_sampling and _sets_sampling(params):
             needs |= sampling_bit(params)
         judged = scan
         if at is None and self._opinions.wanted and self._chosen_by_class(request):
@@ -416,7 +416,10 @@ _ENDLESS = 1 << 62  # tokens
 
 def _sets_sampling(params: Mapping[str, Any]) -> bool:
     """Whether a request sets how tokens are drawn to anything but what every model does anyway."""
-    return any(params.get(name) not in (None, usual) for name, usual in SAMPLING_PARAMETERS.items())
+    for name, usual in SAMPLING_PARAMETERS.items():
+        if name in params and params[name] not in (None, usual):
+            return True
+    return False
 
 
 def _json_tokens(value: Any) -> int:

@@ -185,9 +185,9 @@ class Wire:
         Those that come this far say what leaving them out says, or are to be dropped: some refuse even that.
         """
         params = request.params
-        if not any(name in params for name in SAMPLING_PARAMETERS):
-            return request
         if self.endpoint.model.capabilities & sampling_bit(params):
+            return request
+        if not any(name in params for name in SAMPLING_PARAMETERS):
             return request
         kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
         return evolve(request, params=kept)

@@ -230,6 +230,17 @@ def test_it_sees_the_parameters_and_the_callers_context() -> None:
     assert seen == [(ASKED, {"temperature": 0}, "tonight")]
 
 
+def test_failures_are_a_metric_of_the_gateway() -> None:
+    from fastroute.gateway.stats import prometheus
+
+    with Asked(raises) as asked:
+        assert b"classifier_failures_total{" not in prometheus(asked.client)
+        asked.plan()
+        asked.plan()
+        text = prometheus(asked.client)
+    assert b'\nfastroute_classifier_failures_total{kind="raised"} 2\n' in text
+
+
 def test_a_call_whose_classifier_fails_is_answered() -> None:
     with (
         Provider(models=["small", "usual", "large"]) as provider,

@@ -237,8 +237,10 @@ _SERIES: tuple[tuple[str, str, str], ...] = (
 
 
 def prometheus(client: Client) -> bytes:
-    """Prometheus' text form: every endpoint's counts, breaker and limits; nothing of callers or money."""
-    endpoints = client.stats()["endpoints"]
+    """Prometheus' text form: every endpoint's counts, breaker and limits, and failures of the classifier;
+    nothing of callers or money."""
+    live = client.stats()
+    endpoints = live["endpoints"]
     lines = []
     for key, name, kind in _SERIES:
         lines.append(f"# TYPE fastroute_{name} {kind}")
@@ -251,6 +253,11 @@ def prometheus(client: Client) -> bytes:
     lines += [
         f"fastroute_breaker_state{_labels(endpoint, figures)} {_STATES[figures['state']]}"
         for endpoint, figures in endpoints.items()
+    ]
+    lines.append("# TYPE fastroute_classifier_failures_total counter")
+    lines += [
+        f'fastroute_classifier_failures_total{{kind="{kind}"}} {count}'
+        for kind, count in live["classifier"]["failed"].items()
     ]
     return ("\n".join(lines) + "\n").encode()
 
