@@ -314,9 +314,20 @@ class Lease:
     def close(self, now: int = 0) -> bool: ...
 
 @final
+class Calibration:
+    def __init__(self) -> None: ...
+    @property
+    def ratio(self) -> float: ...
+    def apply(self, estimate: int) -> int: ...
+    def learn(self, estimate: float, real: float) -> None: ...
+
+@final
 class Ranked:
     first: int
+    chosen: int
+    tokens: int
     def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
+    def take(self) -> int: ...
     @property
     def order(self) -> tuple[int, ...]: ...
     @property
@@ -344,10 +355,22 @@ class Ranking:
         output_prices: Sequence[int],
         qualities: Sequence[float],
         latencies: Sequence[float],
+        calibrations: Sequence[Calibration] | None = None,
     ) -> None: ...
     def __len__(self) -> int: ...
     @property
     def endpoints(self) -> tuple[Endpoint, ...]: ...
+    def choice(
+        self,
+        strategy: int,
+        max_price: int = -1,
+        price_ceiling: int = -1,
+        quality_floor: float = 0.0,
+        max_latency: float = 0.0,
+        by_value: bool = False,
+        limit: int = 0,
+        decay: bool = True,
+    ) -> Choice: ...
     def rank(
         self,
         strategy: int,
@@ -365,6 +388,18 @@ class Ranking:
         now: int = 0,
     ) -> Ranked: ...
     def pick(self, strategy: int, seed: int = 0, decay: bool = False, now: int = 0) -> int: ...
+
+@final
+class Choice:
+    def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
+    @property
+    def ranking(self) -> Ranking: ...
+    def rank(
+        self, tokens_in: int = 0, tokens_out: int = 0, capabilities: int = 0, seed: int = 0, now: int = 0
+    ) -> Ranked: ...
+    def admit(
+        self, tokens_in: int = 0, tokens_out: int = 0, capabilities: int = 0, seed: int = 0, now: int = 0
+    ) -> Ranked: ...
 
 # --- 6. Scan ---------------------------------------------------------------------------------------------
 

@@ -17,8 +17,9 @@ from cpython.exc cimport PyErr_Occurred
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.errno cimport errno
-from libc.math cimport log
+from libc.math cimport ceil, log
 from libc.stdint cimport UINT32_MAX
+from libc.string cimport memset
 
 include "core/segment.pxi"
 include "core/bucket.pxi"
@@ -29,6 +30,7 @@ include "core/quota.pxi"
 include "core/endpoint.pxi"
 include "core/judging.pxi"
 include "core/ranking.pxi"
+include "core/choosing.pxi"
 include "core/money.pxi"
 include "core/pool.pxi"
 include "core/scan.pxi"

@@ -177,7 +177,7 @@ class Client:
         """
         snapshot = self._here.snapshot
         request = self._request(snapshot.config, messages, model, bool(stream), route, params)
-        return snapshot.planner.plan(request)
+        return snapshot.planner.plan(request).rank()
 
     @overload
     def probe(

@@ -351,6 +351,15 @@ class Dispatcher:
                 for endpoint, tier in itertools.islice(untried, 1)
             ]
             return None
+        if not plan.ranked and not call.attempts and not self._line.waiting:
+            # Nobody waits before it, so the core may rank and let it in at one go. Until it is taken the
+            # ticket is the plan's, which gives it back should an interrupt come in between.
+            entered = plan.admit()
+            if entered is not None:
+                endpoint, ranked = entered
+                call.tier = plan.tier
+                call.held = Grant(endpoint, ranked.take(), ranked.tokens, gate)
+                return call.held
         for endpoint, tier in untried:
             answer = self._ask(call, progress, endpoint, gate)
             if answer >= 0 and call.held is not None:

@@ -2,11 +2,12 @@
 
 Owns the plan as a value: walking through it, explaining it, and the error that says why nobody can serve. How
 it is made is `planner.py`; carrying it out is `dispatch.py`. A plan may be made and thrown away: nothing was
-sent, admitted or counted for it.
+sent or counted for it, and only `Plan.admit` lets a request in.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,12 @@ from .catalog import JSON_SCHEMA, SAMPLING, SAMPLING_WITHOUT_REASONING, STREAMIN
 from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
 from .retry import BlockReason
 from .state import STATE_NAMES, Endpoint
-from .tokens import Calibration
 from .types import NANO, Classification, Request
 
 if TYPE_CHECKING:
     from .planner import Planner
 
+ENDLESS = 1 << 62  # tokens
 _CAPABILITIES = {
     STREAMING: "streaming",
     TOOLS: "tools",
@@ -56,28 +57,28 @@ class Stage:
     Attributes:
         reason: where the stage comes from, for people.
         tier: the tier's name, if it is one.
+        choice: chooses among them by the configuration's wishes.
         by_value: models by price / (quality × speed); otherwise in the order given.
         base_tokens: prompts of up to so many tokens have their usual price at every endpoint.
-        longer: the ranking by the prices of a longer prompt, of so many tokens.
+        longer: the choice by the prices of a longer prompt, of so many tokens.
         alone: nobody else is asked, whatever becomes of it.
     """
 
     reason: str
     tier: str | None
     endpoints: tuple[Endpoint, ...]
-    ranking: _core.Ranking
+    choice: _core.Choice
     by_value: bool
-    calibrations: tuple[Calibration, ...]
     base_tokens: int
-    longer: Callable[[int], _core.Ranking]
+    longer: Callable[[int], _core.Choice]
     alone: bool = False
 
-    def input_tokens(self, estimate: int) -> int:
-        """The estimate as corrected by the usage that came back, for the model that counts the most."""
-        most = self.calibrations[0].apply(estimate)
-        for other in self.calibrations[1:]:
-            most = max(most, other.apply(estimate))
-        return most
+    def choice_for(self, estimate: int) -> _core.Choice:
+        """The choice by the prices of such a prompt, as the model counts it that counts the most."""
+        if self.base_tokens == ENDLESS:
+            return self.choice
+        most = max(endpoint.calibration.apply(estimate) for endpoint in self.endpoints)
+        return self.choice if most <= self.base_tokens else self.longer(most)
 
 
 @frozen
@@ -125,6 +126,7 @@ class Plan:
     __slots__ = (
         "_classification",
         "_failure",
+        "_first",
         "_planner",
         "_scan",
         "_stages",
@@ -150,8 +152,8 @@ class Plan:
         self._scan = scan
         self._failure = failure
         self._classification: Classification | None = None
-        self._stages: list[tuple[Stage, _core.Ranked]] = []
-        self._stages.append((first, planner.rank(self, first)))
+        self._first = first
+        self._stages: list[tuple[Stage, _core.Ranked]] = []  # those ranked so far
 
     @property
     def level(self) -> str | None:
@@ -170,7 +172,27 @@ class Plan:
 
     @property
     def tier(self) -> str | None:
-        return self._stages[0][0].tier
+        return self._first.tier
+
+    @property
+    def ranked(self) -> bool:
+        """Whether its order is settled, as far as it has been reached."""
+        return bool(self._stages)
+
+    def rank(self) -> Plan:
+        """Settles who is asked first by the state of this moment, and not of when it is first read."""
+        next(self._ranked())
+        return self
+
+    def admit(self) -> tuple[Endpoint, _core.Ranked] | None:
+        """Ranks the first stage and lets the request in at its first endpoint that can take it.
+
+        Returns:
+            That endpoint and who holds its ticket, to be taken; None if nobody there lets it in.
+        """
+        ranked = self._planner.admit(self, self._first)
+        self._stages.append((self._first, ranked))
+        return None if ranked.chosen < 0 else (self._first.endpoints[ranked.chosen], ranked)
 
     def walk(self) -> Iterator[tuple[Endpoint, Stage]]:
         """Every endpoint that may serve it, first choice first; a later stage is ranked when reached."""
@@ -184,15 +206,15 @@ class Plan:
 
     def higher(self) -> Plan | None:
         """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
-        return self._planner.higher(self, self._stages[0][0])
+        return self._planner.higher(self, self._first)
 
     def lengthened(self, request: Request) -> Plan:
         """The plan for the same request with another ``max_tokens``, of the same class and tier."""
-        return self._planner.lengthened(self, self._stages[0][0], request)
+        return self._planner.lengthened(self, self._first, request)
 
     def cheapest(self) -> Plan | None:
         """The plan for the same request from the cheapest tier; None if there is none cheaper."""
-        return self._planner.cheapest(self, self._stages[0][0])
+        return self._planner.cheapest(self, self._first)
 
     def detour(self, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
         """As `walk`, over the models that stand in for one that cannot take this input."""
@@ -201,7 +223,7 @@ class Plan:
     @property
     def relaxed(self) -> bool:
         """Whether no model met the wishes for quality, latency and price, so that the best one is taken."""
-        return self._stages[0][1].relaxed
+        return next(self._ranked())[1].relaxed
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -209,7 +231,7 @@ class Plan:
         inside: list[Candidate] = []
         outside: list[Candidate] = []
         for stage, ranked in self._ranked():
-            figures = _Figures(stage, ranked, self.estimate)
+            figures = _Figures(stage, ranked)
             order = ranked.order
             for place in order:
                 inside.append(self._candidate(figures, place, len(inside)))
@@ -248,7 +270,7 @@ class Plan:
         waits = []
         now = _core.clock()
         for stage, ranked in self._ranked():
-            figures = _Figures(stage, ranked, self.estimate)
+            figures = _Figures(stage, ranked)
             for place, endpoint in enumerate(stage.endpoints):
                 code = figures.verdicts[place]
                 codes.add(code)
@@ -274,7 +296,7 @@ class Plan:
             f"class     {classification.level} ({classification.classifier}{score}, "
             f"confidence {classification.confidence:.2f})" + (f": {words}" if words else ""),
             f"why       {classification.reason}",
-            f"asked     {self.request.model}, served from {self._stages[0][0].reason}"
+            f"asked     {self.request.model}, served from {self._first.reason}"
             + (", nothing meets the wishes: best quality first" if self.relaxed else ""),
             f"estimate  {self.estimate.input_tokens} tokens in, {self.estimate.output_tokens} out",
         ]
@@ -288,8 +310,8 @@ class Plan:
         return "\n".join(lines)
 
     def _ranked(self) -> Iterator[tuple[Stage, _core.Ranked]]:
-        yield self._stages[0]
-        for place, stage in enumerate(self._planner.later_stages(self._stages[0][0]), 1):
+        stages = itertools.chain((self._first,), self._planner.later_stages(self._first))
+        for place, stage in enumerate(stages):
             if place == len(self._stages):
                 self._stages.append((stage, self._planner.rank(self, stage)))
             yield self._stages[place]
@@ -325,7 +347,7 @@ class Plan:
         endpoint = stage.endpoints[place]
         model = endpoint.model
         estimate = self.estimate
-        tokens_in = figures.tokens_in
+        tokens_in = endpoint.calibration.apply(estimate.input_tokens)
         price = figures.prices[place]
         cost = "unknown" if price < 0 else f"${price / NANO:.6f}"
         if code == _core.OUT_CAPABILITY:
@@ -361,14 +383,13 @@ class Plan:
 class _Figures:
     """What a ranking says of its endpoints, taken out once for all of them, at one moment."""
 
-    __slots__ = ("now", "prices", "stage", "tokens_in", "values", "verdicts")
+    __slots__ = ("now", "prices", "stage", "values", "verdicts")
 
-    def __init__(self, stage: Stage, ranked: _core.Ranked, estimate: Estimate) -> None:
+    def __init__(self, stage: Stage, ranked: _core.Ranked) -> None:
         self.stage = stage
         self.verdicts = ranked.verdicts
         self.values = ranked.values
         self.prices = ranked.prices
-        self.tokens_in = stage.input_tokens(estimate.input_tokens)
         self.now = _core.clock()
 
 

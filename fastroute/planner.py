@@ -30,7 +30,7 @@ from .errors import (
 )
 from .events import Hooks
 from .opinions import Opinion, Opinions, classification
-from .plan import Estimate, Plan, Stage
+from .plan import ENDLESS, Estimate, Plan, Stage
 from .state import Endpoint, State
 from .tokens import estimate_input
 from .types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
@@ -136,7 +136,7 @@ class Planner:
         if at is None:
             stage = self._first_stage(request, level, judged.confidence if judged is not None else 0.0)
         else:
-            stage = _stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False, alone=True)
+            stage = self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False, alone=True)
         estimate = self._estimate(tokens_in, wanted, level, stage)
         return Plan(self, request, judged, failure, stage, estimate, needs)
 
@@ -165,23 +165,32 @@ class Planner:
         return Plan(self, plan.request, plan._scan, plan._failure, stage, plan.estimate, plan.needs)
 
     def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
-        options = plan.request.options
         estimate = plan.estimate
-        quality, latency = options.quality, options.max_latency
-        tokens_in = stage.input_tokens(estimate.input_tokens)
-        ranking = stage.ranking if tokens_in <= stage.base_tokens else stage.longer(tokens_in)
-        return ranking.rank(
+        return self._choice(plan, stage).rank(
+            estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
+        )
+
+    def admit(self, plan: Plan, stage: Stage) -> _core.Ranked:
+        """`rank`, and letting the request in at the first endpoint that can take it, in one step."""
+        estimate = plan.estimate
+        return self._choice(plan, stage).admit(
+            estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
+        )
+
+    def _choice(self, plan: Plan, stage: Stage) -> _core.Choice:
+        """The stage's wishes, or the request's where it has its own."""
+        options = plan.request.options
+        cost, quality, latency = options.max_cost, options.quality, options.max_latency
+        choice = stage.choice_for(plan.estimate.input_tokens)
+        if cost is None and quality is None and latency is None:
+            return choice
+        return choice.ranking.choice(
             self._strategy,
-            tokens_in,
-            estimate.output_tokens,
-            plan.needs,
-            self._max_price if options.max_cost is None else usd_to_nano(options.max_cost),
+            self._max_price if cost is None else usd_to_nano(cost),
             self._price_ceiling,
             self._floor if quality is None else quality,
             self._max_latency if latency is None else latency,
             stage.by_value,
-            0,
-            self._random.getrandbits(32),
         )
 
     def max_price(self, request: Request) -> int:
@@ -354,64 +363,68 @@ class Planner:
             for place, model in enumerate(models)
             for endpoint in self._state.by_model.get(model, ())
         ]
-        return _stage_of(reason, tier, endpoints, by_value=by_value) if endpoints else None
+        return self._stage_of(reason, tier, endpoints, by_value=by_value) if endpoints else None
 
+    def _stage_of(
+        self,
+        reason: str,
+        tier: str | None,
+        endpoints: Sequence[tuple[int, Endpoint]],
+        *,
+        by_value: bool,
+        alone: bool = False,
+    ) -> Stage:
+        """The stage of these endpoints, each with the place of its model among those of the stage."""
+        found = [endpoint for _, endpoint in endpoints]
+        steps = {
+            model.prices.long_context for endpoint in found if (model := endpoint.model).prices is not None
+        }
+        lengths = sorted(steps - {0})
+        made: dict[int, _core.Choice] = {}
 
-def _stage_of(
-    reason: str,
-    tier: str | None,
-    endpoints: Sequence[tuple[int, Endpoint]],
-    *,
-    by_value: bool,
-    alone: bool = False,
-) -> Stage:
-    """The stage of these endpoints, each with the place of its model among those of the stage."""
-    found = [endpoint for _, endpoint in endpoints]
-    calibrations = {endpoint.model.name: endpoint.calibration for endpoint in found}
-    steps = {model.prices.long_context for endpoint in found if (model := endpoint.model).prices is not None}
-    lengths = sorted(steps - {0})
-    made: dict[int, _core.Ranking] = {}
+        def longer(tokens: int) -> _core.Choice:
+            step = lengths[bisect_left(lengths, tokens) - 1]
+            if step not in made:
+                made[step] = self._choice_of(endpoints, step + 1, by_value)
+            return made[step]
 
-    def longer(tokens: int) -> _core.Ranking:
-        step = lengths[bisect_left(lengths, tokens) - 1]
-        if step not in made:
-            made[step] = _ranking_of(endpoints, step + 1)
-        return made[step]
+        return Stage(
+            reason,
+            tier,
+            tuple(found),
+            self._choice_of(endpoints, 0, by_value),
+            by_value,
+            lengths[0] if lengths else ENDLESS,
+            longer,
+            alone,
+        )
 
-    return Stage(
-        reason,
-        tier,
-        tuple(found),
-        _ranking_of(endpoints, 0),
-        by_value,
-        tuple(calibrations.values()),
-        lengths[0] if lengths else _ENDLESS,
-        longer,
-        alone,
-    )
-
-
-def _ranking_of(endpoints: Sequence[tuple[int, Endpoint]], tokens: int) -> _core.Ranking:
-    """The ranking of these endpoints by their prices of a prompt of so many tokens."""
-    found = [endpoint for _, endpoint in endpoints]
-    prices = [
-        _UNKNOWN if (known := endpoint.model.prices) is None else known.at(tokens) for endpoint in found
-    ]
-    return _core.Ranking(
-        [endpoint.core for endpoint in found],
-        models=[place for place, _ in endpoints],
-        windows=[endpoint.model.context_window for endpoint in found],
-        max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
-        capabilities=[endpoint.model.capabilities for endpoint in found],
-        input_prices=[price.input for price in prices],
-        output_prices=[price.output for price in prices],
-        qualities=[endpoint.model.quality for endpoint in found],
-        latencies=[endpoint.model.latency for endpoint in found],
-    )
+    def _choice_of(
+        self, endpoints: Sequence[tuple[int, Endpoint]], tokens: int, by_value: bool
+    ) -> _core.Choice:
+        """The choice from these endpoints by their prices of a prompt of so many tokens."""
+        found = [endpoint for _, endpoint in endpoints]
+        prices = [
+            _UNKNOWN if (known := endpoint.model.prices) is None else known.at(tokens) for endpoint in found
+        ]
+        ranking = _core.Ranking(
+            [endpoint.core for endpoint in found],
+            models=[place for place, _ in endpoints],
+            windows=[endpoint.model.context_window for endpoint in found],
+            max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
+            capabilities=[endpoint.model.capabilities for endpoint in found],
+            input_prices=[price.input for price in prices],
+            output_prices=[price.output for price in prices],
+            qualities=[endpoint.model.quality for endpoint in found],
+            latencies=[endpoint.model.latency for endpoint in found],
+            calibrations=[endpoint.calibration for endpoint in found],
+        )
+        return ranking.choice(
+            self._strategy, self._max_price, self._price_ceiling, self._floor, self._max_latency, by_value
+        )
 
 
 _UNKNOWN = TokenPrices(-1, -1)  # the core's word for it
-_ENDLESS = 1 << 62  # tokens
 
 
 def _sets_sampling(params: Mapping[str, Any]) -> bool:

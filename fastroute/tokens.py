@@ -1,8 +1,9 @@
 """How many tokens a request will take, without network and without a vocabulary.
 
-Owns the estimate from sizes and its correction by the usage that comes back. Counting characters is the
-core's scan; prices are `catalog`. The estimate leans high, because what it reserves is given back when the
-real usage is known, and what it fails to reserve is an overshoot.
+Owns the estimate from sizes, and what answers are expected to take. Counting characters is the core's scan;
+correcting the estimate by the usage that comes back is the core's `Calibration`, by which it chooses; prices
+are `catalog`. The estimate leans high, because what it reserves is given back when the real usage is known,
+and what it fails to reserve is an overshoot.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from typing import Protocol
+
+from ._core import Calibration as Calibration
 
 # English takes about four characters a token and code about three; one UTF-8 byte in four covers scripts
 # whose characters are several bytes and a token or more each.
@@ -21,8 +24,6 @@ TOKENS_PER_MESSAGE = 8
 TOKENS_PER_IMAGE = 1000
 LEAST_OUTPUT = 256
 
-_RATIO_WEIGHT = 0.1
-_LOWEST_RATIO, _HIGHEST_RATIO = 0.3, 3.0
 _OUTPUTS_KEPT = 200
 
 
@@ -37,34 +38,6 @@ def estimate_input(chars: int, utf8: int, messages: int, images: int = 0) -> int
     """
     text = max(-(-chars // CHARS_PER_TOKEN), -(-utf8 // BYTES_PER_TOKEN))
     return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
-
-
-class Calibration:
-    """The ratio of real to estimated input tokens of one model, learned from returned usage.
-
-    Thread safety: ``learn`` reads one attribute and stores one. Two threads that learn at once may lose one
-    of the two observations, which a moving average does not mind; no state between can be seen.
-    """
-
-    __slots__ = ("ratio",)
-
-    def __init__(self) -> None:
-        self.ratio = 1.0
-
-    def apply(self, estimate: int) -> int:
-        """The estimate corrected by what was learned, rounded up."""
-        return math.ceil(estimate * self.ratio)
-
-    def learn(self, estimate: int, real: int) -> None:
-        """Takes in that a request estimated (uncorrected) at ``estimate`` tokens took ``real``.
-
-        Figures that cannot be right are ignored, and the ratio stays within 0.3 to 3, so that a provider
-        which reports nonsense can neither starve nor flood a limit.
-        """
-        if estimate <= 0 or real <= 0:
-            return
-        seen = min(max(real / estimate, _LOWEST_RATIO), _HIGHEST_RATIO)
-        self.ratio += _RATIO_WEIGHT * (seen - self.ratio)
 
 
 class _HasOutputLimit(Protocol):

@@ -73,6 +73,18 @@ static inline float fr_value(uint64_t word) { return fr_float_of_bits((uint32_t)
 
 static inline uint32_t fr_stamp(uint64_t word) { return (uint32_t)word; }
 
+static inline double fr_double(uint64_t bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint64_t fr_bits_of_double(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 static inline float fr_load_float(const float *place) {
     return fr_float_of_bits(__atomic_load_n((const uint32_t *)(const void *)place, __ATOMIC_RELAXED));
 }

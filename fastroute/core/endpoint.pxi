@@ -170,14 +170,16 @@ cdef class Endpoint(Limited):
             0 or more: a ticket for ``finish`` or ``undo``, in this process only. Negative: minus (wait in ns << 3 |
             reason), the wait 0 when it is not known (BUSY) or none would help (TOO_LARGE).
         """
+        return self.let_in(amount("tokens", tokens, 0), reserved, moment(now) or fr_clock())
+
+    cdef inline int64_t let_in(self, int64_t tokens, bint reserved, int64_t now) except? -1:
         cdef int slot = self.segment.worker()
-        cdef int64_t paid = amount("tokens", tokens, 0)
         cdef int64_t answer
         if self.source is not None:
-            return self.admit_shared(slot, paid, reserved, moment(now) or fr_clock())
-        answer = endpoint_admit(&self.parts, slot, paid, reserved, moment(now) or fr_clock())
+            return self.admit_shared(slot, tokens, reserved, now)
+        answer = endpoint_admit(&self.parts, slot, tokens, reserved, now)
         if reserved and answer >= 0:
-            stop_waiting(self.waiting(slot), paid)
+            stop_waiting(self.waiting(slot), tokens)
         return answer
 
     cdef int64_t admit_shared(self, int slot, int64_t tokens, bint reserved, int64_t now) except? -1:
@@ -252,12 +254,13 @@ cdef class Endpoint(Limited):
 
     def undo(self, ticket, tokens, now=0) -> None:
         """Admitted, but nothing was sent: permit, probe, request and ``tokens`` are given back, nothing is counted."""
-        cdef int64_t ended = ticket_of(ticket)
-        endpoint_undo(
-            &self.parts, self.segment.worker_if_any(), ended, amount("tokens", tokens, 0), moment(now) or fr_clock()
-        )
-        if self.source is not None and ended >> 28 & 1:
+        self.take_back(ticket_of(ticket), amount("tokens", tokens, 0), moment(now) or fr_clock())
+
+    cdef int take_back(self, int64_t ticket, int64_t tokens, int64_t now) except -1:
+        endpoint_undo(&self.parts, self.segment.worker_if_any(), ticket, tokens, now)
+        if self.source is not None and ticket >> 28 & 1:
             self.source.judged(0)
+        return 0
 
     def reserve(self, tokens, max_wait, now=0) -> int:
         """Pays one request and ``tokens`` ahead, both or neither, for an ``admit(reserved=True)`` after the wait.

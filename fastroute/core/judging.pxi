@@ -3,8 +3,8 @@
 # ======================================================================================================================
 #
 # A ranking knows a fixed row of endpoints and what of their models matters for choosing; everything that changes it
-# reads from their hot cells. Each endpoint is judged once: hard filters, then whether it can be had now, then soft
-# filters. Those that are in are ordered by model, then by strategy within the model; if the soft filters leave none,
+# reads from their hot cells. What a request means to a model is worked out once, the tokens as that model counts them
+# first; then each endpoint is judged once: hard filters, then whether it can be had now, then soft filters. Those that are in are ordered by model, then by strategy within the model; if the soft filters leave none,
 # those that only they kept out are taken after all, the best quality first.
 
 # Constants ------------------------------------------------------------------------------------------------------------
@@ -56,20 +56,30 @@ cdef extern from *:
     /* In a breaker's control word: state and time. While they are 0 it is closed and was not open lately. */
     #define FR_UNSETTLED (~(uint64_t)0x3fffffc)
     #define FR_INFINITY __builtin_inf()
+    #define fr_rarely(condition) __builtin_expect(!!(condition), 0)
+    #define FR_RATIO_WEIGHT 0.1      /* of the newest usage in a calibration */
+    #define FR_LOWEST_RATIO 0.3
+    #define FR_HIGHEST_RATIO 3.0
     """
     const uint64_t FR_UNSETTLED
     const double FR_INFINITY
+    bint fr_rarely(bint condition) noexcept nogil
+    const double FR_RATIO_WEIGHT
+    const double FR_LOWEST_RATIO
+    const double FR_HIGHEST_RATIO
 
 # Structs --------------------------------------------------------------------------------------------------------------
 
-cdef struct Item:                # what the quickest choice reads, 32 bytes an endpoint
+cdef struct Item:                # an endpoint, 48 bytes; what the quickest choice reads comes first
     const Hot *hot
     const EndpointParts *parts
-    double inverse_tau           # this and the next are copies, renewed when any endpoint was configured
+    double inverse_tau           # this and the next three are copies, renewed when any endpoint was configured
     float inverse_weight
     float penalty                # the same, or infinite when its limits let nothing through: then it is never picked
+    int64_t most                 # tokens of the largest request that its limits ever let in; -1: none at all
+    int32_t offer                # which offer is its model's
 
-cdef struct Offer:               # what an endpoint's model is and costs
+cdef struct Offer:               # what a model is and costs; endpoints of which all of this is equal share one
     int32_t group                # the model, numbered from 0 in the order of the caller's numbers
     uint64_t capabilities
     int64_t window               # tokens, 0: not known
@@ -78,30 +88,44 @@ cdef struct Offer:               # what an endpoint's model is and costs
     int64_t output_price
     double quality
     double latency               # seconds to expect before any were measured, 0: not known
-    int64_t most                 # tokens of the largest request that its limits ever let in; -1: none at all (a copy)
+    const uint64_t *ratio        # of its calibration, NULL: none
+
+cdef struct Terms:               # what one request means to one offer, whatever state the endpoints are in
+    int64_t tokens               # as the model counts them, the answer's included
+    int64_t price                # nano-USD; -1: not known, or not needed
+    int hard                     # VERDICT_CAPABILITY, VERDICT_WINDOW or VERDICT_PRICE_CAP, or VERDICT_IN
+    int soft                     # VERDICT_QUALITY or VERDICT_PRICE, or VERDICT_IN
+
+cdef struct Standing:            # of one model among those that are in
+    double latency               # seconds that the quickest of its endpoints is expected to take; infinite: not known
+    double value                 # the best of its endpoints' values
+
+cdef struct Least:               # while the least loaded is being looked for
+    int64_t now                  # 0: not read yet
+    float load
+    int index                    # -1: none yet
 
 cdef struct Candidate:           # one endpoint that is in, while they are being ordered
     double place                 # of its model, or minus its quality when the soft filters are relaxed; less is better
+    int64_t queue                # 2 * group, and 1 more unless its breaker waits for a probe, which goes first
     double key                   # by strategy
-    int64_t price                # nano-USD; -1: not known, or not needed
     int32_t turn                 # breaks ties: its distance from where the seed begins
     int32_t index
-    int32_t group
-    bint probe                   # its breaker waits for a probe: it goes first
 
-cdef struct Wish:                # the arguments of rank
+cdef struct Wish:                # the arguments of choice, then those of rank
     int strategy
-    int64_t tokens_in
-    int64_t tokens_out
-    uint64_t capabilities
+    bint by_value
+    bint decay
+    bint priced                  # whether any of it needs a price
     int64_t max_price
     int64_t price_ceiling
     double quality_floor
     double max_latency
-    bint by_value
     int64_t limit
+    int64_t tokens_in            # by estimate, not yet calibrated
+    int64_t tokens_out
+    uint64_t capabilities
     uint64_t seed
-    bint decay
     int64_t now
     uint32_t stamp               # the same as a time stamp
     uint32_t start               # index at which ties begin to be broken
@@ -112,10 +136,8 @@ cdef struct Wish:                # the arguments of rank
 cdef inline bint comes_before(const Candidate *a, const Candidate *b) noexcept nogil:
     if a.place != b.place:
         return a.place < b.place
-    if a.group != b.group:
-        return a.group < b.group
-    if a.probe != b.probe:
-        return a.probe
+    if a.queue != b.queue:
+        return a.queue < b.queue
     if a.key != b.key:
         return a.key < b.key
     return a.turn < b.turn
@@ -227,9 +249,19 @@ cdef inline int64_t output_of(const Offer *offer, int64_t tokens_out) noexcept n
     return min(tokens_out, offer.max_output) if offer.max_output > 0 else tokens_out
 
 
+cdef inline int64_t calibrated(int64_t estimate, double ratio) noexcept nogil:
+    """The estimate times the ratio, rounded up. Held at FR_TIME_MAX, which is the most that may be asked for."""
+    return estimate if ratio == 1.0 else <int64_t>min(ceil(<double>estimate * ratio), <double>FR_TIME_MAX)
+
+
+cdef inline int64_t input_of(const Offer *offer, int64_t tokens_in) noexcept nogil:
+    """The prompt's tokens as the model will count them."""
+    return tokens_in if offer.ratio is NULL else calibrated(tokens_in, fr_double(fr_load(offer.ratio)))
+
+
 cdef inline int64_t price_wished(const Offer *offer, const Wish *wish) noexcept nogil:
     """nano-USD, rounded up; -1 if a price that matters is not known. Of no tokens: a million of each, to compare by."""
-    cdef int64_t tokens_in = wish.tokens_in
+    cdef int64_t tokens_in = input_of(offer, wish.tokens_in)
     cdef int64_t tokens_out
     if tokens_in | wish.tokens_out:
         tokens_out = output_of(offer, wish.tokens_out)
@@ -249,7 +281,7 @@ cdef inline double value_of(int64_t price, double quality, double latency) noexc
 
 cdef inline bint is_unsettled(const Hot *hot) noexcept nogil:
     """Whether more than its load must be looked at: blocked, or not closed, or closed only lately."""
-    return ((fr_load(&hot.breaker) & FR_UNSETTLED) | fr_load(&hot.block)) != 0
+    return fr_rarely(((fr_load(&hot.breaker) & FR_UNSETTLED) | fr_load(&hot.block)) != 0)
 
 
 cdef inline int64_t most_that_fits(const EndpointParts *e) noexcept nogil:
@@ -261,37 +293,50 @@ cdef inline int64_t most_that_fits(const EndpointParts *e) noexcept nogil:
     return e.tokens.burst if e.tokens.per_minute > 0 else 0
 
 
-cdef bint can_be_had(const Item *item, int64_t now) noexcept nogil:
-    if never_fits(item.parts, 0) or block_left(fr_load(&item.hot.block), now):
-        return False
-    return breaker_peek(fr_load(&item.hot.breaker), now) >= 0
-
 
 cdef inline float decayed_load(const Item *item, uint32_t stamp) noexcept nogil:
     """The load of a settled endpoint, faded to a time stamp: load_with_decay without its ramp."""
     return measured_load(item.hot, item.inverse_tau, stamp) * item.penalty
 
 
-cdef float ramped_load(const Item *item, bint decay, int64_t now) noexcept nogil:
-    cdef double ramp = breaker_ramp(&item.parts.rules, fr_load(&item.hot.breaker), now)
-    if decay:
-        return <float>(decayed_load(item, fr_millis(now)) / ramp)
-    return <float>(load_without_decay(item.hot, item.penalty) / ramp)
+cdef float unsettled_load(const Item *item, bint decay, int64_t now) noexcept nogil:
+    """The load of one that is not plainly closed: infinite if it cannot be had now, -1 if it awaits a probe."""
+    cdef uint64_t word = fr_load(&item.hot.breaker)
+    cdef double load
+    if item.most < 0 or block_left(fr_load(&item.hot.block), now) or breaker_peek(word, now) < 0:
+        return <float>FR_INFINITY
+    if control_state(word) != STATE_CLOSED:
+        return -1.0
+    load = decayed_load(item, fr_millis(now)) if decay else load_without_decay(item.hot, item.penalty)
+    return <float>(load / breaker_ramp(&item.parts.rules, word, now))
+
+
+cdef inline void set_terms(Terms *terms, const Offer *offer, const Wish *wish) noexcept nogil:
+    cdef int64_t price = price_wished(offer, wish) if wish.priced else -1
+    terms.tokens = input_of(offer, wish.tokens_in) + output_of(offer, wish.tokens_out)
+    terms.price = price
+    if terms.tokens == 0 and price > 0:
+        price = 0                # it is what a million tokens cost; of none there is nothing to be capped
+    terms.hard = VERDICT_IN
+    terms.soft = VERDICT_IN
+    if wish.capabilities & ~offer.capabilities:
+        terms.hard = VERDICT_CAPABILITY
+    elif offer.window > 0 and terms.tokens > offer.window:
+        terms.hard = VERDICT_WINDOW
+    elif wish.max_price >= 0 and (price < 0 or price > wish.max_price):
+        terms.hard = VERDICT_PRICE_CAP
+    if offer.quality < wish.quality_floor:
+        terms.soft = VERDICT_QUALITY
+    elif wish.price_ceiling >= 0 and (price < 0 or price > wish.price_ceiling):
+        terms.soft = VERDICT_PRICE
 
 
 cdef inline int verdict_on(
-    const Item *item, const Offer *offer, const Wish *wish, int64_t price, bint *probe
+    const Item *item, const Offer *offer, const Terms *terms, const Wish *wish, bint *probe
 ) noexcept nogil:
-    cdef int64_t tokens = wish.tokens_in + output_of(offer, wish.tokens_out)
     cdef int64_t gate
-    if tokens == 0 and price > 0:
-        price = 0                # it is what a million tokens cost; of none there is nothing to be capped
-    if wish.capabilities & ~offer.capabilities:
-        return VERDICT_CAPABILITY
-    if offer.window > 0 and tokens > offer.window:
-        return VERDICT_WINDOW
-    if wish.max_price >= 0 and (price < 0 or price > wish.max_price):
-        return VERDICT_PRICE_CAP
+    if terms.hard:
+        return terms.hard
     if is_unsettled(item.hot):
         if block_left(fr_load(&item.hot.block), wish.now):
             return VERDICT_BLOCKED
@@ -299,15 +344,13 @@ cdef inline int verdict_on(
         if gate < 0:
             return VERDICT_BREAKER
         probe[0] = gate == 1
-    if tokens > offer.most:
+    if terms.tokens > item.most:
         return VERDICT_TOO_LARGE
-    if offer.quality < wish.quality_floor:
+    if terms.soft == VERDICT_QUALITY:
         return VERDICT_QUALITY
     if wish.max_latency > 0 and is_slower(item, offer, wish):
         return VERDICT_LATENCY
-    if wish.price_ceiling >= 0 and (price < 0 or price > wish.price_ceiling):
-        return VERDICT_PRICE
-    return VERDICT_IN
+    return terms.soft
 
 
 cdef inline double key_of(const Item *item, const Wish *wish, uint32_t index, int64_t price) noexcept nogil:

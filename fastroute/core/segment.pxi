@@ -28,6 +28,8 @@ cdef extern from "atomics.h" nogil:
     uint32_t fr_stamp(uint64_t word) noexcept
     float fr_float_of_bits(uint32_t bits) noexcept
     uint32_t fr_bits_of_float(float value) noexcept
+    double fr_double(uint64_t bits) noexcept
+    uint64_t fr_bits_of_double(double value) noexcept
     float fr_load_float(const float *place) noexcept
     void fr_store_float(float *place, float value) noexcept
     int64_t fr_clock() noexcept

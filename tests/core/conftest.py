@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import twin
+from rows import Make, Row, ranking
 
 from fastroute import _core
 
@@ -26,3 +27,17 @@ def core(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.fixture
 def segment(core: Any) -> Any:
     return core.Segment(256)
+
+
+@pytest.fixture
+def make(core: Any) -> Make:
+    """Endpoints e0, e1, ... with one ranking over them; what is not given is unlimited and alike."""
+    segment = core.Segment(4096)
+
+    def make(count: int, *, endpoint: list[Row] | None = None, **columns: list[Any]) -> Any:
+        endpoints = [
+            core.Endpoint(segment, f"e{i}", **(endpoint[i] if endpoint else {})) for i in range(count)
+        ]
+        return ranking(core, endpoints, **columns)
+
+    return make

@@ -14,7 +14,7 @@ from .breaker import Breaker
 from .bucket import Bucket
 from .endpoint import Endpoint
 from .latency import Latency, RetryBudget
-from .ranking import Ranked, Ranking
+from .ranking import Calibration, Ranked, Ranking
 from .segment import (
     BLOCKED,
     BREAKER,
@@ -83,6 +83,7 @@ __all__ = [
     "WEIGHTED",
     "Breaker",
     "Bucket",
+    "Calibration",
     "Endpoint",
     "Latency",
     "Ranked",

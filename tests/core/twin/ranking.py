@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .endpoint import Endpoint
 from .segment import (
@@ -44,6 +45,60 @@ class Ranked:
         return self.order[0] if self.order else -1
 
 
+class Calibration:
+    """Real tokens over estimated ones, a moving average held within bounds."""
+
+    def __init__(self) -> None:
+        self.ratio = 1.0
+
+    def apply(self, estimate: int) -> int:
+        return estimate if self.ratio == 1 else math.ceil(estimate * self.ratio)
+
+    def learn(self, estimate: float, real: float) -> None:
+        if estimate > 0 and real > 0:
+            self.ratio += 0.1 * (min(max(real / estimate, 0.3), 3.0) - self.ratio)
+
+
+@dataclass
+class Admitted:
+    """Whom a choice let in where."""
+
+    chosen: int
+    tokens: int
+    ticket: int
+
+    def take(self) -> int:
+        if self.ticket < 0:
+            raise ValueError("no ticket")
+        ticket, self.ticket = self.ticket, -1
+        return ticket
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Wishes kept."""
+
+    ranking: Ranking
+    wishes: dict[str, Any]
+
+    def rank(
+        self, tokens_in: int = 0, tokens_out: int = 0, capabilities: int = 0, seed: int = 0, now: int = 0
+    ) -> Ranked:
+        request = {"tokens_in": tokens_in, "tokens_out": tokens_out, "capabilities": capabilities}
+        return self.ranking.rank(**self.wishes, **request, seed=seed, now=now)
+
+    def admit(
+        self, tokens_in: int = 0, tokens_out: int = 0, capabilities: int = 0, seed: int = 0, now: int = 0
+    ) -> Admitted:
+        row = self.ranking
+        for i in self.rank(tokens_in, tokens_out, capabilities, seed, now).order:
+            tokens = row.input(i, tokens_in) + row.output(i, tokens_out)
+            ticket = row.endpoints[i].admit(tokens, now)
+            if ticket >= 0:
+                return Admitted(i, tokens, ticket)
+        return Admitted(-1, 0, -1)
+
+
 class Ranking:
     """Filters, then orders models, then each model's endpoints. Weights are not drawn here (WEIGHTED)."""
 
@@ -59,12 +114,17 @@ class Ranking:
         output_prices: Sequence[int],
         qualities: Sequence[float],
         latencies: Sequence[float],
+        calibrations: Sequence[Calibration] | None = None,
     ) -> None:
+        self.calibrations = calibrations or [Calibration() for _ in endpoints]
         self.endpoints = endpoints
         self.models, self.windows, self.capabilities = models, windows, capabilities
         self.max_outputs = max_outputs
         self.input_prices, self.output_prices = input_prices, output_prices
         self.qualities, self.latencies = qualities, latencies
+
+    def choice(self, strategy: int, **wishes: Any) -> Choice:
+        return Choice(self, {"strategy": strategy, **wishes})
 
     def rank(
         self,
@@ -89,7 +149,7 @@ class Ranking:
         expected = [self.expected(i, now) for i in n]
 
         def verdict(i: int) -> int:
-            endpoint, tokens = self.endpoints[i], tokens_in + self.output(i, tokens_out)
+            endpoint, tokens = self.endpoints[i], self.input(i, tokens_in) + self.output(i, tokens_out)
             price = min(prices[i], 0) if tokens == 0 else prices[i]  # of nothing there is nothing to cap
             if capabilities & ~self.capabilities[i]:
                 return OUT_CAPABILITY
@@ -145,6 +205,10 @@ class Ranking:
     def pick(self, strategy: int, seed: int = 0, decay: bool = True, now: int = 0) -> int:
         return next(iter(self.rank(strategy, limit=1, seed=seed, decay=decay, now=now).order), -1)
 
+    def input(self, i: int, tokens_in: int) -> int:
+        """Tokens of the prompt as the model counts them."""
+        return self.calibrations[i].apply(tokens_in)
+
     def output(self, i: int, tokens_out: int) -> int:
         """Tokens of the answer: never more than the model gives."""
         return min(tokens_out, self.max_outputs[i] or tokens_out)
@@ -154,7 +218,7 @@ class Ranking:
         if tokens_in == tokens_out == 0:
             tokens_in = tokens_out = 1_000_000
         else:
-            tokens_out = self.output(i, tokens_out)
+            tokens_in, tokens_out = self.input(i, tokens_in), self.output(i, tokens_out)
         parts = ((tokens_in, self.input_prices[i]), (tokens_out, self.output_prices[i]))
         if any(tokens and price < 0 for tokens, price in parts):
             return -1
