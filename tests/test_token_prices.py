@@ -167,3 +167,56 @@ def test_where_nobody_takes_a_temperature_it_is_refused_or_left_out_as_configure
             )
         sent = provider.requests[0].json
         assert (sent.get("temperature"), sent.get("top_p"), sent["seed"]) == (None, None, 1)
+
+
+def test_anthropics_writes_cost_by_how_long_they_are_kept() -> None:
+    usage = {
+        "input_tokens": 100,
+        "cache_read_input_tokens": 200,
+        "cache_creation_input_tokens": 500,
+        "cache_creation": {"ephemeral_5m_input_tokens": 300, "ephemeral_1h_input_tokens": 200},
+        "output_tokens": 10,
+    }
+    with Provider(models=["claude-haiku-4-5"], format="anthropic") as provider:
+        provider.script(Fault.usage(usage))
+        settings = {
+            "fastroute": {"ledger": ""},
+            "providers": {"p": {"base_url": provider.base_url, "format": "anthropic"}},
+            "endpoints": [
+                {"provider": "p", "model": "claude-haiku-4.5", "upstream": "claude-haiku-4-5"},
+            ],
+        }
+        with fastroute.Client(settings) as client:
+            reply = client.chat.completions.create(model="claude-haiku-4.5", messages=ASKED)
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == 800
+    assert reply.route is not None
+    assert reply.route.cost_nano == 100 * 1000 + 200 * 100 + 300 * 1250 + 200 * 2000 + 10 * 5000
+    (attempt,) = reply.route.attempts
+    assert (attempt.cache_write_tokens, attempt.cache_write_1h_tokens) == (500, 200)
+
+
+@pytest.mark.parametrize(("ttl", "per_token"), [(None, 2), ("1h", 4)])
+def test_a_budget_sets_aside_what_the_dearest_write_would_cost(ttl: str | None, per_token: int) -> None:
+    from fastroute.events import BudgetExceededEvent
+
+    priced = {
+        "input_price": 1.0,
+        "output_price": 0.0,
+        "cache_write_price": 2.0,
+        "cache_write_1h_price": 4.0,
+        "max_output_tokens": 10,
+    }
+    settings = tables("http://127.0.0.1:1/v1", m=priced)
+    settings["budgets"] = [{"name": "day", "limit": 1e-6, "window": "day"}]
+    part: dict[str, Any] = {"type": "text", "text": "word " * 1000}
+    if ttl is not None:
+        part["cache_control"] = {"type": "ephemeral", "ttl": ttl}
+    heard: list[BudgetExceededEvent] = []
+    with fastroute.Client(settings) as client:
+        client.on(heard.append, BudgetExceededEvent)
+        asked = [{"role": "user", "content": [part]}]
+        tokens = client.plan(model="m", messages=asked).estimate.input_tokens
+        with pytest.raises(fastroute.BudgetExceeded):
+            client.chat.completions.create(model="m", messages=asked)
+    assert heard[0].amount_nano == -(-3 * tokens // 2) * per_token * 1000
