@@ -48,6 +48,7 @@ _MS = 1_000_000  # ns
 _TICK = 20 * _MS  # more than what the coarse clock, by which plans are made, may be behind
 _AT_ONCE = 4  # endpoints that are checked side by side
 _JITTER = 0.1  # of an interval by which a look may be late, so that machines do not check in step
+_PAUSE, _PAUSES = 0.05, 20  # seconds until a second probe is tried again, and how often
 _TRY_AGAIN = 1.0  # seconds after a look that failed for a reason of its own
 
 
@@ -340,14 +341,20 @@ class HealthChecks:
         """
         core = endpoint.core
         request = Request(endpoint.model.name, _MESSAGES, {"max_tokens": rule.max_tokens}, False, _OPTIONS)
-        for turn in range(snapshot.config.policy.breaker.probes_to_close):
-            _end_opening(core)
+        good, pauses = 0, _PAUSES
+        _end_opening(core)
+        while good < snapshot.config.policy.breaker.probes_to_close:
             try:
                 ask(snapshot, endpoint, request, rule.timeout, wait=False)
+                good += 1
             except errors.Error as error:
-                if not error.attempts:
-                    return turn > 0
-                raise
+                if error.attempts:
+                    raise
+                if not good or not pauses or self._stopped:
+                    return good > 0
+                # Where many machines share the place of the probe, it is given back a moment later.
+                pauses -= 1
+                time.sleep(_PAUSE)
             if core.state() != _core.HALF_OPEN:
                 break
         return True

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from loopback import MODEL, Loopback, nothing_left
 from needs import need
+from redis_server import RedisServer
 
 from fastroute import Client, Completion, Stream, _core, errors, events
 from fastroute.health import HealthChecks
@@ -85,6 +86,13 @@ def broken(loop: Loopback) -> None:
     assert loop.endpoint()["state"] == "open"
     loop.provider("a").clear_script()
     loop.provider("a").clear_requests()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
 
 
 # ------------------------------------------------------------------------------------------- which, and when
@@ -210,6 +218,16 @@ def test_a_check_by_answer_closes_a_breaker_before_any_caller_meets_the_endpoint
     assert all(row.cost_nano for row in rows)
     spent = loop.client.stats()["budgets"][0].spent_nano
     assert spent == sum(attempt.cost_nano or 0 for attempt in loop.attempts)
+
+
+def test_over_redis_a_check_by_answer_closes_a_breaker_too(start: Start, redis: RedisServer) -> None:
+    policy = checking("completion")
+    loop = start(2, policy=policy, fastroute={"state": f"unix://{redis.socket}"})
+    looks = Looks(loop.client)
+    broken(loop)
+    looks.look()
+    assert loop.endpoint()["state"] == "closed"
+    assert len(posts(loop.provider())) == 2
 
 
 def test_a_check_that_fails_opens_the_breaker_again(start: Start) -> None:
