@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import gc
-import os
 import pickle
 import threading
-import traceback
-from collections.abc import Callable
 
 import pytest
+from children import ended, forked
 from client_setups import Start
 from loopback import MODEL
 
@@ -103,26 +101,6 @@ def test_sixteen_threads_share_one_pool(start: Start) -> None:
 # ------------------------------------------------------------------------------------------------------- fork
 
 
-def in_child(body: Callable[[], object]) -> int:
-    """Runs it in a forked child; its exit status, 0 if the body raised nothing."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            body()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
-
-
-def status_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_parent_and_child_never_get_each_others_answers(start: Start) -> None:
     loop = start({"a": Provider(process=True)}, check=False)
 
@@ -132,16 +110,15 @@ def test_parent_and_child_never_get_each_others_answers(start: Start) -> None:
             assert loop.ask(text).text == text
 
     ask_many("the parent before the fork")
-    child = in_child(lambda: ask_many("the child"))
+    child = forked(lambda: ask_many("the child"))
     ask_many("the parent")
-    assert status_of(child) == 0
+    assert ended(child) == 0
     assert loop.endpoint()["in_flight"] == 0
     assert loop.provider().received == 300
     loop.client.ledger.flush()
     assert loop.client.ledger.totals().attempts == 300
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_stream_survives_its_copy_in_a_child(start: Start) -> None:
     loop = start({"a": Provider(process=True)})
     loop.provider().script(Fault.stream_stall(3, 0.5))
@@ -153,7 +130,7 @@ def test_a_stream_survives_its_copy_in_a_child(start: Start) -> None:
         holder.clear()
         gc.collect()
 
-    assert status_of(in_child(drop)) == 0
+    assert ended(forked(drop)) == 0
     assert loop.endpoint()["in_flight"] == 1
     got += "".join(chunk.choices[0].delta.content or "" for chunk in holder[0] if chunk.choices)
     assert got == "a text of several tokens"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from children import ended, forked
 
 import fastroute
 from fastroute import opinions
@@ -255,10 +255,11 @@ def test_a_call_whose_classifier_fails_is_answered() -> None:
 def test_a_forked_child_asks_in_threads_of_its_own() -> None:
     with Asked(says("expert")) as asked:
         assert asked.plan().tier == "premium"
-        pid = os.fork()
-        if not pid:
-            os._exit(0 if asked.plan().tier == "premium" else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+        def ask() -> None:
+            assert asked.plan().tier == "premium"
+
+        assert ended(forked(ask)) == 0
 
 
 def test_a_closed_client_has_no_threads_left_that_could_be_asked() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import ended, forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -560,13 +560,14 @@ def test_a_forked_child_counts_on_though_the_lock_was_held() -> None:
         rates.record("m", None, number % 3 != 0)
     before = rates.snapshot()
     rates._series["m", None, "success"].good += 5  # as a thread that was half-way through would leave it
+
+    def look() -> None:
+        rates.after_fork()
+        assert rates.snapshot() == before
+
     with rates._lock:
-        child = os.fork()
-        if child == 0:
-            rates.after_fork()
-            os._exit(0 if rates.snapshot() == before else 1)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+        child = forked(look)
+    assert ended(child) == 0
 
 
 def test_the_examples_of_the_page_run() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import ended, forked
 
 from fastroute import Client, _core, errors, events
 from fastroute.budget import Budgets
@@ -52,15 +53,15 @@ def test_no_limit_is_not_a_limit_of_nothing() -> None:
     assert made(rpm=0).endpoints[0].core.admit(0) < 0
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_child_takes_from_the_same_limits() -> None:
     state = made(rpm=1, burst=2)
     core = state.endpoints[0].core
     assert core.admit(0) >= 0
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if core.admit(0) >= 0 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def take() -> None:
+        assert core.admit(0) >= 0
+
+    assert ended(forked(take)) == 0
     assert core.admit(0) < 0
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+from children import ended, forked
 
 from fastroute import Client, _core, errors, events, segments
 from fastroute.config import Config, load
@@ -174,11 +175,7 @@ class TestAbandoned:
     def left(self, name: str = "old", used: float = 2 * 3600.0, ledger: str = "x.db") -> Path:
         """The file of a process that has ended so many seconds ago."""
         settings = config(f"machine:{name}", fastroute={"state": f"machine:{name}", "ledger": ledger})
-        pid = os.fork()
-        if pid == 0:
-            open_home(settings).segment.tend(1 if used else 0)
-            os._exit(0)
-        os.waitpid(pid, 0)
+        assert ended(forked(lambda: open_home(settings).segment.tend(1 if used else 0))) == 0
         path = Path(segments.machine_path(settings))
         self.age(path, used)
         return path

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 import pytest
+from children import ended, forked
 from loopback import nothing_left
 
 from fastroute.errors import Error
@@ -63,17 +63,13 @@ def test_what_a_call_raises_is_the_futures() -> None:
     workers.close()
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_child_has_threads_of_its_own() -> None:
     workers = Workers(2, 2)
     workers.submit(lambda: 1).result(5)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            workers.after_fork()
-            status = 0 if workers.submit(lambda: 7).result(5) == 7 else 1
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def submit() -> None:
+        workers.after_fork()
+        assert workers.submit(lambda: 7).result(5) == 7
+
+    assert ended(forked(submit)) == 0
     workers.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from budget_clock import NANO, Clock, Make, Spending, budget, figures, run_all
+from children import ended, forked
 
 from fastroute import errors
 
@@ -58,14 +59,11 @@ def test_a_late_settle_counts_what_it_cost(make: Make, clock: Clock) -> None:
 
 
 def killed_child(work: Callable[[], object]) -> None:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    def killed() -> None:
+        work()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(forked(killed)) == -signal.SIGKILL
 
 
 def test_what_a_killed_worker_held_does_not_refuse_a_call(make: Make, clock: Clock) -> None:

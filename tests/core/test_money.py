@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from children import ended, forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,7 +261,7 @@ class TestTickets:
             assert not counter.sent(ticket)
             assert not counter.settle(ticket, 0)
 
-        assert run(child) == 0
+        assert ended(forked(child)) == 0
         assert counter.settle(ticket, 5)
 
     def test_a_late_settle_takes_the_place_of_the_estimate(self, segment: Segment) -> None:
@@ -330,19 +331,6 @@ class TestWindows:
 
 
 # ------------------------------------------------------------------------------------------------- at once
-
-
-def run(work: Callable[[], object]) -> int:
-    """Runs ``work`` in a forked child; its exit status, or minus the signal that killed it."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_of_128_threads_ten_get_a_share_of_ten(segment: Segment) -> None:
@@ -432,7 +420,7 @@ def die_at(write: int, work: Callable[[], object]) -> bool:
         _core.die_after(write)
         work()
 
-    status = run(armed)
+    status = ended(forked(armed))
     assert status in (0, -signal.SIGKILL)
     return status != 0
 
@@ -523,7 +511,7 @@ def test_once_sent_a_kill_never_gives_it_back_unasked(segment: Segment) -> None:
             _core.die_after(write)
             counter.settle(ticket, 25)
 
-        status = run(child)
+        status = ended(forked(child))
         segment.reap()
         spent.append(counter.figures())
         if status == 0:

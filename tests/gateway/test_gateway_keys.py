@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import ended, forked
 from gateways import HELLO, Served, error_of
 
 from fastroute import errors
@@ -457,14 +458,7 @@ def test_workers_of_one_parent_share_a_keys_limit(serve: Serve) -> None:
     limits = Limits(segment)
     caller = Caller("web", rpm=12)
     limits.admit(caller, 0)
-    child = os.fork()
-    if child == 0:
-        try:
-            Limits(segment).admit(caller, 0)
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert ended(forked(lambda: Limits(segment).admit(caller, 0))) == 0
     with pytest.raises(errors.RateLimitError):
         limits.admit(caller, 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from children import ended, forked
 from entries import Opens, attempt, segments
 from postgres_server import PostgresServer
 from soak.ledger import check_sqlite, kill_loop, postgres_loop
@@ -80,12 +80,12 @@ def test_a_child_that_exits_in_order_leaves_the_parents_ledger_alone(opens: Open
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
         ledger.flush()
-        pid = os.fork()
-        if pid == 0:
+
+        def write() -> None:
             ledger.append(attempt(1, cost_nano=10))
             ledger.close()
-            os._exit(0)
-        assert os.waitpid(pid, 0)[1] == 0
+
+        assert ended(forked(write)) == 0
         ledger.append(attempt(2, cost_nano=100))
         assert ledger.spent() == 111
         assert ledger.health.ok

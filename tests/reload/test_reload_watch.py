@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from children import ended, forked
 from served import Serve, in_threads, text
 
 from fastroute import Client, errors, events
@@ -79,20 +80,19 @@ def test_a_changed_file_is_read(serve: Serve, caplog: pytest.LogCaptureFixture) 
 def test_a_forked_child_watches_for_itself(serve: Serve) -> None:
     served = serve(top='reload = "change"')
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            served.ask()
-            os.write(write, b"!")
-            event = served.event()
-            code = 0 if served.client.config.policy.max_attempts == 2 and event.changed else 2
-        finally:
-            os._exit(code)
+
+    def watch() -> None:
+        served.ask()
+        os.write(write, b"!")
+        event = served.event()
+        assert served.client.config.policy.max_attempts == 2
+        assert event.changed
+
+    child = forked(watch)
     try:
         assert os.read(read, 1) == b"!"
         served.write(top='reload = "change"', policy="max_attempts = 2")
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ended(child) == 0
     finally:
         os.close(read)
         os.close(write)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from children import ended, forked
 from loopback import nothing_left
 from needs import need
 from redis_server import PATIENCE, Elsewhere, RedisServer, admitted
@@ -448,15 +449,11 @@ def test_a_forked_child_has_connections_of_its_own(make: Any, redis: RedisServer
     core = core_of(client)
     assert admitted(core, 5) == 5
     read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        os.write(write, str(admitted(core, 100)).encode())
-        os._exit(0)
+    child = forked(lambda: os.write(write, str(admitted(core, 100)).encode()))
     os.close(write)
     with os.fdopen(read) as answers:
         theirs = int(answers.read())
-    os.waitpid(child, 0)
+    assert ended(child) == 0
     assert theirs == 100
     assert admitted(core, 1000) == 195
 
