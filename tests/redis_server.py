@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -19,10 +20,16 @@ PATIENCE = 20.0
 
 
 class RedisServer:
-    """Started at once; `close` ends it. Nothing is written to disk, so a restart has lost all data."""
+    """Started at once; `close` ends it. Nothing is written to disk, so a restart has lost all data.
 
-    def __init__(self) -> None:
-        self.program: str = need("redis-server")
+    Args:
+        options: of the server, beside a socket of its own.
+        program: redis-server, or one that is started as that is.
+    """
+
+    def __init__(self, *options: str, program: str = "redis-server") -> None:
+        self.program: str = need(program)
+        self.options = options
         self.folder = tempfile.mkdtemp(prefix="fr-redis-")  # short: a socket's path may have 107 characters
         self.socket = os.path.join(self.folder, "s")
         self.process: subprocess.Popen[bytes] | None = None
@@ -30,8 +37,7 @@ class RedisServer:
 
     def start(self) -> None:
         options = [
-            "--port",
-            "0",
+            *(() if "--port" in self.options else ("--port", "0")),
             "--unixsocket",
             self.socket,
             "--save",
@@ -41,14 +47,17 @@ class RedisServer:
             "--daemonize",
             "no",
         ]
-        options += ["--enable-debug-command", "local", "--dir", self.folder]
+        options += ["--enable-debug-command", "local", "--dir", self.folder, *self.options]
         self.process = subprocess.Popen([self.program, *options], stdout=subprocess.DEVNULL)
         end = time.monotonic() + PATIENCE
+        redis = need("redis")
         while True:
             try:
                 with self.connect() as connection:
                     connection.ping()
                 return
+            except (redis.AuthenticationError, redis.exceptions.BusyLoadingError):
+                return  # it is there
             except (OSError, need("redis").RedisError):
                 assert self.process.poll() is None, "redis-server did not start"
                 assert time.monotonic() < end, "redis-server did not answer"
@@ -73,8 +82,13 @@ class RedisServer:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def connect(self) -> Any:
-        return need("redis").Redis(unix_socket_path=self.socket, decode_responses=True)
+    def connect(self, **options: Any) -> Any:
+        """A connection that waits for nothing and tries nothing twice."""
+        redis = need("redis")
+        retry = importlib.import_module("redis.retry").Retry(
+            importlib.import_module("redis.backoff").NoBackoff(), 0
+        )
+        return redis.Redis(unix_socket_path=self.socket, decode_responses=True, retry=retry, **options)
 
     def config(
         self,
@@ -82,16 +96,21 @@ class RedisServer:
         *,
         local: str = "memory",
         timeout: float = 0.25,
+        state: str | None = None,
         **tables: Any,
     ) -> dict[str, Any]:
         """A client's configuration with one endpoint ``a/m``; ``limits`` are the provider's.
 
         Args:
-            timeout: seconds; on a machine with much else to do a quarter of a second may pass before an answer.
+            timeout: seconds; with much else to do a machine may take a quarter of one to answer.
+            state: in place of this server's socket.
         """
         limits = tables.pop("limits", {})
         found: dict[str, Any] = {
-            "fastroute": {"ledger": "", "state": f"unix://{self.socket}?local={local}&timeout={timeout}"},
+            "fastroute": {
+                "ledger": "",
+                "state": f"{state or 'unix://' + self.socket}?local={local}&timeout={timeout}",
+            },
             "cache": {"enabled": False},
             "providers": {"a": {"base_url": base_url, **limits}},
             "endpoints": [{"provider": "a", "model": "m"}],
