@@ -118,7 +118,7 @@ def test_what_it_says_is_the_class(said: object, level: str, confidence: float, 
         (says({"expert": 0.5, "trivial": 0.5}), "tie", "it gave expert, trivial the same score"),
     ],
 )
-def test_what_cannot_be_used_leads_to_the_default_tier_and_is_counted(
+def test_182_what_cannot_be_used_leads_to_the_default_tier_and_is_counted(
     ask: Any, kind: str, reason: str
 ) -> None:
     with Asked(ask) as asked:
@@ -148,7 +148,7 @@ def hanging() -> Iterator[Callable[..., object]]:
     over.set()
 
 
-def test_one_that_hangs_costs_a_call_its_budget_and_no_more(hanging: Any) -> None:
+def test_182_one_that_hangs_costs_a_call_its_budget_and_no_more(hanging: Any) -> None:
     with Asked(hanging) as asked:
         assert asked.client.config.policy.classifier_timeout == 0.05
         plan = asked.plan()  # comes back, while the function never does
@@ -158,7 +158,7 @@ def test_one_that_hangs_costs_a_call_its_budget_and_no_more(hanging: Any) -> Non
         hanging.over.set()
 
 
-def test_when_it_hangs_everywhere_calls_do_not_wait_for_it_any_more(
+def test_182_when_it_hangs_everywhere_calls_do_not_wait_for_it_any_more(
     hanging: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opinions, "_MOST_THREADS", 2)
@@ -283,7 +283,7 @@ def test_what_cannot_be_asked_is_refused_at_once(ask: Any) -> None:
         fastroute.Client(tables(), classifier=ask)
 
 
-def test_a_rule_set_has_no_ties_and_the_first_rule_that_holds_decides() -> None:
+def test_182_a_rule_set_has_no_ties_and_the_first_rule_that_holds_decides() -> None:
     rules = {
         "levels": ["low", "high"],
         "rules": [{"level": "high", "when": ["chars >= 0"]}, {"level": "low", "when": ["chars >= 0"]}],
