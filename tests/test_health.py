@@ -25,6 +25,8 @@ from redis_server import RedisServer
 
 from fastroute import Client, Completion, Stream, _core, errors, events
 from fastroute.health import HealthChecks
+from fastroute.providers import base
+from fastroute.providers.openai import OpenAI
 from fastroute.testing import Fault, Provider, Received
 from fastroute.types import Attempt
 
@@ -355,6 +357,21 @@ def test_every_format_can_be_checked(start: Start, format: str, kind: str) -> No
     Looks(loop.client).later(1.05).look()
     assert outcomes(loop) == [("ok", None)]
     assert loop.provider().received == 1
+
+
+@pytest.mark.parametrize(("kind", "count"), [("models", 0), ("completion", 1)])
+def test_a_format_without_lists_is_checked_by_answer_or_not_at_all(
+    start: Start, monkeypatch: pytest.MonkeyPatch, kind: str, count: int
+) -> None:
+    class Listless(OpenAI):
+        name = "listless"
+
+    monkeypatch.setitem(base._registered, "listless", Listless())
+    loop = start({"a": Provider()}, format="listless", policy=checking(kind))
+    Looks(loop.client).later(1.05).look()
+    assert loop.provider().received == count
+    figures = loop.client.stats()["health_checks"][f"a/{MODEL}"]
+    assert (figures["checks"], figures["skipped"]) == (count, 1 - count)
 
 
 # ------------------------------------------------------------------------------------------------ one of many
