@@ -114,6 +114,30 @@ def test_case_100_an_empty_retry_budget_stops_retries_and_never_failover(three: 
         assert heard == ["p1/b"]
 
 
+def test_first_attempts_earn_their_endpoint_retries(three: Any) -> None:
+    with fastroute.Client(config({"a": {}}, three[0])) as client:
+        for _ in range(30):
+            client.chat.completions.create(model="a", messages=MESSAGES)
+        (endpoint,) = client._router.snapshot.state.endpoints
+        assert sum(endpoint.core.withdraw() for _ in range(30)) > 11  # ten are everybody's
+
+
+def test_a_model_at_the_end_of_two_chains_comes_once(three: Any) -> None:
+    chains = {"a": {"fallbacks": ["b", "c"]}, "b": {"fallbacks": ["c"]}, "c": {}}
+    with fastroute.Client(config(chains, *three)) as client:
+        plan = client.plan(model="a", messages=MESSAGES)
+        assert [candidate.model for candidate in plan.candidates] == ["a", "b", "c"]
+
+
+def test_no_more_tokens_are_reserved_than_the_model_can_give(three: Any) -> None:
+    settings = config({"a": {"max_output_tokens": 100}}, three[0])
+    settings["providers"]["p0"].update(tpm=1000, token_burst=1000)
+    with fastroute.Client(settings) as client:
+        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES, max_tokens=5000)) == [
+            "a"
+        ]
+
+
 def test_the_estimate_learns_from_the_usage_that_comes_back() -> None:
     """English takes fewer tokens than the first guess: what fits is left in once that is known."""
     messages = [{"role": "user", "content": "word " * 600}]  # 3000 characters: 1008 tokens at the first guess
@@ -131,6 +155,14 @@ def test_the_estimate_learns_from_the_usage_that_comes_back() -> None:
         provider.answer = answer
         reply = client.chat.completions.create(model="a", messages=messages, max_tokens=100)
         assert models_of(reply) == ["a"]
+
+
+def test_answers_that_were_held_short_say_nothing_of_how_long_others_are(three: Any) -> None:
+    with fastroute.Client(config({"a": {}}, three[0])) as client:
+        before = client.plan(model="a", messages=MESSAGES).estimate.output_tokens
+        for _ in range(40):
+            client.chat.completions.create(model="a", messages=MESSAGES, max_tokens=1)
+        assert client.plan(model="a", messages=MESSAGES).estimate.output_tokens == before
 
 
 def test_what_one_format_cannot_say_goes_to_a_model_of_another() -> None:

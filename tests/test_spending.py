@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def test_128_threads_on_a_budget_for_ten_calls_never_pass_it(provider: Provider)
         provider.wait_until(lambda each: each.in_flight == 1)
         worst = status(client, "all").reserved_nano
         running.result(10)
-        assert worst > 0
+        prompt = client.plan(model="dear", messages=MESSAGES).estimate.input_tokens
+        assert worst == (math.ceil(1.5 * prompt) + 100) * 100_000
     provider.clear_script()
     provider.clear_requests()
     limit = 10 * worst / 1e9
@@ -198,3 +200,35 @@ def test_one_price_cap_holds_for_a_whole_chain(provider: Provider, cap: float, s
         reply = ask(client, "cheap", route={"max_cost": cap})
         assert reply.route is not None
         assert [attempt.model for attempt in reply.route.attempts] == ["cheap", second]
+
+
+def test_the_price_cap_holds_for_the_same_endpoint_again(provider: Provider) -> None:
+    with fastroute.Client(config(provider)) as client:
+        (only,) = client.plan(model="dear", messages=MESSAGES, max_tokens=100).candidates
+        assert only.price is not None
+        provider.script(Fault.truncated())
+        with pytest.raises(fastroute.APIError) as caught:
+            ask(client, route={"max_cost": only.price * 1.001})
+        assert len(caught.value.attempts) == 1
+
+
+def test_every_choice_that_is_asked_for_is_reserved(provider: Provider) -> None:
+    with fastroute.Client(config(provider, {"name": "all", "limit": 0.015, "window": "day"})) as client:
+        with pytest.raises(fastroute.BudgetExceeded):
+            ask(client, n=2)
+        ask(client)
+
+
+def test_who_insists_is_let_in_by_a_soft_budget_and_by_no_hard_one(provider: Provider) -> None:
+    for hard in (False, True):
+        spent = {"name": "all", "limit": 0.0001, "window": "day", "hard": hard}
+        with fastroute.Client(config(provider, spent)) as client:
+            if not hard:
+                ask(client)  # which brings it over its limit
+            with pytest.raises(fastroute.BudgetExceeded):
+                ask(client)
+            if hard:
+                with pytest.raises(fastroute.BudgetExceeded):
+                    ask(client, route={"force_premium": True})
+            else:
+                ask(client, route={"force_premium": True})

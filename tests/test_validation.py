@@ -8,7 +8,7 @@ import pytest
 
 import fastroute
 import fastroute.testing
-from fastroute.testing import Provider
+from fastroute.testing import Fault, Provider
 
 MESSAGES = [{"role": "user", "content": "Name a colour as JSON."}]
 SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
@@ -54,6 +54,17 @@ def test_without_escalation_the_same_tier_is_asked_again() -> None:
             client.chat.completions.create(model="t0", messages=MESSAGES, route={"validate": SCHEMA})
         assert {attempt.model for attempt in caught.value.attempts} == {"m0"}
         assert not dear.requests
+
+
+def test_an_answer_that_was_judged_is_no_failed_attempt() -> None:
+    answers = iter(["blue", '{"colour": "blue"}'])
+    with Provider(models=["m0"], answer=lambda _: next(answers)) as only:
+        policy = {"max_attempts": 2, "backoff_base": 0.001}
+        only.script(None, Fault.status(503), None)
+        with fastroute.Client({**config(only), "policy": policy}) as client:
+            reply = client.chat.completions.create(model="m0", messages=MESSAGES, route={"validate": SCHEMA})
+        assert reply.route is not None
+        assert [attempt.outcome for attempt in reply.route.attempts] == ["ok", "failed", "ok"]
 
 
 def test_a_named_model_is_asked_again_as_often_as_allowed_and_the_last_answer_is_attached() -> None:

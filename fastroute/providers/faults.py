@@ -204,7 +204,10 @@ def from_response(
         return errors.EmptyResponse("the answer is empty (204)", request_id=request_id, maybe_billed=True)
     if not 400 <= status < 600:
         return errors.UpstreamProtocolError(
-            f"{where}answered with the unknown status {status}", request_id=request_id, maybe_billed=True
+            f"{where}answered with the unknown status {status}",
+            status_code=status,
+            request_id=request_id,
+            maybe_billed=True,
         )
     try:
         found = error_object(jsontext.loads(body))
