@@ -8,7 +8,7 @@ import pytest
 
 import fastroute
 import fastroute.testing
-from fastroute.testing import Fault, Provider
+from fastroute.testing import Fault, Provider, Received
 
 MESSAGES = [{"role": "user", "content": "Name a colour as JSON."}]
 SCHEMA = {"type": "object", "properties": {"colour": {"type": "string"}}, "required": ["colour"]}
@@ -57,8 +57,10 @@ def test_without_escalation_the_same_tier_is_asked_again() -> None:
 
 
 def test_an_answer_that_was_judged_is_no_failed_attempt() -> None:
-    answers = iter(["blue", '{"colour": "blue"}'])
-    with Provider(models=["m0"], answer=lambda _: next(answers)) as only:
+    def answer(received: Received) -> str:
+        return "blue" if len(received.json["messages"]) == 1 else '{"colour": "blue"}'
+
+    with Provider(models=["m0"], answer=answer) as only:
         policy = {"max_attempts": 2, "backoff_base": 0.001}
         only.script(None, Fault.status(503), None)
         with fastroute.Client({**config(only), "policy": policy}) as client:
