@@ -10,7 +10,6 @@ as one from a file: no number is made of a string, and a bool is no int.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -53,6 +52,8 @@ def quoted(key: Any) -> str:
 
 def near(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Known names that look like ``word``, nearest first, whatever the case."""
+    import difflib  # only once a name is wrong
+
     by_lower: dict[str, str] = {}
     for name in known:
         by_lower.setdefault(name.lower(), name)

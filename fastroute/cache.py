@@ -108,13 +108,15 @@ class Cache:
             )
         except (TypeError, ValueError, RecursionError):
             return None
-        return hashlib.sha256(b"".join((_part(fingerprint), _part(scope), body))).digest()
+        parts = b"%d:%b%d:%b%b" % (len(fingerprint), fingerprint, len(scope), scope, body)
+        return hashlib.sha256(parts).digest()
 
     def get(self, key: bytes) -> Completion | None:
         """The answer kept for the key."""
         with self._lock:
-            entry = self._store.get(key)
-            if entry is None:
+            try:
+                entry = self._store[key]  # not its `get`, which looks for the key and the time twice
+            except KeyError:
                 return None
             self.hits += 1
         return entry[0]
@@ -299,10 +301,6 @@ def _rule(rule: Any) -> Any:
     if not isinstance(key, str) or not key:
         raise TypeError("the rule has no key")
     return [key]
-
-
-def _part(data: bytes) -> bytes:
-    return len(data).to_bytes(8, "big") + data
 
 
 def _canonical(value: Any) -> bytes:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import requests
 from attrs import evolve, fields_dict
 
 from . import errors, events, forks
@@ -26,6 +24,11 @@ from .quality import Validator
 from .router import Router
 from .stream import Stream
 from .types import PRIORITIES, Completion, Compress, Request, RouteOptions, usd_to_nano
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import requests
 
 _ROUTE_WORDS = tuple(fields_dict(RouteOptions))
 
@@ -349,7 +352,9 @@ class Client:
         route: Mapping[str, Any] | None,
         params: Mapping[str, Any],
     ) -> Request:
-        if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        if type(messages) is not list and (
+            isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence)
+        ):
             raise errors.BadRequestError(
                 f"messages: a list of mappings with role and content is wanted, not {type(messages).__name__}"
             )

@@ -23,19 +23,21 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, evolve
 
-from . import _core, discovery, errors, events
+from . import _core, errors, events
 from .config import HealthCheckConfig
 from .line import Line
-from .providers.listing import Listing, listing_of
 from .sending import Call
 from .snapshot import Snapshot
 from .state import STATE_NAMES, Endpoint
 from .stream import Stream
 from .types import Completion, Request, RouteOptions
+
+if TYPE_CHECKING:
+    from .providers.listing import Listing
 
 log = logging.getLogger("fastroute")
 
@@ -365,6 +367,8 @@ class HealthChecks:
         A list proves that somebody is there, not that the model answers: it ends the opening of a breaker, so
         that the next call is its probe, but closes none. That there is none to be had keeps it open.
         """
+        from .providers.listing import listing_of  # which needs every format
+
         core = endpoint.core
         listing = listing_of(snapshot.wires[endpoint.name].format)
         if listing is None:
@@ -396,6 +400,8 @@ class HealthChecks:
         return True
 
     def _read_list(self, snapshot: Snapshot, endpoint: Endpoint, listing: Listing, timeout: float) -> None:
+        from . import discovery
+
         wire = snapshot.wires[endpoint.name]
         deadline = time.monotonic() + timeout
         discovery.page(wire.transport, wire.format, listing, wire.target, None, deadline)

@@ -212,11 +212,9 @@ _TOKEN_NAMES = (
 def parse_limits(headers: Mapping[str, str]) -> RateLimitHeaders | None:
     """The remaining allowance in a response's headers, or None if it is not in them. Never raises.
 
-    Every answer passes through here, so a mapping that ignores case itself, as the transport's does, is
-    asked for the few names instead of being read whole. Any ``dict`` is read ignoring case.
+    Every answer passes through here, so the mapping is asked for the few names instead of being read whole:
+    its names must be in lower case, as the transport's are, or it must ignore case itself.
     """
-    if isinstance(headers, dict):
-        headers = _lowered(headers)
     requests = _dimension(headers, _REQUEST_NAMES)
     tokens = _dimension(headers, _TOKEN_NAMES)
     if requests == tokens == (None, None, None):

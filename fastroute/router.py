@@ -29,7 +29,6 @@ from .opinions import Ask, Opinions
 from .providers import names as format_names
 from .reload import Watch
 from .sending import Call
-from .shared import Shared, open_shared
 from .snapshot import Snapshot, Surroundings, files_of, lasting
 from .stream import Stream
 from .types import Completion, Compress, Request, Route
@@ -37,6 +36,8 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     import requests
+
+    from .shared import Shared
 
 log = logging.getLogger("fastroute")
 
@@ -225,10 +226,13 @@ class Router:
         return events.ConfigReloaded(_name_of(source), new.changes(old), kept)
 
     def _share(self) -> Shared | None:
-        state = self.snapshot.state
-        shared = open_shared(self.snapshot.config, state.segment, state.home.path, self.hooks)
-        if shared is not None:
-            self._attach(shared, self.snapshot)
+        config, state = self.snapshot.config, self.snapshot.state
+        if not config.over_redis:
+            return None
+        from .shared import Shared  # nothing else needs it
+
+        shared = Shared(config, state.segment, state.home.path, self.hooks)
+        self._attach(shared, self.snapshot)
         return shared
 
     def _check_health(self, config: Config) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import Error
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _Result = TypeVar("_Result")
 
@@ -53,6 +55,8 @@ class Workers:
                 if self._closed:
                     raise Error("the client is closed")
                 if self._executor is None:
+                    from concurrent.futures import ThreadPoolExecutor  # most programs never submit
+
                     self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="fastroute")
                 future: Future[Any] = self._executor.submit(contextvars.copy_context().run, call)
         except BaseException:

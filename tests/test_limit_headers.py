@@ -214,8 +214,8 @@ def test_a_reset_that_is_a_time_needs_a_clock() -> None:
 def test_limits_of_openai() -> None:
     limits = parse_limits(
         {
-            "X-Ratelimit-Limit-Requests": "10000",
-            "X-RateLimit-Remaining-Requests": "9000",
+            "x-ratelimit-limit-requests": "10000",
+            "x-ratelimit-remaining-requests": "9000",
             "x-ratelimit-reset-requests": "6s",
             "x-ratelimit-limit-tokens": "200000",
             "x-ratelimit-remaining-tokens": "0",

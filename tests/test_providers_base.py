@@ -37,9 +37,9 @@ def test_content_types(kind: str, plain: str | None, streamed: str | None) -> No
     for stream, expected in ((False, plain), (True, streamed)):
         if expected is None:
             with pytest.raises(errors.UpstreamProtocolError):
-                check_content_type({"Content-Type": kind}, stream)
+                check_content_type({"content-type": kind}, stream)
         else:
-            assert check_content_type({"Content-Type": kind}, stream) == expected
+            assert check_content_type({"content-type": kind}, stream) == expected
     assert check_content_type({}, False) == "json"
 
 

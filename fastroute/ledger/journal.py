@@ -84,7 +84,7 @@ def _is_plain(values: tuple[Any, ...]) -> bool:
         ((cost := values[_COST]) is None or (type(cost) is int and -_MAX_INT < cost < _MAX_INT))
         and type(tags) is dict
         and math.isfinite(values[_TIME] + values[_LATENCY])
-        and all(type(value) is str for value in tags.values())
+        and (not tags or all(type(value) is str for value in tags.values()))
     )
 
 

@@ -116,14 +116,16 @@ def check_content_type(headers: Mapping[str, str], stream: bool) -> Literal["jso
     raises what it stands for if it is an error. An absent or vague type is taken for what was asked,
     since the decoders check the content anyway.
 
+    Args:
+        headers: their names in lower case, as the transport's are.
+        stream: whether a stream was asked for.
+
     Raises:
         UpstreamProtocolError: for what cannot be an answer, such as the web page of a login or a proxy.
     """
-    raw: Any = None
-    for name, value in headers.items():
-        if name.lower() == "content-type":
-            raw = value
-            break
+    raw: Any = headers.get("content-type")
+    if raw == "application/json":
+        return "json"
     kind = raw.partition(";")[0].strip().lower() if isinstance(raw, str) else ""
     if kind == "text/event-stream":
         if stream:

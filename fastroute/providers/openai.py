@@ -89,7 +89,7 @@ class OpenAI:
             string(value.get("id")),
             count(value.get("created")) or 0,
             string(value.get("model")) or target.upstream,
-            tuple(_choice(item, place, target) for place, item in enumerate(items)),
+            tuple([_choice(item, place, target) for place, item in enumerate(items)]),
             usage_from(value.get("usage")),
             None,
             value,
@@ -165,12 +165,14 @@ def _choice(item: Any, place: int, target: Target) -> types.Choice:
     if not isinstance(message, dict):
         raise malformed("a choice holds no message")
     index = count(item.get("index"))
+    content = message.get("content")
+    calls = message.get("tool_calls")
     return types.Choice(
         place if index is None else index,
         types.Message(
             string(message.get("role")) or "assistant",
-            _content(message.get("content")),
-            _tool_calls(message.get("tool_calls"), delta=False),
+            content if content is None or type(content) is str else _content(content),
+            _tool_calls(calls, delta=False) if calls is not None else None,
             string(message.get("refusal")) or None,
             message,
         ),
@@ -192,13 +194,18 @@ def usage_from(value: Any) -> types.Usage | None:
     output = count(value.get("completion_tokens"))
     if prompt is None or output is None or prompt + output == 0:
         return None
-    cached = _detail(value, "prompt_tokens_details", "cached_tokens")
+    cached = written = reasoning = 0
+    details = value.get("prompt_tokens_details")
+    if details and isinstance(details, dict):
+        cached = count(details.get("cached_tokens")) or 0
+        written = count(details.get("cache_write_tokens")) or 0
     if not cached:
         # DeepSeek's and Moonshot's names.
         cached = count(value.get("prompt_cache_hit_tokens")) or count(value.get("cached_tokens")) or 0
     cached = cached if cached <= prompt else 0  # more than there were: none, which is never too cheap
-    written = _detail(value, "prompt_tokens_details", "cache_write_tokens")
-    reasoning = _detail(value, "completion_tokens_details", "reasoning_tokens")
+    details = value.get("completion_tokens_details")
+    if details and isinstance(details, dict):
+        reasoning = count(details.get("reasoning_tokens")) or 0
     source: types.UsageSource = "provider"
     total = value.get("total_tokens")
     if total is not None and total != prompt + output:
@@ -214,11 +221,6 @@ def usage_from(value: Any) -> types.Usage | None:
         source,
         min(written, prompt - cached),
     )
-
-
-def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
-    details = usage.get(group)
-    return (count(details.get(name)) or 0) if isinstance(details, dict) else 0
 
 
 # ------------------------------------------------------------------------------------------------- streams

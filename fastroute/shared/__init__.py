@@ -41,7 +41,7 @@ from .permits import Question, ask
 from .scripts import BEAT
 from .server import AwayError, Server, address_of
 
-__all__ = ["Bank", "Shared", "open_shared"]
+__all__ = ["Bank", "Shared"]
 
 log = logging.getLogger("fastroute")
 
@@ -49,10 +49,8 @@ _BEAT_S = 1.0
 _MACHINE_LIFE_MS = 10_000
 
 
-def open_shared(
-    config: Config, segment: _core.Segment, path: str | None, hooks: events.Hooks
-) -> Shared | None:
-    """What a ``state`` of ``redis://…`` asks for; None for any other.
+class Shared:
+    """This process's part in what many machines share, as a ``state`` of ``redis://…`` asks for.
 
     Args:
         segment: this machine's state.
@@ -60,14 +58,6 @@ def open_shared(
 
     Raises:
         ConfigError: the redis package is not there, or the password's file cannot be read.
-    """
-    if not config.over_redis:
-        return None
-    return Shared(config, segment, path, hooks)
-
-
-class Shared:
-    """This process's part in what many machines share.
 
     Thread safety: all methods. A forked child has a thread and connections of its own from its first call.
     """
