@@ -125,7 +125,7 @@ class Planner:
         shape = params.get("response_format")
         if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
-        if params and not self._drop_sampling and _sets_sampling(params):
+        if not _SAMPLES.isdisjoint(params) and not self._drop_sampling and _sets_sampling(params):
             needs |= sampling_bit(params)
         judged = scan
         if at is None and self._opinions.wanted and self._chosen_by_class(request):
@@ -424,15 +424,13 @@ class Planner:
         )
 
 
+_SAMPLES = frozenset(SAMPLING_PARAMETERS)
 _UNKNOWN = TokenPrices(-1, -1)  # the core's word for it
 
 
 def _sets_sampling(params: Mapping[str, Any]) -> bool:
     """Whether a request sets how tokens are drawn to anything but what every model does anyway."""
-    for name, usual in SAMPLING_PARAMETERS.items():
-        if name in params and params[name] not in (None, usual):
-            return True
-    return False
+    return any(params.get(name) not in (None, usual) for name, usual in SAMPLING_PARAMETERS.items())
 
 
 def _json_tokens(value: Any) -> int:
