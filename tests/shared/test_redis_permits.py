@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -32,8 +33,12 @@ def end(core: _core.Endpoint, tickets: list[int]) -> None:
         core.finish(ticket, _core.OK, 0.01)
 
 
-def test_processes_on_many_machines_hold_the_limit_and_no_more(redis: RedisServer) -> None:
-    machines = [Elsewhere(redis.config(timeout=5.0, limits={"max_in_flight": 90})) for _ in range(3)]
+def test_processes_on_many_machines_hold_the_limit_and_no_more(redis: RedisServer, tmp_path: Path) -> None:
+    # Three machines: on one of them are two processes.
+    states = [str(tmp_path / "state"), str(tmp_path / "state"), "memory", "memory"]
+    machines = [
+        Elsewhere(redis.config(local=state, timeout=5.0, limits={"max_in_flight": 90})) for state in states
+    ]
     for machine in machines:
         machine.tell("hold", 100)
     held = [machine.answer() for machine in machines]
