@@ -130,12 +130,13 @@ def test_a_model_at_the_end_of_two_chains_comes_once(three: Any) -> None:
 
 
 def test_no_more_tokens_are_reserved_than_the_model_can_give(three: Any) -> None:
-    settings = config({"a": {"max_output_tokens": 100}}, three[0])
-    settings["providers"]["p0"].update(tpm=1000, token_burst=1000)
+    models = {"a": {"max_output_tokens": 8000, "fallbacks": ["b"]}, "b": {"max_output_tokens": 100}}
+    settings = config(models, *three[:2])
+    settings["providers"]["p1"].update(tpm=1000, token_burst=1000)
+    three[0].script(Fault.status(401))
     with fastroute.Client(settings) as client:
-        assert models_of(client.chat.completions.create(model="a", messages=MESSAGES, max_tokens=5000)) == [
-            "a"
-        ]
+        reply = client.chat.completions.create(model="a", messages=MESSAGES, max_tokens=5000)
+        assert models_of(reply) == ["a", "b"]
 
 
 def test_the_estimate_learns_from_the_usage_that_comes_back() -> None:

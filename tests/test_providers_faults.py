@@ -9,34 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_answers import ANSWER, KEY, OPENAI, TARGET
 
 from fastroute import errors, sse, types
 from fastroute.providers import (
-    Target,
-    get,
     rejects_stream_options,
 )
 from fastroute.providers.faults import redact
 
-KEY = "local-secret-key"
-
-
-class Secret:
-    def reveal(self) -> str:
-        return KEY
-
-
-OPENAI = get("openai")
-TARGET = Target("openai/gpt", "openai", "gpt", "gpt-2025", "https://api.example.com/v1", Secret())
 REQUEST = types.Request("gpt", [{"role": "user", "content": "hello"}], {}, True)
-ANSWER: dict[str, Any] = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "created": 1700000000,
-    "model": "gpt-2025-04",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
-}
 
 
 def decode(body: Any, **changes: Any) -> types.Completion:

@@ -12,28 +12,13 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_answers import ANSWER, KEY, OPENAI, TARGET, Secret
 
 from fastroute import errors, sse, types
 from fastroute.providers import (
     Target,
-    get,
 )
 
-KEY = "local-secret-key"
-
-
-class Secret:
-    def __init__(self, text: str = KEY) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        return self._text
-
-
-OPENAI = get("openai")
-TARGET = Target(
-    "openai/gpt", "openai", "gpt", "gpt-2025", "https://api.example.com/v1", Secret(), max_output=100
-)
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -249,15 +234,6 @@ def test_any_json_arrives_as_it_was(params: dict[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- decode
-
-ANSWER: dict[str, Any] = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "created": 1700000000,
-    "model": "gpt-2025-04",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
-}
 
 
 def decode(body: Any, **changes: Any) -> types.Completion:
