@@ -158,12 +158,17 @@ def test_the_estimate_learns_from_the_usage_that_comes_back() -> None:
         assert models_of(reply) == ["a"]
 
 
-def test_answers_that_were_held_short_say_nothing_of_how_long_others_are(three: Any) -> None:
-    with fastroute.Client(config({"a": {}}, three[0])) as client:
-        before = client.plan(model="a", messages=MESSAGES).estimate.output_tokens
-        for _ in range(40):
-            client.chat.completions.create(model="a", messages=MESSAGES, max_tokens=1)
-        assert client.plan(model="a", messages=MESSAGES).estimate.output_tokens == before
+def test_how_long_answers_are_is_learned_from_calls_that_set_no_limit() -> None:
+    with Provider(answer=1000) as provider, fastroute.Client(config({"a": {}}, provider)) as client:
+
+        def expected() -> int:
+            return client.plan(model="a", messages=MESSAGES).estimate.output_tokens
+
+        before = expected()
+        client.chat.completions.create(model="a", messages=MESSAGES, max_tokens=2000)
+        assert expected() == before < 1000
+        client.chat.completions.create(model="a", messages=MESSAGES)
+        assert expected() == 1000
 
 
 def test_what_one_format_cannot_say_goes_to_a_model_of_another() -> None:
