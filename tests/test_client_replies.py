@@ -128,3 +128,14 @@ def test_every_deadline_is_kept_with_threads_waiting(start: Start) -> None:
             worker.join()
     assert len(failures) == 6
     assert {type(error) for error in failures} <= {fastroute.DeadlineExceeded, fastroute.RateLimitError}
+
+
+def test_a_stream_that_has_ended_leaves_its_connection_to_the_next(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(*[Fault.drip(1, 0.0001)] * 3)  # so that the framing's end comes by itself
+    for _ in range(3):
+        with loop.client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "hello"}], stream=True
+        ) as stream:
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert loop.provider().connections == 1

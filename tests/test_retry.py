@@ -169,6 +169,14 @@ def test_a_retry_after_that_is_too_long_is_not_slept_through() -> None:
     assert POLICY.backoff(0, status(503, retry_after=60.01), 0.5) is None
 
 
+@pytest.mark.parametrize(("wait", "latest"), [(2.0, 2.2), (20.0, 21.0)])
+def test_a_retry_after_is_kept_to_and_spread_by_a_tenth_of_it_and_a_second_at_most(
+    wait: float, latest: float
+) -> None:
+    asked = status(429, retry_after=wait)
+    assert [POLICY.backoff(0, asked, chance) for chance in (0.0, 1.0)] == [wait, latest]
+
+
 @pytest.mark.parametrize("wait", [0.0, -5.0, math.nan])
 def test_a_retry_after_that_means_nothing_gives_way_to_the_policy(wait: float) -> None:
     assert POLICY.backoff(0, status(500, retry_after=wait), 0.5) == 0.25
