@@ -32,7 +32,8 @@ same = dict(models=0, windows=128000, max_outputs=16384, capabilities=15, input_
 ranking = _core.Ranking(endpoints, **{name: [value] * 10 for name, value in same.items()})
 clock, acquire, refuse, OK = _core.clock, bucket.acquire, empty.acquire, _core.OK
 allow, record, admit, finish = breaker.allow, breaker.record, endpoint.admit, endpoint.finish
-pick, rank, LATENCY = ranking.pick, ranking.rank, _core.LATENCY
+choice = ranking.choice(_core.LATENCY, 10**9, 10**9, 0.5, 60.0, True)
+pick, rank, enter, LATENCY = ranking.pick, choice.rank, choice.admit, _core.LATENCY
 """
 
 CALLS = {
@@ -43,7 +44,10 @@ CALLS = {
     "Breaker.allow + record": "record(allow(), OK)",
     "Endpoint.admit + finish": "finish(admit(700), OK, 0.5, -100)",
     "Ranking.pick of 10": "pick(LATENCY, 7)",
-    "Ranking.rank of 10, with decay": "rank(LATENCY, 100, 256)",
+    "Choice.rank of 10, all filters on": "rank(100, 256, 15)",
+    "Choice.admit of 10, all filters on, + finish": (
+        "endpoints[(found := enter(100, 256, 15)).chosen].finish(found.take(), OK, 0.5)"
+    ),
 }
 
 

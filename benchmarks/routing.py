@@ -246,9 +246,9 @@ def pick(number: int, strategy: int, decay: bool) -> Callable[[ExitStack], Opera
 
 def rank(number: int, what: str) -> Callable[[ExitStack], Operation]:
     def make(_: ExitStack) -> Operation:
-        names = {"rank": ranking_of(_endpoints(number)).rank, "s": _core.LATENCY}
+        names = {"rank": ranking_of(_endpoints(number)).choice(_core.LATENCY).rank}
         good = (lambda first: first >= 0) if what == "first" else (lambda order: len(order) == number)
-        return Operation(f"rank(s, 100, 256).{what}", names, good)
+        return Operation(f"rank(100, 256).{what}", names, good)
 
     return make
 
@@ -303,8 +303,8 @@ def _picks(number: int) -> Comparison:
             Contender(
                 "fastroute Ranking.pick, two choices", pick(number, _core.TWO_CHOICES, False), ours=True
             ),
-            Contender("fastroute Ranking.rank, the first is known", rank(number, "first"), ours=True),
-            Contender("fastroute Ranking.rank, the whole order", rank(number, "order"), ours=True),
+            Contender("fastroute Choice.rank, the first is known", rank(number, "first"), ours=True),
+            Contender("fastroute Choice.rank, the whole order", rank(number, "order"), ours=True),
             Contender("a scan of EWMAs in Python", python_ewma(number)),
             Contender("the 50-window formula in Python", python_window(number)),
         ),
@@ -318,55 +318,53 @@ _NUMBER = 10
 _TEXT = text_of(500)
 
 
-def decision(filters: bool) -> Callable[[ExitStack], Operation]:
+# Two calls of the core: the scan of the messages, whose level a router turns into a row of endpoints, and the
+# choice from that row, which ranks it and lets the request in.
+_DECIDE = "admit(scan(messages, params).chars // 4, 256, needs)"
+
+
+def decision(filters: bool, settled: bool = True) -> Callable[[ExitStack], Operation]:
     """With filters: capabilities, price cap and ceiling, quality floor, latency budget, and by value.
 
-    The context window and the limits' bursts are looked at either way.
+    The context window and the limits' bursts are looked at either way. What is not settled is given back by
+    the core with what ``admit`` returned.
     """
 
     def make(_: ExitStack) -> Operation:
-        classifier = Classifier(rule_set())
         endpoints = _endpoints(_NUMBER)
-        messages = [{"role": "user", "content": _TEXT}]
-        scan, choose = classifier.scan, ranking_of(endpoints).rank
-        latency, ok = _core.LATENCY, _core.OK
-
-        def decide() -> int:
-            tokens = scan(messages, {}).chars // 4
-            endpoint = endpoints[choose(latency, tokens, 256).first]
-            ticket = endpoint.admit(tokens + 256)
-            endpoint.finish(ticket, ok, 0.5)
-            return ticket
-
-        def decide_filtered() -> int:
-            tokens = scan(messages, {}).chars // 4
-            ranked = choose(latency, tokens, 256, 15, 1_000_000_000, 1_000_000_000, 0.5, 60.0, True)
-            endpoint = endpoints[ranked.first]
-            ticket = endpoint.admit(tokens + 256)
-            endpoint.finish(ticket, ok, 0.5)
-            return ticket
-
-        names = {"decide": decide_filtered if filters else decide}
-        return Operation("decide()", names, lambda ticket: ticket >= 0)
+        ranking = ranking_of(endpoints)
+        wishes = (1_000_000_000, 1_000_000_000, 0.5, 60.0, True) if filters else ()
+        names = {
+            "scan": Classifier(rule_set()).scan,
+            "messages": [{"role": "user", "content": _TEXT}],
+            "params": {},
+            "admit": ranking.choice(_core.LATENCY, *wishes).admit,
+            "needs": 15 if filters else 0,
+            "endpoints": endpoints,
+            "ok": _core.OK,
+        }
+        if not settled:
+            return Operation(f"{_DECIDE}.chosen", names, lambda chosen: 0 <= chosen < _NUMBER)
+        settle = f"endpoints[(found := {_DECIDE}).chosen].finish(found.take(), ok, 0.5)"
+        return Operation(settle, names, lambda flags: flags == 0)
 
     return make
 
 
 def bare_decision(_: ExitStack) -> Operation:
     """The same without filters, values and an order: one endpoint is picked."""
-    classifier = Classifier(rule_set())
     endpoints = _endpoints(_NUMBER)
-    messages = [{"role": "user", "content": _TEXT}]
-    scan, pick = classifier.scan, ranking_of(endpoints).pick
-    latency, ok = _core.LATENCY, _core.OK
-
-    def decide() -> int:
-        endpoint = endpoints[pick(latency)]
-        ticket = endpoint.admit(scan(messages, {}).chars)
-        endpoint.finish(ticket, ok, 0.5)
-        return ticket
-
-    return Operation("decide()", {"decide": decide}, lambda ticket: ticket >= 0)
+    names = {
+        "scan": Classifier(rule_set()).scan,
+        "messages": [{"role": "user", "content": _TEXT}],
+        "params": {},
+        "pick": ranking_of(endpoints).pick,
+        "latency": _core.LATENCY,
+        "endpoints": endpoints,
+        "ok": _core.OK,
+    }
+    settle = "(one := endpoints[pick(latency)]).finish(one.admit(scan(messages, params).chars), ok, 0.5)"
+    return Operation(settle, names, lambda flags: flags == 0)
 
 
 def _by_hand(find: Callable[[str], Any]) -> Callable[[], Any]:
@@ -456,8 +454,13 @@ COMPARISONS = (
         (
             NO_OP,
             FLOOR,
-            Contender("fastroute: scan, rank, admit, finish", decision(filters=False), ours=True),
+            Contender("fastroute: scan; rank and admit; finish", decision(filters=False), ours=True),
             Contender("fastroute: the same, all filters on, by value", decision(filters=True), ours=True),
+            Contender(
+                "fastroute: all filters on, given back by the core in place of finish",
+                decision(filters=True, settled=False),
+                ours=True,
+            ),
             Contender("fastroute: scan, pick one, admit, finish", bare_decision, ours=True),
             Contender("Hyperscan + circuitbreaker + limits", hyperscan_decision),
             Contender("re + circuitbreaker + limits", re_decision),
@@ -469,6 +472,6 @@ COMPARISONS = (
                 litellm_selection("latency-based-routing"),
             ),
         ),
-        base="fastroute: scan, rank, admit, finish",
+        base="fastroute: scan; rank and admit; finish",
     ),
 )

@@ -188,6 +188,7 @@ def _decision(quick: bool) -> Timing:
         qualities=[0.9] * ENDPOINTS,
         latencies=[1.0] * ENDPOINTS,
     )
+    choice = ranking.choice(_core.LATENCY)
     classifier = Classifier.named("five-level")
     for endpoint in endpoints:
         endpoint.finish(endpoint.admit(1), _core.OK, 0.5)
@@ -195,9 +196,8 @@ def _decision(quick: bool) -> Timing:
     def decide() -> None:
         scan = classifier.scan(MESSAGES, {})
         tokens = estimate_input(scan.chars, scan.utf8, scan.messages, scan.images)
-        ranked = ranking.rank(_core.LATENCY, tokens, 256)
-        endpoint = endpoints[ranked.order[0]]
-        endpoint.finish(endpoint.admit(tokens + 256), _core.OK, 0.5)
+        found = choice.admit(tokens, 256)
+        endpoints[found.chosen].finish(found.take(), _core.OK, 0.5)
 
     return _loop(decide, 1000, 5 if quick else 30)
 

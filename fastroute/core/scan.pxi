@@ -151,6 +151,7 @@ cdef class Rules:
     cdef int group_count
     cdef uint64_t masks[SCAN_MAX_GROUPS]
     cdef double weights[SCAN_MAX_GROUPS]
+    cdef bint weighs                    # whether any group counts for the score
     cdef double base, low, high
     cdef scan_rule *rules
     cdef scan_condition *conditions
@@ -227,6 +228,7 @@ cdef class Rules:
                 pairs.append((text, bit))
             self.masks[len(names)] = mask
             self.weights[len(names)] = weight
+            self.weighs = self.weighs or weight != 0
             names.append(name)
             spellings.append(tuple(pairs))
         self.groups = tuple(names)
@@ -403,17 +405,15 @@ cdef class Rules:
 
     cdef void _judge(self, Scan scan, int64_t max_tokens, int64_t tools) noexcept:
         """The score, and the level of the first rule that holds."""
-        cdef double value[SCAN_GROUPS + SCAN_MAX_GROUPS]
         cdef scan_condition *condition
         cdef int i, k
         scan.max_tokens = max_tokens
         scan.tools = tools
-        self._features(scan, value)
-        scan.score = value[SCAN_SCORE]
+        scan.score = self._score(scan)
         for i in range(self.rule_count):
             for k in range(self.rules[i].first, self.rules[i].end):
                 condition = &self.conditions[k]
-                if not _scan_holds(condition.relation, value[condition.feature], condition.value):
+                if not _scan_holds(condition.relation, self._value(scan, condition.feature), condition.value):
                     break
             else:
                 scan.rule = i
@@ -424,29 +424,41 @@ cdef class Rules:
         scan.level_index = self.otherwise.level
         scan.confidence = self.otherwise.confidence
 
-    cdef void _features(self, Scan scan, double *value) noexcept:
-        """All features, in the order of SCAN_FEATURES, then the groups'."""
+    cdef double _score(self, Scan scan) noexcept:
         cdef double score = self.base
         cdef int i
-        for i in range(self.group_count):
-            value[SCAN_GROUPS + i] = scan_popcount(scan.tally.found & self.masks[i])
-            score += self.weights[i] * value[SCAN_GROUPS + i]
-        value[SCAN_AVERAGE] = <double> scan.tally.chars / <double> scan.messages if scan.messages else 0.0
-        value[SCAN_CHARS] = <double> scan.tally.chars
-        value[SCAN_UTF8] = <double> scan.tally.utf8
-        value[SCAN_SCOPE_CHARS] = <double> scan.tally.scope_chars
-        value[SCAN_WORDS] = <double> scan.tally.words
-        value[SCAN_SCORE] = self.low if score < self.low else self.high if score > self.high else score
-        value[SCAN_MAX_TOKENS] = <double> scan.max_tokens
-        value[SCAN_TOOLS] = <double> scan.tools
-        value[SCAN_TURNS] = <double> scan.turns
-        value[SCAN_MESSAGES] = <double> scan.messages
-        value[SCAN_IMAGES] = <double> scan.images
-        value[SCAN_TOTAL] = scan_popcount(scan.tally.found)
-        value[SCAN_CODE_FENCES] = <double> scan.tally.code_fences
-        value[SCAN_DIGITS] = <double> scan.tally.digits
-        value[SCAN_QUESTION_MARKS] = <double> scan.tally.question_marks
-        value[SCAN_NEWLINES] = <double> scan.tally.newlines
+        if self.weighs:
+            for i in range(self.group_count):
+                score += self.weights[i] * scan_popcount(scan.tally.found & self.masks[i])
+        return self.low if score < self.low else self.high if score > self.high else score
+
+    cdef double _value(self, Scan scan, int feature) noexcept:
+        """A feature's, by its place in SCAN_FEATURES; the groups' follow them."""
+        cdef const scan_counts *tally = &scan.tally
+        if feature >= SCAN_GROUPS:
+            return scan_popcount(tally.found & self.masks[feature - SCAN_GROUPS])
+        if feature == SCAN_AVERAGE:
+            return <double> tally.chars / <double> scan.messages if scan.messages else 0.0
+        if feature == SCAN_SCORE:
+            return scan.score
+        if feature == SCAN_TOTAL:
+            return scan_popcount(tally.found)
+        # Counts; those that are asked for most stand first.
+        return <double> (
+            tally.chars if feature == SCAN_CHARS else
+            tally.words if feature == SCAN_WORDS else
+            scan.max_tokens if feature == SCAN_MAX_TOKENS else
+            scan.tools if feature == SCAN_TOOLS else
+            scan.turns if feature == SCAN_TURNS else
+            scan.messages if feature == SCAN_MESSAGES else
+            scan.images if feature == SCAN_IMAGES else
+            tally.scope_chars if feature == SCAN_SCOPE_CHARS else
+            tally.utf8 if feature == SCAN_UTF8 else
+            tally.code_fences if feature == SCAN_CODE_FENCES else
+            tally.digits if feature == SCAN_DIGITS else
+            tally.question_marks if feature == SCAN_QUESTION_MARKS else
+            tally.newlines
+        )
 
 
 cdef inline bint _scan_holds(int relation, double value, double bound) noexcept nogil:
@@ -606,7 +618,6 @@ cdef class Scan:
         Raises:
             KeyError: if there is none of that name.
         """
-        cdef double value[SCAN_GROUPS + SCAN_MAX_GROUPS]
         cdef int place
         if name in SCAN_FEATURES:
             place = SCAN_FEATURES.index(name)
@@ -614,8 +625,7 @@ cdef class Scan:
             place = SCAN_GROUPS + <int> self.rules.groups.index(name[6:])
         else:
             raise KeyError(name)
-        self.rules._features(self, value)
-        return value[place]
+        return self.rules._value(self, place)
 
     def __repr__(self):
         return f"<Scan {self.level} of {self.messages} messages, {self.chars} characters>"
