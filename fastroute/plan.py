@@ -7,7 +7,6 @@ sent or counted for it, and only `Plan.admit` lets a request in.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -181,7 +180,8 @@ class Plan:
 
     def rank(self) -> Plan:
         """Settles who is asked first by the state of this moment, and not of when it is first read."""
-        next(self._ranked())
+        if not self._stages:
+            self._stages.append((self._first, self._planner.rank(self, self._first)))
         return self
 
     def admit(self) -> tuple[Endpoint, _core.Ranked] | None:
@@ -223,7 +223,7 @@ class Plan:
     @property
     def relaxed(self) -> bool:
         """Whether no model met the wishes for quality, latency and price, so that the best one is taken."""
-        return next(self._ranked())[1].relaxed
+        return self.rank()._stages[0][1].relaxed
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -310,8 +310,8 @@ class Plan:
         return "\n".join(lines)
 
     def _ranked(self) -> Iterator[tuple[Stage, _core.Ranked]]:
-        stages = itertools.chain((self._first,), self._planner.later_stages(self._first))
-        for place, stage in enumerate(stages):
+        yield self.rank()._stages[0]
+        for place, stage in enumerate(self._planner.later_stages(self._first), 1):
             if place == len(self._stages):
                 self._stages.append((stage, self._planner.rank(self, stage)))
             yield self._stages[place]
