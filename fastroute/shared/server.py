@@ -116,7 +116,7 @@ class Server:
         self._connections()  # refuses now, and not at the first call, an address that redis-py does not take
 
     def after_fork(self) -> None:
-        """In a forked child: none of the parent's connections; they are not even closed here."""
+        """In a forked child: none of the parent's connections."""
         self._scripts: _Scripts | None = None
         self._pid = os.getpid()
         self._making = threading.Lock()

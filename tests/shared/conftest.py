@@ -8,7 +8,7 @@ import pytest
 from redis_machines import Machines
 from redis_server import RedisServer
 
-from fastroute.shared import Shared, permits
+from fastroute.shared import Shared, permits, server
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ def machines(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
     """Their threads stand still, and the tests beat for them."""
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
     monkeypatch.setattr(permits, "_RENEW_NS", 0)  # every beat renews
+    monkeypatch.setattr(server, "_OPEN_S", 0.2)  # a server that was found away is tried again soon
     found = Machines(redis)
     yield found
     found.close()

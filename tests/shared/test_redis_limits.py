@@ -37,7 +37,7 @@ def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     made: list[fastroute.Client] = []
 
     def client(**tables: Any) -> fastroute.Client:
-        made.append(fastroute.Client(redis.config(**tables)))
+        made.append(fastroute.Client(redis.config(**{"timeout": 5.0, **tables})))
         return made[-1]
 
     yield client
@@ -311,7 +311,10 @@ def test_away_from_the_beginning_each_machine_has_its_limit(make: Any, redis: Re
     assert figures["reason"]
 
 
-def test_while_it_is_away_each_goes_on_with_its_share_and_comes_back(make: Any, redis: RedisServer) -> None:
+def test_while_it_is_away_each_goes_on_with_its_share_and_comes_back(
+    make: Any, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastroute.shared.server._OPEN_S", 0.2)
     clients = [make(limits=SLOW) for _ in range(3)]
     for _ in range(2):
         for client in clients:
@@ -359,7 +362,7 @@ class _Named:
 
 
 def test_a_server_that_stands_still_is_left_alone(make: Any, redis: RedisServer) -> None:
-    client = make(limits=SLOW)
+    client = make(timeout=0.25, limits=SLOW)
     core = core_of(client)
     assert admitted(core, 1) == 1
     redis.pause()
@@ -376,7 +379,7 @@ def test_a_server_that_stands_still_is_left_alone(make: Any, redis: RedisServer)
     "trouble", ["pause", "busy", "full", "read-only", "forgetful", "password", "flushed scripts"]
 )
 def test_no_trouble_of_redis_reaches_a_caller(make: Any, redis: RedisServer, trouble: str) -> None:
-    client = make(limits=SLOW)
+    client = make(timeout=0.25, limits=SLOW)
     core = core_of(client)
     assert admitted(core, 1) == 1
     with redis.connect() as connection:

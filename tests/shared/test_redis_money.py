@@ -26,7 +26,7 @@ def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     made: list[fastroute.Client] = []
 
     def client(budgets: list[dict[str, Any]] = DAY, spent: int | None = None) -> fastroute.Client:
-        made.append(fastroute.Client(redis.config(budgets=budgets)))
+        made.append(fastroute.Client(redis.config(timeout=5.0, budgets=budgets)))
         if spent is not None:
             monkeypatch.setattr(budgets_of(made[-1]), "_spent", lambda since, tags: spent)
         return made[-1]
@@ -60,7 +60,7 @@ def spend(
 
 
 def test_machines_spend_the_limit_together_and_no_more(redis: RedisServer) -> None:
-    machines = [Elsewhere(redis.config(budgets=DAY)) for _ in range(2)]
+    machines = [Elsewhere(redis.config(timeout=5.0, budgets=DAY)) for _ in range(2)]
     for machine in machines:
         machine.tell("reserve", 2_000_000, 1000)  # five to a lease: no machine is left with a part of one
     assert sum(machine.answer() for machine in machines) == 500

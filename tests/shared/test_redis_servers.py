@@ -68,7 +68,7 @@ class Watched:
 
     def __init__(self, redis: RedisServer, provider: Provider, **more: Any) -> None:
         self.machines = Machines(redis)
-        tables = {"limits": SLOW, "base_url": provider.base_url, "timeout": 1.0, **more}
+        tables = {"limits": SLOW, "base_url": provider.base_url, "timeout": 5.0, **more}
         self.client = self.machines.client(**tables)
         self.heard: list[events.SharingChanged] = []
         self.client.on(self.heard.append, events.SharingChanged)
@@ -229,18 +229,22 @@ def test_a_user_who_may_not_run_scripts_and_then_may(
 
 
 def test_a_server_that_loads_its_data(start: Start, watch: Watch) -> None:
-    redis = start("--dbfilename", "d.rdb", "--loading-process-events-interval-bytes", "1024")
+    redis = start(
+        "--dbfilename", "d.rdb", "--rdbcompression", "no", "--loading-process-events-interval-bytes", "1024"
+    )
     watched = watch(redis)
     with redis.connect() as connection:
         pipe = connection.pipeline()
-        for number in range(1500):
+        for number in range(5000):
             pipe.set(f"k{number}", "x" * 100)
         pipe.execute()
         connection.save()
     redis.kill()
-    redis.options = (*redis.options, "--key-load-delay", "1500")
+    redis.options = (*redis.options, "--key-load-delay", "2000")
     redis.start()
     watched.goes_on("LOADING", "BusyLoadingError")
+    with redis.connect() as connection:
+        connection.config_set("key-load-delay", 0)
     watched.comes_back()
 
 
@@ -323,7 +327,7 @@ def test_a_replica_takes_over(start: Start, watch: Watch, tmp_path: Path) -> Non
 
 
 def test_a_cluster_of_one_holds_all_keys_of_a_prefix_together(start: Start, watch: Watch) -> None:
-    redis = start("--cluster-enabled", "yes", "--port", free_port())
+    redis = start("--cluster-enabled", "yes", "--port", free_port(), "--cluster-port", free_port())
     with redis.connect() as connection:
         connection.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         until(lambda: "cluster_state:ok" in str(connection.execute_command("CLUSTER", "INFO")))
@@ -334,14 +338,14 @@ def test_a_cluster_of_one_holds_all_keys_of_a_prefix_together(start: Start, watc
 
 
 def test_a_cluster_that_has_moved_the_keys_away_and_back(start: Start, watch: Watch) -> None:
-    ports = [free_port(), free_port()]
+    ports = [(free_port(), free_port()) for _ in range(2)]
     options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
-    first, second = (start("--port", port, *options) for port in ports)
+    first, second = (start("--port", port, "--cluster-port", bus, *options) for port, bus in ports)
     with first.connect() as near, second.connect() as far:
         slot = int(near.execute_command("CLUSTER", "KEYSLOT", "{fastroute}:x"))
         near.execute_command("CLUSTER", "ADDSLOTS", (slot + 1) % 16384)
         far.execute_command("CLUSTER", "ADDSLOTS", slot)
-        near.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1])
+        near.execute_command("CLUSTER", "MEET", "127.0.0.1", *ports[1])
         until(lambda: _moved(near))
         watched = watch(first)
         watched.goes_on("MOVED", "MovedError")
