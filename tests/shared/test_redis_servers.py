@@ -326,17 +326,6 @@ def test_a_replica_takes_over(start: Start, watch: Watch, tmp_path: Path) -> Non
     numbers_are_whole(second)
 
 
-def test_a_cluster_of_one_holds_all_keys_of_a_prefix_together(start: Start, watch: Watch) -> None:
-    redis = start("--cluster-enabled", "yes", "--port", free_port(), "--cluster-port", free_port())
-    with redis.connect() as connection:
-        connection.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        until(lambda: "cluster_state:ok" in str(connection.execute_command("CLUSTER", "INFO")))
-    watched = watch(redis, timeout=5.0)
-    watched.machines.beat()
-    assert admitted(watched.core, 400) == 300
-    assert watched.there
-
-
 def test_a_cluster_that_has_moved_the_keys_away_and_back(start: Start, watch: Watch) -> None:
     ports = [(free_port(), free_port()) for _ in range(2)]
     options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
