@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -168,3 +170,30 @@ def test_what_goes_out_is_made_once_and_again_where_it_differs(start: Start) -> 
     ]
     said = [json.loads(request.body)["messages"][0]["content"] for request in seen]
     assert [said[0], said[1], said[3]] == ["one", "two, which is longer", "three"]
+
+
+def test_a_request_tells_one_length_and_that_is_its_bodys() -> None:
+    """Two lengths are two requests to whoever goes by the other one."""
+    heads: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as sent:
+                while (line := sent.readline()) not in (b"\r\n", b""):
+                    heads.append(line)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        tables = {
+            "fastroute": {"ledger": ""},
+            "providers": {"p": {"base_url": f"http://127.0.0.1:{listener.getsockname()[1]}/v1"}},
+            "endpoints": [{"provider": "p", "model": "m"}],
+            "policy": {"max_attempts": 1},
+        }
+        with fastroute.Client(tables) as client, pytest.raises(fastroute.Error):
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+        thread.join()
+    body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
+    lengths = [line for line in heads if line.lower().startswith((b"content-length", b"transfer-encoding"))]
+    assert lengths == [b"Content-Length: %d\r\n" % len(body)]

@@ -222,7 +222,10 @@ class Transport:
         prepared = requests.Request(method, url, headers=dict(headers)).prepare()
         if self._session is None:
             # A plain dict is copied faster; a caller's own adapter gets the mapping that requests promises.
-            prepared.headers = dict(prepared.headers)  # type: ignore[assignment]
+            # Its length is of a body that is not there yet: each request tells its own, and only that.
+            prepared.headers = {  # type: ignore[assignment]
+                name: value for name, value in prepared.headers.items() if name.lower() != "content-length"
+            }
         return prepared
 
     def send(
