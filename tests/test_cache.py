@@ -17,10 +17,11 @@ from fastroute.types import Choice, Completion, Message, Request, RouteOptions, 
 MESSAGES = [{"role": "user", "content": "How deep is the Mariana Trench?"}]
 
 
+OPTIONS = ("tags", "tier", "quality", "max_cost", "max_latency", "validate")
+
+
 def request(**changes: Any) -> Request:
-    options = RouteOptions(
-        **{name: changes.pop(name) for name in ("tags", "tier", "quality", "max_cost") if name in changes}
-    )
+    options = RouteOptions(**{name: changes.pop(name) for name in OPTIONS if name in changes})
     model = changes.pop("model", "gpt-4.1")
     messages = changes.pop("messages", MESSAGES)
     return Request(model, messages, changes, False, options)
@@ -67,6 +68,8 @@ def soon() -> float:
         {"tier": "premium"},
         {"quality": 0.9},
         {"max_cost": 0.1},
+        {"max_latency": 3.0},
+        {"validate": {"type": "object"}},
     ],
     ids=lambda other: repr(other)[:60],
 )
