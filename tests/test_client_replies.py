@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 
@@ -153,3 +154,22 @@ def test_a_stream_that_does_not_begin_in_time_gives_the_next_one_more(start: Sta
             model=MODEL, messages=[{"role": "user", "content": "hello"}], stream=True
         )
     assert endpoint.core.ttft_timeout() == 2 * before
+
+
+def test_every_answer_counts_for_its_models_rate(start: Start) -> None:
+    loop = start(1)
+    loop.ask()
+    (rate,) = loop.client.stats()["rates"]
+    assert (rate.model, rate.measure, rate.rate) == (MODEL, "success", 1.0)
+
+
+def test_without_usage_the_arguments_of_tools_count_as_what_was_written(start: Start) -> None:
+    loop = start(1)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps("x" * 300)}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = {"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    loop.provider().script(Fault.status(200, json.dumps(body).encode()))
+    usage = loop.ask().usage
+    assert usage is not None
+    assert usage.source == "estimated"
+    assert usage.completion_tokens > 100
