@@ -214,8 +214,8 @@ def _cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float
 # --------------------------------------------------------------------------------------------- many threads
 
 
-def rate(make: Callable[[ExitStack, str], Call], threads: int, seconds: float) -> float:
-    """Calls a second, connections open already."""
+def rate(make: Callable[[ExitStack, str], Call], threads: int, seconds: float) -> tuple[float, float]:
+    """Calls a second, connections open already, and the CPU of one in µs."""
     with ExitStack() as stack:
         call = make(stack, short.join(stack))
         call()
@@ -242,19 +242,24 @@ def rate(make: Callable[[ExitStack, str], Call], threads: int, seconds: float) -
         except threading.BrokenBarrierError:
             stop.set()
             raise failures[0] from None
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         stop.wait(seconds)
         done, took = sum(counts), time.perf_counter() - begun
+        used = time.process_time() - used
         stop.set()
         for worker in workers:
             worker.join()
         if failures:
             raise failures[0]
-        return done / took
+        return done / took, 1e6 * used / done
+
+
+def _cpu_threads(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
+    return lambda seconds: [rate(make, 32, seconds)[1]]
 
 
 def _rates(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
-    return lambda seconds: [rate(make, threads, seconds) for threads in (1, 8, 32)]
+    return lambda seconds: [rate(make, threads, seconds)[0] for threads in (1, 8, 32)]
 
 
 def _raw_client(port: int, connections: int, seconds: float, result: Any) -> None:
@@ -524,6 +529,21 @@ TRIALS = (
         seconds=1.0,
         rounds=5,
         note="the process's share includes the ledger's own thread",
+    ),
+    Trial(
+        "CPU of a call while 32 threads call",
+        ("process, µs",),
+        {
+            "requests.Session for each thread": _cpu_threads(session_threads),
+            "fastroute create, everything on": _cpu_threads(routed),
+            "fastroute's transport alone": _cpu_threads(transport),
+            "urllib3 pool": _cpu_threads(pool),
+        },
+        seconds=0.6,
+        rounds=7,
+        base="requests.Session for each thread",
+        ratio="process, µs",
+        note="a busy machine changes it less than a rate",
     ),
     Trial(
         "Calls a second, instant upstream",
