@@ -40,7 +40,7 @@ class _Flight:
 
     def __init__(self, leader: int | None) -> None:
         self.leader = leader
-        self.heirs = 0  # followers that would take over
+        self.heirs: set[object] = set()  # followers that would take over
         self.done = threading.Event()
         self.completion: Completion | None = None
         self.error: BaseException | None = None
@@ -136,36 +136,47 @@ class Cache:
             errors.DeadlineExceeded: waiting took too long.
         """
         led: list[_Flight] = []
+        awaited: list[_Flight] = []
+        heir = object()
         try:
-            return self._through(key, make, deadline, led)
-        except BaseException:
-            for flight in led:
-                if not flight.done.is_set():  # an interrupt came before or after its making
-                    self._land(key, flight)
+            return self._through(key, make, deadline, led, awaited, heir)
+        except BaseException:  # an interrupt may have come at any point, and may come now
+            try:
+                self._let_go(key, led, awaited, heir)
+            except BaseException:
+                self._let_go(key, led, awaited, heir)
+                raise
             raise
 
+    def _let_go(self, key: bytes, led: list[_Flight], awaited: list[_Flight], heir: object) -> None:
+        """Holds up nobody any more; done twice, it changes nothing."""
+        for flight in led:
+            if not flight.done.is_set():
+                self._land(key, flight)
+        for flight in awaited:
+            self._leave(key, flight, heir)
+
     def _through(
-        self, key: bytes, make: Callable[[], Completion], deadline: float, led: list[_Flight]
+        self,
+        key: bytes,
+        make: Callable[[], Completion],
+        deadline: float,
+        led: list[_Flight],
+        awaited: list[_Flight],
+        heir: object,
     ) -> tuple[Completion, bool]:
         failed = 0
         failure: _Flight | None = None
         while True:
-            flight, leads, kept = self._join(key, failure, failed, led)
+            takes_over = failed + 1 < _MAX_LEADERS
+            flight, leads, kept = self._join(key, failure, led, awaited, heir if takes_over else None)
             if kept is not None:
                 return kept, True
             if leads:
                 return self._lead(key, flight, make), False
             if flight.leader == threading.get_ident():
                 return make(), False  # called from within its own making: waiting would never end
-            try:
-                arrived = flight.done.wait(max(0.0, deadline - time.monotonic()))
-            except BaseException:  # an interrupt, or a greenlet being killed
-                if failed + 1 < _MAX_LEADERS:
-                    self._leave(key, flight)
-                raise
-            if not arrived:
-                if failed + 1 < _MAX_LEADERS:
-                    self._leave(key, flight)
+            if not flight.done.wait(max(0.0, deadline - time.monotonic())):
                 raise errors.DeadlineExceeded("the deadline passed while an equal request was in flight")
             if flight.completion is not None:
                 with self._lock:
@@ -179,7 +190,12 @@ class Cache:
             failure = flight
 
     def _join(
-        self, key: bytes, failure: _Flight | None, failed: int, led: list[_Flight]
+        self,
+        key: bytes,
+        failure: _Flight | None,
+        led: list[_Flight],
+        awaited: list[_Flight],
+        heir: object | None,
     ) -> tuple[_Flight, bool, Completion | None]:
         """The flight to wait for or to lead, or the answer that is already kept."""
         me = threading.get_ident()
@@ -200,15 +216,16 @@ class Cache:
                 flight.leader = me
                 self.misses += 1
                 return flight, True, None
-            if flight.leader != me and failed + 1 < _MAX_LEADERS:
-                flight.heirs += 1
+            if flight.leader != me and heir is not None:
+                awaited.append(flight)
+                flight.heirs.add(heir)
             return flight, False, None
 
-    def _leave(self, key: bytes, flight: _Flight) -> None:
+    def _leave(self, key: bytes, flight: _Flight, heir: object) -> None:
         with self._lock:
-            flight.heirs -= 1
+            flight.heirs.discard(heir)
             successor = flight.successor
-            abandoned = flight.heirs == 0 and successor is not None and successor.leader is None
+            abandoned = not flight.heirs and successor is not None and successor.leader is None
             if abandoned and self._flights.get(key) is successor:
                 del self._flights[key]  # those that would have taken over have given up
 
@@ -229,7 +246,7 @@ class Cache:
                 del self._flights[key]
             if flight.completion is not None:
                 self._keep(key, flight.completion)
-            elif flight.heirs > 0 and flight.successor is None:
+            elif flight.heirs and flight.successor is None:
                 flight.successor = self._flights[key] = _Flight(None)
         flight.done.set()
 

@@ -156,6 +156,7 @@ class Dispatcher:
             errors.Error: what the attempt failed with.
         """
         attempt = self._attempts.stream if call.request.stream else self._attempts.complete
+        progress = _Progress()
         try:
             while True:
                 progress = _Progress()
@@ -176,7 +177,7 @@ class Dispatcher:
             error.attempts = tuple(call.attempts)
             raise
         finally:
-            self._clear(call)
+            self._clear(call, progress)
 
     # ------------------------------------------------------------------------------------------- the loop
 
@@ -213,15 +214,17 @@ class Dispatcher:
                 f"this process cannot take part in what others count: {problem}"
             ) from None
         finally:
-            self._clear(call)
+            self._clear(call, progress)
 
-    def _clear(self, call: Call) -> None:
+    def _clear(self, call: Call, progress: _Progress) -> None:
         """Leaves nothing held by a call that has ended."""
+        if progress.place is not None:  # interrupted while it left the line
+            self._line.leave(progress.place)
         if call.sending is not None:  # whose settling an interrupt may have cut short
             call.sending.abandon()
         if call.held is not None:  # interrupted between being let in and sending
             self._give_back(call)
-        elif call.sending is None:
+        if call.sending is None:
             self._leave_gate(call, call.gate)
 
     def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
@@ -384,11 +387,13 @@ class Dispatcher:
 
     def _give_back(self, call: Call) -> None:
         """Undoes what let a call in that does not go on."""
-        grant, call.held = call.held, None
-        if grant is not None and grant.ticket >= 0:
-            grant.endpoint.core.undo(grant.ticket, grant.tokens)
-            self._line.freed(grant.endpoint.name)
+        grant = call.held
+        if grant is not None:
+            if grant.ticket >= 0:
+                grant.endpoint.core.undo(grant.ticket, grant.tokens)
+                self._line.freed(grant.endpoint.name)
             self._leave_gate(call, grant.gate)
+        call.held = None  # last: interrupted before, it is given back once more, which changes nothing
 
     def _pass_gate(self, call: Call, progress: _Progress) -> int | None:
         """A permit of all endpoints together; -1 where there is no such limit, None where it is used up."""
@@ -530,7 +535,8 @@ class Dispatcher:
                     f"{line.waiting} calls wait for limits already (policy.max_queue)",
                     retry_after=max(limited.wait, _SOON),
                 )
-            progress.place = line.enter(_rank(call))
+            progress.place = line.place(_rank(call))
+            line.enter(progress.place)
         start = time.monotonic()
         try:
             if limited.reason == _core.BUSY:
@@ -548,9 +554,16 @@ class Dispatcher:
         endpoint = limited.endpoint
         tokens = self._tokens(call, endpoint)
         assert progress.place is not None
-        answer = self._line.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience)
+
+        def go_in() -> int:
+            # In one statement, as in `_ask`.
+            call.held = grant = Grant(endpoint, endpoint.core.admit(tokens, 0, True), tokens, -1)
+            if grant.ticket < 0:
+                call.held = None
+            return grant.ticket
+
+        answer = self._line.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience, go_in)
         if answer >= 0:
-            call.held = Grant(endpoint, answer, tokens, -1)
             gate = self._pass_gate(call, progress)
             if gate is None:
                 self._give_back(call)

@@ -131,6 +131,7 @@ class Line:
     def after_fork(self) -> None:
         """In a forked child: nobody waits here."""
         self.waiting = 0
+        self._waiting: set[Place] = set()
         self._lock = threading.Lock()
         self._orders = itertools.count()
         self._lines: dict[str, list[Place]] = {}
@@ -139,16 +140,22 @@ class Line:
 
     # ------------------------------------------------------------------------------------- permits
 
-    def enter(self, rank: int) -> Place:
-        """A place for a call that begins to wait; `leave` must follow."""
+    def place(self, rank: int) -> Place:
+        """A place for a call that is going to wait."""
+        return Place((rank, next(self._orders)))
+
+    def enter(self, place: Place) -> Place:
+        """Begins to wait there; `leave` must follow, even where this is interrupted."""
         with self._lock:
-            self.waiting += 1
-            return Place((rank, next(self._orders)))
+            self._waiting.add(place)
+            self.waiting = len(self._waiting)
+        return place
 
     def leave(self, place: Place) -> None:
-        """Gives the place up; who is first now looks whether there is more."""
+        """Gives the place up; who is first now looks whether there is more. Twice is as good as once."""
         with self._lock:
-            self.waiting -= 1
+            self._waiting.discard(place)
+            self.waiting = len(self._waiting)
             self._stand(place, ())
 
     def is_behind(self, name: str, rank: int, place: Place | None) -> bool:
@@ -201,16 +208,18 @@ class Line:
             return
         for name in place.names:
             if name not in names:
-                queue = self._lines[name]
-                queue.remove(place)
+                queue = self._lines.get(name, [])
+                if place in queue:  # it is not where an interrupt came before the end of this
+                    queue.remove(place)
                 if queue:
                     queue[0].wake()
                 else:
-                    del self._lines[name]
+                    self._lines.pop(name, None)
+        place.names = names  # before it joins them: interrupted meanwhile, it leaves wherever it got to
         for name in names:
-            if name not in place.names:
-                insort(self._lines.setdefault(name, []), place)
-        place.names = names
+            queue = self._lines.setdefault(name, [])
+            if place not in queue:
+                insort(queue, place)
 
     def _reap(self, core: _core.Endpoint) -> None:
         now = self._clock()
@@ -232,45 +241,60 @@ class Line:
             entries = times.entries
             return max(entries[-1].due - self._clock(), 1e-9) if entries else 0.0
 
-    def sleep(self, place: Place, name: str, core: _core.Endpoint, tokens: int, patience: float) -> int:
+    def sleep(
+        self,
+        place: Place,
+        name: str,
+        core: _core.Endpoint,
+        tokens: int,
+        patience: float,
+        go_in: Callable[[], int],
+    ) -> int:
         """Reserves a request and its tokens, waits for their time and goes in.
 
         Args:
             patience: seconds to wait at most.
+            go_in: ``core.admit`` with what was reserved; keeps the ticket where an interrupt cannot lose it.
 
         Returns:
             As `_core.Endpoint.admit`: a ticket, or a refusal with nothing reserved any more.
         """
         wait = core.reserve(tokens, int(patience * 1e9))
         if wait <= 0:
-            return wait or self._go_in(core, tokens)
+            return wait or self._go_in(core, tokens, go_in)
+        mine = _Time(place, self._clock() + wait / 1e9, tokens)
         try:
             limit = self._clock() + patience
-            mine = _Time(place, self._clock() + wait / 1e9, tokens)
             with self._lock:
                 self._insert(name, mine)
-            try:
-                while (left := mine.due - self._clock()) > 0:
-                    if mine.due > limit:  # a higher class has taken its time
-                        core.unreserve(tokens)
-                        return -(int(left * 1e9) << 3 | _core.REQUESTS)
-                    place.sleep(left)
-            finally:
-                with self._lock:
-                    times = self._times[name]
-                    times.remove(mine)
-                    if not times.entries:
-                        del self._times[name]
+            while (left := mine.due - self._clock()) > 0 and mine.due <= limit:
+                place.sleep(left)
+            self._withdraw(name, mine)
         except BaseException:
+            self._withdraw(name, mine)
             core.unreserve(tokens)
             raise
-        return self._go_in(core, tokens)
+        if left > 0:  # a higher class has taken its time
+            core.unreserve(tokens)
+            return -(int(left * 1e9) << 3 | _core.REQUESTS)
+        return self._go_in(core, tokens, go_in)
 
-    def _go_in(self, core: _core.Endpoint, tokens: int) -> int:
-        ticket = core.admit(tokens, 0, True)
+    def _go_in(self, core: _core.Endpoint, tokens: int, go_in: Callable[[], int]) -> int:
+        ticket = go_in()
         if ticket < 0:
             core.unreserve(tokens)
         return ticket
+
+    def _withdraw(self, name: str, entry: _Time) -> None:
+        """Takes a call out of those that wait for their time, if it is among them."""
+        with self._lock:
+            times = self._times.get(name)
+            if times is None:
+                return
+            if entry in times.entries:
+                times.remove(entry)
+            if not times.entries:
+                self._times.pop(name, None)
 
     def _insert(self, name: str, new: _Time) -> None:
         """Puts a call among those that wait for their time; lower classes make way."""

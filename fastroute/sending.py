@@ -241,7 +241,6 @@ class Sending:
     """An attempt under way: from its permits to its one line in the ledger."""
 
     __slots__ = (
-        "_allowed",
         "_call",
         "_exchange",
         "_grant",
@@ -249,6 +248,7 @@ class Sending:
         "_id",
         "_lock",
         "_reservation",
+        "_sent",
         "_settled",
         "_sinks",
         "_started",
@@ -266,9 +266,9 @@ class Sending:
         self._exchange: Exchange | None = None
         self._handed_out = False
         self._settled = False
+        self._sent = False
         self._told = False
         self._reservation: Reservation | None = None
-        self._allowed: int | None = None
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._time = time.time()
@@ -291,7 +291,6 @@ class Sending:
     def open(self, stream: bool, limit: float, read_timeout: float) -> Exchange:
         """Encodes and sends; on a failure everything is settled before it is raised."""
         call, wire = self._call, self._wire
-        sent = False
         try:
             call.sending = self
             call.held = None  # from here on it is this attempt's to give back
@@ -301,7 +300,7 @@ class Sending:
             allowance = call.request.allowance
             worst = self._worst_cost(body) if allowance is not None or budgets else None
             if allowance is not None:
-                self._allowed = allowance.reserve(worst)
+                allowance.reserve(self._id, worst)
             if budgets:
                 options = call.request.options
                 self._reservation = budgets.reserve(
@@ -313,7 +312,7 @@ class Sending:
                     at=self._time,
                 )
                 self._reservation.sent()
-            sent = True
+            self._sent = True
             self._exchange = wire.transport.send(
                 wire.prepared(stream),
                 body,
@@ -322,10 +321,7 @@ class Sending:
             )
             return self._exchange
         except BaseException as error:
-            if sent:
-                self.failed(error, None)
-            else:
-                self._undo()
+            self.failed(error, None)
             raise
 
     def _worst_cost(self, body: bytes) -> int | None:
@@ -352,9 +348,8 @@ class Sending:
         if self._reservation is not None:
             self._reservation.settle(cost)
         allowance = self._call.request.allowance
-        allowed, self._allowed = self._allowed, None
-        if allowance is not None and allowed is not None:
-            allowance.settle(allowed, cost)
+        if allowance is not None:
+            allowance.settle(self._id, cost)
 
     def check_status(self, exchange: Exchange, body: bytes) -> None:
         """Raises what an answer means that is no 200, or one without content or of another type."""
@@ -402,6 +397,9 @@ class Sending:
         if exchange is not None:
             exchange.close()
         if self._settled:
+            return
+        if not self._sent:
+            self._undo()
             return
         if exchange is not None:
             self._limits(exchange.headers)
@@ -466,7 +464,10 @@ class Sending:
         if self._exchange is not None and not self._handed_out:
             self._exchange.close()
         if not self._handed_out and not self._settled:
-            self.cancelled(self._exchange, None)
+            if self._sent:
+                self.cancelled(self._exchange, None)
+            else:
+                self._undo()
 
     @property
     def settled(self) -> bool:

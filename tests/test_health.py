@@ -105,7 +105,7 @@ def test_no_check_while_a_call_waits_in_line(start: Start) -> None:
     loop = start(policy=checking())
     looks = Looks(loop.client).later(2)
     line = loop.client._router.line
-    place = line.enter(1)
+    place = line.enter(line.place(1))
     looks.look()
     line.leave(place)
     assert lists(loop.provider()) == []

@@ -17,7 +17,7 @@ HIGH, NORMAL, LOW = range(3)
 
 def stand(line: Line, rank: int, *names: str) -> Place:
     """A place as `Line.wait` makes it, without the waiting."""
-    place = line.enter(rank)
+    place = line.enter(line.place(rank))
     line._stand(place, names)
     return place
 
@@ -90,7 +90,7 @@ class TestPermits:
 
         def work(rank: int) -> None:
             for _ in range(20):
-                place = line.enter(rank)
+                place = line.enter(line.place(rank))
                 while line.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
                     line.wait(place, ["a"], core, 10)
                 line.leave(place)
@@ -117,7 +117,7 @@ class Watched(Place):
     """A place whose sleep is the test's."""
 
     def __init__(self, line: Line, rank: int, sleep: Callable[[Place], None]) -> None:
-        super().__init__(line.enter(rank).key)
+        super().__init__(line.enter(line.place(rank)).key)
         self._sleep = sleep
 
     def sleep(self, seconds: float) -> None:
@@ -129,7 +129,7 @@ class TestTimes:
         """Entries of (class, due, tokens) in the order of their coming."""
         made = []
         for rank, due, tokens in entries:
-            time = _Time(line.enter(rank), due, tokens)
+            time = _Time(line.enter(line.place(rank)), due, tokens)
             line._insert("a", time)
             made.append(time)
         return made
@@ -176,19 +176,19 @@ class TestTimes:
     def test_a_call_pays_sleeps_once_and_goes_in(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60_000, request_burst=1)
         line = Line()
-        place = line.enter(NORMAL)
+        place = line.enter(line.place(NORMAL))
         assert core.admit() >= 0
         assert line.reserved("a") == 0
-        assert line.sleep(place, "a", core, 0, 10) >= 0
+        assert line.sleep(place, "a", core, 0, 10, lambda: core.admit(0, 0, True)) >= 0
         line.leave(place)
         assert line._times == {}
 
     def test_longer_than_its_patience_is_refused_with_the_time_it_would_take(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=1, request_burst=1)
         line = Line()
-        place = line.enter(NORMAL)
+        place = line.enter(line.place(NORMAL))
         core.admit()
-        answer = line.sleep(place, "a", core, 0, 1)
+        answer = line.sleep(place, "a", core, 0, 1, lambda: core.admit(0, 0, True))
         assert -answer & 7 == _core.REQUESTS
         assert 58e9 < -answer >> 3 <= 60e9
         assert core.available_requests() == 0
@@ -200,12 +200,12 @@ class TestTimes:
         core.admit()
 
         def push(place: Place) -> None:
-            line._insert("a", _Time(line.enter(HIGH), 60.0, 0))
+            line._insert("a", _Time(line.enter(line.place(HIGH)), 60.0, 0))
             assert is_awake(place)
 
         low = Watched(line, LOW, push)
         free = core.available_requests()
-        answer = line.sleep(low, "a", core, 0, 5.0)
+        answer = line.sleep(low, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
         assert answer < 0
         assert -answer & 7 == _core.REQUESTS
         assert core.available_requests() == free
@@ -221,6 +221,6 @@ class TestTimes:
 
         place = Watched(line, NORMAL, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            line.sleep(place, "a", core, 0, 5.0)
+            line.sleep(place, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
         assert line._times == {}
         assert (-core.wait() >> 3) <= (-before >> 3)

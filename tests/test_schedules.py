@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,8 @@ class Crowd:
 # ------------------------------------------------------------------------------------------------- the line
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks again by itself: who was not woken waits until the test fails."""
-    monkeypatch.setattr("fastroute.line._POLL", LONG)
-
-    def sleep(place: Place, seconds: float) -> None:
-        assert place._turn.wait(LONG / 2), "a permit came back and nobody was told"
-        place._turn.clear()
-
-    monkeypatch.setattr(Place, "sleep", sleep)
-
-
 @SEEDS
-def test_every_permit_that_comes_back_is_told_to_one_who_waits(seed: int, patient: None) -> None:
+def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(seed: int) -> None:
     core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=2)
     line = Line()
     counting = threading.Lock()
@@ -103,11 +92,11 @@ def test_every_permit_that_comes_back_is_told_to_one_who_waits(seed: int, patien
         nonlocal under, most
         for turn in range(6):
             if turn % 2:  # waits, and goes away when its turn has come
-                place = line.enter(rank)
+                place = line.enter(line.place(rank))
                 if core.wait():
                     line.wait(place, ["a"], core, LONG)
                 line.leave(place)
-            place = line.enter(rank)
+            place = line.enter(line.place(rank))
             try:
                 while line.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
                     line.wait(place, ["a"], core, LONG)
@@ -175,9 +164,16 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
     account: Any = Paid(core)
 
     def call(rank: int) -> int:
-        place = line.enter(rank)
+        place = line.enter(line.place(rank))
         try:
-            return line.sleep(Restless(place) if rank == 2 else place, "a", account, 0, LONG)
+            return line.sleep(
+                Restless(place) if rank == 2 else place,
+                "a",
+                account,
+                0,
+                LONG,
+                lambda: account.admit(0, 0, True),
+            )
         except KeyboardInterrupt:
             return -1
         finally:
@@ -323,19 +319,21 @@ def test_a_budget_for_ten_lets_ten_in(seed: int) -> None:
 def test_an_allowance_for_ten_lets_ten_in(seed: int) -> None:
     allowance = Allowance(10)
 
-    def call() -> int:
+    def call(name: str) -> int:
         granted = 0
-        for _ in range(6):
+        for turn in range(6):
             try:
-                held = allowance.reserve(2)
+                allowance.reserve(f"{name} {turn}", 2)
             except errors.BudgetExceeded:
                 continue
-            allowance.settle(held, 1)
+            for _ in range(2):
+                allowance.settle(f"{name} {turn}", 1)
             granted += 1
         return granted
 
-    granted = sum(run_yielding([call] * 4, MONEY, seed=seed))
-    assert granted == allowance._committed == 9  # the tenth could have cost two
+    calls = [partial(call, name) for name in "abcd"]
+    granted = sum(run_yielding(calls, MONEY, seed=seed))
+    assert granted == allowance.committed == 9  # the tenth could have cost two
 
 
 # ---------------------------------------------------------------------------------------------------- cache

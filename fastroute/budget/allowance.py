@@ -22,21 +22,27 @@ class Allowance:
 
     def __init__(self, limit_nano: int) -> None:
         self.limit_nano = limit_nano
-        self._committed = 0
+        self._spent = 0
+        self._reserved: dict[str, int] = {}
         self._lock = threading.Lock()
         _allowances.add(self)
 
-    def reserve(self, amount_nano: int | None) -> int:
-        """Sets the worst case aside and returns it.
+    @property
+    def committed(self) -> int:
+        """Nano-dollars spent, or reserved for calls under way."""
+        return self._spent + sum(tuple(self._reserved.values()))
+
+    def reserve(self, attempt: str, amount_nano: int | None) -> None:
+        """Sets the worst case of an attempt aside, by its id.
 
         Raises:
             BudgetExceeded: it does not fit, or the price is not known (None).
         """
         with self._lock:
-            committed = self._committed
+            committed = self.committed
             if amount_nano is not None and committed + amount_nano <= self.limit_nano:
-                self._committed += amount_nano
-                return amount_nano
+                self._reserved[attempt] = amount_nano
+                return
         asked = "an unknown price" if amount_nano is None else usd(amount_nano)
         raise errors.BudgetExceeded(
             f"with_options(budget=…): {usd(committed)} of {usd(self.limit_nano)} is spent or reserved, "
@@ -44,11 +50,13 @@ class Allowance:
             budget="with_options",
         )
 
-    def settle(self, reserved_nano: int, cost_nano: int | None) -> None:
-        """Puts what it cost in the place of what was set aside; None leaves that as it is."""
-        if cost_nano is not None:
-            with self._lock:
-                self._committed += cost_nano - reserved_nano
+    def settle(self, attempt: str, cost_nano: int | None) -> None:
+        """Puts what an attempt cost in the place of what was set aside, once; None leaves that as it is."""
+        with self._lock:
+            cost = self._reserved.get(attempt, 0) if cost_nano is None else cost_nano
+            if attempt in self._reserved:
+                # In one statement: an interrupt between two would count it twice.
+                self._spent, _ = self._spent + cost, self._reserved.pop(attempt)
 
 
 _allowances: weakref.WeakSet[Allowance] = weakref.WeakSet()

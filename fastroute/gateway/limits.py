@@ -7,7 +7,6 @@ of an endpoint's.
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -186,22 +185,19 @@ class KeyAllowance(Allowance):
         self._budgets = budgets
         self._tags = {"key": caller}
         self._lease_s = lease_s
-        self._held: dict[int, Reservation] = {}
-        self._tickets = itertools.count()
+        self._held: dict[str, Reservation] = {}
         self._holding = threading.Lock()
 
-    def reserve(self, amount_nano: int | None) -> int:
-        """Reserves for one attempt; what it returns is what `settle` wants back."""
+    def reserve(self, attempt: str, amount_nano: int | None) -> None:
+        """Reserves for one attempt, known by its id."""
         reservation = self._budgets.reserve(amount_nano, self._tags, self._lease_s)
         reservation.sent()
         with self._holding:
-            ticket = next(self._tickets)
-            self._held[ticket] = reservation
-        return ticket
+            self._held[attempt] = reservation
 
-    def settle(self, reserved_nano: int, cost_nano: int | None) -> None:
+    def settle(self, attempt: str, cost_nano: int | None) -> None:
         """Puts what the attempt cost in the place of what was reserved."""
         with self._holding:
-            reservation = self._held.pop(reserved_nano, None)
+            reservation = self._held.pop(attempt, None)
         if reservation is not None:
             reservation.settle(cost_nano)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -58,16 +59,21 @@ class Tracer:
 
 @functools.cache
 def _exits(code: CodeType) -> set[int]:
-    """Where a `with` block is left in order, and the bare word `try`: no interrupt is ever raised there.
+    """Where a `with` block is left in order, a handler begins, and the word `try`: no interrupt comes there.
 
     It looks for signals when a call has ended, a function begins or a loop turns, and at none of those places
     does a lock wait for its release outside the block that would release it.
     """
     starts = list(dis.findlinestarts(code))
+    steps = list(dis.get_instructions(code))
     entries: set[int] = set()
-    for step in dis.get_instructions(code):
+    for step in steps:
         if step.opname in ("BEFORE_WITH", "SETUP_WITH"):
             entries.add(max((offset, line) for offset, line in starts if offset <= step.offset)[1])
+    handlers = {step.argval for step in steps if step.opname == "SETUP_FINALLY"}  # until Python 3.10
+    for step, after in itertools.pairwise(steps):
+        if step.opname == "PUSH_EXC_INFO":
+            handlers |= {step.offset, after.offset}
     first = {line: offset for offset, line in reversed(starts)}
-    idle = {step.offset for step in dis.get_instructions(code) if step.opname == "NOP"}
-    return idle | {offset for offset, line in starts if line in entries and offset != first[line]}
+    idle = {step.offset for step in steps if step.opname == "NOP"}
+    return idle | handlers | {offset for offset, line in starts if line in entries and offset != first[line]}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from raw_server import RawServer, Say
 from walks import Variant
 
 import fastroute
-from fastroute import Client
+from fastroute import Client, Completion, _core
+from fastroute.cache import Cache
+from fastroute.line import Place
 from fastroute.transport import watch
 
 OWN = ("/fastroute/",)
@@ -27,7 +30,9 @@ LATE = 3.0
 class Stage:
     """A client with every limit in force, in front of two servers."""
 
-    def __init__(self, servers: list[RawServer], ledger: Path, **policy: Any) -> None:
+    def __init__(
+        self, servers: list[RawServer], ledger: Path, provider: dict[str, Any], **policy: Any
+    ) -> None:
         self.servers = servers
         self.client = Client(
             {
@@ -40,6 +45,7 @@ class Stage:
                         "tpm": 1_000_000_000,
                         "rpm": 1_000_000,
                         "burst": 100_000,
+                        **provider,
                     }
                     for name, server in zip("ab", servers, strict=False)
                 },
@@ -95,10 +101,12 @@ class Stage:
 
 
 @contextmanager
-def staged(folder: Path, count: int = 1, **policy: Any) -> Iterator[Stage]:
+def staged(
+    folder: Path, count: int = 1, provider: dict[str, Any] | None = None, **policy: Any
+) -> Iterator[Stage]:
     with nothing_left(), ExitStack() as stack:
         servers = [stack.enter_context(RawServer(parallel=4)) for _ in range(count)]
-        stage = Stage(servers, folder / "ledger.db", **policy)
+        stage = Stage(servers, folder / "ledger.db", provider or {}, **policy)
         stack.callback(stage.client.close)
         gc.collect()
         gc.freeze()  # what there is already need not be looked at again after each interrupt
@@ -154,3 +162,127 @@ def test_140_a_failover(tmp_path: Path) -> None:
     with staged(tmp_path, 2) as stage:
         stage.servers[0].say, stage.servers[1].say = BUSY, PLAIN
         interrupt_everywhere(stage, stage.ask, every=17)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_140_a_streamed_failover(tmp_path: Path) -> None:
+    with staged(tmp_path, 2) as stage:
+        stage.servers[0].say, stage.servers[1].say = BUSY, STREAM
+        interrupt_everywhere(stage, stage.stream, every=29)
+
+
+WAITING = ("/line.py", "/dispatch.py")
+
+
+def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
+    with staged(tmp_path, provider={"rpm": 6000, "burst": 1}, queue_timeout=1.0) as stage:
+        stage.servers[0].say = PLAIN
+        core = stage.client._router.snapshot.state.endpoints[0].core
+
+        def ask() -> None:
+            core.tighten(0)  # so that it has to wait
+            stage.ask()
+
+        interrupt_everywhere(stage, ask, every=3, parts=WAITING)
+
+
+def test_140_a_call_that_waits_for_a_permit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with staged(tmp_path, queue_timeout=1.0) as stage:
+        stage.servers[0].say = PLAIN
+        core = stage.client._router.snapshot.state.endpoints[0].core
+        taken: list[int] = []
+
+        def give_back(place: Place, seconds: float) -> None:
+            while taken:
+                core.undo(taken.pop(), 0)
+
+        monkeypatch.setattr(Place, "sleep", give_back)
+
+        def ask() -> None:
+            taken.append(core.admit())
+            try:
+                stage.ask()
+                assert not taken  # it has waited
+            finally:
+                give_back(Place((0, 0)), 0)
+
+        interrupt_everywhere(stage, ask, every=3, parts=WAITING)
+
+
+def test_140_a_hurried_probe(tmp_path: Path) -> None:
+    breaker = {"failures": 1, "open": 300.0, "max_open": 300.0, "probes_to_close": 1, "probe_lease": 300.0}
+    with staged(tmp_path, breaker=breaker) as stage:
+        stage.servers[0].say = PLAIN
+        state = stage.client._router.snapshot.state
+        core = state.endpoints[0].core
+
+        def ask() -> None:
+            ticket = core.admit()
+            if ticket >= 0:
+                core.finish(ticket, _core.FAILURE)
+            state.panic.settle(-1)
+            stage.ask()
+
+        def check(where: str) -> None:
+            usual(where)
+            if core.state() == _core.HALF_OPEN:
+                ticket = core.admit()
+                assert ticket >= 0, f"the probe's lease is kept: {where}"
+                core.undo(ticket, 0)
+
+        usual, stage.check = stage.check, check  # type: ignore[method-assign]
+        interrupt_everywhere(stage, ask, every=13)
+
+
+def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> None:
+    with staged(tmp_path) as stage:
+        stage.servers[0].say = PLAIN
+        stage.client = stage.client.with_options(budget=1000.0)
+        allowance = stage.client._allowance
+        assert allowance is not None
+
+        def check(where: str) -> None:
+            usual(where)
+            spent = sum(row.cost_nano or 0 for row in stage.client.ledger.entries(None))
+            assert allowance.committed == spent, where
+
+        usual, stage.check = stage.check, check  # type: ignore[method-assign]
+        interrupt_everywhere(stage, stage.ask, every=3, parts=("/sending.py", "/allowance.py"))
+
+
+def follower_interrupted(at: int, fails: bool) -> bool:
+    """Whether a call was interrupted at a line while it waited for an equal one, which then ends."""
+    cache = Cache()
+    begun, go = threading.Event(), threading.Event()
+
+    def lead() -> Completion:
+        begun.set()
+        assert go.wait(LATE)
+        if fails:
+            raise fastroute.APIConnectionError("gone")
+        return Completion("id", 1, "m", (), None, None, {})
+
+    def leader() -> None:
+        with suppress(fastroute.APIConnectionError):
+            cache.through(b"key", lead, time.monotonic() + LATE)
+
+    thread = threading.Thread(target=leader)
+    thread.start()
+    assert begun.wait(LATE)
+    tracer = Tracer(at, ("/cache.py",))
+    interrupted = False
+    with suppress(fastroute.DeadlineExceeded):
+        interrupted = tracer.run(lambda: cache.through(b"key", lead, time.monotonic() + 0.003))
+    go.set()
+    thread.join()
+    assert cache._flights == {}, tracer.where
+    return interrupted
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_140_a_call_that_waits_for_an_equal_one(fails: bool) -> None:
+    """Whatever becomes of the one that is waited for, no flight is left for others to wait for."""
+    lines = 0
+    while follower_interrupted(lines + 1, fails):
+        lines += 1
+    assert lines > 20
