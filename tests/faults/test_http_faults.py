@@ -7,10 +7,12 @@ import resource
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import MODEL, Loopback, within
+from loopback import MODEL, Loopback, nothing_left, within
+from raw_server import RawServer, Say
 
 import fastroute
 from fastroute import events
@@ -531,3 +533,30 @@ def test_a_part_of_an_answer_is_never_taken_for_the_whole(start: Start) -> None:
         except fastroute.UpstreamProtocolError:
             continue
         assert reply.text == 'he said: {"x": "}"}'
+
+
+def test_006_an_end_within_the_head_is_no_empty_answer(tmp_path: Path) -> None:
+    settings = {
+        "fastroute": {"ledger": str(tmp_path / "ledger.db")},
+        "endpoints": [{"provider": "p", "model": "m"}],
+        "policy": {"max_attempts": 1},
+    }
+    with nothing_left(), RawServer() as server:
+        server.say = Say(b"HTTP/1.1 200 OK\r\nContent-Ty", "cut")
+        with fastroute.Client({**settings, "providers": {"p": {"base_url": server.base_url}}}) as client:
+            with pytest.raises(fastroute.APIConnectionError) as caught:
+                client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}])
+            (row,) = client.ledger.entries()
+            assert (row.outcome, row.error) == ("failed", type(caught.value).__name__)
+            assert client.stats()["endpoints"]["p/m"]["failed"] == 1
+
+
+def test_102_a_pause_longer_than_the_deadline_is_not_begun(start: Callable[..., Loopback]) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.status(503, headers={"retry-after": "4"}), repeat=True)
+    with pytest.raises(
+        fastroute.InternalServerError
+    ):  # not DeadlineExceeded, which it would be after a sleep
+        loop.ask(timeout=1.0)
+    assert len(loop.attempts) == 1
+    loop.check()
