@@ -22,6 +22,10 @@ LONGEST_BODY = 64 << 20
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
+# Two of one of these are read otherwise by the next server on the way, which is how requests are smuggled.
+_ONCE = {"content-length", "transfer-encoding", "host", "authorization"}
+
+
 class Head(NamedTuple):
     """A parsed request line and header block."""
 
@@ -54,8 +58,13 @@ def parse_head(block: bytes) -> Head:
         name, colon, value = line.partition(":")
         if not colon or not name or name != name.strip():
             raise BadRequest("a header line is malformed")
-        headers[name.lower()] = value.strip()
+        name = name.lower()
+        if name in headers and name in _ONCE:
+            raise BadRequest(f"{name} stands there twice")
+        headers[name] = value.strip()
     length = headers.get("content-length")
+    if length is not None and "transfer-encoding" in headers:
+        raise BadRequest("Content-Length stands beside Transfer-Encoding")
     if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
         raise BadRequest("Content-Length is no number")
     connection = headers.get("connection", "").lower()

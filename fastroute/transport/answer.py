@@ -1,9 +1,10 @@
 """The head of an answer, taken whole or refused; and of a body in chunks, all that has arrived.
 
 The standard library takes the end of the input for the end of the head, so that the first bytes of an answer
-pass for a good one without a body; of a head with a broken line it keeps what came before that. It also
-hands the lines to its parser of mails, which takes longer than everything else about a small answer. While a
-body is coming it gives out one chunk at a time, however many are there. Whole bodies are its business.
+pass for a good one without a body; of a head with a broken line it keeps what came before that; of the
+answers that may come before the real one it passes over none but 100. It also hands the lines to its parser
+of mails, which takes longer than everything else about a small answer. While a body is coming it gives out
+one chunk at a time, however many are there. Whole bodies are its business.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from . import watch as watches
 
 _LONGEST_LINE = 65536
 _MOST_FIELDS = 100
+_MOST_INTERIM = 100  # answers such as 100 and 103 before the real one
 _PIECE = 16384  # bytes that are read at once of a body in chunks
 _SIZE = re.compile(rb"[0-9a-fA-F]{1,16}")
 _NAME = re.compile(r"[!-9;-~\x80-\xff]+")
@@ -41,7 +43,9 @@ class Answer(http.client.HTTPResponse):
             version, status, reason = head._read_status()
             if watch is not None:
                 watch.heard = True
-            while status == 100:
+            for _ in range(_MOST_INTERIM):
+                if status < 100 or status >= 200 or status == 101:  # 101 would be the last word in HTTP
+                    break
                 self._read_fields()
                 version, status, reason = head._read_status()
             fields = self._read_fields()

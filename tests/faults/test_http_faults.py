@@ -433,8 +433,18 @@ def test_032_bytes_beyond_latin_1_in_headers_do_no_harm(start: Start) -> None:
 
 def test_033_interim_answers_are_passed_over(start: Start) -> None:
     loop = start(1)
-    loop.provider().script(Fault.interim(100, 103))
-    assert loop.ask().text == "Say hello"
+    loop.provider().script(Fault.interim(100, 103), Fault.interim(*[103] * 99))
+    for question in ("first", "second"):
+        assert loop.ask(question).text == question
+    assert len(loop.attempts) == 2
+
+
+def test_033_answers_before_the_real_one_come_to_an_end(start: Start) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.provider().script(Fault.interim(*[103] * 101), Fault.interim(101))
+    for _ in range(2):
+        with pytest.raises(fastroute.UpstreamProtocolError):
+            loop.ask()
 
 
 def test_034_no_answer_ever_reaches_another_question(start: Start) -> None:

@@ -104,3 +104,16 @@ def test_chunks_are_read_only_when_complete(parts: list[bytes], cut: int) -> Non
     assert read_chunks(data + b"next", 0) == (b"".join(parts), len(data))
     if cut < len(data):
         assert read_chunks(data[:cut], 0) is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "Content-Length: 0\r\ncontent-length: 2",
+        "Content-Length: 2\r\nTransfer-Encoding: chunked",
+        "Authorization: Bearer a\r\nAuthorization: Bearer b",
+    ],
+)
+def test_what_two_servers_could_read_differently_is_no_request(lines: str) -> None:
+    with pytest.raises(BadRequest):
+        parse_head(f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\n{lines}".encode())
