@@ -59,6 +59,7 @@ def test_a_callers_session_is_sent_through(start: Start) -> None:
         (Fault.bad_gzip(), fastroute.UpstreamProtocolError),
         (Fault.black_hole(), fastroute.APITimeoutError),
         (Fault.drip(1, 0.05), fastroute.APITimeoutError),
+        (Fault.drip(1, 0.05, part="headers"), fastroute.APITimeoutError),
         (Fault.redirect(302, "http://127.0.0.1:1/"), fastroute.APIStatusError),
     ],
     ids=lambda value: getattr(value, "name", ""),

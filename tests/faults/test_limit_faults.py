@@ -145,6 +145,22 @@ def test_what_azure_does_not_know_is_ignored(start: Start, value: str) -> None:
     assert loop.endpoint()["available_requests"] == 49
 
 
+def test_074_an_answer_that_says_more_than_an_earlier_one_loosens_nothing(start: Start) -> None:
+    """As when a late answer was written before the one that came first."""
+    loop = start(1, providers={"a": {"rpm": 1, "burst": 50}})
+    loop.provider().script(
+        *(
+            Fault.headers({"x-ratelimit-limit-requests": "1000", "x-ratelimit-remaining-requests": left})
+            for left in ("20", "900", "30")
+        )
+    )
+    left = []
+    for _ in range(3):
+        loop.ask()
+        left.append(loop.endpoint()["available_requests"])
+    assert left == [20, 19, 18]
+
+
 def test_076_a_throttle_without_a_hint_is_backed_off_from(start: Start) -> None:
     loop = start(1, policy={"max_attempts": 4})
     loop.provider().script(*[Fault.error("rate_limit_exceeded")] * 2)
