@@ -122,8 +122,10 @@ class Ledger:
         return self._writer
 
     def _restart(self) -> None:
-        # A connection closed or collected here would drop the locks that the parent has on the file.
-        _leaked.append(self._writer.held_database)
+        database = self._writer.held_database
+        if database is not None:
+            database.leave_to_parent()
+            _leaked.append(database)
         self._begin()
 
     # ------------------------------------------------------------------------------------------- writing

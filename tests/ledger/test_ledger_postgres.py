@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import forked
 from entries import Opens, attempt, in_child, reap, segments, until
 from postgres_server import PostgresServer
 
@@ -388,3 +389,35 @@ def test_a_hard_budget_lets_nothing_in_while_the_server_cannot_say_what_was_spen
             until(lambda: not client.stats()["ledger"].ok)
     finally:
         server.start()
+
+
+def test_a_parent_killed_in_a_transaction_holds_no_lock_through_its_child(opens: Opens) -> None:
+    ready, go = os.pipe()
+
+    def child() -> None:
+        os.write(go, b"%9d\n" % os.getpid())
+        signal.pause()
+
+    def parent() -> None:
+        ledger = opens()
+        ledger.append(attempt(0, cost_nano=5))
+        ledger.flush()
+        database: Any = ledger._writer.held_database
+        database._connection.execute("BEGIN")
+        database._connection.execute("LOCK TABLE fastroute_attempts")
+        forked(child)
+        with open(ready, "rb") as pipe:  # the child has begun, and so has left the connection
+            os.write(told, pipe.readline())
+
+    heard, told = os.pipe()
+    reap(in_child(parent))
+    with open(heard, "rb") as pipe:
+        grandchild = int(pipe.readline())
+    try:
+        with opens() as ledger:
+            ledger.append(attempt(1, cost_nano=7))
+            assert ledger.spent() == 12  # within the time that a lock is waited for
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        for end in (ready, go, told):
+            os.close(end)
