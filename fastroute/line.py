@@ -174,12 +174,18 @@ class Line:
     def wait(self, place: Place, names: Iterable[str], core: _core.Endpoint, seconds: float) -> None:
         """Waits until one of the endpoints may have a permit, ``seconds`` at most.
 
+        Returns at once when the place joins a line: what was given back before it stood there woke nobody.
+
         Args:
             names: whose permits would do.
             core: any endpoint of the segment, to take back what killed workers held.
         """
+        wanted = tuple(names)
         with self._lock:
-            self._stand(place, tuple(names))
+            joins = not set(wanted).issubset(place.names)
+            self._stand(place, wanted)
+            if joins:
+                return
             leads = any(self._lines[name][0] is place for name in place.names)
         if leads:
             self._reap(core)
