@@ -26,7 +26,7 @@ from fastroute.budget import Allowance, Budgets
 from fastroute.cache import Cache
 from fastroute.config import BudgetConfig
 from fastroute.ledger import Ledger, journal, writer
-from fastroute.line import Line, Place, Place
+from fastroute.line import Line, Place
 from fastroute.testing import Fault
 from fastroute.types import Attempt, Choice, Completion, Message, Usage
 
@@ -81,7 +81,8 @@ class Crowd:
 # ------------------------------------------------------------------------------------------------- the line
 
 
-@pytest.mark.parametrize("seed", range(12))
+# 57 (on Python 3.11): a permit is given back after a refusal, and before the refused call has joined the line.
+@pytest.mark.parametrize("seed", [*range(8), 57])
 def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
