@@ -81,6 +81,23 @@ class TestPermits:
         line.look()
         assert all(map(is_awake, places))
 
+    def test_who_joins_a_line_asks_once_more_before_it_sleeps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        slept: list[float] = []
+        monkeypatch.setattr(Place, "sleep", lambda place, seconds: slept.append(seconds))
+        core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=1)
+        line = Line()
+        place = line.enter(line.place(NORMAL))
+        line.freed("a")  # between a refusal and the line: nobody stands there to be woken
+        line.wait(place, ["a"], core, 10)
+        assert slept == []
+        line.wait(place, ["a"], core, 10)
+        assert len(slept) == 1
+        line.wait(place, ["a", "b"], core, 10)
+        assert len(slept) == 1
+        line.wait(place, ["b"], core, 10)
+        assert len(slept) == 2
+        line.leave(place)
+
     @pytest.mark.parametrize("limit", [1, 3])
     def test_threads_get_every_permit_and_none_more(self, limit: int) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=limit)
