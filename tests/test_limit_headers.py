@@ -174,7 +174,7 @@ def test_what_is_no_duration(text: object) -> None:
     assert parse_duration(text) is None
 
 
-@given(st.integers(0, 10**14))
+@given(st.integers(0, 10**9))
 def test_durations_are_read_as_they_were_written(milliseconds: int) -> None:
     assert parse_duration(go_duration(milliseconds / 1000)) == milliseconds / 1000
 

@@ -66,7 +66,7 @@ def test_a_child_takes_from_the_same_limits() -> None:
 
 
 class TestTooSmall:
-    """Cells are 64 here; an endpoint with one permit takes nine, and two are for all of them together."""
+    """Cells are 64 here; an endpoint with one permit takes nine, their list one, and their panic rule one."""
 
     @pytest.fixture(autouse=True)
     def tiny(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,9 +86,9 @@ class TestTooSmall:
         return State(config, catalog_of(config))
 
     def test_as_many_as_there_is_room_for(self) -> None:
-        state = self.made(6, max_in_flight=1)
+        state = self.made(5, max_in_flight=1)
         assert state.gate is not None
-        assert [at.core.admit() >= 0 for at in (*state.endpoints, state.endpoints[0])] == [True] * 6 + [False]
+        assert [at.core.admit() >= 0 for at in (*state.endpoints, state.endpoints[0])] == [True] * 5 + [False]
 
     def test_endpoints_beyond_that(self) -> None:
         with pytest.raises(
@@ -96,18 +96,20 @@ class TestTooSmall:
         ):
             self.made(9)
 
-    @pytest.mark.parametrize("policy", [{}, {"max_in_flight": 1}], ids=["panic", "gate"])
-    def test_what_counts_all_of_them_together(self, policy: dict[str, Any]) -> None:
-        if not policy:
-            _core.Bucket(self.segment, "another", 1, 1)
+    @pytest.mark.parametrize(
+        ("count", "policy"), [(7, {}), (6, {"max_in_flight": 1})], ids=["panic", "gate"]
+    )
+    def test_what_counts_all_of_them_together(self, count: int, policy: dict[str, Any]) -> None:
         self.path = "/run/app.state"
         with pytest.raises(
-            errors.ConfigError, match=r"^endpoints: 7 leave no room .* and /run/app.state removed"
+            errors.ConfigError, match=rf"^endpoints: {count} leave no room .* and /run/app.state removed"
         ):
-            self.made(7, **policy)
+            self.made(count, **policy)
 
     def test_the_budgets(self) -> None:
-        self.made(7)
+        self.made(6)
+        for number in range(self.segment.cells - self.segment.used):
+            _core.Bucket(self.segment, f"another {number}", 1, 1)
         config = BudgetConfig("all", limit=1.0, window="day")
         with pytest.raises(errors.ConfigError, match=r"^budgets: there is no room to count them beside"):
             Budgets([config], self.segment, lambda start, tags: 0, events.Hooks())
