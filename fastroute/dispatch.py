@@ -176,6 +176,8 @@ class Dispatcher:
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
+        except _core.SegmentFullError as problem:
+            raise _left_out(problem) from None
         finally:
             self._clear(call, progress)
 
@@ -209,10 +211,8 @@ class Dispatcher:
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
-        except _core.SegmentFullError as problem:  # a forked child for which no worker's slot is left
-            raise errors.NoEndpointError(
-                f"this process cannot take part in what others count: {problem}"
-            ) from None
+        except _core.SegmentFullError as problem:
+            raise _left_out(problem) from None
         finally:
             self._clear(call, progress)
 
@@ -604,6 +604,11 @@ class Dispatcher:
         if any(refusal.reason in _WAITABLE for refusal in refused):
             return errors.RateLimitError(f"every endpoint is at its limit: {text}", retry_after=soonest)
         return errors.NoEndpointError(f"no endpoint lets the request in: {text}", retry_after=soonest)
+
+
+def _left_out(problem: _core.SegmentFullError) -> errors.NoEndpointError:
+    """The error of a forked child for which no worker's slot is left."""
+    return errors.NoEndpointError(f"this process cannot take part in what others count: {problem}")
 
 
 def _rank(call: Call) -> int:

@@ -96,9 +96,7 @@ class TestTooSmall:
         ):
             self.made(9)
 
-    @pytest.mark.parametrize(
-        ("count", "policy"), [(7, {}), (6, {"max_in_flight": 1})], ids=["panic", "gate"]
-    )
+    @pytest.mark.parametrize(("count", "policy"), [(7, {}), (6, {"max_in_flight": 1})], ids=["panic", "gate"])
     def test_what_counts_all_of_them_together(self, count: int, policy: dict[str, Any]) -> None:
         self.path = "/run/app.state"
         with pytest.raises(

@@ -60,6 +60,7 @@ class Limits:
         Raises:
             LimitReached: they are not free.
             RequestTooLargeForLimit: they never will be.
+            NoEndpointError: the state has no room to count another key, and uncounted nobody gets in.
         """
         if caller.rpm is None and caller.tpm is None:
             return Permit(None, 0)
@@ -83,14 +84,17 @@ class Limits:
         if known is not None and known[:2] == (caller.rpm, caller.tpm):
             return known[2]
         # Two threads may come here at once: both quotas are of one name, so they count as one.
-        quota = _core.Quota(
-            self._segment,
-            f"key {caller.name}",
-            rpm=-1 if caller.rpm is None else caller.rpm,
-            tpm=-1 if caller.tpm is None else caller.tpm,
-            # Of a whole minute at once, or a long prompt within the limit could never be sent.
-            token_burst=caller.tpm or 0,
-        )
+        try:
+            quota = _core.Quota(
+                self._segment,
+                f"key {caller.name}",
+                rpm=-1 if caller.rpm is None else caller.rpm,
+                tpm=-1 if caller.tpm is None else caller.tpm,
+                # Of a whole minute at once, or a long prompt within the limit could never be sent.
+                token_burst=caller.tpm or 0,
+            )
+        except _core.SegmentFullError as problem:
+            raise errors.NoEndpointError(f"the key's limits cannot be counted: {problem}") from None
         if self._shared is not None:
             self._shared.attach_quota(quota)
         self._quotas[caller.name] = (caller.rpm, caller.tpm, quota)

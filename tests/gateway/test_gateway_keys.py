@@ -16,7 +16,7 @@ import pytest
 from children import ended, forked
 from gateways import HELLO, Served, error_of
 
-from fastroute import errors
+from fastroute import _core, errors
 from fastroute.gateway.keyring import Keyring, KeysUnavailable, Lookout, Throttle
 from fastroute.gateway.keys import Caller, KeyFile, budgets_of, describe
 from fastroute.gateway.limits import Limits
@@ -450,6 +450,14 @@ def test_the_budget_of_all_is_not_told_to_one(serve: Serve) -> None:
     response = served.post()
     assert (response.status_code, error_of(response)["code"]) == (429, "budget_exceeded")
     assert "company" not in response.text
+
+
+def test_a_state_without_room_for_another_key_lets_it_in_nowhere() -> None:
+    segment = _core.Segment(64)
+    for number in range(segment.cells - segment.used):
+        _core.Bucket(segment, f"another {number}", 1, 1)
+    with pytest.raises(errors.NoEndpointError, match="the key's limits cannot be counted"):
+        Limits(segment).admit(Caller("web", rpm=12), 0)
 
 
 def test_workers_of_one_parent_share_a_keys_limit(serve: Serve) -> None:
