@@ -117,7 +117,7 @@ MANY = b'{"messages":[{' + b",".join(b'"k%d":1' % number for number in range(10_
         GOOD[:-1] + b',"seed":' + b"9" * 5000 + b"}",
         DEEP,
         MANY,
-        gzip.compress(GOOD),
+        gzip.compress(GOOD, mtime=0),
         b"\xff" + GOOD,
         GOOD[:-1] + b',"stream":"false"}',
         GOOD[:-1] + b',"stream":1}',
