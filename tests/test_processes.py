@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,3 +240,19 @@ def test_what_servers_load_anew_in_each_worker_counts_with_the_others(
         made = app.extensions[EXTENSION]
         assert kind_of(made) == expected
         made.close()
+
+
+def test_141_a_second_interpreter_is_refused_in_clear_words() -> None:
+    script = """
+import fastroute.client
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+try:
+    print(interpreters.run_string(interpreters.create(), "import fastroute.client"))
+except Exception as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "can only be loaded into one interpreter per process" in ran.stdout
