@@ -211,6 +211,66 @@ def _a_client_that_goes_away_ends_the_upstreams_work(running: Running) -> None:
     running.provider.wait_until(lambda known: known.abandoned == 1, 10)
 
 
+class Endless:
+    """A provider whose one stream goes on for as long as somebody takes it."""
+
+    MOST = 64 << 20
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self.sent = 0
+        self.held_up = threading.Event()
+        self.left = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        line, _ = self._listener.accept()
+        with line:
+            line.settimeout(1.0)
+            while b"\r\n\r\n" not in line.recv(65536):
+                pass
+            delta = {"index": 0, "delta": {"content": "word " * 200}, "finish_reason": None}
+            shape = {
+                "id": "c",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": "m",
+                "choices": [delta],
+            }
+            event = f"data: {json.dumps(shape)}\n\n".encode()
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+            with contextlib.suppress(OSError):
+                line.sendall(head)
+                while self.sent < self.MOST:
+                    try:
+                        self.sent += line.send(event)
+                    except TimeoutError:
+                        self.held_up.set()
+            self.left.set()
+
+    def close(self) -> None:
+        self._listener.close()
+        self._thread.join(20)
+
+
+@pytest.mark.parametrize("server", ["waitress", "gunicorn-gthread"])
+def test_061_a_client_that_reads_slowly_holds_its_stream_up(server: str, tmp_path: Path) -> None:
+    provider: Any = Endless()
+    with contextlib.closing(provider), serving(server, tmp_path, provider) as running:
+        client = running.connect()
+        with contextlib.closing(client):
+            body = json.dumps({**HELLO, "stream": True})
+            client.sendall(request(running, f"Content-Length: {len(body)}", body))
+            assert client.recv(1024).startswith(b"HTTP/1.1 200")
+            assert provider.held_up.wait(15)
+            assert provider.sent < provider.MOST / 2  # what kernels and the server's own buffer take
+        assert provider.left.wait(15)
+    (entry,) = running.ledger()
+    assert entry.outcome == "client_cancelled"
+
+
 def request(running: Running, framing: str, body: str = "", path: str = CHAT) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", framing]
     lines += [f"{name}: {value}" for name, value in running.headers().items()]
