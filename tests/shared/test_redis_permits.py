@@ -36,23 +36,31 @@ def end(core: _core.Endpoint, tickets: list[int]) -> None:
 def test_processes_on_many_machines_hold_the_limit_and_no_more(redis: RedisServer, tmp_path: Path) -> None:
     # Three machines: on one of them are two processes.
     states = [str(tmp_path / "state"), str(tmp_path / "state"), "memory", "memory"]
-    machines = [
-        Elsewhere(redis.config(local=state, timeout=5.0, limits={"max_in_flight": 90})) for state in states
-    ]
-    for machine in machines:
-        machine.tell("hold", 100)
-    held = [machine.answer() for machine in machines]
-    # What a machine has leased and does not use, it gives up when another one asks for it.
-    for _ in range(300):
-        assert sum(held) <= 90
-        if sum(held) == 90:
-            break
-        held = [before + machine.ask("hold", 100, 0.02) for before, machine in zip(held, machines)]
-    assert sum(held) == 90
-    assert machines[0].ask("let go", 7) == 7
-    assert machines[0].ask("hold", 100) == 7
-    for machine in machines:
-        machine.close()
+    with ExitStack() as stack:
+        machines = []
+        for state in states:
+            machine = Elsewhere(redis.config(local=state, timeout=5.0, limits={"max_in_flight": 90}))
+            stack.callback(machine.close)
+            machines.append(machine)
+        for machine in machines:
+            machine.tell("hold", 100)
+        held = [machine.answer() for machine in machines]
+
+        def fill() -> None:
+            # What a machine has leased and does not use, it gives up when another one asks for it.
+            for _ in range(300):
+                assert sum(held) <= 90
+                if sum(held) == 90:
+                    return
+                for place, machine in enumerate(machines):
+                    held[place] += machine.ask("hold", 100, 0.02)
+            raise AssertionError(held)
+
+        fill()
+        most = held.index(max(held))  # of four at least 23; any one may have come too late for some
+        assert machines[most].ask("let go", 7) == 7
+        held[most] -= 7
+        fill()
 
 
 def test_threads_of_two_machines_are_never_more_than_the_limit(machines: Machines) -> None:
