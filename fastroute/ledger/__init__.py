@@ -124,7 +124,7 @@ class Ledger:
     def _restart(self) -> None:
         database = self._writer.held_database
         if database is not None:
-            database.leave_to_parent()
+            # Closed or collected here, it would drop the locks that the parent has on the file.
             _leaked.append(database)
         self._begin()
 

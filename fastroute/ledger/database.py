@@ -80,9 +80,6 @@ class Database(Protocol):
     def close(self) -> None:
         """Closes the connection."""
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: takes it out of its parent's connection, which itself is left as it is."""
-
     def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The values of ``keys`` and the sums of every group, in the order of the keys' values."""
 

@@ -16,12 +16,14 @@ import logging
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from fastroute import forks
 from fastroute.errors import ConfigError
 from fastroute.types import Attempt
 
@@ -322,6 +324,7 @@ class Session:
         self._place = place
         self._connection = connection
         self._cutting = threading.Lock()
+        _sessions.add(self)
 
     def begin(self) -> None:
         """Sets the session up and brings the schema up to date.
@@ -394,17 +397,12 @@ class Session:
         with self._cutting:
             self._connection.close()
 
-    def leave_to_parent(self) -> None:
-        # While anybody has the socket open the server waits, and holds the locks of a parent that was killed
-        # in the middle. Closing the connection would say goodbye in the parent's name.
+    def point_at(self, descriptor: int) -> None:
+        """Puts another file in the place of the connection's socket, in this process alone."""
         import psycopg
 
         with suppress(psycopg.Error, OSError):
-            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.dup2(nothing, self._connection.fileno(), inheritable=False)
-            finally:
-                os.close(nothing)
+            os.dup2(descriptor, self._connection.fileno(), inheritable=False)
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -490,3 +488,23 @@ def _journal_of(parameters: Mapping[str, Any]) -> str:
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     digest = hashlib.sha256(orjson.dumps(sorted((key, str(value)) for key, value in parameters.items())))
     return os.path.join(state, "fastroute", f"ledger-{digest.hexdigest()[:16]}.journal")
+
+
+# ------------------------------------------------------------------------------------------------- forks
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: takes it out of its parent's connections, which themselves are left as they are.
+
+    While anybody has the socket open the server waits, and holds the locks of a parent that was killed in the
+    middle. To close the connection would be to say goodbye in the parent's name.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for session in tuple(_sessions):
+        session.point_at(nothing)
+    os.close(nothing)
+
+
+forks.in_child(_leave_to_parent)

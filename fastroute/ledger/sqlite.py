@@ -472,9 +472,6 @@ class Database:
         finally:
             self._abandon()
 
-    def leave_to_parent(self) -> None:
-        """Nothing: to close any descriptor of the file would drop the locks that the parent has on it."""
-
     def _abandon(self) -> None:
         if self.connection is not None:
             self.connection.close()
