@@ -49,6 +49,11 @@ def claim(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
+def kept() -> threading.RLock:  # type: ignore[valid-type]
+    """The mutex, under which this process does not fork."""
+    return _mutex
+
+
 def before_fork() -> None:
     """Keeps others from opening a file while the process forks."""
     _mutex.acquire()

@@ -27,7 +27,7 @@ from fastroute import forks
 from fastroute.errors import ConfigError
 from fastroute.types import Attempt
 
-from . import filesystems
+from . import filesystems, locks
 from .database import (
     DAY_SECONDS,
     FILTERS,
@@ -282,9 +282,10 @@ class PostgresPlace:
     def connect(self) -> Session:
         import psycopg
 
-        with self.judging():
+        # No fork in between: the child could not know of the socket.
+        with self.judging(), locks.kept():
             connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)
-        session = Session(self, connection)
+            session = Session(self, connection)
         try:
             session.begin()
         except BaseException:
