@@ -49,7 +49,7 @@ def claim(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def kept() -> threading.RLock:  # type: ignore[valid-type]
+def kept() -> threading.RLock:
     """The mutex, under which this process does not fork."""
     return _mutex
 
