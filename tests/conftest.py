@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,12 @@ import pytest
 from loopback import Loopback, nothing_left
 
 from fastroute.testing import Provider
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is for everybody: a shell starts what runs in its background deaf to it, and so its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -283,8 +283,7 @@ def test_ctrl_c_again_leaves_them(serve: Serve) -> None:
     with begun(a, "--calls", "50") as child:
         child.send_signal(signal.SIGINT)
         assert child.stderr is not None
-        while "waited for" not in child.stderr.readline():
-            pass
+        assert any("waited for" in line for line in iter(child.stderr.readline, ""))
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=20)
     assert child.returncode == 130, err
