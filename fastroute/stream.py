@@ -34,6 +34,7 @@ class StreamReader:
         self._call = call
         self._progress = time.monotonic()
         self._ended = False
+        self._paused = False  # the reader of the chunks has the turn
         self._failure: errors.APIError | None = None  # to be raised after what came before it
 
     def head(self) -> list[Chunk]:
@@ -55,6 +56,10 @@ class StreamReader:
         """
         decoder = self.decoder
         while not self._ended and self._failure is None:
+            if self._paused:  # what the reader took was no silence of the provider's
+                self._paused = False
+                self._progress = time.monotonic()
+                self._extend(self._progress)
             try:
                 piece = next(self._pieces, None)
             except errors.APIConnectionError as error:
@@ -83,6 +88,9 @@ class StreamReader:
                 self._ended = True
                 self._exchange.drain(self._pieces)
             if chunks:
+                if not self._ended:
+                    self._paused = True
+                    self._exchange.extend(self._call.deadline)
                 yield chunks  # those before a failure too, however the network has cut the stream
         if self._failure is not None:
             raise self._failure

@@ -1,0 +1,67 @@
+"""Which of a stream's clocks runs when: silence, pings alone, a slow reader, the whole call (42, 58, 61)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from loopback import Loopback, within
+
+import fastroute
+from fastroute.config import Policy
+from fastroute.testing import Fault
+
+Start = Callable[..., Loopback]
+
+LONG = "the first words and many more of them"
+
+
+def read(stream: fastroute.Stream, pause: float = 0.0) -> str:
+    """All of it, by a reader who takes that many seconds for the first chunk."""
+    text = next(stream).choices[0].delta.content or ""
+    time.sleep(pause)
+    return text + "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+
+def test_the_clocks_of_a_policy_that_says_nothing() -> None:
+    policy = Policy()
+    assert (policy.idle_timeout, policy.ping_timeout) == (30, 120)
+
+
+@pytest.mark.parametrize("ping", [b": keepalive\n\n", b"event: ping\n\n"])
+def test_042_pings_are_signs_of_life(start: Start, ping: bytes) -> None:
+    """More silence but for them than a stream without them would have got."""
+    loop = start(1, policy={"idle_timeout": 0.4})
+    loop.provider().script(Fault.pings(0.05, 14, after=3, data=ping), Fault.stream_stall(3, 0.7))
+    stream = loop.stream(LONG)
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == LONG  # and no ping among them
+    with pytest.raises(fastroute.StreamStalled):
+        read(loop.stream(LONG))
+    assert [attempt.error for attempt in loop.attempts] == [None, "APITimeoutError"]
+
+
+def test_061_the_reader_s_slowness_is_no_silence_of_the_provider(start: Start) -> None:
+    loop = start(1, policy={"idle_timeout": 0.2, "ping_timeout": 0.2})
+    loop.provider().script(Fault.stream_stall(3, 0.05))
+    assert read(loop.stream(LONG), 0.4) == LONG
+    assert [attempt.outcome for attempt in loop.attempts] == ["ok"]
+    assert loop.endpoint()["failed"] == 0
+
+
+def test_061_and_hides_none(start: Start) -> None:
+    """What has fallen silent is found out after the slow reader comes back for more."""
+    loop = start(1, policy={"idle_timeout": 0.2})
+    loop.provider().script(Fault.stream_stall(3))
+    with within(0.5), pytest.raises(fastroute.StreamStalled):
+        read(loop.stream(LONG), 0.3)
+    assert loop.endpoint()["failed"] == 1
+
+
+def test_061_the_whole_call_still_has_its_deadline(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.stream_stall(3, 0.05))
+    with pytest.raises(fastroute.DeadlineExceeded):
+        read(loop.stream(LONG, timeout=0.3), 0.4)
+    loop.provider().wait_until(lambda provider: provider.open_connections == 0)
