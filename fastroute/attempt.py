@@ -91,6 +91,7 @@ class Attempts:
                 wire.endpoint.core.record_ttft_timeout()
             sending.failed(error, exchange)
             raise
+        sending.began()
         ttft = sending.elapsed()
         wire.endpoint.core.record_ttft(ttft / scale)
         return Stream(sending, exchange, reader, head, ttft)

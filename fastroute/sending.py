@@ -41,6 +41,7 @@ from .types import (
 )
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
+_PROBE_SLACK = 5.0  # seconds that a breaker's probe keeps its place beyond the end of its attempt
 
 
 log = logging.getLogger("fastroute")
@@ -312,11 +313,13 @@ class Sending:
                     at=self._time,
                 )
                 self._reservation.sent()
+            end = min(call.deadline, self._started + limit)
+            wire.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
             self._sent = True
             self._exchange = wire.transport.send(
                 wire.prepared(stream),
                 body,
-                deadline=min(call.deadline, self._started + limit),
+                deadline=end,
                 read_timeout=read_timeout,
             )
             return self._exchange
@@ -454,6 +457,12 @@ class Sending:
             exchange,
             ttft,
         )
+
+    def began(self) -> None:
+        """The first content of a stream is there: as a probe it has shown enough."""
+        flags = self._wire.endpoint.core.began(self._grant.ticket)
+        if flags:
+            self._breaker_changed(flags, None)
 
     def hand_out(self) -> None:
         """From here on the attempt is its stream's to settle."""
@@ -616,10 +625,14 @@ class Sending:
         if hooks.wanted:
             hooks.emit(events.AttemptFinished(attempt))
         if flags:
-            state = "open" if flags & 1 else "closed"
-            log.warning("the breaker of %s is %s%s", endpoint.name, state, f": {attempt.error}" * (flags & 1))
-            if hooks.wanted:
-                hooks.emit(events.BreakerChanged(endpoint.name, state))
+            self._breaker_changed(flags, attempt.error)
+
+    def _breaker_changed(self, flags: int, error: str | None) -> None:
+        name, hooks = self._wire.endpoint.name, self._sinks.hooks
+        state = "open" if flags & 1 else "closed"
+        log.warning("the breaker of %s is %s%s", name, state, f": {error}" * (flags & 1))
+        if hooks.wanted:
+            hooks.emit(events.BreakerChanged(name, state))
 
 
 _NOTHING = Usage(source="none")

@@ -194,7 +194,7 @@ class BreakerConfig:
         open: seconds it stays open the first time; doubled each time it opens again.
         max_open: most seconds it stays open.
         reset: seconds of health after which the doubling starts anew.
-        probe_lease: seconds a probe may take before another is let through.
+        probe_lease: seconds a probe may take before another goes; or its attempt's time-out, if longer.
         probes_to_close: successful probes, one after the other, that close it.
         ramp: seconds over which a closed endpoint gets its full share back.
     """

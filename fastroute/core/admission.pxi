@@ -224,7 +224,8 @@ cdef void reap_probe(uint64_t *table, uint64_t mask, Hot *hot) noexcept nogil:
     """Ends the lease of a probe whose dead owner's permit is about to be freed.
 
     The breaker's word has no room for an owner. But a probe holds a marked permit from before it asks until after it
-    has reported; so if the dead worker's is the only one, the lease is its own. If there is another, it runs out.
+    has reported, a stream's until it ends; so if the dead worker's is the only one, the lease is its own. If there is
+    another, it runs out.
     """
     cdef uint64_t word = fr_load(&hot.breaker)
     if control_state(word) == STATE_HALF_OPEN and word >> 26 and probes_held(table, mask, hot.key) == 1:
@@ -530,6 +531,10 @@ cdef int endpoint_finish(
         else:
             bucket_settle(&e.tokens, &e.hot.tat, token_delta, now or fr_clock())
         usage_add(e, <double>token_delta, coarse)
+    return flags_of(state)
+
+
+cdef inline int flags_of(int state) noexcept nogil:
     return FLAG_OPENED if state == STATE_OPEN else FLAG_CLOSED if state == STATE_CLOSED else 0
 
 

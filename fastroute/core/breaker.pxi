@@ -301,6 +301,18 @@ cdef int probe_record(
     return -1
 
 
+cdef inline void probe_extend(uint64_t *control, int64_t ticket, int64_t until) noexcept nogil:
+    """The probe of a ticket, while it has not reported, keeps its place until then at least."""
+    cdef uint64_t word = fr_load(control)
+    cdef uint64_t ms = ms_of(until)
+    while (
+        ticket & 1 and control_state(word) == STATE_HALF_OPEN and <int64_t>control_epoch(word) == ticket >> 1
+        and 0 < word >> 26 < ms
+    ):
+        if fr_cas(control, &word, (word & ((<uint64_t>1 << 26) - 1)) | ms << 26):
+            return
+
+
 cdef inline int breaker_state(uint64_t word, int64_t now) noexcept nogil:
     if control_state(word) == STATE_OPEN and control_time(word) <= now:
         return STATE_HALF_OPEN

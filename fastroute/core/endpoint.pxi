@@ -252,6 +252,35 @@ cdef class Endpoint(Limited):
             self.source.judged(flags)
         return flags
 
+    def extend(self, ticket, double lease_s, now=0) -> None:
+        """The call of a ticket may take so long, at most a day: if it is a probe, no other goes before that.
+
+        A lease that is shorter than a slow answer would make every result a late one, and never close the breaker.
+        """
+        cdef int64_t lease = <int64_t>(min(max(lease_s, 0.0), 86400.0) * 1e9)
+        cdef int64_t given = ticket_of(ticket)
+        if given >> 28 & 1:
+            probe_extend(self.parts.breaker.control, given >> 28, (moment(now) or fr_clock_coarse()) + lease)
+
+    def began(self, ticket, now=0) -> int:
+        """The first content of a stream is there: if it is a probe, it has reported, and the next one may go.
+
+        Its permit is given back by ``finish`` as ever; what it ends with no longer counts for the breaker.
+
+        Returns:
+            As ``finish``.
+        """
+        cdef int64_t given = ticket_of(ticket)
+        cdef int flags
+        if not given >> 28 & 1:
+            return 0
+        flags = flags_of(
+            probe_end(&self.parts, given, self.segment.worker_if_any(), OUTCOME_OK, moment(now) or fr_clock_coarse())
+        )
+        if self.source is not None:
+            self.source.judged(flags)
+        return flags
+
     def undo(self, ticket, tokens, now=0) -> None:
         """Admitted, but nothing was sent: permit, probe, request and ``tokens`` are given back, nothing is counted."""
         self.take_back(ticket_of(ticket), amount("tokens", tokens, 0), moment(now) or fr_clock())

@@ -497,6 +497,8 @@ STEPS = st.lists(
                 "unblock",
                 "tighten",
                 "hurry",
+                "extend",
+                "began",
             ]
         ),
         TOKENS_ASKED,
@@ -567,6 +569,14 @@ def test_native_answers_as_the_twin(
         elif what == "tighten":
             for endpoint in both:
                 endpoint.tighten(which - 1, tokens - 1, now)
+        elif what == "extend" and held:
+            tickets, _ = held[which % len(held)]
+            for endpoint, ticket in zip(both, tickets, strict=True):
+                endpoint.extend(ticket, float(which), now)
+        elif what == "began" and held:
+            tickets, _ = held[which % len(held)]
+            mine, its = (e.began(ticket, now) for e, ticket in zip(both, tickets, strict=True))
+            assert mine == its, where
         elif what == "hurry":
             assert native.hurry(now) == oracle.hurry(now), where
         assert (native.bearable or 0) == pytest.approx(oracle.bearable or 0, rel=1e-4), where

@@ -104,6 +104,11 @@ class Breaker:
             return self._open(now)
         return -1
 
+    def extend(self, ticket: int, lease_ns: int, now: int) -> None:
+        s = self.state_
+        if ticket & 1 and ticket // 2 == s.epoch and s.half_open and s.lease:
+            s.lease = max(s.lease, now + lease_ns)
+
     def cancel(self, ticket: int, now: int = 0) -> None:
         self.record(ticket, IGNORED, now)
 

@@ -19,6 +19,7 @@ from .segment import (
     OK,
     OPEN,
     REQUESTS,
+    SECOND,
     THROTTLED,
     TOKENS,
     TOO_LARGE,
@@ -158,6 +159,15 @@ class Endpoint:
             self._adapt(outcome, now)
         self.tokens.settle(token_delta, now)
         self._use(token_delta, now)
+        return {OPEN: 1, CLOSED: 2}.get(change, 0)
+
+    def extend(self, ticket: int, lease_s: float, now: int = 0) -> None:
+        if ticket in self.flight.tickets:
+            self.breaker.extend(self.flight.tickets[ticket], int(lease_s * SECOND), now or clock())
+
+    def began(self, ticket: int, now: int = 0) -> int:
+        its = self.flight.tickets.get(ticket, 0)
+        change = self.breaker.record(its, OK, now or clock()) if its & 1 else -1
         return {OPEN: 1, CLOSED: 2}.get(change, 0)
 
     def undo(self, ticket: int, tokens: int, now: int = 0) -> None:
