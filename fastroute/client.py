@@ -242,6 +242,25 @@ class Client:
         finally:
             router.leave(snapshot, token)
 
+    def unblock(self, endpoint: str) -> None:
+        """Has an endpoint asked again at once that was left out: its key or quota has been put right.
+
+        It holds for all who share the state. One that is not left out stays as it is; a breaker is another
+        matter, and closes by itself.
+
+        Args:
+            endpoint: its name, ``provider/model`` unless it has another.
+
+        Raises:
+            NoEndpointError: there is none of that name.
+
+        Thread safety: may be called from any thread.
+        """
+        router = self._here
+        router.snapshot.state.named(endpoint).core.unblock()
+        if router.shared is not None:
+            router.shared.unblocked(endpoint)
+
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
         return self._here.workers.submit(lambda: self.chat.completions.create(**call))

@@ -21,7 +21,7 @@ from children import ended, forked
 from fastroute import Client, _core, errors, events, segments
 from fastroute.config import Config, load
 from fastroute.segments import Home, open_home
-from fastroute.testing import Provider
+from fastroute.testing import Fault, Provider
 
 
 def config(state: str, **tables: Any) -> Config:
@@ -111,6 +111,28 @@ class TestSharing:
                 assert (state["kind"], state["path"], state["reason"]) == ("file", str(path), None)
                 assert state["workers"] == 2  # two clients of one process have two slots
                 assert other.stats()["endpoints"]["p/m"]["succeeded"] == 2
+
+    def test_an_endpoint_that_is_left_out_is_so_for_all_and_outlasts_them(self, path: Path) -> None:
+        ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        with Provider() as provider:
+            tables = {
+                "fastroute": {"state": str(path), "ledger": ""},
+                "providers": {"p": {"base_url": provider.base_url}},
+                "endpoints": [{"provider": "p", "model": "m"}],
+            }
+            provider.script(Fault.status(429, headers={"retry-after": "61"}))
+            with Client(tables) as other:
+                with Client(tables) as client, pytest.raises(errors.RateLimitError):
+                    client.chat.completions.create(**ask)
+                with pytest.raises(errors.NoEndpointError, match="blocked") as caught:
+                    other.chat.completions.create(**ask)
+                assert 0 < (caught.value.retry_after or 0) <= 61
+            with Client(tables) as another:
+                with pytest.raises(errors.NoEndpointError, match="blocked"):
+                    another.chat.completions.create(**ask)
+                assert provider.received == 1
+                another.unblock("p/m")
+                assert another.chat.completions.create(**ask).choices
 
 
 class TestMachine:

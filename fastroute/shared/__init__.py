@@ -98,6 +98,10 @@ class Shared:
         """Has a caller's limits be shared from now on."""
         self._quotas[quota.name] = SharedLimits(quota, "caller", self.server, self._machines, self._wake_up)
 
+    def unblocked(self, name: str) -> None:
+        """Has the other machines ask an endpoint again that was blocked."""
+        self._endpoints[name].unblocked()
+
     def ensure(self) -> None:
         """Starts this process's thread if it does not run."""
         if self._thread is not None and self._pid == os.getpid():

@@ -43,6 +43,7 @@ class SharedEndpoint(SharedLimits):
         self._probe_lease_s = probe_lease_s
         self._left = (-1, -1)
         self._heard: dict[str, str] = {}
+        self._free = False  # whether the end of a block is to be told
         super().__init__(core, "limit", server, machines, wake, permits=True)
         self.permits = Permits(core, self.lease, server, machine, machines)
 
@@ -103,6 +104,11 @@ class SharedEndpoint(SharedLimits):
         self._told["block"] = True
         self._wake()
 
+    def unblocked(self) -> None:
+        """Somebody here has ended a block before its time."""
+        self._free = True
+        self.blocked()
+
     # -------------------------------------------------------------------------- in a thread of its own
 
     def settle(self) -> None:
@@ -140,6 +146,8 @@ class SharedEndpoint(SharedLimits):
                 self.lease.close()
             elif field.startswith("block") and word == "blocked" and left > 0:
                 self._block(_core.clock() + left, int(code))
+            elif field.startswith("block") and word == "free" and not first:
+                self._core.unblock()
         except (ValueError, OverflowError):
             return  # written by somebody else
 
@@ -158,7 +166,11 @@ class SharedEndpoint(SharedLimits):
 
     def _tell_block(self) -> None:
         left, reason = self._core.blocked()
-        self._tell("block", "blocked", left, reason)
+        if left:
+            self._tell("block", "blocked", left, reason)
+        elif self._free:
+            self._tell("block", "free", 0, 0)
+        self._free = False
 
     def _tell(self, kind: str, word: str, left_ns: int, code: int) -> None:
         server = self._server

@@ -94,6 +94,20 @@ class TestAdmit:
         assert taken(endpoint, T0) == before
         assert endpoint.admit(15, T0 + 5 * SECOND) >= 0
 
+    def test_each_limit_comes_back_in_its_own_time(self, make: Make) -> None:
+        """One that is full again does nothing for the other, and one that is empty takes nothing from it."""
+        endpoint = make(rpm=60, request_burst=2, tpm=60, token_burst=100)
+        for _ in range(2):
+            endpoint.finish(endpoint.admit(50, T0), OK, 0.1, 0, T0)
+        assert (endpoint.available_requests(T0), endpoint.available_tokens(T0)) == (0, 0)
+        later = T0 + 10 * SECOND
+        assert (endpoint.available_requests(later), endpoint.available_tokens(later)) == (2, 10)
+        assert refusal(endpoint.admit(50, later)) == (TOKENS, 40 * SECOND)
+        assert [endpoint.admit(0, later) >= 0 for _ in range(2)] == [True, True]
+        assert refusal(endpoint.admit(0, later)) == (REQUESTS, SECOND)
+        latest = T0 + 100 * SECOND
+        assert (endpoint.available_requests(latest), endpoint.available_tokens(latest)) == (2, 100)
+
     @pytest.mark.parametrize(
         ("settings", "tokens"),
         [

@@ -282,6 +282,25 @@ def test_a_block_is_learned(make: Any) -> None:
     assert 20 * 10**9 < left <= 31 * 10**9
 
 
+def test_the_end_of_a_block_is_learned(make: Any) -> None:
+    clients = [make() for _ in range(3)]
+    cores = [core_of(client) for client in clients]
+    cores[0].block(_core.clock() + 30 * 10**9, 3)
+    shared_of(clients[0]).settle()
+    for client in clients:
+        shared_of(client).beat()
+    assert [bool(core.blocked()[0]) for core in cores] == [True] * 3
+    clients[1].unblock("a/m")
+    shared_of(clients[1]).settle()
+    for client in clients:
+        shared_of(client).beat()
+    assert [core.blocked() for core in cores] == [(0, 0)] * 3
+    cores[0].block(_core.clock() + 10**9, 3)  # and another one is told as ever
+    shared_of(clients[0]).settle()
+    shared_of(clients[2]).beat()
+    assert cores[2].blocked()[0]
+
+
 def test_old_news_neither_closes_nor_opens_again(make: Any) -> None:
     clients = [make() for _ in range(2)]
     first, second = (core_of(client) for client in clients)
