@@ -366,6 +366,12 @@ class Sending:
         """For a provider that gave no usable figures: by the lengths of prompt and answer."""
         return Usage(self._call.estimate.input_tokens, (answer_chars + 2) // 3, source="estimated")
 
+    def _expected_usage(self) -> Usage:
+        """For an answer that may have been written and charged in full, and that nobody has seen."""
+        estimate, most = self._call.estimate, self._wire.endpoint.model.max_output_tokens
+        output = min(estimate.output_tokens, most) if most > 0 else estimate.output_tokens
+        return Usage(estimate.input_tokens, output, source="estimated")
+
     def succeeded(self, usage: Usage, exchange: Exchange, latency: float, ttft: float | None = None) -> float:
         """Settles a good answer; returns time.monotonic."""
         estimate = self._call.estimate.input_tokens
@@ -422,7 +428,7 @@ class Sending:
             error.message += f" (the key comes from {endpoint.provider.key_source})"
         billed = bool(getattr(error, "maybe_billed", False))
         if usage is None and billed:
-            usage = Usage(call.estimate.input_tokens, 0, source="estimated")
+            usage = self._expected_usage()
         spent = self._grant.tokens if billed else 0
         if usage is not None:
             spent = max(spent, usage.total_tokens)
@@ -445,7 +451,7 @@ class Sending:
         if exchange is not None:
             exchange.close()
         if usage is None:
-            usage = Usage(self._call.estimate.input_tokens, 0, source="estimated")
+            usage = self._expected_usage()
         self._settle(
             _core.IGNORED,
             self.elapsed(),

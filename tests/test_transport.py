@@ -87,8 +87,15 @@ def test_connections_are_kept(start: Start) -> None:
     [
         Fault.truncated(),
         Fault.cut_chunk(0),
+        Fault.duplicate_length(),
         Fault.length_and_chunked(),
+        Fault.many_headers(200),
+        Fault.interim(101),
+        Fault.gzip_bomb(100 << 20),
         Fault.drip(1, 0.05),
+        Fault.slow(0.3),  # later than it is waited for
+        Fault.stall("headers", 0.3),
+        Fault.huge_body(1 << 20),  # of an error, of which not all is read
     ],
     ids=lambda fault: fault.name,
 )
@@ -96,10 +103,33 @@ def test_034_a_connection_is_not_used_again_after_trouble(start: Start, fault: F
     loop = start(1, policy={"max_attempts": 1}, providers={"a": {"timeout": 0.2}})
     loop.ask()
     loop.provider().script(fault)
-    with pytest.raises(fastroute.APIConnectionError):
+    with pytest.raises(fastroute.APIError):
         loop.ask()
-    loop.ask()
+    assert loop.ask("next").text == "next"
     assert [request.connection for request in loop.provider().requests] == [1, 1, 2]
+
+
+def test_034_nor_after_a_stream_that_was_left(start: Start) -> None:
+    loop = start(1)
+    loop.provider().script(Fault.stream_stall(3, 0.1))
+    with loop.stream("a long answer to be left early") as stream:
+        next(stream)
+    assert loop.ask("next").text == "next"
+    assert [request.connection for request in loop.provider().requests] == [1, 2]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at-once", "after-a-while"])
+def test_034_an_answer_that_nobody_asked_for_is_nobodys(start: Start, late: bool) -> None:
+    """A second answer behind the first, as from a proxy that has lost count."""
+    loop = start(1, policy={"max_attempts": 1})
+    body = json.dumps({"choices": [{"message": {"content": "of another"}, "finish_reason": "stop"}]}).encode()
+    whole = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    whole += body
+    sent = (whole, 0.05, whole) if late else (whole + whole,)
+    loop.provider().script(Fault.raw(*sent, then="keep"))
+    assert loop.ask().text == "of another"  # which is the answer to this one
+    loop.provider().wait_until(lambda provider: provider.in_flight == 0)
+    assert loop.ask("my own").text == "my own"
 
 
 @pytest.mark.parametrize(
@@ -117,9 +147,43 @@ def test_030_a_kept_connection_that_ends_is_replaced_once(start: Start, end: Fau
     ]  # the first may have been read
     assert [attempt.maybe_billed for attempt in loop.attempts] == [False, True]
     assert loop.endpoint()["failed"] == 0
+    assert [request.connection for request in loop.provider().requests] == [1, 1, 2]
     loop.provider().script(end, end)
     with pytest.raises(fastroute.APIConnectionError):
         loop.ask()
+    assert [request.connection for request in loop.provider().requests] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]  # and no third time
+
+
+def test_030_sending_again_is_not_charged_to_the_retry_budget(start: Start) -> None:
+    loop = start(1)
+    loop.ask()
+    (endpoint,) = loop.client._router.snapshot.state.endpoints
+    while endpoint.core.withdraw():
+        pass
+    loop.provider().script(Fault.close("request"))
+    assert loop.ask("again").text == "again"
+    assert loop.provider().received == 3
+    assert len(loop.attempts) == 2
+
+
+@pytest.mark.parametrize("end", [Fault.close, Fault.reset], ids=["close", "reset"])
+@pytest.mark.parametrize("after", [1, 12, "headers"])
+def test_030_after_a_byte_of_an_answer_nothing_is_sent_again(
+    start: Start, end: Callable[..., Fault], after: int | str
+) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.ask()
+    loop.provider().script(end(after))
+    with pytest.raises(fastroute.APIConnectionError):
+        loop.ask()
+    assert [request.connection for request in loop.provider().requests] == [1, 1]
+    assert loop.attempts[1].maybe_billed
 
 
 def test_030_a_fresh_connection_that_ends_is_a_failure(start: Start) -> None:
@@ -128,6 +192,7 @@ def test_030_a_fresh_connection_that_ends_is_a_failure(start: Start) -> None:
     with pytest.raises(fastroute.APIConnectionError):
         loop.ask()
     assert loop.provider().received == 1
+    assert loop.attempts[0].maybe_billed
 
 
 def test_a_restarted_provider_is_reached_again(start: Start) -> None:

@@ -95,10 +95,10 @@ class Exchange:
                     break
                 parts.append(part)
                 size += len(part)
+                if size >= limit and self.status >= 400:
+                    self.close()  # the start of an error body says enough
+                    return b"".join(parts)[:limit]
                 if size > limit:
-                    if self.status >= 400:  # the start of an error body says enough
-                        self.close()
-                        return b"".join(parts)[:limit]
                     raise errors.UpstreamProtocolError(
                         f"the answer is larger than {limit} bytes (max_response_bytes)", maybe_billed=True
                     )
@@ -120,10 +120,12 @@ class Exchange:
         """
         raw = self._raw
         read1 = raw.read1
+        # A few bytes of what was compressed may be very many, which are not to be there all at once.
+        most = _PIECE if "content-encoding" in self.headers else None
         size = 0
         try:
             while True:
-                piece = read1(decode_content=True)
+                piece = read1(most, decode_content=True)
                 if self._watch.expired:
                     raise timed_out(sent=True)
                 if not piece:

@@ -39,21 +39,16 @@ class Answer(http.client.HTTPResponse):
         if head.headers is not None:  # known already
             return
         watch = getattr(watches.current, "watch", None)
-        try:
+        # Looked for before a line is read: a reset in the middle of one would take its beginning along.
+        if watch is not None and self.fp.peek(1):
+            watch.heard = True
+        version, status, reason = head._read_status()
+        for _ in range(_MOST_INTERIM):
+            if status < 100 or status >= 200 or status == 101:  # 101 would be the last word in HTTP
+                break
+            self._read_fields()
             version, status, reason = head._read_status()
-            if watch is not None:
-                watch.heard = True
-            for _ in range(_MOST_INTERIM):
-                if status < 100 or status >= 200 or status == 101:  # 101 would be the last word in HTTP
-                    break
-                self._read_fields()
-                version, status, reason = head._read_status()
-            fields = self._read_fields()
-        except ConnectionError:
-            # A part of a line may have come before the reset.
-            if watch is not None and self.fp is not None and self.fp.peek(1):
-                watch.heard = True
-            raise
+        fields = self._read_fields()
         if not version.startswith("HTTP/1."):
             raise http.client.UnknownProtocol(version)
         head.version = 10 if version == "HTTP/1.0" else 11
@@ -114,7 +109,7 @@ class Answer(http.client.HTTPResponse):
         head.chunked = chunked
         head.chunk_left = None
         head.length = length
-        head.will_close = closes or (not chunked and length is None)
+        head.will_close = closes or status < 200 or (not chunked and length is None)
 
     def read1(self, n: int = -1) -> bytes:
         """What is there of the body, after one system call if possible; empty at its end.
