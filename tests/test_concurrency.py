@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,26 +180,39 @@ def test_an_unknown_class_is_refused_by_name(start: Callable[..., Loopback]) -> 
         start().ask(route={"priority": "urgent"})
 
 
+@pytest.mark.parametrize("count", [1, 2])
 def test_with_every_breaker_open_one_call_a_second_tries_and_the_rest_are_told_when(
-    start: Callable[..., Loopback],
+    start: Callable[..., Loopback], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caller, sleep = threading.get_ident(), time.sleep
+
+    def others_may(seconds: float) -> None:
+        assert threading.get_ident() != caller, "it is told at once"
+        sleep(seconds)
+
     breaker = {"failures": 1, "open": 300.0, "max_open": 300.0, "probes_to_close": 1}
-    loop = start(2, policy={"breaker": breaker, "max_attempts": 2})
-    for name in "ab":
+    loop = start(count, policy={"breaker": breaker, "max_attempts": count})
+    names = "ab"[:count]
+    for name in names:
         loop.provider(name).script(Fault.status(500), Fault.status(500))
     with pytest.raises(fastroute.APIError):
         loop.ask()
-    assert {loop.endpoint(name)["state"] for name in "ab"} == {"open"}
+    assert {loop.endpoint(name)["state"] for name in names} == {"open"}
+    soonest = min(names, key=lambda name: loop.endpoint(name)["reopens_in_s"])
     with pytest.raises(fastroute.APIError):  # the probe of this second, which fails
         loop.ask()
-    asked = sum(len(loop.provider(name).requests) for name in "ab")
-    with pytest.raises(fastroute.NoEndpointError, match="breaker open") as caught:
-        loop.ask()
-    assert asked == 3
-    assert sum(len(loop.provider(name).requests) for name in "ab") == 3
-    assert caught.value.retry_after is not None
-    assert 100 < caught.value.retry_after <= 300
-    for name in "ab":
+    asked = {name: len(loop.provider(name).requests) for name in names}
+    assert asked == {name: 1 + (name == soonest) for name in names}
+    monkeypatch.setattr(time, "sleep", others_may)
+    for _ in range(20):
+        with pytest.raises(fastroute.NoEndpointError, match="breaker open") as caught:
+            loop.ask()
+        assert caught.value.status_code == 503
+        assert caught.value.retry_after is not None
+        assert 100 < caught.value.retry_after <= 300
+    assert {name: len(loop.provider(name).requests) for name in names} == asked
+    monkeypatch.undo()
+    for name in names:
         loop.provider(name).clear_script()
     panic = loop.client._router.snapshot.state.panic
     panic.settle(-1)  # a second has passed

@@ -149,6 +149,25 @@ def test_nobody_gets_anothers_answer(
         assert stats["state"]["workers"] == 1  # the children are gone, and counted no more
 
 
+@FORKS
+def test_a_childs_deadlines_are_kept(fork: Callable[[], int], tmp_path: Path) -> None:
+    """Each piece of the answer comes in time: only the thread that watches the clock can end it."""
+    with (
+        Provider(process=True, answer=2000, tokens_per_second=20) as provider,
+        Client(tables(provider.base_url, tmp_path)) as client,
+    ):
+
+        def timed_out() -> str:
+            try:
+                ask(client, timeout=0.2)
+            except fastroute.Error as error:
+                return type(error).__name__
+            return "answered"
+
+        assert timed_out() == "DeadlineExceeded"  # so that it runs here before the fork
+        assert forked(timed_out, fork)() == "DeadlineExceeded"
+
+
 def test_a_child_of_a_child_goes_on_too(tmp_path: Path) -> None:
     with Provider(process=True) as provider, Client(tables(provider.base_url, tmp_path)) as client:
 

@@ -53,6 +53,29 @@ def test_nobody_takes_the_place_of_a_probe_that_is_slow(start: Start) -> None:
     assert [event.state for event in loop.of(events.BreakerChanged)] == ["open", "closed"]
 
 
+def test_others_go_elsewhere_meanwhile(start: Start) -> None:
+    loop = start(2, policy={"breaker": BREAKER, "max_attempts": 2})
+    loop.provider().script(Fault.status(500))
+    assert loop.ask().choices
+    core = loop.client._router.snapshot.state.endpoints[0].core
+    while core.state() != _core.HALF_OPEN:
+        pass
+    others: list[str] = []
+
+    def ask_meanwhile(received: Received) -> None:
+        for _ in range(5):
+            reply = loop.ask("elsewhere")
+            assert reply.route is not None
+            others.append(reply.route.endpoint)
+
+    loop.provider().script(ask_meanwhile)
+    reply = loop.ask()
+    assert reply.route is not None
+    assert reply.route.endpoint == f"a/{MODEL}"
+    assert others == [f"b/{MODEL}"] * 5
+    assert loop.provider().received == 2
+
+
 def test_a_stream_has_shown_enough_when_it_begins(start: Start) -> None:
     loop = opened(start)
     with loop.stream("one two three four") as first:

@@ -237,8 +237,8 @@ _SERIES: tuple[tuple[str, str, str], ...] = (
 
 
 def prometheus(client: Client) -> bytes:
-    """Prometheus' text form: every endpoint's counts, breaker and limits, and failures of the classifier;
-    nothing of callers or money."""
+    """Prometheus' text form: every endpoint's counts, breaker and limits, failures of the classifier, and
+    whether the ledger can be written; nothing of callers or money."""
     live = client.stats()
     endpoints = live["endpoints"]
     lines = []
@@ -259,6 +259,14 @@ def prometheus(client: Client) -> bytes:
         f'fastroute_classifier_failures_total{{kind="{kind}"}} {count}'
         for kind, count in live["classifier"]["failed"].items()
     ]
+    health = live["ledger"]
+    for name, kind, value in (
+        ("ok", "gauge", int(health.ok)),
+        ("entries_waiting", "gauge", health.waiting),
+        ("entries_lost_total", "counter", health.lost),
+        ("entries_rejected_total", "counter", health.rejected),
+    ):
+        lines += [f"# TYPE fastroute_ledger_{name} {kind}", f"fastroute_ledger_{name} {value}"]
     return ("\n".join(lines) + "\n").encode()
 
 

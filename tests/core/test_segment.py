@@ -1,11 +1,14 @@
 """The segment: cells, names, worker slots, and what a killed worker leaves behind."""
 
+import mmap
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -206,6 +209,31 @@ class TestReap:
         for ticket in mine + tickets[:35]:
             endpoint.finish(ticket, _core.IGNORED, 0.0, 0, T)
         assert endpoint.in_flight == 0
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+    def test_a_pid_that_is_anothers_by_now_is_not_the_dead_workers(self, tmp_path: Path) -> None:
+        with open(tmp_path / "segment", "w+b") as file:
+            file.truncate(Segment.size(256))
+            segment = Segment.in_file(file.fileno(), True)
+            memory = mmap.mmap(file.fileno(), 0)
+        endpoint = Endpoint(segment, "a", max_in_flight=3)
+
+        def hold() -> bytes:
+            assert endpoint.admit(0, T) >= 0
+            return b"%d" % segment.slot()
+
+        place = 128 + 16 * int(in_child(hold, "killed"))  # after the header: each worker's pid and start
+        owner, started = struct.unpack_from("<QQ", memory, place)
+        living = os.getppid()
+        its_start = int(Path(f"/proc/{living}/stat").read_text().rpartition(")")[2].split()[19])
+        assert its_start != started
+        struct.pack_into("<QQ", memory, place, owner >> 32 << 32 | living, its_start)
+        assert segment.reap() == 0  # were it that process, it would live
+        assert endpoint.in_flight == 1
+        struct.pack_into("<QQ", memory, place, owner >> 32 << 32 | living, started)
+        assert segment.reap() == 1
+        assert endpoint.in_flight == 0
+        memory.close()
 
     def test_the_living_keep_theirs(self) -> None:
         segment = Segment(256)

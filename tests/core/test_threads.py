@@ -202,6 +202,25 @@ class TestExactly:
         total = all_at_once(lambda: sum(bucket.reserve(1, 2**60, T0) // SECOND for _ in range(100)))
         assert total == sum(range(1600))
 
+    def test_a_figure_is_never_read_half_written(self) -> None:
+        """Between two times that differ in both halves of a word there is no third one."""
+        bucket = Bucket(Segment(64), "b", 60, 1000)
+        bucket.acquire(100, T0)
+
+        def toggle(child: Child) -> None:
+            child.say()
+            while os.getppid() != 1:  # until killed
+                bucket.settle(7, T0)
+                bucket.settle(-7, T0)
+
+        child = Child(toggle)
+        child.hear()
+        seen = set()
+        for _ in range(30_000):
+            seen.add(bucket.available(T0))
+        child.end(kill=True)
+        assert seen <= {900, 893}
+
     def test_settling_loses_nothing(self, all_at_once: AllAtOnce) -> None:
         bucket = Bucket(Segment(64), "b", 60, 100)
         bucket.acquire(50, T0)

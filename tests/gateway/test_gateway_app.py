@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -296,6 +298,27 @@ def test_metrics_name_endpoints_and_nobody_else(serve: Serve) -> None:
     assert 'fastroute_breaker_state{endpoint="local/gpt-4.1",model="gpt-4.1"} 0' in text
     assert "secret-tenant" not in text
     assert "usd" not in text.lower()
+
+
+def test_a_ledger_that_cannot_be_written_shows(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastroute.ledger.sqlite.LOCK_SECONDS", 0.02)
+    served = serve()
+    served.post()
+    ledger = served.app.client.ledger
+    ledger.flush()
+    assert "fastroute_ledger_ok 1\n" in served.web.get("/metrics").text
+    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert served.post().status_code == 200
+        with pytest.raises(errors.LedgerError):
+            ledger.flush(0.5)
+        found = served.web.get("/metrics").text.splitlines()
+        assert {"fastroute_ledger_ok 0", "fastroute_ledger_entries_waiting 1"} <= set(found)
+        assert {"fastroute_ledger_entries_lost_total 0", "fastroute_ledger_entries_rejected_total 0"} <= set(
+            found
+        )
+        assert served.web.get("/health").json["ledger"] == "degraded"
+        other.execute("ROLLBACK")
 
 
 def test_the_figures_are_for_admins_and_hold_no_prompt(serve: Serve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sqlite3
@@ -390,6 +391,54 @@ def test_power_durability_waits_for_the_disk(path: Path, monkeypatch: pytest.Mon
 )
 def test_which_sqlite_needs_one_checkpointer(version: tuple[int, int, int], needed: bool) -> None:
     assert sqlite.one_checkpointer_needed(version) is needed
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_how_each_connection_is_set(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    alone: bool,
+    durability: sqlite.Durability,
+) -> None:
+    monkeypatch.setattr(sqlite, "one_checkpointer_needed", lambda _: alone)
+    monkeypatch.setattr(sqlite, "_warned", False)
+    caplog.set_level("INFO", "fastroute")
+    for _ in range(2):
+        with closing(sqlite.SQLiteFile(path, durability).connect()) as database:
+            names = [
+                "journal_mode",
+                "synchronous",
+                "busy_timeout",
+                "wal_autocheckpoint",
+                "journal_size_limit",
+            ]
+            names += ["mmap_size", "foreign_keys", "trusted_schema"]
+            found = [database._open.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+        full = 2 if durability == "power" else 1
+        assert found == ["wal", full, 5000, 0 if alone else 1000, 64 << 20, 0, 1, 0]
+    said = [message for message in caplog.messages if "check-point" in message]
+    assert len(said) == alone  # once a process
+
+
+def test_no_checkpoint_while_another_process_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "one_checkpointer_needed", lambda _: True)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_BYTES", 1)
+    with Ledger(path) as ledger, open(f"{path}.journal/lock") as lock:
+
+        def grown() -> int:
+            before = path.stat().st_size
+            for n in range(50):
+                ledger.append(attempt(n, request_id="x" * 500))
+            ledger.flush()
+            return path.stat().st_size - before
+
+        assert grown() > 0
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as who commits holds it
+        assert grown() == 0  # all of it is in the log
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert grown() > 0
 
 
 @pytest.mark.parametrize(("threshold", "short"), [(50_000, True), (1 << 40, False)])
