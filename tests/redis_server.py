@@ -129,11 +129,16 @@ def _path_of(program: str) -> str:
 
 
 class Elsewhere:
-    """A client in a process of its own, as on another machine; it does what single lines of text say."""
+    """A client in a process of its own, as on another machine; it does what single lines of text say.
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    Args:
+        skew: seconds by which its time of day is off.
+        words: what starts the process.
+    """
+
+    def __init__(self, config: dict[str, Any], skew: float = 0.0, words: tuple[str, ...] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(config)],
+            [*words, sys.executable, __file__, json.dumps(config), str(skew)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -230,4 +235,6 @@ def _serve(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    real, skew = time.time, float(sys.argv[2])
+    time.time = lambda: real() + skew
     _serve(json.loads(sys.argv[1]))
