@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from . import errors, events, forks, greenlets
+from . import errors, events, forks, greenlets, servers
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .health import HealthChecks
 from .ledger import Ledger, NullLedger, configured_ledger
@@ -76,6 +76,7 @@ class Router:
         self._compress = compress
         self._default_state = default_state
         self._source, config, keys = _read(source, default_state)
+        servers.check(config.timeout)
         self.hooks = events.Hooks()
         self.opinions = Opinions(classifier, self.hooks)
         self.line = Line()

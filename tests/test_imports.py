@@ -17,7 +17,7 @@ PACKAGE = Path(fastroute.__file__).parent
 # never its neighbours. A folder is one module: what is inside it may import each other.
 ROWS = [
     {"errors", "_core"},
-    {"types", "forks", "greenlets"},
+    {"types", "forks", "greenlets", "servers"},
     {"events"},
     {"_checks", "_toml", "limit_headers"},
     {"catalog", "tokens", "classify", "opinions", "retry", "sse"},

@@ -118,6 +118,7 @@ class Server:
 
 
 GUNICORN = ["-m", "gunicorn", "-b", "fd://FD", "--worker-tmp-dir", "/dev/shm", "app:application"]
+KILLED = "kills a worker that is busy for 30 s"
 UWSGI_WORDS = "--http-socket fd://FD --master --enable-threads --die-on-term --need-app --wsgi-file app.py"
 UWSGI = [
     "-c",
@@ -145,7 +146,7 @@ def serving(
 WAYS = {
     "gunicorn, preloaded": ([*GUNICORN, "-w", "3", "--preload"], "memory"),
     "gunicorn, each its own": ([*GUNICORN, "-w", "3"], "machine"),
-    "uWSGI, preloaded": ([*UWSGI, "--processes", "3"], "memory"),
+    "uWSGI, preloaded": ([*UWSGI, "--processes", "3", "--harakiri", "30"], "memory"),
     "uWSGI, lazy, threads": ([*UWSGI, "--processes", "2", "--threads", "3", "--lazy-apps"], "machine"),
 }
 
@@ -169,6 +170,8 @@ def test_all_workers_together_keep_the_limit_and_every_answer_is_the_right_one(
         assert {body["state"]["reason"] for _, body in answers} == {None}
         assert len(workers) <= max(body["state"]["workers"] for _, body in answers) <= 5
         assert len(upstream.requests) == 12
+        # All but the last may kill a worker long before the 600 seconds that a call may take.
+        assert (KILLED in server.log.read_text()) is (way != "uWSGI, lazy, threads")
 
 
 def test_recycled_workers_go_on_where_the_others_stood(tmp_path: Path) -> None:
@@ -202,3 +205,4 @@ def test_what_a_killed_worker_held_is_there_for_the_others(tmp_path: Path) -> No
         while server.get("after")[0] != 200:
             assert time.monotonic() - begun < 15
         assert server.get("stats")[1]["in_flight"] == 0
+        assert KILLED not in server.log.read_text()  # a worker with threads is not killed for one request
