@@ -528,6 +528,28 @@ def test_a_forked_child_has_connections_of_its_own(make: Any, redis: RedisServer
     assert admitted(core, 1000) == 195
 
 
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_beats_for_itself(redis: RedisServer) -> None:
+    with fastroute.Client(redis.config(timeout=5.0, limits={"rpm": 60_000})) as client:
+        shared_of(client).ensure()
+        core = core_of(client)
+        assert admitted(core, 1) == 1
+
+        def beats_here() -> bool:
+            return "fastroute-shared" in {thread.name for thread in threading.enumerate()}
+
+        def work() -> None:
+            assert not beats_here()
+            assert admitted(core, 2000) == 2000  # the pool runs low, which wakes whoever fills it
+            assert beats_here()
+            known = shared_of(client)._version
+            core.block(_core.clock() + 10**9, 3)
+            until(lambda: shared_of(client)._version != known)  # told, and heard of at a beat
+
+        assert beats_here()
+        assert ended(forked(work)) == 0
+
+
 def test_calls_of_two_machines_wait_for_one_limit(redis: RedisServer) -> None:
     with ExitStack() as stack:
         provider = stack.enter_context(Provider())
