@@ -134,9 +134,22 @@ def test_003_a_certificate_that_is_not_to_be_trusted_is_told_nothing(
         assert server.heard == 0
         figures = client.stats()["endpoints"][f"a/{MODEL}"]
         assert 290 < figures["blocked_s"] <= 300
-        assert figures["in_flight"] == 0
+        assert (figures["in_flight"], figures["failed"]) == (0, 1)
         assert [event.endpoint for event in told] == [f"a/{MODEL}"]
         assert [each.provider for each in ask(client).route.attempts] == ["b"]  # type: ignore[union-attr]
+    assert server.heard == 0
+
+
+def test_003_with_no_other_endpoint_it_is_the_error_and_not_tried_again(
+    serve: Callable[..., TlsServer], tmp_path: Path
+) -> None:
+    server = serve(*certificate(tmp_path))
+    with Provider() as second, client_of(server.url, second) as client:
+        second.kill()
+        with pytest.raises(fastroute.TLSError) as caught:
+            ask(client)
+        assert [each.provider for each in caught.value.attempts].count("a") == 1
+        assert client.stats()["endpoints"][f"a/{MODEL}"]["failed"] == 1
     assert server.heard == 0
 
 
@@ -156,6 +169,8 @@ def test_002_a_name_that_does_not_exist_fails_over() -> None:
         assert reply.route is not None
         first, last = reply.route.attempts
         assert (first.error, first.maybe_billed, last.provider) == ("APIConnectionError", False, "b")
+        assert (first.usage_source, first.cost_nano) == ("none", 0)
+        assert client.stats()["endpoints"][f"a/{MODEL}"]["failed"] == 1
 
 
 def test_002_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +192,10 @@ def test_002_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyP
             assert not returns.is_set()
             assert reply.route is not None
             assert [each.provider for each in reply.route.attempts] == ["a", "b"]
-            assert client.stats()["endpoints"][f"a/{MODEL}"]["in_flight"] == 0
+            first = reply.route.attempts[0]
+            assert (first.error, first.maybe_billed, first.usage_source) == ("APITimeoutError", False, "none")
+            figures = client.stats()["endpoints"][f"a/{MODEL}"]
+            assert (figures["in_flight"], figures["failed"]) == (0, 1)
     finally:
         returns.set()
         for thread in threading.enumerate():
