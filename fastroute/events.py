@@ -98,6 +98,19 @@ class RetryBudgetExhausted(Event):
 
 
 @frozen
+class StreamForgiven(Event):
+    """A streamed answer was taken for whole although something in it was amiss.
+
+    Attributes:
+        kind: ``missing_done``: it lacked its format's end mark; ``invalid_utf8``: bytes of it were no UTF-8,
+            and U+FFFD stands in their place.
+    """
+
+    endpoint: str
+    kind: str
+
+
+@frozen
 class ClassifierFailed(Event):
     """A classifier could not say what a request is, and the default tier is used.
 

@@ -7,13 +7,14 @@ left. It knows no wire format and sends nothing; where the state lives is `segme
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from attrs import frozen
 
-from . import _core, errors, events
+from . import _core, errors, events, forks
 from ._checks import did_you_mean, show
 from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
@@ -24,6 +25,18 @@ _LAST_RESORT = 1e-9  # the weight of an endpoint that is configured with 0: afte
 STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
 
 
+_counting = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In a forked child: a thread that is not here may have held the lock."""
+    global _counting
+    _counting = threading.Lock()
+
+
+forks.in_child(_after_fork)
+
+
 @frozen(eq=False)
 class Endpoint:
     """One model at one provider.
@@ -31,6 +44,7 @@ class Endpoint:
     Attributes:
         core: its limits, breaker, latency and in-flight count, shared with forked workers.
         calibration: how this model's real input tokens compare with the estimate.
+        forgiven: what was amiss in its streams and taken as it was, and how often in this process.
     """
 
     name: str
@@ -39,6 +53,12 @@ class Endpoint:
     model: Model
     core: _core.Endpoint
     calibration: Calibration
+    forgiven: dict[str, int]
+
+    def forgive(self, kind: str) -> None:
+        """Counts a stream of which something was amiss; see `events.StreamForgiven`."""
+        with _counting:
+            self.forgiven[kind] += 1
 
 
 class State:
@@ -67,6 +87,7 @@ class State:
         self.outputs: OutputHistory = OutputHistory() if previous is None else previous.outputs
         known = previous.endpoints if previous is not None else ()
         calibrations = {endpoint.model.name: endpoint.calibration for endpoint in known}
+        forgiven = {endpoint.name: endpoint.forgiven for endpoint in known}
         self._rules: dict[str, dict[str, Any]] = {}
         endpoints: list[Endpoint] = []
         for entry in config.endpoints:
@@ -76,7 +97,8 @@ class State:
             with self._room(f"only {len(endpoints)} of {len(config.endpoints)} find room"):
                 core = _core.Endpoint(self.segment, entry.name, **rules)
             calibration = calibrations.setdefault(model.name, Calibration())
-            endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration))
+            counts = forgiven.get(entry.name) or dict.fromkeys(("missing_done", "invalid_utf8"), 0)
+            endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration, counts))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
         self.gate: _core.Endpoint | None = None
         with self._room(f"{len(endpoints)} leave no room for what counts them all together"):
@@ -166,6 +188,7 @@ class State:
             figures["state"] = STATE_NAMES[endpoint.core.state(now)]
             figures["model"] = endpoint.model.name
             figures["provider"] = endpoint.config.provider
+            figures["streams_forgiven"] = dict(endpoint.forgiven)
             found[endpoint.name] = figures
         return found
 

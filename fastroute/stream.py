@@ -96,6 +96,12 @@ class StreamReader:
             raise self._failure
         decoder.end()
 
+    @property
+    def forgiven(self) -> list[str]:
+        """What was amiss in a stream that is whole all the same; see `events.StreamForgiven`."""
+        found = {"missing_done": not self.decoder.done, "invalid_utf8": self._events.replaced}
+        return [kind for kind, amiss in found.items() if amiss]
+
     def _check_whole(self, error: errors.Error) -> None:
         """Raises the error unless all was said before it: then how the connection ends changes nothing."""
         try:
@@ -203,6 +209,11 @@ class Stream:
         self.usage = usage if usage is not None else self._estimated()
         self._exchange.close()
         self._sending.succeeded(self.usage, self._exchange, self._sending.elapsed(), self._ttft)
+        endpoint, hooks = self._sending.wire.endpoint, self._sending.hooks
+        for kind in self._reader.forgiven:
+            endpoint.forgive(kind)
+            if hooks.wanted:
+                hooks.emit(events.StreamForgiven(endpoint.name, kind))
         self._close_books()
 
     def _broke(self, error: BaseException) -> BaseException:

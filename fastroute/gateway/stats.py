@@ -237,8 +237,8 @@ _SERIES: tuple[tuple[str, str, str], ...] = (
 
 
 def prometheus(client: Client) -> bytes:
-    """Prometheus' text form: every endpoint's counts, breaker and limits, failures of the classifier, and
-    whether the ledger can be written; nothing of callers or money."""
+    """Prometheus' text form: every endpoint's counts, breaker and limits, what was forgiven in its streams,
+    failures of the classifier, and whether the ledger can be written; nothing of callers or money."""
     live = client.stats()
     endpoints = live["endpoints"]
     lines = []
@@ -253,6 +253,12 @@ def prometheus(client: Client) -> bytes:
     lines += [
         f"fastroute_breaker_state{_labels(endpoint, figures)} {_STATES[figures['state']]}"
         for endpoint, figures in endpoints.items()
+    ]
+    lines.append("# TYPE fastroute_streams_forgiven_total counter")
+    lines += [
+        f"fastroute_streams_forgiven_total{_labels(endpoint, figures, kind=kind)} {count}"
+        for endpoint, figures in endpoints.items()
+        for kind, count in figures["streams_forgiven"].items()
     ]
     lines.append("# TYPE fastroute_classifier_failures_total counter")
     lines += [
@@ -270,8 +276,9 @@ def prometheus(client: Client) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def _labels(endpoint: str, figures: dict[str, Any]) -> str:
-    return f'{{endpoint="{_escaped(endpoint)}",model="{_escaped(figures["model"])}"}}'
+def _labels(endpoint: str, figures: dict[str, Any], **more: str) -> str:
+    labels = {"endpoint": endpoint, "model": figures["model"], **more}
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
 
 
 def _escaped(text: str) -> str:

@@ -29,6 +29,19 @@ def test_the_clocks_of_a_policy_that_says_nothing() -> None:
     assert (policy.idle_timeout, policy.ping_timeout) == (30, 120)
 
 
+@pytest.mark.parametrize("format", ["openai", "anthropic", "gemini"])
+def test_042_pings_alone_are_no_progress(start: Start, format: str) -> None:
+    loop = start(2, format=format, policy={"ping_timeout": 0.2})
+    loop.provider("a").script(Fault.pings(0.02), Fault.pings(0.02, after=3), Fault.pings(0.02, 5))
+    stream = loop.stream(LONG)
+    assert read(stream) == LONG
+    assert [attempt.error for attempt in stream.route.attempts] == ["APITimeoutError", None]
+    with within(0.2), pytest.raises(fastroute.StreamStalled) as caught:
+        read(loop.stream(LONG))
+    assert caught.value.partial_text == LONG[:8]
+    assert read(loop.stream(LONG)) == LONG  # a few pings harm nothing
+
+
 @pytest.mark.parametrize("ping", [b": keepalive\n\n", b"event: ping\n\n"])
 def test_042_pings_are_signs_of_life(start: Start, ping: bytes) -> None:
     """More silence but for them than a stream without them would have got."""

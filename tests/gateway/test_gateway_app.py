@@ -294,7 +294,9 @@ def test_metrics_name_endpoints_and_nobody_else(serve: Serve) -> None:
     served = serve(Caller("secret-tenant"))
     served.post()
     text = served.web.get("/metrics").text
-    assert 'fastroute_attempts_succeeded_total{endpoint="local/gpt-4.1-mini",model="gpt-4.1-mini"} 1' in text
+    labels = 'endpoint="local/gpt-4.1-mini",model="gpt-4.1-mini"'
+    assert f"fastroute_attempts_succeeded_total{{{labels}}} 1" in text
+    assert f'fastroute_streams_forgiven_total{{{labels},kind="missing_done"}} 0' in text
     assert 'fastroute_breaker_state{endpoint="local/gpt-4.1",model="gpt-4.1"} 0' in text
     assert "secret-tenant" not in text
     assert "usd" not in text.lower()
