@@ -78,22 +78,29 @@ class _Times:
         self.credit = 0
 
     def remove(self, entry: _Time) -> None:
-        """Its owner goes in, or away with its payment."""
+        """Its owner goes in."""
         self.entries.remove(entry)
         self.credit += entry.paid - entry.tokens
 
-    def exchange(self) -> None:
+    def exchange(self, gone: _Time | None = None) -> None:
         """Gives the times out anew, by class and coming.
 
         At none of them more has gone in than was paid until then, of requests and of tokens: a call for which
         too little was paid yet is passed over.
+
+        Args:
+            gone: whose owner goes away and gets its payment back: the last of the times goes with it, which
+                is the one that the bucket has again.
         """
         times = [(entry.due, entry.paid) for entry in self.entries]
-        left = sorted(self.entries, key=lambda entry: entry.place.key)
+        left = sorted(
+            (entry for entry in self.entries if entry is not gone), key=lambda entry: entry.place.key
+        )
         found: list[_Time] = []
-        free = self.credit
+        free, since = self.credit, 0  # since: paid after the time of the last one found
         for last, (due, paid) in enumerate(times):
             free += paid
+            since += paid
             while len(found) <= last:
                 place = next((place for place, entry in enumerate(left) if entry.tokens <= free), None)
                 if place is None:
@@ -101,15 +108,17 @@ class _Times:
                 entry = left.pop(place)
                 free -= entry.tokens
                 moved = entry.due != due
-                entry.due, entry.paid = due, times[len(found)][1]
+                entry.due, entry.paid, since = due, since, 0
                 found.append(entry)
                 if moved:
                     entry.place.wake()
         for entry in left:  # in debt for one that went before
-            entry.due, entry.paid = times[-1][0], times[len(found)][1]
+            entry.due, entry.paid, since = times[-1][0], since, 0
             found.append(entry)
             entry.place.wake()
         self.entries = found
+        if gone is not None:
+            self.credit += since - gone.tokens
 
 
 class Line:
@@ -275,9 +284,9 @@ class Line:
                 self._insert(name, mine)
             while (left := mine.due - self._clock()) > 0 and mine.due <= limit:
                 place.sleep(left)
-            self._withdraw(name, mine)
+            self._withdraw(name, mine, left > 0)
         except BaseException:
-            self._withdraw(name, mine)
+            self._withdraw(name, mine, True)
             core.unreserve(tokens)
             raise
         if left > 0:  # a higher class has taken its time
@@ -291,14 +300,21 @@ class Line:
             core.unreserve(tokens)
         return ticket
 
-    def _withdraw(self, name: str, entry: _Time) -> None:
-        """Takes a call out of those that wait for their time, if it is among them."""
+    def _withdraw(self, name: str, entry: _Time, away: bool) -> None:
+        """Takes a call out of those that wait for their time, if it is among them.
+
+        Args:
+            away: it does not go in, but gets its payment back: others move up.
+        """
         with self._lock:
             times = self._times.get(name)
             if times is None:
                 return
             if entry in times.entries:
-                times.remove(entry)
+                if away:
+                    times.exchange(entry)
+                else:
+                    times.remove(entry)
             if not times.entries:
                 self._times.pop(name, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -167,21 +168,36 @@ class TestTimes:
         assert (small.due, large.due) == (1, 2)
 
     @settings(deadline=None, max_examples=300)
-    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), min_size=1, max_size=12))
-    def test_at_no_time_more_has_gone_in_than_was_paid(self, calls: list[tuple[int, int, bool]]) -> None:
+    @given(
+        st.lists(
+            st.tuples(
+                st.integers(0, 2), st.integers(0, 9), st.none() | st.just("goes in") | st.integers(0, 11)
+            ),
+            min_size=1,
+            max_size=12,
+        )
+    )
+    def test_at_no_time_more_has_gone_in_than_was_paid(self, calls: list[tuple[int, int, Any]]) -> None:
         line = Line()
-        used = paid = gone = 0
+        used = paid = gone = returned = 0
         waiting: list[_Time] = []
-        for due, (rank, tokens, goes) in enumerate(calls):
+        for due, (rank, tokens, what) in enumerate(calls):
             waiting += self.times(line, (rank, due, tokens))
-            if goes:  # the first in, or away, before the next one comes
+            if what == "goes in":  # the first, before the next one comes
                 first = line._times["a"].entries[0]
-                line._times["a"].remove(first)
+                line._withdraw("a", first, False)
                 waiting.remove(first)
                 used += first.tokens
                 gone += 1
+            elif what is not None:  # gets its payment back
+                away = waiting.pop(what % len(waiting))
+                before = {id(time): time.due for time in waiting}
+                line._withdraw("a", away, True)
+                returned += away.tokens
+                if len({tokens for _, tokens, _ in calls}) == 1:
+                    assert all(time.due <= before[id(time)] for time in waiting)
         total = sum(tokens for _, tokens, _ in calls)
-        assert sum(time.tokens for time in waiting) == total - used
+        assert sum(time.tokens for time in waiting) == total - used - returned
         for due, (_, tokens, _) in enumerate(calls):
             paid += tokens
             now = [time for time in waiting if time.due <= due]
@@ -189,6 +205,20 @@ class TestTimes:
             if now:
                 assert used + sum(time.tokens for time in now) <= paid
         assert all(time.due < len(calls) for time in waiting)
+        known = line._times.get("a")
+        assert (known is None) == (not waiting)
+        if known is not None:
+            assert known.credit + sum(time.paid for time in waiting) == sum(time.tokens for time in waiting)
+            assert [time.due for time in known.entries] == sorted(time.due for time in waiting)
+
+    def test_who_gives_up_delays_nobody_behind(self) -> None:
+        line = Line()
+        times = self.times(line, (NORMAL, 1, 5), (NORMAL, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
+        line._withdraw("a", times[0], True)
+        assert [time.due for time in times[1:]] == [1, 3, 2]
+        assert all(is_awake(time.place) for time in times[1:])
+        line._withdraw("a", times[0], True)  # again, as after an interrupt: nothing more
+        assert [time.due for time in times[1:]] == [1, 3, 2]
 
     def test_a_call_pays_sleeps_once_and_goes_in(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60_000, request_burst=1)
