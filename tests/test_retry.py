@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import _core, errors
+from fastroute.config import Policy
 from fastroute.retry import (
     Action,
     BlockReason,
@@ -203,6 +204,10 @@ def test_no_retry_after_may_be_waited_for() -> None:
     assert policy.backoff(0, asked, 0.5) is None
     verdict = policy.classify(asked)
     assert (verdict.action, verdict.block_seconds) == (Action.FAIL_OVER, 0.5)
+
+
+def test_the_configurations_defaults_are_the_policys() -> None:
+    assert RetryPolicy.from_policy(Policy()) == RetryPolicy()
 
 
 def test_a_policy_from_the_configuration() -> None:

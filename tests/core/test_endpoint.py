@@ -237,6 +237,30 @@ class TestBreakerAtTheDoor:
         assert endpoint.in_flight == 0
         assert endpoint.admit(0, until) >= 0
 
+    def test_a_probe_has_the_time_that_its_attempt_has_and_no_more(self, make: Make) -> None:
+        endpoint = make(failures=1, probe_lease_s=35.0, probes_to_close=2)
+        closed = endpoint.admit(0, T0)
+        endpoint.extend(closed, 1000.0, T0)  # no probe: nothing to extend
+        endpoint.finish(closed, FAILURE, 0.0, 0, T0)
+        now = T0 + endpoint.reopens_in(T0)
+        lost = endpoint.admit(0, now)
+        endpoint.extend(lost, 20.0, now)  # never shorter
+        assert refusal(endpoint.admit(0, now)) == (BREAKER, 35 * SECOND)
+        endpoint.extend(lost, 95.0, now)
+        assert refusal(endpoint.admit(0, now)) == (BREAKER, 95 * SECOND)
+        later = now + 95 * SECOND
+        probe = endpoint.admit(0, later)  # the first one hangs
+        assert probe >= 0
+        endpoint.extend(lost, 500.0, later)  # it is no longer the probe
+        assert refusal(endpoint.admit(0, later)) == (BREAKER, 35 * SECOND)
+        assert (endpoint.began(lost, later), endpoint.began(probe, later)) == (0, 0)
+        last = endpoint.admit(0, later)
+        assert endpoint.began(last, later) == 2
+        assert endpoint.state(later) == CLOSED
+        for ticket in (lost, probe, last):
+            assert endpoint.finish(ticket, FAILURE, 0.0, 0, later) == 0  # too late to matter
+        assert endpoint.state(later) == CLOSED
+
     def test_an_opening_may_be_ended_early_and_has_one_probe_then(self, make: Make) -> None:
         endpoint = make()
         assert not endpoint.hurry(T0)

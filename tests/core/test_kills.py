@@ -177,6 +177,21 @@ def test_a_probe(arena: Arena, outcome: int | None) -> None:
     assert states[-1] == (_core.OPEN if outcome == FAILURE else _core.HALF_OPEN)
 
 
+def test_a_probe_that_streams(arena: Arena) -> None:
+    """Its place is free for the next one from when it begins to answer, whether it lives on or not."""
+    now = arena.open_breaker()
+
+    def work() -> None:
+        ticket = arena.endpoint.admit(0, now)
+        arena.endpoint.extend(ticket, 600.0, now)
+        arena.endpoint.began(ticket, now)
+        arena.endpoint.finish(ticket, OK, 0.1, 0, now)
+
+    for _ in arena.after_each_kill(work):
+        assert arena.endpoint.state(now) == _core.HALF_OPEN
+        assert sum(arena.endpoint.admit(0, now) >= 0 for _ in range(3)) == 1
+
+
 def test_a_place_in_line(arena: Arena) -> None:
     while arena.endpoint.reserve(100, 0, T) >= 0:
         pass

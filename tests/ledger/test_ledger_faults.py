@@ -96,7 +96,7 @@ def test_a_read_only_file_system_is_refused_at_once(small_disk: Path) -> None:
         Ledger(small_disk / "other.db")
 
 
-@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS])
 def test_a_journal_that_fails_leaves_entries_to_memory_and_database(
     path: Path, monkeypatch: pytest.MonkeyPatch, hooks: Hooks, heard: list[LedgerDegraded], code: int
 ) -> None:
@@ -115,15 +115,18 @@ def test_a_journal_that_fails_leaves_entries_to_memory_and_database(
         until(lambda: ledger.health.ok or not ledger.append(attempt(cost_nano=0)))
 
 
+@pytest.mark.parametrize(
+    "said", ["disk I/O error", "database or disk is full", "attempt to write a readonly database"]
+)
 def test_an_error_in_the_midst_of_a_commit_takes_none_or_all(
-    path: Path, monkeypatch: pytest.MonkeyPatch, hooks: Hooks, heard: list[LedgerDegraded]
+    path: Path, monkeypatch: pytest.MonkeyPatch, hooks: Hooks, heard: list[LedgerDegraded], said: str
 ) -> None:
     failures = iter([True, True, False])
 
     class Failing(sqlite3.Connection):
         def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
             if sql == "COMMIT" and path.exists() and next(failures, False):
-                raise sqlite3.OperationalError("disk I/O error")
+                raise sqlite3.OperationalError(said)
             return super().execute(sql, *args)
 
     Ledger(path).close()
@@ -133,7 +136,7 @@ def test_an_error_in_the_midst_of_a_commit_takes_none_or_all(
             ledger.append(attempt(n, cost_nano=1))
         until(lambda: bool(heard))
         assert ledger.spent() == 100
-        assert "disk I/O error" in heard[0].reason
+        assert said in heard[0].reason
 
 
 # ------------------------------------------------------------------------------------------ others (117)
