@@ -21,7 +21,7 @@ from redis_server import PATIENCE, Elsewhere, RedisServer, admitted
 import fastroute
 from fastroute import _core, events
 from fastroute.shared import Shared
-from fastroute.shared.server import AwayError
+from fastroute.shared.server import AwayError, Server
 from fastroute.testing import Provider
 
 need("redis")
@@ -412,6 +412,29 @@ def test_a_server_that_accepts_and_says_nothing_costs_one_time_out(
             assert asked == 1
     finally:
         listening.close()
+
+
+def test_an_address_that_swallows_connections_costs_one_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Shared, "ensure", lambda self: None)
+    failed: list[BaseException] = []
+    real = Server._failed
+    monkeypatch.setattr(
+        Server, "_failed", lambda self, ticket, error: (failed.append(error), real(self, ticket, error))
+    )
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(4):  # its queue is full: who comes now is neither taken nor refused
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        state = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
+        config = RedisServer.config(_Named(""), state=state, limits=SLOW)  # type: ignore[arg-type]
+        client = stack.enter_context(fastroute.Client(config))
+        assert admitted(core_of(client), 200) == 200
+        assert [type(error).__name__ for error in failed] == ["TimeoutError"]
+        assert client.stats()["redis"]["there"] is False
 
 
 class _Named:
