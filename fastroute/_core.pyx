@@ -17,7 +17,7 @@ from cpython.exc cimport PyErr_Occurred
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_Check
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.errno cimport errno
-from libc.math cimport ceil, log
+from libc.math cimport ceil, exp2, log, log2
 from libc.stdint cimport UINT32_MAX
 from libc.string cimport memset
 
@@ -25,6 +25,7 @@ include "core/segment.pxi"
 include "core/bucket.pxi"
 include "core/breaker.pxi"
 include "core/latency.pxi"
+include "core/tail.pxi"
 include "core/admission.pxi"
 include "core/quota.pxi"
 include "core/endpoint.pxi"

@@ -7,8 +7,9 @@ decision; what an attempt gives back is `sending.py`'s.
 from __future__ import annotations
 
 from . import errors
+from .call import Call, Grant, Wire
 from .config import Policy
-from .sending import Call, Grant, Sending, Sinks, Wire
+from .sending import Sending, Sinks
 from .stream import Stream, StreamReader
 from .types import Completion
 
@@ -30,7 +31,7 @@ class Attempts:
 
         Raises:
             errors.APIError: the attempt failed; ``call.verdict`` says what may be done about it.
-            errors.ValidationError: the answer failed the caller's check; it carries the answer.
+            Superseded: another attempt of the call was quicker.
         """
         sending = Sending(self.sinks, call, wire, grant)
         limit = wire.endpoint.provider.timeout or call.estimate.timeout
@@ -43,18 +44,25 @@ class Attempts:
             usage = completion.usage
             if usage is None:
                 usage = sending.estimated_usage(_answer_chars(completion))
-            now = sending.succeeded(usage, exchange, sending.elapsed())
+            latency = sending.elapsed()
+            sending.win(usage)
+            sending.took(latency)
+            now = sending.succeeded(usage, exchange, latency)
         except BaseException as error:
             sending.failed(error, exchange)
             raise
-        completion = completion.with_route(call.route(wire, now), usage)
-        self._judge(call, wire, completion)
-        return completion
+        return completion.with_route(call.route(wire, now), usage)
 
-    def _judge(self, call: Call, wire: Wire, completion: Completion) -> None:
-        # After settling: the check is the caller's code, and no permit should wait for it.
+    def judge(self, call: Call, completion: Completion) -> None:
+        """Holds an answer to the caller's check, once its attempt is settled: no permit should wait for that.
+
+        Raises:
+            errors.ValidationError: it failed; the error carries the answer.
+        """
         validator = call.validator
-        model, tier = wire.endpoint.model.name, call.tier
+        route = completion.route
+        assert route is not None
+        model, tier = route.model, route.tier
         if validator is None:
             self.sinks.rates.record(model, tier, True)
             return
@@ -73,10 +81,10 @@ class Attempts:
         Until then nothing has been handed out, so a failure is an ordinary failed attempt.
 
         Raises:
-            errors.APIError: as for `complete`.
+            errors.APIError, Superseded: as for `complete`.
         """
         sending = Sending(self.sinks, call, wire, grant)
-        scale = 1.0 + call.estimate.input_tokens / 10_000
+        scale = call.estimate.prompt_scale
         limit = wire.endpoint.provider.timeout or wire.endpoint.core.ttft_timeout() * scale
         policy = self._policy
         exchange = None
@@ -86,13 +94,16 @@ class Attempts:
                 sending.check_status(exchange, exchange.body())
             reader = StreamReader(exchange, wire, call, policy.idle_timeout, policy.ping_timeout)
             head = reader.head()
+            ttft = sending.elapsed()
+            sending.win(None)
+            sending.took(ttft)
         except BaseException as error:
-            if isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed):
+            late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
+            if late and not sending.settled:  # it is, where another attempt of the call has cut it
                 wire.endpoint.core.record_ttft_timeout()
             sending.failed(error, exchange)
             raise
         sending.began()
-        ttft = sending.elapsed()
         wire.endpoint.core.record_ttft(ttft / scale)
         return Stream(sending, exchange, reader, head, ttft)
 

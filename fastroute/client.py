@@ -79,8 +79,9 @@ class Completions:
             stream: return a `Stream` of chunks instead.
             route: routing words: ``tags``, ``tier``, ``quality``, ``max_cost`` (USD), ``max_latency``
                 (seconds), ``cache`` (False: leave the cache alone), ``validate`` (a JSON Schema, a pattern or
-                a callable that judges the answer), ``force_premium`` (budgets do not downgrade), ``deadline``
-                (seconds).
+                a callable that judges the answer), ``force_premium`` (budgets do not downgrade), ``priority``
+                (``high``, ``normal``, ``low``), ``hedge`` (whether a second request may be sent when the
+                first is slow), ``deadline`` (seconds).
             timeout: seconds the whole call may take, retries and waiting and all.
             **params: every other parameter of the API, passed on untouched; 0 is a value.
 
@@ -438,6 +439,8 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
     for name in ("cache", "force_premium"):
         if not isinstance(getattr(options, name), bool):
             raise errors.BadRequestError(f"route.{name}: True or False is wanted")
+    if options.hedge is not None and not isinstance(options.hedge, bool):
+        raise errors.BadRequestError("route.hedge: True or False is wanted")
     quality = options.quality
     if quality is not None:
         _number("route.quality", quality)

@@ -23,6 +23,7 @@ from .providers import jsontext
 from .providers.base import Format, Target, check_content_type
 from .providers.listing import Listing, Page, listing_of
 from .transport import Transport
+from .transport.watch import Watch
 
 Status = Literal["valid", "refused", "open", "unreachable", "unknown"]
 
@@ -212,7 +213,7 @@ def page(
     exchange = transport.send(
         transport.prepare(listing.url(target, after), headers, "GET"),
         None,
-        deadline=deadline,
+        Watch(deadline),
         read_timeout=max(deadline - time.monotonic(), 0.001),
     )
     try:

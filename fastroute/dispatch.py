@@ -17,19 +17,22 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TypeVar
 
 from attrs import evolve, frozen
 
 from . import _core, errors, events
 from .attempt import Attempts
+from .call import Call, Grant, Wire
 from .catalog import Model
 from .config import Policy, QualityConfig
+from .hedging import Hedge, Hedging
 from .line import ALL, RANKS, Line, Place
 from .plan import Plan
 from .quality import with_feedback
+from .race import Race
 from .retry import Action, RetryPolicy
-from .sending import Call, Grant, Wire
 from .state import Endpoint, State
 from .stream import Stream
 from .types import Completion, Usage
@@ -37,6 +40,7 @@ from .types import Completion, Usage
 log = logging.getLogger("fastroute")
 
 _Answer = TypeVar("_Answer", Completion, Stream)
+_Either = TypeVar("_Either", bound="Completion | Stream")
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
 _SOON = 0.02  # seconds that a wait for a permit is taken to last
@@ -102,6 +106,7 @@ class Dispatcher:
         wires: by endpoint name.
         line: where calls wait for a limit.
         state: the permits of all endpoints together, and how often a breaker may be hurried.
+        hedging: which calls get a second request and when, if any do.
 
     Thread safety: all methods; a call runs in its caller's thread.
     """
@@ -115,6 +120,7 @@ class Dispatcher:
         attempts: Attempts,
         line: Line,
         state: State,
+        hedging: Hedging | None = None,
     ) -> None:
         self._policy = policy
         self._quality = quality
@@ -124,6 +130,7 @@ class Dispatcher:
         self._random = random.Random()
         self._line = line
         self._state = state
+        self._hedging = hedging
 
     def after_fork(self) -> None:
         """In a forked child: other random choices than the parent's."""
@@ -166,7 +173,7 @@ class Dispatcher:
                 wire = self._wires[grant.endpoint.name]
                 asked = wire.target.include_usage
                 try:
-                    return attempt(call, wire, grant)
+                    return self._judged(call, attempt(call, wire, grant))
                 except errors.APIError:
                     verdict = call.verdict
                     if verdict is None or verdict.action is not Action.WITHOUT_USAGE or not asked:
@@ -198,9 +205,9 @@ class Dispatcher:
                     kind = type(progress.primary).__name__
                     self._hooks.emit(events.FailedOver(call.id, progress.failed.name, endpoint.name, kind))
                 try:
-                    return attempt(call, self._wires[endpoint.name], grant)
-                except errors.APIError as error:
-                    self._failed(call, progress, endpoint, error)
+                    answer = self._attempted(call, plan, progress, grant, attempt)
+                    if answer is not None:
+                        return self._judged(call, answer)
                 except errors.ValidationError as error:
                     plan = self._rejected(call, plan, error)
                     progress = _Progress()
@@ -220,12 +227,113 @@ class Dispatcher:
         """Leaves nothing held by a call that has ended."""
         if progress.place is not None:  # interrupted while it left the line
             self._line.leave(progress.place)
+        self._let_go(call)
+
+    def _let_go(self, call: Call) -> None:
         if call.sending is not None:  # whose settling an interrupt may have cut short
             call.sending.abandon()
         if call.held is not None:  # interrupted between being let in and sending
             self._give_back(call)
         if call.sending is None:
             self._leave_gate(call, call.gate)
+
+    def _judged(self, call: Call, answer: _Either) -> _Either:
+        """The answer, held to the caller's check if it has one."""
+        if isinstance(answer, Completion):
+            self._attempts.judge(call, answer)
+        return answer
+
+    # ------------------------------------------------------------------------------------------- one attempt
+
+    def _attempted(
+        self,
+        call: Call,
+        plan: Plan,
+        progress: _Progress,
+        grant: Grant,
+        attempt: Callable[[Call, Wire, Grant], _Answer],
+    ) -> _Answer | None:
+        """The answer of an attempt, or of its hedge; None when it failed and another may be made."""
+        endpoint = grant.endpoint
+        wire = self._wires[endpoint.name]
+        delay = None if self._hedging is None else self._hedging.delay(call, endpoint)
+        if self._hedging is None or delay is None:
+            try:
+                return attempt(call, wire, grant)
+            except errors.APIError as error:
+                self._failed(call, progress, endpoint, error)
+                return None
+        call.race = race = Race()
+        hedge = self._hedging.hedge(race, partial(self._hedged, call, plan, progress, endpoint, attempt))
+        try:
+            hedge.begin_after(delay)
+            return attempt(call, wire, grant)
+        except errors.APIError as error:
+            # None is no failure of the endpoint's: the hedge has won.
+            final = call.verdict is not None and call.verdict.action is Action.STOP
+            answer = None if final else hedge.result()
+            if answer is None:
+                self._failed(call, progress, endpoint, error)
+                if hedge.failure is not None:
+                    self._failed(*hedge.failure)
+            return answer
+        finally:
+            hedge.end()
+            call.race = None
+
+    def _hedged(
+        self,
+        call: Call,
+        plan: Plan,
+        progress: _Progress,
+        first: Endpoint,
+        attempt: Callable[[Call, Wire, Grant], _Answer],
+        hedge: Hedge[_Answer],
+    ) -> _Answer | None:
+        """The answer of a second attempt beside the one under way; None if nobody lets it in or it fails.
+
+        Plan and progress are its own meanwhile: the first attempt's thread waits for it before it goes on.
+        """
+        second = call.hedged(first.name)
+        try:
+            grant = self._second_grant(second, plan, progress, first)
+            if grant is None:
+                return None
+            endpoint = grant.endpoint
+            progress.tried.add(endpoint.name)
+            try:
+                return attempt(second, self._wires[endpoint.name], grant)
+            except errors.APIError as error:
+                hedge.failure = (second, progress, endpoint, error)
+                return None
+        finally:
+            self._let_go(second)
+
+    def _second_grant(self, second: Call, plan: Plan, progress: _Progress, first: Endpoint) -> Grant | None:
+        """Another endpoint that lets a hedge in at once, over no limit, budget or share of hedges."""
+        paid = False
+        for endpoint, tier in plan.beside(first):
+            if endpoint.name in progress.excluded or endpoint.core.state() != _core.CLOSED:
+                continue
+            if not self._affordable(second, plan, endpoint, first):
+                continue
+            gate = self._pass_gate(second, progress)
+            if gate is None:
+                return None
+            if self._ask(second, progress, endpoint, gate) < 0:
+                self._leave_gate(second, gate)
+                continue
+            # The share first: it is what mostly refuses, and a retry budget should not be spent on that.
+            paid = paid or (self._hedging is not None and self._hedging.pay(second, first))
+            if paid and endpoint.core.withdraw(half=True):
+                second.tier = tier
+                return second.held
+            self._give_back(second)
+            if not paid:
+                return None
+        return None
+
+    # ------------------------------------------------------------------------------------------ another way
 
     def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
         """The plan for another answer after one that failed its check; raises when that was the last."""
@@ -435,18 +543,20 @@ class Dispatcher:
                 continue
             yield endpoint, tier
 
-    def _affordable(self, call: Call, plan: Plan, endpoint: Endpoint) -> bool:
-        """Whether another attempt there keeps the whole call under its price cap."""
+    def _affordable(self, call: Call, plan: Plan, *endpoints: Endpoint) -> bool:
+        """Whether an attempt at each of these keeps the whole call under its price cap."""
         cap = plan.max_price
         if cap < 0:
             return True
-        prices = endpoint.model.prices
-        if prices is None:
-            return False
         estimate = call.estimate
         wanted = Usage(estimate.input_tokens, estimate.output_tokens)
-        spent = sum(attempt.cost_nano or 0 for attempt in call.attempts)
-        return spent + prices.cost(wanted) <= cap
+        cost = sum(attempt.cost_nano or 0 for attempt in call.attempts)
+        for endpoint in endpoints:
+            prices = endpoint.model.prices
+            if prices is None:
+                return False
+            cost += prices.cost(wanted)
+        return cost <= cap
 
     def _tokens(self, call: Call, endpoint: Endpoint) -> int:
         """Tokens to reserve: the calibrated input and the expected output."""

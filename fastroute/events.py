@@ -243,6 +243,21 @@ class ConfigRefused(Event):
     problems: tuple[str, ...]
 
 
+@frozen
+class Hedged(Event):
+    """A second request was sent, because the call's first took longer than most.
+
+    Attributes:
+        first, second: the endpoints.
+        after: seconds since the call began.
+    """
+
+    call_id: str
+    first: str
+    second: str
+    after: float
+
+
 class Hooks:
     """The callables that hear events.
 

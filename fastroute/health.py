@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, evolve
 
 from . import _core, errors, events
+from .call import Call
 from .config import HealthCheckConfig
 from .line import Line
-from .sending import Call
 from .snapshot import Snapshot
 from .state import STATE_NAMES, Endpoint
 from .stream import Stream

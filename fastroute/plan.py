@@ -48,6 +48,11 @@ class Estimate:
     output_tokens: int
     timeout: float
 
+    @property
+    def prompt_scale(self) -> float:
+        """How many times as long as to a short prompt the first token may take."""
+        return 1.0 + self.input_tokens / 10_000
+
 
 @frozen(eq=False)
 class Stage:
@@ -203,6 +208,15 @@ class Plan:
                 yield endpoints[ranked.first], stage
                 for place in ranked.order[1:]:
                     yield endpoints[place], stage
+
+    def beside(self, endpoint: Endpoint) -> Iterator[tuple[Endpoint, str | None]]:
+        """The others of the stage in which the endpoint is, and its tier; nobody if it is in none."""
+        for stage, ranked in self._ranked():
+            if endpoint in stage.endpoints:
+                for place in ranked.order:
+                    if stage.endpoints[place] is not endpoint:
+                        yield stage.endpoints[place], stage.tier
+                return
 
     def higher(self) -> Plan | None:
         """The plan for the same request from the next dearer tier, or None at the top or without a tier."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from . import errors, events, forks, greenlets, servers
+from .call import Call
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .health import HealthChecks
 from .ledger import Ledger, NullLedger, configured_ledger
@@ -28,7 +29,6 @@ from .line import Line
 from .opinions import Ask, Opinions
 from .providers import names as format_names
 from .reload import Watch
-from .sending import Call
 from .snapshot import Snapshot, Surroundings, files_of, lasting
 from .stream import Stream
 from .types import Completion, Compress, Request, Route
@@ -88,7 +88,10 @@ class Router:
         self.health: HealthChecks | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
         try:
-            self._around = Surroundings(self.ledger, self.hooks, self.line, self.opinions, session)
+            self._hedges = Workers(config.workers, 0, "fastroute-hedge")
+            self._around = Surroundings(
+                self.ledger, self.hooks, self.line, self.opinions, session, self._hedges
+            )
             self.snapshot = Snapshot(config, keys, self._around)
             self.shared: Shared | None = self._share()
             if config.reload != "off":
@@ -109,6 +112,7 @@ class Router:
         self.hooks.after_fork()
         self.opinions.after_fork()
         self.workers.after_fork()
+        self._hedges.after_fork()
         self.line.after_fork()
         if self.shared is not None:
             self.shared.after_fork()
@@ -132,6 +136,7 @@ class Router:
         if self.health is not None:
             self.health.stop()
         self.workers.close()
+        self._hedges.close()
         self.opinions.close()
         if self.shared is not None:
             self.shared.close()

@@ -1,44 +1,31 @@
 """One request on its way: what it was given, and settling all of it once, whichever way it ends.
 
-Owns what the attempts of a call share (`Call`), what never changes between the attempts at one endpoint
-(`Wire`), and the settling: permits go back, breaker and latency hear of it, the ledger gets its one line.
-What is done with the answer is `attempt.py`'s and `stream.py`'s.
+Owns the settling: permits go back, breaker and latency hear of it, the ledger gets its one line. What the
+attempts of a call share is `call.py`'s, what is done with the answer `attempt.py`'s and `stream.py`'s.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-import requests
-from attrs import evolve, frozen
+from attrs import frozen
 
-from . import _core, errors, events, forks
+from . import _core, errors, events
 from .budget import Budgets, Reservation
-from .catalog import sampling_bit
+from .call import Call, Grant, Wire, next_id
 from .limit_headers import parse_limits
-from .plan import Estimate
-from .providers.base import Format, Target, check_content_type, request_id_of
-from .quality import Rates, Validator
+from .providers.base import check_content_type, request_id_of
+from .quality import Rates
+from .race import Superseded
 from .retry import BlockReason, RetryPolicy, Verdict
-from .state import Endpoint
 from .tokens import OutputHistory
-from .transport import Exchange, Transport
-from .types import (
-    SAMPLING_PARAMETERS,
-    Attempt,
-    Classification,
-    Outcome,
-    Request,
-    Route,
-    Usage,
-    UsageSource,
-)
+from .transport import Exchange
+from .transport.watch import Watch
+from .types import Attempt, Outcome, Usage
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
 _PROBE_SLACK = 5.0  # seconds that a breaker's probe keeps its place beyond the end of its attempt
@@ -51,166 +38,6 @@ class Recorder(Protocol):
     """Where attempts are written down."""
 
     def append(self, attempt: Attempt) -> None: ...
-
-
-class _Ids:
-    """Ids unique among processes: a random prefix per process and a count."""
-
-    def __init__(self) -> None:
-        self._count = itertools.count()
-        self.renew()
-
-    def renew(self) -> None:
-        """In a forked child: ids of its own."""
-        self._prefix = os.urandom(8).hex()
-
-    def next(self) -> str:
-        return f"{self._prefix}-{next(self._count):x}"
-
-
-_ids = _Ids()
-forks.in_child(_ids.renew)
-next_id = _ids.next
-
-
-class Call:
-    """What the attempts of one call share.
-
-    Attributes:
-        deadline: time.monotonic by which the call must have ended.
-        attempts: those that were sent, oldest first.
-        validator: what the answer is held to, if anything.
-        rejected: answers that failed it so far.
-        waited: seconds spent waiting for limits and back-off.
-        verdict: what the retry policy said of the last failure.
-        gate: its ticket of the limit over all endpoints, the last one it had; -1 without one.
-        held: what let it in, until its attempt answers for that.
-        sending: the attempt that answers for it since.
-        downgraded: the budget that sent it to the cheapest tier, if one did.
-        timed: whether its latency counts where endpoints are compared by theirs.
-    """
-
-    __slots__ = (
-        "attempts",
-        "classify",
-        "deadline",
-        "downgraded",
-        "estimate",
-        "gate",
-        "held",
-        "id",
-        "level",
-        "rejected",
-        "request",
-        "sending",
-        "started",
-        "tier",
-        "timed",
-        "validator",
-        "verdict",
-        "waited",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        estimate: Estimate,
-        level: str | None,
-        classify: Callable[[], Classification],
-        started: float,
-        deadline: float,
-    ) -> None:
-        self.id = next_id()
-        self.request = request
-        self.estimate = estimate
-        self.level = level
-        self.classify = classify
-        self.tier: str | None = None
-        self.started = started
-        self.deadline = deadline
-        self.attempts: list[Attempt] = []
-        rule = request.options.validate
-        self.validator = None if rule is None else Validator.of(rule)
-        self.rejected = 0
-        self.waited = 0.0
-        self.verdict: Verdict | None = None
-        self.gate = -1
-        self.held: Grant | None = None
-        self.sending: Sending | None = None
-        self.downgraded: str | None = None
-        self.timed = True
-
-    def route(self, wire: Wire, now: float, *, ttft: float | None = None) -> Route:
-        """How the call was served, once its last attempt has ended."""
-        cost: int | None = 0
-        for attempt in self.attempts:
-            cost = None if cost is None or attempt.cost_nano is None else cost + attempt.cost_nano
-        endpoint = wire.endpoint
-        return Route(
-            endpoint.model.name,
-            endpoint.name,
-            endpoint.config.provider,
-            self.tier,
-            self.classify,
-            cost,
-            now - self.started,
-            ttft,
-            tuple(self.attempts),
-            False,
-            self.waited,
-            self.attempts[-1].request_id if self.attempts else None,
-            self.downgraded,
-        )
-
-
-class Wire:
-    """One endpoint's format, address and connections; what never changes is prepared once.
-
-    Thread safety: all threads share it. `forget_usage` is one attribute store.
-    """
-
-    def __init__(self, endpoint: Endpoint, format: Format, target: Target, transport: Transport) -> None:
-        self.endpoint = endpoint
-        self.format = format
-        self.target = target
-        self.transport = transport
-        self._plain = transport.prepare(format.url(target, False), format.headers(target, False))
-        self._stream = transport.prepare(format.url(target, True), format.headers(target, True))
-
-    def prepared(self, stream: bool) -> requests.PreparedRequest:
-        return self._stream if stream else self._plain
-
-    def taken(self, request: Request) -> Request:
-        """The request as the model takes it: without sampling parameters where it refuses them.
-
-        Those that come this far say what leaving them out says, or are to be dropped: some refuse even that.
-        """
-        params = request.params
-        if self.endpoint.model.capabilities & sampling_bit(params):
-            return request
-        if not any(name in params for name in SAMPLING_PARAMETERS):
-            return request
-        kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
-        return evolve(request, params=kept)
-
-    def forget_usage(self) -> None:
-        """The provider refuses stream_options: ask for no usage from now on, and estimate it."""
-        self.target = evolve(self.target, include_usage=False)
-
-
-@frozen
-class Grant:
-    """What let a call in, to be handed back.
-
-    Attributes:
-        ticket, tokens: of the endpoint's limits.
-        gate: the ticket of the limit over all endpoints; -1 where there is none.
-    """
-
-    endpoint: Endpoint
-    ticket: int
-    tokens: int
-    gate: int
 
 
 @frozen(eq=False)
@@ -255,6 +82,8 @@ class Sending:
         "_started",
         "_time",
         "_told",
+        "_usage",
+        "_watch",
         "_wire",
     )
 
@@ -270,6 +99,8 @@ class Sending:
         self._sent = False
         self._told = False
         self._reservation: Reservation | None = None
+        self._usage: Usage | None = None  # once it is known
+        self._watch: Watch | None = None
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._time = time.time()
@@ -311,16 +142,20 @@ class Sending:
                     forced=options.force_premium,
                     priority=options.priority,
                     at=self._time,
+                    told=call.beside is None,
                 )
                 self._reservation.sent()
             end = min(call.deadline, self._started + limit)
             wire.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
+            self._watch = watch = Watch(end)
+            if call.race is not None:
+                call.race.enter(self)
             self._sent = True
+            if call.beside is not None and self.hooks.wanted:
+                after = self._started - call.started
+                self.hooks.emit(events.Hedged(call.id, call.beside, wire.endpoint.name, after))
             self._exchange = wire.transport.send(
-                wire.prepared(stream),
-                body,
-                deadline=end,
-                read_timeout=read_timeout,
+                wire.prepared(stream), body, watch, read_timeout=read_timeout
             )
             return self._exchange
         except BaseException as error:
@@ -372,6 +207,61 @@ class Sending:
         output = min(estimate.output_tokens, most) if most > 0 else estimate.output_tokens
         return Usage(estimate.input_tokens, output, source="estimated")
 
+    def win(self, usage: Usage | None) -> None:
+        """The answer is there: ends the other attempt, if the call is hedged. Before it is settled.
+
+        Args:
+            usage: what it took; None if that is not known yet.
+
+        Raises:
+            Superseded: the other one was first; this one is charged and settled.
+        """
+        race = self._call.race
+        if race is None:
+            return
+        self._usage = usage
+        if not race.win(self):
+            self.lose(None)
+            raise Superseded("another attempt was quicker", maybe_billed=True)
+        race.end(None if usage is None else usage.completion_tokens)
+
+    def lose(self, output_tokens: int | None) -> None:
+        """Cuts and settles it: another attempt of the call was quicker, or the call is over.
+
+        Its own thread, woken by the end of its connection, finds everything done.
+
+        Args:
+            output_tokens: of the other's answer, which this one's provider will have written too; None if
+                they are not known.
+        """
+        if self._settled:
+            return
+        latency = self.elapsed()
+        usage = self._usage
+        if usage is None and output_tokens is not None:
+            usage = Usage(self._call.estimate.input_tokens, output_tokens, source="estimated")
+        elif usage is None:
+            usage = self._expected_usage()
+        if self._call.beside is None:
+            self.took(latency)
+        try:
+            # Before it is cut, or its own thread might take the cut for a failure and settle that.
+            self._settle(
+                _core.IGNORED,
+                self._entry("hedge_lost", latency, usage, self._exchange),
+                max(self._grant.tokens, usage.total_tokens),
+            )
+        finally:
+            if self._watch is not None:
+                self._watch.cut()
+
+    def took(self, latency: float) -> None:
+        """Counts the seconds until the answer, a stream's first token, or the end of waiting for either."""
+        call = self._call
+        tail = self._wire.endpoint.tail(call.request.stream)
+        if tail is not None and call.timed:
+            tail.record(latency / call.estimate.prompt_scale if call.request.stream else latency)
+
     def succeeded(self, usage: Usage, exchange: Exchange, latency: float, ttft: float | None = None) -> float:
         """Settles a good answer; returns time.monotonic."""
         estimate = self._call.estimate.input_tokens
@@ -380,17 +270,8 @@ class Sending:
             if self._call.request.max_tokens is None:
                 self._sinks.outputs.record(self._wire.endpoint.model.name, usage.completion_tokens)
         self._limits(exchange.headers)
-        self._settle(
-            _core.OK,
-            latency,
-            usage.prompt_tokens + usage.completion_tokens,
-            "ok",
-            usage,
-            usage.source,
-            None,
-            exchange,
-            ttft,
-        )
+        spent = usage.prompt_tokens + usage.completion_tokens
+        self._settle(_core.OK, self._entry("ok", latency, usage, exchange, ttft), spent)
         return time.monotonic()
 
     def failed(
@@ -432,17 +313,7 @@ class Sending:
         spent = self._grant.tokens if billed else 0
         if usage is not None:
             spent = max(spent, usage.total_tokens)
-        self._settle(
-            outcome,
-            latency,
-            spent,
-            "failed",
-            usage,
-            usage.source if usage is not None else "none",
-            error,
-            exchange,
-            ttft,
-        )
+        self._settle(outcome, self._entry("failed", latency, usage, exchange, ttft, error), spent)
         if verdict.block_seconds:
             self._block(verdict)
 
@@ -454,14 +325,8 @@ class Sending:
             usage = self._expected_usage()
         self._settle(
             _core.IGNORED,
-            self.elapsed(),
+            self._entry("client_cancelled", self.elapsed(), usage, exchange, ttft),
             max(self._grant.tokens, usage.total_tokens),
-            "client_cancelled",
-            usage,
-            usage.source,
-            None,
-            exchange,
-            ttft,
         )
 
     def began(self) -> None:
@@ -536,49 +401,17 @@ class Sending:
             sinks.gate.undo(grant.gate, 0)
         sinks.freed(grant.endpoint.name)
 
-    def _settle(
+    def _entry(
         self,
-        core_outcome: int,
-        latency: float,
-        spent_tokens: int,
         outcome: Outcome,
-        usage: Usage | None,
-        source: UsageSource,
-        error: errors.Error | None,
-        exchange: Exchange | None,
-        ttft: float | None,
-    ) -> None:
-        try:
-            with self._lock:
-                if self._settled:
-                    return
-                self._settled = True
-            self._record(core_outcome, latency, spent_tokens, outcome, usage, source, error, exchange, ttft)
-        except BaseException:
-            # An interrupt, at whatever line: once more. Each step counts once, however often it is taken.
-            if self._settled:
-                self._record(
-                    core_outcome, latency, spent_tokens, outcome, usage, source, error, exchange, ttft
-                )
-            raise
-
-    def _record(
-        self,
-        core_outcome: int,
         latency: float,
-        spent_tokens: int,
-        outcome: Outcome,
         usage: Usage | None,
-        source: UsageSource,
-        error: errors.Error | None,
         exchange: Exchange | None,
-        ttft: float | None,
-    ) -> None:
-        sinks, call, wire, grant = self._sinks, self._call, self._wire, self._grant
-        endpoint = wire.endpoint
-        shown = latency if call.timed else 0.0
-        flags = endpoint.core.finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
-        self._freed()
+        ttft: float | None = None,
+        error: errors.Error | None = None,
+    ) -> Attempt:
+        """The attempt as it ended: its line in the ledger."""
+        call, endpoint = self._call, self._wire.endpoint
         cost: int | None = 0
         if usage is not None:
             prices = endpoint.model.prices
@@ -590,7 +423,7 @@ class Sending:
         if error is not None:
             status = error.status_code if isinstance(error, errors.APIStatusError) else status
             request_id = error.request_id or request_id
-        attempt = Attempt(
+        return Attempt(
             self._id,
             call.id,
             self._time,
@@ -606,25 +439,50 @@ class Sending:
             usage.completion_tokens,
             usage.cached_tokens,
             usage.reasoning_tokens,
-            source,
+            usage.source,
             cost,
             latency,
             ttft,
             call.request.stream,
-            bool(getattr(error, "maybe_billed", False)) or (exchange is not None and exchange.resent),
+            bool(getattr(error, "maybe_billed", False))
+            or outcome == "hedge_lost"
+            or (exchange is not None and exchange.resent),
             request_id,
             call.request.options.tags,
             usage.cache_write_tokens,
             usage.cache_write_1h_tokens,
         )
-        if not call.attempts or call.attempts[-1].id != self._id:
-            call.attempts.append(attempt)
+
+    def _settle(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
+        try:
+            with self._lock:
+                if self._settled:
+                    return
+                # In here: whoever finds it settled may count on the call's attempts.
+                known = self._call.attempts
+                if not known or all(each.id != attempt.id for each in known):
+                    known.append(attempt)
+                self._settled = True
+            self._record(core_outcome, attempt, spent_tokens)
+        except BaseException:
+            # An interrupt, at whatever line: once more. Each step counts once, however often it is taken.
+            if self._settled:
+                self._record(core_outcome, attempt, spent_tokens)
+            raise
+
+    def _record(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
+        sinks, call, grant = self._sinks, self._call, self._grant
+        shown = attempt.latency if call.timed else 0.0
+        finish = self._wire.endpoint.core.finish
+        flags = finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
+        self._freed()
         # What the caller's own request brought about, or cut short, says nothing about the model.
         told, self._told = self._told, True
+        outcome = attempt.outcome
         if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream) and not told:
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         sinks.ledger.append(attempt)
-        self._pay(cost)
+        self._pay(attempt.cost_nano)
         if told:
             return
         hooks = sinks.hooks

@@ -23,9 +23,11 @@ from . import events
 from .attempt import Attempts
 from .budget import Budgets, spent_in
 from .cache import Cache
+from .call import Wire
 from .classify import Classifier
 from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
 from .dispatch import Dispatcher
+from .hedging import Hedging
 from .ledger import Ledger, NullLedger
 from .line import Line
 from .opinions import Opinions
@@ -34,9 +36,10 @@ from .providers import get as get_format
 from .providers.base import Target
 from .quality import Rates
 from .retry import RetryPolicy
-from .sending import Sinks, Wire
+from .sending import Sinks
 from .state import State
 from .transport import Transport
+from .workers import Workers
 
 if TYPE_CHECKING:
     import requests
@@ -85,6 +88,7 @@ _NOT_SHAPING = frozenset(
         "ping_timeout",
         "breaker",
         "health_check",
+        "hedging",
     }
 )
 
@@ -99,6 +103,7 @@ class Surroundings:
         line: where calls wait for a limit.
         opinions: a function of the program's that classifies requests, if there is one.
         session: a caller's own session to send through.
+        hedges: the threads that hedges run in.
     """
 
     ledger: Ledger | NullLedger
@@ -106,6 +111,7 @@ class Surroundings:
     line: Line
     opinions: Opinions
     session: requests.Session | None
+    hedges: Workers
 
 
 class Snapshot:
@@ -170,7 +176,14 @@ class Snapshot:
         )
         self.wires: Mapping[str, Wire] = self._prepared_wires()
         self.dispatcher = Dispatcher(
-            policy, config.quality, retries, self.wires, Attempts(policy, sinks), around.line, self.state
+            policy,
+            config.quality,
+            retries,
+            self.wires,
+            Attempts(policy, sinks),
+            around.line,
+            self.state,
+            Hedging(policy.hedging, around.hedges) if policy.hedging.enabled else None,
         )
         self.fingerprint = _fingerprint(config, catalog)
         self.cache: Cache | None = None

@@ -45,6 +45,8 @@ class Endpoint:
         core: its limits, breaker, latency and in-flight count, shared with forked workers.
         calibration: how this model's real input tokens compare with the estimate.
         forgiven: what was amiss in its streams and taken as it was, and how often in this process.
+        whole, begun: the latencies of the last minutes, of plain answers and of streams to the first token
+            (divided by `plan.Estimate.prompt_scale`); None where calls are not hedged.
     """
 
     name: str
@@ -54,6 +56,12 @@ class Endpoint:
     core: _core.Endpoint
     calibration: Calibration
     forgiven: dict[str, int]
+    whole: _core.Tail | None = None
+    begun: _core.Tail | None = None
+
+    def tail(self, stream: bool) -> _core.Tail | None:
+        """The latencies of streams to their first token, or of plain answers."""
+        return self.begun if stream else self.whole
 
     def forgive(self, kind: str) -> None:
         """Counts a stream of which something was amiss; see `events.StreamForgiven`."""
@@ -96,9 +104,11 @@ class State:
             rules = self._rules[entry.name] = _rules(config, entry)
             with self._room(f"only {len(endpoints)} of {len(config.endpoints)} find room"):
                 core = _core.Endpoint(self.segment, entry.name, **rules)
+                kinds = ("whole", "begun") if config.policy.hedging.enabled else ()
+                tails = [_core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds]
             calibration = calibrations.setdefault(model.name, Calibration())
             counts = forgiven.get(entry.name) or dict.fromkeys(("missing_done", "invalid_utf8"), 0)
-            endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration, counts))
+            endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration, counts, *tails))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
         self.gate: _core.Endpoint | None = None
         with self._room(f"{len(endpoints)} leave no room for what counts them all together"):
@@ -120,8 +130,8 @@ class State:
         except _core.SegmentFullError:
             raise errors.ConfigError(
                 f"endpoints: {what} in the state of {self.segment.cells} cells (an endpoint takes 8 of them, "
-                "and one for each 28 of its max_in_flight), must be fewer or have smaller limits; or, where "
-                "others were configured before, the program started anew"
+                "one for each 28 of its max_in_flight, and 32 where calls are hedged), must be fewer or have "
+                "smaller limits; or, where others were configured before, the program started anew"
                 + (f" and {self.home.path} removed" if self.home.path else "")
             ) from None
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from . import errors, events, sse
+from .call import Call, Wire
 from .providers.base import StreamDecoder, check_content_type
-from .sending import Call, Sending, Wire
+from .sending import Sending
 from .transport import Exchange
 from .types import Chunk, Completion, Route, Usage
 

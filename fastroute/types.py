@@ -19,7 +19,7 @@ from attrs import field, fields, frozen
 if TYPE_CHECKING:
     from .budget import Allowance
 
-Outcome = Literal["ok", "failed", "client_cancelled"]
+Outcome = Literal["ok", "failed", "client_cancelled", "hedge_lost"]
 UsageSource = Literal["provider", "estimated", "none"]
 
 NANO = 1_000_000_000
@@ -84,6 +84,8 @@ class RouteOptions:
         deadline: seconds from the start of the call until it must have ended.
         priority: its class, one of `PRIORITIES`: who goes first where calls wait for a limit, and how much
             of a budget it may use.
+        hedge: whether a second request may be sent when the first is slow, where ``policy.hedging`` is
+            enabled; None leaves it to the policy.
     """
 
     tags: Mapping[str, str] = field(factory=dict)
@@ -96,6 +98,7 @@ class RouteOptions:
     validate: Mapping[str, Any] | str | Callable[[Completion], object] | None = None
     deadline: float | None = None
     priority: str = "normal"
+    hedge: bool | None = None
 
 
 @frozen
@@ -164,7 +167,8 @@ class Attempt:
         time: when it was sent, seconds since the epoch (UTC).
         endpoint, provider, model: where it went.
         tier, level: the tier it was served from and the class of the request, if any.
-        outcome: ``ok``, ``failed`` or ``client_cancelled``.
+        outcome: ``ok``, ``failed``, ``client_cancelled``, or ``hedge_lost``: another attempt of the same call
+            was quicker.
         error: the error's class name, if it failed.
         prompt_tokens: all input tokens, those read from a cache or written to one among them.
         completion_tokens: all output tokens, reasoning among them.

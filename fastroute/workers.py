@@ -1,7 +1,7 @@
-"""The thread pool behind `Client.submit`.
+"""The thread pools: behind `Client.submit`, and of hedges.
 
-Owns its threads and the bound on what waits for them. A submitted call runs in a copy of the submitter's
-context. Threads start with the first submission, and anew in a forked child: an executor that crossed a fork
+Owns their threads and the bound on what waits for them. A call runs in a copy of the context it comes
+from. Threads start with the first submission, and anew in a forked child: an executor that crossed a fork
 would accept work and never do it.
 """
 
@@ -26,13 +26,15 @@ class Workers:
     Args:
         threads: how many calls run at once.
         pending: how many more may wait; `submit` blocks while there is no room.
+        name: begins the threads' names.
 
     Thread safety: all methods.
     """
 
-    def __init__(self, threads: int, pending: int) -> None:
+    def __init__(self, threads: int, pending: int, name: str = "fastroute") -> None:
         self._threads = threads
         self._pending = pending
+        self._name = name
         self._closed = False
         self.after_fork()
 
@@ -50,15 +52,35 @@ class Workers:
         """
         room = self._room
         room.acquire()
+        return self._begin(room, contextvars.copy_context(), call)
+
+    def start(self, context: contextvars.Context, call: Callable[[], object]) -> bool:
+        """Runs ``call`` in a thread and in this context; False, and nothing done, when there is no room.
+
+        Raises:
+            Error: after `close`.
+        """
+        room = self._room
+        if not room.acquire(blocking=False):
+            return False
+        self._begin(room, context, call)
+        return True
+
+    def _begin(
+        self,
+        room: threading.BoundedSemaphore,
+        context: contextvars.Context,
+        call: Callable[[], _Result],
+    ) -> Future[_Result]:
         try:
             with self._lock:
                 if self._closed:
                     raise Error("the client is closed")
                 if self._executor is None:
-                    from concurrent.futures import ThreadPoolExecutor  # most programs never submit
+                    from concurrent.futures import ThreadPoolExecutor  # most programs need none
 
-                    self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="fastroute")
-                future: Future[Any] = self._executor.submit(contextvars.copy_context().run, call)
+                    self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix=self._name)
+                future: Future[Any] = self._executor.submit(context.run, call)
         except BaseException:
             room.release()
             raise

@@ -18,6 +18,7 @@ from fastroute.config import (
     Config,
     EndpointConfig,
     HealthCheckConfig,
+    HedgingConfig,
     Policy,
     ProviderConfig,
     check,
@@ -32,10 +33,13 @@ SECTIONS: dict[str, list[str]] = {
     "[[endpoints]]": [field.name for field in attrs.fields(EndpointConfig)],
     '[models."NAME"]': [f.name for f in attrs.fields(ModelOverride) if f.name != "providers"],
     "[policy]": [
-        f.name for f in attrs.fields(Policy) if f.name not in ("breaker", "classes", "health_check")
+        f.name
+        for f in attrs.fields(Policy)
+        if f.name not in ("breaker", "classes", "health_check", "hedging")
     ],
     "[policy.breaker]": [field.name for field in attrs.fields(BreakerConfig)],
     "[policy.health_check]": [field.name for field in attrs.fields(HealthCheckConfig)],
+    "[policy.hedging]": [field.name for field in attrs.fields(HedgingConfig)],
     "[[budgets]]": [field.name for field in attrs.fields(BudgetConfig)],
 }
 
@@ -62,6 +66,7 @@ def defaults() -> list[tuple[str, str, Any]]:
         "[policy]": Policy,
         "[policy.breaker]": BreakerConfig,
         "[policy.health_check]": HealthCheckConfig,
+        "[policy.hedging]": HedgingConfig,
         "[[budgets]]": BudgetConfig,
     }
     for heading, kind in classes.items():

@@ -66,6 +66,11 @@ from fastroute.config.models import TABLES
             {"policy": {"health_check": {"timeout": 31}}},
             "policy.health_check.timeout: is longer than interval",
         ),
+        ({"policy": {"hedging": {"percentile": 95}}}, "policy.hedging.percentile: 95 is out of range"),
+        (
+            {"policy": {"max_attempts": 1, "hedging": {"enabled": True}}},
+            "policy.hedging.enabled: a hedge is a second attempt, policy.max_attempts must be 2 or more",
+        ),
         ({"policy": {"classes": {"trivail": "standard"}}}, "policy.classes.trivail: the five-level"),
         ({"policy": {"classes": {"trivial": "cheap"}}}, "policy.classes.trivial: 'cheap' is no tier here"),
         ({"policy": []}, "policy: a value of type list is not a table"),

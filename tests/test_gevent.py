@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from needs import need
 
-from fastroute.testing import Provider, Received
+from fastroute.testing import Fault, Provider, Received
 
 PATCHED = "from gevent import monkey; monkey.patch_all()\n"
 PRELUDE = """
@@ -151,6 +151,52 @@ with client_with() as client:
     stats = client.stats()
     print(json.dumps([[job.value for job in jobs], stats["endpoints"]["p/m"]["in_flight"]]))
 """
+
+
+HEDGES = """
+hedging = {"enabled": True, "min_delay": 0.0, "min_samples": 10, "max_share": 1.0}
+policy = {"hedging": hedging, "strategy": "ordered"}
+endpoints = [{"provider": "p", "model": "m", "name": name} for name in ("slow", "quick")]
+with client_with(policy=policy, endpoints=endpoints) as client:
+    for endpoint in client._router.snapshot.state.endpoints:
+        for _ in range(100):
+            endpoint.whole.record(0.001)
+            endpoint.core.deposit()
+    turns = 0
+    def tick():
+        global turns
+        while True:
+            turns += 1
+            gevent.sleep(0.005)
+    ticker = gevent.spawn(tick)
+    jobs = [gevent.spawn(ask, client, f"call-{n}") for n in range(10)]
+    gevent.joinall(jobs, raise_error=True)
+    ticker.kill()
+    print(json.dumps({
+        "right": [job.value.choices[0].message.content for job in jobs] == [f"call-{n}" for n in range(10)],
+        "outcomes": sorted({"/".join(sorted(a.outcome for a in job.value.route.attempts)) for job in jobs}),
+        "in_flight": sum(at["in_flight"] for at in client.stats()["endpoints"].values()),
+        "ticked": turns > 5,
+    }))
+"""
+
+
+def test_a_hedge_wins_and_its_loser_is_cut(run: Run) -> None:
+    asked: dict[str, int] = {}
+
+    def slow_at_first(request: Received) -> Fault | None:
+        text = request.json["messages"][0]["content"]
+        asked[text] = asked.get(text, 0) + 1
+        return Fault.slow(15.0) if asked[text] == 1 else None
+
+    with Provider() as provider:
+        provider.script(slow_at_first)
+        assert run(provider, HEDGES) == {
+            "right": True,
+            "outcomes": ["hedge_lost/ok"],
+            "in_flight": 0,
+            "ticked": True,
+        }
 
 
 def test_the_deadline_cuts_answers_that_trickle(run: Run) -> None:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 )
 SEEDS = pytest.mark.parametrize("seed", range(3))
 LONG = 10.0
-WAY = ("/dispatch.py", "/line.py", "/attempt.py", "/sending.py", "/router.py")
+WAY = ("/dispatch.py", "/line.py", "/attempt.py", "/sending.py", "/router.py", "/hedging.py", "/race.py")
 
 
 def held(client: fastroute.Client) -> dict[str, int]:
@@ -281,6 +281,35 @@ def test_one_probe_at_a_time_and_its_lease_comes_back_however_it_ends(
 # ---------------------------------------------------------------------------------------------------- money
 
 MONEY = ("/budget/__init__.py", "/scopes.py", "/allowance.py")
+
+
+# ------------------------------------------------------------------------------------------------- hedges
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_two_that_end_together_one_answers_and_both_are_settled(
+    start: Callable[..., Loopback], seed: int, fails: bool
+) -> None:
+    together = threading.Barrier(2, timeout=LONG)
+
+    hedging = {"enabled": True, "min_delay": 0.0, "min_samples": 10, "max_share": 1.0}
+    loop = start(2, policy={"hedging": hedging, "breaker": {"failures": 255, "min_calls": 10_000}})
+    for name, provider in loop.providers.items():
+        fault = Fault.status(500) if fails and name == "b" else None
+        provider.script(lambda question, fault=fault: (together.wait(), fault)[1])
+    for each in loop.client._router.snapshot.state.endpoints:
+        assert each.whole is not None
+        for _ in range(50):
+            each.whole.record(0.001)
+            each.core.deposit()
+    replies = run_yielding([lambda: [loop.ask() for _ in range(4)]], WAY, seed=seed)[0]
+    assert len(replies) == 4
+    for reply in replies:
+        assert reply.route is not None
+        outcomes = sorted(attempt.outcome for attempt in reply.route.attempts)
+        assert outcomes in ([["hedge_lost", "ok"], ["failed", "ok"]] if fails else [["hedge_lost", "ok"]])
+    assert held(loop.client) == {}
 
 
 @SEEDS

@@ -46,6 +46,7 @@ TABLES: dict[Path, type] = {
     ("policy",): config.Policy,
     ("policy", "breaker"): config.BreakerConfig,
     ("policy", "health_check"): HealthCheckConfig,
+    ("policy", "hedging"): config.HedgingConfig,
     ("quality",): config.QualityConfig,
 }
 # Beginnings and ends of what numbers may be; each is tried where its check takes it.

@@ -176,6 +176,7 @@ class Budgets:
         forced: bool = False,
         priority: str = "normal",
         at: float | None = None,
+        told: bool = True,
     ) -> Reservation:
         """Sets money aside in every budget that applies, in all of them or in none.
 
@@ -188,6 +189,7 @@ class Budgets:
             priority: the call's class, which may have a share of a budget only.
             at: the attempt's time, seconds since the epoch, which decides the window; now if left out. The
                 ledger's entry should carry the same.
+            told: whether hooks hear of a refusal; not of one that refuses no call.
 
         Raises:
             BudgetExceeded: of the first budget in the way; one that refuses goes before one that downgrades.
@@ -218,7 +220,7 @@ class Budgets:
                     if budget.config.on_breach == "refuse":
                         break
             if breach is not None:
-                raise self._exceeded(*breach, tags, amount_nano, when, priority)
+                raise self._exceeded(*breach, tags, amount_nano, when, priority, told)
             return Reservation(self, tuple(shares))
         except BaseException:
             Reservation(self, tuple(shares)).release()
@@ -342,6 +344,7 @@ class Budgets:
         amount: int | None,
         when: float,
         priority: str,
+        told: bool,
     ) -> errors.BudgetExceeded:
         config = budget.config
         name, value, until = config.window, None, None
@@ -355,7 +358,7 @@ class Budgets:
         event = events.BudgetExceededEvent(
             config.name, value, name, config.on_breach, amount, spent, reserved, budget.limit_for(priority)
         )
-        if self._hooks.wanted:
+        if told and self._hooks.wanted:
             self._hooks.emit(event)
         return errors.BudgetExceeded(
             sentence(event, config.tag, failure, priority if priority in config.shares else None),

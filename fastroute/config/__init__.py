@@ -17,6 +17,7 @@ from __future__ import annotations
 from fastroute.catalog import ModelOverride
 
 from .health import HEALTH_CHECKS, HealthCheckConfig
+from .hedging import HedgingConfig
 from .keys import Secret, read_key, read_keys
 from .models import (
     AUTO,
@@ -47,6 +48,7 @@ __all__ = [
     "EndpointConfig",
     "Findings",
     "HealthCheckConfig",
+    "HedgingConfig",
     "Limits",
     "ModelOverride",
     "Policy",

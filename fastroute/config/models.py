@@ -21,6 +21,7 @@ from fastroute.classify import RuleSet
 
 from . import values
 from .health import HealthCheckConfig
+from .hedging import HedgingConfig
 from .urls import local_part
 
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
@@ -284,6 +285,7 @@ class Policy:
         fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
         breaker: the circuit breaker of each endpoint.
         health_check: looking at endpoints that nobody calls.
+        hedging: a second request for a call that takes longer than most.
     """
 
     fixed_model: str = field(default="", validator=text(empty=True))
@@ -317,6 +319,7 @@ class Policy:
     fallback_on_404: bool = field(default=False, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)
     health_check: HealthCheckConfig = field(factory=HealthCheckConfig)
+    hedging: HedgingConfig = field(factory=HedgingConfig)
 
 
 @frozen

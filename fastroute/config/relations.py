@@ -285,6 +285,8 @@ def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collecti
         yield "policy.breaker.open: is longer than max_open, must be at most that"
     if policy.health_check.timeout > policy.health_check.interval:
         yield "policy.health_check.timeout: is longer than interval, must be at most that"
+    if policy.hedging.enabled and policy.max_attempts < 2:
+        yield "policy.hedging.enabled: a hedge is a second attempt, policy.max_attempts must be 2 or more"
 
 
 def _quality(config: Config) -> Iterable[str]:

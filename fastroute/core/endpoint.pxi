@@ -351,11 +351,16 @@ cdef class Endpoint(Limited):
 
     def deposit(self, now=0) -> None:
         """A first attempt was made: see ``RetryBudget``."""
-        retry_change(&self.parts.retry, &self.parts.cold.retry, self.parts.retry.ratio, moment(now) or fr_clock_coarse())
+        retry_change(
+            &self.parts.retry, &self.parts.cold.retry, self.parts.retry.ratio, 0.0, moment(now) or fr_clock_coarse()
+        )
 
-    def withdraw(self, now=0) -> bool:
-        """Takes one retry on this endpoint; False when there is none: see ``RetryBudget``."""
-        return retry_change(&self.parts.retry, &self.parts.cold.retry, -1.0, moment(now) or fr_clock_coarse())
+    def withdraw(self, now=0, bint half=False) -> bool:
+        """Takes one retry, or a hedge (``half``), on this endpoint; False when there is none: see ``RetryBudget``."""
+        cdef double keep = 0.5 * self.parts.retry.rest if half else 0.0
+        return retry_change(
+            &self.parts.retry, &self.parts.cold.retry, -1.0, keep, moment(now) or fr_clock_coarse()
+        )
 
     def record_ttft(self, double x_s) -> None:
         """Counts one time to first token, seconds."""

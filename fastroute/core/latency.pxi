@@ -267,14 +267,17 @@ cdef inline double retry_balance(const RetryRules *rules, uint64_t word, uint32_
     return rules.rest + (fr_value(word) - rules.rest) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * rules.inverse_ttl)
 
 
-cdef bint retry_change(const RetryRules *rules, uint64_t *place, double delta, int64_t now) noexcept nogil:
+cdef bint retry_change(
+    const RetryRules *rules, uint64_t *place, double delta, double keep, int64_t now
+) noexcept nogil:
+    """Adds ``delta``, unless less than ``keep`` would be left."""
     cdef uint32_t stamp = fr_millis(now)
     cdef uint64_t word = fr_load(place)
     cdef uint64_t new
     cdef double balance
     while True:
         balance = min(retry_balance(rules, word, stamp) + delta, rules.most)
-        if balance < 0:
+        if balance < keep:
             return False
         # A word of 0 is a budget never touched; an empty one at stamp 0 must not look like it.
         new = fr_pack(<float>balance, stamp) or 1
@@ -408,11 +411,15 @@ cdef class RetryBudget:
 
     def deposit(self, now=0) -> None:
         """A first attempt was made."""
-        retry_change(&self.rules, self.place, self.rules.ratio, moment(now) or fr_clock_coarse())
+        retry_change(&self.rules, self.place, self.rules.ratio, 0.0, moment(now) or fr_clock_coarse())
 
-    def withdraw(self, now=0) -> bool:
-        """Takes one retry; False, and nothing taken, when the balance is under 1."""
-        return retry_change(&self.rules, self.place, -1.0, moment(now) or fr_clock_coarse())
+    def withdraw(self, now=0, bint half=False) -> bool:
+        """Takes one retry; False, and nothing taken, when the balance is under 1.
+
+        ``half``: also when less than half of the resting balance would be left, as for a hedge: retries go first.
+        """
+        cdef double keep = 0.5 * self.rules.rest if half else 0.0
+        return retry_change(&self.rules, self.place, -1.0, keep, moment(now) or fr_clock_coarse())
 
     def balance(self, now=0) -> float:
         """Retries that could be taken now."""

@@ -370,7 +370,7 @@ function showEndpoints(endpoints) {
   ], some("endpoints", found));
 }
 
-const OUTCOMES = { ok: ["ok", "good"], failed: ["failed", "bad"], client_cancelled: ["cancelled", "warn"] };
+const OUTCOMES = { ok: ["ok", "good"], failed: ["failed", "bad"], client_cancelled: ["cancelled", "warn"], hedge_lost: ["outrun", ""] };
 
 function outcome(call) {
   const [text, tag] = OUTCOMES[call.outcome] ?? [call.outcome, ""];

@@ -145,7 +145,7 @@ def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
         if 0 <= place < count:
             if entry.outcome == "ok":
                 latencies[place].append(entry.latency)
-            else:
+            elif entry.outcome != "hedge_lost":  # its call was answered
                 failed[place] += 1
     return [
         {

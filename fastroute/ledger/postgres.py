@@ -175,7 +175,7 @@ _SUMS = " ".join(
         "SELECT",
         ", ".join(_group_column(n) for n in range(MOST_KEYS)),
         """,
-        count(DISTINCT call_id), count(*), count(*) FILTER (WHERE outcome <> 'ok'),
+        count(DISTINCT call_id), count(*), count(*) FILTER (WHERE outcome NOT IN ('ok', 'hedge_lost')),
         sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
         sum(cache_write_tokens),
         coalesce(sum(cost_nano), 0), count(*) FILTER (WHERE cost_nano IS NULL),

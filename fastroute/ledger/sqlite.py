@@ -131,7 +131,7 @@ _SUMS = " ".join(
         "SELECT",
         ", ".join(_group_column(n) for n in range(MOST_KEYS)),
         """,
-        count(DISTINCT call_id), count(*), sum(outcome <> 'ok'),
+        count(DISTINCT call_id), count(*), sum(outcome NOT IN ('ok', 'hedge_lost')),
         sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
         sum(cache_write_tokens),
         coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0), sum(cost_nano IS NULL),

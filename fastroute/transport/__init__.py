@@ -231,14 +231,14 @@ class Transport:
         return prepared
 
     def send(
-        self, prepared: requests.PreparedRequest, body: bytes | None, *, deadline: float, read_timeout: float
+        self, prepared: requests.PreparedRequest, body: bytes | None, watch: Watch, *, read_timeout: float
     ) -> Exchange:
         """Sends one request and waits for the headers of its answer.
 
         Args:
             prepared: from `prepare`.
             body: the request's body.
-            deadline: time.monotonic at which the request is cut, whatever has arrived by then.
+            watch: says when the request is cut; whoever has hold of it may cut it at once.
             read_timeout: seconds that one read may take on a connection of a caller's own session; ours are
                 bounded by the deadline alone.
 
@@ -246,10 +246,10 @@ class Transport:
             errors.APIConnectionError: or one of its kinds; nothing is left open.
         """
         now = time.monotonic()
-        left = deadline - now
-        if left <= 0:
+        left = watch.deadline - now
+        if left <= 0 or watch.expired:
             raise errors.APITimeoutError("no time was left to send the request")
-        watch = Watch(deadline, self._allow_private_hosts)
+        watch.private_allowed = self._allow_private_hosts
         connect_timeout, read_timeout = min(self._connect_timeout, left), min(read_timeout, left)
         watches.current.watch = watch
         raw = None

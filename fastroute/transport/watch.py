@@ -1,8 +1,9 @@
-"""The clocks of requests under way, and the one thread that enforces them.
+"""The clocks of requests under way, and the one thread that looks at them.
 
 A read time-out of a socket bounds one read, not an answer: a peer that sends a byte a second never meets it.
 So each request has a `Watch`, and one thread per process shuts the socket of any whose time is up. The reader
-then sees a clean end of stream, which proves nothing: the watch's flag decides.
+then sees a clean end of stream, which proves nothing: the watch's flag decides. The same thread does what
+else is due at a time (`Alarm`).
 """
 
 from __future__ import annotations
@@ -11,22 +12,58 @@ import os
 import socket
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 _TICK = 0.05  # seconds between two looks of the reaper, so also how late it may be
 _QUIET_TICKS = 40  # ticks with nothing to watch before it goes to sleep
 
 
+class Timed(Protocol):
+    """Something to happen at a time (time.monotonic)."""
+
+    @property
+    def deadline(self) -> float: ...
+
+    def expire(self) -> None: ...
+
+
+class Alarm:
+    """Does something at a time, up to a tick late, in the thread of all clocks: so it must not wait or fail.
+
+    Thread safety: all methods.
+    """
+
+    __slots__ = ("_action", "deadline")
+
+    def __init__(self, deadline: float, action: Callable[[], None]) -> None:
+        self.deadline = deadline
+        self._action = action
+        reaper.add(self)
+
+    def expire(self) -> None:
+        self._action()
+
+    def cancel(self) -> None:
+        """Calls it off, unless it is being done already."""
+        reaper.discard(self)
+
+
 class Watch:
-    """The time limit of one request, and the socket to shut when it is up.
+    """The time limit of one request, and the socket to shut when it is up, or when `cut` is called.
+
+    Args:
+        deadline: time.monotonic at which the request is cut, whatever has arrived by then.
 
     Attributes:
+        private_allowed: whether it may go to an address in a private network.
         sent: the request is written, so the provider may be working on it.
         heard: some byte of an answer came.
         reused: it went out on a connection that had served another request.
         resent: it went out a second time, because that connection had ended.
 
-    Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute.
+    Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute. Any
+    thread may call `cut`.
     """
 
     __slots__ = (
@@ -41,9 +78,9 @@ class Watch:
         "sent",
     )
 
-    def __init__(self, deadline: float, private_allowed: bool) -> None:
+    def __init__(self, deadline: float) -> None:
         self.deadline = deadline
-        self.private_allowed = private_allowed
+        self.private_allowed = True
         self.expired = False
         self.raw: Any = None
         self.heard = False
@@ -56,6 +93,11 @@ class Watch:
         self._sock = sock
         if self.expired:
             self.shut()
+
+    def cut(self) -> None:
+        """Ends the request now, in whatever thread it is under way."""
+        reaper.discard(self)
+        self.expire()
 
     def expire(self) -> None:
         # The flag goes first: whoever is woken by the shut socket must find it set.
@@ -89,16 +131,16 @@ class Watch:
 
 
 class Reaper:
-    """One thread that expires watches. Started when first needed, and again after a fork."""
+    """One thread that expires watches and alarms. Started when first needed, and again after a fork."""
 
     def __init__(self) -> None:
-        self._watches: dict[int, Watch] = {}
+        self._watches: dict[int, Timed] = {}
         self._wake = threading.Event()
         self._asleep = False
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def add(self, watch: Watch) -> None:
+    def add(self, watch: Timed) -> None:
         self._watches[id(watch)] = watch
         if self._thread is None:
             with self._start:
@@ -108,7 +150,7 @@ class Reaper:
         elif self._asleep:
             self._wake.set()
 
-    def discard(self, watch: Watch) -> None:
+    def discard(self, watch: Timed) -> None:
         self._watches.pop(id(watch), None)
 
     def _look(self) -> None:

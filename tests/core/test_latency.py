@@ -194,6 +194,11 @@ class TestRetryBudget:
         budget = core.RetryBudget(segment, "r")
         assert [budget.withdraw(T0) for _ in range(12)] == [True] * 10 + [False] * 2
 
+    def test_a_hedge_leaves_half_of_it_to_retries(self, core: Any, segment: Any) -> None:
+        budget = core.RetryBudget(segment, "r")
+        assert [budget.withdraw(T0, half=True) for _ in range(7)] == [True] * 5 + [False] * 2
+        assert [budget.withdraw(T0) for _ in range(6)] == [True] * 5 + [False]
+
     def test_first_attempts_earn_retries(self, core: Any, segment: Any) -> None:
         budget = core.RetryBudget(segment, "r", ratio=0.25, reserve_per_s=0.0)
         granted = 0

@@ -250,6 +250,41 @@ def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> Non
         interrupt_everywhere(stage, stage.ask, every=3, parts=("/sending.py", "/allowance.py"))
 
 
+HEDGED = ("/dispatch.py", "/attempt.py", "/sending.py", "/hedging.py", "/race.py", "/watch.py", "/workers.py")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("stream", [False, True])
+def test_140_a_call_whose_hedge_answers(tmp_path: Path, stream: bool) -> None:
+    """Its second attempt ends with it, whoever has won by then."""
+    hedging = {"enabled": True, "min_delay": 0.0, "min_samples": 10, "max_share": 1.0}
+    with staged(tmp_path, 2, hedging=hedging) as stage:
+        stage.servers[0].say, stage.servers[1].say = Say(b"", "stall"), STREAM if stream else PLAIN
+        first, second = stage.client._router.snapshot.state.endpoints
+        tail = first.tail(stream)
+        assert tail is not None
+
+        def ask() -> None:
+            for _ in range(10):
+                tail.record(0.001)
+                second.core.deposit()
+            (stage.stream if stream else stage.ask)()
+
+        def check(where: str) -> None:
+            end = time.monotonic() + LATE
+            while True:  # the thread of the hedge needs a moment to see that nobody wants it any more
+                try:
+                    return usual(where)
+                except AssertionError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.002)
+
+        usual, stage.check = stage.check, check  # type: ignore[method-assign]
+        interrupt_everywhere(stage, ask, every=3, parts=HEDGED)
+        assert tail.hedges() > 20
+
+
 def follower_interrupted(at: int, fails: bool) -> bool:
     """Whether a call was interrupted at a line while it waited for an equal one, which then ends."""
     cache = Cache()

@@ -153,10 +153,10 @@ class RetryBudget:
         now = now or clock()
         self._set(min(self.balance(now) + self.ratio, self.CAP * max(1.0, self.rest)), now)
 
-    def withdraw(self, now: int = 0) -> bool:
+    def withdraw(self, now: int = 0, half: bool = False) -> bool:
         now = now or clock()
         balance = self.balance(now)
-        if balance < 1:
+        if balance - 1 < (0.5 * self.rest if half else 0):
             return False
         self._set(balance - 1, now)
         return True

@@ -1,0 +1,149 @@
+"""The second request of a call whose first takes longer than most.
+
+Owns whether and when a call is hedged, and the thread that its second attempt runs in; the first stays in the
+caller's. Which endpoint gets it is `dispatch.py`'s choice, which of the two wins `race.py`'s.
+
+The delay is a high percentile of the endpoint's last five minutes (J. Dean and L. A. Barroso, The Tail at
+Scale, CACM 56:2, 2013): of whole answers for plain calls, of the time to the first token for streams. A call
+that lost to its hedge counts there with the time after which it was given up, or the percentile would creep
+down.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from . import _core, errors
+from .call import Call
+from .config import HedgingConfig
+from .race import Race
+from .state import Endpoint
+from .transport.watch import Alarm
+from .workers import Workers
+
+log = logging.getLogger("fastroute")
+
+_Answer = TypeVar("_Answer")
+
+
+class Hedge(Generic[_Answer]):
+    """The second attempt of one call, which begins at its time unless the first has ended by then.
+
+    Args:
+        race: decides between the two.
+        send: makes the attempt; None if nobody lets it in, or it fails.
+        workers: the threads that hedges run in.
+
+    Attributes:
+        failure: what `send` leaves here of an attempt that failed.
+
+    Thread safety: the first attempt's thread calls all methods; `send` runs in a thread of its own.
+    """
+
+    def __init__(
+        self, race: Race, send: Callable[[Hedge[_Answer]], _Answer | None], workers: Workers
+    ) -> None:
+        self.failure: Any = None
+        self._race = race
+        self._send = send
+        self._workers = workers
+        self._context = contextvars.copy_context()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._begun = False
+        self._closed = False  # too late to begin, or for an answer that nobody has asked for
+        self._answer: _Answer | None = None
+        self._alarm: Alarm | None = None
+
+    def begin_after(self, delay: float) -> None:
+        """Has it begin so many seconds from now. `end` must follow, even where this is interrupted."""
+        self._alarm = Alarm(time.monotonic() + delay, self._due)
+
+    def result(self) -> _Answer | None:
+        """The second attempt's answer, waiting for it; None if it has not begun by now, or has none.
+
+        To be called when the first attempt has ended without an answer.
+        """
+        with self._lock:
+            if not self._begun:
+                self._closed = True
+                return None
+        self._over.wait()  # for as long as its own clocks let it run
+        answer, self._answer = self._answer, None
+        return answer
+
+    def end(self) -> None:
+        """The call goes on without it: it does not begin any more, and ends at once where it has begun.
+
+        An answer that has been asked for is not touched.
+        """
+        with self._lock:
+            self._closed = True
+            self._answer = None  # of a stream, which gives everything back when it is dropped
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._race.end()
+
+    def _due(self) -> None:
+        # In the thread of all clocks, which must neither wait nor fail.
+        try:
+            if not self._workers.start(self._context, self._run):
+                log.debug("a call is not hedged: all threads for hedges are in use")
+        except (errors.Error, RuntimeError):
+            pass  # the client is closed, or the interpreter ends
+
+    def _run(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._begun = True
+        answer = None
+        try:
+            answer = self._send(self)
+        except (errors.Error, _core.SegmentFullError):
+            pass  # over a budget, or no slot for this process: then there is no hedge
+        except Exception:
+            log.exception("a hedge failed as no attempt should")
+        finally:
+            with self._lock:
+                if not self._closed:
+                    self._answer = answer
+            self._over.set()
+
+
+class Hedging:
+    """Says which calls are hedged and when.
+
+    Thread safety: all methods; what it goes by is in the core.
+    """
+
+    def __init__(self, rule: HedgingConfig, workers: Workers) -> None:
+        self._rule = rule
+        self._workers = workers
+
+    def delay(self, call: Call, endpoint: Endpoint) -> float | None:
+        """Seconds after which the call's first attempt, at this endpoint, is hedged; None if it is not."""
+        rule, stream = self._rule, call.request.stream
+        tail = endpoint.tail(stream)
+        asked = call.request.options.hedge
+        if tail is None or call.attempts or call.rejected or not (rule.unasked if asked is None else asked):
+            return None
+        delay = tail.quantile(rule.percentile, rule.min_samples)
+        if delay == 0:
+            return None  # too few to know
+        delay = max(delay * call.estimate.prompt_scale if stream else delay, rule.min_delay)
+        return delay if time.monotonic() + delay < call.deadline else None
+
+    def hedge(self, race: Race, send: Callable[[Hedge[_Answer]], _Answer | None]) -> Hedge[_Answer]:
+        """A hedge of one call, not begun."""
+        return Hedge(race, send, self._workers)
+
+    def pay(self, call: Call, endpoint: Endpoint) -> bool:
+        """Takes one of the hedges that the endpoint's calls allow, if there is one left."""
+        tail = endpoint.tail(call.request.stream)
+        return tail is not None and tail.hedge(self._rule.max_share)
