@@ -161,6 +161,20 @@ def test_030_a_kept_connection_that_ends_is_replaced_once(start: Start, end: Fau
     ]  # and no third time
 
 
+def test_030_it_goes_out_again_on_a_fresh_connection_and_no_other_kept_one(start: Start) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.provider().latency = 0.1
+    workers = [threading.Thread(target=loop.ask) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    loop.provider().script(Fault.close("request"))
+    assert loop.ask("again").text == "again"
+    assert sorted(request.connection for request in loop.provider().requests[:2]) == [1, 2]
+    assert loop.provider().requests[-1].connection == 3
+
+
 def test_030_sending_again_is_not_charged_to_the_retry_budget(start: Start) -> None:
     loop = start(1)
     loop.ask()
