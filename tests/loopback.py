@@ -108,6 +108,7 @@ class Loopback:
         stats = self.client.stats()
         assert {name: at["in_flight"] for name, at in stats["endpoints"].items() if at["in_flight"]} == {}
         assert stats["queued"] == 0
+        assert {book.budget: book.reserved_nano for book in stats["budgets"] if book.reserved_nano} == {}
         ledger = self.client.ledger
         ledger.flush()
         if stats["ledger"].reason is None and hasattr(ledger, "path"):

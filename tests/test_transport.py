@@ -56,8 +56,8 @@ def test_a_callers_session_is_sent_through(start: Start) -> None:
     [
         (Fault.status(503), fastroute.InternalServerError),
         (Fault.truncated(), fastroute.UpstreamTruncated),
-        (Fault.reset(), fastroute.APIConnectionError),
         (Fault.bad_gzip(), fastroute.UpstreamProtocolError),
+        (Fault.length_and_chunked(), fastroute.UpstreamProtocolError),
         (Fault.black_hole(), fastroute.APITimeoutError),
         (Fault.drip(1, 0.05), fastroute.APITimeoutError),
         (Fault.drip(1, 0.05, part="headers"), fastroute.APITimeoutError),
@@ -70,9 +70,28 @@ def test_faults_through_a_callers_session_mean_the_same(
 ) -> None:
     with requests.Session() as session:
         loop = start(1, session=session, policy={"max_attempts": 1}, providers={"a": {"timeout": 0.3}})
+        loop.ask()
         loop.provider().script(fault)
         with within(0.3), pytest.raises(kind):
             loop.ask()
+        assert loop.ask("next").text == "next"
+        read_to_its_end = kind in (fastroute.InternalServerError, fastroute.APIStatusError)
+        read_to_its_end = read_to_its_end or fault.name == "bad_gzip"
+        assert [request.connection for request in loop.provider().requests] == [1, 1, 2 - read_to_its_end]
+
+
+@pytest.mark.parametrize("end", [Fault.close, Fault.reset], ids=["close", "reset"])
+def test_030_a_callers_session_sends_again_as_well(start: Start, end: Callable[..., Fault]) -> None:
+    with requests.Session() as session:
+        loop = start(1, session=session, policy={"max_attempts": 1})
+        loop.ask()
+        loop.provider().script(end("request"), end("request"), end("request"))
+        with pytest.raises(fastroute.APIConnectionError):
+            loop.ask()
+        assert [request.connection for request in loop.provider().requests] == [1, 1, 2]
+        with pytest.raises(fastroute.APIConnectionError):
+            loop.ask()  # on a fresh one, and so not again
+        assert [request.connection for request in loop.provider().requests] == [1, 1, 2, 3]
         assert loop.ask("next").text == "next"
 
 

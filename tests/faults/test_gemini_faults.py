@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,16 @@ def test_056_safety_without_text_is_an_answer(start: Start) -> None:
     assert reply.usage.source == "estimated"
 
 
+def test_056_safety_ends_a_stream_without_text_too(start: Start) -> None:
+    loop = start(1, format="gemini")
+    filtered = {"candidates": [{"index": 0, "finishReason": "SAFETY"}]}
+    loop.provider().script(Fault.events(b"data: " + json.dumps(filtered).encode() + b"\n\n"))
+    stream = loop.stream(LONG)
+    assert [chunk.choices[0].finish_reason for chunk in stream] == ["content_filter"]
+    assert [attempt.outcome for attempt in loop.attempts] == ["ok"]
+    assert loop.endpoint()["failed"] == 0
+
+
 def test_056_a_stream_as_an_array_is_told_apart_and_another_endpoint_asked(start: Start) -> None:
     loop = start(2, format="gemini")
     array = b'[{"candidates": [{"content": {"parts": [{"text": "a"}]}, "index": 0}]},{"candidates": []}]'
@@ -51,6 +62,10 @@ def test_056_a_stream_as_an_array_is_told_apart_and_another_endpoint_asked(start
     with loop.stream(LONG) as stream:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == LONG
     assert [attempt.error for attempt in stream.route.attempts] == ["UpstreamProtocolError", None]
+    loop.provider("b").kill()
+    loop.provider("a").script(Fault.status(200, array), repeat=True)
+    with pytest.raises(fastroute.UpstreamProtocolError, match="alt=sse"):  # what to look at
+        loop.stream(LONG)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -299,13 +299,14 @@ def test_017_an_error_in_a_good_answer_is_what_it_says(
     assert blocked - 10 < loop.endpoint()["blocked_s"] <= blocked
 
 
+@pytest.mark.parametrize("ask", [Loopback.ask, Loopback.stream], ids=["plain", "streamed"])
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-def test_018_a_redirect_is_never_followed(start: Start, code: int) -> None:
+def test_018_a_redirect_is_never_followed(start: Start, code: int, ask: Callable[[Loopback], object]) -> None:
     loop = start(2)
     elsewhere = loop.provider("b")
     loop.provider("a").script(Fault.redirect(code, elsewhere.base_url + "/chat/completions"))
     with pytest.raises(fastroute.APIStatusError, match="redirect") as caught:
-        loop.ask()
+        ask(loop)
     assert caught.value.status_code == code
     assert elsewhere.connections == 0
     assert (loop.provider("a").received, loop.endpoint("a")["failed"]) == (1, 0)

@@ -319,6 +319,22 @@ def test_053_a_settled_stream_costs_what_it_used(start: Start) -> None:
     assert stream.route.cost_nano == row.cost_nano == row.prompt_tokens * 1000 + row.completion_tokens * 2000
 
 
+@only("openai")
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": -7, "completion_tokens": 3}, {"prompt_tokens": "7"}]
+)
+def test_036_usage_in_a_stream_that_is_none_is_estimated(start: Start, spoken: Spoken, usage: object) -> None:
+    loop = start(1)
+    said = ("", {"id": "chatcmpl-1", "choices": [], "usage": usage})
+    body = framed(spoken.begin(), spoken.text("six characters"), [OpenAI.chunk("stop"), said], spoken.end())
+    loop.provider().script(streamed(body))
+    stream = loop.stream()
+    assert text_of(stream) == "six characters"
+    assert stream.usage is not None
+    assert (stream.usage.source, stream.usage.completion_tokens) == ("estimated", 5)
+    assert [attempt.usage_source for attempt in loop.attempts] == ["estimated"]
+
+
 def refuse_stream_options(request: Received) -> Fault | None:
     if "stream_options" not in request.json:
         return None

@@ -277,7 +277,11 @@ def run(walk: Walk, variant: Variant, ending: Ending, every: int = 1) -> int:
     """Lets the answer end after each, or one in so many, of its bytes; returns how often that was."""
     count = 0
     for size in range(0, len(variant.answer()) + 1, every):
+        unasked = len(walk.server.requests) - walk.asked
         walk.judge(variant, size, ending, walk.step(variant, size, ending))
+        # Only a kept connection that ended before a byte of the answer lets a request go out again.
+        again = len(walk.server.requests) - walk.asked - unasked
+        assert again <= (size == 0), f"{variant}, {ending} after {size}: sent again"
         count += 1
         if count % 16 == 0:  # and whatever was before it, a good answer is a good answer
             walk.good(variant)
