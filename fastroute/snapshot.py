@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, evolve, fields, frozen
 
 from . import events
+from .admission import Admission
 from .attempt import Attempts
 from .budget import Budgets, spent_in
 from .cache import Cache
@@ -175,14 +176,13 @@ class Snapshot:
             around.line.freed,
         )
         self.wires: Mapping[str, Wire] = self._prepared_wires()
+        self.admission = Admission(policy, retries, around.line, self.state, around.hooks)
         self.dispatcher = Dispatcher(
-            policy,
             config.quality,
             retries,
             self.wires,
             Attempts(policy, sinks),
-            around.line,
-            self.state,
+            self.admission,
             Hedging(policy.hedging, around.hedges) if policy.hedging.enabled else None,
         )
         self.fingerprint = _fingerprint(config, catalog)
@@ -236,7 +236,7 @@ class Snapshot:
     def after_fork(self) -> None:
         """In a forked child: the parent's other calls do not go on here."""
         self.active.clear()
-        self.dispatcher.after_fork()
+        self.admission.after_fork()
         self.rates.after_fork()
         if self.cache is not None:
             self.cache.after_fork()

@@ -27,7 +27,7 @@ ROWS = [
     {"plan", "transport", "shared"},
     {"planner", "discovery", "call"},
     {"sending"},
-    {"stream", "hedging"},
+    {"stream", "hedging", "admission"},
     {"attempt"},
     {"dispatch", "reload"},
     {"snapshot"},

@@ -35,7 +35,16 @@ pytestmark = pytest.mark.skipif(
 )
 SEEDS = pytest.mark.parametrize("seed", range(3))
 LONG = 10.0
-WAY = ("/dispatch.py", "/line.py", "/attempt.py", "/sending.py", "/router.py", "/hedging.py", "/race.py")
+WAY = (
+    "/dispatch.py",
+    "/admission.py",
+    "/line.py",
+    "/attempt.py",
+    "/sending.py",
+    "/router.py",
+    "/hedging.py",
+    "/race.py",
+)
 
 
 def held(client: fastroute.Client) -> dict[str, int]:

@@ -171,7 +171,7 @@ def test_140_a_streamed_failover(tmp_path: Path) -> None:
         interrupt_everywhere(stage, stage.stream, every=29)
 
 
-WAITING = ("/line.py", "/dispatch.py")
+WAITING = ("/line.py", "/dispatch.py", "/admission.py")
 
 
 def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
@@ -250,7 +250,16 @@ def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> Non
         interrupt_everywhere(stage, stage.ask, every=3, parts=("/sending.py", "/allowance.py"))
 
 
-HEDGED = ("/dispatch.py", "/attempt.py", "/sending.py", "/hedging.py", "/race.py", "/watch.py", "/workers.py")
+HEDGED = (
+    "/dispatch.py",
+    "/admission.py",
+    "/attempt.py",
+    "/sending.py",
+    "/hedging.py",
+    "/race.py",
+    "/watch.py",
+    "/workers.py",
+)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -1,0 +1,452 @@
+"""How a call is let in: limits, breakers, the line of those that wait, the pause before asking again.
+
+Owns who may send next and when, and giving back what let in a call that goes no further. What is done once it
+is in is `dispatch.py`'s; who is in a plan is `plan.py`'s, the line itself `line.py`.
+
+An endpoint that has not been tried goes at once: waiting is for when there is none. Then the shorter of two
+waits is taken: for a limit of an untried endpoint, or the back-off before asking a tried one again, which the
+endpoint's retry budget must allow. Failover to another endpoint is never budgeted, or an outage of one
+provider would use up what is meant to end it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+
+from attrs import evolve, frozen
+
+from . import _core, errors, events
+from .call import Call, Grant
+from .catalog import Model
+from .config import Policy
+from .line import ALL, RANKS, Line, Place
+from .plan import Plan
+from .retry import RetryPolicy
+from .state import Endpoint, State
+from .types import Usage
+
+_WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
+_SOON = 0.02  # seconds that a wait for a permit is taken to last
+
+
+@frozen
+class _Refusal:
+    """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
+
+    name: str
+    endpoint: Endpoint
+    tier: str | None
+    reason: int
+    wait: float
+
+
+class Progress:
+    """One call's way through its plan.
+
+    Attributes:
+        tried: names of the endpoints that were asked.
+        excluded: of those that may not be asked any more.
+    """
+
+    __slots__ = (
+        "chain",
+        "excluded",
+        "failed",
+        "failed_slowly",
+        "place",
+        "primary",
+        "refused",
+        "retry",
+        "too_small",
+        "tried",
+        "wider_than",
+        "without_usage",
+    )
+
+    def __init__(self) -> None:
+        self.tried: set[str] = set()
+        self.excluded: set[str] = set()
+        # Tried, and may be asked again: with what each failed last, the longest ago first.
+        self.retry: list[tuple[Endpoint, errors.APIError]] = []
+        self.refused: list[_Refusal] = []
+        self.place: Place | None = None  # in line, while it waits
+        self.primary: errors.Error | None = None
+        self.failed: Endpoint | None = None
+        self.failed_slowly = False
+        self.too_small: set[str] = set()  # models whose window the request does not fit
+        self.without_usage: set[str] = set()  # endpoints that were to be asked again without stream_options
+        self.wider_than = 0  # only models with a larger window than this are left to ask
+        self.chain: tuple[str, Model] | None = None  # the chain that took the plan's place, and whose it is
+
+    def detour(self, chain: str, model: Model) -> None:
+        """Leaves the plan for a chain of models that can take what this one could not, if it has one."""
+        if getattr(model, chain):
+            self.chain = (chain, model)
+
+
+class Admission:
+    """Lets calls in.
+
+    Args:
+        policy: queue bounds.
+        retries: how long to wait before asking again.
+        line: where calls wait for a limit.
+        state: the permits of all endpoints together, and how often a breaker may be hurried.
+        hooks: hear of a retry budget that is used up.
+
+    Thread safety: all methods; a call is one thread's.
+    """
+
+    def __init__(
+        self, policy: Policy, retries: RetryPolicy, line: Line, state: State, hooks: events.Hooks
+    ) -> None:
+        self._policy = policy
+        self._retries = retries
+        self._line = line
+        self._state = state
+        self._hooks = hooks
+        self._random = random.Random()
+
+    def after_fork(self) -> None:
+        """In a forked child: other random choices than the parent's."""
+        self._random = random.Random()
+
+    def grant(self, call: Call, plan: Plan, progress: Progress) -> Grant:
+        """The next endpoint that lets the call in, waiting if it must; raises when there is none."""
+        try:
+            while True:
+                found = self.at_once(call, plan, progress) or self._after_waiting(call, plan, progress)
+                if found is not None:
+                    return found
+        finally:
+            if progress.place is not None:
+                self._line.leave(progress.place)
+                progress.place = None
+
+    def at_once(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
+        """The next endpoint that lets the call in now; None if none does, for what ``refused`` says."""
+        progress.refused = []
+        untried = self._untried(call, plan, progress)
+        gate = self._pass_gate(call, progress)
+        if gate is None:
+            progress.refused = [
+                _Refusal(ALL, endpoint, tier, _core.BUSY, 0.0)
+                for endpoint, tier in itertools.islice(untried, 1)
+            ]
+            return None
+        if not plan.ranked and not call.attempts and not self._line.waiting:
+            # Nobody waits before it, so the core may rank and let it in at one go. Until it is taken the
+            # ticket is the plan's, which gives it back should an interrupt come in between.
+            entered = plan.admit()
+            if entered is not None:
+                endpoint, ranked = entered
+                call.tier = plan.tier
+                call.held = Grant(endpoint, ranked.take(), ranked.tokens, gate)
+                return call.held
+        for endpoint, tier in untried:
+            answer = self._ask(call, progress, endpoint, gate)
+            if answer >= 0 and call.held is not None:
+                call.tier = tier
+                return call.held
+            wait = (-answer >> 3) / 1e9
+            progress.refused.append(_Refusal(endpoint.name, endpoint, tier, -answer & 7, wait))
+        self._leave_gate(call, gate)
+        return None
+
+    def beside(
+        self, first: Endpoint, second: Call, plan: Plan, progress: Progress, pay: Callable[[], bool]
+    ) -> Grant | None:
+        """Another endpoint of the stage that lets a call's hedge in at once, over no limit.
+
+        Args:
+            first: where the call's first attempt is under way.
+            pay: takes one of the hedges that there may be.
+        """
+        paid = False
+        for endpoint, tier in plan.beside(first):
+            if endpoint.name in progress.excluded or endpoint.core.state() != _core.CLOSED:
+                continue
+            if not self._affordable(second, plan, endpoint, first):
+                continue
+            gate = self._pass_gate(second, progress)
+            if gate is None:
+                return None
+            if self._ask(second, progress, endpoint, gate) < 0:
+                self._leave_gate(second, gate)
+                continue
+            # The share first: it is what mostly refuses, and a retry budget should not be spent on that.
+            paid = paid or pay()
+            if paid and endpoint.core.withdraw(half=True):
+                second.tier = tier
+                return second.held
+            self._give_back(second)
+            if not paid:
+                return None
+        return None
+
+    def clear(self, call: Call, progress: Progress) -> None:
+        """Leaves nothing held by a call that has ended."""
+        if progress.place is not None:  # interrupted while it left the line
+            self._line.leave(progress.place)
+        self.release(call)
+
+    def release(self, call: Call) -> None:
+        """Leaves nothing held by an attempt that is over, or did not begin."""
+        if call.sending is not None:  # whose settling an interrupt may have cut short
+            call.sending.abandon()
+        if call.held is not None:  # interrupted between being let in and sending
+            self._give_back(call)
+        if call.sending is None:
+            self._leave_gate(call, call.gate)
+
+    def _ask(self, call: Call, progress: Progress, endpoint: Endpoint, gate: int) -> int:
+        """As `_core.Endpoint.admit`: a ticket, which the call now holds with the gate's, or a refusal."""
+        tokens = self._tokens(call, endpoint)
+        answer = self._behind(call, progress, endpoint.name) if self._line.waiting else 0
+        if answer >= 0:
+            # In one statement: an interrupt between two would lose the ticket.
+            call.held = grant = Grant(endpoint, endpoint.core.admit(tokens), tokens, gate)
+            answer = grant.ticket
+            if answer < 0:
+                call.held = None
+        return answer
+
+    def _give_back(self, call: Call) -> None:
+        """Undoes what let a call in that does not go on."""
+        grant = call.held
+        if grant is not None:
+            if grant.ticket >= 0:
+                grant.endpoint.core.undo(grant.ticket, grant.tokens)
+                self._line.freed(grant.endpoint.name)
+            self._leave_gate(call, grant.gate)
+        call.held = None  # last: interrupted before, it is given back once more, which changes nothing
+
+    def _pass_gate(self, call: Call, progress: Progress) -> int | None:
+        """A permit of all endpoints together; -1 where there is no such limit, None where it is used up."""
+        gate = self._state.gate
+        if gate is None:
+            return -1
+        if self._line.waiting and self._line.is_behind(ALL, _rank(call), progress.place):
+            return None
+        call.gate = gate.admit()
+        return call.gate if call.gate >= 0 else None
+
+    def _leave_gate(self, call: Call, ticket: int) -> None:
+        if ticket >= 0 and self._state.gate is not None:
+            self._state.gate.undo(ticket, 0)
+            call.gate = -1
+            self._line.freed(ALL)
+
+    def _behind(self, call: Call, progress: Progress, name: str) -> int:
+        """Negative, as a refusal of the core's, where others wait whom this call must not overtake."""
+        if self._line.is_behind(name, _rank(call), progress.place):
+            return -_core.BUSY
+        # Times that are reserved are paid, so the core would refuse: to reserve one too is the next step.
+        wait = self._line.reserved(name)
+        return -(int(wait * 1e9) << 3 | _core.REQUESTS) if wait else 0
+
+    def _untried(self, call: Call, plan: Plan, progress: Progress) -> Iterator[tuple[Endpoint, str | None]]:
+        if progress.chain is not None:
+            walk = plan.detour(*progress.chain)
+        else:
+            walk = ((endpoint, stage.tier) for endpoint, stage in plan.walk())
+        for endpoint, tier in walk:
+            if endpoint.name in progress.tried or endpoint.name in progress.excluded:
+                continue
+            if endpoint.model.name in progress.too_small:
+                continue
+            if progress.wider_than and 0 < endpoint.model.context_window <= progress.wider_than:
+                continue
+            if call.attempts and not self._affordable(call, plan, endpoint):
+                continue
+            yield endpoint, tier
+
+    def _affordable(self, call: Call, plan: Plan, *endpoints: Endpoint) -> bool:
+        """Whether an attempt at each of these keeps the whole call under its price cap."""
+        cap = plan.max_price
+        if cap < 0:
+            return True
+        estimate = call.estimate
+        wanted = Usage(estimate.input_tokens, estimate.output_tokens)
+        cost = sum(attempt.cost_nano or 0 for attempt in call.attempts)
+        for endpoint in endpoints:
+            prices = endpoint.model.prices
+            if prices is None:
+                return False
+            cost += prices.cost(wanted)
+        return cost <= cap
+
+    def _tokens(self, call: Call, endpoint: Endpoint) -> int:
+        """Tokens to reserve: the calibrated input and the expected output."""
+        estimate = call.estimate
+        output = estimate.output_tokens
+        most = endpoint.model.max_output_tokens
+        if 0 < most < output:
+            output = most
+        return endpoint.calibration.apply(estimate.input_tokens) + output
+
+    def _after_waiting(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
+        """Sleeps for the shorter of: an untried endpoint's limit, a tried endpoint's back-off.
+
+        Returns None when the untried ones should be asked again; raises when there is nothing to wait for.
+        """
+        left = call.deadline - time.monotonic()
+        if left <= 0:
+            raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.primary
+        limited = min(
+            (refusal for refusal in progress.refused if refusal.reason in _WAITABLE),
+            key=lambda refusal: refusal.wait or _SOON,
+            default=None,
+        )
+        pause, endpoint = self._backoff(call, progress)
+        if limited is not None and (endpoint is None or limited.wait <= pause):
+            return self._queue(call, progress, limited, left)
+        if endpoint is None or pause >= left:
+            found = self._hurried(call, plan, progress)
+            if found is None:
+                raise self.exhausted(plan, progress)
+            return found
+        progress.retry = [known for known in progress.retry if known[0] is not endpoint]
+        if not self._affordable(call, plan, endpoint):
+            return None
+        if not endpoint.core.withdraw():
+            if self._hooks.wanted:
+                self._hooks.emit(events.RetryBudgetExhausted(endpoint.name))
+            return None
+        time.sleep(pause)
+        call.waited += pause
+        gate = self._pass_gate(call, progress)
+        answer = -_core.BUSY if gate is None else self._ask(call, progress, endpoint, gate)
+        if answer >= 0:
+            return call.held
+        self._leave_gate(call, -1 if gate is None else gate)
+        if -answer & 7 in _WAITABLE:
+            progress.tried.discard(endpoint.name)  # at its limit by now: it may be waited for like any other
+        return None
+
+    def _backoff(self, call: Call, progress: Progress) -> tuple[float, Endpoint | None]:
+        """Seconds until an endpoint may be asked again, and which: who named no time, the longest ago."""
+        if not progress.retry:
+            return 0.0, None
+        endpoint, error = min(progress.retry, key=lambda known: known[1].retry_after or 0.0)
+        pause = self._retries.backoff(len(call.attempts) - 1, error, self._random.random())
+        return (math.inf if pause is None else pause), endpoint
+
+    def _hurried(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
+        """Where every breaker is open: the one that would close first lets the call in as its probe.
+
+        Once a second at most, whichever process asks: what has recovered should not wait for its time while
+        nobody at all can be served.
+        """
+        if progress.primary is not None or any(each.reason != _core.BREAKER for each in progress.refused):
+            return None
+        opened = [(refusal.endpoint, refusal.tier) for refusal in progress.refused] or list(plan.opened())
+        if not opened or self._state.panic.acquire():
+            return None
+        endpoint, tier = min(opened, key=lambda each: each[0].core.reopens_in())
+        gate = self._pass_gate(call, progress)
+        if gate is not None and endpoint.core.hurry() and self._ask(call, progress, endpoint, gate) >= 0:
+            call.tier = tier
+            return call.held
+        self._leave_gate(call, -1 if gate is None else gate)
+        return None
+
+    def _queue(self, call: Call, progress: Progress, limited: _Refusal, left: float) -> Grant | None:
+        """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
+        policy, line = self._policy, self._line
+        patience = min(left, policy.queue_timeout - call.waited)
+        if patience <= 0 or (limited.wait > patience and line.reserved(limited.name) == 0):
+            raise self._limited(progress)
+        if progress.place is None:
+            if line.waiting >= policy.max_queue:
+                raise errors.RateLimitError(
+                    f"{line.waiting} calls wait for limits already (policy.max_queue)",
+                    retry_after=max(limited.wait, _SOON),
+                )
+            progress.place = line.place(_rank(call))
+            line.enter(progress.place)
+        start = time.monotonic()
+        try:
+            if limited.reason == _core.BUSY:
+                busy = [refusal.name for refusal in progress.refused if refusal.reason == _core.BUSY]
+                waits = [refusal.wait for refusal in progress.refused if refusal.wait]
+                line.wait(progress.place, busy, limited.endpoint.core, min([patience, *waits]))
+                return None
+            return self._sleep_in_line(call, progress, limited, patience)
+        finally:
+            call.waited += time.monotonic() - start
+
+    def _sleep_in_line(
+        self, call: Call, progress: Progress, limited: _Refusal, patience: float
+    ) -> Grant | None:
+        endpoint = limited.endpoint
+        tokens = self._tokens(call, endpoint)
+        assert progress.place is not None
+
+        def go_in() -> int:
+            # In one statement, as in `_ask`.
+            call.held = grant = Grant(endpoint, endpoint.core.admit(tokens, 0, True), tokens, -1)
+            if grant.ticket < 0:
+                call.held = None
+            return grant.ticket
+
+        answer = self._line.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience, go_in)
+        if answer >= 0:
+            gate = self._pass_gate(call, progress)
+            if gate is None:
+                self._give_back(call)
+                return None
+            call.tier = limited.tier
+            call.held = Grant(endpoint, answer, tokens, gate)
+            return call.held
+        wait = (-answer >> 3) / 1e9
+        if -answer & 7 in (_core.REQUESTS, _core.TOKENS) and wait > patience:
+            progress.refused = [
+                evolve(limited, wait=wait) if refusal is limited else refusal for refusal in progress.refused
+            ]
+            raise self._limited(progress)
+        return None  # another limit, or another call was faster: look around again
+
+    # ------------------------------------------------------------------------------------------ giving up
+
+    def exhausted(self, plan: Plan, progress: Progress) -> errors.Error:
+        if progress.primary is not None:
+            return progress.primary
+        if not progress.refused:
+            return plan.refusal()
+        return self._limited(progress)
+
+    def _limited(self, progress: Progress) -> errors.Error:
+        if progress.primary is not None:
+            return progress.primary
+        refused = progress.refused
+        text = "; ".join(
+            f"{refusal.name or 'all endpoints'}: {_REASONS[refusal.reason]}"
+            + (f" for {refusal.wait:.2f} s" if refusal.wait else "")
+            for refusal in refused
+        )
+        if all(refusal.reason == _core.TOO_LARGE for refusal in refused):
+            return errors.RequestTooLargeForLimit(f"no limit can ever let this request in: {text}")
+        waits = [refusal.wait for refusal in refused if refusal.wait]
+        soonest = min(waits) if waits else None
+        if any(refusal.reason in _WAITABLE for refusal in refused):
+            return errors.RateLimitError(f"every endpoint is at its limit: {text}", retry_after=soonest)
+        return errors.NoEndpointError(f"no endpoint lets the request in: {text}", retry_after=soonest)
+
+
+def _rank(call: Call) -> int:
+    return RANKS[call.request.options.priority]
+
+
+_REASONS = {
+    _core.BLOCKED: "blocked",
+    _core.BREAKER: "breaker open",
+    _core.BUSY: "all its permits are in use",
+    _core.REQUESTS: "requests a minute used up",
+    _core.TOKENS: "tokens a minute used up",
+    _core.TOO_LARGE: "larger than its limit",
+}
