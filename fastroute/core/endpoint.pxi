@@ -261,6 +261,8 @@ cdef class Endpoint(Limited):
         cdef int64_t given = ticket_of(ticket)
         if given >> 28 & 1:
             probe_extend(self.parts.breaker.control, given >> 28, (moment(now) or fr_clock_coarse()) + lease)
+            if self.source is not None:
+                self.source.extended(lease)
 
     def began(self, ticket, now=0) -> int:
         """The first content of a stream is there: if it is a probe, it has reported, and the next one may go.

@@ -194,7 +194,8 @@ cdef class Lease:
     * ``low()``: the pool is running low; must only take note.
     * ``reserve(tokens, max_wait, now)`` and ``unreserve(tokens, now)``: as of `Endpoint`, from the shared limit itself.
     * ``probe(now)``: 0 if this machine may send the probe of an open breaker, or the ns until it is worth asking again;
-      and ``judged(flags)``: a probe has ended, or a result opened (1) or closed (2) the breaker. Must only take note.
+      ``extended(lease)``: it may take so many ns; and ``judged(flags)``: a probe has ended, or a result opened (1) or
+      closed (2) the breaker. Both must only take note.
     * ``tightened(requests, tokens)`` and ``blocked()``: as the provider said; must only take note.
     * ``permit(now)``: have one more permit leased than are taken; 0, or a refusal. Only with ``permits``.
 

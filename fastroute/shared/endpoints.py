@@ -11,7 +11,7 @@ from fastroute import _core
 
 from .limits import PATIENCE, SharedLimits, refusal
 from .permits import Permits
-from .scripts import PROBE, PROBED, TELL
+from .scripts import EXTEND, PROBE, PROBED, TELL
 from .server import AwayError, Server
 
 
@@ -44,6 +44,7 @@ class SharedEndpoint(SharedLimits):
         self._left = (-1, -1)
         self._heard: dict[str, str] = {}
         self._free = False  # whether the end of a block is to be told
+        self._extended = 0  # ns on the core's clock until which the probe under way may take
         super().__init__(core, "limit", server, machines, wake, permits=True)
         self.permits = Permits(core, self.lease, server, machine, machines)
 
@@ -89,6 +90,12 @@ class SharedEndpoint(SharedLimits):
         except (AwayError, ValueError):
             return 0
 
+    def extended(self, lease: int) -> None:
+        """The probe under way may take so many ns."""
+        self._extended = _core.clock() + lease
+        self._told["extend"] = True
+        self._wake()
+
     def judged(self, flags: int) -> None:
         self._told["probed"] = True
         if flags:
@@ -119,8 +126,12 @@ class SharedEndpoint(SharedLimits):
         """
         super().settle()
         told = self._told
+        probe = [self._server.key("probe", self.name)]
+        if told.pop("extend", False):
+            left = (self._extended - _core.clock()) // 1_000_000
+            self._server.run(EXTEND, probe, self._machine, max(1, left))
         if told.pop("probed", False):
-            self._server.run(PROBED, [self._server.key("probe", self.name)], self._machine)
+            self._server.run(PROBED, probe, self._machine)
         if told.pop("limits", False):
             requests, tokens = self._left
             self._ask(0, (0, requests, 0, 0), (0, tokens, 0, 0))

@@ -179,11 +179,19 @@ return 1
 PROBE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
 local left = redis.call('PTTL', KEYS[1])
-if left < 0 or left > tonumber(ARGV[2]) then
+if left < 0 or left > 86400000 then
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
   return 0
 end
 return math.max(left, 1)
+"""
+
+# KEYS: the probe. ARGV: this machine, ms that it may take from now on, if that is longer.
+EXTEND = """
+if redis.pcall('GET', KEYS[1]) == ARGV[1] and redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 1
 """
 
 # KEYS: the probe. ARGV: this machine.

@@ -279,6 +279,27 @@ def test_a_probe_that_says_nothing_goes_to_the_next_machine(make: Any) -> None:
     until(lambda: second.admit(0) >= 0)
 
 
+def test_a_probe_that_takes_its_time_stays_the_only_one(make: Any, redis: RedisServer) -> None:
+    policy = {"breaker": {"open": 0.01, "max_open": 0.01, "probe_lease": 10.0, "probes_to_close": 1}}
+    clients = [make(policy=policy) for _ in range(2)]
+    first, second = (core_of(client) for client in clients)
+    for client in clients:
+        shared_of(client).beat()
+    fail(first)
+    shared_of(clients[0]).settle()
+    shared_of(clients[1]).beat()
+    until(lambda: first.state() == _core.HALF_OPEN and second.state() == _core.HALF_OPEN)
+    ticket = first.admit(0)
+    first.extend(ticket, 100.0)
+    shared_of(clients[0]).settle()
+    wait = -second.admit(0)
+    assert wait & 7 == _core.BREAKER
+    assert 50e9 < wait >> 3 <= 100e9
+    first.finish(ticket, _core.IGNORED)
+    shared_of(clients[0]).settle()
+    assert second.admit(0) >= 0
+
+
 def test_a_block_is_learned(make: Any) -> None:
     clients = [make() for _ in range(2)]
     first, second = (core_of(client) for client in clients)
