@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from redis_server import PATIENCE, RedisServer
+from redis_server import PATIENCE, RedisServer, admitted
 
 import fastroute
-from fastroute import _core
+from fastroute import _core, events
 from fastroute.shared import Shared
 from fastroute.shared.server import AwayError
+from fastroute.testing import Provider
+
+# The burst is all there is for as long as a test takes.
+SLOW = {"rpm": 6, "burst": 300, "max_in_flight": 8}
 
 
 class Machines:
@@ -83,3 +87,58 @@ class Machines:
     def close(self) -> None:
         for client in self.clients:
             client.close()
+
+
+class Watched:
+    """A client on a server, and what its hooks have heard."""
+
+    def __init__(self, redis: RedisServer, provider: Provider, **more: Any) -> None:
+        self.machines = Machines(redis)
+        tables = {"limits": SLOW, "base_url": provider.base_url, "timeout": 5.0, **more}
+        self.client = self.machines.client(**tables)
+        self.heard: list[events.SharingChanged] = []
+        self.client.on(self.heard.append, events.SharingChanged)
+        self.core = Machines.core_of(self.client)
+
+    def ask(self) -> str:
+        reply = self.client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hello"}]
+        )
+        return reply.route.endpoint
+
+    @property
+    def there(self) -> bool:
+        return bool(self.client.stats()["redis"]["there"])
+
+    @property
+    def reason(self) -> str:
+        return str(self.client.stats()["redis"]["reason"])
+
+    def goes_on(self, *reasons: str) -> None:
+        """Calls are answered, from the whole limit, and what is wrong is said."""
+        for _ in range(3):
+            assert self.ask() == "a/m"
+        self.machines.beat_if_there()
+        assert admitted(self.core, 200) == 200
+        assert not self.there
+        assert any(reason in self.reason for reason in reasons), self.reason
+        assert [event.shared for event in self.heard] == [False]
+        assert self.heard[0].machines == 1
+        assert self.client.stats()["endpoints"]["a/m"]["in_flight"] == 0
+
+    def comes_back(self) -> None:
+        self.machines.until_back()
+        assert self.ask() == "a/m"
+        assert self.there
+        assert [event.shared for event in self.heard] == [False, True]
+
+    def close(self) -> None:
+        self.machines.close()
+
+
+def numbers_are_whole(redis: RedisServer) -> None:
+    with redis.connect() as connection:
+        for key in connection.scan_iter("*limit*"):
+            assert all(float(value) >= 0 for value in connection.hgetall(key).values())
+        for key in connection.scan_iter("*permits*"):
+            assert all(int(word) >= 0 for value in connection.hgetall(key).values() for word in value.split())

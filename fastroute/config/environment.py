@@ -21,8 +21,8 @@ from fastroute.catalog import Catalog
 from .models import SETTINGS, TABLES
 
 PREFIX = "FASTROUTE_"
-# Ours, but not keys of the configuration: where the file is, Redis's password, and three that choose how the
-# package is built.
+# Ours, but not keys of the configuration: where the file is, passwords of Redis and its sentinels, and three
+# that choose how the package is built.
 NOT_KEYS = frozenset(
     {
         "FASTROUTE_CONFIG",
@@ -31,6 +31,8 @@ NOT_KEYS = frozenset(
         "FASTROUTE_ANNOTATE",
         "FASTROUTE_REDIS_PASSWORD",
         "FASTROUTE_REDIS_PASSWORD_FILE",
+        "FASTROUTE_REDIS_SENTINEL_PASSWORD",
+        "FASTROUTE_REDIS_SENTINEL_PASSWORD_FILE",
     }
 )
 # Tables that are lists; every other is a table of names.

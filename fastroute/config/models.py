@@ -22,7 +22,7 @@ from fastroute.classify import RuleSet
 from . import values
 from .health import HealthCheckConfig
 from .hedging import HedgingConfig
-from .urls import local_part
+from .redis_urls import local_part
 
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import parse_qsl, urlsplit
-
-from fastroute._checks import show
+from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -149,61 +147,3 @@ def _private(what: str) -> str:
         f"{what} is in a private, local or reserved network, must be public "
         "(or set allow_private_hosts = true for this provider)"
     )
-
-
-# What may stand behind the ? of a Redis address: the first three are ours, the rest are redis-py's.
-_REDIS_OPTIONS = frozenset(
-    {"prefix", "timeout", "local", "db", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
-)
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LOCAL_STATE = re.compile(r"memory|machine(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?|/.*[^/]")
-
-
-def check_redis_url(url: str) -> None:
-    """Refuses an address of Redis that could not be used; the address itself is not repeated.
-
-    Raises:
-        ValueError: it says what is wrong and what would be right.
-    """
-    try:
-        parts = urlsplit(url)
-        port, options = (
-            parts.port,
-            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)),
-        )
-    except ValueError:
-        raise ValueError("is no address, must be like redis://127.0.0.1:6379/0") from None
-    if parts.password is not None:
-        raise ValueError(
-            "carries a password, must not: set FASTROUTE_REDIS_PASSWORD (or one ending in _FILE)"
-        )
-    if parts.scheme not in ("redis", "rediss", "unix") or "://" not in url or parts.fragment:
-        raise ValueError("is no address, must begin with redis://, rediss:// or unix:///")
-    if parts.scheme == "unix":
-        if parts.hostname or not parts.path.startswith("/"):
-            raise ValueError("names no socket, must be like unix:///run/redis.sock")
-    elif not parts.hostname or port == 0 or not re.fullmatch(r"(/[0-9]*)?", parts.path):
-        raise ValueError("is no address, must be like redis://127.0.0.1:6379/0")
-    for name, value in options:
-        if name not in _REDIS_OPTIONS or [known for known, _ in options].count(name) > 1:
-            raise ValueError(f"has the option {show(name)}, must have each of these at most once: {_SHOWN}")
-        if name == "prefix" and not _PREFIX.fullmatch(value):
-            raise ValueError('has no usable prefix, must be letters, digits, ".", "_" and "-"')
-        if name == "local" and not _LOCAL_STATE.fullmatch(value):
-            raise ValueError(
-                "has no usable local, must be memory, machine, machine:NAME or the path of a file"
-            )
-        if name == "timeout" and not _is_timeout(value):
-            raise ValueError("has no usable timeout, must be 0.01 to 10 (seconds)")
-
-
-_SHOWN = ", ".join(sorted(_REDIS_OPTIONS))
-
-
-def _is_timeout(text: str) -> bool:
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None and 0.01 <= float(text) <= 10
-
-
-def local_part(url: str) -> str:
-    """Where a machine keeps its own part of a state shared over Redis: ``local=``, or else ``memory``."""
-    return dict(parse_qsl(urlsplit(url).query)).get("local", "memory")

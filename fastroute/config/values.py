@@ -12,7 +12,7 @@ from typing import Any
 from fastroute._checks import Validator, mapping_of, number, sequence_of, show, text
 from fastroute.types import PRIORITIES
 
-from .urls import check_redis_url
+from .redis_urls import is_redis_url, read_redis_url
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -93,12 +93,12 @@ def state(instance: Any, attribute: Any, value: Any) -> None:
         return
     if value.startswith("/") and not value.endswith("/") and "\0" not in value:
         return
-    if value.startswith(("redis:", "rediss:", "unix:")):
-        check_redis_url(value)
+    if is_redis_url(value):
+        read_redis_url(value)
         return
     raise ValueError(
         f'{show(value)} is no state, must be "memory", "machine", "machine:NAME" (letters, digits, ".", "_", '
-        '"-"), the absolute path of a file, or redis://HOST:PORT/0'
+        '"-"), the absolute path of a file, redis://HOST:PORT/0, or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE'
     )
 
 

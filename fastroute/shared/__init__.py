@@ -34,12 +34,13 @@ from typing import Any
 from fastroute import _core, events
 from fastroute.config import Config
 
+from .address import address_of
 from .endpoints import SharedEndpoint
 from .limits import SharedLimits
 from .money import Bank
 from .permits import Question, ask
 from .scripts import BEAT
-from .server import AwayError, Server, address_of
+from .server import AwayError, Server
 
 __all__ = ["Bank", "Shared"]
 
@@ -162,6 +163,7 @@ class Shared:
             "machine": self.machine,
             "machines": self._count,
             "share": 1.0 if server.there else 1.0 / self._count,
+            "failovers": server.failovers,
             "warnings": list(server.warnings),
         }
 

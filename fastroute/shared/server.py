@@ -17,11 +17,10 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
-
-from attrs import frozen
 
 from fastroute import _core, errors
+
+from .address import Address
 
 log = logging.getLogger("fastroute")
 
@@ -31,49 +30,15 @@ _WORST_POLICIES = "allkeys"
 
 
 class AwayError(Exception):
-    """Redis does not answer, or not usefully; the message says how, without addresses or keys."""
+    """Redis does not answer, or not usefully; the message says how, without addresses or keys.
 
-
-@frozen
-class Address:
-    """Where Redis is, taken from ``state = "redis://…"``.
-
-    Attributes:
-        url: for redis-py, without a password and without our own options.
-        prefix: at the beginning of every key: programs of one prefix count together.
-        timeout: seconds to wait for an answer or a connection.
-        password: from FASTROUTE_REDIS_PASSWORD, or the file that FASTROUTE_REDIS_PASSWORD_FILE names.
+    Args:
+        slow: whether it was waited for in vain.
     """
 
-    url: str
-    prefix: str
-    timeout: float
-    password: str | None
-
-    def __repr__(self) -> str:
-        return f"<Redis, prefix {self.prefix!r}>"
-
-
-def address_of(state: str) -> Address:
-    """The address in a ``state`` that the configuration has checked, with the password of the environment.
-
-    Raises:
-        ConfigError: the password's file cannot be read.
-    """
-    options = dict(parse_qsl(urlsplit(state).query))
-    prefix, timeout = options.pop("prefix", "fastroute"), float(options.pop("timeout", "0.25"))
-    options.pop("local", None)
-    rest = urlencode(options)
-    password = os.environ.get("FASTROUTE_REDIS_PASSWORD") or None
-    file = os.environ.get("FASTROUTE_REDIS_PASSWORD_FILE")
-    if password is None and file:
-        try:
-            with open(file, encoding="utf-8") as opened:
-                password = opened.read().strip() or None
-        except (OSError, ValueError):
-            raise errors.ConfigError("FASTROUTE_REDIS_PASSWORD_FILE: the file cannot be read") from None
-    url = state.partition("?")[0] + (f"?{rest}" if rest else "")
-    return Address(url, prefix, timeout, password)
+    def __init__(self, reason: str, *, slow: bool = False) -> None:
+        super().__init__(reason)
+        self.slow = slow
 
 
 class Server:
@@ -112,6 +77,7 @@ class Server:
         self.there = True  # as this process found it last
         self.reason = ""
         self.warnings: tuple[str, ...] = ()
+        self.failovers = 0  # how often this process has heard of another server from the sentinels
         self.after_fork()
         self._connections()  # refuses now, and not at the first call, an address that redis-py does not take
 
@@ -148,10 +114,7 @@ class Server:
             raise AwayError(self.reason or "it was found away by another process")
         try:
             answer = self._client().eval_script(script, keys, words)
-        except self._redis.RedisError as error:
-            self._failed(ticket, error)
-            raise AwayError(self.reason) from None
-        except (OSError, ValueError, UnicodeError) as error:
+        except (self._redis.RedisError, AwayError, OSError, ValueError) as error:
             self._failed(ticket, error)
             raise AwayError(self.reason) from None
         except BaseException:
@@ -165,7 +128,10 @@ class Server:
 
     def _failed(self, ticket: int, error: BaseException) -> None:
         self.reason = _reason(error)
-        slow = isinstance(error, (self._redis.TimeoutError, TimeoutError))
+        slow = isinstance(error, (self._redis.TimeoutError, TimeoutError)) or getattr(error, "slow", False)
+        scripts = self._scripts
+        if scripts is not None and self.address.service is not None:
+            scripts.pool.doubt()
         for _ in range(FAILURES if slow else 1):
             self._breaker.record(ticket, _core.FAILURE)
         if self.there:
@@ -195,13 +161,22 @@ class Server:
             "socket_timeout": address.timeout,
             "socket_connect_timeout": address.timeout,
             "retry": retry,
+            "retry_on_error": [self._redis.ConnectionError],  # without which redis-py 5 tries nothing twice
             "protocol": 2,
             "decode_responses": True,
             "encoding_errors": "replace",
         }
         if address.password is not None:
             options["password"] = address.password
+        if address.service is not None:
+            from .sentinels import Pool
+
+            return Pool(address, options, self._replaced)
         return self._redis.ConnectionPool.from_url(address.url, **options)
+
+    def _replaced(self) -> None:
+        self.failovers += 1
+        log.warning("state: sentinels name another Redis; what the old one granted last may be granted again")
 
     def _look(self, scripts: _Scripts) -> None:
         """Warns, once a process, of a server that may throw our keys away while they count."""
@@ -251,6 +226,8 @@ def _digest(script: str) -> str:
 
 def _reason(error: BaseException) -> str:
     """What kind of failure it was; never its text, which may carry addresses and keys."""
+    if isinstance(error, AwayError):
+        return str(error)
     word = str(error).split(" ", 1)[0]
     if word.isupper() and word.isalpha() and len(word) < 20:
         return f"Redis answered {word}"

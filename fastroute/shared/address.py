@@ -1,0 +1,71 @@
+"""Where Redis is and how it is to be asked: the configured address with the passwords of the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+from attrs import frozen
+
+from fastroute import errors
+from fastroute.config.redis_urls import Service, read_redis_url
+
+
+@frozen(repr=False)
+class Address:
+    """Where Redis is, taken from ``state = "redis://…"`` or ``"redis+sentinel://…"``.
+
+    Attributes:
+        url: of a server, for redis-py, without a password and without our own options.
+        service: the server that sentinels name, in place of ``url``.
+        files: for TLS, by redis-py's names, to go with ``service``; in ``url`` they stand already.
+        prefix: at the beginning of every key: programs of one prefix count together.
+        timeout: seconds to wait for an answer or a connection.
+        password: from FASTROUTE_REDIS_PASSWORD, or the file that FASTROUTE_REDIS_PASSWORD_FILE names.
+        sentinel_user: the sentinels' user, or nothing for their default one.
+        sentinel_password: from FASTROUTE_REDIS_SENTINEL_PASSWORD, or the file that the same with _FILE names.
+    """
+
+    url: str
+    service: Service | None
+    files: Mapping[str, str]
+    prefix: str
+    timeout: float
+    password: str | None
+    sentinel_user: str | None
+    sentinel_password: str | None
+
+    def __repr__(self) -> str:
+        return f"<Redis, prefix {self.prefix!r}>"
+
+
+def address_of(state: str) -> Address:
+    """The address in a ``state`` that the configuration has checked.
+
+    Raises:
+        ConfigError: a password's file cannot be read.
+    """
+    found = read_redis_url(state)
+    options = dict(found.options)
+    prefix, timeout = options.pop("prefix", "fastroute"), float(options.pop("timeout", "0.25"))
+    sentinel_user = options.pop("sentinel_username", "") or None
+    options.pop("local", None)
+    password = _password("FASTROUTE_REDIS_PASSWORD")
+    if found.service is None:
+        url = found.url + (f"?{urlencode(options)}" if options else "")
+        return Address(url, None, {}, prefix, timeout, password, None, None)
+    of_sentinels = _password("FASTROUTE_REDIS_SENTINEL_PASSWORD")
+    return Address("", found.service, options, prefix, timeout, password, sentinel_user, of_sentinels)
+
+
+def _password(variable: str) -> str | None:
+    """What the variable says, or the file that the one ending in _FILE names."""
+    password, file = os.environ.get(variable) or None, os.environ.get(f"{variable}_FILE")
+    if password is not None or not file:
+        return password
+    try:
+        with open(file, encoding="utf-8") as opened:
+            return opened.read().strip() or None
+    except (OSError, ValueError):
+        raise errors.ConfigError(f"{variable}_FILE: the file cannot be read") from None
