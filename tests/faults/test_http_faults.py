@@ -514,10 +514,12 @@ def test_006_an_end_within_the_head_is_no_empty_answer(tmp_path: Path) -> None:
     with nothing_left(), RawServer() as server:
         server.say = Say(b"HTTP/1.1 200 OK\r\nContent-Ty", "cut")
         with fastroute.Client({**settings, "providers": {"p": {"base_url": server.base_url}}}) as client:
-            with pytest.raises(fastroute.APIConnectionError) as caught:
+            with pytest.raises(fastroute.UpstreamProtocolError) as caught:
                 client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hello"}])
+            assert caught.value.maybe_billed
+            assert len(server.requests) == 1
             (row,) = client.ledger.entries()
-            assert (row.outcome, row.error) == ("failed", type(caught.value).__name__)
+            assert (row.outcome, row.error) == ("failed", "UpstreamProtocolError")
             assert client.stats()["endpoints"]["p/m"]["failed"] == 1
 
 
