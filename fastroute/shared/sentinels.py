@@ -107,7 +107,7 @@ class _Sentinels(Sentinel):
                 elif self.check_master_state(state, service_name):
                     # Other threads may be at the old list: it is not changed.
                     self.sentinels = [*asked[number:], *asked[:number]]
-                    return self._found(state["ip"], state["port"])
+                    return state["ip"], state["port"]
                 else:
                     known = True
             except (redis.RedisError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -117,11 +117,11 @@ class _Sentinels(Sentinel):
         why = "it is down" if known else ", ".join(sorted(failures))
         raise AwayError(f"no sentinel names a master ({why})", slow=slow)
 
-    def _found(self, host: str, port: int) -> tuple[str, int]:
-        before, self._master = self._master, (host, port)
-        if before not in (None, self._master):
+    def reached(self, master: tuple[str, int]) -> None:
+        """A connection to this one was made."""
+        before, self._master = self._master, master
+        if before not in (None, master):
             self.replaced()
-        return host, port
 
 
 class _Connection(SentinelManagedConnection):
@@ -146,6 +146,7 @@ class _Connection(SentinelManagedConnection):
             self.socket_timeout = whole
         socket: Any = self._sock
         socket.settimeout(whole)
+        self.connection_pool.sentinel_manager.reached(address)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         # Some versions of redis-py would connect to the same server as before.

@@ -77,7 +77,7 @@ class Server:
         self.there = True  # as this process found it last
         self.reason = ""
         self.warnings: tuple[str, ...] = ()
-        self.failovers = 0  # how often this process has heard of another server from the sentinels
+        self.failovers = 0  # how often this process has gone to another server by what sentinels said
         self.after_fork()
         self._connections()  # refuses now, and not at the first call, an address that redis-py does not take
 
@@ -176,7 +176,9 @@ class Server:
 
     def _replaced(self) -> None:
         self.failovers += 1
-        log.warning("state: sentinels name another Redis; what the old one granted last may be granted again")
+        log.warning(
+            "state: another Redis is the master now; what the old one granted last may be granted again"
+        )
 
     def _look(self, scripts: _Scripts) -> None:
         """Warns, once a process, of a server that may throw our keys away while they count."""

@@ -16,7 +16,7 @@ import pytest
 from children import ended, forked
 from loopback import nothing_left
 from needs import need
-from redis_server import PATIENCE, Elsewhere, RedisServer, admitted
+from redis_server import Elsewhere, RedisServer, admitted, until
 
 import fastroute
 from fastroute import _core, events
@@ -55,13 +55,6 @@ def shared_of(client: fastroute.Client) -> Any:
     shared = client._router.shared
     assert shared is not None
     return shared
-
-
-def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------- limits
