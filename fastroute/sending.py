@@ -293,8 +293,8 @@ class Sending:
             return
         if exchange is not None:
             self._limits(exchange.headers)
-        if not isinstance(error, errors.Error):
-            # KeyboardInterrupt, a killed greenlet, a bug of ours: nothing that the endpoint did.
+        if not isinstance(error, errors.Error) or isinstance(error, errors.DeadlineExceeded):
+            # An interrupt, a killed greenlet, a bug of ours, a slow reader: nothing that the endpoint did.
             self.cancelled(exchange, usage, ttft)
             return
         call = self._call

@@ -60,6 +60,10 @@ class StreamReader:
             if self._paused:  # what the reader took was no silence of the provider's
                 self._paused = False
                 self._progress = time.monotonic()
+                if self._progress >= self._call.deadline:
+                    raise errors.DeadlineExceeded(
+                        "the call's deadline passed while its answer was being read"
+                    )
                 self._extend(self._progress)
             try:
                 piece = next(self._pieces, None)
@@ -222,7 +226,7 @@ class Stream:
         self._ended = True
         usage = self._spent()
         shown: BaseException = error
-        if isinstance(error, errors.Error):
+        if isinstance(error, errors.Error) and not isinstance(error, errors.DeadlineExceeded):
             kind: type[errors.StreamInterrupted] = errors.StreamInterrupted
             if isinstance(error, errors.APITimeoutError):
                 kind = errors.StreamStalled

@@ -9,6 +9,7 @@ import pytest
 from loopback import Loopback, within
 
 import fastroute
+from fastroute import events
 from fastroute.config import Policy
 from fastroute.testing import Fault
 
@@ -73,8 +74,15 @@ def test_061_and_hides_none(start: Start) -> None:
 
 
 def test_061_the_whole_call_still_has_its_deadline(start: Start) -> None:
-    loop = start(1)
+    """Which a slow reader has used up, and no fault of the endpoint's."""
+    policy = {"timeout_base": 0.1, "breaker": {"failures": 1}}
+    loop = start(1, policy=policy, providers={"a": {"tpm": 1, "token_burst": 100_000}})
     loop.provider().script(Fault.stream_stall(3, 0.05))
-    with pytest.raises(fastroute.DeadlineExceeded):
-        read(loop.stream(LONG, timeout=0.3), 0.4)
+    before = loop.endpoint()["available_tokens"]
+    with pytest.raises(fastroute.DeadlineExceeded) as caught:
+        read(loop.stream(LONG, timeout=0.3, max_tokens=1000), 0.4)
     loop.provider().wait_until(lambda provider: provider.open_connections == 0)
+    assert [attempt.outcome for attempt in caught.value.attempts] == ["client_cancelled"]
+    assert before - loop.endpoint()["available_tokens"] >= 1000
+    assert (loop.endpoint()["state"], loop.endpoint()["failed"]) == ("closed", 0)
+    assert [event.error for event in loop.of(events.CallFinished)] == ["DeadlineExceeded"]
