@@ -46,8 +46,8 @@ def test_042_pings_alone_are_no_progress(start: Start, format: str) -> None:
 @pytest.mark.parametrize("ping", [b": keepalive\n\n", b"event: ping\n\n"])
 def test_042_pings_are_signs_of_life(start: Start, ping: bytes) -> None:
     """More silence but for them than a stream without them would have got."""
-    loop = start(1, policy={"idle_timeout": 0.4})
-    loop.provider().script(Fault.pings(0.05, 14, after=3, data=ping), Fault.stream_stall(3, 0.7))
+    loop = start(1, policy={"idle_timeout": 0.25})
+    loop.provider().script(Fault.pings(0.04, 10, after=3, data=ping), Fault.stream_stall(3))
     stream = loop.stream(LONG)
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == LONG  # and no ping among them
@@ -80,7 +80,7 @@ def test_061_the_whole_call_still_has_its_deadline(start: Start) -> None:
     loop.provider().script(Fault.stream_stall(3, 0.05))
     before = loop.endpoint()["available_tokens"]
     with pytest.raises(fastroute.DeadlineExceeded) as caught:
-        read(loop.stream(LONG, timeout=0.3, max_tokens=1000), 0.4)
+        read(loop.stream(LONG, timeout=0.5, max_tokens=1000), 0.6)
     loop.provider().wait_until(lambda provider: provider.open_connections == 0)
     assert [attempt.outcome for attempt in caught.value.attempts] == ["client_cancelled"]
     assert before - loop.endpoint()["available_tokens"] >= 1000
