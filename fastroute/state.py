@@ -198,6 +198,8 @@ class State:
             figures["state"] = STATE_NAMES[endpoint.core.state(now)]
             figures["model"] = endpoint.model.name
             figures["provider"] = endpoint.config.provider
+            tails = [tail for tail in (endpoint.whole, endpoint.begun) if tail is not None]
+            figures["hedges"] = sum(tail.hedges(now) for tail in tails) if tails else None
             figures["streams_forgiven"] = dict(endpoint.forgiven)
             found[endpoint.name] = figures
         return found

@@ -339,6 +339,7 @@ def test_not_to_another_stage_than_the_first(start: Start) -> None:
 def test_not_by_itself(start: Start) -> None:
     loop = start(2)
     assert endpoint(loop).tail(False) is None
+    assert loop.endpoint()["hedges"] is None
     refused(loop)
     refused(loop, route={"hedge": True})
 
@@ -363,6 +364,7 @@ def test_calls_teach_what_is_slow(start: Start) -> None:
     loop.ask()
     assert (whole.count(), whole.hedges()) == (11, 1)  # one more, that took longer than it was waited for
     assert whole.quantile(1.0) > 0.02
+    assert (loop.endpoint("a")["hedges"], loop.endpoint("b")["hedges"]) == (1, 0)
 
 
 def test_not_where_the_call_does_not_want_it(loop: Loopback) -> None:
