@@ -261,7 +261,7 @@ class Transport:
                 if not closed_while_idle(error, watch):
                     raise
                 # The provider may have read the first one, and nobody can know.
-                watch.resent = True
+                watch.resent, watch.reused = True, False
                 status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
             watch.raw = raw
             if "transfer-encoding" in headers and "content-length" in headers:

@@ -32,15 +32,20 @@ from .watch import Watch
 def _reused(connection: Any) -> None:
     watch: Watch | None = getattr(watches.current, "watch", None)
     if watch is not None:
-        if watch.resent and connection.sock is not None:
+        kept = (
+            connection.sock is not None and not watch.fresh
+        )  # with TLS it is open before there is a request
+        if kept and watch.resent:
             connection.close()  # another kept one may have ended too: the second time goes out on a fresh one
-        watch.reused = connection.sock is not None
+            kept = False
+        watch.reused = kept
         watch.hold(connection.sock)
 
 
 def _connected(connection: Any) -> None:
     watch: Watch | None = getattr(watches.current, "watch", None)
     if watch is not None:
+        watch.fresh = True
         watch.hold(connection.sock)
         if not watch.private_allowed:
             # The name was checked when the configuration was read; what it resolved to is known only now,

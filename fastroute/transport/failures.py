@@ -22,8 +22,8 @@ def closed_while_idle(error: BaseException, watch: Watch) -> bool:
     """
     if not watch.reused or watch.heard or watch.expired:
         return False
-    watch.reused = False
-    return any(isinstance(cause, (ConnectionResetError, BrokenPipeError)) for cause in _causes(error))
+    ended: tuple[type[BaseException], ...] = (ConnectionResetError, BrokenPipeError, *_TLS_ENDED)
+    return any(isinstance(cause, ended) for cause in _causes(error))
 
 
 def timed_out(sent: bool) -> errors.APITimeoutError:
@@ -46,7 +46,7 @@ def translate(error: BaseException, watch: Watch) -> BaseException:
 
     sent = watch.sent
     exceptions = urllib3.exceptions
-    if has(exceptions.SSLError, *_TLS) and not sent:
+    if has(exceptions.SSLError, *_TLS) and not (watch.fresh or watch.reused):
         return errors.TLSError(f"TLS was refused: {_words(causes)}")
     if has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError)):
         return timed_out(sent=True)
@@ -73,15 +73,16 @@ def translate(error: BaseException, watch: Watch) -> BaseException:
     return error
 
 
-def _tls_errors() -> tuple[type[BaseException], ...]:
+def _tls_errors(*names: str) -> tuple[type[BaseException], ...]:
     try:
         import ssl
     except ImportError:  # a Python built without TLS
         return ()
-    return (ssl.SSLError,)
+    return tuple(getattr(ssl, name) for name in names)
 
 
-_TLS = _tls_errors()
+_TLS = _tls_errors("SSLError")
+_TLS_ENDED = _tls_errors("SSLEOFError", "SSLZeroReturnError")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

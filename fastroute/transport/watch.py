@@ -59,6 +59,7 @@ class Watch:
         private_allowed: whether it may go to an address in a private network.
         sent: the request is written, so the provider may be working on it.
         heard: some byte of an answer came.
+        fresh: a connection was opened for it, and its TLS is agreed on.
         reused: it went out on a connection that had served another request.
         resent: it went out a second time, because that connection had ended.
 
@@ -70,6 +71,7 @@ class Watch:
         "_sock",
         "deadline",
         "expired",
+        "fresh",
         "heard",
         "private_allowed",
         "raw",
@@ -84,6 +86,7 @@ class Watch:
         self.expired = False
         self.raw: Any = None
         self.heard = False
+        self.fresh = False
         self.reused = False
         self.resent = False
         self.sent = False

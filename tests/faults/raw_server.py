@@ -7,9 +7,11 @@ test's. One thread serves one connection at a time after the other, unless ``par
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Ending = Literal["keep", "cut", "reset", "stall"]
@@ -32,15 +34,28 @@ class Say:
 
 
 class RawServer:
-    """Answers every request with ``say``; ``plan`` is used up before that, one entry a request."""
+    """Answers every request with ``say``; ``plan`` is used up before that, one entry a request.
 
-    def __init__(self, parallel: int = 1) -> None:
+    With ``certificate``, the files of a key and its certificate, it speaks TLS.
+
+    Attributes:
+        patience: whether the whole of a request is waited for, or its head only.
+        connections: how many were opened, and shaken hands on.
+    """
+
+    def __init__(self, parallel: int = 1, certificate: tuple[Path, Path] | None = None) -> None:
         self.say = Say(b"")
         self.plan: list[Say] = []
         self.requests: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{self.port}/v1"
+        self.patience = True
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate[1], certificate[0])
+        self.base_url = f"http{'s' if certificate else ''}://127.0.0.1:{self.port}/v1"
+        self.connections = 0
         self._stopping = False
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -76,17 +91,26 @@ class RawServer:
                 with self._lock:
                     self._open.add(connection)
                 try:
-                    while not self._stopping and self._answer(connection):
-                        pass
+                    if self._tls is None:
+                        self._talk(connection)
+                    else:
+                        # By the plain socket it can be shut; this one is closed here.
+                        with self._tls.wrap_socket(connection.dup(), server_side=True) as secure:
+                            self._talk(secure)
                 except OSError:
                     pass  # the client has gone, which is its right
                 finally:
                     with self._lock:
                         self._open.discard(connection)
 
+    def _talk(self, connection: socket.socket) -> None:
+        self.connections += 1
+        while not self._stopping and self._answer(connection):
+            pass
+
     def _answer(self, connection: socket.socket) -> bool:
         """Whether the connection is kept."""
-        request = _request(connection)
+        request = _request(connection, self.patience)
         if request is None:
             return False
         self.requests.append(request)
@@ -107,13 +131,15 @@ class RawServer:
         return False
 
 
-def _request(connection: socket.socket) -> bytes | None:
+def _request(connection: socket.socket, patience: bool) -> bytes | None:
     data = b""
     while b"\r\n\r\n" not in data:
         part = connection.recv(65536)
         if not part:
             return None
         data += part
+    if not patience:
+        return data
     head, _, body = data.partition(b"\r\n\r\n")
     length = 0
     for line in head.lower().split(b"\r\n"):
