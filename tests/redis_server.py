@@ -39,7 +39,7 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self, *more: str) -> None:
+    def start(self) -> None:
         options = [
             *(() if "--port" in self.options else ("--port", "0")),
             "--unixsocket",
@@ -51,7 +51,7 @@ class RedisServer:
             "--daemonize",
             "no",
         ]
-        options += ["--enable-debug-command", "local", "--dir", self.folder, *self.options, *more]
+        options += ["--enable-debug-command", "local", "--dir", self.folder, *self.options]
         self.process = subprocess.Popen([self.program, *options], stdout=subprocess.DEVNULL)
         end = time.monotonic() + PATIENCE
         redis = need("redis")
@@ -229,7 +229,7 @@ def _go_on(client: Any, heard: list[Any]) -> int:
         assert time.monotonic() < end, client.stats()["redis"]
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": str(count)}])
         count += 1
-        time.sleep(0.005)
+        time.sleep(0.02)
     return count
 
 

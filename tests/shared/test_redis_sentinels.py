@@ -42,35 +42,24 @@ def address(*ports: int, service: str = SERVICE) -> str:
 # ------------------------------------------------------------------------------------- the master is killed
 
 
-@pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicated]:
-    found = Replicated(tmp_path_factory.mktemp("sentinels"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(params=["redis-server", "valkey-server"])
-def of_each_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Replicated]:
-    if request.param == "redis-server":
-        yield request.getfixturevalue("replicated")
-        return
+@pytest.fixture
+def replicated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Replicated]:
     found = Replicated(tmp_path, request.param)
     yield found
     found.close()
 
 
+@pytest.mark.parametrize("replicated", ["redis-server"], indirect=True)
 def test_processes_on_many_machines_go_on_while_the_master_is_replaced_and_then_keep_the_limit(
-    of_each_kind: Replicated, provider: Provider
+    replicated: Replicated, provider: Provider
 ) -> None:
     limits = {"rpm": 6, "burst": 3000, "max_in_flight": 64}
-    tables = of_each_kind.master.config(
-        provider.base_url, state=of_each_kind.address, timeout=1.0, limits=limits
-    )
+    tables = replicated.master.config(provider.base_url, state=replicated.address, timeout=1.0, limits=limits)
     machines = [Elsewhere(tables, pause=0.2) for _ in range(3)]
     before = sum(machine.ask("admit", 200) for machine in machines)
     for machine in machines:
         machine.tell("go on")
-    promoted = of_each_kind.kill_master()
+    promoted = replicated.kill_master()
     meanwhile = sum(machine.answer() for machine in machines)
     after = sum(machine.ask("admit", 3000) for machine in machines)
     # What was let in while nobody could be asked is not known there, nor a lease granted in the last moment.
@@ -81,7 +70,7 @@ def test_processes_on_many_machines_go_on_while_the_master_is_replaced_and_then_
         assert stats["there"]
         assert stats["failovers"] == 1
         machine.close()
-    assert of_each_kind.master is promoted
+    assert replicated.master is promoted
     numbers_are_whole(promoted)
 
 
@@ -94,6 +83,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("replicated", ["valkey-server"], indirect=True)
 def test_a_gateways_limits_and_budgets_of_callers_hold_over_it(
     replicated: Replicated, provider: Provider, tmp_path: Path
 ) -> None:
@@ -101,7 +91,6 @@ def test_a_gateways_limits_and_budgets_of_callers_hold_over_it(
 
     from fastroute.gateway.app import create_app
 
-    replicated.mend()
     keys = KeyFile(tmp_path / "keys.db")
     token, admin = keys.create(Caller("web", rpm=60)), keys.create(Caller("boss", admin=True))
     gateways = []
