@@ -11,8 +11,8 @@ from needs import need
 from redis_server import PATIENCE, RedisServer, free_port, path_of, until
 
 SERVICE = "shop"
-# Shorter, and on a busy machine a replica that is well counts as down: then none is fit to take over, and that is
-# tried again after twice the time that a fail-over may take. A promotion is seen after a second.
+# Shorter, and on a busy machine a replica that is well counts as down: then none is fit to take over, and
+# that is tried again after twice the time that a fail-over may take. A promotion is seen after a second.
 _DOWN_AFTER_MS, _FAILOVER_MS = 300, 1500
 _NEVER_MS = 600_000
 _SYNC_AT_ONCE = ("--repl-diskless-sync-delay", "0")
