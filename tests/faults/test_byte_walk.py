@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from certificates import certificate
 from loopback import nothing_left
 from walks import STALL, Variant, run, walking
 
@@ -30,4 +31,15 @@ def test_an_answer_that_ends_at_any_byte(tmp_path: Path, variant: Variant) -> No
             run(walk, variant, "cut")
             run(walk, variant, "reset", every=3)
         with walking(tmp_path, variant.format, STALL) as hasty:
+            run(hasty, variant, "stall", every=61)
+
+
+@pytest.mark.parametrize("variant", [Variant(reused=True), Variant(stream=True, framing="close")], ids=str)
+def test_an_answer_over_tls_that_ends_at_some_byte(tmp_path: Path, variant: Variant) -> None:
+    files = certificate(tmp_path)
+    with nothing_left():
+        with walking(tmp_path, variant.format, certificate=files) as walk:
+            run(walk, variant, "cut", every=4)
+            run(walk, variant, "reset", every=7)
+        with walking(tmp_path, variant.format, STALL, certificate=files) as hasty:
             run(hasty, variant, "stall", every=61)

@@ -109,7 +109,13 @@ class Walk:
     """A client before a server of bare sockets, and the steps of its walks."""
 
     def __init__(
-        self, server: RawServer, ledger: Path, format: str, patience: float, session: Any = None
+        self,
+        server: RawServer,
+        ledger: Path,
+        format: str,
+        patience: float,
+        session: Any = None,
+        trusted: Path | None = None,
     ) -> None:
         self.server = server
         self.asked = 0
@@ -125,6 +131,7 @@ class Walk:
                         "format": format,
                         "timeout": patience,
                         "tpm": 1_000_000_000,
+                        **({} if trusted is None else {"ca_bundle": str(trusted)}),
                     }
                 },
                 "endpoints": [{"provider": "a", "model": "m"}],
@@ -259,10 +266,20 @@ class Walk:
 
 
 @contextmanager
-def walking(folder: Path, format: str, patience: float = PATIENT, session: Any = None) -> Iterator[Walk]:
-    """A walk, and at its end nothing is left of it: no thread, file descriptor or connection."""
-    with RawServer(parallel=4) as server:
-        walk = Walk(server, folder / f"{format}-{patience}.db", format, patience, session)
+def walking(
+    folder: Path,
+    format: str,
+    patience: float = PATIENT,
+    session: Any = None,
+    certificate: tuple[Path, Path] | None = None,
+) -> Iterator[Walk]:
+    """A walk, and at its end nothing is left of it: no thread, file descriptor or connection.
+
+    With ``certificate``, the files of a key and its certificate, it goes over TLS.
+    """
+    trusted = certificate[1] if certificate else None
+    with RawServer(4, certificate) as server:
+        walk = Walk(server, folder / f"{format}-{patience}.db", format, patience, session, trusted)
         try:
             yield walk
             ledger = walk.client.ledger
