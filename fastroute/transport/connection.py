@@ -42,10 +42,16 @@ def _reused(connection: Any) -> None:
         watch.hold(connection.sock)
 
 
+def _connecting() -> None:
+    watch: Watch | None = getattr(watches.current, "watch", None)
+    if watch is not None:
+        watch.opening = True
+
+
 def _connected(connection: Any) -> None:
     watch: Watch | None = getattr(watches.current, "watch", None)
     if watch is not None:
-        watch.fresh = True
+        watch.opening, watch.fresh = False, True
         watch.hold(connection.sock)
         if not watch.private_allowed:
             # The name was checked when the configuration was read; what it resolved to is known only now,
@@ -72,6 +78,7 @@ class _Reporting:
     _dns_host: Any
 
     def connect(self) -> None:
+        _connecting()
         super().connect()  # type: ignore[misc]
         _connected(self)
 

@@ -48,9 +48,12 @@ def translate(error: BaseException, watch: Watch) -> BaseException:
     exceptions = urllib3.exceptions
     if has(exceptions.SSLError, *_TLS) and not (watch.fresh or watch.reused):
         return errors.TLSError(f"TLS was refused: {_words(causes)}")
-    if has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError)):
+    # While TLS is being agreed on, urllib3 speaks of a read that timed out.
+    if not watch.opening and (has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError))):
         return timed_out(sent=True)
-    if has(exceptions.ConnectTimeoutError, TimeoutError) and not has(exceptions.NewConnectionError):
+    if has(exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError) and not has(
+        exceptions.NewConnectionError
+    ):
         return errors.APITimeoutError("no connection in time")
     if has(exceptions.NameResolutionError):
         return errors.APIConnectionError("the provider's host name does not resolve")

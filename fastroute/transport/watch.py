@@ -59,7 +59,8 @@ class Watch:
         private_allowed: whether it may go to an address in a private network.
         sent: the request is written, so the provider may be working on it.
         heard: some byte of an answer came.
-        fresh: a connection was opened for it, and its TLS is agreed on.
+        opening: a connection is being opened for it, and its TLS agreed on.
+        fresh: that is done.
         reused: it went out on a connection that had served another request.
         resent: it went out a second time, because that connection had ended.
 
@@ -73,6 +74,7 @@ class Watch:
         "expired",
         "fresh",
         "heard",
+        "opening",
         "private_allowed",
         "raw",
         "resent",
@@ -86,6 +88,7 @@ class Watch:
         self.expired = False
         self.raw: Any = None
         self.heard = False
+        self.opening = False
         self.fresh = False
         self.reused = False
         self.resent = False

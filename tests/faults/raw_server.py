@@ -6,6 +6,7 @@ test's. One thread serves one connection at a time after the other, unless ``par
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -70,7 +71,8 @@ class RawServer:
         self._stopping = True
         with self._lock:
             for connection in self._open:
-                connection.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # the other side may have reset it
+                    connection.shutdown(socket.SHUT_RDWR)
         for _thread in self._threads:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
@@ -94,6 +96,7 @@ class RawServer:
                     if self._tls is None:
                         self._talk(connection)
                     else:
+                        connection.getpeername()  # else the ssl module would leave one that was reset open
                         # By the plain socket it can be shut; this one is closed here.
                         with self._tls.wrap_socket(connection.dup(), server_side=True) as secure:
                             self._talk(secure)

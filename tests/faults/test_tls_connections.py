@@ -1,16 +1,18 @@
-"""Cases 3, 30 and 34 over TLS, where a connection is open before there is a request to be sent over it."""
+"""Cases 3, 4, 30 and 34 over TLS, where a connection is open before there is a request to be sent over it."""
 
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 from certificates import certificate
-from loopback import MODEL, nothing_left
+from loopback import MODEL, nothing_left, within
 from raw_server import Ending, RawServer, Say
 
 import fastroute
@@ -104,6 +106,25 @@ def test_003_an_end_while_the_request_is_written_is_no_refused_certificate(
     assert tls.server.connections == (2 if kept else 1)
     tls.server.say, tls.server.patience = GOOD, True
     assert tls.ask().text == "hi"
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "session"])
+def test_004_a_handshake_that_is_never_answered_costs_nothing(own: bool) -> None:
+    tables: dict[str, Any] = {
+        "fastroute": {"ledger": "", "connect_timeout": 0.2},
+        "endpoints": [{"provider": "a", "model": MODEL}],
+        "models": {MODEL: {}},
+        "policy": {"max_attempts": 1},
+    }
+    with nothing_left(), socket.create_server(("127.0.0.1", 0)) as silent, requests.Session() as session:
+        tables["providers"] = {"a": {"base_url": f"https://127.0.0.1:{silent.getsockname()[1]}/v1"}}
+        with fastroute.Client(tables, session=None if own else session) as client:
+            with within(0.2), pytest.raises(fastroute.APITimeoutError) as caught:
+                client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
+            figures = client.stats()["endpoints"][f"a/{MODEL}"]
+    (attempt,) = caught.value.attempts
+    assert (attempt.maybe_billed, attempt.usage_source, attempt.cost_nano) == (False, "none", 0)
+    assert (figures["failed"], figures["blocked_s"], figures["in_flight"]) == (1, 0, 0)
 
 
 def test_034_a_cut_answer_ends_its_connection(tls: Asked) -> None:
