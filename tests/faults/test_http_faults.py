@@ -91,7 +91,7 @@ BLAMELESS = {"APIStatusError", "BadRequestError", "ConflictError", "RateLimitErr
 @pytest.mark.parametrize(("fault", "error", "billed"), FAILS_OVER)
 def test_the_next_endpoint_answers(start: Start, fault: Fault, error: str, billed: bool | None) -> None:
     quick = {"timeout": 0.3} if error == "APITimeoutError" else {}
-    loop = start(2, providers={"all": LIMITS, "a": quick}, budgets=BOOKS)
+    loop = start(2, providers={"all": LIMITS, "a": quick}, budgets=BOOKS, fastroute={"connect_timeout": 0.3})
     loop.provider("a").script(fault)
     before = loop.endpoint("a")["available_tokens"]
     with within(0.3 if quick else 1.0):
@@ -104,7 +104,11 @@ def test_the_next_endpoint_answers(start: Start, fault: Fault, error: str, bille
     assert (failed.endpoint, failed.outcome, failed.error) == (f"a/{MODEL}", "failed", error)
     assert (answered.endpoint, answered.outcome, answered.usage_source) == (f"b/{MODEL}", "ok", "provider")
     assert loop.endpoint("a")["failed"] == (error not in BLAMELESS)
-    assert loop.provider("a").received == (not fault.on_connect)  # once at most, and not again in secret
+    seen = 0 if fault.on_connect else 1
+    loop.provider("a").wait_until(
+        lambda provider: provider.received >= seen
+    )  # it may be slower than the clock
+    assert loop.provider("a").received == seen  # and not again in secret
     if billed is not None:  # else it depends on whether the reset was met while sending or after
         assert failed.maybe_billed is billed
     kept = before - loop.endpoint("a")["available_tokens"]
@@ -214,6 +218,8 @@ def test_004_a_second_silent_endpoint_is_the_last(start: Start) -> None:
         loop.ask()
     assert len(caught.value.attempts) == 2
     assert all(attempt.maybe_billed for attempt in caught.value.attempts)
+    for name in "ab":
+        loop.provider(name).wait_until(lambda provider: provider.received > 0)
     assert [provider.received for provider in loop.providers.values()] == [1, 1, 0]
     assert [loop.endpoint(name)["failed"] for name in "abc"] == [1, 1, 0]
 

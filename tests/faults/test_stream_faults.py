@@ -81,6 +81,7 @@ def test_the_caller_sees_only_the_winner(start: Start, fault: Fault, error: str)
         providers={"all": LIMITS, "a": {"timeout": 0.4}},
         policy={"idle_timeout": 0.3},
         budgets=BOOKS,
+        fastroute={"connect_timeout": 0.4},
     )
     loop.provider("a").script(fault)
     before = loop.endpoint("a")["available_tokens"]
@@ -92,6 +93,9 @@ def test_the_caller_sees_only_the_winner(start: Start, fault: Fault, error: str)
     assert (failed.outcome, failed.error) == ("failed", error)
     assert answered.outcome == "ok"
     assert answered.ttft is not None
+    loop.provider("a").wait_until(
+        lambda provider: provider.received > 0
+    )  # which may be slower than the clock
     assert (loop.provider("a").received, loop.provider("b").received) == (1, 1)
     assert loop.endpoint("a")["failed"] == (error != "RateLimitError")
     kept = before - loop.endpoint("a")["available_tokens"]
