@@ -101,14 +101,18 @@ class Server:
 
     async def kill(self) -> None:
         """Refuse and reset all connections; the port stays ours."""
-        if self._acceptor is None or self._listener is None:
+        acceptor, listener = self._acceptor, self._listener
+        if acceptor is None or listener is None:
             return
+        self._acceptor = self._listener = None
         with contextlib.suppress(OSError):
             # Ends the listening also where a forked child holds a copy of the socket.
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._acceptor.close()
-        self._listener.close()
-        self._acceptor = self._listener = None
+            listener.shutdown(socket.SHUT_RDWR)
+        # What it has accepted is taken over first: of a closed one asyncio complains on standard error.
+        asyncio.get_running_loop().remove_reader(listener)
+        await asyncio.sleep(0)
+        acceptor.close()
+        listener.close()
         for connection in tuple(self._connections):
             connection.end("reset")
         while self._connections:

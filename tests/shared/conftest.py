@@ -72,7 +72,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     curve = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
     for line in (
-        f"req -x509 {curve} -days 2 -subj /CN=ca -keyout ca.key -out ca.pem",
+        # Python 3.13 looks for what a CA's certificate should say of its use.
+        f"req -x509 {curve} -days 2 -subj /CN=ca -addext keyUsage=keyCertSign -keyout ca.key -out ca.pem",
         f"req {curve} -subj /CN=localhost -keyout key.pem -out request.pem",
         "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out cert.pem",
     ):
