@@ -273,7 +273,7 @@ def test_a_probe_that_says_nothing_goes_to_the_next_machine(make: Any) -> None:
 
 
 def test_a_probe_that_takes_its_time_stays_the_only_one(make: Any, redis: RedisServer) -> None:
-    policy = {"breaker": {"open": 0.01, "max_open": 0.01, "probe_lease": 10.0, "probes_to_close": 1}}
+    policy = {"breaker": {"open": 0.5, "max_open": 0.5, "probe_lease": 10.0, "probes_to_close": 1}}
     clients = [make(policy=policy) for _ in range(2)]
     first, second = (core_of(client) for client in clients)
     for client in clients:
