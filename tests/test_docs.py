@@ -139,7 +139,7 @@ def test_the_readme_configuration_is_one(tmp_path: Path) -> None:
     environ = {"OPENAI_API_KEY": "x" * 30, "ANTHROPIC_API_KEY": "y" * 30}
     assert check(file, environ=environ).problems == ()
     states = re.findall(r"^state = .*$", text, re.MULTILINE)
-    assert len(states) == 3
+    assert len(states) == 4
     for state in states:
         file.write_text(block.replace("[fastroute]", f"[fastroute]\n{state}"))
         assert check(file, environ=environ).problems == ()

@@ -75,5 +75,5 @@ def _exits(code: CodeType) -> set[int]:
         if step.opname == "PUSH_EXC_INFO":
             handlers |= {step.offset, after.offset}
     first = {line: offset for offset, line in reversed(starts)}
-    idle = {step.offset for step in steps if step.opname == "NOP"}
+    idle = {step.offset for step in steps if step.opname in ("NOP", "SETUP_FINALLY")}
     return idle | handlers | {offset for offset, line in starts if line in entries and offset != first[line]}
