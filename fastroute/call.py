@@ -123,9 +123,10 @@ class Call:
         self.race: Race | None = None
         self.beside: str | None = None
 
-    def hedged(self, beside: str) -> Call:
+    def hedged(self, race: Race, beside: str) -> Call:
         """A copy for a second attempt beside the one under way there: of the same attempts and deadline."""
         other = copy.copy(self)
+        other.race = race  # the call's own may be over by now
         other.beside = beside
         other.verdict = other.held = other.sending = None
         other.gate = -1

@@ -176,7 +176,9 @@ class Dispatcher:
                 self._failed(call, progress, endpoint, error)
                 return None
         call.race = race = Race()
-        hedge = self._hedging.hedge(race, partial(self._hedged, call, plan, progress, endpoint, attempt))
+        hedge = self._hedging.hedge(
+            race, partial(self._hedged, call, race, plan, progress, endpoint, attempt)
+        )
         try:
             hedge.begin_after(delay)
             return attempt(call, wire, grant)
@@ -196,6 +198,7 @@ class Dispatcher:
     def _hedged(
         self,
         call: Call,
+        race: Race,
         plan: Plan,
         progress: Progress,
         first: Endpoint,
@@ -206,7 +209,7 @@ class Dispatcher:
 
         Plan and progress are its own meanwhile: the first attempt's thread waits for it before it goes on.
         """
-        second = call.hedged(first.name)
+        second = call.hedged(race, first.name)
         try:
             assert self._hedging is not None
             pay = partial(self._hedging.pay, second, first)

@@ -85,8 +85,9 @@ class Hedge(Generic[_Answer]):
         with self._lock:
             self._closed = True
             self._answer = None  # of a stream, which gives everything back when it is dropped
-        if self._alarm is not None:
-            self._alarm.cancel()
+        alarm, self._alarm = self._alarm, None  # which holds this in turn
+        if alarm is not None:
+            alarm.cancel()
         self._race.end()
 
     def _due(self) -> None:
@@ -96,6 +97,8 @@ class Hedge(Generic[_Answer]):
                 log.debug("a call is not hedged: all threads for hedges are in use")
         except (errors.Error, RuntimeError):
             pass  # the client is closed, or the interpreter ends
+        except Exception:
+            log.exception("a call is not hedged")
 
     def _run(self) -> None:
         with self._lock:

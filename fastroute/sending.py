@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from . import _core, errors, events
 from .budget import Budgets, Reservation
@@ -232,16 +232,18 @@ class Sending:
 
         Args:
             output_tokens: of the other's answer, which this one's provider will have written too; None if
-                they are not known.
+                they are not known. Nothing is charged where no byte has gone out.
         """
         if self._settled:
             return
         latency = self.elapsed()
-        usage = self._usage
-        if usage is None and output_tokens is not None:
-            usage = Usage(self._call.estimate.input_tokens, output_tokens, source="estimated")
-        elif usage is None:
+        usage, spent = self._usage, 0
+        if usage is None and (self._watch is None or not self._watch.unsent):
             usage = self._expected_usage()
+            if output_tokens is not None:
+                usage = evolve(usage, completion_tokens=output_tokens)
+        if usage is not None:
+            spent = max(self._grant.tokens, usage.total_tokens)
         if self._call.beside is None:
             self.took(latency)
         try:
@@ -249,7 +251,7 @@ class Sending:
             self._settle(
                 _core.IGNORED,
                 self._entry("hedge_lost", latency, usage, self._exchange),
-                max(self._grant.tokens, usage.total_tokens),
+                spent,
             )
         finally:
             if self._watch is not None:
@@ -445,7 +447,7 @@ class Sending:
             ttft,
             call.request.stream,
             bool(getattr(error, "maybe_billed", False))
-            or outcome == "hedge_lost"
+            or (outcome == "hedge_lost" and usage is not _NOTHING)
             or (exchange is not None and exchange.resent),
             request_id,
             call.request.options.tags,

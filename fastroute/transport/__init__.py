@@ -177,6 +177,7 @@ class Exchange:
             self._raw.close()
         except (OSError, HTTPError, ValueError):
             pass
+        self._watch.release()
 
     def __del__(self) -> None:
         # An interrupt may have come before anybody had hold of it. A forked child's copy shuts nothing.
@@ -187,6 +188,7 @@ class Exchange:
         watches.reaper.discard(self._watch)
         self._released = True
         self._raw.release_conn()
+        self._watch.release()
 
 
 class Transport:

@@ -10,6 +10,7 @@ import functools
 import http.client
 import math
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -19,6 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.response import HTTPResponse
+from urllib3.util.connection import allowed_gai_family
 
 from fastroute import errors
 from fastroute.config import address_problem
@@ -29,12 +31,28 @@ from .resolve import is_address, resolve
 from .watch import Watch
 
 
-def _reused(connection: Any) -> None:
-    watch: Watch | None = getattr(watches.current, "watch", None)
+def _watch() -> Watch | None:
+    """That of the request which this thread is sending; None for one that is not ours."""
+    return getattr(watches.current, "watch", None)
+
+
+def _taken(connection: Any, watch: Watch | None) -> bool:
+    """The connection serves this request from now on, and who ends an earlier one cannot touch it.
+
+    Returns whether somebody has shut it already, just after the earlier answer was read.
+    """
+    before, connection.watch = connection.watch, watch
+    return before is not None and before is not watch and before.release()
+
+
+def _begins(connection: Any) -> None:
+    """A request begins on the connection."""
+    watch = _watch()
+    if _taken(connection, watch):
+        connection.close()
     if watch is not None:
-        kept = (
-            connection.sock is not None and not watch.fresh
-        )  # with TLS it is open before there is a request
+        # With TLS it is open before there is a request.
+        kept = connection.sock is not None and not watch.fresh
         if kept and watch.resent:
             connection.close()  # another kept one may have ended too: the second time goes out on a fresh one
             kept = False
@@ -42,28 +60,20 @@ def _reused(connection: Any) -> None:
         watch.hold(connection.sock)
 
 
-def _connecting() -> None:
-    watch: Watch | None = getattr(watches.current, "watch", None)
-    if watch is not None:
-        watch.opening = True
-
-
-def _connected(connection: Any) -> None:
-    watch: Watch | None = getattr(watches.current, "watch", None)
-    if watch is not None:
-        watch.opening, watch.fresh = False, True
-        watch.hold(connection.sock)
-        if not watch.private_allowed:
-            # The name was checked when the configuration was read; what it resolved to is known only now,
-            # and nothing has been sent yet.
-            problem = address_problem(connection.sock.getpeername()[0], allow_private_hosts=False)
-            if problem is not None:
-                connection.close()
-                raise errors.APIConnectionError(f"the provider's host name was resolved, but {problem}")
+def _connected(connection: Any, watch: Watch) -> None:
+    watch.opening, watch.fresh = False, True
+    watch.hold(connection.sock)
+    if not watch.private_allowed:
+        # The name was checked when the configuration was read; what it resolved to is known only now,
+        # and nothing has been sent yet.
+        problem = address_problem(connection.sock.getpeername()[0], allow_private_hosts=False)
+        if problem is not None:
+            connection.close()
+            raise errors.APIConnectionError(f"the provider's host name was resolved, but {problem}")
 
 
 def _ready_to_read() -> None:
-    watch: Watch | None = getattr(watches.current, "watch", None)
+    watch = _watch()
     if watch is not None:
         watch.sent = True
 
@@ -72,18 +82,28 @@ class _Reporting:
     """Tells the watch what its connection does, and resolves names in time."""
 
     reports = True
+    watch: Watch | None = None
     response_class: Any = Answer
     port: Any
     timeout: Any
     _dns_host: Any
 
     def connect(self) -> None:
-        _connecting()
-        super().connect()  # type: ignore[misc]
-        _connected(self)
+        watch = _watch()
+        _taken(self, watch)
+        if watch is None:
+            super().connect()  # type: ignore[misc]
+            return
+        watch.opening = True
+        try:
+            super().connect()  # type: ignore[misc]
+            _connected(self, watch)
+        except BaseException:
+            watch.hold(None)
+            raise
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        _reused(self)
+        _begins(self)
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
@@ -97,7 +117,8 @@ class _Reporting:
         limit: float | None = self.timeout
         end = math.inf if limit is None else time.monotonic() + limit
         try:
-            addresses = resolve(name, self.port, limit)
+            watch = _watch()
+            addresses = resolve(name, self.port, limit, lambda: watch is not None and watch.expired)
         except TimeoutError as error:
             raise ConnectTimeoutError(cast(HTTPConnection, self), str(error)) from None
         except socket.gaierror as error:
@@ -111,13 +132,59 @@ class _Reporting:
                 try:
                     return super()._new_conn()  # type: ignore[misc,no-any-return]
                 except (NewConnectionError, ConnectTimeoutError):
-                    continue
+                    if watch is not None and watch.expired:
+                        raise
             self._dns_host = addresses[-1]
             if limit is not None:
                 self.timeout = max(end - time.monotonic(), 0.001)
             return super()._new_conn()  # type: ignore[misc,no-any-return]
         finally:
             self._dns_host, self.timeout = name, limit
+
+
+class _Dialing:
+    """Opens connections that can be cut before they are there."""
+
+    host: str
+    port: Any
+    timeout: Any
+    source_address: Any
+    socket_options: Any
+    _dns_host: Any
+
+    def _new_conn(self) -> socket.socket:
+        watch = _watch()
+        if watch is None:
+            return super()._new_conn()  # type: ignore[misc,no-any-return]
+        sock = None
+        try:
+            host = self._dns_host.strip("[]")
+            found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
+            family, kind, protocol, _, address = found[0]  # of one address, not of a name
+            sock = socket.socket(family, kind, protocol)
+            for option in self.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(self.timeout)
+            if self.source_address:
+                sock.bind(self.source_address)
+            watch.open(sock)
+            if watch.expired:  # what is shut before it connects would connect all the same
+                raise ConnectionAbortedError("cut before it was sent")
+            sock.connect(address)
+            sys.audit("http.client.connect", self, self.host, self.port)
+            return sock
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            connection = cast(HTTPConnection, self)
+            if isinstance(error, socket.gaierror):
+                raise NameResolutionError(self.host, connection, error) from error
+            if isinstance(error, TimeoutError):
+                words = f"no connection to {self.host} in {self.timeout} s"
+                raise ConnectTimeoutError(connection, words) from error
+            if isinstance(error, OSError):
+                raise NewConnectionError(connection, f"no connection: {error}") from error
+            raise
 
 
 class _Scribe(http.client.HTTPConnection):
@@ -152,7 +219,7 @@ class _Direct(_Reporting):
     def request(
         self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] = {}, **_: Any
     ) -> None:
-        _reused(self)
+        _begins(self)
         if self.sock is None:
             self.connect()
         self._asked = method, url
@@ -212,11 +279,11 @@ class _Direct(_Reporting):
 _FRAMING = ("content-length", "transfer-encoding", "content-encoding")
 
 
-class _Connection(_Direct, HTTPConnection):  # type: ignore[misc]
+class _Connection(_Direct, _Dialing, HTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _TLSConnection(_Direct, HTTPSConnection):  # type: ignore[misc]
+class _TLSConnection(_Direct, _Dialing, HTTPSConnection):  # type: ignore[misc]
     pass
 
 
@@ -244,4 +311,6 @@ def report(pool: Any) -> None:
 
 @functools.cache
 def _reporting(kind: Any) -> Any:
-    return type(kind.__name__, (_Reporting, kind), {})
+    # One that opens its connections in a way of its own, as through SOCKS, goes on doing so.
+    plain = kind._new_conn is HTTPConnection._new_conn
+    return type(kind.__name__, (_Reporting, _Dialing, kind) if plain else (_Reporting, kind), {})

@@ -9,10 +9,15 @@ Nothing is remembered: what a name stands for is asked anew for every connection
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
+import time
+from collections.abc import Callable
 
 from urllib3.util.connection import allowed_gai_family
+
+_LOOK = 0.05  # seconds between two looks whether an address is still wanted
 
 
 class _Lookup:
@@ -42,11 +47,14 @@ def is_address(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 
 
-def resolve(host: str, port: int, seconds: float | None) -> list[str]:
+def resolve(host: str, port: int, seconds: float | None, unwanted: Callable[[], bool]) -> list[str]:
     """The host's addresses, in the order in which to try them.
 
+    Args:
+        unwanted: whether nobody needs them any more.
+
     Raises:
-        TimeoutError: the resolver did not answer in time.
+        TimeoutError: the resolver did not answer in time, or while they were needed.
         socket.gaierror: there is no such name.
     """
     key = (host, port)
@@ -59,8 +67,10 @@ def resolve(host: str, port: int, seconds: float | None) -> list[str]:
             )
             thread.start()  # first: an interrupt between the two must not leave a question nobody asks
             _lookups[key] = lookup
-    if not lookup.done.wait(seconds):
-        raise TimeoutError("the resolver did not answer in time")
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    while not lookup.done.wait(min(max(end - time.monotonic(), 0.0), _LOOK)):
+        if unwanted() or time.monotonic() >= end:
+            raise TimeoutError("the resolver did not answer in time")
     if not lookup.addresses:
         raise socket.gaierror(socket.EAI_NONAME, lookup.error or "no address")
     return lookup.addresses

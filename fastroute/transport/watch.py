@@ -65,10 +65,13 @@ class Watch:
         resent: it went out a second time, because that connection had ended.
 
     Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute. Any
-    thread may call `cut`.
+    thread may call `cut`: it touches the socket under the lock under which `release` takes it away.
     """
 
     __slots__ = (
+        "_handle",
+        "_lock",
+        "_shut",
         "_sock",
         "deadline",
         "expired",
@@ -94,11 +97,40 @@ class Watch:
         self.resent = False
         self.sent = False
         self._sock: socket.socket | None = None
+        self._handle: socket.socket | None = None  # of a connection that is being opened
+        self._shut = False
+        # One that its own thread may take twice: a collection under it may finalise the same exchange.
+        self._lock = threading.RLock()
 
-    def hold(self, sock: socket.socket | None) -> None:
-        self._sock = sock
+    @property
+    def unsent(self) -> bool:
+        """Whether no byte of it can have arrived anywhere."""
+        return self.opening and not self.resent
+
+    def open(self, sock: socket.socket) -> None:
+        """Holds a socket that is being connected, by a second handle: TLS takes the first one away."""
+        self.hold(None)
+        with self._lock:
+            self._handle = sock.dup()
+            self._sock = self._handle
         if self.expired:
             self.shut()
+
+    def hold(self, sock: socket.socket | None) -> None:
+        """Holds the connection's socket, if it has one."""
+        with self._lock:
+            self._sock = sock
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+        if self.expired:
+            self.shut()
+
+    def release(self) -> bool:
+        """Leaves the connection alone, which may serve others from now on; whether it was shut before."""
+        with self._lock:
+            self._sock = self.raw = None
+            return self._shut
 
     def cut(self) -> None:
         """Ends the request now, in whatever thread it is under way."""
@@ -111,29 +143,32 @@ class Watch:
         self.shut()
 
     def shut(self) -> None:
-        raw = self.raw
-        if raw is not None and getattr(raw, "connection", self) is None:
-            return  # read to its end: the connection may be serving another request by now
-        sock = self._sock
-        if sock is not None:
-            try:
-                # Not SSLSocket.shutdown, which drops the TLS object under a thread that is reading from it.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError:
-                pass
-        elif raw is not None:
-            try:
-                raw.shutdown()
-            except (ValueError, RuntimeError, OSError, AttributeError):
-                pass
+        with self._lock:
+            raw = self.raw
+            if raw is not None and getattr(raw, "connection", self) is None:
+                return  # read to its end: the connection waits for another request
+            sock = self._sock
+            if sock is not None:
+                self._shut = True
+                try:
+                    # Not SSLSocket.shutdown, which drops the TLS object under a thread that reads from it.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    pass
+            elif raw is not None:
+                try:
+                    raw.shutdown()
+                except (ValueError, RuntimeError, OSError, AttributeError):
+                    pass
 
     def destroy(self) -> None:
         """Closes the socket although a half-read answer still holds it, as after headers that are refused."""
-        sock, self._sock = self._sock, None
-        if sock is not None:
-            number = sock.detach()
-            if number >= 0:
-                os.close(number)
+        with self._lock:
+            sock, self._sock = self._sock, None
+            if sock is not None:
+                number = sock.detach()
+                if number >= 0:
+                    os.close(number)
 
 
 class Reaper:
