@@ -121,17 +121,25 @@ cdef uint64_t tail_hedges(const TailCells *cells, int64_t now) noexcept nogil:
 cdef bint tail_hedge(const TailCells *cells, double share, int64_t now) noexcept nogil:
     cdef uint64_t counts[TAIL_BUCKETS]
     cdef double most = share * <double>tail_counts(cells, counts, now)
-    cdef int slice = slice_at(cells, minute_of(now))
+    cdef uint64_t minute = minute_of(now)
+    cdef int slice = slice_at(cells, minute)
     cdef uint64_t word
     if slice < 0:
         return False
     while True:
-        # Those of earlier minutes do not change any more, so what is taken from this minute's word alone is exact.
         word = fr_load(cells.slices + slice)
-        if word >> 32 != minute_of(now) or <double>tail_hedges(cells, now) + 1.0 > most:
+        if word >> 32 != minute or <double>tail_hedges(cells, now) + 1.0 > most:
             return False
         if fr_cas(cells.slices + slice, &word, word + 1):
-            return True
+            break
+    if fr_load(cells.slices + <int>((minute + 1) % SLICES)) >> 32 != minute + 1:
+        return True
+    # The minute has turned meanwhile. Whoever turned it may have added up this one's without what was just taken,
+    # which is given back: then what counts in a minute is taken from one word alone, and exact.
+    word = fr_load(cells.slices + slice)
+    while word >> 32 == minute and not fr_cas(cells.slices + slice, &word, word - 1):
+        pass
+    return False
 
 
 # Classes --------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,15 @@ def test_a_clock_read_before_the_minute_turned_changes_nothing(tail: Any) -> Non
     assert tail.count(T0 + 5 * MINUTE) == 1
 
 
+def test_the_share_holds_while_the_minute_turns(tail: Any) -> None:
+    """A process whose clock was read just before takes nothing beside one that has turned the minute."""
+    for _ in range(10):
+        tail.record(1.0, T0)
+    assert [tail.hedge(0.2, T0 + MINUTE) for _ in range(3)] == [True, True, False]
+    assert not tail.hedge(0.2, T0)
+    assert tail.hedges(T0 + MINUTE) == 2
+
+
 @pytest.mark.parametrize("latency", [0.0, 1e-9, 5000.0, 1e6])
 def test_the_ends_of_the_scale(tail: Any, latency: float) -> None:
     tail.record(latency, T0)
@@ -169,6 +178,27 @@ def test_threads_take_exactly_their_share() -> None:
     for worker in workers:
         worker.join()
     assert sum(granted) == tail.hedges(T0) == 500
+
+
+def test_processes_take_exactly_their_share() -> None:
+    tail = _core.Tail(_core.Segment(64), "t")
+    for _ in range(20_000):
+        tail.record(1.0, T0)
+    reader, writer = os.pipe()
+    children = []
+    for _ in range(8):
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)  # all at once: until the last one that could write is gone
+            for _ in range(2000):
+                tail.hedge(0.25, T0)
+            os._exit(0)
+        children.append(child)
+    os.close(writer)
+    os.close(reader)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 8
+    assert tail.hedges(T0) == 5000
 
 
 def test_forked_processes_count_into_one() -> None:

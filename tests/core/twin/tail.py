@@ -50,6 +50,8 @@ class Tail:
         minute = self._now(now)
         if minute is None or self.hedges(now) + 1 > share * self.count(now):
             return False
+        if any(each.number == minute.number + 1 for each in self.minutes.values()):
+            return False  # the clock was read before the minute turned
         minute.hedges += 1
         return True
 
