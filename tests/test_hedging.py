@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from loopback import MODEL, Loopback, within
 
 import fastroute
 from fastroute import Attempt, errors, events
+from fastroute.hedging import Hedge
+from fastroute.race import Race
 from fastroute.state import Endpoint
 from fastroute.testing import Answer, Fault, Provider
+from fastroute.transport.watch import Alarm, reaper
 
 Start = Callable[..., Loopback]
 SLOW = Fault.slow(20.0)
@@ -456,3 +461,88 @@ def test_many_threads_at_once(start: Start) -> None:
     assert len(by_call) == 120
     assert {tuple(sorted(each)) for each in by_call.values()} <= {("ok",), ("hedge_lost", "ok")}
     assert len(lost(loop.attempts)) == len(loop.of(events.Hedged)) > 0
+
+
+# ------------------------------------------------------------------------------------- a hedge by itself
+
+
+class Later:
+    """In the place of the threads: runs what it was given when the test says so."""
+
+    def __init__(self) -> None:
+        self.given: list[Callable[[], object]] = []
+
+    def start(self, context: contextvars.Context, call: Callable[[], object]) -> bool:
+        self.given.append(partial(context.run, call))
+        return True
+
+
+class Answered:
+    """An answer that can be seen to be let go."""
+
+
+def alone(send: Callable[[Hedge[Answered]], Answered | None]) -> tuple[Hedge[Answered], Later]:
+    later = Later()
+    return Hedge(Race(), send, later), later  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given_up", [Hedge.end, Hedge.result])
+def test_what_has_not_begun_in_time_does_not_begin(given_up: Callable[[Hedge[Answered]], Any]) -> None:
+    sent: list[Any] = []
+    hedge, later = alone(sent.append)
+    hedge._due()
+    assert given_up(hedge) is None
+    (run,) = later.given
+    run()
+    assert sent == []
+
+
+def test_its_alarm_goes_with_the_call() -> None:
+    hedge, later = alone(lambda _: None)
+    hedge.begin_after(60.0)
+    (alarm,) = (each for each in reaper._watches.values() if isinstance(each, Alarm))
+    hedge.end()
+    assert alarm not in reaper._watches.values()
+    assert later.given == []
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it came", "when it was there"])
+def test_an_answer_that_nobody_takes_is_let_go(before: bool) -> None:
+    """A stream then gives back its permits and its connection."""
+    answers: list[weakref.ref[Answered]] = []
+
+    def send(hedge: Hedge[Answered]) -> Answered:
+        if before:
+            hedge.end()
+        answer = Answered()
+        answers.append(weakref.ref(answer))
+        return answer
+
+    hedge, later = alone(send)
+    hedge._due()
+    later.given.pop()()
+    if not before:
+        assert answers[0]() is not None
+        hedge.end()
+    assert answers[0]() is None
+    assert hedge.result() is None
+
+
+def test_whatever_a_hedge_fails_with_the_first_attempt_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    def send(hedge: Hedge[Answered]) -> Answered:
+        raise ZeroDivisionError
+
+    hedge, later = alone(send)
+    hedge._due()
+    later.given.pop()()
+    assert hedge.result() is None
+    assert "a hedge failed as no attempt should" in caplog.text
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, MemoryError, errors.Error], ids=lambda kind: kind.__name__)
+def test_nothing_that_a_hedge_meets_stops_the_clocks(problem: type[Exception]) -> None:
+    class Never:
+        def start(self, context: contextvars.Context, call: Callable[[], object]) -> bool:
+            raise problem("no thread can be started")
+
+    Hedge(Race(), lambda _: None, Never())._due()  # type: ignore[arg-type]
