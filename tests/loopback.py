@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -163,3 +164,29 @@ def within(seconds: float) -> Iterator[None]:
     start = time.monotonic()
     yield
     assert time.monotonic() - start < seconds + SLACK
+
+
+@contextmanager
+def resolver_that_hangs(name: str) -> Iterator[threading.Event]:
+    """In the place of the system's resolver one that does not come back for this name within the block.
+
+    Yields what lets it come back.
+    """
+    returns = threading.Event()
+    real = socket.getaddrinfo
+
+    def hangs(host: Any, *more: Any, **named: Any) -> Any:
+        if host == name:
+            assert returns.wait(60)
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return real(host, *more, **named)
+
+    socket.getaddrinfo = hangs
+    try:
+        yield returns
+    finally:
+        socket.getaddrinfo = real
+        returns.set()
+        for thread in threading.enumerate():
+            if thread.name == "fastroute-resolver":
+                thread.join(10)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import requests
-from loopback import MODEL, Loopback, within
+from loopback import MODEL, Loopback, resolver_that_hangs, within
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.response import HTTPResponse
 
@@ -157,22 +157,9 @@ def charged(loser: Any) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "session"])
-def test_while_its_name_is_resolved(start: Start, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    returns = threading.Event()
-    real = socket.getaddrinfo
-
-    def hangs(host: Any, *more: Any, **named: Any) -> Any:
-        if host == "hangs.invalid":
-            assert returns.wait(60)
-            raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return real(host, *more, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", hangs)
-    with requests.Session() as session:
-        try:
-            free(answered(hedged(start, "https://hangs.invalid/v1", session=None if own else session)))
-        finally:
-            returns.set()
+def test_while_its_name_is_resolved(start: Start, own: bool) -> None:
+    with requests.Session() as session, resolver_that_hangs("hangs.invalid"):
+        free(answered(hedged(start, "https://hangs.invalid/v1", session=None if own else session)))
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "session"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from certificates import certificate
-from loopback import MODEL, within
+from loopback import MODEL, resolver_that_hangs, within
 
 import fastroute
 from fastroute import events
@@ -141,31 +141,18 @@ def test_002_a_name_that_does_not_exist_fails_over() -> None:
         assert client.stats()["endpoints"][f"a/{MODEL}"]["failed"] == 1
 
 
-def test_002_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the place of the system's resolver one that does not come back before the test lets it."""
-    returns = threading.Event()
-    real = socket.getaddrinfo
-
-    def hangs(host: Any, *more: Any, **named: Any) -> Any:
-        if host == "hangs.invalid":
-            assert returns.wait(60)
-            raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return real(host, *more, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", hangs)
-    try:
-        with Provider() as second, client_of("https://hangs.invalid/v1", second) as client:
-            with within(1.0):
-                reply = ask(client)
-            assert not returns.is_set()
-            assert reply.route is not None
-            assert [each.provider for each in reply.route.attempts] == ["a", "b"]
-            first = reply.route.attempts[0]
-            assert (first.error, first.maybe_billed, first.usage_source) == ("APITimeoutError", False, "none")
-            figures = client.stats()["endpoints"][f"a/{MODEL}"]
-            assert (figures["in_flight"], figures["failed"]) == (0, 1)
-    finally:
-        returns.set()
-        for thread in threading.enumerate():
-            if thread.name == "fastroute-resolver":
-                thread.join(10)
+def test_002_a_resolver_that_hangs_is_not_waited_for() -> None:
+    with (
+        resolver_that_hangs("hangs.invalid") as returns,
+        Provider() as second,
+        client_of("https://hangs.invalid/v1", second) as client,
+    ):
+        with within(1.0):
+            reply = ask(client)
+        assert not returns.is_set()
+        assert reply.route is not None
+        assert [each.provider for each in reply.route.attempts] == ["a", "b"]
+        first = reply.route.attempts[0]
+        assert (first.error, first.maybe_billed, first.usage_source) == ("APITimeoutError", False, "none")
+        figures = client.stats()["endpoints"][f"a/{MODEL}"]
+        assert (figures["in_flight"], figures["failed"]) == (0, 1)
