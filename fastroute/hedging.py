@@ -134,7 +134,7 @@ class Hedging:
         rule, stream = self._rule, call.request.stream
         tail = endpoint.tail(stream)
         asked = call.request.options.hedge
-        if tail is None or call.attempts or call.rejected or not (rule.unasked if asked is None else asked):
+        if tail is None or call.attempts or not (rule.unasked if asked is None else asked):
             return None
         delay = tail.quantile(rule.percentile, rule.min_samples)
         if delay == 0:

@@ -20,7 +20,8 @@ from fastroute import errors, events
 from fastroute.call import Call
 from fastroute.race import Race
 from fastroute.testing import Provider
-from fastroute.transport import Exchange, Transport
+from fastroute.transport import Exchange, Transport, connection
+from fastroute.transport import watch as watches
 from fastroute.transport.watch import Watch
 
 Start = Callable[..., Loopback]
@@ -379,3 +380,51 @@ def test_a_race_that_is_over_lets_nobody_in() -> None:
     with pytest.raises(Exception, match="quicker"):
         race.enter(Never())
     assert not race.win(Never())
+
+
+def test_what_goes_out_again_may_have_arrived_the_first_time() -> None:
+    watch = Watch(time.monotonic() + LATE)
+    assert not watch.unsent  # as it is where nobody reports what a connection does
+    watch.opening = True
+    assert watch.unsent
+    watch.resent = True
+    assert not watch.unsent
+
+
+def test_a_connection_that_was_cut_is_opened_again_once() -> None:
+    """urllib3 opens one for TLS before there is a request on it, in the place of the one that was shut."""
+    opened: list[bool] = []
+
+    class Counted:
+        sock: Any = None
+        watch: Watch | None = None
+
+        def connect(self) -> None:
+            opened.append(True)
+            self.sock = socket.socket()
+
+        def close(self) -> None:
+            if self.sock is not None:
+                self.sock.close()
+            self.sock = None
+
+    before = Watch(time.monotonic() + LATE)
+    with socket.socket() as gone:
+        before.hold(gone)
+        before.shut()
+
+    class Reporting(connection._Reporting, Counted):
+        pass
+
+    one: Any = Reporting()
+    one.watch = before
+    watches.current.watch = watch = Watch(time.monotonic() + LATE)
+    try:
+        one.connect()
+        connection._begins(one)
+        assert one.sock is not None
+        assert not watch.reused
+    finally:
+        watches.current.watch = None
+        one.close()
+    assert opened == [True]

@@ -398,6 +398,16 @@ def test_not_after_the_deadline_of_the_call(loop: Loopback) -> None:
     assert loop.provider("b").received == 0
 
 
+def test_not_once_an_attempt_has_failed(start: Start) -> None:
+    """Both requests are a call's first two: a third place to ask is for when these have failed."""
+    loop = start(3, policy=hedging())
+    known(loop, name="b")
+    loop.provider("a").script(Fault.status(503))
+    loop.provider("b").script(Fault.slow(0.25))
+    assert outcomes(tried(loop.ask())) == {"a": "failed", "b": "ok"}
+    assert loop.provider("c").received == 0
+
+
 def test_a_probe_is_not_hedged(loop: Loopback) -> None:
     loop.provider("a").script(Fault.slow(0.2))
     loop.client.probe(f"a/{MODEL}")

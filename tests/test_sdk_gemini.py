@@ -77,7 +77,7 @@ def test_tools_and_their_results(client: Any, provider: Provider) -> None:
         asked.append(city)
         return "sunny"
 
-    # As without `from __future__ import annotations`, of which the SDK's releases for Python 3.10 make nothing.
+    # As without `from __future__ import annotations`, which the SDK of Python 3.10 does not understand.
     weather.__annotations__ = {"city": str, "return": str}
     provider.answer = lambda received: (
         Answer(content="It is sunny.")
