@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from loopback import MODEL, Loopback, within
 
 import fastroute
-from fastroute import Attempt, errors, events
-from fastroute.hedging import Hedge
+from fastroute import Attempt, _core, errors, events
+from fastroute.config import HedgingConfig
+from fastroute.hedging import Hedge, Hedging
+from fastroute.plan import Estimate
 from fastroute.race import Race
 from fastroute.state import Endpoint
 from fastroute.testing import Answer, Fault, Provider
 from fastroute.transport.watch import Alarm, reaper
+from fastroute.workers import Workers
 
 Start = Callable[..., Loopback]
 SLOW = Fault.slow(20.0)
@@ -538,15 +543,49 @@ def test_an_answer_that_nobody_takes_is_let_go(before: bool) -> None:
     assert hedge.result() is None
 
 
-def test_whatever_a_hedge_fails_with_the_first_attempt_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("problem", "told"),
+    [(errors.BudgetExceeded("spent"), ""), (ZeroDivisionError(), "a hedge failed as no attempt should")],
+    ids=["refused", "broken"],
+)
+def test_whatever_a_hedge_fails_with_the_first_attempt_goes_on(
+    caplog: pytest.LogCaptureFixture, problem: Exception, told: str
+) -> None:
     def send(hedge: Hedge[Answered]) -> Answered:
-        raise ZeroDivisionError
+        raise problem
 
     hedge, later = alone(send)
     hedge._due()
     later.given.pop()()
     assert hedge.result() is None
-    assert "a hedge failed as no attempt should" in caplog.text
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("stream", "input_tokens", "left", "wanted"),
+    [
+        (False, 0, 60.0, 2.0),
+        (False, 20_000, 60.0, 2.0),  # whole answers are counted as they are
+        (True, 20_000, 60.0, 6.0),  # to a first token it is longer after a long prompt
+        (False, 0, 1.0, None),  # after the call's end nobody waits for it
+    ],
+)
+def test_its_delay(stream: bool, input_tokens: int, left: float, wanted: float | None) -> None:
+    tail = _core.Tail(_core.Segment(64), "t")
+    for _ in range(100):
+        tail.record(2.0)
+    rule = HedgingConfig(enabled=True, percentile=0.999)
+    call: Any = SimpleNamespace(
+        request=SimpleNamespace(stream=stream, options=SimpleNamespace(hedge=None)),
+        attempts=[],
+        estimate=Estimate(input_tokens, 0, 30.0),
+        deadline=time.monotonic() + left,
+    )
+    known: Any = SimpleNamespace(tail=lambda _: tail)
+    delay = Hedging(rule, Workers(1, 0)).delay(call, known)
+    # A bucket is a fifth of its value wide.
+    assert delay is None if wanted is None else delay == pytest.approx(wanted, rel=0.2)
 
 
 @pytest.mark.parametrize("problem", [RuntimeError, MemoryError, errors.Error], ids=lambda kind: kind.__name__)
