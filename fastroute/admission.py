@@ -167,7 +167,7 @@ class Admission:
             pay: takes one of the hedges that there may be.
         """
         paid = False
-        for endpoint, tier in plan.beside(first):
+        for endpoint in plan.beside(first):
             if endpoint.name in progress.excluded or endpoint.core.state() != _core.CLOSED:
                 continue
             if not self._affordable(second, plan, endpoint, first):
@@ -181,7 +181,6 @@ class Admission:
             # The share first: it is what mostly refuses, and a retry budget should not be spent on that.
             paid = paid or pay()
             if paid and endpoint.core.withdraw(half=True):
-                second.tier = tier
                 return second.held
             self._give_back(second)
             if not paid:

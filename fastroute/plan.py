@@ -209,13 +209,13 @@ class Plan:
                 for place in ranked.order[1:]:
                     yield endpoints[place], stage
 
-    def beside(self, endpoint: Endpoint) -> Iterator[tuple[Endpoint, str | None]]:
-        """The others of the stage in which the endpoint is, and its tier; nobody if it is in none."""
+    def beside(self, endpoint: Endpoint) -> Iterator[Endpoint]:
+        """The others of the stage in which the endpoint is; nobody if it is in none."""
         for stage, ranked in self._ranked():
             if endpoint in stage.endpoints:
                 for place in ranked.order:
                     if stage.endpoints[place] is not endpoint:
-                        yield stage.endpoints[place], stage.tier
+                        yield stage.endpoints[place]
                 return
 
     def higher(self) -> Plan | None:

@@ -321,6 +321,32 @@ def test_not_where_retries_have_used_up_half_the_budget_for_them(loop: Loopback)
     refused(loop)
 
 
+def test_whoever_lets_it_in_is_paid_for_once(start: Start) -> None:
+    """Of two endpoints beside the first, one has no retry budget left for it: the other gets it."""
+    loop = start(3, policy=hedging())
+    known(loop)
+    core = endpoint(loop, "b").core
+    for _ in range(5):
+        assert core.withdraw()
+    loop.provider("a").script(SLOW)
+    assert outcomes(tried(loop.ask())) == {"a": "hedge_lost", "c": "ok"}
+    tail = endpoint(loop).tail(False)
+    assert tail is not None
+    assert tail.hedges() == 1
+
+
+def test_where_nobody_lets_it_in_it_keeps_no_permit(start: Start) -> None:
+    loop = start(3, policy={**hedging(), "max_in_flight": 5}, providers={"all": {"max_in_flight": 1}})
+    known(loop)
+    held = [(core, core.admit(1)) for core in (endpoint(loop, name).core for name in "bc")]
+    refused(loop)
+    for core, ticket in held:
+        core.undo(ticket, 1)
+    gate = loop.client._router.snapshot.state.gate
+    assert gate is not None
+    assert gate.in_flight == 0
+
+
 def test_not_more_than_their_share_of_the_calls(start: Start) -> None:
     loop = start(2, policy=hedging(max_share=0.1))
     known(loop, calls=20)
