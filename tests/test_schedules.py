@@ -359,7 +359,7 @@ def test_a_budget_for_ten_lets_ten_in(seed: int) -> None:
     (status,) = budgets.snapshot()
     assert (status.spent_nano, status.reserved_nano) == (10, 0)
     assert asked == [asked[0]]  # the ledger is read once for a window
-    assert [alert.share for alert in alerts] == [0.5, 1.0]
+    assert sorted(alert.share for alert in alerts) == [0.5, 1.0]  # once each; who tells is quicker or slower
 
 
 @SEEDS
