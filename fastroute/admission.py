@@ -195,12 +195,14 @@ class Admission:
 
     def release(self, call: Call) -> None:
         """Leaves nothing held by an attempt that is over, or did not begin."""
-        if call.sending is not None:  # whose settling an interrupt may have cut short
-            call.sending.abandon()
+        sending = call.sending
+        if sending is not None:  # whose settling an interrupt may have cut short
+            sending.abandon()
         if call.held is not None:  # interrupted between being let in and sending
             self._give_back(call)
-        if call.sending is None:
+        if sending is None:
             self._leave_gate(call, call.gate)
+        call.sending = None  # each holds the other, which would keep both until a collection
 
     def _ask(self, call: Call, progress: Progress, endpoint: Endpoint, gate: int) -> int:
         """As `_core.Endpoint.admit`: a ticket, which the call now holds with the gate's, or a refusal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -15,7 +16,11 @@ from loopback import MODEL, Loopback
 
 import fastroute
 from fastroute import events
+from fastroute.call import Call
+from fastroute.sending import Sending
+from fastroute.stream import Stream
 from fastroute.testing import Fault, Provider
+from fastroute.transport import Exchange
 
 LONG = 30.0
 ANSWER = {
@@ -307,3 +312,24 @@ class TestBudgetShares:
         budget = {"name": "day", "limit": 1, "window": "day", "shares": {"urgent": 0.5}}
         with pytest.raises(fastroute.ConfigError, match="there are high, normal, low"):
             fastroute.Client({"budgets": [budget]})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_has_ended_is_gone_without_a_collection(
+    start: Callable[..., Loopback], stream: bool
+) -> None:
+    """Else each call would bring the next collection nearer, which stops all threads."""
+    loop = start()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            if stream:
+                for _ in loop.stream():
+                    pass
+            else:
+                loop.ask()
+        left = [each for each in gc.get_objects() if isinstance(each, (Call, Sending, Exchange, Stream))]
+        assert left == []
+    finally:
+        gc.enable()
