@@ -22,6 +22,9 @@ from fastroute.cache import Cache
 from fastroute.line import Place
 from fastroute.transport import watch
 
+# What is raised in a finalizer nobody can catch, and exchanges and streams have one.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 OWN = ("/fastroute/",)
 BUSY = Say(b"HTTP/1.1 503 Busy\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
 LATE = 3.0
@@ -150,8 +153,6 @@ def test_140_a_plain_call(tmp_path: Path) -> None:
         interrupt_everywhere(stage, stage.ask, every=11)
 
 
-# A stream dropped by the interrupt is closed by its finalizer: what is raised in there nobody can catch.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_140_a_stream(tmp_path: Path) -> None:
     with staged(tmp_path) as stage:
         stage.servers[0].say = STREAM
@@ -164,7 +165,6 @@ def test_140_a_failover(tmp_path: Path) -> None:
         interrupt_everywhere(stage, stage.ask, every=17)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_140_a_streamed_failover(tmp_path: Path) -> None:
     with staged(tmp_path, 2) as stage:
         stage.servers[0].say, stage.servers[1].say = BUSY, STREAM
@@ -262,7 +262,6 @@ HEDGED = (
 )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("stream", [False, True])
 def test_140_a_call_whose_hedge_answers(tmp_path: Path, stream: bool) -> None:
     """Its second attempt ends with it, whoever has won by then."""
