@@ -70,7 +70,6 @@ class StreamReader:
             except errors.APIConnectionError as error:
                 self._check_whole(error)
                 return
-            now = time.monotonic()
             if piece is None:
                 self._ended = True
                 parsed = self._events.end()
@@ -86,9 +85,6 @@ class StreamReader:
                 # What the end has cut is no fault: whether enough came before, the decoder says.
                 if not (self._ended and isinstance(error, errors.UpstreamProtocolError)):
                     self._failure = error
-            if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
-                self._progress = now
-            self._extend(now)
             if decoder.done and not self._ended:
                 self._ended = True
                 self._exchange.drain(self._pieces)
@@ -97,6 +93,11 @@ class StreamReader:
                     self._paused = True
                     self._exchange.extend(self._call.deadline)
                 yield chunks  # those before a failure too, however the network has cut the stream
+            elif not self._ended:
+                now = time.monotonic()
+                if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
+                    self._progress = now
+                self._extend(now)
         if self._failure is not None:
             raise self._failure
         decoder.end()
