@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import twin
+from forking import fork
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -187,7 +188,7 @@ def test_processes_take_exactly_their_share() -> None:
     reader, writer = os.pipe()
     children = []
     for _ in range(8):
-        child = os.fork()
+        child = fork()
         if child == 0:
             os.close(writer)
             os.read(reader, 1)  # all at once: until the last one that could write is gone
@@ -205,7 +206,7 @@ def test_forked_processes_count_into_one() -> None:
     tail = _core.Tail(_core.Segment(64), "t")
     children = []
     for _ in range(4):
-        child = os.fork()
+        child = fork()
         if child == 0:
             for _ in range(1000):
                 tail.record(1.0, T0)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from forking import fork
 from opcode_yield import run_yielding
 
 from fastroute import _core
@@ -75,7 +76,7 @@ class Child:
         with warnings.catch_warnings():
             # Threads that other tests left behind do not come along, and the child needs none of their locks.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+            self.pid = fork()
         if self.pid == 0:
             status = 1
             try:
