@@ -21,7 +21,6 @@ from .config import QualityConfig
 from .hedging import Hedge, Hedging
 from .plan import Plan
 from .quality import with_feedback
-from .race import Race
 from .retry import Action, RetryPolicy
 from .state import Endpoint
 from .stream import Stream
@@ -168,37 +167,32 @@ class Dispatcher:
         """The answer of an attempt, or of its hedge; None when it failed and another may be made."""
         endpoint = grant.endpoint
         wire = self._wires[endpoint.name]
-        delay = None if self._hedging is None else self._hedging.delay(call, endpoint)
-        if self._hedging is None or delay is None:
-            try:
-                return attempt(call, wire, grant)
-            except errors.APIError as error:
-                self._failed(call, progress, endpoint, error)
-                return None
-        call.race = race = Race()
-        hedge = self._hedging.hedge(
-            race, partial(self._hedged, call, race, plan, progress, endpoint, attempt)
-        )
+        hedge = None
+        if self._hedging is not None:
+            send = partial(self._hedged, call, plan, progress, endpoint, attempt)
+            hedge = self._hedging.hedge(call, endpoint, send)
         try:
-            hedge.begin_after(delay)
+            if hedge is not None:
+                call.race = hedge.race
+                hedge.begin()
             return attempt(call, wire, grant)
         except errors.APIError as error:
-            # None is no failure of the endpoint's: the hedge has won.
+            # Without a verdict it is no failure of the endpoint's: the hedge has won.
             final = call.verdict is not None and call.verdict.action is Action.STOP
-            answer = None if final else hedge.result()
+            answer = None if hedge is None or final else hedge.result()
             if answer is None:
                 self._failed(call, progress, endpoint, error)
-                if hedge.failure is not None:
+                if hedge is not None and hedge.failure is not None:
                     self._failed(*hedge.failure)
             return answer
         finally:
-            hedge.end()
-            call.race = None
+            if hedge is not None:
+                hedge.end()
+                call.race = None
 
     def _hedged(
         self,
         call: Call,
-        race: Race,
         plan: Plan,
         progress: Progress,
         first: Endpoint,
@@ -209,7 +203,7 @@ class Dispatcher:
 
         Plan and progress are its own meanwhile: the first attempt's thread waits for it before it goes on.
         """
-        second = call.hedged(race, first.name)
+        second = call.hedged(hedge.race, first.name)
         try:
             assert self._hedging is not None
             pay = partial(self._hedging.pay, second, first)

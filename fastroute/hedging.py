@@ -35,21 +35,23 @@ class Hedge(Generic[_Answer]):
     """The second attempt of one call, which begins at its time unless the first has ended by then.
 
     Args:
-        race: decides between the two.
+        delay: seconds after which it begins.
         send: makes the attempt; None if nobody lets it in, or it fails.
         workers: the threads that hedges run in.
 
     Attributes:
+        race: decides between the two.
         failure: what `send` leaves here of an attempt that failed.
 
     Thread safety: the first attempt's thread calls all methods; `send` runs in a thread of its own.
     """
 
     def __init__(
-        self, race: Race, send: Callable[[Hedge[_Answer]], _Answer | None], workers: Workers
+        self, delay: float, send: Callable[[Hedge[_Answer]], _Answer | None], workers: Workers
     ) -> None:
+        self.race = Race()
         self.failure: Any = None
-        self._race = race
+        self._delay = delay
         self._send = send
         self._workers = workers
         self._context = contextvars.copy_context()
@@ -60,9 +62,9 @@ class Hedge(Generic[_Answer]):
         self._answer: _Answer | None = None
         self._alarm: Alarm | None = None
 
-    def begin_after(self, delay: float) -> None:
-        """Has it begin so many seconds from now. `end` must follow, even where this is interrupted."""
-        self._alarm = Alarm(time.monotonic() + delay, self._due)
+    def begin(self) -> None:
+        """From now on the delay runs. `end` must follow, even where this is interrupted."""
+        self._alarm = Alarm(time.monotonic() + self._delay, self._due)
 
     def result(self) -> _Answer | None:
         """The second attempt's answer, waiting for it; None if it has not begun by now, or has none.
@@ -88,15 +90,15 @@ class Hedge(Generic[_Answer]):
         alarm, self._alarm = self._alarm, None  # which holds this in turn
         if alarm is not None:
             alarm.cancel()
-        self._race.end()
+        self.race.end()
 
     def _due(self) -> None:
         # In the thread of all clocks, which must neither wait nor fail.
         try:
             if not self._workers.start(self._context, self._run):
                 log.debug("a call is not hedged: all threads for hedges are in use")
-        except (errors.Error, RuntimeError):
-            pass  # the client is closed, or the interpreter ends
+        except (errors.Error, RuntimeError) as problem:  # the client is closed, or the interpreter ends
+            log.debug("a call is not hedged: %s", problem)
         except Exception:
             log.exception("a call is not hedged")
 
@@ -108,8 +110,11 @@ class Hedge(Generic[_Answer]):
         answer = None
         try:
             answer = self._send(self)
-        except (errors.Error, _core.SegmentFullError):
-            pass  # over a budget, or no slot for this process: then there is no hedge
+        except (
+            errors.Error,
+            _core.SegmentFullError,
+        ) as problem:  # over a budget, or no slot for this process
+            log.debug("a call is not hedged: %s", problem)
         except Exception:
             log.exception("a hedge failed as no attempt should")
         finally:
@@ -142,9 +147,12 @@ class Hedging:
         delay = max(delay * call.estimate.prompt_scale if stream else delay, rule.min_delay)
         return delay if time.monotonic() + delay < call.deadline else None
 
-    def hedge(self, race: Race, send: Callable[[Hedge[_Answer]], _Answer | None]) -> Hedge[_Answer]:
-        """A hedge of one call, not begun."""
-        return Hedge(race, send, self._workers)
+    def hedge(
+        self, call: Call, endpoint: Endpoint, send: Callable[[Hedge[_Answer]], _Answer | None]
+    ) -> Hedge[_Answer] | None:
+        """The hedge of the call's first attempt, at this endpoint, not begun; None if it is to have none."""
+        delay = self.delay(call, endpoint)
+        return None if delay is None else Hedge(delay, send, self._workers)
 
     def pay(self, call: Call, endpoint: Endpoint) -> bool:
         """Takes one of the hedges that the endpoint's calls allow, if there is one left."""

@@ -41,11 +41,6 @@ class Race:
         self._winner: Contestant | None = None
         self._decided = False
 
-    @property
-    def decided(self) -> bool:
-        """Whether it is over."""
-        return self._decided
-
     def enter(self, contestant: Contestant) -> None:
         """Takes part from now on, so before anything is sent.
 
