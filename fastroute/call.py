@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import requests
 from attrs import evolve, frozen
 
-from . import forks
 from .catalog import sampling_bit
 from .plan import Estimate
+from .platform import forks
 from .providers.base import Format, Target
 from .quality import Validator
 from .retry import Verdict

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from attrs import evolve, fields_dict
 
-from . import errors, events, forks
+from . import errors, events
 from .budget import Allowance
 from .config import Config, Source
 from .health import PROMPT, TAG, ask
 from .ledger import Ledger, NullLedger
 from .opinions import Ask
 from .plan import Plan
+from .platform import forks
 from .quality import Validator
 from .router import Router
 from .stream import Stream

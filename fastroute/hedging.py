@@ -21,10 +21,10 @@ from typing import Any, Generic, TypeVar
 from . import _core, errors
 from .call import Call
 from .config import HedgingConfig
+from .platform.workers import Workers
 from .race import Race
 from .state import Endpoint
 from .transport.watch import Alarm
-from .workers import Workers
 
 log = logging.getLogger("fastroute")
 

@@ -33,6 +33,7 @@ from .ledger import Ledger, NullLedger
 from .line import Line
 from .opinions import Opinions
 from .planner import Planner
+from .platform.workers import Workers
 from .providers import get as get_format
 from .providers.base import Target
 from .quality import Rates
@@ -40,7 +41,6 @@ from .retry import RetryPolicy
 from .sending import Sinks
 from .state import State
 from .transport import Transport
-from .workers import Workers
 
 if TYPE_CHECKING:
     import requests

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from fastroute import Client, Completion, forks
-from fastroute.ledger import locks as ledger_locks
+from fastroute import Client, Completion
+from fastroute.platform import forks
+from fastroute.platform import locks as ledger_locks
 
 SECOND = 10**9
 

@@ -17,8 +17,8 @@ from fastroute import _core, errors
 from fastroute.config import HedgingConfig
 from fastroute.hedging import Hedge, Hedging
 from fastroute.plan import Estimate
+from fastroute.platform.workers import Workers
 from fastroute.transport.watch import Alarm, reaper
-from fastroute.workers import Workers
 
 
 class Later:

@@ -17,13 +17,13 @@ PACKAGE = Path(fastroute.__file__).parent
 # never its neighbours. A folder is one module: what is inside it may import each other.
 ROWS = [
     {"errors", "_core"},
-    {"types", "forks", "greenlets", "servers"},
+    {"types", "platform"},
     {"events"},
     {"_checks", "_toml", "limit_headers"},
     {"catalog", "tokens", "classify", "opinions", "retry", "sse"},
     {"config", "prices"},
     {"segments"},
-    {"providers", "state", "cache", "ledger", "quality", "budget", "line", "race", "workers"},
+    {"providers", "state", "cache", "ledger", "quality", "budget", "line", "race"},
     {"plan", "transport", "shared"},
     {"planner", "discovery", "call"},
     {"sending"},

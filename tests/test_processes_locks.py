@@ -20,7 +20,7 @@ from needs import need
 
 from fastroute import Attempt, Client
 from fastroute.ledger import Ledger
-from fastroute.ledger import locks as ledger_locks
+from fastroute.platform import locks as ledger_locks
 from fastroute.testing import Provider
 
 

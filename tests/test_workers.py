@@ -9,7 +9,7 @@ from children import ended, forked
 from loopback import nothing_left
 
 from fastroute.errors import Error
-from fastroute.workers import Workers
+from fastroute.platform.workers import Workers
 
 
 def test_nothing_runs_before_the_first_submission_nor_after_close() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import weakref
 
-from fastroute import errors, forks
+from fastroute import errors
+from fastroute.platform import forks
 
 from .values import usd
 

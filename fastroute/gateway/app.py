@@ -29,10 +29,11 @@ from typing import Any
 
 from attrs import evolve
 
-from fastroute import errors, forks, wire_openai
+from fastroute import errors, wire_openai
 from fastroute.budget import spent_in
 from fastroute.client import Client
 from fastroute.config import Config
+from fastroute.platform import forks
 from fastroute.stream import Stream
 from fastroute.types import REQUEST_ID_TAG
 

@@ -26,13 +26,12 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-from fastroute import forks
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
+from fastroute.platform import forks, locks
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
-from . import locks
 from .database import Corrupt, Refused, Unavailable
 from .values import LedgerHealth, Prices, Saving, Totals
 from .writer import Writer

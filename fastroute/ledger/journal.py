@@ -30,9 +30,8 @@ from zlib import crc32
 import attrs
 import orjson
 
+from fastroute.platform import locks
 from fastroute.types import Attempt
-
-from . import locks
 
 log = logging.getLogger("fastroute")
 

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from fastroute import forks
 from fastroute.errors import ConfigError
+from fastroute.platform import forks, locks, mounts
 from fastroute.types import Attempt
 
-from . import filesystems, locks
 from .database import (
     DAY_SECONDS,
     FILTERS,
@@ -258,8 +257,8 @@ class PostgresPlace:
         if journal is None:
             journal = _journal_of({key: value for key, value in given.items() if key != "password"})
         self.journal = os.path.abspath(os.fspath(journal))
-        kind = filesystems.kind_of(self.journal)
-        if filesystems.is_network(kind):
+        kind = mounts.kind_of(self.journal)
+        if mounts.is_network(kind):
             raise ConfigError(
                 f"ledger: its journal {self.journal} would be on a network file system ({kind}); "
                 "set ledger_journal to a directory on a local disk"

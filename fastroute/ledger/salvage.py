@@ -19,7 +19,9 @@ from urllib.parse import quote
 
 import orjson
 
-from . import journal, locks
+from fastroute.platform import locks
+
+from . import journal
 from .database import as_attempt
 
 log = logging.getLogger("fastroute")

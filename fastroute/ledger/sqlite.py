@@ -24,11 +24,11 @@ from typing import Any
 
 import orjson
 
-from fastroute import greenlets
 from fastroute.errors import ConfigError
+from fastroute.platform import greenlets, locks, mounts
 from fastroute.types import Attempt
 
-from . import filesystems, journal, locks, salvage
+from . import journal, salvage
 from .database import (
     DAY_SECONDS,
     GROUPS,
@@ -200,14 +200,14 @@ class SQLiteFile:
         self.mark = self.name + ".damaged"
         self._durability: Durability = durability
         self._lock_path = os.path.join(self.journal, "lock")
-        kind = filesystems.kind_of(os.path.dirname(self.name))
-        if wal is None and filesystems.is_network(kind):
+        kind = mounts.kind_of(os.path.dirname(self.name))
+        if wal is None and mounts.is_network(kind):
             raise ConfigError(
                 f"ledger: {self.name} is on a network file system ({kind}), where file locks and a "
                 "write-ahead log cannot be relied upon; name a file on a local disk or a PostgreSQL "
                 "database, or set ledger_wal to off (slower) or on, if no other machine ever writes the file"
             )
-        self._wal = kind not in filesystems.LAYERED if wal is None else wal
+        self._wal = kind not in mounts.LAYERED if wal is None else wal
 
     def prepare(self) -> str | None:
         parent = os.path.dirname(self.name)

@@ -21,7 +21,8 @@ from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
-from fastroute import errors, forks
+from fastroute import errors
+from fastroute.platform import forks
 
 from . import resolve
 from . import watch as watches

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
+from opcode_yield import real
+
 
 class Interrupt(BaseException):
     """Stands for all that is no `Exception`."""
@@ -31,7 +33,7 @@ class Tracer:
         self.lines = 0
         self.where = ""
         self._at = at
-        self._parts = parts
+        self._parts = real(parts)
 
     def run(self, call: Callable[[], Any]) -> bool:
         """Whether the call was interrupted; what it raised itself is raised."""

@@ -258,7 +258,7 @@ HEDGED = (
     "/hedging.py",
     "/race.py",
     "/watch.py",
-    "/workers.py",
+    "/platform/workers.py",
 )
 
 

@@ -21,7 +21,8 @@ from soak.ledger import check_sqlite, kill_loop
 import fastroute
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks, LedgerDegraded
-from fastroute.ledger import Ledger, filesystems, salvage, sqlite
+from fastroute.ledger import Ledger, salvage, sqlite
+from fastroute.platform import mounts
 from fastroute.testing import Provider
 
 
@@ -384,15 +385,15 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def mount(kind: str) -> None:
         """Has the kernel say, as it were, that the test's folder is on such a file system."""
-        mounts = tmp_path.parent / f"{tmp_path.name}-mounts"
+        table = tmp_path.parent / f"{tmp_path.name}-mounts"
         point = str(tmp_path).replace(" ", "\\040")
-        mounts.write_text(
+        table.write_text(
             "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
             f"23 22 0:5 / {tmp_path.parent} rw shared:1 master:2 - xfs /dev/vdb rw\n"
             f"24 23 0:6 / {point} rw - {kind} host:/export rw\n"
             "garbage\n"
         )
-        monkeypatch.setattr(filesystems, "MOUNTS", str(mounts))
+        monkeypatch.setattr(mounts, "MOUNTS", str(table))
 
     return mount
 
@@ -431,16 +432,16 @@ def test_layered_file_systems_get_a_rollback_journal(
 def test_which_file_system_a_path_is_on(
     tmp_path: Path, mounted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert filesystems.kind_of("/proc/self") == "proc"
+    assert mounts.kind_of("/proc/self") == "proc"
     mounted("nfs")
-    assert filesystems.kind_of(str(tmp_path / "a" / "b")) == "nfs"
-    assert filesystems.kind_of(f"{tmp_path}x") == "xfs"
-    assert filesystems.kind_of("/") == "ext4"
+    assert mounts.kind_of(str(tmp_path / "a" / "b")) == "nfs"
+    assert mounts.kind_of(f"{tmp_path}x") == "xfs"
+    assert mounts.kind_of("/") == "ext4"
     (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
-    assert filesystems.kind_of(f"{tmp_path}-link/x") == "nfs"
-    monkeypatch.setattr(filesystems, "MOUNTS", str(tmp_path / "absent"))
-    assert filesystems.kind_of("/") is None
-    assert not filesystems.is_network(None)
+    assert mounts.kind_of(f"{tmp_path}-link/x") == "nfs"
+    monkeypatch.setattr(mounts, "MOUNTS", str(tmp_path / "absent"))
+    assert mounts.kind_of("/") is None
+    assert not mounts.is_network(None)
 
 
 # ------------------------------------------------------------------------------------------- odd amounts

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import Error
+from fastroute.errors import Error
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .errors import Error
+from fastroute.errors import Error
 
 _Result = TypeVar("_Result")
 

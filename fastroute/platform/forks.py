@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from . import _core
+from fastroute import _core
 
 _actions: list[Callable[[], None]] = []
 _done = _core.fork_count()
