@@ -14,7 +14,7 @@ from typing import Any
 
 import fastroute
 from fastroute import _core
-from fastroute.classify import Classifier, RuleSet, load_builtin
+from fastroute.config.rules import Classifier, RuleSet, load_builtin
 
 from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, need
 
@@ -24,7 +24,7 @@ from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, need
 @cache
 def prose() -> str:
     """The prompts that come with the package, one after the other."""
-    path = Path(fastroute.__file__).parent / "data" / "demo_prompts.jsonl"
+    path = Path(fastroute.__file__).parent / "cli" / "demo_prompts.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     texts = [message["content"] for line in lines for message in json.loads(line)["messages"]]
     return " ".join(text for text in texts if text.isascii())

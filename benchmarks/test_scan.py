@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fastroute.classify import Classifier, load_builtin
+from fastroute.config.rules import Classifier, load_builtin
 
 RULE_SET = load_builtin()["task-tier"]
 PROSE = (

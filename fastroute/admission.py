@@ -21,8 +21,8 @@ from attrs import evolve, frozen
 
 from . import _core, errors, events
 from .call import Call, Grant
-from .catalog import Model
 from .config import Policy
+from .config.catalog import Model
 from .line import ALL, RANKS, Line, Place
 from .plan import Plan
 from .retry import RetryPolicy

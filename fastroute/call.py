@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import requests
 from attrs import evolve, frozen
 
-from .catalog import sampling_bit
+from .config.catalog import sampling_bit
 from .plan import Estimate
 from .platform import forks
 from .providers.base import Format, Target

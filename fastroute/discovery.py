@@ -16,8 +16,8 @@ from typing import Literal
 from attrs import evolve, frozen
 
 from . import errors
-from ._checks import did_you_mean, show
 from .config import Config, Secret, is_loopback_url, read_key
+from .config.validators import did_you_mean, show
 from .providers import get as get_format
 from .providers import jsontext
 from .providers.base import Format, Target, check_content_type

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from . import _core
-from .catalog import JSON_SCHEMA, SAMPLING, SAMPLING_WITHOUT_REASONING, STREAMING, TOOLS, VISION, Model
+from .config.catalog import JSON_SCHEMA, SAMPLING, SAMPLING_WITHOUT_REASONING, STREAMING, TOOLS, VISION, Model
 from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
 from .retry import BlockReason
 from .state import STATE_NAMES, Endpoint

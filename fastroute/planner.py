@@ -19,10 +19,10 @@ from typing import Any
 import orjson
 
 from . import _core
-from ._checks import near, show
-from .catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
-from .classify import Classifier
 from .config import AUTO, Config, tiers_of
+from .config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
+from .config.rules import Classifier
+from .config.validators import near, show
 from .errors import (
     BadRequestError,
     ModelNotFoundError,

@@ -25,8 +25,8 @@ from .attempt import Attempts
 from .budget import Budgets, spent_in
 from .cache import Cache
 from .call import Wire
-from .classify import Classifier
 from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
+from .config.rules import Classifier
 from .dispatch import Dispatcher
 from .hedging import Hedging
 from .ledger import Ledger, NullLedger
@@ -45,7 +45,7 @@ from .transport import Transport
 if TYPE_CHECKING:
     import requests
 
-    from .catalog import Catalog
+    from .config.catalog import Catalog
 
 # Made once for a client, and not to be had in another size or place while calls use them.
 LASTING = (

@@ -15,9 +15,9 @@ from typing import Any
 from attrs import frozen
 
 from . import _core, errors, events
-from ._checks import did_you_mean, show
-from .catalog import Catalog, Model
 from .config import Config, EndpointConfig, ProviderConfig
+from .config.catalog import Catalog, Model
+from .config.validators import did_you_mean, show
 from .platform import forks
 from .segments import Home, open_home
 from .tokens import Calibration, OutputHistory

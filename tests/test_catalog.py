@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute import config, errors, prices
-from fastroute.catalog import (
+from fastroute import config, errors
+from fastroute.config import price_update
+from fastroute.config.catalog import (
     CAPABILITIES,
     JSON_SCHEMA,
     SAMPLING,
@@ -401,7 +402,7 @@ input_price = 3.0
 "x" = "b"
 """
     known = {"input_price": 1.0, "output_price": 2.0}
-    source = prices.Source(
+    source = price_update.Source(
         "genai-prices 9.9",
         datetime.date(2026, 12, 1),
         lambda model: known if model.providers["openai"] == "known" else None,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastroute.classify import Classifier, Condition, Group, Rule, RuleSet, load_builtin
+from fastroute.config.rules import Classifier, Condition, Group, Rule, RuleSet, load_builtin
 from fastroute.errors import ConfigError
 
 Messages = Sequence[Mapping[str, Any]]

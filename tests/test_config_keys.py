@@ -23,7 +23,7 @@ from fastroute.config import (
     read_key,
     read_keys,
 )
-from fastroute.config.keys import key_problem
+from fastroute.config.secrets import key_problem
 
 
 def test_a_secret_does_not_show():

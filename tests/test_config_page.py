@@ -10,7 +10,6 @@ import attrs
 import pytest
 from config_tables import NOTHING
 
-from fastroute.catalog import ModelOverride
 from fastroute.config import (
     BreakerConfig,
     BudgetConfig,
@@ -23,7 +22,8 @@ from fastroute.config import (
     ProviderConfig,
     check,
 )
-from fastroute.config.models import SETTINGS
+from fastroute.config.catalog import ModelOverride
+from fastroute.config.tables import SETTINGS
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 SECTIONS: dict[str, list[str]] = {

@@ -15,7 +15,7 @@ from fastroute.config import (
     check,
     load,
 )
-from fastroute.config.models import TABLES
+from fastroute.config.tables import TABLES
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from fastroute.classify import Classifier
 from fastroute.cli import demo, demo_run, demo_view
 from fastroute.cli.group import cli
+from fastroute.config.rules import Classifier
 
 FIGURES = {
     "calls": int,

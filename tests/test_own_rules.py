@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import fastroute
 from fastroute._core import SCAN_FEATURES, Rules, check_pattern
-from fastroute.classify import Classifier, RuleSet
 from fastroute.cli.group import cli
 from fastroute.config import check, load
+from fastroute.config.rules import Classifier, RuleSet
 from fastroute.testing import Provider
 
 

@@ -17,22 +17,23 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastroute import ConfigError, prices
-from fastroute.catalog import Catalog, Model
+from fastroute import ConfigError
 from fastroute.cli.group import cli
+from fastroute.config import price_update
+from fastroute.config.catalog import Catalog, Model
 from fastroute.types import TokenPrices
 
 TODAY = datetime.now(timezone.utc).date()
 BUILTIN = Catalog.builtin()
 
 
-def source(day: date = TODAY, **models: Any) -> prices.Source:
+def source(day: date = TODAY, **models: Any) -> price_update.Source:
     """A source that knows the models named, with dots and dashes of their names as underscores."""
 
     def look_up(model: Model) -> Any:
         return models.get(model.name.replace(".", "_").replace("-", "_"))
 
-    return prices.Source("test-prices 1", day, look_up)
+    return price_update.Source("test-prices 1", day, look_up)
 
 
 def figures(**change: Any) -> dict[str, Any]:
@@ -45,13 +46,13 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_a_new_file_holds_the_sources_figures_over_the_built_in_ones(target: Path) -> None:
-    done = prices.update(target, source(gpt_4_1=figures(cached_input_price=Decimal("0.6"))))
+    done = price_update.update(target, source(gpt_4_1=figures(cached_input_price=Decimal("0.6"))))
     assert (done.updated, done.own) == (("gpt-4.1",), ())
     assert "gpt-4o" in done.unknown
     assert done.changes == (
-        prices.Change("gpt-4.1", "input_price", 2.0, 2.5),
-        prices.Change("gpt-4.1", "cached_input_price", 0.5, 0.6),
-        prices.Change("gpt-4.1", "output_price", 8.0, 9.0),
+        price_update.Change("gpt-4.1", "input_price", 2.0, 2.5),
+        price_update.Change("gpt-4.1", "cached_input_price", 0.5, 0.6),
+        price_update.Change("gpt-4.1", "output_price", 8.0, 9.0),
     )
     read = BUILTIN.with_file(target)
     model = read.model("gpt-4.1")
@@ -87,7 +88,9 @@ output_price = 4.0
 """
     )
     target.chmod(0o640)
-    done = prices.update(target, source(gpt_4_1=figures(), gpt_4o=figures(), gpt_5=figures(output_price=11)))
+    done = price_update.update(
+        target, source(gpt_4_1=figures(), gpt_4o=figures(), gpt_5=figures(output_price=11))
+    )
     assert done.own == ("gpt-4o",)
     assert done.updated == ("gpt-4.1", "gpt-5")
     assert target.read_text() == (
@@ -121,17 +124,17 @@ context_window = 1000000
 
 
 def test_a_cached_price_that_is_not_told_any_more_goes(target: Path) -> None:
-    prices.update(target, source(gpt_4_1=figures(cached_input_price=0.6)))
-    done = prices.update(target, source(gpt_4_1=figures()))
-    assert done.changes == (prices.Change("gpt-4.1", "cached_input_price", 0.6, None),)
+    price_update.update(target, source(gpt_4_1=figures(cached_input_price=0.6)))
+    done = price_update.update(target, source(gpt_4_1=figures()))
+    assert done.changes == (price_update.Change("gpt-4.1", "cached_input_price", 0.6, None),)
     assert BUILTIN.with_file(target).model("gpt-4.1").cached_input_price is None
 
 
 def test_updating_twice_changes_nothing(target: Path) -> None:
     given = source(gpt_4_1=figures(cached_input_price=0.1), gpt_4o=figures(context_window=128_000))
-    prices.update(target, given)
+    price_update.update(target, given)
     first = target.read_bytes()
-    assert prices.update(target, given).changes == ()
+    assert price_update.update(target, given).changes == ()
     assert target.read_bytes() == first
 
 
@@ -157,7 +160,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("change", "said"), BROKEN.values(), ids=BROKEN)
 def test_one_broken_figure_refuses_all_of_it(target: Path, change: dict[str, Any], said: str) -> None:
-    prices.update(target, source(gpt_4_1=figures(), gpt_4o=figures()))
+    price_update.update(target, source(gpt_4_1=figures(), gpt_4o=figures()))
     before = target.read_bytes()
     broken = source(
         gpt_4o=figures(input_price=3.0), gpt_4_1={**figures(input_price=2.0, output_price=8.0), **change}
@@ -165,7 +168,7 @@ def test_one_broken_figure_refuses_all_of_it(target: Path, change: dict[str, Any
     # Beside the built-in prices, so that the figures named above are the ones in force.
     for file in (target, target.with_name("new.toml")):
         with pytest.raises(ConfigError) as caught:
-            prices.update(file, broken)
+            price_update.update(file, broken)
         (problem,) = caught.value.problems
         assert problem.startswith('test-prices 1: models."gpt-4.1".')
     assert said in problem
@@ -178,7 +181,7 @@ def test_every_problem_is_told(target: Path) -> None:
         gpt_4_1=figures(input_price="x"), gpt_4o=figures(output_price=-1), gpt_5={"input_price": 1.0}
     )
     with pytest.raises(ConfigError) as caught:
-        prices.update(target, broken)
+        price_update.update(target, broken)
     assert [problem.split(": ")[1] for problem in caught.value.problems] == [
         'models."gpt-4.1".input_price',
         "models.gpt-4o.output_price",
@@ -189,29 +192,29 @@ def test_every_problem_is_told(target: Path) -> None:
 
 def test_a_window_that_is_gone_refuses_the_update(target: Path) -> None:
     without = {key: value for key, value in figures().items() if key != "context_window"}
-    prices.update(target, source(gpt_4_1=without))  # the catalogue's own window, which this source never told
+    price_update.update(target, source(gpt_4_1=without))  # the catalogue's own
     assert BUILTIN.with_file(target).model("gpt-4.1").context_window == 1_000_000
-    prices.update(target, source(gpt_4_1=figures()))
+    price_update.update(target, source(gpt_4_1=figures()))
     with pytest.raises(ConfigError, match="context_window: is gone, was 1,000,000"):
-        prices.update(target, source(gpt_4_1=without))
+        price_update.update(target, source(gpt_4_1=without))
 
 
 def test_older_prices_are_refused(target: Path) -> None:
     with pytest.raises(ConfigError, match="older than those in force"):
-        prices.update(target, source(BUILTIN.date - timedelta(days=1), gpt_4_1=figures()))
+        price_update.update(target, source(BUILTIN.date - timedelta(days=1), gpt_4_1=figures()))
     assert not target.exists()
 
 
 def test_a_source_that_knows_nothing_is_refused(target: Path) -> None:
     with pytest.raises(ConfigError, match="knows none of the models that may be updated"):
-        prices.update(target, source())
+        price_update.update(target, source())
 
 
 def test_the_packages_own_file_is_refused() -> None:
-    own = Path(prices.__file__).parent / "data" / "catalog.toml"
+    own = Path(price_update.__file__).parent / "data" / "catalog.toml"
     before = own.read_bytes()
     with pytest.raises(ConfigError, match="must be a file of your own"):
-        prices.update(own, source(gpt_4_1=figures()))
+        price_update.update(own, source(gpt_4_1=figures()))
     assert own.read_bytes() == before
 
 
@@ -227,7 +230,7 @@ def test_the_packages_own_file_is_refused() -> None:
 def test_a_form_that_cannot_be_rewritten_is_refused_and_kept(target: Path, written: str) -> None:
     target.write_text(written)
     with pytest.raises(ConfigError, match="cannot be updated in"):
-        prices.update(target, source(gpt_4_1=figures()))
+        price_update.update(target, source(gpt_4_1=figures()))
     assert target.read_text() == written
     assert os.listdir(target.parent) == ["catalog.toml"]
 
@@ -235,18 +238,18 @@ def test_a_form_that_cannot_be_rewritten_is_refused_and_kept(target: Path, writt
 def test_a_broken_file_is_refused_and_kept(target: Path) -> None:
     target.write_text("models.x.input_price = nan\n")
     with pytest.raises(ConfigError, match="out of range"):
-        prices.update(target, source(gpt_4_1=figures()))
+        price_update.update(target, source(gpt_4_1=figures()))
     assert target.read_text() == "models.x.input_price = nan\n"
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
-        prices.update(tmp_path / "nowhere" / "catalog.toml", source(gpt_4_1=figures()))
+        price_update.update(tmp_path / "nowhere" / "catalog.toml", source(gpt_4_1=figures()))
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link.toml").symlink_to(tmp_path / "real.toml")
-    prices.update(tmp_path / "link.toml", source(gpt_4_1=figures()))
+    price_update.update(tmp_path / "link.toml", source(gpt_4_1=figures()))
     assert (tmp_path / "link.toml").is_symlink()
     assert (tmp_path / "real.toml").is_file()
 
@@ -258,7 +261,7 @@ def test_any_figure_that_is_believed_arrives(
 ) -> None:
     target = tmp_path_factory.mktemp("prices") / "catalog.toml"
     told = {"input_price": inward, "output_price": outward, "context_window": window}
-    prices.update(target, source(gpt_4_1=told))
+    price_update.update(target, source(gpt_4_1=told))
     model = BUILTIN.with_file(target).model("gpt-4.1")
     assert model.context_window == window
     assert model.input_price == pytest.approx(inward * 1e9, abs=1)
@@ -286,14 +289,16 @@ class _Listed:
         return types.SimpleNamespace(**usual | self._more)
 
 
-def package(*models: _Listed, provider: str = "openai") -> prices.Source:
+def package(*models: _Listed, provider: str = "openai") -> price_update.Source:
     listed = types.SimpleNamespace(id=provider, models=models, find_model=lambda name: None)
     midnight = datetime.combine(TODAY, datetime.min.time(), timezone.utc)
-    return prices.package_source([listed], "genai-prices 99", midnight)
+    return price_update.package_source([listed], "genai-prices 99", midnight)
 
 
 def test_the_dearest_hour_and_the_base_of_a_growing_price_are_taken(target: Path) -> None:
-    done = prices.update(target, package(_Listed("gpt-4o", lambda hour: Decimal(3 if hour == 17 else 2))))
+    done = price_update.update(
+        target, package(_Listed("gpt-4o", lambda hour: Decimal(3 if hour == 17 else 2)))
+    )
     assert done.updated == ("gpt-4o",)
     model = BUILTIN.with_file(target).model("gpt-4o")
     assert (model.input_price, model.output_price) == (3_000_000_000, 9_000_000_000)
@@ -307,7 +312,7 @@ def test_prices_that_grow_with_the_prompt_and_of_writes_are_taken_and_go_again(t
         cache_write_1h_mtok=_Tiered(Decimal(2), (200_000, Decimal(4))),
         output_mtok=Decimal(5),
     )
-    prices.update(target, package(grown, provider="anthropic"))
+    price_update.update(target, package(grown, provider="anthropic"))
     assert BUILTIN.with_file(target).model("claude-haiku-4.5").prices == TokenPrices(
         1_000_000_000,
         5_000_000_000,
@@ -319,8 +324,8 @@ def test_prices_that_grow_with_the_prompt_and_of_writes_are_taken_and_go_again(t
     )
     assert "long_context = 200000\n" in target.read_text()
     flat = _Listed("claude-haiku-4-5", lambda hour: Decimal(1), output_mtok=Decimal(5))
-    done = prices.update(target, package(flat, provider="anthropic"))
-    assert prices.Change("claude-haiku-4.5", "long_context", 200_000, None) in done.changes
+    done = price_update.update(target, package(flat, provider="anthropic"))
+    assert price_update.Change("claude-haiku-4.5", "long_context", 200_000, None) in done.changes
     assert BUILTIN.with_file(target).model("claude-haiku-4.5").prices == TokenPrices(10**9, 5 * 10**9)
 
 
@@ -332,12 +337,12 @@ def test_one_broken_hour_refuses_all_of_it(target: Path, broken: Any) -> None:
         "gpt-4o", lambda hour: broken if hour == 3 else Decimal(2) if broken != Decimal("-3") else broken
     )
     with pytest.raises(ConfigError, match=r"genai-prices 99: models\.gpt-4o\.input_price: "):
-        prices.update(target, package(listed, _Listed("gpt-5", lambda hour: Decimal(1))))
+        price_update.update(target, package(listed, _Listed("gpt-5", lambda hour: Decimal(1))))
     assert not target.exists()
 
 
 def test_gemini_is_found_under_its_companys_name(target: Path) -> None:
-    done = prices.update(
+    done = price_update.update(
         target, package(_Listed("gemini-2.5-flash", lambda hour: Decimal("0.3")), provider="google")
     )
     assert "gemini-2.5-flash" in done.updated
@@ -346,7 +351,7 @@ def test_gemini_is_found_under_its_companys_name(target: Path) -> None:
 def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "genai_prices.data", None)
     with pytest.raises(ConfigError, match="pip install genai-prices"):
-        prices.from_package()
+        price_update.from_package()
 
 
 def test_an_older_package_than_the_built_in_prices_come_from_is_refused(
@@ -358,9 +363,9 @@ def test_an_older_package_than_the_built_in_prices_come_from_is_refused(
     monkeypatch.setitem(sys.modules, "genai_prices.data", data)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1")
     with pytest.raises(ConfigError, match="older than the built-in catalogue"):
-        prices.from_package()
+        price_update.from_package()
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
-    assert prices.from_package().name == "genai-prices 99.0"
+    assert price_update.from_package().name == "genai-prices 99.0"
 
 
 @pytest.mark.skipif(
@@ -369,7 +374,7 @@ def test_an_older_package_than_the_built_in_prices_come_from_is_refused(
 def test_the_package_that_is_installed_knows_the_models(target: Path) -> None:
     if not os.environ.get("CI"):  # there it is installed, and its absence a failure
         pytest.importorskip("genai_prices")
-    done = prices.update(target, prices.from_package())
+    done = price_update.update(target, price_update.from_package())
     assert len(done.updated) > 20
     assert BUILTIN.with_file(target).model("gpt-4.1").output_price is not None
 

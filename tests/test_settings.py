@@ -15,7 +15,7 @@ import pytest
 import fastroute
 from fastroute import _core, config
 from fastroute.config.health import HealthCheckConfig
-from fastroute.config.models import TABLES as INNER
+from fastroute.config.tables import TABLES as INNER
 from fastroute.state import State
 from fastroute.testing import Provider
 

@@ -10,7 +10,7 @@ from test_classify import CLASSIFIERS, ORACLES
 
 import fastroute
 
-PROMPTS = Path(fastroute.__file__).parent / "data" / "demo_prompts.jsonl"
+PROMPTS = Path(fastroute.__file__).parent / "cli" / "demo_prompts.jsonl"
 
 
 @pytest.mark.parametrize("name", ORACLES)

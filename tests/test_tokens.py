@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute.catalog import Model
+from fastroute.config.catalog import Model
 from fastroute.tokens import Calibration, OutputHistory, estimate_input
 
 LIMITED = Model("limited", max_output_tokens=4096)

@@ -1,9 +1,9 @@
-"""Rewrites the prices of fastroute/data/catalog.toml from the genai-prices package.
+"""Rewrites the prices of fastroute/config/data/catalog.toml from the genai-prices package.
 
 Owns nothing at run time: it is for maintainers, who review the diff it leaves. Run it as
 ``python tools/refresh_catalog.py`` where genai-prices is installed. Only the price and window lines of the
 models listed, the date and the source change; qualities, latencies, tiers, aliases and comments stay. Which
-figures are taken, and how, is `fastroute.prices`, the same for this file as for a user's own.
+figures are taken, and how, is `fastroute.config.price_update`, the same for this file as for a user's own.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastroute import prices
-from fastroute.catalog import Catalog
+from fastroute.config import price_update
+from fastroute.config.catalog import Catalog
 
-CATALOG = Path(__file__).resolve().parent.parent / "fastroute" / "data" / "catalog.toml"
+CATALOG = Path(__file__).resolve().parent.parent / "fastroute" / "config" / "data" / "catalog.toml"
 
 
-def refresh(text: str, catalog: Catalog, source: prices.Source) -> tuple[str, list[str]]:
+def refresh(text: str, catalog: Catalog, source: price_update.Source) -> tuple[str, list[str]]:
     """The catalogue's new text, and the models for which nothing was found."""
     found: dict[str, dict[str, str]] = {}
     missing: list[str] = []
     for name, model in catalog.models.items():
         figures = source.look_up(model) if model.providers else {}
         if figures:
-            found[name] = {key: prices.plain(value) for key, value in figures.items()}
+            found[name] = {key: price_update.plain(value) for key, value in figures.items()}
         elif figures is None:
             missing.append(name)
-    return prices.rewrite(text, found, source), missing
+    return price_update.rewrite(text, found, source), missing
 
 
 def main() -> int:
-    text, missing = refresh(CATALOG.read_text(encoding="utf-8"), Catalog.builtin(), prices.from_package())
+    text, missing = refresh(
+        CATALOG.read_text(encoding="utf-8"), Catalog.builtin(), price_update.from_package()
+    )
     CATALOG.write_text(text, encoding="utf-8")
     for name in missing:
         print(f"no price found for {name}: its figures are as they were", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Protocol
 from attrs import frozen
 
 from fastroute import _core, events
-from fastroute._checks import show
+from fastroute.config.validators import show
 
 from .windows import Window
 

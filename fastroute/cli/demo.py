@@ -124,7 +124,7 @@ def _watch(demo: Demo, *, quiet: bool) -> None:
 def read_prompts(path: str | None) -> list[Messages]:
     """The messages of every line of a JSON-lines file; of the file in the package without a path."""
     if path is None:
-        data = resources.files("fastroute").joinpath("data/demo_prompts.jsonl").read_bytes()
+        data = resources.files("fastroute").joinpath("cli/demo_prompts.jsonl").read_bytes()
         name = "demo_prompts.jsonl"
     else:
         name = path

@@ -16,8 +16,8 @@ from .group import config_option, json_option, visible
 from .output import Column, dollars, optional, print_json, print_table, seconds
 
 if TYPE_CHECKING:
-    from fastroute.classify import Classifier
     from fastroute.config import Config
+    from fastroute.config.rules import Classifier
     from fastroute.plan import Candidate, Plan
     from fastroute.types import Classification
 
@@ -95,7 +95,7 @@ def command(
 
 
 def _classifier(config: Config | None, name: str | None) -> Classifier:
-    from fastroute.classify import Classifier, load_builtin
+    from fastroute.config.rules import Classifier, load_builtin
 
     if name is None:
         name = "five-level" if config is None else config.policy.classifier

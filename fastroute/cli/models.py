@@ -15,8 +15,8 @@ from .group import config_option, json_option, refuse, visible
 from .output import Column, dim, no_warnings, optional, print_json, print_table
 
 if TYPE_CHECKING:
-    from fastroute.catalog import Catalog, Model
     from fastroute.config import Config
+    from fastroute.config.catalog import Catalog, Model
 
 _PER_MILLION = 1_000_000_000  # nano-dollars per million tokens → dollars per million tokens
 
@@ -58,8 +58,8 @@ def command(
     With --provider, what that provider lists, whether it takes the key, and which endpoints ask it for what
     it does not list; the exit status is 1 unless all is well. It sends no prompt and costs nothing.
     """
-    from fastroute.catalog import Catalog
     from fastroute.config import catalog_of
+    from fastroute.config.catalog import Catalog
 
     from .configuration import find
 
@@ -194,9 +194,11 @@ _SAID = {
 
 def _update(origin: str | None, target: str, configured: str, as_json: bool) -> None:
     """Brings a catalogue file up to date and says what changed."""
-    from fastroute import prices
+    from fastroute.config import price_update
 
-    done = prices.update(target, prices.from_file(origin) if origin else prices.from_package())
+    done = price_update.update(
+        target, price_update.from_file(origin) if origin else price_update.from_package()
+    )
     if as_json:
         print_json(
             {

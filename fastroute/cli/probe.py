@@ -113,7 +113,7 @@ def command(
 
 
 def _chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
-    from fastroute._checks import did_you_mean, show
+    from fastroute.config.validators import did_you_mean, show
 
     known = [entry.name for entry in config.endpoints]
     for name in names:

@@ -20,8 +20,8 @@ from .group import config_option, read_tags, refuse
 from .output import Column, dim, optional, print_table, seconds
 
 if TYPE_CHECKING:
-    from fastroute.catalog import Catalog
     from fastroute.config import Config
+    from fastroute.config.catalog import Catalog
     from fastroute.ledger import Totals
     from fastroute.ledger.report import Report
     from fastroute.types import TokenPrices
@@ -192,8 +192,8 @@ def _figures(sums: Totals) -> list[str]:
 
 def _source(config: str | None) -> tuple[Catalog, Config]:
     """The catalogue that prices come from, and the configuration that names the ledger."""
-    from fastroute.catalog import Catalog
     from fastroute.config import Config, catalog_of
+    from fastroute.config.catalog import Catalog
 
     from .configuration import find
 

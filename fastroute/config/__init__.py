@@ -1,25 +1,25 @@
 """The configuration: read once, checked whole, frozen.
 
 Owns the configuration file, its overlay from the environment, zero configuration from provider keys, and the
-reading of API keys. What is known of models is `catalog`; building live objects from it all is `state`.
+reading of API keys. Building live objects from it is in `state` and `runtime`.
 
-- `models`: every key with its type, default and check; `health`: those of the health checks
-- `relations`: how keys must fit each other
-- `urls`: which addresses a provider may have
-- `keys`: API keys that do not show
-- `convert`: raw tables to values, errors to paths
+- `tables`, `health`, `hedging`: every key with its type, default and check; `validators`: the checks
+- `catalog`: what is known of models; `price_update`: new prices for it; `rules`: rule sets of classifiers
+- `consistency`: how keys must fit each other; `urls`, `redis_url`: which addresses are allowed
+- `secrets`: API keys, which never show in text
+- `reader`, `toml`: raw tables to values, errors to paths
 - `environment`: variables over a file
 - `source`: `load` and `check`
 """
 
 from __future__ import annotations
 
-from fastroute.catalog import ModelOverride
-
+from .catalog import ModelOverride
 from .health import HEALTH_CHECKS, HealthCheckConfig
 from .hedging import HedgingConfig
-from .keys import Secret, read_key, read_keys
-from .models import (
+from .secrets import Secret, read_key, read_keys
+from .source import Findings, Source, catalog_of, check, file_of, load, tiers_of
+from .tables import (
     AUTO,
     CLASSIFIERS,
     STRATEGIES,
@@ -33,7 +33,6 @@ from .models import (
     ProviderConfig,
     QualityConfig,
 )
-from .source import Findings, Source, catalog_of, check, file_of, load, tiers_of
 from .urls import address_problem, is_loopback_url
 
 __all__ = [

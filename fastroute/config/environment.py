@@ -14,11 +14,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastroute import _toml
-from fastroute._checks import did_you_mean, quoted
-from fastroute.catalog import Catalog
-
-from .models import SETTINGS, TABLES
+from . import toml
+from .catalog import Catalog
+from .tables import SETTINGS, TABLES
+from .validators import did_you_mean, quoted
 
 PREFIX = "FASTROUTE_"
 # Ours, but not keys of the configuration: where the file is, passwords of Redis and its sentinels, and three
@@ -115,7 +114,7 @@ def _known_names(
                 names.append(endpoint["model"])
         names += Catalog.builtin().models
     elif table == "policy" and depth == 2:
-        from .models import CLASSIFIERS
+        from .tables import CLASSIFIERS
 
         names += [level for levels in CLASSIFIERS.values() for level in levels]
         own = tables.get("classifiers")
@@ -150,7 +149,7 @@ def _plain(name: str) -> str:
 
 def _value(text: str) -> Any:
     try:
-        read = _toml.parse(f"value = {text}")
+        read = toml.parse(f"value = {text}")
     except ValueError:
         return text
     # A value with a line break in it could otherwise bring keys of its own along.

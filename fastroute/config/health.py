@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from fastroute._checks import flag, number, one_of, whole
+from .validators import flag, number, one_of, whole
 
 HEALTH_CHECKS = ("models", "completion")
 

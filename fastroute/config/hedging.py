@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from fastroute._checks import flag, number, whole
+from .validators import flag, number, whole
 
 
 @frozen

@@ -17,15 +17,16 @@ from typing import Any, TypeVar
 import attrs
 from attrs import frozen
 
-from fastroute import _toml, errors
-from fastroute._checks import did_you_mean, mapping_of, quoted, sequence_of, show, text
-from fastroute.catalog import Catalog, ModelOverride
-from fastroute.classify import RuleSet
+from fastroute import errors
 
-from .convert import read_table, unknown_key
+from . import toml
+from .catalog import Catalog, ModelOverride
+from .consistency import find_problems
 from .environment import overlay
-from .keys import read_keys
-from .models import (
+from .reader import read_table, unknown_key
+from .rules import RuleSet
+from .secrets import read_keys
+from .tables import (
     SETTINGS,
     TABLES,
     BudgetConfig,
@@ -36,8 +37,8 @@ from .models import (
     ProviderConfig,
     QualityConfig,
 )
-from .relations import find_problems
 from .urls import url_problem
+from .validators import did_you_mean, mapping_of, quoted, sequence_of, show, text
 
 log = logging.getLogger("fastroute")
 
@@ -188,7 +189,7 @@ def _find(
         return _from_tables(source, Path(), environ, formats, warnings, default_state)
     path = _path(source, environ)
     if path is not None:
-        return _from_tables(_toml.read(path), path.parent, environ, formats, warnings, default_state)
+        return _from_tables(toml.read(path), path.parent, environ, formats, warnings, default_state)
     tables = _zero(environ, formats, warnings)
     return _from_tables(tables, Path(), environ, formats, warnings, default_state)
 

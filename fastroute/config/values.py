@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastroute._checks import Validator, mapping_of, number, sequence_of, show, text
 from fastroute.types import PRIORITIES
 
-from .redis_urls import is_redis_url, read_redis_url
+from .redis_url import is_redis_url, read_redis_url
+from .validators import Validator, mapping_of, number, sequence_of, show, text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

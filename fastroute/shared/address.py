@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from attrs import frozen
 
 from fastroute import errors
-from fastroute.config.redis_urls import Service, read_redis_url
+from fastroute.config.redis_url import Service, read_redis_url
 
 
 @frozen(repr=False)

@@ -24,7 +24,7 @@ from redis_server import Elsewhere, RedisServer, admitted, free_port, until
 
 import fastroute
 from fastroute import BudgetExceeded
-from fastroute.config.redis_urls import read_redis_url
+from fastroute.config.redis_url import read_redis_url
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.shared import Shared, permits, server
 from fastroute.shared.address import address_of

@@ -29,9 +29,11 @@ from typing import Any
 
 from attrs import frozen
 
-from . import _toml, errors
-from ._checks import quoted
+from fastroute import errors
+
+from . import toml
 from .catalog import Catalog, Model, read_override
+from .validators import quoted
 
 PRICES = (
     "input_price",
@@ -130,7 +132,7 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
         raise errors.ConfigError(
             f"{source.name}: its prices are of {source.date}, older than those in force ({base.date})"
         )
-    tables = _toml.parse(old_text).get("models", {}) if old_text else {}
+    tables = toml.parse(old_text).get("models", {}) if old_text else {}
     own = tuple(name for name, table in tables.items() if "providers" not in table)
     problems: list[str] = []
     found: dict[str, dict[str, str]] = {}
@@ -249,7 +251,7 @@ def from_file(path: str | os.PathLike[str]) -> Source:
         ConfigError: with every problem of the file.
     """
     catalog = Catalog.builtin().with_file(path)
-    raw = _toml.read(Path(path))
+    raw = toml.read(Path(path))
     tables: Mapping[str, Mapping[str, Any]] = raw.get("models", {})
 
     def look_up(model: Model) -> Figures | None:

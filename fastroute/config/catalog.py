@@ -22,9 +22,11 @@ from typing import Any
 import attrs
 from attrs import field, frozen
 
-from . import _toml, errors
-from ._checks import did_you_mean, mapping_of, near, number, one_of, quoted, sequence_of, show, text, whole
-from .types import TokenPrices, usd_to_nano
+from fastroute import errors
+from fastroute.types import TokenPrices, usd_to_nano
+
+from . import toml
+from .validators import did_you_mean, mapping_of, near, number, one_of, quoted, sequence_of, show, text, whole
 
 log = logging.getLogger("fastroute")
 
@@ -301,7 +303,7 @@ class Catalog:
         Raises:
             ConfigError: if anything in the file is wrong; all of it is listed and nothing is taken over.
         """
-        return _over(self, _toml.read(Path(path)), str(path))
+        return _over(self, toml.read(Path(path)), str(path))
 
     def with_overrides(
         self,
@@ -410,7 +412,7 @@ def replace(current: Catalog, path: str | os.PathLike[str]) -> Catalog:
 @lru_cache(maxsize=1)
 def _builtin() -> Catalog:
     path = Path(__file__).parent / "data" / "catalog.toml"
-    return _over(Catalog({}), _toml.read(path), path.name)
+    return _over(Catalog({}), toml.read(path), path.name)
 
 
 def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from attrs import asdict, fields
 
 from fastroute import errors
-from fastroute._checks import did_you_mean, quoted, show
-from fastroute.catalog import CHAINS, Catalog, alias_problems, price_problems
 
-from .models import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
+from .catalog import CHAINS, Catalog, alias_problems, price_problems
+from .tables import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
+from .validators import did_you_mean, quoted, show
 
 
 def find_problems(

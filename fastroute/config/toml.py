@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import errors
+from fastroute import errors
 
 _LARGEST_FILE = 4 * 1024 * 1024
 

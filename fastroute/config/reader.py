@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import attrs
 
-from fastroute._checks import did_you_mean, quoted, show
-from fastroute.catalog import ModelOverride
+from .catalog import ModelOverride
+from .validators import did_you_mean, quoted, show
 
 T = TypeVar("T")
 

@@ -15,14 +15,13 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import optional
 
-from fastroute._checks import flag, mapping_of, number, one_of, sequence_of, text, whole
-from fastroute.catalog import ModelOverride
-from fastroute.classify import RuleSet
-
 from . import values
+from .catalog import ModelOverride
 from .health import HealthCheckConfig
 from .hedging import HedgingConfig
-from .redis_urls import local_part
+from .redis_url import local_part
+from .rules import RuleSet
+from .validators import flag, mapping_of, number, one_of, sequence_of, text, whole
 
 # The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(

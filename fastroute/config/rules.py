@@ -20,11 +20,13 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from . import _core, _toml
-from ._checks import did_you_mean, quoted, show
-from ._core import Rules, Scan
-from .errors import ConfigError
-from .types import Classification
+from fastroute import _core
+from fastroute._core import Rules, Scan
+from fastroute.errors import ConfigError
+from fastroute.types import Classification
+
+from . import toml
+from .validators import did_you_mean, quoted, show
 
 Mode = Literal["substring", "word", "pattern"]
 Scope = Literal["user", "all"]
@@ -352,7 +354,7 @@ def load_builtin() -> Mapping[str, RuleSet]:
 
     Thread safety: any number of threads may ask; at worst the file is read twice.
     """
-    tables = _toml.read(Path(__file__).with_name("data") / "classifiers.toml")
+    tables = toml.read(Path(__file__).with_name("data") / "classifiers.toml")
     return MappingProxyType({name: RuleSet.from_mapping(name, table) for name, table in tables.items()})
 
 

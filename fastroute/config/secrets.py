@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fastroute import errors
 
 if TYPE_CHECKING:
-    from .models import Config, ProviderConfig
+    from .tables import Config, ProviderConfig
 
 log = logging.getLogger("fastroute")
 
