@@ -17,8 +17,8 @@ from attrs import evolve, frozen
 from . import _core, errors, events
 from .budget import Budgets, Reservation
 from .call import Call, Grant, Wire, next_id
-from .limit_headers import parse_limits
 from .providers.base import check_content_type, request_id_of
+from .providers.limit_headers import parse_limits
 from .quality import Rates
 from .race import Superseded
 from .retry import BlockReason, RetryPolicy, Verdict

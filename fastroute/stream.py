@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 
-from . import errors, events, sse
+from . import errors, events
 from .call import Call, Wire
+from .providers import sse
 from .providers.base import StreamDecoder, check_content_type
 from .sending import Sending
 from .transport import Exchange

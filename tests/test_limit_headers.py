@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute.limit_headers import (
+from fastroute.providers.limit_headers import (
     RateLimitHeaders,
     parse_duration,
     parse_http_date,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute import errors, sse, types
-from fastroute.providers import StreamDecoder, Target, get
+from fastroute import errors, types
+from fastroute.providers import StreamDecoder, Target, get, sse
 
 ANTHROPIC = get("anthropic")
 TARGET = Target("anthropic/claude", "anthropic", "claude", "claude-5", "https://api.anthropic.com")

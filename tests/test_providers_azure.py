@@ -12,8 +12,8 @@ from loopback import Loopback
 
 import fastroute
 from fastroute import errors, types
-from fastroute.limit_headers import parse_limits
 from fastroute.providers import Target, get
+from fastroute.providers.limit_headers import parse_limits
 from fastroute.testing import Fault, Provider
 
 Start = Callable[..., Loopback]

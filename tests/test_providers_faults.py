@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_answers import ANSWER, KEY, OPENAI, TARGET
 
-from fastroute import errors, sse, types
+from fastroute import errors, types
 from fastroute.providers import (
     rejects_stream_options,
+    sse,
 )
-from fastroute.providers.faults import redact
+from fastroute.providers.error_reader import redact
 
 REQUEST = types.Request("gpt", [{"role": "user", "content": "hello"}], {}, True)
 

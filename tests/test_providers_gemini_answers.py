@@ -10,7 +10,8 @@ from gemini_questions import GEMINI, KEY, TARGET, answer, ask, decoded
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute import errors, sse, types
+from fastroute import errors, types
+from fastroute.providers import sse
 from fastroute.providers.gemini import usage_from
 
 # -------------------------------------------------------------------------------------------------- answers

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_answers import ANSWER, KEY, OPENAI, TARGET, Secret
 
-from fastroute import errors, sse, types
+from fastroute import errors, types
 from fastroute.providers import (
     Target,
+    sse,
 )
 
 MESSAGES = [{"role": "user", "content": "hello"}]

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastroute import errors, sse, types
+from fastroute import errors, types
 from fastroute.providers import (
     Target,
     base,
     get,
+    sse,
 )
 
 OPENAI = get("openai")

@@ -16,7 +16,7 @@ from loopback import MODEL
 from needs import need
 
 import fastroute
-from fastroute.limit_headers import parse_limits
+from fastroute.providers.limit_headers import parse_limits
 from fastroute.testing import Answer, Fault, Provider
 from fastroute.types import Usage
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import errors
-from fastroute.sse import Decoder, Event
+from fastroute.providers.sse import Decoder, Event
 
 
 def decode(*pieces: bytes, **limits: int) -> list[Event]:

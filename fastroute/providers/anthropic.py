@@ -4,7 +4,7 @@ Owns the reading of answers and of stream events, which are turned into OpenAI's
 `anthropic_request.py`'s. What OpenAI's shape has no place for stays reachable: ``stop_reason``, the
 provider's own word, on the choice; ``thinking_blocks`` with their signatures on the message, which may be
 sent back as part of it; ``content_blocks``, all blocks as they came, where there are others than text, calls
-and thoughts. Errors are read in `faults.py`.
+and thoughts. Errors are read in `error_reader.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from attrs import evolve
 
 from fastroute import errors, types
-from fastroute.sse import Event
 
-from . import faults, jsontext
+from . import error_reader, jsontext
 from .anthropic_request import JSON_TOOL, answers_by_tool, body_of
 from .base import Target
+from .decoder import StreamDecoder, asks_for_usage
 from .headers import checked_headers, joined_url, usual_headers
 from .reading import count, document, event_json, malformed, string, this_second
-from .stream import StreamDecoder, asks_for_usage
+from .sse import Event
 
 _API_VERSION = "2023-06-01"
 _VERSIONED = re.compile(r"/v1/?$")
@@ -61,9 +61,9 @@ class Anthropic:
 
     def decode(self, body: bytes, request: types.Request, target: Target) -> types.Completion:
         value = document(body, target)
-        found = faults.error_object(value)
+        found = error_reader.error_object(value)
         if found is not None:
-            raise faults.from_error(found, None, target)
+            raise error_reader.from_error(found, None, target)
         if not isinstance(value, dict):
             raise malformed("the answer is not a JSON object")
         blocks = value.get("content")
@@ -100,7 +100,7 @@ class Anthropic:
     def decode_error(
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
     ) -> errors.APIError:
-        return faults.from_response(status, headers, body, target)
+        return error_reader.from_response(status, headers, body, target)
 
     def stream(self, request: types.Request, target: Target) -> StreamDecoder:
         return _AnthropicStream(request, target)
@@ -272,7 +272,7 @@ class _AnthropicStream(StreamDecoder):
             raise malformed("a stream event is not a JSON object")
         kind = value.get("type")
         if kind == "error" or event.event == "error" or (kind is None and value.get("error")):
-            raise faults.from_error(value.get("error") or value, None, self._target)
+            raise error_reader.from_error(value.get("error") or value, None, self._target)
         read = _EVENTS.get(kind) if isinstance(kind, str) else None
         if read is None:
             return ()

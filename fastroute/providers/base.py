@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from fastroute import errors, types
 
-from .stream import StreamDecoder
+from .decoder import StreamDecoder
 
 
 class Key(Protocol):

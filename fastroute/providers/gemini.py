@@ -19,14 +19,14 @@ from uuid import uuid4
 from attrs import evolve, frozen
 
 from fastroute import errors, types
-from fastroute.sse import Event
 
-from . import faults, jsontext
+from . import error_reader, jsontext
 from .base import Target
+from .decoder import StreamDecoder, asks_for_usage
 from .gemini_request import body_of
 from .headers import checked_headers, joined_url, usual_headers
 from .reading import count, document, event_json, malformed, string, this_second
-from .stream import StreamDecoder, asks_for_usage
+from .sse import Event
 
 _FILTERED = frozenset(
     {
@@ -116,14 +116,14 @@ class Gemini:
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
     ) -> errors.APIError:
         try:
-            found = faults.error_object(jsontext.loads(body))
+            found = error_reader.error_object(jsontext.loads(body))
         except ValueError:
             found = None
         if isinstance(found, dict):
             meant, fields = _in_our_words(found, status)
             status = meant or status
             body = jsontext.dumps({"error": fields})
-        return faults.from_response(status, headers, body, target)
+        return error_reader.from_response(status, headers, body, target)
 
     def stream(self, request: types.Request, target: Target) -> StreamDecoder:
         return _GeminiStream(request, target)
@@ -162,17 +162,17 @@ def _raise_error(value: Any, target: Target) -> None:
     """Raises the error that a 200 answer or an event is, if it is one, or that it was blocked."""
     found = value.get("error") if isinstance(value, dict) else None
     if found is None and isinstance(value, list) and len(value) == 1:
-        found = faults.error_object(value)
+        found = error_reader.error_object(value)
     if isinstance(found, dict):
         status, fields = _in_our_words(found, None)
-        raise faults.from_error(fields, status, target)
+        raise error_reader.from_error(fields, status, target)
     if found:
-        raise faults.from_error(found, None, target)
+        raise error_reader.from_error(found, None, target)
     if isinstance(value, dict) and not value.get("candidates"):
         feedback = value.get("promptFeedback")
         blocked = feedback.get("blockReason") if isinstance(feedback, dict) else None
         if blocked:
-            reason = faults.redact(str(blocked), 80)
+            reason = error_reader.redact(str(blocked), 80)
             raise errors.ContentFilterError(
                 f"the prompt was blocked ({reason})", code="content_filter", type=reason, param="messages"
             )
@@ -259,7 +259,7 @@ def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
         return "length"
     if reason in _FILTERED:
         return "content_filter"
-    shown = faults.redact(reason, 80)
+    shown = error_reader.redact(reason, 80)
     if reason in _SPOILED:
         raise malformed(f"the model's answer came out spoiled ({shown})")
     if reason == "MISSING_THOUGHT_SIGNATURE":

@@ -2,7 +2,7 @@
 
 Owns the wire form of a request and the reading of answers and chunks. The types are in OpenAI's shape
 already, so little is translated: parameters go out as they came in, fields that nobody here knows come back
-as they were sent. Errors are read in `faults.py`; JSON's corners are `jsontext.py`'s.
+as they were sent. Errors are read in `error_reader.py`; JSON's corners are `jsontext.py`'s.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastroute import errors, types
-from fastroute.sse import Event
 
-from . import faults, jsontext
+from . import error_reader, jsontext
 from .base import Target
+from .decoder import StreamDecoder, asks_for_usage
 from .headers import checked_headers, joined_url, usual_headers
 from .reading import count, document, event_json, malformed, string
-from .stream import StreamDecoder, asks_for_usage
+from .sse import Event
 
 # ------------------------------------------------------------------------------------------------- requests
 
@@ -75,9 +75,9 @@ class OpenAI:
 
     def decode(self, body: bytes, request: types.Request, target: Target) -> types.Completion:
         value = document(body, target)
-        found = faults.error_object(value)
+        found = error_reader.error_object(value)
         if found is not None:
-            raise faults.from_error(found, None, target)
+            raise error_reader.from_error(found, None, target)
         if not isinstance(value, dict):
             raise malformed("the answer is not a JSON object")
         items = value.get("choices")
@@ -98,7 +98,7 @@ class OpenAI:
     def decode_error(
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
     ) -> errors.APIError:
-        return faults.from_response(status, headers, body, target)
+        return error_reader.from_response(status, headers, body, target)
 
     def stream(self, request: types.Request, target: Target) -> StreamDecoder:
         return _OpenAIStream(request, target)
@@ -152,7 +152,7 @@ def _tool_calls(items: Any, *, delta: bool) -> tuple[types.ToolCall, ...] | None
 def _finish_reason(item: Mapping[str, Any], target: Target) -> str | None:
     reason = item.get("finish_reason")
     if reason == "error":
-        raise faults.from_error(
+        raise error_reader.from_error(
             item.get("error") or "the provider ended the answer with an error", None, target
         )
     return reason if isinstance(reason, str) and reason else None
@@ -250,12 +250,12 @@ class _OpenAIStream(StreamDecoder):
         if not isinstance(value, dict):
             raise malformed("a stream event is not a JSON object")
         if value.get("error") or event.event == "error":
-            raise faults.from_error(value.get("error") or value, None, self._target)
+            raise error_reader.from_error(value.get("error") or value, None, self._target)
         items = value.get("choices")
         if items is not None and not isinstance(items, list):
             raise malformed("choices is not a list")
-        if items is None and "usage" not in value and faults.error_object(value) is not None:
-            raise faults.from_error(value, None, self._target)
+        if items is None and "usage" not in value and error_reader.error_object(value) is not None:
+            raise error_reader.from_error(value, None, self._target)
         usage = None
         if "usage" in value:
             usage = usage_from(value["usage"])

@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 from fastroute import errors
-from fastroute.sse import Event
 
-from . import faults, jsontext
+from . import error_reader, jsontext
 from .base import Target
+from .sse import Event
 
 _MAX_COUNT = 1 << 53  # tokens; a larger figure is a fault, not a count
 
@@ -31,7 +31,7 @@ def document(body: bytes, target: Target) -> Any:
     except ValueError as error:
         reason = str(error)
         if not body.lstrip().startswith((b"{", b"[")):
-            reason += f"; it begins: {faults.excerpt(body, target)}"
+            reason += f"; it begins: {error_reader.excerpt(body, target)}"
         raise malformed(f"the answer is {reason}") from None
 
 
@@ -46,7 +46,7 @@ def event_json(event: Event, target: Target) -> Any:
         ) from None
     except ValueError as error:
         if event.event == "error":
-            raise faults.from_error(event.data, None, target) from None
+            raise error_reader.from_error(event.data, None, target) from None
         raise malformed(f"a stream event is {error}") from None
 
 

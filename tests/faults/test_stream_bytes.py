@@ -13,8 +13,8 @@ from loopback import MODEL, Loopback
 from spoken import ALL, Spoken, framed, streamed
 
 import fastroute
-from fastroute import events, sse, types, wire_openai
-from fastroute.providers import Target, get
+from fastroute import events, types, wire_openai
+from fastroute.providers import Target, get, sse
 from fastroute.testing import Fault, Provider, Repeat
 
 Start = Callable[..., Loopback]

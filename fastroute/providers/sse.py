@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import errors
+from fastroute import errors
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fastroute import errors, limit_headers
+from fastroute import errors
 
-from . import jsontext
+from . import jsontext, limit_headers
 from .base import Target, request_id_of
 
 MESSAGE_LIMIT = 500

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastroute import errors, types
-from fastroute.sse import Event
+
+from .sse import Event
 
 
 def asks_for_usage(request: types.Request) -> bool:
