@@ -26,7 +26,7 @@ from .config.catalog import Model
 from .line import ALL, RANKS, Line, Place
 from .plan import Plan
 from .retry import RetryPolicy
-from .state import Endpoint, State
+from .state.endpoints import Endpoint, State
 from .types import Usage
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)

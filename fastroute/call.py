@@ -21,7 +21,7 @@ from .platform import forks
 from .providers.base import Format, Target
 from .quality import Validator
 from .retry import Verdict
-from .state import Endpoint
+from .state.endpoints import Endpoint
 from .transport import Transport
 from .types import SAMPLING_PARAMETERS, Attempt, Classification, Request, Route
 

@@ -22,7 +22,7 @@ from .hedging import Hedge, Hedging
 from .plan import Plan
 from .quality import with_feedback
 from .retry import Action, RetryPolicy
-from .state import Endpoint
+from .state.endpoints import Endpoint
 from .stream import Stream
 from .types import Completion
 

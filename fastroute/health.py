@@ -32,7 +32,7 @@ from .call import Call
 from .config import HealthCheckConfig
 from .line import Line
 from .snapshot import Snapshot
-from .state import STATE_NAMES, Endpoint
+from .state.endpoints import STATE_NAMES, Endpoint
 from .stream import Stream
 from .types import Completion, Request, RouteOptions
 

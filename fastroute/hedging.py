@@ -23,7 +23,7 @@ from .call import Call
 from .config import HedgingConfig
 from .platform.workers import Workers
 from .race import Race
-from .state import Endpoint
+from .state.endpoints import Endpoint
 from .transport.watch import Alarm
 
 log = logging.getLogger("fastroute")

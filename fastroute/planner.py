@@ -31,8 +31,8 @@ from .errors import (
 from .events import Hooks
 from .opinions import Opinion, Opinions, classification
 from .plan import ENDLESS, Estimate, Plan, Stage
-from .state import Endpoint, State
-from .tokens import estimate_input
+from .state.endpoints import Endpoint, State
+from .state.tokens import estimate_input
 from .types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
 STRATEGIES: Mapping[str, int] = {

@@ -39,7 +39,7 @@ from .types import Completion, Compress, Request, Route
 if TYPE_CHECKING:
     import requests
 
-    from .shared import Shared
+    from .state.redis import Shared
 
 log = logging.getLogger("fastroute")
 
@@ -237,7 +237,7 @@ class Router:
         config, state = self.snapshot.config, self.snapshot.state
         if not config.over_redis:
             return None
-        from .shared import Shared  # nothing else needs it
+        from .state.redis import Shared  # nothing else needs it
 
         shared = Shared(config, state.segment, state.home.path, self.hooks)
         self._attach(shared, self.snapshot)

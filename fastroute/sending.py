@@ -22,7 +22,7 @@ from .providers.limit_headers import parse_limits
 from .quality import Rates
 from .race import Superseded
 from .retry import BlockReason, RetryPolicy, Verdict
-from .tokens import OutputHistory
+from .state.tokens import OutputHistory
 from .transport import Exchange
 from .transport.watch import Watch
 from .types import Attempt, Outcome, Usage

@@ -39,7 +39,7 @@ from .providers.base import Target
 from .quality import Rates
 from .retry import RetryPolicy
 from .sending import Sinks
-from .state import State
+from .state.endpoints import State
 from .transport import Transport
 
 if TYPE_CHECKING:

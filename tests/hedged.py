@@ -9,7 +9,7 @@ from loopback import MODEL, Loopback
 
 import fastroute
 from fastroute import Attempt, events
-from fastroute.state import Endpoint
+from fastroute.state.endpoints import Endpoint
 from fastroute.testing import Fault
 
 Start = Callable[..., Loopback]

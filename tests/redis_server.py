@@ -236,10 +236,10 @@ def _go_on(client: Any, heard: list[Any]) -> int:
 def _serve(config: dict[str, Any], pause: float | None) -> None:
     import fastroute
     from fastroute import _core, events
-    from fastroute.shared import server
+    from fastroute.state.redis import connection
 
     if pause is not None:
-        server._OPEN_S = pause
+        connection._OPEN_S = pause
     with fastroute.Client(config) as client:
         heard: list[Any] = []
         client.on(heard.append, events.SharingChanged)

@@ -16,7 +16,7 @@ import fastroute
 from fastroute import _core, config
 from fastroute.config.health import HealthCheckConfig
 from fastroute.config.tables import TABLES as INNER
-from fastroute.state import State
+from fastroute.state.endpoints import State
 from fastroute.testing import Provider
 
 LEAST: dict[str, Any] = {

@@ -12,8 +12,8 @@ from children import ended, forked
 from fastroute import Client, _core, errors, events
 from fastroute.budget import Budgets
 from fastroute.config import BudgetConfig, catalog_of, load
-from fastroute.segments import Home
-from fastroute.state import State
+from fastroute.state.endpoints import State
+from fastroute.state.segment_file import Home
 
 
 def made(**provider: Any) -> State:
@@ -72,7 +72,9 @@ class TestTooSmall:
     def tiny(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.segment = _core.Segment(64)
         self.path: str | None = None
-        monkeypatch.setattr("fastroute.state.open_home", lambda _: Home(self.segment, "file", self.path))
+        monkeypatch.setattr(
+            "fastroute.state.endpoints.open_home", lambda _: Home(self.segment, "file", self.path)
+        )
 
     def made(self, count: int, **policy: Any) -> State:
         config = load(

@@ -18,9 +18,10 @@ from zlib import crc32
 import pytest
 from children import ended, forked
 
-from fastroute import Client, _core, errors, events, segments
+from fastroute import Client, _core, errors, events
 from fastroute.config import Config, load
-from fastroute.segments import Home, open_home
+from fastroute.state import segment_file
+from fastroute.state.segment_file import Home, open_home
 from fastroute.testing import Fault, Provider
 
 
@@ -58,7 +59,8 @@ class TestSharing:
 
     def test_what_was_counted_outlasts_the_processes(self, path: Path) -> None:
         script = (
-            "import sys; from fastroute.config import load; from fastroute.segments import open_home\n"
+            "import sys; from fastroute.config import load\n"
+            "from fastroute.state.segment_file import open_home\n"
             "from fastroute import _core\n"
             "c = load({'fastroute': {'state': sys.argv[1], 'ledger': ''},"
             " 'providers': {'p': {'base_url': 'http://127.0.0.1:1/v1'}},"
@@ -138,7 +140,7 @@ class TestSharing:
 class TestMachine:
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(segments, "_MEMORY_FOLDER", str(tmp_path))
+        monkeypatch.setattr(segment_file, "_MEMORY_FOLDER", str(tmp_path))
 
     def test_one_configuration_is_one_state_whatever_its_limits(self) -> None:
         one = open_home(config("machine"))
@@ -150,7 +152,7 @@ class TestMachine:
 
     def test_another_provider_ledger_or_name_is_another_state(self, tmp_path: Path) -> None:
         paths = [
-            segments.machine_path(made)
+            segment_file.machine_path(made)
             for made in (
                 config("machine"),
                 config("machine", providers={"p": {"base_url": "http://127.0.0.1:2/v1"}}),
@@ -180,10 +182,10 @@ class TestMachine:
     def test_without_a_memory_folder_it_is_in_the_temporary_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(segments, "_MEMORY_FOLDER", str(tmp_path / "none"))
+        monkeypatch.setattr(segment_file, "_MEMORY_FOLDER", str(tmp_path / "none"))
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
         (tmp_path / "temporary").mkdir()
-        assert segments.machine_path(config("machine")).startswith(str(tmp_path / "temporary"))
+        assert segment_file.machine_path(config("machine")).startswith(str(tmp_path / "temporary"))
 
 
 class TestAbandoned:
@@ -191,14 +193,14 @@ class TestAbandoned:
 
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(segments, "_MEMORY_FOLDER", str(tmp_path))
+        monkeypatch.setattr(segment_file, "_MEMORY_FOLDER", str(tmp_path))
         return tmp_path / f"fastroute-{os.geteuid()}"
 
     def left(self, name: str = "old", used: float = 2 * 3600.0, ledger: str = "x.db") -> Path:
         """The file of a process that has ended so many seconds ago."""
         settings = config(f"machine:{name}", fastroute={"state": f"machine:{name}", "ledger": ledger})
         assert ended(forked(lambda: open_home(settings).segment.tend(1 if used else 0))) == 0
-        path = Path(segments.machine_path(settings))
+        path = Path(segment_file.machine_path(settings))
         self.age(path, used)
         return path
 
@@ -293,9 +295,9 @@ class TestAbandoned:
 
 IN_AND_OUT = """
 import os, random, sys
-from fastroute import segments
+from fastroute.state import segment_file
 from fastroute.config import load
-segments._MEMORY_FOLDER, segments._ABANDONED = sys.argv[1], -1.0
+segment_file._MEMORY_FOLDER, segment_file._ABANDONED = sys.argv[1], -1.0
 draw = random.Random(int(sys.argv[2]))
 configs = [load({
     "fastroute": {"state": f"machine:{name}", "ledger": "x.db"},
@@ -303,14 +305,14 @@ configs = [load({
     "endpoints": [{"provider": "p", "model": "m"}],
 }, formats=("openai",)) for name in "ab"]
 def visit():
-    home = segments.open_home(draw.choice(configs))
+    home = segment_file.open_home(draw.choice(configs))
     assert home.reason is None, home.reason
     first = os.stat(home.path)
-    bucket = segments._core.Bucket(home.segment, "a", 1, 10**6)
+    bucket = segment_file._core.Bucket(home.segment, "a", 1, 10**6)
     fresh = bucket.available() == 10**6
     assert bucket.acquire(1) == 0
     fd = os.open(home.path, os.O_RDWR)
-    other = segments._core.Bucket(segments._core.Segment.in_file(fd), "a", 1, 10**6)
+    other = segment_file._core.Bucket(segment_file._core.Segment.in_file(fd), "a", 1, 10**6)
     assert other.available() < 10**6, "removed while it was open"
     assert os.path.samestat(first, os.fstat(fd)), "removed while it was open"
     return fresh
@@ -394,7 +396,7 @@ class TestMisfits:
             holder.stdout.readline()
             path.write_bytes(header(path.read_bytes(), namespace=1))
             one, two = opened(path), opened(path)
-            assert one.path == two.path == f"{path}.{segments._pid_namespace():x}"
+            assert one.path == two.path == f"{path}.{segment_file._pid_namespace():x}"
             assert "not counted here" in (one.reason or "")
             bucket(one).acquire(4)
             assert bucket(two).available() == 6
@@ -425,7 +427,7 @@ ELSEWHERE = """
 import logging, os, sys
 from fastroute import _core
 from fastroute.config import load
-from fastroute.segments import open_home
+from fastroute.state.segment_file import open_home
 home = open_home(load({
     "fastroute": {"state": sys.argv[1], "ledger": ""},
     "providers": {"p": {"base_url": "http://127.0.0.1:1/v1"}},
@@ -540,7 +542,7 @@ class TestScarcity:
             raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as patched:
-            patched.setattr(segments.os, call, refuse)
+            patched.setattr(segment_file.os, call, refuse)
             home = opened(path)
         assert home.path is None
         assert os.strerror(number) in (home.reason or "")
@@ -568,7 +570,7 @@ class TestScarcity:
         def full(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(segments.os, "posix_fallocate", full)
+        monkeypatch.setattr(segment_file.os, "posix_fallocate", full)
         heard: list[events.StateDegraded] = []
         with Provider() as provider:
             tables = {

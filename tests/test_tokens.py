@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastroute._core import Calibration
 from fastroute.config.catalog import Model
-from fastroute.tokens import Calibration, OutputHistory, estimate_input
+from fastroute.state.tokens import OutputHistory, estimate_input
 
 LIMITED = Model("limited", max_output_tokens=4096)
 UNLIMITED = Model("unlimited")

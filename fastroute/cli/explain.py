@@ -109,7 +109,7 @@ def _classifier(config: Config | None, name: str | None) -> Classifier:
 def _plan(config: Config, messages: list[dict[str, str]], model: str | None, params: dict[str, Any]) -> Plan:
     from fastroute.config import catalog_of
     from fastroute.planner import Planner
-    from fastroute.state import State
+    from fastroute.state.endpoints import State
     from fastroute.types import Request
 
     catalog = catalog_of(config)

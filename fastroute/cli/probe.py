@@ -128,7 +128,7 @@ def _chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
 def _agree(config: Config, names: Sequence[str], asked: Asked, yes: bool) -> None:
     """Says what it will cost by estimate; more than a little is asked about."""
     from fastroute.config import catalog_of
-    from fastroute.tokens import estimate_input
+    from fastroute.state.tokens import estimate_input
     from fastroute.types import NANO, Usage
 
     catalog = catalog_of(config)

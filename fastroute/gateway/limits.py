@@ -13,8 +13,8 @@ from typing import Any
 
 from fastroute import _core, errors, events
 from fastroute.budget import Allowance, Budgets, Reservation, Spent
-from fastroute.shared import Bank, Shared
-from fastroute.tokens import LEAST_OUTPUT, estimate_input
+from fastroute.state.redis import Bank, Shared
+from fastroute.state.tokens import LEAST_OUTPUT, estimate_input
 
 from .keys import Caller
 

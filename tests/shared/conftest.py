@@ -12,7 +12,7 @@ from needs import need
 from redis_machines import Machines, Watched
 from redis_server import RedisServer
 
-from fastroute.shared import Shared, permits, server
+from fastroute.state.redis import Shared, connection, permits
 from fastroute.testing import Provider
 
 
@@ -40,7 +40,7 @@ def machines(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
     """Their threads stand still, and the tests beat for them."""
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
     monkeypatch.setattr(permits, "_RENEW_NS", 0)  # every beat renews
-    monkeypatch.setattr(server, "_OPEN_S", 0.2)  # a server that was found away is tried again soon
+    monkeypatch.setattr(connection, "_OPEN_S", 0.2)  # a server that was found away is tried again soon
     found = Machines(redis)
     yield found
     found.close()

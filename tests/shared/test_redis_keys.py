@@ -14,7 +14,7 @@ from redis_server import RedisServer, admitted
 from fastroute import BudgetExceeded, _core
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.gateway.limits import LimitReached, Limits
-from fastroute.shared import Shared
+from fastroute.state.redis import Shared
 from fastroute.testing import Provider
 
 need("flask")

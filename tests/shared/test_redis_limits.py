@@ -20,8 +20,8 @@ from redis_server import Elsewhere, RedisServer, admitted, until
 
 import fastroute
 from fastroute import _core, events
-from fastroute.shared import Shared
-from fastroute.shared.server import AwayError, Server
+from fastroute.state.redis import Shared
+from fastroute.state.redis.connection import AwayError, Server
 from fastroute.testing import Provider
 
 need("redis")
@@ -163,7 +163,7 @@ def test_an_answer_that_was_lost_is_given_again_and_nothing_taken_twice(
 ) -> None:
     client = make(limits=SLOW)
     server = shared_of(client).server
-    from fastroute.shared.scripts import LIMIT
+    from fastroute.state.redis.scripts import LIMIT
 
     interval, burst, _, _ = shared_of(client)._endpoints["a/m"].lease.limits()
     words = (0, interval, burst, 0, -1, 7, 7, -1, 0, 0, -1, 0, 0)
@@ -376,7 +376,7 @@ def test_away_from_the_beginning_each_machine_has_its_limit(make: Any, redis: Re
 def test_while_it_is_away_each_goes_on_with_its_share_and_comes_back(
     make: Any, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastroute.shared.server._OPEN_S", 0.2)
+    monkeypatch.setattr("fastroute.state.redis.connection._OPEN_S", 0.2)
     clients = [make(limits=SLOW) for _ in range(3)]
     for _ in range(2):
         for client in clients:

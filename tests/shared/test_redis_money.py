@@ -12,7 +12,7 @@ from redis_server import Elsewhere, RedisServer
 import fastroute
 from fastroute import events
 from fastroute.budget import Budgets
-from fastroute.shared import Shared
+from fastroute.state.redis import Shared
 
 need("redis")
 DOLLAR = 1_000_000_000

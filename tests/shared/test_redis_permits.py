@@ -14,7 +14,7 @@ from redis_server import Elsewhere, RedisServer
 
 import fastroute
 from fastroute import _core
-from fastroute.shared import permits
+from fastroute.state.redis import permits
 from fastroute.testing import Provider
 
 MS = 1_000_000

@@ -26,9 +26,9 @@ import fastroute
 from fastroute import BudgetExceeded
 from fastroute.config.redis_url import read_redis_url
 from fastroute.gateway.keys import Caller, KeyFile
-from fastroute.shared import Shared, permits, server
-from fastroute.shared.address import address_of
-from fastroute.shared.server import AwayError
+from fastroute.state.redis import Shared, connection, permits
+from fastroute.state.redis.address import address_of
+from fastroute.state.redis.connection import AwayError
 from fastroute.testing import Provider
 
 need("redis")
@@ -77,7 +77,7 @@ def test_processes_on_many_machines_go_on_while_the_master_is_replaced_and_then_
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was found away is tried again soon; and the tests beat."""
-    monkeypatch.setattr(server, "_OPEN_S", 0.2)
+    monkeypatch.setattr(connection, "_OPEN_S", 0.2)
     monkeypatch.setattr(permits, "_RENEW_NS", 0)
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
 

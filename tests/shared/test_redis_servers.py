@@ -13,7 +13,7 @@ from needs import need
 from redis_machines import Watched, numbers_are_whole
 from redis_server import RedisServer, admitted, free_port, until
 
-from fastroute.shared import permits, server
+from fastroute.state.redis import connection, permits
 
 redis_py = need("redis")
 Start = Callable[..., RedisServer]
@@ -37,9 +37,9 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was found away is tried again soon; and the tests beat."""
-    monkeypatch.setattr(server, "_OPEN_S", 0.2)
+    monkeypatch.setattr(connection, "_OPEN_S", 0.2)
     monkeypatch.setattr(permits, "_RENEW_NS", 0)
-    monkeypatch.setattr("fastroute.shared.Shared.ensure", lambda self: None)
+    monkeypatch.setattr("fastroute.state.redis.Shared.ensure", lambda self: None)
 
 
 # ------------------------------------------------------------------------------------- who may come in

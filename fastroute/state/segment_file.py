@@ -31,8 +31,8 @@ from hashlib import blake2b
 
 from attrs import frozen
 
-from . import _core, errors
-from .config import Config
+from fastroute import _core, errors
+from fastroute.config import Config
 
 log = logging.getLogger("fastroute")
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from fastroute import _core
 
+from .connection import AwayError, Server
 from .scripts import LIMIT
-from .server import AwayError, Server
 
 LEASE_NS = 2_000_000_000
 PATIENCE = 0.25  # seconds that a thread waits for another one of its process that asks for the same limit

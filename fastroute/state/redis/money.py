@@ -19,8 +19,8 @@ from hashlib import blake2b
 from fastroute import _core
 from fastroute.budget import AWAY, GRANTED, REFUSED, Window
 
+from .connection import AwayError, Server
 from .scripts import MONEY
-from .server import AwayError, Server
 
 _PATIENCE = 0.25
 _DAY_MS = 86_400_000

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from fastroute import _core
 
-from .limits import PATIENCE, SharedLimits, refusal
+from .connection import AwayError, Server
+from .leases import PATIENCE, SharedLimits, refusal
 from .permits import Permits
 from .scripts import EXTEND, PROBE, PROBED, TELL
-from .server import AwayError, Server
 
 
 class SharedEndpoint(SharedLimits):

@@ -21,8 +21,8 @@ from attrs import frozen
 
 from fastroute import _core
 
+from .connection import AwayError, Server
 from .scripts import PERMITS
-from .server import AwayError, Server
 
 LIFE_NS = 10_000_000_000
 _FREEZE_NS = 1_000_000_000  # how long, at most, a machine that comes back holds still to be counted

@@ -12,8 +12,6 @@ import math
 from collections import deque
 from typing import Protocol
 
-from ._core import Calibration as Calibration
-
 # English takes about four characters a token and code about three; one UTF-8 byte in four covers scripts
 # whose characters are several bytes and a token or more each.
 CHARS_PER_TOKEN = 3

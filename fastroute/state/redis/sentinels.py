@@ -25,7 +25,7 @@ from redis.sentinel import (
 )
 
 from .address import Address
-from .server import AwayError
+from .connection import AwayError
 
 
 class Pool(SentinelConnectionPool):

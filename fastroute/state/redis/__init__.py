@@ -35,12 +35,12 @@ from fastroute import _core, events
 from fastroute.config import Config
 
 from .address import address_of
+from .connection import AwayError, Server
 from .endpoints import SharedEndpoint
-from .limits import SharedLimits
+from .leases import SharedLimits
 from .money import Bank
 from .permits import Question, ask
 from .scripts import BEAT
-from .server import AwayError, Server
 
 __all__ = ["Bank", "Shared"]
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from attrs import frozen
 
-from . import _core, errors, events
-from .config import Config, EndpointConfig, ProviderConfig
-from .config.catalog import Catalog, Model
-from .config.validators import did_you_mean, show
-from .platform import forks
-from .segments import Home, open_home
-from .tokens import Calibration, OutputHistory
+from fastroute import _core, errors, events
+from fastroute.config import Config, EndpointConfig, ProviderConfig
+from fastroute.config.catalog import Catalog, Model
+from fastroute.config.validators import did_you_mean, show
+from fastroute.platform import forks
+
+from .segment_file import Home, open_home
+from .tokens import OutputHistory
 
 _LAST_RESORT = 1e-9  # the weight of an endpoint that is configured with 0: after all others
 STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
@@ -55,7 +56,7 @@ class Endpoint:
     provider: ProviderConfig
     model: Model
     core: _core.Endpoint
-    calibration: Calibration
+    calibration: _core.Calibration
     forgiven: dict[str, int]
     whole: _core.Tail | None = None
     begun: _core.Tail | None = None
@@ -107,7 +108,7 @@ class State:
                 core = _core.Endpoint(self.segment, entry.name, **rules)
                 kinds = ("whole", "begun") if config.policy.hedging.enabled else ()
                 tails = [_core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds]
-            calibration = calibrations.setdefault(model.name, Calibration())
+            calibration = calibrations.setdefault(model.name, _core.Calibration())
             counts = forgiven.get(entry.name) or dict.fromkeys(("missing_done", "invalid_utf8"), 0)
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration, counts, *tails))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)

@@ -1,0 +1,1 @@
+"""Live endpoints, and where their numbers live: shared memory, segment files, Redis."""
