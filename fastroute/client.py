@@ -24,7 +24,7 @@ from .platform import forks
 from .quality import Validator
 from .router import Router
 from .stream import Stream
-from .types import PRIORITIES, Completion, Compress, Request, RouteOptions, usd_to_nano
+from .types import PRIORITIES, Completion, Compress, Purse, Request, RouteOptions, usd_to_nano
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -147,7 +147,7 @@ class Client:
         self._router = Router(config, session, compress, default_state, classifier)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
-        self._allowance: Allowance | None = None
+        self._allowance: Purse | None = None
         self.chat = Chat(self)
 
     @property

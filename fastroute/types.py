@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from attrs import field, fields, frozen
-
-if TYPE_CHECKING:
-    from .budget import Allowance
 
 Outcome = Literal["ok", "failed", "client_cancelled", "hedge_lost"]
 UsageSource = Literal["provider", "estimated", "none"]
@@ -58,6 +55,32 @@ class _Open:
 
 
 # ---------------------------------------------------------------------------------------------- request
+
+
+class Purse(Protocol):
+    """Pays for the attempts of the calls that hold it; the implementations are in `budget` and `gateway`.
+
+    Thread safety: all methods may be called from any thread.
+    """
+
+    def reserve(self, attempt: str, amount_nano: int | None) -> None:
+        """Reserves the worst-case cost of an attempt, by the attempt's id.
+
+        Args:
+            attempt: the id of the attempt.
+            amount_nano: nano-dollars; None if the price is unknown.
+
+        Raises:
+            BudgetExceeded: the amount does not fit.
+        """
+
+    def settle(self, attempt: str, cost_nano: int | None) -> None:
+        """Replaces the reservation by the real cost. Idempotent.
+
+        Args:
+            attempt: the id of the attempt.
+            cost_nano: nano-dollars; None keeps the worst case.
+        """
 
 
 PRIORITIES = ("high", "normal", "low")
@@ -111,7 +134,7 @@ class Request:
         params: every other parameter by its OpenAI name; a value of 0 is a value.
         stream: whether chunks are wanted.
         options: the routing words.
-        allowance: what the copy of the client that made the call may still spend.
+        allowance: pays for the call, where the copy of the client that made it may spend a limited amount.
     """
 
     model: str
@@ -119,7 +142,7 @@ class Request:
     params: Mapping[str, Any] = _EMPTY
     stream: bool = False
     options: RouteOptions = field(factory=RouteOptions)
-    allowance: Allowance | None = field(default=None, repr=False, eq=False)
+    allowance: Purse | None = field(default=None, repr=False, eq=False)
 
     @property
     def max_tokens(self) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastroute import _core, errors, events
-from fastroute.budget import Allowance, Budgets, Reservation, Spent
+from fastroute.budget import Budgets, Reservation, Spent
 from fastroute.state.redis import Bank, Shared
 from fastroute.state.tokens import LEAST_OUTPUT, estimate_input
 
@@ -181,11 +181,10 @@ class KeyBudgets:
         return found
 
 
-class KeyAllowance(Allowance):
+class KeyAllowance:
     """What one call may cost its caller: every attempt reserves in the caller's budgets and settles there."""
 
     def __init__(self, budgets: Budgets, caller: str, lease_s: float) -> None:
-        super().__init__(0)
         self._budgets = budgets
         self._tags = {"key": caller}
         self._lease_s = lease_s
