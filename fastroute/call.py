@@ -10,7 +10,7 @@ import copy
 import itertools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import requests
 from attrs import evolve, frozen
@@ -20,14 +20,11 @@ from .plan import Estimate
 from .platform import forks
 from .providers.base import Format, Target
 from .quality import Validator
+from .race import Race
 from .retry import Verdict
 from .state.endpoints import Endpoint
 from .transport import Transport
 from .types import SAMPLING_PARAMETERS, Attempt, Classification, Request, Route
-
-if TYPE_CHECKING:
-    from .race import Race
-    from .sending import Sending
 
 
 class _Ids:
@@ -48,6 +45,13 @@ class _Ids:
 _ids = _Ids()
 forks.in_child(_ids.renew)
 next_id = _ids.next
+
+
+class UnderWay(Protocol):
+    """An attempt under way, as the call that it belongs to knows it."""
+
+    def abandon(self) -> None:
+        """Settles the attempt unless it has been settled, or its stream will settle it. Idempotent."""
 
 
 class Call:
@@ -117,7 +121,7 @@ class Call:
         self.verdict: Verdict | None = None
         self.gate = -1
         self.held: Grant | None = None
-        self.sending: Sending | None = None
+        self.sending: UnderWay | None = None
         self.downgraded: str | None = None
         self.timed = True
         self.race: Race | None = None
