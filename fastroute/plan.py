@@ -16,8 +16,7 @@ from attrs import frozen
 from . import _core
 from .config.catalog import JSON_SCHEMA, SAMPLING, SAMPLING_WITHOUT_REASONING, STREAMING, TOOLS, VISION, Model
 from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
-from .retry import BlockReason
-from .state.endpoints import STATE_NAMES, Endpoint
+from .state.endpoints import STATE_NAMES, BlockReason, Endpoint
 from .types import NANO, Classification, Request
 
 if TYPE_CHECKING:

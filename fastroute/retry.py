@@ -14,6 +14,7 @@ from typing import Protocol
 from attrs import Attribute, field, frozen, validators
 
 from . import errors
+from .state.endpoints import BlockReason
 
 
 class Action(enum.Enum):
@@ -33,20 +34,6 @@ class BreakerOutcome(enum.IntEnum):
     FAILURE = 1
     IGNORED = 2  #: says nothing about the endpoint's health
     THROTTLED = 3  #: over a limit: the limiter's business, not the breaker's
-
-
-class BlockReason(enum.IntEnum):
-    """Why an endpoint is left out for a time; the number is what the core keeps."""
-
-    NONE = 0
-    KEY_REFUSED = 1
-    QUOTA_SPENT = 2
-    RETRY_AFTER = 3
-    TLS = 4
-
-    @property
-    def words(self) -> str:
-        return self.name.lower().replace("_", " ")
 
 
 @frozen

@@ -21,7 +21,8 @@ from .providers.base import check_content_type, request_id_of
 from .providers.limit_headers import parse_limits
 from .quality import Rates
 from .race import Superseded
-from .retry import BlockReason, RetryPolicy, Verdict
+from .retry import RetryPolicy, Verdict
+from .state.endpoints import BlockReason
 from .state.tokens import OutputHistory
 from .transport import Exchange
 from .transport.watch import Watch

@@ -13,10 +13,10 @@ from fastroute import _core, errors
 from fastroute.config import Policy
 from fastroute.retry import (
     Action,
-    BlockReason,
     BreakerOutcome,
     RetryPolicy,
 )
+from fastroute.state.endpoints import BlockReason
 
 # ------------------------------------------------------------------------------------------------- verdicts
 

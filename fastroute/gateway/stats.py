@@ -15,7 +15,7 @@ from typing import Any
 from fastroute import __version__
 from fastroute.client import Client
 from fastroute.ledger import Totals
-from fastroute.retry import BlockReason
+from fastroute.state.endpoints import BlockReason
 from fastroute.types import Attempt
 
 _DAY = 86_400.0

@@ -7,6 +7,7 @@ left. It knows no wire format and sends nothing; where the state lives is `segme
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,20 @@ def _after_fork() -> None:
 
 
 forks.in_child(_after_fork)
+
+
+class BlockReason(enum.IntEnum):
+    """Why an endpoint is left out for a time; the number is what the core keeps."""
+
+    NONE = 0
+    KEY_REFUSED = 1
+    QUOTA_SPENT = 2
+    RETRY_AFTER = 3
+    TLS = 4
+
+    @property
+    def words(self) -> str:
+        return self.name.lower().replace("_", " ")
 
 
 @frozen(eq=False)

@@ -19,7 +19,7 @@ from fastroute import _core
 from fastroute.gateway import page as pages
 from fastroute.gateway.keys import Caller
 from fastroute.gateway.stats import _Kept
-from fastroute.retry import BlockReason
+from fastroute.state.endpoints import BlockReason
 
 Serve = Callable[..., Served]
 BOARD = "!document.querySelector('#board').hidden"
