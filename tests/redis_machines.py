@@ -10,7 +10,7 @@ from redis_server import PATIENCE, RedisServer, admitted
 import fastroute
 from fastroute import _core, events
 from fastroute.state.redis import Shared
-from fastroute.state.redis.connection import AwayError
+from fastroute.state.redis.address import AwayError
 from fastroute.testing import Provider
 
 # The burst is all there is for as long as a test takes.

@@ -21,7 +21,8 @@ from redis_server import Elsewhere, RedisServer, admitted, until
 import fastroute
 from fastroute import _core, events
 from fastroute.state.redis import Shared
-from fastroute.state.redis.connection import AwayError, Server
+from fastroute.state.redis.address import AwayError
+from fastroute.state.redis.connection import Server
 from fastroute.testing import Provider
 
 need("redis")

@@ -27,8 +27,7 @@ from fastroute import BudgetExceeded
 from fastroute.config.redis_url import read_redis_url
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.state.redis import Shared, connection, permits
-from fastroute.state.redis.address import address_of
-from fastroute.state.redis.connection import AwayError
+from fastroute.state.redis.address import AwayError, address_of
 from fastroute.testing import Provider
 
 need("redis")

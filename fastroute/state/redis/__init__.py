@@ -34,8 +34,8 @@ from typing import Any
 from fastroute import _core, events
 from fastroute.config import Config
 
-from .address import address_of
-from .connection import AwayError, Server
+from .address import AwayError, address_of
+from .connection import Server
 from .endpoints import SharedEndpoint
 from .leases import SharedLimits
 from .money import Bank

@@ -1,4 +1,4 @@
-"""Where Redis is and how it is to be asked: the configured address with the passwords of the environment."""
+"""Where Redis is: the configured address with the passwords of the environment; the error when it is away."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from attrs import frozen
 
 from fastroute import errors
 from fastroute.config.redis_url import Service, read_redis_url
+
+
+class AwayError(Exception):
+    """Redis does not answer, or not usefully; the message says how, without addresses or keys.
+
+    Args:
+        slow: whether it was waited for in vain.
+    """
+
+    def __init__(self, reason: str, *, slow: bool = False) -> None:
+        super().__init__(reason)
+        self.slow = slow
 
 
 @frozen(repr=False)

@@ -20,25 +20,13 @@ from typing import Any
 
 from fastroute import _core, errors
 
-from .address import Address
+from .address import Address, AwayError
 
 log = logging.getLogger("fastroute")
 
 FAILURES = 5
 _OPEN_S = 5.0
 _WORST_POLICIES = "allkeys"
-
-
-class AwayError(Exception):
-    """Redis does not answer, or not usefully; the message says how, without addresses or keys.
-
-    Args:
-        slow: whether it was waited for in vain.
-    """
-
-    def __init__(self, reason: str, *, slow: bool = False) -> None:
-        super().__init__(reason)
-        self.slow = slow
 
 
 class Server:

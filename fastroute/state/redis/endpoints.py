@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from fastroute import _core
 
-from .connection import AwayError, Server
+from .address import AwayError
+from .connection import Server
 from .leases import PATIENCE, SharedLimits, refusal
 from .permits import Permits
 from .scripts import EXTEND, PROBE, PROBED, TELL

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from fastroute import _core
 
-from .connection import AwayError, Server
+from .address import AwayError
+from .connection import Server
 from .scripts import LIMIT
 
 LEASE_NS = 2_000_000_000

@@ -19,7 +19,8 @@ from hashlib import blake2b
 from fastroute import _core
 from fastroute.budget import AWAY, GRANTED, REFUSED, Window
 
-from .connection import AwayError, Server
+from .address import AwayError
+from .connection import Server
 from .scripts import MONEY
 
 _PATIENCE = 0.25

@@ -21,7 +21,8 @@ from attrs import frozen
 
 from fastroute import _core
 
-from .connection import AwayError, Server
+from .address import AwayError
+from .connection import Server
 from .scripts import PERMITS
 
 LIFE_NS = 10_000_000_000

@@ -24,8 +24,7 @@ from redis.sentinel import (
     SentinelManagedSSLConnection,
 )
 
-from .address import Address
-from .connection import AwayError
+from .address import Address, AwayError
 
 
 class Pool(SentinelConnectionPool):
