@@ -6,13 +6,15 @@
  * that begin a word where the byte before is no part of one, the automaton `fixed` is walked from there. The
  * filter may let too much pass, never too little. A bucket of which everything has been found lets nothing pass.
  *
- * Where the text is such that checking would take longer than walking the automaton over all of it, that is done
- * for the rest of the request, so the time stays linear whatever the text.
+ * Where the text is such that checking would take longer than walking the automaton over all of it, the caller does
+ * that for the rest of the request, so the time stays linear whatever the text.
  */
 #ifndef FASTROUTE_SCAN_AVX2_H
 #define FASTROUTE_SCAN_AVX2_H
 
 #include <immintrin.h>
+
+#include "scan_tables.h"
 
 #define SCAN_AVX2 __attribute__((target("avx2,popcnt,bmi,lzcnt")))
 #define SCAN_AVX2_INLINE static inline SCAN_AVX2 __attribute__((always_inline))
@@ -158,14 +160,15 @@ SCAN_DEFINE_VECTORS(scan_vectors_inner, SCAN_INNER)
 SCAN_DEFINE_VECTORS(scan_vectors_outer, SCAN_OUTER)
 SCAN_DEFINE_VECTORS(scan_vectors_both, SCAN_INNER | SCAN_OUTER)
 
-/* What scan_count and scan_walk do, by vectors. */
-static void scan_vectors(scan_pass *pass, const uint8_t *text, uint32_t length)
+/* Counts and matches as scan_count and scan_walk do, by vectors. Returns whether the caller must walk the automaton
+ * over these bytes, because checking took too long. */
+static uint32_t scan_vectors(scan_pass *pass, const uint8_t *text, uint32_t length)
 {
     uint8_t inner = pass->table->inner, outer = pass->table->used & ~inner;
     uint32_t exhausted;
     if (!(~pass->counts->found & pass->table->all)) {
         scan_vectors_count(pass, text, length);
-        return;
+        return 0;
     }
     if (pass->dense)
         exhausted = 1, scan_vectors_count(pass, text, length);
@@ -175,10 +178,9 @@ static void scan_vectors(scan_pass *pass, const uint8_t *text, uint32_t length)
         exhausted = scan_vectors_inner(pass, text, length);
     else
         exhausted = scan_vectors_both(pass, text, length);
-    if (exhausted) {
+    if (exhausted)
         pass->dense = 1;
-        scan_walk(pass, text, length);
-    }
+    return exhausted;
 }
 
 #endif

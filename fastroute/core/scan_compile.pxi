@@ -95,7 +95,7 @@ def _scan_classes(patterns):
 
 
 cdef list _scan_store(scan_dfa *dfa, rows, start, int classes):
-    """Lays the rows out as scan.h has them; the result is the cell each begins at, from the first row's."""
+    """Lays the rows out as scan_tables.h has them; the result is the cell each begins at, from the first row's."""
     cdef int stride = (1 + 1 + classes + 1) // 2 * 2
     cdef int place, column
     cdef uint64_t *cells

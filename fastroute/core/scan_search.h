@@ -1,5 +1,5 @@
 /* The text scan's kernel for regular patterns. Each text is walked from its beginning, whatever its width, by every
- * automaton of the rule set; scan.h has the structures.
+ * automaton of the rule set; scan_tables.h has the structures.
  *
  * A step waits for the one before it, so four parts of a span are walked side by side: the first from where the
  * search has come to, the others as if nothing before them mattered. Then the parts are joined. If the search comes
@@ -10,6 +10,8 @@
  */
 #ifndef FASTROUTE_SCAN_SEARCH_H
 #define FASTROUTE_SCAN_SEARCH_H
+
+#include "scan_tables.h"
 
 enum { SCAN_MARKS = SCAN_SPAN / SCAN_STREAMS / SCAN_MARK };
 
