@@ -51,7 +51,7 @@ if TYPE_CHECKING:
         UpstreamTruncated,
         ValidationError,
     )
-    from .plan import Plan
+    from .routing.plan import Plan
     from .stream import Stream
     from .types import Attempt, Chunk, Classification, Completion, Route, Usage
 
@@ -60,7 +60,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "client": ("Client",),
     "config": ("Config",),
-    "plan": ("Plan",),
+    "routing.plan": ("Plan",),
     "stream": ("Stream",),
     "types": ("Attempt", "Chunk", "Classification", "Completion", "Route", "Usage"),
     "errors": (

@@ -24,8 +24,8 @@ from .call import Call, Grant
 from .config import Policy
 from .config.catalog import Model
 from .line import ALL, RANKS, Line, Place
-from .plan import Plan
 from .retry import RetryPolicy
+from .routing.plan import Plan
 from .state.endpoints import Endpoint, State
 from .types import Usage
 

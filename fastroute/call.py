@@ -16,12 +16,12 @@ import requests
 from attrs import evolve, frozen
 
 from .config.catalog import sampling_bit
-from .plan import Estimate
 from .platform import forks
 from .providers.base import Format, Target
 from .quality import Validator
 from .race import Race
 from .retry import Verdict
+from .routing.plan import Estimate
 from .state.endpoints import Endpoint
 from .transport import Transport
 from .types import SAMPLING_PARAMETERS, Attempt, Classification, Request, Route

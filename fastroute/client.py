@@ -18,11 +18,11 @@ from .budget import Allowance
 from .config import Config, Source
 from .health import PROMPT, TAG, ask
 from .ledger import Ledger, NullLedger
-from .opinions import Ask
-from .plan import Plan
 from .platform import forks
 from .quality import Validator
 from .router import Router
+from .routing.function_classifier import Ask
+from .routing.plan import Plan
 from .stream import Stream
 from .types import PRIORITIES, Completion, Compress, Purse, Request, RouteOptions, usd_to_nano
 

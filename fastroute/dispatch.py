@@ -19,9 +19,9 @@ from .attempt import Attempts
 from .call import Call, Grant, Wire
 from .config import QualityConfig
 from .hedging import Hedge, Hedging
-from .plan import Plan
 from .quality import with_feedback
 from .retry import Action, RetryPolicy
+from .routing.plan import Plan
 from .state.endpoints import Endpoint
 from .stream import Stream
 from .types import Completion

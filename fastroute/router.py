@@ -26,12 +26,12 @@ from .config import Config, Secret, Source, file_of, load, read_keys
 from .health import HealthChecks
 from .ledger import Ledger, NullLedger, configured_ledger
 from .line import Line
-from .opinions import Ask, Opinions
 from .platform import forks, greenlets
 from .platform import hosting as servers
 from .platform.workers import Workers
 from .providers import names as format_names
 from .reload import Watch
+from .routing.function_classifier import Ask, Opinions
 from .snapshot import Snapshot, Surroundings, files_of, lasting
 from .stream import Stream
 from .types import Completion, Compress, Request, Route

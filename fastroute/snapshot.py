@@ -31,13 +31,13 @@ from .dispatch import Dispatcher
 from .hedging import Hedging
 from .ledger import Ledger, NullLedger
 from .line import Line
-from .opinions import Opinions
-from .planner import Planner
 from .platform.workers import Workers
 from .providers import get as get_format
 from .providers.base import Target
 from .quality import Rates
 from .retry import RetryPolicy
+from .routing.function_classifier import Opinions
+from .routing.planner import Planner
 from .sending import Sinks
 from .state.endpoints import State
 from .transport import Transport

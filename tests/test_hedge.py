@@ -16,8 +16,8 @@ import pytest
 from fastroute import _core, errors
 from fastroute.config import HedgingConfig
 from fastroute.hedging import Hedge, Hedging
-from fastroute.plan import Estimate
 from fastroute.platform.workers import Workers
+from fastroute.routing.plan import Estimate
 from fastroute.transport.watch import Alarm, reaper
 
 

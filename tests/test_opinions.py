@@ -12,8 +12,8 @@ import pytest
 from children import ended, forked
 
 import fastroute
-from fastroute import opinions
 from fastroute.events import ClassifierFailed
+from fastroute.routing import function_classifier
 from fastroute.testing import Provider
 
 ASKED = [{"role": "user", "content": "How are you?"}]
@@ -161,7 +161,7 @@ def test_182_one_that_hangs_costs_a_call_its_budget_and_no_more(hanging: Any) ->
 def test_182_when_it_hangs_everywhere_calls_do_not_wait_for_it_any_more(
     hanging: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opinions, "_MOST_THREADS", 2)
+    monkeypatch.setattr(function_classifier, "_MOST_THREADS", 2)
     with Asked(hanging, policy={"classifier_timeout": 0.01}) as asked:
         for _ in range(4):
             assert asked.plan().tier == "standard"
@@ -178,7 +178,7 @@ def test_182_when_it_hangs_everywhere_calls_do_not_wait_for_it_any_more(
 def test_a_question_that_nobody_waits_for_any_more_is_not_asked(
     hanging: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opinions, "_MOST_THREADS", 1)
+    monkeypatch.setattr(function_classifier, "_MOST_THREADS", 1)
     ran: list[str] = []
 
     def ask(messages: Any, params: Any) -> object:

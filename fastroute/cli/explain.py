@@ -1,6 +1,6 @@
 """``fastroute explain``: how a prompt would be routed, and why, without sending it.
 
-Owns the showing; the decision is `fastroute.plan`'s, and trying a classifier on a file
+Owns the showing; the decision is `fastroute.routing.plan`'s, and trying a classifier on a file
 `trial`'s. It needs neither keys nor a ledger, so it builds the planner alone and not a client.
 """
 
@@ -18,7 +18,7 @@ from .output import Column, dollars, optional, print_json, print_table, seconds
 if TYPE_CHECKING:
     from fastroute.config import Config
     from fastroute.config.rules import Classifier
-    from fastroute.plan import Candidate, Plan
+    from fastroute.routing.plan import Candidate, Plan
     from fastroute.types import Classification
 
 
@@ -108,7 +108,7 @@ def _classifier(config: Config | None, name: str | None) -> Classifier:
 
 def _plan(config: Config, messages: list[dict[str, str]], model: str | None, params: dict[str, Any]) -> Plan:
     from fastroute.config import catalog_of
-    from fastroute.planner import Planner
+    from fastroute.routing.planner import Planner
     from fastroute.state.endpoints import State
     from fastroute.types import Request
 

@@ -13,11 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from . import _core
-from .config.catalog import JSON_SCHEMA, SAMPLING, SAMPLING_WITHOUT_REASONING, STREAMING, TOOLS, VISION, Model
-from .errors import BudgetExceeded, ContextLengthExceeded, Error, NoEndpointError, RequestTooLargeForLimit
-from .state.endpoints import STATE_NAMES, BlockReason, Endpoint
-from .types import NANO, Classification, Request
+from fastroute import _core
+from fastroute.config.catalog import (
+    JSON_SCHEMA,
+    SAMPLING,
+    SAMPLING_WITHOUT_REASONING,
+    STREAMING,
+    TOOLS,
+    VISION,
+    Model,
+)
+from fastroute.errors import (
+    BudgetExceeded,
+    ContextLengthExceeded,
+    Error,
+    NoEndpointError,
+    RequestTooLargeForLimit,
+)
+from fastroute.state.endpoints import STATE_NAMES, BlockReason, Endpoint
+from fastroute.types import NANO, Classification, Request
 
 if TYPE_CHECKING:
     from .planner import Planner

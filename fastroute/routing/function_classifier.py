@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from attrs import frozen
 
-from .errors import ConfigError
-from .events import ClassifierFailed, Hooks
-from .types import Classification
+from fastroute.errors import ConfigError
+from fastroute.events import ClassifierFailed, Hooks
+from fastroute.types import Classification
 
 log = logging.getLogger("fastroute")
 

@@ -18,22 +18,19 @@ from typing import Any
 
 import orjson
 
-from . import _core
-from .config import AUTO, Config, tiers_of
-from .config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
-from .config.rules import Classifier
-from .config.validators import near, show
-from .errors import (
-    BadRequestError,
-    ModelNotFoundError,
-    NoEndpointError,
-)
-from .events import Hooks
-from .opinions import Opinion, Opinions, classification
+from fastroute import _core
+from fastroute.config import AUTO, Config, tiers_of
+from fastroute.config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
+from fastroute.config.rules import Classifier
+from fastroute.config.validators import near, show
+from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
+from fastroute.events import Hooks
+from fastroute.state.endpoints import Endpoint, State
+from fastroute.state.tokens import estimate_input
+from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
+
+from .function_classifier import Opinion, Opinions, classification
 from .plan import ENDLESS, Estimate, Plan, Stage
-from .state.endpoints import Endpoint, State
-from .state.tokens import estimate_input
-from .types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
 STRATEGIES: Mapping[str, int] = {
     "latency": _core.LATENCY,

@@ -1,0 +1,1 @@
+"""Who serves a request, and why: classifier, planner, plan."""
