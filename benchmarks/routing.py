@@ -14,7 +14,8 @@ from typing import Any
 
 import fastroute
 from fastroute import _core
-from fastroute.config.rules import Classifier, RuleSet, load_builtin
+from fastroute.config.rules import RuleSet, load_builtin
+from fastroute.routing.classifier import Classifier
 
 from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, need
 

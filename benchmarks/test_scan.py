@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from fastroute.config.rules import Classifier, load_builtin
+from fastroute.config.rules import load_builtin
+from fastroute.routing.classifier import Classifier
 
 RULE_SET = load_builtin()["task-tier"]
 PROSE = (

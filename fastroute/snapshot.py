@@ -26,7 +26,6 @@ from .budget import Budgets, spent_in
 from .cache import Cache
 from .call import Wire
 from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
-from .config.rules import Classifier
 from .dispatch import Dispatcher
 from .hedging import Hedging
 from .ledger import Ledger, NullLedger
@@ -36,6 +35,7 @@ from .providers import get as get_format
 from .providers.base import Target
 from .quality import Rates
 from .retry import RetryPolicy
+from .routing.classifier import Classifier
 from .routing.function_classifier import Opinions
 from .routing.planner import Planner
 from .sending import Sinks

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastroute.config.rules import Classifier, Condition, Group, Rule, RuleSet, load_builtin
+from fastroute.config.rules import Condition, Group, Rule, RuleSet, load_builtin
 from fastroute.errors import ConfigError
+from fastroute.routing.classifier import Classifier
 
 Messages = Sequence[Mapping[str, Any]]
 CLASSIFIERS = {name: Classifier(rule_set) for name, rule_set in load_builtin().items()}

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from fastroute.cli import demo, demo_run, demo_view
 from fastroute.cli.group import cli
-from fastroute.config.rules import Classifier
+from fastroute.routing.classifier import Classifier
 
 FIGURES = {
     "calls": int,

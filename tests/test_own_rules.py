@@ -20,7 +20,8 @@ import fastroute
 from fastroute._core import SCAN_FEATURES, Rules, check_pattern
 from fastroute.cli.group import cli
 from fastroute.config import check, load
-from fastroute.config.rules import Classifier, RuleSet
+from fastroute.config.rules import RuleSet
+from fastroute.routing.classifier import Classifier
 from fastroute.testing import Provider
 
 

@@ -169,7 +169,7 @@ def _loop(operation: Callable[[], object], times: int, rounds: int) -> Timing:
 
 def _decision(quick: bool) -> Timing:
     from fastroute import _core
-    from fastroute.config.rules import Classifier
+    from fastroute.routing.classifier import Classifier
     from fastroute.state.tokens import estimate_input
 
     segment = _core.Segment()

@@ -17,7 +17,7 @@ from .output import Column, dollars, optional, print_json, print_table, seconds
 
 if TYPE_CHECKING:
     from fastroute.config import Config
-    from fastroute.config.rules import Classifier
+    from fastroute.routing.classifier import Classifier
     from fastroute.routing.plan import Candidate, Plan
     from fastroute.types import Classification
 
@@ -95,7 +95,8 @@ def command(
 
 
 def _classifier(config: Config | None, name: str | None) -> Classifier:
-    from fastroute.config.rules import Classifier, load_builtin
+    from fastroute.config.rules import load_builtin
+    from fastroute.routing.classifier import Classifier
 
     if name is None:
         name = "five-level" if config is None else config.policy.classifier

@@ -20,7 +20,7 @@ from .group import refuse, visible
 from .output import Column, micros, print_json, print_table
 
 if TYPE_CHECKING:
-    from fastroute.config.rules import Classifier
+    from fastroute.routing.classifier import Classifier
     from fastroute.types import Classification
 
 _EXAMPLES = 3

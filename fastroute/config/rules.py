@@ -1,18 +1,14 @@
-"""Which level a request is of, and why.
+"""Rule sets: how to tell the level of a request, as data.
 
-Owns rule sets: their form, their checking, the four that come with the package (``data/classifiers.toml``),
-and the classification that a person can read. Reading the text is the core's (`fastroute._core.Rules`); which
-tier a level is served from, and what a low confidence means, is `plan.py`.
-
-A classifier looks at counts only. Nothing that a prompt says is followed, and no text can slow it down: time
-is linear in the text's length, with a bound on how much of a very long one is examined.
+Their form, their checks, and the four that come with the package (``data/classifiers.toml``). A `Classifier`
+(`routing/classifier.py`) is made of one.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,12 +17,11 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from fastroute import _core
-from fastroute._core import Rules, Scan
+from fastroute._core import Rules
 from fastroute.errors import ConfigError
-from fastroute.types import Classification
 
 from . import toml
-from .validators import did_you_mean, quoted, show
+from .validators import quoted, show
 
 Mode = Literal["substring", "word", "pattern"]
 Scope = Literal["user", "all"]
@@ -196,7 +191,7 @@ def _problems(rule_set: RuleSet) -> list[str]:
     if not found:
         # What only the compiler can know: bad or too many patterns, names that clash.
         try:
-            _compile(rule_set)
+            compiled(rule_set)
         except ValueError as error:
             found.append(f"groups: {error}")
     return found
@@ -214,7 +209,8 @@ def _group_problems(group: Group) -> Iterator[str]:
             yield f"groups.{group.name}.patterns[{index}]: {show(pattern)} cannot be used: {error}"
 
 
-def _compile(rule_set: RuleSet, portable: bool = False) -> Rules:
+def compiled(rule_set: RuleSet, portable: bool = False) -> Rules:
+    """The core's form of a rule set; ``portable`` keeps to plain C where the processor could do more."""
     score = rule_set.score or Score(0.0, 0.0, 0.0)
     return Rules(
         groups=[(group.name, group.patterns, group.mode, group.weight) for group in rule_set.groups],
@@ -356,105 +352,3 @@ def load_builtin() -> Mapping[str, RuleSet]:
     """
     tables = toml.read(Path(__file__).with_name("data") / "classifiers.toml")
     return MappingProxyType({name: RuleSet.from_mapping(name, table) for name, table in tables.items()})
-
-
-# -------------------------------------------------------------------------------------------- classifier
-
-
-class Classifier:
-    """A rule set made ready to use.
-
-    `scan` is for the way of a call: one native call, and nothing else is made. `explain` turns what it found
-    into a `Classification` when somebody wants to read it.
-
-    Attributes:
-        rule_set: what it was made of.
-        scan: a request's messages and its other parameters → counts, score and level; a method of the core,
-            without a Python function around it. It raises TypeError if the messages are not a sequence of
-            mappings.
-
-    Thread safety: immutable; any number of threads may use one.
-    """
-
-    __slots__ = ("_rules", "rule_set", "scan")
-
-    def __init__(self, rule_set: RuleSet, *, portable: bool = False) -> None:
-        """``portable`` keeps to plain C where the processor could do more; the results are the same."""
-        self.rule_set = rule_set
-        self._rules = _compile(rule_set, portable)
-        self.scan: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Scan] = self._rules.read
-
-    @classmethod
-    def named(cls, name: str, own: Mapping[str, RuleSet] | None = None) -> Classifier:
-        """The classifier of a built-in rule set, or of one among ``own``.
-
-        Raises:
-            ConfigError: if there is none of that name.
-        """
-        known = {**load_builtin(), **(own or {})}
-        if name not in known:
-            raise ConfigError(
-                f"policy.classifier: there is no classifier {show(name)}{did_you_mean(name, known)}, "
-                f"must be one of {', '.join(known)}"
-            )
-        return cls(known[name])
-
-    @property
-    def name(self) -> str:
-        """The rule set's name."""
-        return self.rule_set.name
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """The levels it tells apart, cheapest first."""
-        return self.rule_set.levels
-
-    def __repr__(self) -> str:
-        return f"Classifier({self.name!r})"
-
-    def explain(self, scan: Scan) -> Classification:
-        """What a scan by this classifier found, for people."""
-        rule_set = self.rule_set
-        return Classification(
-            level=scan.level,
-            score=None if rule_set.score is None else scan.score,
-            confidence=scan.confidence,
-            matches=scan.matches,
-            classifier=rule_set.name,
-            reason=self._reason(scan),
-        )
-
-    def classify(
-        self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]
-    ) -> tuple[Classification, Scan]:
-        """`scan` and `explain` in one; raises what `scan` does."""
-        scan = self.scan(messages, params)
-        return self.explain(scan), scan
-
-    def _reason(self, scan: Scan) -> str:
-        rules = self.rule_set.rules
-        if scan.rule >= 0:
-            conditions = rules[scan.rule].when
-            text = " and ".join(map(str, conditions)) or "always"
-        else:
-            conditions = tuple(condition for rule in rules for condition in rule.when)
-            text = "no rule holds"
-        features = dict.fromkeys(condition.feature for condition in conditions)
-        values = ", ".join(f"{name} is {_figure(scan.feature(name))}" for name in features)
-        long = "; only the ends of a very long text were examined" if scan.truncated else ""
-        return f"{text} ({values}){long}" if values else text + long
-
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
-
-
-__all__ = [
-    "Classifier",
-    "Condition",
-    "Group",
-    "Rule",
-    "RuleSet",
-    "Score",
-    "load_builtin",
-]

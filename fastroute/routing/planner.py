@@ -21,7 +21,6 @@ import orjson
 from fastroute import _core
 from fastroute.config import AUTO, Config, tiers_of
 from fastroute.config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
-from fastroute.config.rules import Classifier
 from fastroute.config.validators import near, show
 from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
 from fastroute.events import Hooks
@@ -29,6 +28,7 @@ from fastroute.state.endpoints import Endpoint, State
 from fastroute.state.tokens import estimate_input
 from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
+from .classifier import Classifier
 from .function_classifier import Opinion, Opinions, classification
 from .plan import ENDLESS, Estimate, Plan, Stage
 

@@ -1,0 +1,107 @@
+"""Which level a request is of, by a rule set, and why.
+
+Reading the text is the core's (`fastroute._core.Rules`). The form of rule sets is in `config/rules.py`; which
+tier serves a level, and what a low confidence means, is in `planner.py`.
+
+A classifier looks at counts only: it follows nothing that a prompt says, and no text can slow it down. Time is
+linear in the length of the text, with a bound on how much of a very long one is examined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastroute._core import Scan
+from fastroute.config.rules import RuleSet, compiled, load_builtin
+from fastroute.config.validators import did_you_mean, show
+from fastroute.errors import ConfigError
+from fastroute.types import Classification
+
+
+class Classifier:
+    """A rule set made ready to use.
+
+    `scan` is for the way of a call: one native call, and nothing else is made. `explain` turns what it found
+    into a `Classification` when somebody wants to read it.
+
+    Attributes:
+        rule_set: what it was made of.
+        scan: a request's messages and its other parameters → counts, score and level; a method of the core,
+            without a Python function around it. It raises TypeError if the messages are not a sequence of
+            mappings.
+
+    Thread safety: immutable; any number of threads may use one.
+    """
+
+    __slots__ = ("_rules", "rule_set", "scan")
+
+    def __init__(self, rule_set: RuleSet, *, portable: bool = False) -> None:
+        """``portable`` keeps to plain C where the processor could do more; the results are the same."""
+        self.rule_set = rule_set
+        self._rules = compiled(rule_set, portable)
+        self.scan: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Scan] = self._rules.read
+
+    @classmethod
+    def named(cls, name: str, own: Mapping[str, RuleSet] | None = None) -> Classifier:
+        """The classifier of a built-in rule set, or of one among ``own``.
+
+        Raises:
+            ConfigError: if there is none of that name.
+        """
+        known = {**load_builtin(), **(own or {})}
+        if name not in known:
+            raise ConfigError(
+                f"policy.classifier: there is no classifier {show(name)}{did_you_mean(name, known)}, "
+                f"must be one of {', '.join(known)}"
+            )
+        return cls(known[name])
+
+    @property
+    def name(self) -> str:
+        """The rule set's name."""
+        return self.rule_set.name
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels it tells apart, cheapest first."""
+        return self.rule_set.levels
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.name!r})"
+
+    def explain(self, scan: Scan) -> Classification:
+        """What a scan by this classifier found, for people."""
+        rule_set = self.rule_set
+        return Classification(
+            level=scan.level,
+            score=None if rule_set.score is None else scan.score,
+            confidence=scan.confidence,
+            matches=scan.matches,
+            classifier=rule_set.name,
+            reason=self._reason(scan),
+        )
+
+    def classify(
+        self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]
+    ) -> tuple[Classification, Scan]:
+        """`scan` and `explain` in one; raises what `scan` does."""
+        scan = self.scan(messages, params)
+        return self.explain(scan), scan
+
+    def _reason(self, scan: Scan) -> str:
+        rules = self.rule_set.rules
+        if scan.rule >= 0:
+            conditions = rules[scan.rule].when
+            text = " and ".join(map(str, conditions)) or "always"
+        else:
+            conditions = tuple(condition for rule in rules for condition in rule.when)
+            text = "no rule holds"
+        features = dict.fromkeys(condition.feature for condition in conditions)
+        values = ", ".join(f"{name} is {_figure(scan.feature(name))}" for name in features)
+        long = "; only the ends of a very long text were examined" if scan.truncated else ""
+        return f"{text} ({values}){long}" if values else text + long
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) else f"{value:.1f}"
