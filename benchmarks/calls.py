@@ -25,7 +25,7 @@ import requests
 import urllib3
 
 import fastroute
-from fastroute.cache import Cache
+from fastroute.calls.cache import Cache
 from fastroute.testing import Provider
 from fastroute.transport import Transport
 from fastroute.transport.watch import Watch

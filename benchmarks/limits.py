@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from fastroute import _core
-from fastroute.line import Line
+from fastroute.calls.queue import Line
 
 from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, Trial, need
 

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calls.stream import Stream
     from .client import Client
     from .config import Config
     from .errors import (
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from .routing.plan import Plan
-    from .stream import Stream
     from .types import Attempt, Chunk, Classification, Completion, Route, Usage
 
 __version__ = "0.1.0"
@@ -61,7 +61,7 @@ _HOMES = {
     "client": ("Client",),
     "config": ("Config",),
     "routing.plan": ("Plan",),
-    "stream": ("Stream",),
+    "calls.stream": ("Stream",),
     "types": ("Attempt", "Chunk", "Classification", "Completion", "Route", "Usage"),
     "errors": (
         "APIConnectionError",

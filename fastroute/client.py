@@ -15,6 +15,7 @@ from attrs import evolve, fields_dict
 
 from . import errors, events
 from .budget import Allowance
+from .calls.stream import Stream
 from .config import Config, Source
 from .health import PROMPT, TAG, ask
 from .ledger import Ledger, NullLedger
@@ -23,7 +24,6 @@ from .quality import Validator
 from .router import Router
 from .routing.function_classifier import Ask
 from .routing.plan import Plan
-from .stream import Stream
 from .types import PRIORITIES, Completion, Compress, Purse, Request, RouteOptions, usd_to_nano
 
 if TYPE_CHECKING:

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, evolve
 
 from . import _core, errors, events
-from .call import Call
+from .calls.call import Call
+from .calls.queue import Line
+from .calls.stream import Stream
 from .config import HealthCheckConfig
-from .line import Line
 from .snapshot import Snapshot
 from .state.endpoints import STATE_NAMES, Endpoint
-from .stream import Stream
 from .types import Completion, Request, RouteOptions
 
 if TYPE_CHECKING:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 
 from . import errors, events
-from .call import Call
+from .calls.call import Call
+from .calls.queue import Line
+from .calls.stream import Stream
 from .config import Config, Secret, Source, file_of, load, read_keys
 from .health import HealthChecks
 from .ledger import Ledger, NullLedger, configured_ledger
-from .line import Line
 from .platform import forks, greenlets
 from .platform import hosting as servers
 from .platform.workers import Workers
@@ -33,7 +34,6 @@ from .providers import names as format_names
 from .reload import Watch
 from .routing.function_classifier import Ask, Opinions
 from .snapshot import Snapshot, Surroundings, files_of, lasting
-from .stream import Stream
 from .types import Completion, Compress, Request, Route
 
 if TYPE_CHECKING:

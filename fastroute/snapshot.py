@@ -20,25 +20,25 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, evolve, fields, frozen
 
 from . import events
-from .admission import Admission
-from .attempt import Attempts
 from .budget import Budgets, spent_in
-from .cache import Cache
-from .call import Wire
+from .calls.admission import Admission
+from .calls.attempt import Attempts
+from .calls.cache import Cache
+from .calls.call import Wire
+from .calls.dispatch import Dispatcher
+from .calls.hedge import Hedging
+from .calls.queue import Line
+from .calls.retry import RetryPolicy
+from .calls.settlement import Sinks
 from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
-from .dispatch import Dispatcher
-from .hedging import Hedging
 from .ledger import Ledger, NullLedger
-from .line import Line
 from .platform.workers import Workers
 from .providers import get as get_format
 from .providers.base import Target
 from .quality import Rates
-from .retry import RetryPolicy
 from .routing.classifier import Classifier
 from .routing.function_classifier import Opinions
 from .routing.planner import Planner
-from .sending import Sinks
 from .state.endpoints import State
 from .transport import Transport
 

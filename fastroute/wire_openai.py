@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 from attrs import field, frozen
 
 from . import errors
+from .calls.stream import Stream
 from .client import Client
 from .providers import jsontext
-from .stream import Stream
 from .types import NANO, Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
 
 DONE = b"data: [DONE]\n\n"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import errors
-from fastroute.cache import Cache
+from fastroute.calls.cache import Cache
 from fastroute.types import Choice, Completion, Message, Request, RouteOptions, Usage
 
 MESSAGES = [{"role": "user", "content": "How deep is the Mariana Trench?"}]

@@ -16,9 +16,9 @@ from loopback import MODEL, Loopback
 
 import fastroute
 from fastroute import events
-from fastroute.call import Call
-from fastroute.sending import Sending
-from fastroute.stream import Stream
+from fastroute.calls.call import Call
+from fastroute.calls.settlement import Sending
+from fastroute.calls.stream import Stream
 from fastroute.testing import Fault, Provider
 from fastroute.transport import Exchange
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fastroute import _core, errors
+from fastroute.calls.hedge import Hedge, Hedging
 from fastroute.config import HedgingConfig
-from fastroute.hedging import Hedge, Hedging
 from fastroute.platform.workers import Workers
 from fastroute.routing.plan import Estimate
 from fastroute.transport.watch import Alarm, reaper

@@ -17,8 +17,8 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.response import HTTPResponse
 
 from fastroute import errors, events
-from fastroute.call import Call
-from fastroute.race import Race
+from fastroute.calls.call import Call
+from fastroute.calls.race import Race
 from fastroute.testing import Provider
 from fastroute.transport import Exchange, Transport, connection
 from fastroute.transport import watch as watches

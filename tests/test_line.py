@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastroute import _core
-from fastroute.line import Line, Place, _Time
+from fastroute.calls.queue import Line, Place, _Time
 
 HIGH, NORMAL, LOW = range(3)
 

@@ -10,12 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import _core, errors
+from fastroute.calls.retry import Action, BreakerOutcome, RetryPolicy
 from fastroute.config import Policy
-from fastroute.retry import (
-    Action,
-    BreakerOutcome,
-    RetryPolicy,
-)
 from fastroute.state.endpoints import BlockReason
 
 # ------------------------------------------------------------------------------------------------- verdicts

@@ -23,10 +23,10 @@ from opcode_yield import run_yielding
 import fastroute
 from fastroute import _core, errors, events
 from fastroute.budget import Allowance, Budgets
-from fastroute.cache import Cache
+from fastroute.calls.cache import Cache
+from fastroute.calls.queue import Line, Place
 from fastroute.config import BudgetConfig
 from fastroute.ledger import Ledger, journal, writer
-from fastroute.line import Line, Place
 from fastroute.testing import Fault
 from fastroute.types import Attempt, Choice, Completion, Message, Usage
 
@@ -36,14 +36,14 @@ pytestmark = pytest.mark.skipif(
 SEEDS = pytest.mark.parametrize("seed", range(3))
 LONG = 10.0
 WAY = (
-    "/dispatch.py",
-    "/admission.py",
-    "/line.py",
-    "/attempt.py",
-    "/sending.py",
+    "/calls/dispatch.py",
+    "/calls/admission.py",
+    "/calls/queue.py",
+    "/calls/attempt.py",
+    "/calls/settlement.py",
     "/router.py",
-    "/hedging.py",
-    "/race.py",
+    "/calls/hedge.py",
+    "/calls/race.py",
 )
 
 
@@ -99,7 +99,7 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
         place._turn.clear()
 
     # In one process nobody needs to look again by the clock.
-    monkeypatch.setattr("fastroute.line._POLL", LONG)
+    monkeypatch.setattr("fastroute.calls.queue._POLL", LONG)
     monkeypatch.setattr(Place, "sleep", sleep)
     core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=2)
     line = Line()
@@ -130,7 +130,7 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
         return 6
 
     calls = [lambda rank=rank % 3: call(rank) for rank in range(6)]
-    done = run_yielding(calls, ["/line.py", __file__], seed=seed)
+    done = run_yielding(calls, ["/calls/queue.py", __file__], seed=seed)
     assert sum(done) == 36
     assert core.snapshot()["succeeded"] == 36
     assert most <= 2
@@ -198,7 +198,7 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
             line.leave(place)
 
     calls = [lambda rank=rank % 3: call(rank) for rank in range(9)]
-    answers = run_yielding(calls, ["/line.py"], seed=seed)
+    answers = run_yielding(calls, ["/calls/queue.py"], seed=seed)
     assert account.went_in == sum(answer >= 0 for answer in answers) == 3
     assert account.paid == account.went_in + account.given_back == 9
     assert (line.waiting, line._lines, line._times) == (0, {}, {})
@@ -212,7 +212,7 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
 def test_calls_that_wait_for_permits_times_and_the_gate(
     seed: int, start: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastroute.line._POLL", 0.2)
+    monkeypatch.setattr("fastroute.calls.queue._POLL", 0.2)
     crowd = Crowd()
     loop = start(
         2,
@@ -414,7 +414,7 @@ def test_equal_questions_are_asked_once_or_once_again_after_a_failure(seed: int,
         return made.choices[0].message.content
 
     calls = [lambda key=key: call(key) for key in (b"one", b"two") * 4]
-    found = Counter(run_yielding(calls, ["/cache.py"], seed=seed))
+    found = Counter(run_yielding(calls, ["/calls/cache.py"], seed=seed))
     assert asked == dict.fromkeys(asked, 1 + failures)
     assert found["failed"] == 2 * failures
     assert found["one"] == found["two"] == 4 - failures

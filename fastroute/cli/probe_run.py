@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field, frozen
 
 from fastroute import errors
-from fastroute.stream import Stream
+from fastroute.calls.stream import Stream
 
 if TYPE_CHECKING:
     from fastroute.client import Client

@@ -1,7 +1,7 @@
 """The table of hedging, as values.
 
 Owns its keys, defaults and checks, as `models` does for all other tables. Hedging calls is
-`fastroute.hedging`.
+`fastroute.calls.hedge`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import orjson
 from attrs import frozen
 
 from fastroute import errors, wire_openai
-from fastroute.stream import Stream
+from fastroute.calls.stream import Stream
 from fastroute.types import Completion, Route
 
 from .limits import LimitReached

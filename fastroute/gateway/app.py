@@ -31,10 +31,10 @@ from attrs import evolve
 
 from fastroute import errors, wire_openai
 from fastroute.budget import spent_in
+from fastroute.calls.stream import Stream
 from fastroute.client import Client
 from fastroute.config import Config
 from fastroute.platform import forks
-from fastroute.stream import Stream
 from fastroute.types import REQUEST_ID_TAG
 
 from . import body as bodies

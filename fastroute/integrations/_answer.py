@@ -9,8 +9,8 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from fastroute import errors, wire_openai
+from fastroute.calls.stream import Stream
 from fastroute.client import Client
-from fastroute.stream import Stream
 from fastroute.types import Completion
 
 COMPLETIONS = "/chat/completions"

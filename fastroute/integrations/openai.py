@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from fastroute import errors, wire_openai
+from fastroute.calls.stream import Stream
 from fastroute.client import Client
-from fastroute.stream import Stream
 
 from . import _answer
 

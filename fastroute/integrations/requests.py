@@ -21,8 +21,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from fastroute import errors, wire_openai
+from fastroute.calls.stream import Stream
 from fastroute.client import Client
-from fastroute.stream import Stream
 
 from . import _answer
 

@@ -3,8 +3,8 @@
 Reading the text is the core's (`fastroute._core.Rules`). The form of rule sets is in `config/rules.py`; which
 tier serves a level, and what a low confidence means, is in `planner.py`.
 
-A classifier looks at counts only: it follows nothing that a prompt says, and no text can slow it down. Time is
-linear in the length of the text, with a bound on how much of a very long one is examined.
+A classifier looks at counts only: it follows nothing that a prompt says. Its time is linear in the length of
+the text, whatever the text is, and only the two ends of a very long one are examined.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from walks import Variant
 
 import fastroute
 from fastroute import Client, Completion, _core
-from fastroute.cache import Cache
-from fastroute.line import Place
+from fastroute.calls.cache import Cache
+from fastroute.calls.queue import Place
 from fastroute.transport import watch
 
 # What is raised in a finalizer nobody can catch, and exchanges and streams have one.
@@ -171,7 +171,7 @@ def test_140_a_streamed_failover(tmp_path: Path) -> None:
         interrupt_everywhere(stage, stage.stream, every=29)
 
 
-WAITING = ("/line.py", "/dispatch.py", "/admission.py")
+WAITING = ("/calls/queue.py", "/calls/dispatch.py", "/calls/admission.py")
 
 
 def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
@@ -247,16 +247,16 @@ def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> Non
             assert allowance.committed == spent, where
 
         usual, stage.check = stage.check, check  # type: ignore[method-assign]
-        interrupt_everywhere(stage, stage.ask, every=3, parts=("/sending.py", "/allowance.py"))
+        interrupt_everywhere(stage, stage.ask, every=3, parts=("/calls/settlement.py", "/allowance.py"))
 
 
 HEDGED = (
-    "/dispatch.py",
-    "/admission.py",
-    "/attempt.py",
-    "/sending.py",
-    "/hedging.py",
-    "/race.py",
+    "/calls/dispatch.py",
+    "/calls/admission.py",
+    "/calls/attempt.py",
+    "/calls/settlement.py",
+    "/calls/hedge.py",
+    "/calls/race.py",
     "/watch.py",
     "/platform/workers.py",
 )
@@ -312,7 +312,7 @@ def follower_interrupted(at: int, fails: bool) -> bool:
     thread = threading.Thread(target=leader)
     thread.start()
     assert begun.wait(LATE)
-    tracer = Tracer(at, ("/cache.py",))
+    tracer = Tracer(at, ("/calls/cache.py",))
     interrupted = False
     with suppress(fastroute.DeadlineExceeded):
         interrupted = tracer.run(lambda: cache.through(b"key", lead, time.monotonic() + 0.003))

@@ -13,18 +13,19 @@ from typing import TypeVar
 
 from attrs import evolve
 
-from . import _core, errors, events
+from fastroute import _core, errors, events
+from fastroute.config import QualityConfig
+from fastroute.quality import with_feedback
+from fastroute.routing.plan import Plan
+from fastroute.state.endpoints import Endpoint
+from fastroute.types import Completion
+
 from .admission import Admission, Progress
 from .attempt import Attempts
 from .call import Call, Grant, Wire
-from .config import QualityConfig
-from .hedging import Hedge, Hedging
-from .quality import with_feedback
+from .hedge import Hedge, Hedging
 from .retry import Action, RetryPolicy
-from .routing.plan import Plan
-from .state.endpoints import Endpoint
 from .stream import Stream
-from .types import Completion
 
 _Answer = TypeVar("_Answer", Completion, Stream)
 _Either = TypeVar("_Either", bound="Completion | Stream")

@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator
 
 from attrs import evolve, frozen
 
-from . import _core, errors, events
+from fastroute import _core, errors, events
+from fastroute.config import Policy
+from fastroute.config.catalog import Model
+from fastroute.routing.plan import Plan
+from fastroute.state.endpoints import Endpoint, State
+from fastroute.types import Usage
+
 from .call import Call, Grant
-from .config import Policy
-from .config.catalog import Model
-from .line import ALL, RANKS, Line, Place
+from .queue import ALL, RANKS, Line, Place
 from .retry import RetryPolicy
-from .routing.plan import Plan
-from .state.endpoints import Endpoint, State
-from .types import Usage
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
 _SOON = 0.02  # seconds that a wait for a permit is taken to last

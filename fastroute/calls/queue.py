@@ -17,8 +17,8 @@ import time
 from bisect import insort
 from collections.abc import Callable, Iterable
 
-from . import _core
-from .types import PRIORITIES
+from fastroute import _core
+from fastroute.types import PRIORITIES
 
 ALL = ""  # the line for a permit of all endpoints together
 RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 
-from . import errors, events
+from fastroute import errors, events
+from fastroute.providers import sse
+from fastroute.providers.base import StreamDecoder, check_content_type
+from fastroute.transport import Exchange
+from fastroute.types import Chunk, Completion, Route, Usage
+
 from .call import Call, Wire
-from .providers import sse
-from .providers.base import StreamDecoder, check_content_type
-from .sending import Sending
-from .transport import Exchange
-from .types import Chunk, Completion, Route, Usage
+from .settlement import Sending
 
 
 class StreamReader:

@@ -14,19 +14,20 @@ from typing import Protocol
 
 from attrs import evolve, frozen
 
-from . import _core, errors, events
-from .budget import Budgets, Reservation
+from fastroute import _core, errors, events
+from fastroute.budget import Budgets, Reservation
+from fastroute.providers.base import check_content_type, request_id_of
+from fastroute.providers.limit_headers import parse_limits
+from fastroute.quality import Rates
+from fastroute.state.endpoints import BlockReason
+from fastroute.state.tokens import OutputHistory
+from fastroute.transport import Exchange
+from fastroute.transport.watch import Watch
+from fastroute.types import Attempt, Outcome, Usage
+
 from .call import Call, Grant, Wire, next_id
-from .providers.base import check_content_type, request_id_of
-from .providers.limit_headers import parse_limits
-from .quality import Rates
 from .race import Superseded
 from .retry import RetryPolicy, Verdict
-from .state.endpoints import BlockReason
-from .state.tokens import OutputHistory
-from .transport import Exchange
-from .transport.watch import Watch
-from .types import Attempt, Outcome, Usage
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
 _PROBE_SLACK = 5.0  # seconds that a breaker's probe keeps its place beyond the end of its attempt

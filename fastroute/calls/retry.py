@@ -13,8 +13,8 @@ from typing import Protocol
 
 from attrs import Attribute, field, frozen, validators
 
-from . import errors
-from .state.endpoints import BlockReason
+from fastroute import errors
+from fastroute.state.endpoints import BlockReason
 
 
 class Action(enum.Enum):

@@ -22,8 +22,8 @@ from typing import Any
 import cachetools
 import orjson
 
-from . import errors
-from .types import REQUEST_ID_TAG, Completion, Request
+from fastroute import errors
+from fastroute.types import REQUEST_ID_TAG, Completion, Request
 
 _KEPT_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 _MAX_LEADERS = 2  # failed leaders that one follower sees before it gives up itself

@@ -18,13 +18,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from . import _core, errors
+from fastroute import _core, errors
+from fastroute.config import HedgingConfig
+from fastroute.platform.workers import Workers
+from fastroute.state.endpoints import Endpoint
+from fastroute.transport.watch import Alarm
+
 from .call import Call
-from .config import HedgingConfig
-from .platform.workers import Workers
 from .race import Race
-from .state.endpoints import Endpoint
-from .transport.watch import Alarm
 
 log = logging.getLogger("fastroute")
 

@@ -15,16 +15,17 @@ from typing import Protocol
 import requests
 from attrs import evolve, frozen
 
-from .config.catalog import sampling_bit
-from .platform import forks
-from .providers.base import Format, Target
-from .quality import Validator
+from fastroute.config.catalog import sampling_bit
+from fastroute.platform import forks
+from fastroute.providers.base import Format, Target
+from fastroute.quality import Validator
+from fastroute.routing.plan import Estimate
+from fastroute.state.endpoints import Endpoint
+from fastroute.transport import Transport
+from fastroute.types import SAMPLING_PARAMETERS, Attempt, Classification, Request, Route
+
 from .race import Race
 from .retry import Verdict
-from .routing.plan import Estimate
-from .state.endpoints import Endpoint
-from .transport import Transport
-from .types import SAMPLING_PARAMETERS, Attempt, Classification, Request, Route
 
 
 class _Ids:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from .errors import APIError
+from fastroute.errors import APIError
 
 
 class Superseded(APIError):

@@ -6,12 +6,13 @@ decision; what an attempt gives back is `sending.py`'s.
 
 from __future__ import annotations
 
-from . import errors
+from fastroute import errors
+from fastroute.config import Policy
+from fastroute.types import Completion
+
 from .call import Call, Grant, Wire
-from .config import Policy
-from .sending import Sending, Sinks
+from .settlement import Sending, Sinks
 from .stream import Stream, StreamReader
-from .types import Completion
 
 
 class Attempts:

@@ -1,0 +1,1 @@
+"""One call carried out: cache, admission, dispatch, attempts, settlement, streams, hedges."""
