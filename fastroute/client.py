@@ -17,13 +17,13 @@ from . import errors, events
 from .budget import Allowance
 from .calls.stream import Stream
 from .config import Config, Source
-from .health import PROMPT, TAG, ask
 from .ledger import Ledger, NullLedger
 from .platform import forks
 from .quality import Validator
-from .router import Router
 from .routing.function_classifier import Ask
 from .routing.plan import Plan
+from .runtime.health import PROMPT, TAG, ask
+from .runtime.runtime import Router
 from .types import PRIORITIES, Completion, Compress, Purse, Request, RouteOptions, usd_to_nano
 
 if TYPE_CHECKING:

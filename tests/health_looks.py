@@ -8,7 +8,7 @@ from typing import Any
 from loopback import MODEL, Loopback
 
 from fastroute import Client, _core, events
-from fastroute.health import HealthChecks
+from fastroute.runtime.health import HealthChecks
 from fastroute.testing import Fault, Provider, Received
 
 Start = Callable[..., Loopback]

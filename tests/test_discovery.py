@@ -12,11 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 from loopback import nothing_left
 
-from fastroute import discovery, errors
+from fastroute import errors
 from fastroute.cli.group import cli
 from fastroute.config import Config, load
 from fastroute.providers.base import Target
 from fastroute.providers.listing import Page, listing_of
+from fastroute.runtime import discovery
 from fastroute.testing import Fault, Provider, Received
 
 KEY = "local-key-of-a-provider"

@@ -41,7 +41,7 @@ WAY = (
     "/calls/queue.py",
     "/calls/attempt.py",
     "/calls/settlement.py",
-    "/router.py",
+    "/runtime/runtime.py",
     "/calls/hedge.py",
     "/calls/race.py",
 )

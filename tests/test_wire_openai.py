@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import MODEL, OTHER, Loopback
 
-from fastroute import errors, types, wire_openai
+from fastroute import errors, types
+from fastroute.integrations import wire_openai
+from fastroute.integrations.wire_openai import STRANGERS, TRUSTED, Limits
 from fastroute.testing import Answer, Fault
-from fastroute.wire_openai import STRANGERS, TRUSTED, Limits
 
 Start = Callable[..., Loopback]
 HELLO = [{"role": "user", "content": "Say hello"}]

@@ -1,7 +1,7 @@
 """``fastroute models``: the catalogue in force, and which of its models somebody serves.
 
 Owns the showing; the data is `fastroute.catalog`'s, bringing it up to date `fastroute.prices`', and asking a
-provider what it has `fastroute.discovery`'s.
+provider what it has `fastroute.runtime.discovery`'s.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def command(
 
 def _ask(config: Config, name: str, as_json: bool) -> None:
     """Shows what a provider says of itself; ends with status 1 unless all is well."""
-    from fastroute.discovery import models
+    from fastroute.runtime.discovery import models
 
     with no_warnings():
         found = models(config, name)

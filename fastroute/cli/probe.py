@@ -83,7 +83,7 @@ def command(
     found = find(config)
     loaded = found.config if found.config is not None else refuse(found.missing)
     chosen = _chosen(loaded, names)
-    from fastroute.health import PROMPT
+    from fastroute.runtime.health import PROMPT
 
     if prompt is not None and not prompt.strip():
         raise click.BadParameter("is empty", param_hint="--prompt")

@@ -1,7 +1,7 @@
 """The table of background health checks, as values.
 
 Owns its keys, defaults and checks, as `models` does for all other tables. Making the checks is
-`fastroute.health`.
+`fastroute.runtime.health`.
 """
 
 from __future__ import annotations

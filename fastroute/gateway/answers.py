@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 from attrs import frozen
 
-from fastroute import errors, wire_openai
+from fastroute import errors
 from fastroute.calls.stream import Stream
+from fastroute.integrations import wire_openai
 from fastroute.types import Completion, Route
 
 from .limits import LimitReached

@@ -29,11 +29,12 @@ from typing import Any
 
 from attrs import evolve
 
-from fastroute import errors, wire_openai
+from fastroute import errors
 from fastroute.budget import spent_in
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 from fastroute.config import Config
+from fastroute.integrations import wire_openai
 from fastroute.platform import forks
 from fastroute.types import REQUEST_ID_TAG
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from fastroute import errors, wire_openai
+from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 from fastroute.types import Completion
+
+from . import wire_openai
 
 COMPLETIONS = "/chat/completions"
 

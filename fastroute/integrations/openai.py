@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NoReturn
 
-from fastroute import errors, wire_openai
+from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 
-from . import _answer
+from . import _answer, wire_openai
 
 _MODELS = "/models"
 

@@ -20,11 +20,11 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from fastroute import errors, wire_openai
+from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 
-from . import _answer
+from . import _answer, wire_openai
 
 
 class RoutingAdapter(HTTPAdapter):

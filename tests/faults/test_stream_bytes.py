@@ -13,7 +13,8 @@ from loopback import MODEL, Loopback
 from spoken import ALL, Spoken, framed, streamed
 
 import fastroute
-from fastroute import events, types, wire_openai
+from fastroute import events, types
+from fastroute.integrations import wire_openai
 from fastroute.providers import Target, get, sse
 from fastroute.testing import Fault, Provider, Repeat
 

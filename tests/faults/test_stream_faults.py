@@ -17,7 +17,8 @@ from loopback import MODEL, Loopback, within
 from spoken import ALL, BY_FORMAT, Anthropic, OpenAI, Spoken, framed, streamed
 
 import fastroute
-from fastroute import events, wire_openai
+from fastroute import events
+from fastroute.integrations import wire_openai
 from fastroute.testing import Answer, Fault, Provider, Received, StreamStyle
 
 Start = Callable[..., Loopback]

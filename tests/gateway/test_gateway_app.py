@@ -362,7 +362,7 @@ def test_a_bug_shows_nothing_of_the_inside(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the secret is sk-123")
 
-    monkeypatch.setattr("fastroute.wire_openai.answer_bytes", broken)
+    monkeypatch.setattr("fastroute.integrations.wire_openai.answer_bytes", broken)
     response = served.post()
     assert response.status_code == 500
     error = error_of(response)

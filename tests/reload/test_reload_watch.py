@@ -14,8 +14,8 @@ from children import ended, forked
 from served import Serve, in_threads, text
 
 from fastroute import Client, errors, events
-from fastroute import reload as watching
-from fastroute.reload import Changes, Watch
+from fastroute.runtime import reload as watching
+from fastroute.runtime.reload import Changes, Watch
 
 # ----------------------------------------------------------------------------------------- a change of files
 

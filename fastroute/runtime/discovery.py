@@ -15,15 +15,15 @@ from typing import Literal
 
 from attrs import evolve, frozen
 
-from . import errors
-from .config import Config, Secret, is_loopback_url, read_key
-from .config.validators import did_you_mean, show
-from .providers import get as get_format
-from .providers import jsontext
-from .providers.base import Format, Target, check_content_type
-from .providers.listing import Listing, Page, listing_of
-from .transport import Transport
-from .transport.watch import Watch
+from fastroute import errors
+from fastroute.config import Config, Secret, is_loopback_url, read_key
+from fastroute.config.validators import did_you_mean, show
+from fastroute.providers import get as get_format
+from fastroute.providers import jsontext
+from fastroute.providers.base import Format, Target, check_content_type
+from fastroute.providers.listing import Listing, Page, listing_of
+from fastroute.transport import Transport
+from fastroute.transport.watch import Watch
 
 Status = Literal["valid", "refused", "open", "unreachable", "unknown"]
 

@@ -27,17 +27,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, evolve
 
-from . import _core, errors, events
-from .calls.call import Call
-from .calls.queue import Line
-from .calls.stream import Stream
-from .config import HealthCheckConfig
-from .snapshot import Snapshot
-from .state.endpoints import STATE_NAMES, Endpoint
-from .types import Completion, Request, RouteOptions
+from fastroute import _core, errors, events
+from fastroute.calls.call import Call
+from fastroute.calls.queue import Line
+from fastroute.calls.stream import Stream
+from fastroute.config import HealthCheckConfig
+from fastroute.state.endpoints import STATE_NAMES, Endpoint
+from fastroute.types import Completion, Request, RouteOptions
+
+from .generation import Snapshot
 
 if TYPE_CHECKING:
-    from .providers.listing import Listing
+    from fastroute.providers.listing import Listing
 
 log = logging.getLogger("fastroute")
 
@@ -367,7 +368,7 @@ class HealthChecks:
         A list proves that somebody is there, not that the model answers: it ends the opening of a breaker, so
         that the next call is its probe, but closes none. That there is none to be had keeps it open.
         """
-        from .providers.listing import listing_of  # which needs every format
+        from fastroute.providers.listing import listing_of  # which needs every format
 
         core = endpoint.core
         listing = listing_of(snapshot.wires[endpoint.name].format)

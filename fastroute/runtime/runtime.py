@@ -20,26 +20,27 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from . import errors, events
-from .calls.call import Call
-from .calls.queue import Line
-from .calls.stream import Stream
-from .config import Config, Secret, Source, file_of, load, read_keys
+from fastroute import errors, events
+from fastroute.calls.call import Call
+from fastroute.calls.queue import Line
+from fastroute.calls.stream import Stream
+from fastroute.config import Config, Secret, Source, file_of, load, read_keys
+from fastroute.ledger import Ledger, NullLedger, configured_ledger
+from fastroute.platform import forks, greenlets
+from fastroute.platform import hosting as servers
+from fastroute.platform.workers import Workers
+from fastroute.providers import names as format_names
+from fastroute.routing.function_classifier import Ask, Opinions
+from fastroute.types import Completion, Compress, Request, Route
+
+from .generation import Snapshot, Surroundings, files_of, lasting
 from .health import HealthChecks
-from .ledger import Ledger, NullLedger, configured_ledger
-from .platform import forks, greenlets
-from .platform import hosting as servers
-from .platform.workers import Workers
-from .providers import names as format_names
 from .reload import Watch
-from .routing.function_classifier import Ask, Opinions
-from .snapshot import Snapshot, Surroundings, files_of, lasting
-from .types import Completion, Compress, Request, Route
 
 if TYPE_CHECKING:
     import requests
 
-    from .state.redis import Shared
+    from fastroute.state.redis import Shared
 
 log = logging.getLogger("fastroute")
 
@@ -237,7 +238,7 @@ class Router:
         config, state = self.snapshot.config, self.snapshot.state
         if not config.over_redis:
             return None
-        from .state.redis import Shared  # nothing else needs it
+        from fastroute.state.redis import Shared  # nothing else needs it
 
         shared = Shared(config, state.segment, state.home.path, self.hooks)
         self._attach(shared, self.snapshot)

@@ -19,33 +19,33 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, evolve, fields, frozen
 
-from . import events
-from .budget import Budgets, spent_in
-from .calls.admission import Admission
-from .calls.attempt import Attempts
-from .calls.cache import Cache
-from .calls.call import Wire
-from .calls.dispatch import Dispatcher
-from .calls.hedge import Hedging
-from .calls.queue import Line
-from .calls.retry import RetryPolicy
-from .calls.settlement import Sinks
-from .config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
-from .ledger import Ledger, NullLedger
-from .platform.workers import Workers
-from .providers import get as get_format
-from .providers.base import Target
-from .quality import Rates
-from .routing.classifier import Classifier
-from .routing.function_classifier import Opinions
-from .routing.planner import Planner
-from .state.endpoints import State
-from .transport import Transport
+from fastroute import events
+from fastroute.budget import Budgets, spent_in
+from fastroute.calls.admission import Admission
+from fastroute.calls.attempt import Attempts
+from fastroute.calls.cache import Cache
+from fastroute.calls.call import Wire
+from fastroute.calls.dispatch import Dispatcher
+from fastroute.calls.hedge import Hedging
+from fastroute.calls.queue import Line
+from fastroute.calls.retry import RetryPolicy
+from fastroute.calls.settlement import Sinks
+from fastroute.config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
+from fastroute.ledger import Ledger, NullLedger
+from fastroute.platform.workers import Workers
+from fastroute.providers import get as get_format
+from fastroute.providers.base import Target
+from fastroute.quality import Rates
+from fastroute.routing.classifier import Classifier
+from fastroute.routing.function_classifier import Opinions
+from fastroute.routing.planner import Planner
+from fastroute.state.endpoints import State
+from fastroute.transport import Transport
 
 if TYPE_CHECKING:
     import requests
 
-    from .config.catalog import Catalog
+    from fastroute.config.catalog import Catalog
 
 # Made once for a client, and not to be had in another size or place while calls use them.
 LASTING = (

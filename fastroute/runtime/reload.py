@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from .errors import ConfigError
+from fastroute.errors import ConfigError
 
 log = logging.getLogger("fastroute")
 

@@ -20,11 +20,11 @@ from typing import Any, NoReturn
 
 from attrs import field, frozen
 
-from . import errors
-from .calls.stream import Stream
-from .client import Client
-from .providers import jsontext
-from .types import NANO, Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
+from fastroute import errors
+from fastroute.calls.stream import Stream
+from fastroute.client import Client
+from fastroute.providers import jsontext
+from fastroute.types import NANO, Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
 
 DONE = b"data: [DONE]\n\n"
 JSON_HEADERS: Mapping[str, str] = {"content-type": "application/json"}

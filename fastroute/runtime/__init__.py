@@ -1,0 +1,1 @@
+"""What a client keeps running: the generation in force, reload, health checks, discovery."""
