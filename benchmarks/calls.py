@@ -28,7 +28,7 @@ import fastroute
 from fastroute.calls.cache import Cache
 from fastroute.testing import Provider
 from fastroute.transport import Transport
-from fastroute.transport.watch import Watch
+from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Request
 
 from .routing import litellm_router, load_litellm, text_of
@@ -100,7 +100,7 @@ def transport(stack: ExitStack, url: str) -> Call:
     found = Transport()
     stack.callback(found.close)
     prepared = found.prepare(f"{url}/chat/completions", HEADERS)
-    return lambda: found.send(prepared, BODY, Watch(time.monotonic() + 60), read_timeout=60).body()
+    return lambda: found.send(prepared, BODY, RequestTimer(time.monotonic() + 60), read_timeout=60).body()
 
 
 def session(stack: ExitStack, url: str) -> Call:
@@ -357,7 +357,7 @@ def stream_transport(stack: ExitStack, url: str) -> Callable[[], int]:
     prepared = found.prepare(f"{url}/chat/completions", HEADERS)
 
     def read() -> int:
-        exchange = found.send(prepared, _STREAM, Watch(time.monotonic() + 60), read_timeout=60)
+        exchange = found.send(prepared, _STREAM, RequestTimer(time.monotonic() + 60), read_timeout=60)
         return sum(piece.count(b"data: ") for piece in exchange.pieces())
 
     return read

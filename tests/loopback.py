@@ -129,7 +129,7 @@ class Loopback:
 
 def threads() -> set[int]:
     """Those that run now, but for the one that watches the clock for the life of the process."""
-    return {thread.ident or 0 for thread in threading.enumerate() if thread.name != "fastroute-reaper"}
+    return {thread.ident or 0 for thread in threading.enumerate() if thread.name != "fastroute-timer"}
 
 
 def open_files() -> set[tuple[str, str]]:

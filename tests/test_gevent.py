@@ -200,7 +200,7 @@ def test_a_hedge_wins_and_its_loser_is_cut(run: Run) -> None:
 
 
 def test_the_deadline_cuts_answers_that_trickle(run: Run) -> None:
-    """Each piece comes in time, so that only the reaper, a greenlet here, can end them."""
+    """Each piece comes in time, so that only the timer thread, a greenlet here, can end them."""
     with Provider(models=["m"], answer=2000, tokens_per_second=20) as provider:
         outcomes, in_flight = run(provider, DEADLINES)
         provider.wait_until(lambda each: each.open_connections == 0)

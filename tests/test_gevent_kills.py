@@ -24,7 +24,7 @@ from gevent import monkey; monkey.patch_all()
 import contextlib, json, sys
 import gevent
 import fastroute
-from fastroute.transport import watch
+from fastroute.platform import timer
 
 FULL = "127.0.0.1:%d" % int(sys.argv[2])
 URL = sys.argv[1]
@@ -174,7 +174,6 @@ found = {}
 for name, (function, settings) in PLACES.items():
     for how in ("kill", "timeout"):
         with client_with(**settings) as client:
-            before = dict(watch.reaper._watches)
             job = function(client)
             problems = [] if (out := ended(job, how)) in ("GreenletExit", "Timeout") else [out]
             if out != {"kill": "GreenletExit", "timeout": "Timeout"}[how]:
@@ -194,7 +193,7 @@ for name, (function, settings) in PLACES.items():
                 "reserved": budget.reserved_nano,
                 "in line": stats["queued"],
                 "reserved times": len(client._router.line._times),
-                "watched": len(watch.reaper._watches),
+                "watched": len(timer.pending()),
                 "shared calls": len(cache._flights) if cache is not None else 0,
             }
             problems += [f"{count} {what}" for what, count in left.items() if count]

@@ -16,9 +16,10 @@ import pytest
 from fastroute import _core, errors
 from fastroute.calls.hedge import Hedge, Hedging
 from fastroute.config import HedgingConfig
+from fastroute.platform import timer
+from fastroute.platform.timer import Alarm
 from fastroute.platform.workers import Workers
 from fastroute.routing.plan import Estimate
-from fastroute.transport.watch import Alarm, reaper
 
 
 class Later:
@@ -55,9 +56,9 @@ def test_what_has_not_begun_in_time_does_not_begin(given_up: Callable[[Hedge[Ans
 def test_its_alarm_goes_with_the_call() -> None:
     hedge, later = alone(lambda _: None)
     hedge.begin()
-    (alarm,) = (each for each in reaper._watches.values() if isinstance(each, Alarm))
+    (alarm,) = (each for each in timer.pending() if isinstance(each, Alarm))
     hedge.end()
-    assert alarm not in reaper._watches.values()
+    assert alarm not in timer.pending()
     assert later.given == []
 
 

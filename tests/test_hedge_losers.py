@@ -20,9 +20,8 @@ from fastroute import errors, events
 from fastroute.calls.call import Call
 from fastroute.calls.race import Race
 from fastroute.testing import Provider
-from fastroute.transport import Exchange, Transport, connection
-from fastroute.transport import watch as watches
-from fastroute.transport.watch import Watch
+from fastroute.transport import Exchange, Transport, connection, request_timer
+from fastroute.transport.request_timer import RequestTimer
 
 Start = Callable[..., Loopback]
 LATE = 20.0  # seconds: every clock that could end the loser by itself
@@ -269,7 +268,7 @@ def test_while_it_is_not_even_prepared(start: Start, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def pooled() -> Iterator[tuple[Provider, Callable[[], tuple[Watch, Exchange]]]]:
+def pooled() -> Iterator[tuple[Provider, Callable[[], tuple[RequestTimer, Exchange]]]]:
     """A provider, and what sends it a request on the one connection that there is to it."""
     with Provider() as provider:
         transport = Transport()
@@ -278,15 +277,15 @@ def pooled() -> Iterator[tuple[Provider, Callable[[], tuple[Watch, Exchange]]]]:
         )
         body = b'{"model":"m","messages":[{"role":"user","content":"x"}]}'
 
-        def send() -> tuple[Watch, Exchange]:
-            watch = Watch(time.monotonic() + LATE)
+        def send() -> tuple[RequestTimer, Exchange]:
+            watch = RequestTimer(time.monotonic() + LATE)
             return watch, transport.send(prepared, body, watch, read_timeout=LATE)
 
         yield provider, send
         transport.close()
 
 
-Pooled = tuple[Provider, Callable[[], tuple[Watch, Exchange]]]
+Pooled = tuple[Provider, Callable[[], tuple[RequestTimer, Exchange]]]
 
 
 def test_a_request_that_is_over_is_cut_in_vain(pooled: Pooled) -> None:
@@ -383,7 +382,7 @@ def test_a_race_that_is_over_lets_nobody_in() -> None:
 
 
 def test_what_goes_out_again_may_have_arrived_the_first_time() -> None:
-    watch = Watch(time.monotonic() + LATE)
+    watch = RequestTimer(time.monotonic() + LATE)
     assert not watch.unsent  # as it is where nobody reports what a connection does
     watch.opening = True
     assert watch.unsent
@@ -397,7 +396,7 @@ def test_a_connection_that_was_cut_is_opened_again_once() -> None:
 
     class Counted:
         sock: Any = None
-        watch: Watch | None = None
+        watch: RequestTimer | None = None
 
         def connect(self) -> None:
             opened.append(True)
@@ -408,7 +407,7 @@ def test_a_connection_that_was_cut_is_opened_again_once() -> None:
                 self.sock.close()
             self.sock = None
 
-    before = Watch(time.monotonic() + LATE)
+    before = RequestTimer(time.monotonic() + LATE)
     with socket.socket() as gone:
         before.hold(gone)
         before.shut()
@@ -417,14 +416,14 @@ def test_a_connection_that_was_cut_is_opened_again_once() -> None:
         pass
 
     one: Any = Reporting()
-    one.watch = before
-    watches.current.watch = watch = Watch(time.monotonic() + LATE)
+    one.timer = before
+    request_timer.current.timer = watch = RequestTimer(time.monotonic() + LATE)
     try:
         one.connect()
         connection._begins(one)
         assert one.sock is not None
         assert not watch.reused
     finally:
-        watches.current.watch = None
+        request_timer.current.timer = None
         one.close()
     assert opened == [True]

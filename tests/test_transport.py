@@ -18,7 +18,7 @@ import fastroute
 from fastroute import errors
 from fastroute.testing import Fault, Provider
 from fastroute.transport import Transport
-from fastroute.transport.watch import Watch
+from fastroute.transport.request_timer import RequestTimer
 
 Start = Callable[..., Loopback]
 
@@ -241,14 +241,14 @@ def test_a_spent_deadline_sends_nothing() -> None:
         transport = Transport()
         prepared = transport.prepare(provider.base_url + "/models", {}, "GET")
         with pytest.raises(errors.APITimeoutError):
-            transport.send(prepared, None, Watch(time.monotonic()), read_timeout=1.0)
-        exchange = transport.send(prepared, None, Watch(time.monotonic() + 5), read_timeout=1.0)
+            transport.send(prepared, None, RequestTimer(time.monotonic()), read_timeout=1.0)
+        exchange = transport.send(prepared, None, RequestTimer(time.monotonic() + 5), read_timeout=1.0)
         assert exchange.status == 200
         assert exchange.body()
         exchange.close()
         transport.close()
         with pytest.raises(errors.APIConnectionError, match="closed"):
-            transport.send(prepared, None, Watch(time.monotonic() + 5), read_timeout=1.0)
+            transport.send(prepared, None, RequestTimer(time.monotonic() + 5), read_timeout=1.0)
         assert provider.received == 1
 
 

@@ -20,9 +20,9 @@ from typing import Any, Generic, TypeVar
 
 from fastroute import _core, errors
 from fastroute.config import HedgingConfig
+from fastroute.platform.timer import Alarm
 from fastroute.platform.workers import Workers
 from fastroute.state.endpoints import Endpoint
-from fastroute.transport.watch import Alarm
 
 from .call import Call
 from .race import Race

@@ -22,7 +22,7 @@ from fastroute.quality import Rates
 from fastroute.state.endpoints import BlockReason
 from fastroute.state.tokens import OutputHistory
 from fastroute.transport import Exchange
-from fastroute.transport.watch import Watch
+from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Attempt, Outcome, Usage
 
 from .call import Call, Grant, Wire, next_id
@@ -83,9 +83,9 @@ class Sending:
         "_sinks",
         "_started",
         "_time",
+        "_timer",
         "_told",
         "_usage",
-        "_watch",
         "_wire",
     )
 
@@ -102,7 +102,7 @@ class Sending:
         self._told = False
         self._reservation: Reservation | None = None
         self._usage: Usage | None = None  # once it is known
-        self._watch: Watch | None = None
+        self._timer: RequestTimer | None = None
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._time = time.time()
@@ -149,7 +149,7 @@ class Sending:
                 self._reservation.sent()
             end = min(call.deadline, self._started + limit)
             wire.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
-            self._watch = watch = Watch(end)
+            self._timer = timer = RequestTimer(end)
             if call.race is not None:
                 call.race.enter(self)
             self._sent = True
@@ -157,7 +157,7 @@ class Sending:
                 after = self._started - call.started
                 self.hooks.emit(events.Hedged(call.id, call.beside, wire.endpoint.name, after))
             self._exchange = wire.transport.send(
-                wire.prepared(stream), body, watch, read_timeout=read_timeout
+                wire.prepared(stream), body, timer, read_timeout=read_timeout
             )
             return self._exchange
         except BaseException as error:
@@ -240,7 +240,7 @@ class Sending:
             return
         latency = self.elapsed()
         usage, spent = self._usage, 0
-        if usage is None and (self._watch is None or not self._watch.unsent):
+        if usage is None and (self._timer is None or not self._timer.unsent):
             usage = self._expected_usage()
             if output_tokens is not None:
                 usage = evolve(usage, completion_tokens=output_tokens)
@@ -256,8 +256,8 @@ class Sending:
                 spent,
             )
         finally:
-            if self._watch is not None:
-                self._watch.cut()
+            if self._timer is not None:
+                self._timer.cut()
 
     def took(self, latency: float) -> None:
         """Counts the seconds until the answer, a stream's first token, or the end of waiting for either."""

@@ -23,7 +23,7 @@ from fastroute.providers import jsontext
 from fastroute.providers.base import Format, Target, check_content_type
 from fastroute.providers.listing import Listing, Page, listing_of
 from fastroute.transport import Transport
-from fastroute.transport.watch import Watch
+from fastroute.transport.request_timer import RequestTimer
 
 Status = Literal["valid", "refused", "open", "unreachable", "unknown"]
 
@@ -213,7 +213,7 @@ def page(
     exchange = transport.send(
         transport.prepare(listing.url(target, after), headers, "GET"),
         None,
-        Watch(deadline),
+        RequestTimer(deadline),
         read_timeout=max(deadline - time.monotonic(), 0.001),
     )
     try:

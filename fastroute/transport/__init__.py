@@ -2,9 +2,10 @@
 
 Owns the sockets of one process and every clock that can end a request: connect time-out, the attempt's own
 deadline, the idle time-out of a stream, size caps. Says what went wrong as an `errors.APIConnectionError`.
-What bytes mean is `providers/`; what happens after a failure is `dispatch.py`. The only module below the
-integrations that imports requests. The clocks are in `watch.py`, the pools in `adapter.py`, what goes over a
-connection in `connection.py` and `answer.py`, the meaning of the network stack's exceptions in `failures.py`.
+What bytes mean is in `providers/`; what happens after a failure is in `calls/dispatch.py`. The only room
+below the integrations that imports requests. Time limits are in `request_timer.py`, pools in `adapter.py`,
+what goes over a connection in `connection.py` and `answer.py`, the meaning of the network stack's exceptions
+in `failures.py`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from urllib3.util import Timeout
 
 from fastroute import errors
 from fastroute.platform import forks
+from fastroute.platform.timer import schedule, unschedule
 
-from . import resolve
-from . import watch as watches
+from . import request_timer, resolve
 from .adapter import PooledAdapter
 from .connection import report
 from .failures import closed_while_idle, timed_out, translate
-from .watch import Watch
+from .request_timer import RequestTimer
 
 _PIECE = 65536
 _ERROR_BODY_LIMIT = 65536
@@ -40,7 +41,6 @@ _inherited: list[Any] = []  # kept for ever in a forked child, so that no finali
 
 
 def _after_fork() -> None:
-    watches.after_fork()
     resolve.after_fork()
     for transport in list(_transports):
         transport._forget()
@@ -61,20 +61,22 @@ class Exchange:
     Thread safety: one thread reads; `close` may be called from another.
     """
 
-    __slots__ = ("_limit", "_pid", "_raw", "_released", "_watch", "headers", "status")
+    __slots__ = ("_limit", "_pid", "_raw", "_released", "_timer", "headers", "status")
 
-    def __init__(self, status: int, headers: Mapping[str, str], raw: Any, watch: Watch, limit: int) -> None:
+    def __init__(
+        self, status: int, headers: Mapping[str, str], raw: Any, timer: RequestTimer, limit: int
+    ) -> None:
         self.status = status
         self.headers = headers
         self._raw = raw
-        self._watch = watch
+        self._timer = timer
         self._limit = limit
         self._pid = os.getpid()
         self._released = False
 
     def extend(self, deadline: float) -> None:
         """Sets the moment (time.monotonic) at which the request is cut, earlier or later than before."""
-        self._watch.deadline = deadline
+        self._timer.deadline = deadline
 
     def body(self) -> bytes:
         """All of the decoded body.
@@ -105,11 +107,11 @@ class Exchange:
                     )
                 if piece is None:
                     break
-            if self._watch.expired:
+            if self._timer.expired:
                 raise timed_out(sent=True)
         except BaseException as error:
             self.close()
-            raise translate(error, self._watch) from None
+            raise translate(error, self._timer) from None
         self._finish()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -127,7 +129,7 @@ class Exchange:
         try:
             while True:
                 piece = read1(most, decode_content=True)
-                if self._watch.expired:
+                if self._timer.expired:
                     raise timed_out(sent=True)
                 if not piece:
                     break
@@ -141,7 +143,7 @@ class Exchange:
             raise
         except BaseException as error:
             self.close()
-            raise translate(error, self._watch) from None
+            raise translate(error, self._timer) from None
         self._finish()
 
     def drain(self, pieces: Iterator[bytes]) -> None:
@@ -160,25 +162,25 @@ class Exchange:
     @property
     def resent(self) -> bool:
         """Whether the request went out twice, and may be charged for twice."""
-        return self._watch.resent
+        return self._timer.resent
 
     @property
     def expired(self) -> bool:
         """Whether the deadline cut it."""
-        return self._watch.expired
+        return self._timer.expired
 
     def close(self) -> None:
         """Shuts the connection, which is not used again. Does nothing once the body was read to its end."""
         if self._released:
             return
         self._released = True
-        watches.reaper.discard(self._watch)
-        self._watch.shut()
+        unschedule(self._timer)
+        self._timer.shut()
         try:
             self._raw.close()
         except (OSError, HTTPError, ValueError):
             pass
-        self._watch.release()
+        self._timer.release()
 
     def __del__(self) -> None:
         # An interrupt may have come before anybody had hold of it. A forked child's copy shuts nothing.
@@ -186,10 +188,10 @@ class Exchange:
             self.close()
 
     def _finish(self) -> None:
-        watches.reaper.discard(self._watch)
+        unschedule(self._timer)
         self._released = True
         self._raw.release_conn()
-        self._watch.release()
+        self._timer.release()
 
 
 class Transport:
@@ -234,14 +236,19 @@ class Transport:
         return prepared
 
     def send(
-        self, prepared: requests.PreparedRequest, body: bytes | None, watch: Watch, *, read_timeout: float
+        self,
+        prepared: requests.PreparedRequest,
+        body: bytes | None,
+        timer: RequestTimer,
+        *,
+        read_timeout: float,
     ) -> Exchange:
         """Sends one request and waits for the headers of its answer.
 
         Args:
             prepared: from `prepare`.
             body: the request's body.
-            watch: says when the request is cut; whoever has hold of it may cut it at once.
+            timer: says when the request is cut; whoever has hold of it may cut it at once.
             read_timeout: seconds that one read may take on a connection of a caller's own session; ours are
                 bounded by the deadline alone.
 
@@ -249,43 +256,43 @@ class Transport:
             errors.APIConnectionError: or one of its kinds; nothing is left open.
         """
         now = time.monotonic()
-        left = watch.deadline - now
-        if left <= 0 or watch.expired:
+        left = timer.deadline - now
+        if left <= 0 or timer.expired:
             raise errors.APITimeoutError("no time was left to send the request")
-        watch.private_allowed = self._allow_private_hosts
+        timer.private_allowed = self._allow_private_hosts
         connect_timeout, read_timeout = min(self._connect_timeout, left), min(read_timeout, left)
-        watches.current.watch = watch
+        request_timer.current.timer = timer
         raw = None
         try:
-            watches.reaper.add(watch)  # in here: a greenlet that starts the reaper's waits, and may be killed
+            schedule(timer)  # in here: a greenlet that starts the timer thread waits, and may be killed
             try:
                 status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
             except (requests.RequestException, HTTPError, OSError) as error:
-                if not closed_while_idle(error, watch):
+                if not closed_while_idle(error, timer):
                     raise
                 # The provider may have read the first one, and nobody can know.
-                watch.resent, watch.reused = True, False
+                timer.resent, timer.reused = True, False
                 status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
-            watch.raw = raw
+            timer.raw = raw
             if "transfer-encoding" in headers and "content-length" in headers:
                 raise errors.UpstreamProtocolError(
                     "the answer has both Content-Length and Transfer-Encoding", maybe_billed=True
                 )
-            if watch.expired:
+            if timer.expired:
                 raise timed_out(sent=True)
-            exchange = Exchange(status, headers, raw, watch, self._limit)
+            exchange = Exchange(status, headers, raw, timer, self._limit)
         except BaseException as error:
-            watches.reaper.discard(watch)
+            unschedule(timer)
             if raw is not None:
                 raw.close()
             else:
-                watch.destroy()
-            failure = translate(error, watch)
-            if watch.resent and isinstance(failure, errors.APIConnectionError):
+                timer.destroy()
+            failure = translate(error, timer)
+            if timer.resent and isinstance(failure, errors.APIConnectionError):
                 failure.maybe_billed = True
             raise failure from None
         finally:
-            watches.current.watch = None
+            request_timer.current.timer = None
         return exchange
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""requests' adapter over pools of connections that report to their watch."""
+"""requests' adapter over pools of connections that report to their timer."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import http.client
 import re
 from typing import Any
 
-from . import watch as watches
+from . import request_timer
 
 _LONGEST_LINE = 65536
 _MOST_FIELDS = 100
@@ -38,10 +38,10 @@ class Answer(http.client.HTTPResponse):
         head: Any = self  # typeshed knows neither what begins an answer nor what that sets
         if head.headers is not None:  # known already
             return
-        watch = getattr(watches.current, "watch", None)
+        timer = getattr(request_timer.current, "timer", None)
         # Looked for before a line is read: a reset in the middle of one would take its beginning along.
-        if watch is not None and self.fp.peek(1):
-            watch.heard = True
+        if timer is not None and self.fp.peek(1):
+            timer.heard = True
         version, status, reason = head._read_status()
         for _ in range(_MOST_INTERIM):
             if status < 100 or status >= 200 or status == 101:  # 101 would be the last word in HTTP

@@ -1,4 +1,4 @@
-"""Connections that tell their watch what they do, and the pools that open them.
+"""Connections that tell their timer what they do, and the pools that open them.
 
 Owns what goes over one connection: names resolved in time, a request's bytes in one piece, an answer's head.
 Opening one (TLS, proxies), keeping it and reading bodies are urllib3's.
@@ -25,45 +25,45 @@ from urllib3.util.connection import allowed_gai_family
 from fastroute import errors
 from fastroute.config import address_problem
 
-from . import watch as watches
+from . import request_timer
 from .answer import Answer
+from .request_timer import RequestTimer
 from .resolve import is_address, resolve
-from .watch import Watch
 
 
-def _watch() -> Watch | None:
+def _timer() -> RequestTimer | None:
     """That of the request which this thread is sending; None for one that is not ours."""
-    return getattr(watches.current, "watch", None)
+    return getattr(request_timer.current, "timer", None)
 
 
-def _taken(connection: Any, watch: Watch | None) -> bool:
+def _taken(connection: Any, timer: RequestTimer | None) -> bool:
     """The connection serves this request from now on, and who ends an earlier one cannot touch it.
 
     Returns whether somebody has shut it already, just after the earlier answer was read.
     """
-    before, connection.watch = connection.watch, watch
-    return before is not None and before is not watch and before.release()
+    before, connection.timer = connection.timer, timer
+    return before is not None and before is not timer and before.release()
 
 
 def _begins(connection: Any) -> None:
     """A request begins on the connection."""
-    watch = _watch()
-    if _taken(connection, watch):
+    timer = _timer()
+    if _taken(connection, timer):
         connection.close()
-    if watch is not None:
+    if timer is not None:
         # With TLS it is open before there is a request.
-        kept = connection.sock is not None and not watch.fresh
-        if kept and watch.resent:
+        kept = connection.sock is not None and not timer.fresh
+        if kept and timer.resent:
             connection.close()  # another kept one may have ended too: the second time goes out on a fresh one
             kept = False
-        watch.reused = kept
-        watch.hold(connection.sock)
+        timer.reused = kept
+        timer.hold(connection.sock)
 
 
-def _connected(connection: Any, watch: Watch) -> None:
-    watch.opening, watch.fresh = False, True
-    watch.hold(connection.sock)
-    if not watch.private_allowed:
+def _connected(connection: Any, timer: RequestTimer) -> None:
+    timer.opening, timer.fresh = False, True
+    timer.hold(connection.sock)
+    if not timer.private_allowed:
         # The name was checked when the configuration was read; what it resolved to is known only now,
         # and nothing has been sent yet.
         problem = address_problem(connection.sock.getpeername()[0], allow_private_hosts=False)
@@ -73,33 +73,33 @@ def _connected(connection: Any, watch: Watch) -> None:
 
 
 def _ready_to_read() -> None:
-    watch = _watch()
-    if watch is not None:
-        watch.sent = True
+    timer = _timer()
+    if timer is not None:
+        timer.sent = True
 
 
 class _Reporting:
-    """Tells the watch what its connection does, and resolves names in time."""
+    """Tells the timer what its connection does, and resolves names in time."""
 
     reports = True
-    watch: Watch | None = None
+    timer: RequestTimer | None = None
     response_class: Any = Answer
     port: Any
     timeout: Any
     _dns_host: Any
 
     def connect(self) -> None:
-        watch = _watch()
-        _taken(self, watch)
-        if watch is None:
+        timer = _timer()
+        _taken(self, timer)
+        if timer is None:
             super().connect()  # type: ignore[misc]
             return
-        watch.opening = True
+        timer.opening = True
         try:
             super().connect()  # type: ignore[misc]
-            _connected(self, watch)
+            _connected(self, timer)
         except BaseException:
-            watch.hold(None)
+            timer.hold(None)
             raise
 
     def request(self, *args: Any, **kwargs: Any) -> None:
@@ -117,8 +117,8 @@ class _Reporting:
         limit: float | None = self.timeout
         end = math.inf if limit is None else time.monotonic() + limit
         try:
-            watch = _watch()
-            addresses = resolve(name, self.port, limit, lambda: watch is not None and watch.expired)
+            timer = _timer()
+            addresses = resolve(name, self.port, limit, lambda: timer is not None and timer.expired)
         except TimeoutError as error:
             raise ConnectTimeoutError(cast(HTTPConnection, self), str(error)) from None
         except socket.gaierror as error:
@@ -132,7 +132,7 @@ class _Reporting:
                 try:
                     return super()._new_conn()  # type: ignore[misc,no-any-return]
                 except (NewConnectionError, ConnectTimeoutError):
-                    if watch is not None and watch.expired:
+                    if timer is not None and timer.expired:
                         raise
             self._dns_host = addresses[-1]
             if limit is not None:
@@ -153,8 +153,8 @@ class _Dialing:
     _dns_host: Any
 
     def _new_conn(self) -> socket.socket:
-        watch = _watch()
-        if watch is None:
+        timer = _timer()
+        if timer is None:
             return super()._new_conn()  # type: ignore[misc,no-any-return]
         sock = None
         try:
@@ -167,8 +167,8 @@ class _Dialing:
             sock.settimeout(self.timeout)
             if self.source_address:
                 sock.bind(self.source_address)
-            watch.open(sock)
-            if watch.expired:  # what is shut before it connects would connect all the same
+            timer.open(sock)
+            if timer.expired:  # what is shut before it connects would connect all the same
                 raise ConnectionAbortedError("cut before it was sent")
             sock.connect(address)
             sys.audit("http.client.connect", self, self.host, self.port)
@@ -201,7 +201,7 @@ class _Direct(_Reporting):
 
     By themselves head and body go in two: two system calls, two packets, and a peer that is woken twice. The
     socket waits without a time limit of its own, or every read and write would be two system calls, each
-    with a hand-over of the interpreter lock: the watch's deadline bounds them all.
+    with a hand-over of the interpreter lock: the timer's deadline bounds them all.
     """
 
     sock: Any
@@ -300,7 +300,7 @@ POOLS = {"http": _Pool, "https": _TLSPool}
 
 
 def report(pool: Any) -> None:
-    """Makes the connections that a caller's own pool opens from now on tell their watch what they do.
+    """Makes the connections that a caller's own pool opens from now on tell their timer what they do.
 
     They do what they did before in every other way, and nothing new for requests that are not ours.
     """

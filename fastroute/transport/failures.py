@@ -12,15 +12,15 @@ from urllib3.exceptions import HTTPError
 
 from fastroute import errors
 
-from .watch import Watch
+from .request_timer import RequestTimer
 
 
-def closed_while_idle(error: BaseException, watch: Watch) -> bool:
+def closed_while_idle(error: BaseException, timer: RequestTimer) -> bool:
     """Whether a kept connection ended before a byte of the answer, and the request may be sent once more.
 
     Providers close connections that were idle for long, and a request can cross that on its way.
     """
-    if not watch.reused or watch.heard or watch.expired:
+    if not timer.reused or timer.heard or timer.expired:
         return False
     ended: tuple[type[BaseException], ...] = (ConnectionResetError, BrokenPipeError, *_TLS_ENDED)
     return any(isinstance(cause, ended) for cause in _causes(error))
@@ -30,12 +30,12 @@ def timed_out(sent: bool) -> errors.APITimeoutError:
     return errors.APITimeoutError("the provider did not answer in time", maybe_billed=sent)
 
 
-def translate(error: BaseException, watch: Watch) -> BaseException:
+def translate(error: BaseException, timer: RequestTimer) -> BaseException:
     """What an exception of the network stack means; anything unknown, and our own, is returned as it is."""
     if not isinstance(error, Exception):  # an interrupt, or a greenlet being killed: not ours to rename
         return error
-    if watch.expired:
-        return timed_out(watch.sent)
+    if timer.expired:
+        return timed_out(timer.sent)
     if isinstance(error, errors.Error):
         return error
     causes = list(_causes(error))
@@ -44,12 +44,12 @@ def translate(error: BaseException, watch: Watch) -> BaseException:
     def has(*wanted: type[BaseException]) -> bool:
         return any(issubclass(kind, wanted) for kind in kinds)
 
-    sent = watch.sent
+    sent = timer.sent
     exceptions = urllib3.exceptions
-    if has(exceptions.SSLError, *_TLS) and not (watch.fresh or watch.reused):
+    if has(exceptions.SSLError, *_TLS) and not (timer.fresh or timer.reused):
         return errors.TLSError(f"TLS was refused: {_words(causes)}")
     # While TLS is being agreed on, urllib3 speaks of a read that timed out.
-    if not watch.opening and (has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError))):
+    if not timer.opening and (has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError))):
         return timed_out(sent=True)
     if has(exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError) and not has(
         exceptions.NewConnectionError

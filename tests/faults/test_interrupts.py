@@ -20,7 +20,7 @@ import fastroute
 from fastroute import Client, Completion, _core
 from fastroute.calls.cache import Cache
 from fastroute.calls.queue import Place
-from fastroute.transport import watch
+from fastroute.platform import timer
 
 # What is raised in a finalizer nobody can catch, and exchanges and streams have one.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -94,7 +94,7 @@ class Stage:
             "times": len(router.line._times),
             "money": sum(status.reserved_nano or 0 for status in snapshot.budgets.snapshot()),
             "flights": len(snapshot.cache._flights) if snapshot.cache is not None else 0,
-            "clocks": len(watch.reaper._watches),
+            "clocks": len(timer.pending()),
         }
         assert {name: count for name, count in held.items() if count} == {}, where
         end = time.monotonic() + LATE
@@ -257,7 +257,8 @@ HEDGED = (
     "/calls/settlement.py",
     "/calls/hedge.py",
     "/calls/race.py",
-    "/watch.py",
+    "/request_timer.py",
+    "/platform/timer.py",
     "/platform/workers.py",
 )
 

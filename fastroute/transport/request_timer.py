@@ -1,9 +1,8 @@
-"""The clocks of requests under way, and the one thread that looks at them.
+"""The time limit of a request under way, and the socket that is shut when it is up.
 
 A read time-out of a socket bounds one read, not an answer: a peer that sends a byte a second never meets it.
-So each request has a `Watch`, and one thread per process shuts the socket of any whose time is up. The reader
-then sees a clean end of stream, which proves nothing: the watch's flag decides. The same thread does what
-else is due at a time (`Alarm`).
+So each request has a `RequestTimer`, and the timer thread (`platform/timer.py`) shuts the socket of any whose
+time is up. The reader then sees a clean end of stream, which proves nothing: the timer's flag decides.
 """
 
 from __future__ import annotations
@@ -11,45 +10,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-_TICK = 0.05  # seconds between two looks of the reaper, so also how late it may be
-_QUIET_TICKS = 40  # ticks with nothing to watch before it goes to sleep
+from fastroute.platform import forks
+from fastroute.platform.timer import unschedule
 
 
-class Timed(Protocol):
-    """Something to happen at a time (time.monotonic)."""
-
-    @property
-    def deadline(self) -> float: ...
-
-    def expire(self) -> None: ...
-
-
-class Alarm:
-    """Does something at a time, up to a tick late, in the thread of all clocks: so it must not wait or fail.
-
-    Thread safety: all methods.
-    """
-
-    __slots__ = ("_action", "deadline")
-
-    def __init__(self, deadline: float, action: Callable[[], None]) -> None:
-        self.deadline = deadline
-        self._action = action
-        reaper.add(self)
-
-    def expire(self) -> None:
-        self._action()
-
-    def cancel(self) -> None:
-        """Calls it off, unless it is being done already."""
-        reaper.discard(self)
-
-
-class Watch:
+class RequestTimer:
     """The time limit of one request, and the socket to shut when it is up, or when `cut` is called.
 
     Args:
@@ -64,8 +31,8 @@ class Watch:
         reused: it went out on a connection that had served another request.
         resent: it went out a second time, because that connection had ended.
 
-    Thread safety: the caller's thread moves ``deadline``, the reaper reads it; each is one attribute. Any
-    thread may call `cut`: it touches the socket under the lock under which `release` takes it away.
+    Thread safety: the caller's thread moves ``deadline``, the timer thread reads it; each is one attribute.
+    Any thread may call `cut`: it touches the socket under the lock under which `release` takes it away.
     """
 
     __slots__ = (
@@ -134,7 +101,7 @@ class Watch:
 
     def cut(self) -> None:
         """Ends the request now, in whatever thread it is under way."""
-        reaper.discard(self)
+        unschedule(self)
         self.expire()
 
     def expire(self) -> None:
@@ -171,63 +138,13 @@ class Watch:
                     os.close(number)
 
 
-class Reaper:
-    """One thread that expires watches and alarms. Started when first needed, and again after a fork."""
-
-    def __init__(self) -> None:
-        self._watches: dict[int, Timed] = {}
-        self._wake = threading.Event()
-        self._asleep = False
-        self._start = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def add(self, watch: Timed) -> None:
-        self._watches[id(watch)] = watch
-        if self._thread is None:
-            with self._start:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="fastroute-reaper", daemon=True)
-                    self._thread.start()
-        elif self._asleep:
-            self._wake.set()
-
-    def discard(self, watch: Timed) -> None:
-        self._watches.pop(id(watch), None)
-
-    def _look(self) -> None:
-        # A function of its own: a name left over in the loop below would keep the last answer alive.
-        now = time.monotonic()
-        for watch in list(self._watches.values()):
-            if watch.deadline <= now:
-                self.discard(watch)
-                watch.expire()
-
-    def _run(self) -> None:
-        quiet = 0
-        while True:
-            if self._watches:
-                quiet = 0
-                self._look()
-            else:
-                quiet += 1
-                if quiet > _QUIET_TICKS:
-                    # Cleared before the last look: an `add` after that look sees `_asleep` and sets it.
-                    self._wake.clear()
-                    self._asleep = True
-                    if not self._watches:
-                        self._wake.wait()
-                    self._asleep = False
-                    quiet = 0
-                    continue
-            time.sleep(_TICK)
+current = threading.local()  # .timer: of the request that this thread is sending
 
 
-reaper = Reaper()
-current = threading.local()  # .watch: of the request that this thread is sending
-
-
-def after_fork() -> None:
-    """In a forked child: the parent's thread is not here, and none of its requests are."""
-    global reaper, current
-    reaper = Reaper()
+def _after_fork() -> None:
+    # None of the parent's requests are in the child.
+    global current
     current = threading.local()
+
+
+forks.in_child(_after_fork)
