@@ -210,12 +210,8 @@ def test_a_killed_provider_leaves_every_tier_two() -> None:
     assert set(demo_run.CLASSES.values()) == set(demo_run.TIERS)
 
 
-def test_percentiles_are_nearest_ranks() -> None:
-    ordered = [float(value) for value in range(1, 101)]
-    assert demo_run.percentile(ordered, 0.5) == 51.0
-    assert demo_run.percentile(ordered, 0.99) == 100.0
-    assert demo_run.percentile([3.0], 0.99) == 3.0
-    assert demo_run.percentile([], 0.5) == 0.0
+def test_before_the_first_answer_its_percentiles_are_0() -> None:
+    assert demo_run.Board().percentiles() == (0.0, 0.0, 0.0)
 
 
 # ------------------------------------------------------------------------------------------ the picture

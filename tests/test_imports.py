@@ -16,7 +16,7 @@ PACKAGE = Path(fastroute.__file__).parent
 # One line a row; what stands further down may import what stands above it, never the other way round and
 # never its neighbours. A folder is one module: what is inside it may import each other.
 ROWS = [
-    {"errors", "_core"},
+    {"errors", "_core", "figures"},
     {"types", "platform"},
     {"events"},
     {"providers", "config"},

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import statistics
 import tempfile
 import threading
 import time
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import asdict, frozen
+
+from fastroute.figures import percentile
 
 from .group import json_option
 from .output import Column, dim, micros, no_warnings, plain_table, print_json
@@ -151,9 +152,7 @@ def _client(base_url: str) -> Iterator[Client]:
 
 
 def _timing(samples: list[float]) -> Timing:
-    samples.sort()
-    last = len(samples) - 1
-    return Timing(statistics.median(samples), samples[last // 10], samples[last - last // 10])
+    return Timing(percentile(samples, 50), percentile(samples, 10), percentile(samples, 90))
 
 
 def _loop(operation: Callable[[], object], times: int, rounds: int) -> Timing:
@@ -274,7 +273,7 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
                 while sessions:
                     sessions.pop().close()
         for name in clients:
-            found[name][str(threads)] = statistics.median(rates[name])
+            found[name][str(threads)] = percentile(rates[name], 50)
     return found
 
 

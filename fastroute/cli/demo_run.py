@@ -28,6 +28,7 @@ from attrs import field, frozen
 from fastroute import events
 from fastroute.client import Client
 from fastroute.errors import Error
+from fastroute.figures import percentile
 from fastroute.testing import Fault, Lognormal, Provider
 from fastroute.types import NANO, Completion
 
@@ -222,15 +223,12 @@ class Board:
         return lines
 
     def percentiles(self) -> tuple[float, float, float]:
-        """p50, p95 and p99 of the calls answered so far, in seconds."""
+        """p50, p95 and p99 of the calls answered so far, in seconds; 0 before the first."""
         with self._lock:
-            ordered = sorted(self.latencies)
-        return percentile(ordered, 0.50), percentile(ordered, 0.95), percentile(ordered, 0.99)
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Nearest rank; 0 of nothing."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+            latencies = list(self.latencies)
+        if not latencies:
+            return 0.0, 0.0, 0.0
+        return percentile(latencies, 50), percentile(latencies, 95), percentile(latencies, 99)
 
 
 # ------------------------------------------------------------------------------------------------ the play
@@ -472,4 +470,4 @@ class Demo:
         return report(self.client.ledger, by=("model",))
 
 
-__all__ = ["KILLED", "PARTS", "PREMIUM", "TIERS", "Board", "Demo", "Part", "Result", "percentile"]
+__all__ = ["KILLED", "PARTS", "PREMIUM", "TIERS", "Board", "Demo", "Part", "Result"]

@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 
 from fastroute import errors
 from fastroute.calls.stream import Stream
+from fastroute.figures import percentile
 
 if TYPE_CHECKING:
     from fastroute.client import Client
@@ -120,14 +121,14 @@ class Tally:
     def mean(self) -> float | None:
         return math.fsum(self.latencies) / self.ok if self.latencies else None
 
-    def percentile(self, share: float) -> float | None:
-        """The latency that so large a share of the good calls took at most; None without any."""
-        return _percentile(self.latencies, share)
+    def percentile(self, percent: int) -> float | None:
+        """A percentile of the latencies of good calls, seconds; None without any."""
+        return percentile(self.latencies, percent) if self.latencies else None
 
     @property
     def ttft(self) -> float | None:
         """The median of the times to the first content."""
-        return _percentile(self.ttfts, 0.5)
+        return percentile(self.ttfts, 50) if self.ttfts else None
 
     def charge(self, attempts: Sequence[Attempt]) -> None:
         for attempt in attempts:
@@ -146,10 +147,6 @@ class Tally:
 def kind_of(error: errors.Error) -> str:
     """What an error is, in a word or two."""
     return next((KINDS[kind] for kind in type(error).__mro__ if kind in KINDS), "failed")
-
-
-def _percentile(values: Sequence[float], share: float) -> float | None:
-    return sorted(values)[math.ceil(share * len(values)) - 1] if values else None
 
 
 @frozen

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 from attrs import frozen
+
+from fastroute.figures import percentile
 
 from .group import refuse, visible
 from .output import Column, micros, print_json, print_table
@@ -75,8 +76,8 @@ def run(classifier: Classifier, path: Path, as_json: bool) -> None:
         classification = classifier.classify(prompt.messages, prompt.params)[0]
         found[classification.level].append((prompt, classification))
     # Once more, for the time alone: the first round has touched everything there is to touch.
-    times = sorted(_timed(classifier, prompt) for prompt in prompts)
-    slowest = times[-1 - len(times) // 100]
+    times = [_timed(classifier, prompt) for prompt in prompts]
+    median, slowest = percentile(times, 50), percentile(times, 99)
     if as_json:
         print_json(
             {
@@ -90,7 +91,7 @@ def run(classifier: Classifier, path: Path, as_json: bool) -> None:
                     }
                     for level, members in found.items()
                 },
-                "median_s": median(times),
+                "median_s": median,
                 "p99_s": slowest,
             }
         )
@@ -110,7 +111,7 @@ def run(classifier: Classifier, path: Path, as_json: bool) -> None:
         for prompt, classification in members[:_EXAMPLES]:
             click.echo(f"  line {prompt.line}: {visible(prompt.text)}")
             click.echo(f"    {classification.reason}{_words(classification)}")
-    click.echo(f"\ntime a prompt: {micros(median(times))} median, {micros(slowest)} p99")
+    click.echo(f"\ntime a prompt: {micros(median)} median, {micros(slowest)} p99")
 
 
 def _timed(classifier: Classifier, prompt: Prompt) -> float:

@@ -504,7 +504,6 @@ cdef class Endpoint(Limited):
     def snapshot(self, now=0) -> dict[str, object]:
         """All figures as plain values, for statistics. Limits that are not there read None."""
         now = moment(now) or fr_clock()
-        latencies = sorted(self.latencies())
         score, error_rate = self.health()
         left, reason = self.blocked(now)
         succeeded, failed = self.counts
@@ -527,9 +526,6 @@ cdef class Endpoint(Limited):
             "ewma_s": self.ewma(now),
             "spread_s": self.spread,
             "window_s": self.window(),
-            "p50_s": latencies[len(latencies) // 2] if latencies else None,
-            "p95_s": latencies[len(latencies) * 95 // 100] if latencies else None,
-            "p99_s": latencies[len(latencies) * 99 // 100] if latencies else None,
             "ttft_timeout_s": self.ttft_timeout(),
             "load": self.load(now),
             "usage_tokens": self.usage(now),

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastroute import __version__
 from fastroute.client import Client
+from fastroute.figures import percentile
 from fastroute.ledger import Totals
 from fastroute.state.endpoints import BlockReason
 from fastroute.types import Attempt
@@ -152,14 +153,10 @@ def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
             "time": (first + place) * _STEP,
             "succeeded": len(found),
             "failed": failed[place],
-            **{f"p{share}_s": _percentile(found, share) for share in (50, 95, 99)},
+            **{f"p{percent}_s": percentile(found, percent) if found else None for percent in (50, 95, 99)},
         }
-        for place, found in enumerate(map(sorted, latencies))
+        for place, found in enumerate(latencies)
     ]
-
-
-def _percentile(ordered: Sequence[float], share: int) -> float | None:
-    return ordered[min(len(ordered) * share // 100, len(ordered) - 1)] if ordered else None
 
 
 def _sums(sums: Totals) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _group_column(n: int) -> str:
     return f"CASE %(key{n})s::text {columns} WHEN 'tag' THEN tags ->> %(tag{n})s::text END AS k{n}"
 
 
-# Percentiles are by nearest rank and over whole microseconds, as they are for a file.
+# The rank of `figures.percentile`, computed where the samples are, and over whole microseconds as in a file.
 _MICROSECONDS = "floor(least(latency, 9e12) * 1e6 + 0.5)::bigint"
 _LATENCIES = f"array_agg({_MICROSECONDS} ORDER BY latency) FILTER (WHERE outcome = 'ok')"
 _SUMS = " ".join(

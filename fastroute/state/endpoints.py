@@ -19,6 +19,7 @@ from fastroute import _core, errors, events
 from fastroute.config import Config, EndpointConfig, ProviderConfig
 from fastroute.config.catalog import Catalog, Model
 from fastroute.config.validators import did_you_mean, show
+from fastroute.figures import percentile
 from fastroute.platform import forks
 
 from .segment_file import Home, open_home
@@ -212,6 +213,9 @@ class State:
         found = {}
         for endpoint in self.endpoints:
             figures = dict(endpoint.core.snapshot(now))
+            latencies = endpoint.core.latencies()
+            for percent in (50, 95, 99):
+                figures[f"p{percent}_s"] = percentile(latencies, percent) if latencies else None
             figures["state"] = STATE_NAMES[endpoint.core.state(now)]
             figures["model"] = endpoint.model.name
             figures["provider"] = endpoint.config.provider

@@ -8,7 +8,6 @@ and what it fails to reserve is an overshoot.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Protocol
 
@@ -68,7 +67,8 @@ class OutputHistory:
         ring.append(output_tokens)
         # ``copy`` is one step in C: a thread that appends meanwhile cannot spoil the sort.
         ordered = sorted(ring.copy())
-        self._p95[model] = ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)]
+        # `figures.percentile`, written out because this runs once a call and nobody reads the figure.
+        self._p95[model] = ordered[-(-len(ordered) * 95 // 100) - 1]
 
     def expected_output(self, max_tokens: int | None, model: _HasOutputLimit) -> int:
         """Output tokens to reserve for a request.

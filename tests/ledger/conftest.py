@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from entries import Opens
-from postgres_server import PostgresServer, missing
+from postgres_server import PostgresServer, running
 
 from fastroute.ledger import Ledger
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[PostgresServer]:
-    program = missing()
-    if program is not None:
-        say = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        say(f"{program} is not installed")
-    started = PostgresServer()
-    try:
-        started.start()
+    with running() as started:
         yield started
-    finally:
-        started.close()
 
 
 @pytest.fixture

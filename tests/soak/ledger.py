@@ -219,7 +219,7 @@ def _sqlite(top: Path, rounds: int, seed: int) -> Iterator[Figures]:
 
 
 def _postgres(top: Path, rounds: int, seed: int) -> Iterator[Figures]:
-    sys.path.append(str(Path(__file__).parents[1] / "ledger"))
+    sys.path.append(str(Path(__file__).parents[1]))
     from postgres_server import PostgresServer
 
     server = PostgresServer()

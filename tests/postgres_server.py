@@ -10,14 +10,26 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from needs import need
 
 PROGRAMS = ("initdb", "postgres")
 
 
-def missing() -> str | None:
-    """Which program is not installed; None if all are."""
-    return next((program for program in PROGRAMS if shutil.which(program) is None), None)
+@contextmanager
+def running() -> Iterator[PostgresServer]:
+    """A server for as long as the block lasts; the test is skipped where its programs are not installed."""
+    for program in PROGRAMS:
+        need(program)
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 class PostgresServer:
