@@ -1,7 +1,7 @@
 """The public client: OpenAI's `chat.completions.create`, routed.
 
 Owns the names that callers use and the checking of what they pass. A call runs in its caller's thread; its
-way from here is `router.py`.
+way from here is `runtime/runtime.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .quality import Validator
 from .routing.function_classifier import Ask
 from .routing.plan import Plan
 from .runtime.health import PROMPT, TAG, ask
-from .runtime.runtime import Router
+from .runtime.runtime import Runtime
 from .types import PRIORITIES, Completion, Compress, Purse, Request, RouteOptions, usd_to_nano
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ class Completions:
             Error: or one of its kinds; ``.attempts`` says what was tried.
         """
         client = self._client
-        router = client._router
-        snapshot, token = None, object()
+        runtime = client.runtime
+        generation, token = None, object()
         try:
-            snapshot = router.enter(token)
-            request = client._request(snapshot.config, messages, model, bool(stream), route, params)
-            return router.run(snapshot, request, client._timeout_of(snapshot.config, request, timeout))
+            generation = runtime.enter(token)
+            request = client._request(generation.config, messages, model, bool(stream), route, params)
+            return runtime.run(generation, request, client._timeout_of(generation.config, request, timeout))
         finally:
-            router.leave(snapshot, token)
+            runtime.leave(generation, token)
 
 
 class Chat:
@@ -144,27 +144,27 @@ class Client:
         classifier: Ask | None = None,
         default_state: str = "memory",
     ) -> None:
-        self._router = Router(config, session, compress, default_state, classifier)
+        self.runtime = Runtime(config, session, compress, default_state, classifier)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None
         self._allowance: Purse | None = None
         self.chat = Chat(self)
 
     @property
-    def _here(self) -> Router:
+    def _here(self) -> Runtime:
         """What is shared, made good for a fork that nobody heard of; `create` sees to that itself."""
         forks.ensure()
-        return self._router
+        return self.runtime
 
     @property
     def config(self) -> Config:
         """The configuration in force."""
-        return self._router.snapshot.config
+        return self.runtime.generation.config
 
     @property
     def ledger(self) -> Ledger | NullLedger:
         """The record of all attempts, with its sums."""
-        return self._router.ledger
+        return self.runtime.ledger
 
     def plan(
         self,
@@ -180,9 +180,9 @@ class Client:
         Raises:
             ModelNotFoundError, BadRequestError: as `create` would.
         """
-        snapshot = self._here.snapshot
-        request = self._request(snapshot.config, messages, model, bool(stream), route, params)
-        return snapshot.planner.plan(request).rank()
+        generation = self._here.generation
+        request = self._request(generation.config, messages, model, bool(stream), route, params)
+        return generation.planner.plan(request).rank()
 
     @overload
     def probe(
@@ -229,20 +229,20 @@ class Client:
             NoEndpointError: there is none of that name, or it lets no call in now.
             Error: what the call failed with; ``.attempts`` holds it.
         """
-        router = self._router
-        snapshot, token = None, object()
+        runtime = self.runtime
+        generation, token = None, object()
         try:
-            snapshot = router.enter(token)
-            request = self._request(snapshot.config, messages, None, bool(stream), route, params)
+            generation = runtime.enter(token)
+            request = self._request(generation.config, messages, None, bool(stream), route, params)
             if request.options.validate is not None:
                 raise errors.BadRequestError("route.validate: must be left out where one endpoint is asked")
             options = evolve(request.options, tags={TAG: "call", **request.options.tags})
             request = evolve(request, options=options)
-            asked = snapshot.state.named(endpoint)
-            limit = self._timeout_of(snapshot.config, request, timeout)
-            return ask(snapshot, asked, request, limit, wait=True)
+            asked = generation.state.named(endpoint)
+            limit = self._timeout_of(generation.config, request, timeout)
+            return ask(generation, asked, request, limit, wait=True)
         finally:
-            router.leave(snapshot, token)
+            runtime.leave(generation, token)
 
     def unblock(self, endpoint: str) -> None:
         """Has an endpoint asked again at once that was left out: its key or quota has been put right.
@@ -258,10 +258,10 @@ class Client:
 
         Thread safety: may be called from any thread.
         """
-        router = self._here
-        router.snapshot.state.named(endpoint).core.unblock()
-        if router.shared is not None:
-            router.shared.unblocked(endpoint)
+        runtime = self._here
+        runtime.generation.state.named(endpoint).core.unblock()
+        if runtime.shared is not None:
+            runtime.shared.unblocked(endpoint)
 
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
@@ -271,18 +271,18 @@ class Client:
         """Plain figures at this moment: where the state lives and how many processes work in it, endpoints
         (limits, breaker, latency), cache, waiting calls, what classifiers failed in, the health checks that
         this process made."""
-        router = self._here
-        snapshot, health = router.snapshot, router.health
+        runtime = self._here
+        generation, health = runtime.generation, runtime.health
         return {
-            "state": snapshot.state.sharing(),
-            "redis": router.shared.stats() if router.shared is not None else None,
-            "endpoints": snapshot.state.snapshot(),
-            "cache": snapshot.cache.stats() if snapshot.cache is not None else None,
-            "queued": router.line.waiting,
-            "classifier": router.opinions.stats(),
-            "rates": snapshot.rates.snapshot(),
-            "budgets": snapshot.budgets.snapshot(),
-            "ledger": router.ledger.health,
+            "state": generation.state.sharing(),
+            "redis": runtime.shared.stats() if runtime.shared is not None else None,
+            "endpoints": generation.state.snapshot(),
+            "cache": generation.cache.stats() if generation.cache is not None else None,
+            "queued": runtime.queue.waiting,
+            "classifier": runtime.function_classifier.stats(),
+            "rates": generation.rates.snapshot(),
+            "budgets": generation.budgets.snapshot(),
+            "ledger": runtime.ledger.health,
             "health_checks": health.snapshot() if health is not None else None,
         }
 
@@ -332,7 +332,7 @@ class Client:
             cache: False: no call reads or writes the response cache.
         """
         other = Client.__new__(Client)
-        other._router = self._router
+        other.runtime = self.runtime
         other._timeout = self._timeout if timeout is None else _seconds("timeout", timeout)
         options = dict(self._options)
         if tags is not None:

@@ -25,7 +25,7 @@ def checking(kind: str = "models", **keys: Any) -> dict[str, Any]:
 
 
 def checks_of(client: Client) -> HealthChecks:
-    checks = client._router.health
+    checks = client.runtime.health
     assert checks is not None
     return checks
 

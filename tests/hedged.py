@@ -22,7 +22,7 @@ def hedging(**rules: Any) -> dict[str, Any]:
 
 
 def endpoint(loop: Loopback, name: str = "a") -> Endpoint:
-    return loop.client._router.snapshot.state.named(f"{name}/{MODEL}")
+    return loop.client.runtime.generation.state.named(f"{name}/{MODEL}")
 
 
 def known(loop: Loopback, *, latency: float = 0.001, calls: int = 10, name: str = "a") -> None:

@@ -37,11 +37,11 @@ class Machines:
 
     @staticmethod
     def core_of(client: fastroute.Client) -> _core.Endpoint:
-        return client._router.snapshot.state.endpoints[0].core
+        return client.runtime.generation.state.endpoints[0].core
 
     @property
     def shared(self) -> list[Shared]:
-        return [client._router.shared for client in self.clients if client._router.shared is not None]
+        return [client.runtime.shared for client in self.clients if client.runtime.shared is not None]
 
     @property
     def leases(self) -> list[_core.Lease]:

@@ -243,8 +243,8 @@ def _serve(config: dict[str, Any], pause: float | None) -> None:
     with fastroute.Client(config) as client:
         heard: list[Any] = []
         client.on(heard.append, events.SharingChanged)
-        core = client._router.snapshot.state.endpoints[0].core
-        client._router.shared.ensure()
+        core = client.runtime.generation.state.endpoints[0].core
+        client.runtime.shared.ensure()
         held: list[int] = []
         for line in sys.stdin:
             word, *rest = json.loads(line)
@@ -271,7 +271,7 @@ def _serve(config: dict[str, Any], pause: float | None) -> None:
                 if answer and rest:
                     core.finish(ticket, _core.OK if rest[0] else _core.FAILURE, 0.01)
             elif word == "reserve":
-                budgets = client._router.snapshot.budgets
+                budgets = client.runtime.generation.budgets
                 answer = 0
                 for _ in range(rest[1]):
                     try:

@@ -66,7 +66,7 @@ def test_an_endpoint_that_is_asked_waits_for_its_limit(start: Start) -> None:
         loop.client.probe(f"a/{MODEL}")
     assert (loop.provider("a").received, loop.provider("b").received) == (3, 0)
     assert last(loop).outcome == "ok"
-    assert loop.client._router.line.waiting == 0
+    assert loop.client.runtime.queue.waiting == 0
 
 
 def test_an_endpoint_that_is_blocked_is_not_asked(start: Start) -> None:

@@ -144,7 +144,7 @@ def test_a_stream_that_has_ended_leaves_its_connection_to_the_next(start: Start)
 
 def test_a_stream_that_does_not_begin_in_time_gives_the_next_one_more(start: Start) -> None:
     loop = start(1, providers={"a": {"timeout": 0.2}}, policy={"max_attempts": 1})
-    (endpoint,) = loop.client._router.snapshot.state.endpoints
+    (endpoint,) = loop.client.runtime.generation.state.endpoints
     for _ in range(30):
         endpoint.core.record_ttft(0.1)
     before = endpoint.core.ttft_timeout()

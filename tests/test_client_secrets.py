@@ -72,7 +72,7 @@ def test_no_error_log_event_or_figure_holds_a_key_or_a_prompt(
     for fault in provocations():
         provider.clear_script()
         provider.script(fault)
-        for endpoint in loop.client._router.snapshot.state.endpoints:
+        for endpoint in loop.client.runtime.generation.state.endpoints:
             endpoint.core.unblock()
         try:
             if stream:

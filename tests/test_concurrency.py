@@ -17,7 +17,7 @@ from loopback import MODEL, Loopback
 import fastroute
 from fastroute import events
 from fastroute.calls.call import Call
-from fastroute.calls.settlement import Sending
+from fastroute.calls.settlement import Settlement
 from fastroute.calls.stream import Stream
 from fastroute.testing import Fault, Provider
 from fastroute.transport import Exchange
@@ -121,7 +121,7 @@ def check(client: fastroute.Client) -> None:
     stats = client.stats()
     assert {name: at["in_flight"] for name, at in stats["endpoints"].items() if at["in_flight"]} == {}
     assert stats["queued"] == 0
-    gate = client._router.snapshot.state.gate
+    gate = client.runtime.generation.state.gate
     assert gate is None or gate.in_flight == 0
 
 
@@ -219,7 +219,7 @@ def test_with_every_breaker_open_one_call_a_second_tries_and_the_rest_are_told_w
     monkeypatch.undo()
     for name in names:
         loop.provider(name).clear_script()
-    panic = loop.client._router.snapshot.state.panic
+    panic = loop.client.runtime.generation.state.panic
     panic.settle(-1)  # a second has passed
     assert loop.ask().choices
     loop.check()
@@ -236,7 +236,7 @@ def test_a_call_cut_off_between_the_door_and_the_wire_holds_nothing(start: Calla
     with pytest.raises(KeyboardInterrupt):
         loop.ask()
     assert list(loop.provider("b").requests) == []
-    state = loop.client._router.snapshot.state
+    state = loop.client.runtime.generation.state
     assert state.gate is not None
     assert state.gate.in_flight == 0
     loop.check()
@@ -329,7 +329,7 @@ def test_a_call_that_has_ended_is_gone_without_a_collection(
                     pass
             else:
                 loop.ask()
-        left = [each for each in gc.get_objects() if isinstance(each, (Call, Sending, Exchange, Stream))]
+        left = [each for each in gc.get_objects() if isinstance(each, (Call, Settlement, Exchange, Stream))]
         assert left == []
     finally:
         gc.enable()

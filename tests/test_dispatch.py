@@ -68,7 +68,7 @@ def loop() -> Iterator[Loopback]:
 @settings(max_examples=40, deadline=None)
 @given(st.fixed_dictionaries({name: st.lists(st.sampled_from(sorted(KINDS)), max_size=3) for name in NAMES}))
 def test_attempts_go_in_the_order_of_the_rules(loop: Loopback, scripts: dict[str, list[str]]) -> None:
-    for endpoint in loop.client._router.snapshot.state.endpoints:
+    for endpoint in loop.client.runtime.generation.state.endpoints:
         endpoint.core.unblock()
     for name, script in scripts.items():
         loop.provider(name).clear_script()

@@ -99,7 +99,7 @@ def test_case_100_an_empty_retry_budget_stops_retries_and_never_failover(three: 
     heard: list[str] = []
     with fastroute.Client(settings) as client:
         client.on(lambda event: heard.append(event.endpoint), RetryBudgetExhausted)
-        core = {each.name: each.core for each in client._router.snapshot.state.endpoints}
+        core = {each.name: each.core for each in client.runtime.generation.state.endpoints}
         while core["p0/a"].withdraw():
             pass
         while core["p1/b"].withdraw():
@@ -118,7 +118,7 @@ def test_first_attempts_earn_their_endpoint_retries(three: Any) -> None:
     with fastroute.Client(config({"a": {}}, three[0])) as client:
         for _ in range(30):
             client.chat.completions.create(model="a", messages=MESSAGES)
-        (endpoint,) = client._router.snapshot.state.endpoints
+        (endpoint,) = client.runtime.generation.state.endpoints
         assert sum(endpoint.core.withdraw() for _ in range(30)) > 11  # ten are everybody's
 
 

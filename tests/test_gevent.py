@@ -158,7 +158,7 @@ hedging = {"enabled": True, "min_delay": 0.0, "min_samples": 10, "max_share": 1.
 policy = {"hedging": hedging, "strategy": "ordered"}
 endpoints = [{"provider": "p", "model": "m", "name": name} for name in ("slow", "quick")]
 with client_with(policy=policy, endpoints=endpoints) as client:
-    for endpoint in client._router.snapshot.state.endpoints:
+    for endpoint in client.runtime.generation.state.endpoints:
         for _ in range(100):
             endpoint.whole.record(0.001)
             endpoint.core.deposit()

@@ -112,8 +112,8 @@ for number in range(4):
     timing, worst = number > 0, {}  # the first makes connections and pages
     gevent.joinall([gevent.spawn(one, n) for n in range(48)], raise_error=True)
     client.stats()
-    client._router.snapshot.state.segment.reap()
-    client._router.snapshot.budgets.sweep()
+    client.runtime.generation.state.segment.reap()
+    client.runtime.generation.budgets.sweep()
     rounds.append(worst)
 names = set.union(*map(set, rounds))
 client.close()

@@ -126,7 +126,7 @@ def connecting(client):
 @place()
 def backoff(client):
     job = Job(ask, client, "busy")
-    waits_in(job, "_after_waiting", without="_queue")
+    waits_in(job, "_after_waiting", without="_wait_in_queue")
     return job
 
 @place(max_in_flight=1)
@@ -134,7 +134,7 @@ def permit(client):
     holder = Job(ask, client, "hang")
     waits_in(holder, "getresponse")
     job = Job(ask, client, "plain")
-    waits_in(job, "_queue")
+    waits_in(job, "_wait_in_queue")
     job.also = holder
     return job
 
@@ -142,7 +142,7 @@ def permit(client):
 def rate(client):
     ask(client, "plain")
     job = Job(ask, client, "plain")
-    waits_in(job, "_sleep_in_line")
+    waits_in(job, "_sleep_in_queue")
     return job
 
 @place(cache=True)
@@ -187,12 +187,12 @@ for name, (function, settings) in PLACES.items():
                 client.close()  # lets the submitted call end
             stats = client.stats()
             endpoint, budget = stats["endpoints"]["p/m"], stats["budgets"][0]
-            cache = client._router.snapshot.cache
+            cache = client.runtime.generation.cache
             left = {
                 "in flight": endpoint["in_flight"],
                 "reserved": budget.reserved_nano,
                 "in line": stats["queued"],
-                "reserved times": len(client._router.line._times),
+                "reserved times": len(client.runtime.queue._times),
                 "watched": len(timer.pending()),
                 "shared calls": len(cache._flights) if cache is not None else 0,
             }

@@ -33,7 +33,7 @@ def redis() -> Iterator[RedisServer]:
 def test_there_are_none_unless_they_are_wanted(start: Start) -> None:
     loop = start()
     loop.ask()
-    assert loop.client._router.health is None
+    assert loop.client.runtime.health is None
     assert loop.client.stats()["health_checks"] is None
     assert "fastroute-health" not in {thread.name for thread in threading.enumerate()}
 
@@ -88,7 +88,7 @@ def test_no_check_takes_what_a_caller_may_need(
 ) -> None:
     loop = start(policy={**checking(), **policy}, providers={"a": limits})
     looks = Looks(loop.client)
-    state = loop.client._router.snapshot.state
+    state = loop.client.runtime.generation.state
     core = state.gate or state.endpoints[0].core
     tokens = (4000, 0) if "burst" in limits else (4000,)
     tickets = [core.admit(count) for count in tokens]
@@ -104,7 +104,7 @@ def test_no_check_takes_what_a_caller_may_need(
 def test_no_check_while_a_call_waits_in_line(start: Start) -> None:
     loop = start(policy=checking())
     looks = Looks(loop.client).later(2)
-    line = loop.client._router.line
+    line = loop.client.runtime.queue
     place = line.enter(line.place(1))
     looks.look()
     line.leave(place)
@@ -116,7 +116,7 @@ def test_no_check_while_a_call_waits_in_line(start: Start) -> None:
 def test_a_blocked_endpoint_is_not_checked(start: Start) -> None:
     loop = start(policy=checking())
     looks = Looks(loop.client).later(2)
-    core = loop.client._router.snapshot.state.endpoints[0].core
+    core = loop.client.runtime.generation.state.endpoints[0].core
     core.block(_core.clock() + 1000 * SECOND, 1)
     looks.look()
     assert lists(loop.provider()) == []
@@ -194,7 +194,7 @@ def test_while_nobody_is_there_the_breaker_stays_open(start: Start) -> None:
     assert loop.endpoint()["state"] == "open"
     assert outcomes(loop) == [("failed", "APIConnectionError")]
     # Its time is up: the check takes the place of the probe, and no call is spent on it.
-    core = loop.client._router.snapshot.state.endpoints[0].core
+    core = loop.client.runtime.generation.state.endpoints[0].core
     assert core.hurry()
     looks.later().look()
     assert loop.endpoint()["state"] == "open"

@@ -176,7 +176,7 @@ def test_a_reload_begins_and_ends_them(start: Start) -> None:
     while "fastroute-health" in {thread.name for thread in threading.enumerate()}:
         assert time.monotonic() < end
         time.sleep(0.001)
-    assert loop.client._router.health is None
+    assert loop.client.runtime.health is None
     loop.ask()
 
 
@@ -184,7 +184,7 @@ def test_a_client_that_is_dropped_takes_its_thread_along(served: Served) -> None
     with nothing_left():
         client = served()
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hello"}])
-        transports = list(client._router.snapshot.transports.values())
+        transports = list(client.runtime.generation.transports.values())
         del client
         gc.collect()
         for transport in transports:

@@ -120,7 +120,7 @@ def hedged(start: Start, url: str | None = None, *, session: Any = None, **more:
         providers={"a": more},
     )
     for stream in (False, True):
-        tail = loop.client._router.snapshot.state.named(f"a/{MODEL}").tail(stream)
+        tail = loop.client.runtime.generation.state.named(f"a/{MODEL}").tail(stream)
         assert tail is not None
         for _ in range(20):
             tail.record(0.001)
@@ -257,7 +257,7 @@ def test_while_it_is_not_even_prepared(start: Start, monkeypatch: pytest.MonkeyP
     loop.provider("a").script(answer)
     reply = loop.ask()
     over.set()
-    loop.client._router._hedges.close()  # waits for the one under way
+    loop.client.runtime._hedges.close()  # waits for the one under way
     assert reply.route is not None
     assert [attempt.outcome for attempt in reply.route.attempts] == ["ok"]
     assert loop.provider("b").received == 0

@@ -26,7 +26,7 @@ class UnderWay:
         self.go, self.asked = threading.Event(), threading.Event()
         self.loop = start(2, policy={"hedging": HEDGING}, **tables)
         for stream in (False, True):
-            tail = self.loop.client._router.snapshot.state.named(f"a/{MODEL}").tail(stream)
+            tail = self.loop.client.runtime.generation.state.named(f"a/{MODEL}").tail(stream)
             assert tail is not None
             for _ in range(20):
                 tail.record(0.001)

@@ -101,7 +101,7 @@ def test_where_nobody_lets_it_in_it_keeps_no_permit(start: Start) -> None:
     refused(loop)
     for core, ticket in held:
         core.undo(ticket, 1)
-    gate = loop.client._router.snapshot.state.gate
+    gate = loop.client.runtime.generation.state.gate
     assert gate is not None
     assert gate.in_flight == 0
 

@@ -191,11 +191,11 @@ def test_a_question_that_nobody_waits_for_any_more_is_not_asked(
         while ran != ["first"]:
             first.join(0.001)
         # The one thread is taken but not late yet, so the second waits in line and gives up there.
-        monkeypatch.setattr(asked.client._router.snapshot.planner, "_classifier_timeout", 0.01)
+        monkeypatch.setattr(asked.client.runtime.generation.planner, "_classifier_timeout", 0.01)
         assert asked.plan(user="second").tier == "standard"
         hanging.over.set()
         first.join()
-        monkeypatch.setattr(asked.client._router.snapshot.planner, "_classifier_timeout", 5)
+        monkeypatch.setattr(asked.client.runtime.generation.planner, "_classifier_timeout", 5)
         assert asked.plan(user="third").tier == "premium"
         assert ran == ["first", "third"]
 

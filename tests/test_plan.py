@@ -145,7 +145,7 @@ def test_a_plan_sends_and_takes_nothing(client: fastroute.Client) -> None:
 
 def test_unknown_names_do_not_grow_the_planner(client: fastroute.Client) -> None:
     """Case 185 of the catalogue: what callers write must not stay."""
-    planner = client._router.snapshot.planner
+    planner = client.runtime.generation.planner
     for number in range(50):
         with pytest.raises(fastroute.ModelNotFoundError):
             client.plan(model=f"unknown-{number}", messages=asked())

@@ -165,7 +165,7 @@ class TestTending:
         with Provider(process=True) as provider:
             settings = tables(provider.base_url, tmp_path, provider={"max_in_flight": 2})
             with Client(settings) as client:
-                core = client._router.snapshot.state.endpoints[0].core
+                core = client.runtime.generation.state.endpoints[0].core
                 pid = os.fork()
                 if pid == 0:
                     core.admit(0)

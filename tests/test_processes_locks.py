@@ -151,7 +151,7 @@ writer = client.ledger._writer
 while writer._awake: pass  # now its thread waits for a word, and is not in Python
 held, go = threading.Event(), threading.Event()
 def hold():
-    with locks._mutex, writer._starting, client._router.workers._lock, client._router.line._lock:
+    with locks._mutex, writer._starting, client.runtime.workers._lock, client.runtime.queue._lock:
         held.set()
         go.wait()
 holder = threading.Thread(target=hold)

@@ -24,7 +24,7 @@ import fastroute
 from fastroute import _core, errors, events
 from fastroute.budget import Allowance, Budgets
 from fastroute.calls.cache import Cache
-from fastroute.calls.queue import Line, Place
+from fastroute.calls.queue import Place, WaitQueue
 from fastroute.config import BudgetConfig
 from fastroute.ledger import Ledger, journal, writer
 from fastroute.testing import Fault
@@ -50,17 +50,17 @@ WAY = (
 def held(client: fastroute.Client) -> dict[str, int]:
     """What calls that have ended may not have kept."""
     stats = client.stats()
-    router = client._router
-    snapshot = router.snapshot
-    gate = snapshot.state.gate
+    runtime = client.runtime
+    generation = runtime.generation
+    gate = generation.state.gate
     found = {
         "in flight": sum(at["in_flight"] for at in stats["endpoints"].values()),
         "at the gate": 0 if gate is None else gate.in_flight,
-        "waiting": router.line.waiting,
-        "lines": len(router.line._lines),
-        "times": len(router.line._times),
-        "money": sum(status.reserved_nano or 0 for status in snapshot.budgets.snapshot()),
-        "flights": 0 if snapshot.cache is None else len(snapshot.cache._flights),
+        "waiting": runtime.queue.waiting,
+        "lines": len(runtime.queue._queues),
+        "times": len(runtime.queue._times),
+        "money": sum(status.reserved_nano or 0 for status in generation.budgets.snapshot()),
+        "flights": 0 if generation.cache is None else len(generation.cache._flights),
     }
     return {name: count for name, count in found.items() if count}
 
@@ -102,7 +102,7 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
     monkeypatch.setattr("fastroute.calls.queue._POLL", LONG)
     monkeypatch.setattr(Place, "sleep", sleep)
     core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=2)
-    line = Line()
+    queue = WaitQueue()
     counting = threading.Lock()
     under, most = 0, 0
 
@@ -110,23 +110,23 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
         nonlocal under, most
         for turn in range(6):
             if turn % 2:  # waits, and goes away when its turn has come
-                place = line.enter(line.place(rank))
+                place = queue.enter(queue.place(rank))
                 if core.wait():
-                    line.wait(place, ["a"], core, LONG)
-                line.leave(place)
-            place = line.enter(line.place(rank))
+                    queue.wait(place, ["a"], core, LONG)
+                queue.leave(place)
+            place = queue.enter(queue.place(rank))
             try:
-                while line.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
-                    line.wait(place, ["a"], core, LONG)
+                while queue.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
+                    queue.wait(place, ["a"], core, LONG)
             finally:
-                line.leave(place)
+                queue.leave(place)
             with counting:
                 under += 1
                 most = max(most, under)
             with counting:
                 under -= 1
             core.finish(ticket, _core.OK)
-            line.freed("a")
+            queue.freed("a")
         return 6
 
     calls = [lambda rank=rank % 3: call(rank) for rank in range(6)]
@@ -134,7 +134,7 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
     assert sum(done) == 36
     assert core.snapshot()["succeeded"] == 36
     assert most <= 2
-    assert (line.waiting, line._lines, core.in_flight) == (0, {}, 0)
+    assert (queue.waiting, queue._queues, core.in_flight) == (0, {}, 0)
 
 
 class Paid:
@@ -177,14 +177,14 @@ class Restless(Place):
 def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
     """Of nine that pay for their time, three have no permit to go in with, and those of one class go away."""
     core = _core.Endpoint(_core.Segment(64), "a", rpm=6000, request_burst=1, max_in_flight=4)
-    line = Line()
+    queue = WaitQueue()
     assert core.admit() >= 0
     account: Any = Paid(core)
 
     def call(rank: int) -> int:
-        place = line.enter(line.place(rank))
+        place = queue.enter(queue.place(rank))
         try:
-            return line.sleep(
+            return queue.sleep(
                 Restless(place) if rank == 2 else place,
                 "a",
                 account,
@@ -195,13 +195,13 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
         except KeyboardInterrupt:
             return -1
         finally:
-            line.leave(place)
+            queue.leave(place)
 
     calls = [lambda rank=rank % 3: call(rank) for rank in range(9)]
     answers = run_yielding(calls, ["/calls/queue.py"], seed=seed)
     assert account.went_in == sum(answer >= 0 for answer in answers) == 3
     assert account.paid == account.went_in + account.given_back == 9
-    assert (line.waiting, line._lines, line._times) == (0, {}, {})
+    assert (queue.waiting, queue._queues, queue._times) == (0, {}, {})
     assert core.in_flight == 4
 
 
@@ -252,7 +252,7 @@ def test_one_probe_at_a_time_and_its_lease_comes_back_however_it_ends(
     if end == "over budget":
         tables["budgets"] = [{"name": "small", "limit": 0.000001, "window": "total"}]
     loop = start(1, answer=crowd, **tables)
-    core = loop.client._router.snapshot.state.endpoints[0].core
+    core = loop.client.runtime.generation.state.endpoints[0].core
     core.finish(core.admit(), _core.FAILURE)
     while core.reopens_in():
         pass
@@ -307,7 +307,7 @@ def test_of_two_that_end_together_one_answers_and_both_are_settled(
     for name, provider in loop.providers.items():
         fault = Fault.status(500) if fails and name == "b" else None
         provider.script(lambda question, fault=fault: (together.wait(), fault)[1])
-    for each in loop.client._router.snapshot.state.endpoints:
+    for each in loop.client.runtime.generation.state.endpoints:
         assert each.whole is not None
         for _ in range(50):
             each.whole.record(0.001)

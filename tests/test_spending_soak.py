@@ -67,7 +67,7 @@ def test_what_workers_that_cancel_time_out_and_are_killed_leave_behind() -> None
         ended = [os.waitpid(child, 0)[1] for child in children]
         assert [os.WIFSIGNALED(status) for status in ended] == [bool(seed % 2) for seed in range(WORKERS)]
         provider.clear_script()
-        router = client._router.snapshot
+        router = client.runtime.generation
         router.state.segment.reap()
         router.budgets.sweep()
         end = client.stats()["budgets"][0]
@@ -93,7 +93,7 @@ def test_the_permits_of_a_killed_worker_come_back_to_the_call_that_waits_for_one
             provider.wait_until(lambda each: each.in_flight == 2)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            (endpoint,) = client._router.snapshot.state.endpoints
+            (endpoint,) = client.runtime.generation.state.endpoints
             assert endpoint.core.in_flight == 2  # figures asked for by stats() would look for the dead first
             reply = client.chat.completions.create(model="m", messages=MESSAGES, timeout=20)
             assert reply.route is not None

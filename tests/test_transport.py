@@ -197,7 +197,7 @@ def test_030_it_goes_out_again_on_a_fresh_connection_and_no_other_kept_one(start
 def test_030_sending_again_is_not_charged_to_the_retry_budget(start: Start) -> None:
     loop = start(1)
     loop.ask()
-    (endpoint,) = loop.client._router.snapshot.state.endpoints
+    (endpoint,) = loop.client.runtime.generation.state.endpoints
     while endpoint.core.withdraw():
         pass
     loop.provider().script(Fault.close("request"))

@@ -1,7 +1,7 @@
 """How a call is let in: limits, breakers, the line of those that wait, the pause before asking again.
 
 Owns who may send next and when, and giving back what let in a call that goes no further. What is done once it
-is in is `dispatch.py`'s; who is in a plan is `plan.py`'s, the line itself `line.py`.
+is in is `dispatch.py`'s; who is in a plan is `plan.py`'s, the line itself `queue.py`.
 
 An endpoint that has not been tried goes at once: waiting is for when there is none. Then the shorter of two
 waits is taken: for a limit of an untried endpoint, or the back-off before asking a tried one again, which the
@@ -27,7 +27,7 @@ from fastroute.state.endpoints import Endpoint, State
 from fastroute.types import Usage
 
 from .call import Call, Grant
-from .queue import ALL, RANKS, Line, Place
+from .queue import ALL, RANKS, Place, WaitQueue
 from .retry import RetryPolicy
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
@@ -103,11 +103,11 @@ class Admission:
     """
 
     def __init__(
-        self, policy: Policy, retries: RetryPolicy, line: Line, state: State, hooks: events.Hooks
+        self, policy: Policy, retries: RetryPolicy, queue: WaitQueue, state: State, hooks: events.Hooks
     ) -> None:
         self._policy = policy
         self._retries = retries
-        self._line = line
+        self._queue = queue
         self._state = state
         self._hooks = hooks
         self._random = random.Random()
@@ -125,7 +125,7 @@ class Admission:
                     return found
         finally:
             if progress.place is not None:
-                self._line.leave(progress.place)
+                self._queue.leave(progress.place)
                 progress.place = None
 
     def at_once(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
@@ -139,7 +139,7 @@ class Admission:
                 for endpoint, tier in itertools.islice(untried, 1)
             ]
             return None
-        if not plan.ranked and not call.attempts and not self._line.waiting:
+        if not plan.ranked and not call.attempts and not self._queue.waiting:
             # Nobody waits before it, so the core may rank and let it in at one go. Until it is taken the
             # ticket is the plan's, which gives it back should an interrupt come in between.
             entered = plan.admit()
@@ -191,24 +191,24 @@ class Admission:
     def clear(self, call: Call, progress: Progress) -> None:
         """Leaves nothing held by a call that has ended."""
         if progress.place is not None:  # interrupted while it left the line
-            self._line.leave(progress.place)
+            self._queue.leave(progress.place)
         self.release(call)
 
     def release(self, call: Call) -> None:
         """Leaves nothing held by an attempt that is over, or did not begin."""
-        sending = call.sending
-        if sending is not None:  # whose settling an interrupt may have cut short
-            sending.abandon()
+        settlement = call.settlement
+        if settlement is not None:  # whose settling an interrupt may have cut short
+            settlement.abandon()
         if call.held is not None:  # interrupted between being let in and sending
             self._give_back(call)
-        if sending is None:
+        if settlement is None:
             self._leave_gate(call, call.gate)
-        call.sending = None  # each holds the other, which would keep both until a collection
+        call.settlement = None  # each holds the other, which would keep both until a collection
 
     def _ask(self, call: Call, progress: Progress, endpoint: Endpoint, gate: int) -> int:
         """As `_core.Endpoint.admit`: a ticket, which the call now holds with the gate's, or a refusal."""
         tokens = self._tokens(call, endpoint)
-        answer = self._behind(call, progress, endpoint.name) if self._line.waiting else 0
+        answer = self._behind(call, progress, endpoint.name) if self._queue.waiting else 0
         if answer >= 0:
             # In one statement: an interrupt between two would lose the ticket.
             call.held = grant = Grant(endpoint, endpoint.core.admit(tokens), tokens, gate)
@@ -223,7 +223,7 @@ class Admission:
         if grant is not None:
             if grant.ticket >= 0:
                 grant.endpoint.core.undo(grant.ticket, grant.tokens)
-                self._line.freed(grant.endpoint.name)
+                self._queue.freed(grant.endpoint.name)
             self._leave_gate(call, grant.gate)
         call.held = None  # last: interrupted before, it is given back once more, which changes nothing
 
@@ -232,7 +232,7 @@ class Admission:
         gate = self._state.gate
         if gate is None:
             return -1
-        if self._line.waiting and self._line.is_behind(ALL, _rank(call), progress.place):
+        if self._queue.waiting and self._queue.is_behind(ALL, _rank(call), progress.place):
             return None
         call.gate = gate.admit()
         return call.gate if call.gate >= 0 else None
@@ -241,14 +241,14 @@ class Admission:
         if ticket >= 0 and self._state.gate is not None:
             self._state.gate.undo(ticket, 0)
             call.gate = -1
-            self._line.freed(ALL)
+            self._queue.freed(ALL)
 
     def _behind(self, call: Call, progress: Progress, name: str) -> int:
         """Negative, as a refusal of the core's, where others wait whom this call must not overtake."""
-        if self._line.is_behind(name, _rank(call), progress.place):
+        if self._queue.is_behind(name, _rank(call), progress.place):
             return -_core.BUSY
         # Times that are reserved are paid, so the core would refuse: to reserve one too is the next step.
-        wait = self._line.reserved(name)
+        wait = self._queue.reserved(name)
         return -(int(wait * 1e9) << 3 | _core.REQUESTS) if wait else 0
 
     def _untried(self, call: Call, plan: Plan, progress: Progress) -> Iterator[tuple[Endpoint, str | None]]:
@@ -306,7 +306,7 @@ class Admission:
         )
         pause, endpoint = self._backoff(call, progress)
         if limited is not None and (endpoint is None or limited.wait <= pause):
-            return self._queue(call, progress, limited, left)
+            return self._wait_in_queue(call, progress, limited, left)
         if endpoint is None or pause >= left:
             found = self._hurried(call, plan, progress)
             if found is None:
@@ -357,32 +357,32 @@ class Admission:
         self._leave_gate(call, -1 if gate is None else gate)
         return None
 
-    def _queue(self, call: Call, progress: Progress, limited: _Refusal, left: float) -> Grant | None:
+    def _wait_in_queue(self, call: Call, progress: Progress, limited: _Refusal, left: float) -> Grant | None:
         """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
-        policy, line = self._policy, self._line
+        policy, queue = self._policy, self._queue
         patience = min(left, policy.queue_timeout - call.waited)
-        if patience <= 0 or (limited.wait > patience and line.reserved(limited.name) == 0):
+        if patience <= 0 or (limited.wait > patience and queue.reserved(limited.name) == 0):
             raise self._limited(progress)
         if progress.place is None:
-            if line.waiting >= policy.max_queue:
+            if queue.waiting >= policy.max_queue:
                 raise errors.RateLimitError(
-                    f"{line.waiting} calls wait for limits already (policy.max_queue)",
+                    f"{queue.waiting} calls wait for limits already (policy.max_queue)",
                     retry_after=max(limited.wait, _SOON),
                 )
-            progress.place = line.place(_rank(call))
-            line.enter(progress.place)
+            progress.place = queue.place(_rank(call))
+            queue.enter(progress.place)
         start = time.monotonic()
         try:
             if limited.reason == _core.BUSY:
                 busy = [refusal.name for refusal in progress.refused if refusal.reason == _core.BUSY]
                 waits = [refusal.wait for refusal in progress.refused if refusal.wait]
-                line.wait(progress.place, busy, limited.endpoint.core, min([patience, *waits]))
+                queue.wait(progress.place, busy, limited.endpoint.core, min([patience, *waits]))
                 return None
-            return self._sleep_in_line(call, progress, limited, patience)
+            return self._sleep_in_queue(call, progress, limited, patience)
         finally:
             call.waited += time.monotonic() - start
 
-    def _sleep_in_line(
+    def _sleep_in_queue(
         self, call: Call, progress: Progress, limited: _Refusal, patience: float
     ) -> Grant | None:
         endpoint = limited.endpoint
@@ -396,7 +396,7 @@ class Admission:
                 call.held = None
             return grant.ticket
 
-        answer = self._line.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience, go_in)
+        answer = self._queue.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience, go_in)
         if answer >= 0:
             gate = self._pass_gate(call, progress)
             if gate is None:

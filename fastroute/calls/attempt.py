@@ -1,7 +1,7 @@
 """One attempt at one endpoint: send, decode, settle.
 
 Owns the two ways to take an answer, whole or streamed. Whether there is another attempt is `dispatch.py`'s
-decision; what an attempt gives back is `sending.py`'s.
+decision; what an attempt gives back is `settlement.py`'s.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fastroute.config import Policy
 from fastroute.types import Completion
 
 from .call import Call, Grant, Wire
-from .settlement import Sending, Sinks
+from .settlement import Settlement, Sinks
 from .stream import Stream, StreamReader
 
 
@@ -34,23 +34,23 @@ class Attempts:
             errors.APIError: the attempt failed; ``call.verdict`` says what may be done about it.
             Superseded: another attempt of the call was quicker.
         """
-        sending = Sending(self.sinks, call, wire, grant)
+        settlement = Settlement(self.sinks, call, wire, grant)
         limit = wire.endpoint.provider.timeout or call.estimate.timeout
         exchange = None
         try:
-            exchange = sending.open(False, limit, limit)
+            exchange = settlement.open(False, limit, limit)
             body = exchange.body()
-            sending.check_status(exchange, body)
+            settlement.check_status(exchange, body)
             completion = wire.format.decode(body, call.request, wire.target)
             usage = completion.usage
             if usage is None:
-                usage = sending.estimated_usage(_answer_chars(completion))
-            latency = sending.elapsed()
-            sending.win(usage)
-            sending.took(latency)
-            now = sending.succeeded(usage, exchange, latency)
+                usage = settlement.estimated_usage(_answer_chars(completion))
+            latency = settlement.elapsed()
+            settlement.win(usage)
+            settlement.took(latency)
+            now = settlement.succeeded(usage, exchange, latency)
         except BaseException as error:
-            sending.failed(error, exchange)
+            settlement.failed(error, exchange)
             raise
         return completion.with_route(call.route(wire, now), usage)
 
@@ -84,29 +84,29 @@ class Attempts:
         Raises:
             errors.APIError, Superseded: as for `complete`.
         """
-        sending = Sending(self.sinks, call, wire, grant)
+        settlement = Settlement(self.sinks, call, wire, grant)
         scale = call.estimate.prompt_scale
         limit = wire.endpoint.provider.timeout or wire.endpoint.core.ttft_timeout() * scale
         policy = self._policy
         exchange = None
         try:
-            exchange = sending.open(True, limit, max(limit, policy.idle_timeout))
+            exchange = settlement.open(True, limit, max(limit, policy.idle_timeout))
             if exchange.status != 200:
-                sending.check_status(exchange, exchange.body())
+                settlement.check_status(exchange, exchange.body())
             reader = StreamReader(exchange, wire, call, policy.idle_timeout, policy.ping_timeout)
             head = reader.head()
-            ttft = sending.elapsed()
-            sending.win(None)
-            sending.took(ttft)
+            ttft = settlement.elapsed()
+            settlement.win(None)
+            settlement.took(ttft)
         except BaseException as error:
             late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
-            if late and not sending.settled:  # it is, where another attempt of the call has cut it
+            if late and not settlement.settled:  # it is, where another attempt of the call has cut it
                 wire.endpoint.core.record_ttft_timeout()
-            sending.failed(error, exchange)
+            settlement.failed(error, exchange)
             raise
-        sending.began()
+        settlement.began()
         wire.endpoint.core.record_ttft(ttft / scale)
-        return Stream(sending, exchange, reader, head, ttft)
+        return Stream(settlement, exchange, reader, head, ttft)
 
 
 def _answer_chars(completion: Completion) -> int:

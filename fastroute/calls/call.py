@@ -1,7 +1,7 @@
 """One call on its way: what its attempts share, and what never changes between the attempts at one endpoint.
 
 Owns the call (`Call`), its id, an endpoint's format, address and connections (`Wire`), and what let a call in
-(`Grant`). An attempt is `sending.py`'s.
+(`Grant`). An attempt is `settlement.py`'s.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Call:
         "race",
         "rejected",
         "request",
-        "sending",
+        "settlement",
         "started",
         "tier",
         "timed",
@@ -122,7 +122,7 @@ class Call:
         self.verdict: Verdict | None = None
         self.gate = -1
         self.held: Grant | None = None
-        self.sending: UnderWay | None = None
+        self.settlement: UnderWay | None = None
         self.downgraded: str | None = None
         self.timed = True
         self.race: Race | None = None
@@ -133,7 +133,7 @@ class Call:
         other = copy.copy(self)
         other.race = race  # the call's own may be over by now
         other.beside = beside
-        other.verdict = other.held = other.sending = None
+        other.verdict = other.held = other.settlement = None
         other.gate = -1
         return other
 

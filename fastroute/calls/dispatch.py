@@ -105,7 +105,7 @@ class Dispatcher:
                     if verdict is None or verdict.action is not Action.WITHOUT_USAGE or not asked:
                         raise
                     wire.forget_usage()
-                    call.sending = call.verdict = None
+                    call.settlement = call.verdict = None
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
@@ -120,7 +120,7 @@ class Dispatcher:
         progress = Progress()
         try:
             while True:
-                call.sending = None  # what it was has been settled
+                call.settlement = None  # what it was has been settled
                 grant = self._admission.grant(call, plan, progress)
                 endpoint = grant.endpoint
                 first = endpoint.name not in progress.tried

@@ -121,7 +121,7 @@ class _Times:
             self.credit += since - gone.tokens
 
 
-class Line:
+class WaitQueue:
     """The calls of this process that wait for a limit, whatever configuration each began under.
 
     Args:
@@ -143,7 +143,7 @@ class Line:
         self._waiting: set[Place] = set()
         self._lock = threading.Lock()
         self._orders = itertools.count()
-        self._lines: dict[str, list[Place]] = {}
+        self._queues: dict[str, list[Place]] = {}
         self._times: dict[str, _Times] = {}
         self._reaped = 0.0
 
@@ -169,13 +169,13 @@ class Line:
 
     def is_behind(self, name: str, rank: int, place: Place | None) -> bool:
         """Whether another call, here before this one or of a higher class, waits for one of its permits."""
-        line = self._lines.get(name)
-        if not line:
+        queue = self._queues.get(name)
+        if not queue:
             return False
         with self._lock:
-            if not line:
+            if not queue:
                 return False
-            first = line[0]
+            first = queue[0]
             if place is not None:
                 return first is not place and first.key < place.key
             return first.key[0] <= rank
@@ -195,7 +195,7 @@ class Line:
             self._stand(place, wanted)
             if joins:
                 return
-            leads = any(self._lines[name][0] is place for name in place.names)
+            leads = any(self._queues[name][0] is place for name in place.names)
         if leads:
             self._reap(core)
             seconds = min(seconds, _POLL)
@@ -206,14 +206,14 @@ class Line:
         if not self.waiting:
             return
         with self._lock:
-            for queue in (self._lines.get(name), self._lines.get(ALL)):
+            for queue in (self._queues.get(name), self._queues.get(ALL)):
                 if queue:
                     queue[0].wake()
 
     def look(self) -> None:
         """Tells everybody to look again: limits have changed."""
         with self._lock:
-            for queue in self._lines.values():
+            for queue in self._queues.values():
                 for place in queue:
                     place.wake()
 
@@ -223,16 +223,16 @@ class Line:
             return
         for name in place.names:
             if name not in names:
-                queue = self._lines.get(name, [])
+                queue = self._queues.get(name, [])
                 if place in queue:  # it is not where an interrupt came before the end of this
                     queue.remove(place)
                 if queue:
                     queue[0].wake()
                 else:
-                    self._lines.pop(name, None)
+                    self._queues.pop(name, None)
         place.names = names  # before it joins them: interrupted meanwhile, it leaves wherever it got to
         for name in names:
-            queue = self._lines.setdefault(name, [])
+            queue = self._queues.setdefault(name, [])
             if place not in queue:
                 insort(queue, place)
 

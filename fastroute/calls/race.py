@@ -1,7 +1,7 @@
 """Two attempts of one call under way at once, of which the first to have an answer wins.
 
 Owns who wins: one decision under one lock. When a second attempt is made is `hedging.py`'s; how one that lost
-is cut and charged is `sending.py`'s.
+is cut and charged is `settlement.py`'s.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Sinks:
     freed: Callable[[str], None]
 
 
-class Sending:
+class Settlement:
     """An attempt under way: from its permits to its one line in the ledger."""
 
     __slots__ = (
@@ -126,7 +126,7 @@ class Sending:
         """Encodes and sends; on a failure everything is settled before it is raised."""
         call, wire = self._call, self._wire
         try:
-            call.sending = self
+            call.settlement = self
             call.held = None  # from here on it is this attempt's to give back
             call.gate = -1
             body = wire.format.encode(wire.taken(call.request), wire.target)

@@ -1,7 +1,7 @@
 """A streamed answer: the chunks, the clocks that may cut it, and leaving it early.
 
 Owns a stream from its first byte to its end. It holds its attempt's permits as long; settling them is
-`sending.py`'s. Turning events into chunks is the format's.
+`settlement.py`'s. Turning events into chunks is the format's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastroute.transport import Exchange
 from fastroute.types import Chunk, Completion, Route, Usage
 
 from .call import Call, Wire
-from .settlement import Sending
+from .settlement import Settlement
 
 
 class StreamReader:
@@ -144,9 +144,9 @@ class Stream:
     """
 
     def __init__(
-        self, sending: Sending, exchange: Exchange, reader: StreamReader, head: list[Chunk], ttft: float
+        self, settlement: Settlement, exchange: Exchange, reader: StreamReader, head: list[Chunk], ttft: float
     ) -> None:
-        self._sending = sending
+        self._settlement = settlement
         self._exchange = exchange
         self._reader = reader
         self._ttft = ttft
@@ -155,8 +155,8 @@ class Stream:
         self._ended = False
         self._pid = os.getpid()
         self.usage: Usage | None = None
-        self.route: Route = sending.call.route(sending.wire, time.monotonic(), ttft=ttft)
-        sending.hand_out()
+        self.route: Route = settlement.call.route(settlement.wire, time.monotonic(), ttft=ttft)
+        settlement.hand_out()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -187,8 +187,8 @@ class Stream:
         self.close()
 
     def __del__(self) -> None:
-        sending = getattr(self, "_sending", None)
-        if sending is not None and not sending.settled:
+        settlement = getattr(self, "_settlement", None)
+        if settlement is not None and not settlement.settled:
             self.close()
 
     @property
@@ -199,10 +199,10 @@ class Stream:
     def close(self) -> None:
         """Ends it early: the connection is shut, permits go back, the ledger says ``client_cancelled``."""
         self._ready = iter(())
-        if self._sending.settled or self._pid != os.getpid():
+        if self._settlement.settled or self._pid != os.getpid():
             return  # a copy in a forked child: connection and permits are the parent's to give back
         self._ended = True
-        self._sending.cancelled(self._exchange, self._spent(), self._ttft)
+        self._settlement.cancelled(self._exchange, self._spent(), self._ttft)
         self._close_books("client_cancelled")
 
     def completion(self) -> Completion:
@@ -216,8 +216,8 @@ class Stream:
         usage = self._reader.decoder.usage
         self.usage = usage if usage is not None else self._estimated()
         self._exchange.close()
-        self._sending.succeeded(self.usage, self._exchange, self._sending.elapsed(), self._ttft)
-        endpoint, hooks = self._sending.wire.endpoint, self._sending.hooks
+        self._settlement.succeeded(self.usage, self._exchange, self._settlement.elapsed(), self._ttft)
+        endpoint, hooks = self._settlement.wire.endpoint, self._settlement.hooks
         for kind in self._reader.forgiven:
             endpoint.forgive(kind)
             if hooks.wanted:
@@ -236,12 +236,15 @@ class Stream:
             elif isinstance(error, errors.UpstreamTruncated):
                 kind = errors.StreamTruncated
             shown = kind(
-                f"the stream from {self._sending.wire.endpoint.name} broke off: {error.message}",
+                f"the stream from {self._settlement.wire.endpoint.name} broke off: {error.message}",
                 partial_text=self.text,
                 usage=usage,
                 request_id=error.request_id,
             )
-            if isinstance(error, errors.APITimeoutError) and time.monotonic() >= self._sending.call.deadline:
+            if (
+                isinstance(error, errors.APITimeoutError)
+                and time.monotonic() >= self._settlement.call.deadline
+            ):
                 shown = errors.DeadlineExceeded("the call's deadline passed while the answer was streaming")
         if closed_elsewhere:
             shown = errors.StreamInterrupted(
@@ -251,10 +254,10 @@ class Stream:
             error_billed = error
             if isinstance(error_billed, errors.APIError):
                 error_billed.maybe_billed = True
-            self._sending.failed(error, self._exchange, usage=usage, ttft=self._ttft)
+            self._settlement.failed(error, self._exchange, usage=usage, ttft=self._ttft)
             self._close_books(type(shown).__name__)
         if isinstance(shown, errors.Error):
-            shown.attempts = tuple(self._sending.call.attempts)
+            shown.attempts = tuple(self._settlement.call.attempts)
         return shown
 
     def _spent(self) -> Usage:
@@ -263,12 +266,12 @@ class Stream:
         return usage if usage is not None else self._estimated()
 
     def _estimated(self) -> Usage:
-        return self._sending.estimated_usage(self._reader.decoder.output_chars)
+        return self._settlement.estimated_usage(self._reader.decoder.output_chars)
 
     def _close_books(self, error: str | None = None) -> None:
         if self.usage is None:
             self.usage = self._spent()
-        self.route = self._sending.call.route(self._sending.wire, time.monotonic(), ttft=self._ttft)
-        hooks = self._sending.hooks
+        self.route = self._settlement.call.route(self._settlement.wire, time.monotonic(), ttft=self._ttft)
+        hooks = self._settlement.hooks
         if hooks.wanted:
             hooks.emit(events.CallFinished(self.route, error))

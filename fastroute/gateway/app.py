@@ -94,11 +94,11 @@ class Gateway:
         self.client = client
         self._keys: Keyring | Lookout = Lookout(KeyFile(DEFAULT_FILE)) if keys is None else Keyring(keys)
         self._allow_anonymous = allow_anonymous
-        segment = client._router.snapshot.state.segment
-        shared = client._router.shared
+        segment = client.runtime.generation.state.segment
+        shared = client.runtime.shared
         self._limits = Limits(segment, shared)
         bank = None if shared is None else shared.bank
-        self._budgets = KeyBudgets(segment, spent_in(client.ledger), client._router.hooks, bank)
+        self._budgets = KeyBudgets(segment, spent_in(client.ledger), client.runtime.hooks, bank)
         self._served: Served | None = None
         self.after_fork()
         self._routes: dict[str, tuple[str, Callable[[Environ, str], Answer]]] = {

@@ -136,7 +136,7 @@ class FastRoute:
             # A server loads the application in each worker unless told otherwise: they should count together.
             state = "memory" if app.testing else "machine"
             client = Client(_source(app.config), default_state=state)
-            weakref.finalize(app, client._router.close)
+            weakref.finalize(app, client.runtime.close)
         app.extensions[EXTENSION] = FlaskClient.around(client, self._user)
         app.cli.add_command(_commands)
 

@@ -75,7 +75,7 @@ class _Question:
         self.error: str | None = None
 
 
-class Opinions:
+class FunctionClassifier:
     """Asks a function for the level of requests.
 
     Args:
@@ -285,4 +285,4 @@ def classification(opinion: Opinion, name: str) -> Classification:
     )
 
 
-__all__ = ["Ask", "Opinion", "Opinions", "classification"]
+__all__ = ["Ask", "FunctionClassifier", "Opinion", "classification"]

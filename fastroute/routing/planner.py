@@ -29,7 +29,7 @@ from fastroute.state.tokens import estimate_input
 from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
 from .classifier import Classifier
-from .function_classifier import Opinion, Opinions, classification
+from .function_classifier import FunctionClassifier, Opinion, classification
 from .plan import ENDLESS, Estimate, Plan, Stage
 
 STRATEGIES: Mapping[str, int] = {
@@ -64,11 +64,11 @@ class Planner:
         catalog: Catalog,
         state: State,
         classifier: Classifier,
-        opinions: Opinions | None = None,
+        function_classifier: FunctionClassifier | None = None,
     ) -> None:
-        """``opinions``: a function that is asked for the class where a model is chosen by it."""
+        """``function_classifier``: a function that is asked for the class where a model is chosen by it."""
         self._config = config
-        self._opinions = opinions or Opinions(None, Hooks())
+        self._function_classifier = function_classifier or FunctionClassifier(None, Hooks())
         self._catalog = catalog
         self._state = state
         self._classifier = classifier
@@ -125,8 +125,8 @@ class Planner:
         if not _SAMPLES.isdisjoint(params) and not self._drop_sampling and _sets_sampling(params):
             needs |= sampling_bit(params)
         judged = scan
-        if at is None and self._opinions.wanted and self._chosen_by_class(request):
-            judged, failure = self._opinions.ask(
+        if at is None and self._function_classifier.wanted and self._chosen_by_class(request):
+            judged, failure = self._function_classifier.ask(
                 request.messages, params, self._tier_of, self._classifier_timeout
             )
         level = judged.level if judged is not None else ""
@@ -234,10 +234,10 @@ class Planner:
 
     def explain(self, scan: Any, failure: str | None) -> Classification:
         if scan is None:
-            name = self._opinions.name or self._classifier.name
+            name = self._function_classifier.name or self._classifier.name
             return Classification("unknown", None, 0.0, {}, name, f"the classifier failed: {failure}")
         if isinstance(scan, Opinion):
-            return classification(scan, self._opinions.name)
+            return classification(scan, self._function_classifier.name)
         return self._classifier.explain(scan)
 
     # ------------------------------------------------------------------------------------------ what is asked
@@ -249,7 +249,7 @@ class Planner:
             # A message that no classifier can read is still the provider's to refuse; the call goes on by
             # the middle tier. The error's text may quote the message, so only its kind is told.
             kind = type(error).__name__
-            self._opinions.failed(self._classifier.name, "unreadable", kind)
+            self._function_classifier.failed(self._classifier.name, "unreadable", kind)
             return None, kind
 
     def _chosen_by_class(self, request: Request) -> bool:

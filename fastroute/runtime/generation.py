@@ -1,13 +1,12 @@
-"""All that is built from one configuration, so that it can be put in the place of another as a whole.
+"""One configuration, built: all that serves calls under it, put into force and given up as a whole.
 
-Owns the building: catalogue, endpoints, planner, connections, dispatcher. Nothing of it is changed once it is
-built, so a call that took hold of a snapshot ends as it began, whatever is put into force meanwhile. Which
-snapshot is in force, and when an old one is given up, is `router.py`'s; what a configuration may say is
-`config`'s.
+A generation holds the catalogue, the endpoints, the planner, the connections and the dispatcher. Nothing of
+it changes once it is built, so a call that entered it ends as it began, whatever comes into force meanwhile.
+Which generation is in force, and when an old one is given up, is decided in `runtime.py`.
 
-A snapshot takes over from the one before it what is not the configuration's: what the core has counted under
-each endpoint's name, what was learned of models, cached answers, and the connections to every provider whose
-way there is the same.
+A new generation takes over what does not depend on the configuration: the core's counts under each endpoint's
+name, what was learned of models, cached answers, and the connections to every provider whose address, TLS and
+proxy settings are the same.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from fastroute.calls.cache import Cache
 from fastroute.calls.call import Wire
 from fastroute.calls.dispatch import Dispatcher
 from fastroute.calls.hedge import Hedging
-from fastroute.calls.queue import Line
+from fastroute.calls.queue import WaitQueue
 from fastroute.calls.retry import RetryPolicy
 from fastroute.calls.settlement import Sinks
 from fastroute.config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
@@ -37,7 +36,7 @@ from fastroute.providers import get as get_format
 from fastroute.providers.base import Target
 from fastroute.quality import Rates
 from fastroute.routing.classifier import Classifier
-from fastroute.routing.function_classifier import Opinions
+from fastroute.routing.function_classifier import FunctionClassifier
 from fastroute.routing.planner import Planner
 from fastroute.state.endpoints import State
 from fastroute.transport import Transport
@@ -109,28 +108,28 @@ class Surroundings:
 
     ledger: Ledger | NullLedger
     hooks: events.Hooks
-    line: Line
-    opinions: Opinions
+    queue: WaitQueue
+    function_classifier: FunctionClassifier
     session: requests.Session | None
     hedges: Workers
 
 
-class Snapshot:
+class Generation:
     """One configuration, ready to serve.
 
     Args:
         config: the configuration.
         keys: the providers' keys, by name.
         around: what goes on from one configuration to the next.
-        previous: the snapshot that this one is to follow.
+        previous: the generation that this one is to follow.
 
     Attributes:
-        active: a token for each call that has hold of it; see `router.py`.
+        active: a token for each call that has hold of it; see `runtime/runtime.py`.
         wires: each endpoint's format, address and connections, by its name.
         fingerprint: of all that shapes an answer; equal requests under equal ones share an answer.
 
     Raises:
-        ConfigError: if it cannot be built; the previous snapshot is as it was.
+        ConfigError: if it cannot be built; the previous generation is as it was.
 
     Thread safety: everything may be used from any thread.
     """
@@ -140,7 +139,7 @@ class Snapshot:
         config: Config,
         keys: Mapping[str, Secret | None],
         around: Surroundings,
-        previous: Snapshot | None = None,
+        previous: Generation | None = None,
     ) -> None:
         self.config = config
         self.keys = keys
@@ -148,7 +147,7 @@ class Snapshot:
         catalog = catalog_of(config)
         self.state: State = State(config, catalog, None if previous is None else previous.state)
         classifier = Classifier.named(config.policy.classifier, config.classifiers)
-        self.planner = Planner(config, catalog, self.state, classifier, around.opinions)
+        self.planner = Planner(config, catalog, self.state, classifier, around.function_classifier)
         self._ways = {name: _way(config, provider) for name, provider in config.providers.items()}
         self.transports = {name: self._transport(name, around.session, previous) for name in config.providers}
         policy = config.policy
@@ -173,10 +172,10 @@ class Snapshot:
             self.rates,
             self.budgets,
             self.state.gate,
-            around.line.freed,
+            around.queue.freed,
         )
         self.wires: Mapping[str, Wire] = self._prepared_wires()
-        self.admission = Admission(policy, retries, around.line, self.state, around.hooks)
+        self.admission = Admission(policy, retries, around.queue, self.state, around.hooks)
         self.dispatcher = Dispatcher(
             config.quality,
             retries,
@@ -199,7 +198,7 @@ class Snapshot:
                 scope=cache.scope,
             )
 
-    def changes(self, previous: Snapshot) -> tuple[str, ...]:
+    def changes(self, previous: Generation) -> tuple[str, ...]:
         """The parts that are not as in the previous one, by name."""
         old, new = previous.config, self.config
         found: list[str] = []
@@ -220,7 +219,7 @@ class Snapshot:
         found += [f"providers.{name}" for name in self.keys if not self._same_key(name, previous)]
         return tuple(dict.fromkeys(found))
 
-    def forgive(self, previous: Snapshot) -> None:
+    def forgive(self, previous: Generation) -> None:
         """Lets endpoints in again that were left out for something of their provider that is mended now.
 
         A key refused or a quota spent keeps an endpoint out for long; another key or address is a new start.
@@ -241,7 +240,7 @@ class Snapshot:
         if self.cache is not None:
             self.cache.after_fork()
 
-    def _same_key(self, name: str, previous: Snapshot) -> bool:
+    def _same_key(self, name: str, previous: Generation) -> bool:
         if name not in previous.keys:
             return False
         before, after = previous.keys[name], self.keys[name]
@@ -249,7 +248,9 @@ class Snapshot:
             return before is after
         return before.reveal() == after.reveal()
 
-    def _transport(self, name: str, session: requests.Session | None, previous: Snapshot | None) -> Transport:
+    def _transport(
+        self, name: str, session: requests.Session | None, previous: Generation | None
+    ) -> Transport:
         way = self._ways[name]
         if previous is not None and previous._ways.get(name) == way:
             return previous.transports[name]

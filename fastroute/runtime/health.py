@@ -29,13 +29,13 @@ from attrs import define, evolve
 
 from fastroute import _core, errors, events
 from fastroute.calls.call import Call
-from fastroute.calls.queue import Line
+from fastroute.calls.queue import WaitQueue
 from fastroute.calls.stream import Stream
 from fastroute.config import HealthCheckConfig
 from fastroute.state.endpoints import STATE_NAMES, Endpoint
 from fastroute.types import Completion, Request, RouteOptions
 
-from .generation import Snapshot
+from .generation import Generation
 
 if TYPE_CHECKING:
     from fastroute.providers.listing import Listing
@@ -56,7 +56,7 @@ _TRY_AGAIN = 1.0  # seconds after a look that failed for a reason of its own
 
 
 def ask(
-    snapshot: Snapshot, endpoint: Endpoint, request: Request, timeout: float, *, wait: bool
+    generation: Generation, endpoint: Endpoint, request: Request, timeout: float, *, wait: bool
 ) -> Completion | Stream:
     """One call to one endpoint: no cache, no other endpoint, no second attempt.
 
@@ -64,7 +64,7 @@ def ask(
     by theirs: what is asked of one endpoint on purpose is rarely what callers ask.
 
     Args:
-        snapshot: the one that serves the call.
+        generation: the one that serves the call.
         endpoint: one of its endpoints.
         request: the call; its model and tier are not looked at.
         timeout: seconds it may take, waiting and all.
@@ -74,11 +74,11 @@ def ask(
         Error: it was not let in, if ``.attempts`` is empty, or what it failed with.
     """
     started = time.monotonic()
-    plan = snapshot.planner.plan(request, endpoint)
+    plan = generation.planner.plan(request, endpoint)
     estimate = evolve(plan.estimate, timeout=min(plan.estimate.timeout, timeout))
     call = Call(request, estimate, plan.level, plan.explainer(), started, started + timeout)
     call.timed = False
-    return snapshot.dispatcher.once(call, plan, wait=wait)
+    return generation.dispatcher.once(call, plan, wait=wait)
 
 
 # ------------------------------------------------------------------------------------------- in background
@@ -88,10 +88,10 @@ class Owner(Protocol):
     """Whose endpoints are checked."""
 
     hooks: events.Hooks
-    line: Line
+    queue: WaitQueue
 
-    def enter(self, token: object) -> Snapshot: ...
-    def leave(self, snapshot: Snapshot | None, token: object) -> None: ...
+    def enter(self, token: object) -> Generation: ...
+    def leave(self, generation: Generation | None, token: object) -> None: ...
 
 
 @define(eq=False)
@@ -127,7 +127,7 @@ class HealthChecks:
     """Checks the endpoints of a client in a thread of its own.
 
     Args:
-        owner: the client's router, whose snapshot in force says what to check and how.
+        owner: the client's runtime, whose generation in force says what to check and how.
 
     Thread safety: all methods. The thread starts with the first call of a process, and again in a forked
     child; it ends when nobody holds this object any more.
@@ -135,7 +135,7 @@ class HealthChecks:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = weakref.ref(owner)  # it holds this
-        self._hooks, self._line = owner.hooks, owner.line
+        self._hooks, self._queue = owner.hooks, owner.queue
         self._known: dict[str, _Known] = {}
         self._stopped = False
         self.after_fork()
@@ -198,26 +198,26 @@ class HealthChecks:
         owner = self._owner()
         if owner is None:
             raise errors.Error("the client is closed")
-        token, snapshot = object(), None
+        token, generation = object(), None
         try:
-            snapshot = owner.enter(token)
-            rule = snapshot.config.policy.health_check
+            generation = owner.enter(token)
+            rule = generation.config.policy.health_check
             now = now or _core.clock()
             interval = int(rule.interval * 1e9)
             waits, due = [interval], []
             found: dict[str, _Known] = {}
-            for endpoint in snapshot.state.endpoints:
+            for endpoint in generation.state.endpoints:
                 known = self._known.get(endpoint.name) or _Known(endpoint.core.counts, now)
                 found[endpoint.name] = known
-                wait = self._due_in(snapshot, endpoint, known, interval, now)
+                wait = self._due_in(generation, endpoint, known, interval, now)
                 if wait > 0:
                     waits.append(wait)
                 else:
-                    due.append(partial(self._check, snapshot, endpoint, known, rule))
+                    due.append(partial(self._check, generation, endpoint, known, rule))
             self._known = found
             self._side_by_side(due)
         finally:
-            owner.leave(snapshot, token)
+            owner.leave(generation, token)
         return (min(waits) + self._random.random() * _JITTER * interval) / 1e9
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
@@ -238,7 +238,9 @@ class HealthChecks:
 
     # ------------------------------------------------------------------------------------- when, and by whom
 
-    def _due_in(self, snapshot: Snapshot, endpoint: Endpoint, known: _Known, interval: int, now: int) -> int:
+    def _due_in(
+        self, generation: Generation, endpoint: Endpoint, known: _Known, interval: int, now: int
+    ) -> int:
         """ns after which to look at it again; 0: it is to be checked now, by this process."""
         core = endpoint.core
         counts = core.counts
@@ -249,23 +251,23 @@ class HealthChecks:
             return blocked
         if core.state() == _core.CLOSED and now < known.since + interval:
             return known.since + interval - now
-        if self._is_tight(snapshot, core):
+        if self._is_tight(generation, core):
             return interval // 10
-        return self._claimed_for(snapshot, endpoint.name, known, interval // _MS, now)
+        return self._claimed_for(generation, endpoint.name, known, interval // _MS, now)
 
-    def _claimed_for(self, snapshot: Snapshot, name: str, known: _Known, interval: int, now: int) -> int:
+    def _claimed_for(self, generation: Generation, name: str, known: _Known, interval: int, now: int) -> int:
         """ns for which it has been claimed; 0: it was not, and now is this process's."""
         if known.claim is None or known.interval != interval:
             try:
-                known.claim = _core.Bucket(snapshot.state.segment, f"(health) {name}", 60_000, interval)
+                known.claim = _core.Bucket(generation.state.segment, f"(health) {name}", 60_000, interval)
             except _core.SegmentFullError:
                 return interval * _MS  # as full for others, who may have claimed none either
             known.interval = interval
         return known.claim.acquire(interval, now)
 
-    def _is_tight(self, snapshot: Snapshot, core: _core.Endpoint) -> bool:
+    def _is_tight(self, generation: Generation, core: _core.Endpoint) -> bool:
         """Whether what a check would take may soon be missing to a caller: a limit is half used."""
-        if self._line.waiting:
+        if self._queue.waiting:
             return True
         permits = core.max_in_flight if core.bearable is None else core.bearable
         if 2 * core.in_flight >= permits:
@@ -274,7 +276,7 @@ class HealthChecks:
             return True
         if core.tpm >= 0 and 2 * core.available_tokens() < core.token_burst:
             return True
-        gate = snapshot.state.gate
+        gate = generation.state.gate
         return gate is not None and 2 * gate.in_flight >= gate.max_in_flight
 
     def _side_by_side(self, checks: Sequence[Callable[[], None]]) -> None:
@@ -302,16 +304,18 @@ class HealthChecks:
 
     # ------------------------------------------------------------------------------------------------ a check
 
-    def _check(self, snapshot: Snapshot, endpoint: Endpoint, known: _Known, rule: HealthCheckConfig) -> None:
+    def _check(
+        self, generation: Generation, endpoint: Endpoint, known: _Known, rule: HealthCheckConfig
+    ) -> None:
         core = endpoint.core
         started = time.monotonic()
         error: errors.Error | None = None
         outcome = "ok"
         try:
             if rule.kind == "completion":
-                sent = self._complete(snapshot, endpoint, rule)
+                sent = self._complete(generation, endpoint, rule)
             else:
-                sent = self._list(snapshot, endpoint, rule, known)
+                sent = self._list(generation, endpoint, rule, known)
         except errors.Error as problem:
             error, sent = problem, True
             outcome = "failed" if _is_failure(problem, rule.kind, known.listed) else "unclear"
@@ -336,7 +340,7 @@ class HealthChecks:
                 events.HealthChecked(endpoint.name, rule.kind, outcome, took, known.error, state)
             )
 
-    def _complete(self, snapshot: Snapshot, endpoint: Endpoint, rule: HealthCheckConfig) -> bool:
+    def _complete(self, generation: Generation, endpoint: Endpoint, rule: HealthCheckConfig) -> bool:
         """Asks for a short answer, as the breaker's probe if it is not closed. False: was not let in.
 
         The opening of a breaker is ended for it, or a recovery would not be seen before its time. While good
@@ -346,9 +350,9 @@ class HealthChecks:
         request = Request(endpoint.model.name, _MESSAGES, {"max_tokens": rule.max_tokens}, False, _OPTIONS)
         good, pauses = 0, _PAUSES
         _end_opening(core)
-        while good < snapshot.config.policy.breaker.probes_to_close:
+        while good < generation.config.policy.breaker.probes_to_close:
             try:
-                ask(snapshot, endpoint, request, rule.timeout, wait=False)
+                ask(generation, endpoint, request, rule.timeout, wait=False)
                 good += 1
             except errors.Error as error:
                 if error.attempts:
@@ -362,7 +366,9 @@ class HealthChecks:
                 break
         return True
 
-    def _list(self, snapshot: Snapshot, endpoint: Endpoint, rule: HealthCheckConfig, known: _Known) -> bool:
+    def _list(
+        self, generation: Generation, endpoint: Endpoint, rule: HealthCheckConfig, known: _Known
+    ) -> bool:
         """Asks for the provider's list of models. False: was not let in, or there is none.
 
         A list proves that somebody is there, not that the model answers: it ends the opening of a breaker, so
@@ -371,11 +377,11 @@ class HealthChecks:
         from fastroute.providers.listing import listing_of  # which needs every format
 
         core = endpoint.core
-        listing = listing_of(snapshot.wires[endpoint.name].format)
+        listing = listing_of(generation.wires[endpoint.name].format)
         if listing is None:
             return False
         if core.state() == _core.OPEN:
-            self._read_list(snapshot, endpoint, listing, rule.timeout)
+            self._read_list(generation, endpoint, listing, rule.timeout)
             known.listed = True
             _end_opening(core)
             return True
@@ -386,7 +392,7 @@ class HealthChecks:
         try:
             half_open = core.state() == _core.HALF_OPEN  # then this holds the place of its probe
             try:
-                self._read_list(snapshot, endpoint, listing, rule.timeout)
+                self._read_list(generation, endpoint, listing, rule.timeout)
                 known.listed = True
                 ended = _core.IGNORED if half_open else _core.OK
             except errors.Error as error:
@@ -397,13 +403,15 @@ class HealthChecks:
                 core.undo(ticket, 0)
             else:
                 self._finish(endpoint, ticket, ended)
-            self._line.freed(endpoint.name)
+            self._queue.freed(endpoint.name)
         return True
 
-    def _read_list(self, snapshot: Snapshot, endpoint: Endpoint, listing: Listing, timeout: float) -> None:
+    def _read_list(
+        self, generation: Generation, endpoint: Endpoint, listing: Listing, timeout: float
+    ) -> None:
         from . import discovery
 
-        wire = snapshot.wires[endpoint.name]
+        wire = generation.wires[endpoint.name]
         deadline = time.monotonic() + timeout
         discovery.page(wire.transport, wire.format, listing, wire.target, None, deadline)
 

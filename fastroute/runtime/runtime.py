@@ -1,11 +1,10 @@
-"""What a client and its copies share: the snapshot in force, and what outlasts it.
+"""What a client and its copies share: the generation in force, and what outlives it.
 
-Owns which snapshot a call is served by, putting another into force, and a call's way from the cache over plan
-and dispatch to its answer; each of these is a module of its own. What callers pass is checked in `client.py`.
+A call enters the generation in force with `Runtime.enter` and leaves it with `Runtime.leave`. `enter` stores
+the call's token there and then checks that the generation is still in force; a reload puts another one into
+force and then looks for tokens. One of the two always sees the other, so a call takes no lock.
 
-A call takes hold of the snapshot in force with `Router.enter` and lets go of it with `Router.leave`. It first
-leaves its token there and then looks whether the snapshot is still in force; a reload puts another into force
-and then looks for tokens. So of the two one always sees the other, with no lock in the way of a call.
+A call's way from the cache over plan and dispatch to its answer is `Runtime.run`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from attrs import evolve
 
 from fastroute import errors, events
 from fastroute.calls.call import Call
-from fastroute.calls.queue import Line
+from fastroute.calls.queue import WaitQueue
 from fastroute.calls.stream import Stream
 from fastroute.config import Config, Secret, Source, file_of, load, read_keys
 from fastroute.ledger import Ledger, NullLedger, configured_ledger
@@ -30,10 +29,10 @@ from fastroute.platform import forks, greenlets
 from fastroute.platform import hosting as servers
 from fastroute.platform.workers import Workers
 from fastroute.providers import names as format_names
-from fastroute.routing.function_classifier import Ask, Opinions
+from fastroute.routing.function_classifier import Ask, FunctionClassifier
 from fastroute.types import Completion, Compress, Request, Route
 
-from .generation import Snapshot, Surroundings, files_of, lasting
+from .generation import Generation, Surroundings, files_of, lasting
 from .health import HealthChecks
 from .reload import Watch
 
@@ -44,27 +43,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastroute")
 
-_routers: weakref.WeakSet[Router] = weakref.WeakSet()
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for router in list(_routers):
-        router.after_fork()
+    for runtime in list(_runtimes):
+        runtime.after_fork()
 
 
 forks.in_child(_after_fork)
 
 
-class Router:
+class Runtime:
     """Serves calls by the configuration in force.
 
     Attributes:
-        snapshot: the one in force. Read it once: the next read may give another.
+        generation: the one in force. Read it once: the next read may give another.
 
     Raises:
         ConfigError: with every problem of the configuration.
 
-    Thread safety: all methods. A forked child goes on with the snapshot in force and connections of its own.
+    Thread safety: all methods. A forked child keeps the generation in force and opens connections of its own.
     """
 
     def __init__(
@@ -81,10 +80,10 @@ class Router:
         self._source, config, keys = _read(source, default_state)
         servers.check(config.timeout)
         self.hooks = events.Hooks()
-        self.opinions = Opinions(classifier, self.hooks)
-        self.line = Line()
+        self.function_classifier = FunctionClassifier(classifier, self.hooks)
+        self.queue = WaitQueue()
         self.closed = False
-        self._retired: set[Snapshot] = set()  # no longer in force, but calls have hold of them
+        self._retired: set[Generation] = set()  # no longer in force, but calls have hold of them
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.watch: Watch | None = None
@@ -93,9 +92,9 @@ class Router:
         try:
             self._hedges = Workers(config.workers, 0, "fastroute-hedge")
             self._around = Surroundings(
-                self.ledger, self.hooks, self.line, self.opinions, session, self._hedges
+                self.ledger, self.hooks, self.queue, self.function_classifier, session, self._hedges
             )
-            self.snapshot = Snapshot(config, keys, self._around)
+            self.generation = Generation(config, keys, self._around)
             self.shared: Shared | None = self._share()
             if config.reload != "off":
                 self.watch = Watch(config.reload, self._files(), self._reload_unasked)
@@ -104,7 +103,7 @@ class Router:
             raise
         self.workers = Workers(config.workers, config.max_pending)
         self._check_health(config)
-        _routers.add(self)
+        _runtimes.add(self)
         if self.watch is not None:
             self.watch.ensure()
 
@@ -113,14 +112,14 @@ class Router:
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.hooks.after_fork()
-        self.opinions.after_fork()
+        self.function_classifier.after_fork()
         self.workers.after_fork()
         self._hedges.after_fork()
-        self.line.after_fork()
+        self.queue.after_fork()
         if self.shared is not None:
             self.shared.after_fork()
-        for snapshot in (self.snapshot, *self._retired):
-            snapshot.after_fork()
+        for generation in (self.generation, *self._retired):
+            generation.after_fork()
         self._retired.clear()
         if self.watch is not None:
             self.watch.after_fork()
@@ -133,25 +132,25 @@ class Router:
             if self.closed:
                 return
             self.closed = True
-            live = (self.snapshot, *self._retired)
+            live = (self.generation, *self._retired)
         if self.watch is not None:
             self.watch.stop()
         if self.health is not None:
             self.health.stop()
         self.workers.close()
         self._hedges.close()
-        self.opinions.close()
+        self.function_classifier.close()
         if self.shared is not None:
             self.shared.close()
-        for snapshot in live:
-            for transport in snapshot.transports.values():
+        for generation in live:
+            for transport in generation.transports.values():
                 transport.close()
         self.ledger.close()
 
     # ------------------------------------------------------------------------------------------- snapshots
 
-    def enter(self, token: object) -> Snapshot:
-        """The snapshot in force, kept whole until `leave` is called with the same token."""
+    def enter(self, token: object) -> Generation:
+        """The generation in force, kept whole until `leave` is called with the same token."""
         forks.ensure()
         greenlets.ensure()
         if self.closed:
@@ -164,21 +163,21 @@ class Router:
         if health is not None:
             health.ensure()
         while True:
-            snapshot = self.snapshot
-            snapshot.active.add(token)
-            if snapshot is self.snapshot:
-                return snapshot
-            self.leave(snapshot, token)
+            generation = self.generation
+            generation.active.add(token)
+            if generation is self.generation:
+                return generation
+            self.leave(generation, token)
 
-    def leave(self, snapshot: Snapshot | None, token: object) -> None:
+    def leave(self, generation: Generation | None, token: object) -> None:
         """Lets go of what `enter` gave, or would have given (None) had it not been interrupted."""
-        if snapshot is None:
-            for each in (self.snapshot, *self._retired):
+        if generation is None:
+            for each in (self.generation, *self._retired):
                 each.active.discard(token)
             return
-        snapshot.active.discard(token)
-        if snapshot is not self.snapshot and not snapshot.active:
-            self._give_up(snapshot)
+        generation.active.discard(token)
+        if generation is not self.generation and not generation.active:
+            self._give_up(generation)
 
     def reload(self, source: Source) -> events.ConfigReloaded:
         """Puts the configuration into force as it reads now, or changes nothing and raises."""
@@ -212,10 +211,10 @@ class Router:
     def _replace(self, source: Source) -> events.ConfigReloaded:
         if self.closed:
             raise errors.Error("the client is closed")
-        old = self.snapshot
+        old = self.generation
         source, read, keys = _read(source, self._default_state)
         config, kept = lasting(old.config, read)
-        new = Snapshot(config, keys, self._around, old)
+        new = Generation(config, keys, self._around, old)
         if self.shared is not None:
             self._attach(self.shared, new)
         with self._swapping:
@@ -223,25 +222,25 @@ class Router:
                 raise errors.Error("the client is closed")
             self._retired.add(old)
             self._source = source
-            self.snapshot = new
+            self.generation = new
             older = tuple(self._retired)
-        for snapshot in older:
-            snapshot.state.follow(new.state)
+        for generation in older:
+            generation.state.follow(new.state)
         new.forgive(old)
         self._check_health(config)
-        self.line.look()  # a limit may have been raised
+        self.queue.look()  # a limit may have been raised
         if not old.active:
             self._give_up(old)
         return events.ConfigReloaded(_name_of(source), new.changes(old), kept)
 
     def _share(self) -> Shared | None:
-        config, state = self.snapshot.config, self.snapshot.state
+        config, state = self.generation.config, self.generation.state
         if not config.over_redis:
             return None
         from fastroute.state.redis import Shared  # nothing else needs it
 
         shared = Shared(config, state.segment, state.home.path, self.hooks)
-        self._attach(shared, self.snapshot)
+        self._attach(shared, self.generation)
         return shared
 
     def _check_health(self, config: Config) -> None:
@@ -256,39 +255,39 @@ class Router:
         else:
             before.wake()
 
-    def _attach(self, shared: Shared, snapshot: Snapshot) -> None:
-        shared.attach(snapshot.state.cores, snapshot.config.policy.breaker.probe_lease)
-        snapshot.budgets.share(shared.bank)
+    def _attach(self, shared: Shared, generation: Generation) -> None:
+        shared.attach(generation.state.cores, generation.config.policy.breaker.probe_lease)
+        generation.budgets.share(shared.bank)
 
-    def _give_up(self, snapshot: Snapshot) -> None:
-        """Closes the connections that only a snapshot without calls was using; streams under way finish."""
+    def _give_up(self, generation: Generation) -> None:
+        """Closes the connections that only a generation without calls was using; streams under way finish."""
         with self._swapping:
-            if snapshot not in self._retired:
+            if generation not in self._retired:
                 return
-            self._retired.discard(snapshot)
+            self._retired.discard(generation)
             wanted = {
                 id(transport)
-                for live in (self.snapshot, *self._retired)
+                for live in (self.generation, *self._retired)
                 for transport in live.transports.values()
             }
-        for transport in snapshot.transports.values():
+        for transport in generation.transports.values():
             if id(transport) not in wanted:
                 transport.close()
 
     def _files(self) -> tuple[str, ...]:
         source = (self._source,) if isinstance(self._source, str) else ()
-        return (*source, *files_of(self.snapshot.config))
+        return (*source, *files_of(self.generation.config))
 
     # ----------------------------------------------------------------------------------------------- calls
 
-    def run(self, snapshot: Snapshot, request: Request, timeout: float) -> Completion | Stream:
+    def run(self, generation: Generation, request: Request, timeout: float) -> Completion | Stream:
         """One call, from the cache to its answer."""
         started = time.monotonic()
         deadline = started + timeout
         hooks = self.hooks
-        snapshot.state.tend(hooks)
+        generation.state.tend(hooks)
         try:
-            answer = self._answer(snapshot, request, started, deadline)
+            answer = self._answer(generation, request, started, deadline)
         except errors.Error as error:
             if hooks.wanted:
                 hooks.emit(events.CallFinished(None, type(error).__name__))
@@ -298,19 +297,19 @@ class Router:
         return answer
 
     def _answer(
-        self, snapshot: Snapshot, request: Request, started: float, deadline: float
+        self, generation: Generation, request: Request, started: float, deadline: float
     ) -> Completion | Stream:
-        cache = snapshot.cache
+        cache = generation.cache
         if cache is None or request.stream or not request.options.cache:
-            return self._routed(snapshot, request, started, deadline)
-        key = cache.key(request, snapshot.fingerprint)
+            return self._routed(generation, request, started, deadline)
+        key = cache.key(request, generation.fingerprint)
         if key is None:
-            return self._routed(snapshot, request, started, deadline)
+            return self._routed(generation, request, started, deadline)
         completion = cache.get(key)
         shared = True
         if completion is None:
             completion, shared = cache.through(
-                key, lambda: self._routed_whole(snapshot, request, started, deadline), deadline
+                key, lambda: self._routed_whole(generation, request, started, deadline), deadline
             )
         if not shared or completion.route is None:
             return completion
@@ -331,23 +330,23 @@ class Router:
         )
 
     def _routed(
-        self, snapshot: Snapshot, request: Request, started: float, deadline: float
+        self, generation: Generation, request: Request, started: float, deadline: float
     ) -> Completion | Stream:
-        plan = snapshot.planner.plan(request)
+        plan = generation.planner.plan(request)
         if self._compress is not None:
             room = plan.room()
             if room:
                 request = evolve(request, messages=_compressed(self._compress, request.messages, room))
-                plan = snapshot.planner.plan(request)
+                plan = generation.planner.plan(request)
         call = Call(request, plan.estimate, plan.level, plan.explainer(), started, deadline)
         if request.stream:
-            return snapshot.dispatcher.stream(call, plan)
-        return snapshot.dispatcher.complete(call, plan)
+            return generation.dispatcher.stream(call, plan)
+        return generation.dispatcher.complete(call, plan)
 
     def _routed_whole(
-        self, snapshot: Snapshot, request: Request, started: float, deadline: float
+        self, generation: Generation, request: Request, started: float, deadline: float
     ) -> Completion:
-        answer = self._routed(snapshot, request, started, deadline)
+        answer = self._routed(generation, request, started, deadline)
         assert isinstance(answer, Completion)
         return answer
 

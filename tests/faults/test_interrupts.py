@@ -84,16 +84,16 @@ class Stage:
     def check(self, where: str) -> None:
         gc.collect()  # a stream whose `with` block was never entered
         stats = self.client.stats()
-        router = self.client._router
-        snapshot = router.snapshot
+        runtime = self.client.runtime
+        generation = runtime.generation
         held = {
             "in flight": sum(at["in_flight"] for at in stats["endpoints"].values()),
-            "at the gate": snapshot.state.gate.in_flight if snapshot.state.gate is not None else 0,
-            "waiting": router.line.waiting,
-            "lines": len(router.line._lines),
-            "times": len(router.line._times),
-            "money": sum(status.reserved_nano or 0 for status in snapshot.budgets.snapshot()),
-            "flights": len(snapshot.cache._flights) if snapshot.cache is not None else 0,
+            "at the gate": generation.state.gate.in_flight if generation.state.gate is not None else 0,
+            "waiting": runtime.queue.waiting,
+            "lines": len(runtime.queue._queues),
+            "times": len(runtime.queue._times),
+            "money": sum(status.reserved_nano or 0 for status in generation.budgets.snapshot()),
+            "flights": len(generation.cache._flights) if generation.cache is not None else 0,
             "clocks": len(timer.pending()),
         }
         assert {name: count for name, count in held.items() if count} == {}, where
@@ -177,7 +177,7 @@ WAITING = ("/calls/queue.py", "/calls/dispatch.py", "/calls/admission.py")
 def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
     with staged(tmp_path, provider={"rpm": 6000, "burst": 1}, queue_timeout=1.0) as stage:
         stage.servers[0].say = PLAIN
-        core = stage.client._router.snapshot.state.endpoints[0].core
+        core = stage.client.runtime.generation.state.endpoints[0].core
 
         def ask() -> None:
             core.tighten(0)  # so that it has to wait
@@ -189,7 +189,7 @@ def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
 def test_140_a_call_that_waits_for_a_permit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with staged(tmp_path, queue_timeout=1.0) as stage:
         stage.servers[0].say = PLAIN
-        core = stage.client._router.snapshot.state.endpoints[0].core
+        core = stage.client.runtime.generation.state.endpoints[0].core
         taken: list[int] = []
 
         def give_back(place: Place, seconds: float) -> None:
@@ -213,7 +213,7 @@ def test_140_a_hurried_probe(tmp_path: Path) -> None:
     breaker = {"failures": 1, "open": 300.0, "max_open": 300.0, "probes_to_close": 1, "probe_lease": 300.0}
     with staged(tmp_path, breaker=breaker) as stage:
         stage.servers[0].say = PLAIN
-        state = stage.client._router.snapshot.state
+        state = stage.client.runtime.generation.state
         core = state.endpoints[0].core
 
         def ask() -> None:
@@ -269,7 +269,7 @@ def test_140_a_call_whose_hedge_answers(tmp_path: Path, stream: bool) -> None:
     hedging = {"enabled": True, "min_delay": 0.0, "min_samples": 10, "max_share": 1.0}
     with staged(tmp_path, 2, hedging=hedging) as stage:
         stage.servers[0].say, stage.servers[1].say = Say(b"", "stall"), STREAM if stream else PLAIN
-        first, second = stage.client._router.snapshot.state.endpoints
+        first, second = stage.client.runtime.generation.state.endpoints
         tail = first.tail(stream)
         assert tail is not None
 

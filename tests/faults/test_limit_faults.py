@@ -269,7 +269,7 @@ def test_080_a_clock_that_is_set_changes_nothing(start: Start, monkeypatch: pyte
     loop.provider().script(Fault.status(500))
     with pytest.raises(fastroute.InternalServerError):
         loop.ask(timeout=0.3)
-    core = loop.client._router.snapshot.state.endpoints[0].core
+    core = loop.client.runtime.generation.state.endpoints[0].core
     assert 100e9 < core.reopens_in() <= 300e9
     loop.provider().script(throttled(retry_after="61"))
     core.hurry()

@@ -262,7 +262,7 @@ class Walk:
         assert stats["endpoints"]["a/m"]["in_flight"] == 0
         assert stats["queued"] == 0
         assert len(self.attempts) == self.asked
-        assert [status.reserved_nano for status in self.client._router.snapshot.budgets.snapshot()] == [0]
+        assert [status.reserved_nano for status in self.client.runtime.generation.budgets.snapshot()] == [0]
 
 
 @contextmanager

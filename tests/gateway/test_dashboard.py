@@ -306,7 +306,7 @@ def test_many_endpoints_on_a_phone_and_in_the_dark(dashboard: Any) -> None:
     web, page = dashboard(
         Caller("web", budgets={"day": 5.0}), endpoints=endpoints, look={"width": 390, "height": 844}
     )
-    blocked = web.served.app.client._router.snapshot.state.endpoints[150].core
+    blocked = web.served.app.client.runtime.generation.state.endpoints[150].core
     blocked.block(_core.clock() + 10**12, BlockReason.RETRY_AFTER)
     web.served.post()
     names = "[...document.querySelectorAll('#endpoints tbody th')].map((at) => at.innerText)"

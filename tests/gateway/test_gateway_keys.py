@@ -462,7 +462,7 @@ def test_a_state_without_room_for_another_key_lets_it_in_nowhere() -> None:
 
 def test_workers_of_one_parent_share_a_keys_limit(serve: Serve) -> None:
     served = serve(Caller("web", rpm=12))
-    segment = served.app.client._router.snapshot.state.segment
+    segment = served.app.client.runtime.generation.state.segment
     limits = Limits(segment)
     caller = Caller("web", rpm=12)
     limits.admit(caller, 0)

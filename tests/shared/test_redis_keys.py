@@ -50,7 +50,7 @@ def serve(redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def shared_of(served: Served) -> Shared:
-    shared = served.app.client._router.shared
+    shared = served.app.client.runtime.shared
     assert shared is not None
     return shared
 
@@ -72,7 +72,7 @@ def test_a_callers_tokens_are_counted_on_all_machines_together_and_put_right(ser
         second._limits.admit(caller, 300)
     permits[0].settle(10)
     for app in (first, first, second):  # what nobody takes is given back, and heard of
-        shared = app.client._router.shared
+        shared = app.client.runtime.shared
         assert shared is not None
         shared.beat()
     second._limits.admit(caller, 300)
@@ -82,7 +82,7 @@ def test_the_usual_call_of_a_caller_asks_nobody(redis: RedisServer) -> None:
     import fastroute
 
     with fastroute.Client(redis.config(timeout=5.0)) as client, redis.connect() as connection:
-        limits = Limits(client._router.snapshot.state.segment, client._router.shared)
+        limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
         caller = Caller("web", rpm=60_000, tpm=60_000_000)
         limits.admit(caller, 100)
         before = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -121,7 +121,7 @@ def test_a_limit_that_is_changed_holds_at_once(redis: RedisServer) -> None:
     import fastroute
 
     with fastroute.Client(redis.config(timeout=5.0)) as client:
-        limits = Limits(client._router.snapshot.state.segment, client._router.shared)
+        limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
         for rpm in (60, 0):
             let_in = 0
             for _ in range(20):
@@ -137,8 +137,8 @@ def test_callers_take_nothing_of_the_endpoints(redis: RedisServer) -> None:
     import fastroute
 
     with fastroute.Client(redis.config(timeout=5.0, limits={"rpm": 6, "burst": 20})) as client:
-        limits = Limits(client._router.snapshot.state.segment, client._router.shared)
+        limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
         for _ in range(10):
             limits.admit(Caller("a/m", rpm=600), 0)
-        core: _core.Endpoint = client._router.snapshot.state.endpoints[0].core
+        core: _core.Endpoint = client.runtime.generation.state.endpoints[0].core
         assert admitted(core, 100) == 20

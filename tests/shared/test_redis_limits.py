@@ -49,11 +49,11 @@ def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 
 def core_of(client: fastroute.Client) -> _core.Endpoint:
-    return client._router.snapshot.state.endpoints[0].core
+    return client.runtime.generation.state.endpoints[0].core
 
 
 def shared_of(client: fastroute.Client) -> Any:
-    shared = client._router.shared
+    shared = client.runtime.shared
     assert shared is not None
     return shared
 
@@ -178,7 +178,7 @@ def test_every_key_has_an_end(make: Any, redis: RedisServer) -> None:
     client = make(limits=SLOW, budgets=[{"name": "b", "limit": 1.0, "window": "day"}])
     core = core_of(client)
     admitted(core, 3)
-    client._router.snapshot.budgets.reserve(1000, {}, 60).settle(1000)
+    client.runtime.generation.budgets.reserve(1000, {}, 60).settle(1000)
     core.block(_core.clock() + 10**9, 1)
     shared_of(client).settle()
     shared_of(client).beat()

@@ -126,7 +126,7 @@ def test_of_budgets(machines: Machines, passage: Passage) -> None:
         """Each as much as one lease."""
         for done in range(times):
             try:
-                client._router.snapshot.budgets.reserve(10_000_000, {}, 60).settle(10_000_000)
+                client.runtime.generation.budgets.reserve(10_000_000, {}, 60).settle(10_000_000)
             except fastroute.BudgetExceeded:
                 return done
         return times

@@ -37,12 +37,12 @@ def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 
 def budgets_of(client: fastroute.Client) -> Budgets:
-    return client._router.snapshot.budgets
+    return client.runtime.generation.budgets
 
 
 def beat(client: fastroute.Client) -> None:
-    assert client._router.shared is not None
-    client._router.shared.beat()
+    assert client.runtime.shared is not None
+    client.runtime.shared.beat()
 
 
 def spend(

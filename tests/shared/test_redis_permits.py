@@ -261,7 +261,7 @@ def test_the_limit_of_all_endpoints_together_is_shared(machines: Machines) -> No
         "models": {"n": {}},
     }
     clients = [machines.client(**tables) for _ in range(2)]
-    gates = [client._router.snapshot.state.gate for client in clients]
+    gates = [client.runtime.generation.state.gate for client in clients]
     assert gates[0] is not None
     assert gates[1] is not None
     held = calls(gates[0], 10)

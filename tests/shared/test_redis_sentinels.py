@@ -102,7 +102,7 @@ def test_a_gateways_limits_and_budgets_of_callers_hold_over_it(
             )
             stack.callback(app.close)
             gateways.append(Served(app, Client(app), provider, keys, token, admin))
-        shared = [served.app.client._router.shared for served in gateways]
+        shared = [served.app.client.runtime.shared for served in gateways]
         payer = Caller("payer", budgets={"day": 0.001})
         budgets = [served.app._budgets.of(payer) for served in gateways]
 
@@ -358,10 +358,10 @@ def test_a_forked_child_asks_for_itself(watch: Watch, first: RedisServer, sentin
 def test_closing_leaves_no_thread_and_no_connection(first: RedisServer, sentinel: Sentinel) -> None:
     with nothing_left():
         client = fastroute.Client(first.config(state=address(sentinel.port), timeout=5.0))
-        assert client._router.shared is not None
-        client._router.shared.ensure()
+        assert client.runtime.shared is not None
+        client.runtime.shared.ensure()
         assert admitted(Machines.core_of(client), 5) == 5
-        pool = client._router.shared.server._scripts.pool  # held, so that nothing ends by itself
+        pool = client.runtime.shared.server._scripts.pool  # held, so that nothing ends by itself
         client.close()
     assert pool.sentinel_manager.sentinels
 

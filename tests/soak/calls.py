@@ -365,11 +365,11 @@ def estimate_of(settings: dict[str, Any]) -> int:
 
 def check(client: fastroute.Client, folder: Path, estimate: int, threads: int, figures: Figures) -> None:
     client.ledger.flush(60)  # brings in what killed processes left in their journals
-    snapshot = client._router.snapshot
-    snapshot.state.segment.reap()
-    snapshot.budgets.sweep()
+    generation = client.runtime.generation
+    generation.state.segment.reap()
+    generation.budgets.sweep()
     for team in range(3):  # statuses are given of tags that this process has seen
-        snapshot.budgets._budgets[1].scope({"team": f"team{team}"})
+        generation.budgets._budgets[1].scope({"team": f"team{team}"})
     stats = client.stats()
     budgets = {(each.budget, each.value): each for each in stats["budgets"]}
     assert all(each.reserved_nano == 0 for each in budgets.values()), "money is still reserved"

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastroute import _core
-from fastroute.calls.queue import Line, Place, _Time
+from fastroute.calls.queue import Place, WaitQueue, _Time
 
 HIGH, NORMAL, LOW = range(3)
 
 
-def stand(line: Line, rank: int, *names: str) -> Place:
-    """A place as `Line.wait` makes it, without the waiting."""
-    place = line.enter(line.place(rank))
-    line._stand(place, names)
+def stand(queue: WaitQueue, rank: int, *names: str) -> Place:
+    """A place as `WaitQueue.wait` makes it, without the waiting."""
+    place = queue.enter(queue.place(rank))
+    queue._stand(place, names)
     return place
 
 
@@ -29,96 +29,96 @@ def is_awake(place: Place) -> bool:
 
 class TestPermits:
     def test_the_first_who_came_is_woken_and_the_next_when_it_leaves(self) -> None:
-        line = Line()
-        first, second = stand(line, NORMAL, "a"), stand(line, NORMAL, "a")
-        line.freed("b")
+        queue = WaitQueue()
+        first, second = stand(queue, NORMAL, "a"), stand(queue, NORMAL, "a")
+        queue.freed("b")
         assert not is_awake(first)
-        line.freed("a")
+        queue.freed("a")
         assert is_awake(first)
         assert not is_awake(second)
-        line.leave(first)
+        queue.leave(first)
         assert is_awake(second)
-        line.leave(second)
-        assert (line.waiting, line._lines) == (0, {})
+        queue.leave(second)
+        assert (queue.waiting, queue._queues) == (0, {})
 
     def test_a_higher_class_goes_first(self) -> None:
-        line = Line()
-        low, normal, high = stand(line, LOW, "a"), stand(line, NORMAL, "a"), stand(line, HIGH, "a")
+        queue = WaitQueue()
+        low, normal, high = stand(queue, LOW, "a"), stand(queue, NORMAL, "a"), stand(queue, HIGH, "a")
         order = []
-        while line.waiting:
-            line.freed("a")
+        while queue.waiting:
+            queue.freed("a")
             place = next(each for each in (low, normal, high) if each.names and is_awake(each))
             order.append(place)
-            line.leave(place)
+            queue.leave(place)
         assert order == [high, normal, low]
 
     def test_nobody_overtakes_but_by_class(self) -> None:
-        line = Line()
-        waiting = stand(line, NORMAL, "a")
-        assert line.is_behind("a", NORMAL, None)
-        assert line.is_behind("a", LOW, None)
-        assert not line.is_behind("a", HIGH, None)
-        assert not line.is_behind("b", LOW, None)
-        assert not line.is_behind("a", NORMAL, waiting)
-        later = stand(line, NORMAL, "b")
-        assert line.is_behind("a", NORMAL, later)
-        line.leave(waiting)
-        assert not line.is_behind("a", NORMAL, later)
+        queue = WaitQueue()
+        waiting = stand(queue, NORMAL, "a")
+        assert queue.is_behind("a", NORMAL, None)
+        assert queue.is_behind("a", LOW, None)
+        assert not queue.is_behind("a", HIGH, None)
+        assert not queue.is_behind("b", LOW, None)
+        assert not queue.is_behind("a", NORMAL, waiting)
+        later = stand(queue, NORMAL, "b")
+        assert queue.is_behind("a", NORMAL, later)
+        queue.leave(waiting)
+        assert not queue.is_behind("a", NORMAL, later)
 
     def test_a_place_follows_what_it_waits_for(self) -> None:
-        line = Line()
-        mover, other = stand(line, NORMAL, "a", "b"), stand(line, NORMAL, "a")
-        line._stand(mover, ("b",))
+        queue = WaitQueue()
+        mover, other = stand(queue, NORMAL, "a", "b"), stand(queue, NORMAL, "a")
+        queue._stand(mover, ("b",))
         assert is_awake(other)
-        line.freed("b")
+        queue.freed("b")
         assert is_awake(mover)
-        line.leave(mover)
-        line.leave(other)
-        assert line._lines == {}
+        queue.leave(mover)
+        queue.leave(other)
+        assert queue._queues == {}
 
     def test_all_look_again_when_limits_change(self) -> None:
-        line = Line()
-        places = [stand(line, NORMAL, "a"), stand(line, NORMAL, "a"), stand(line, LOW, "b")]
-        line.look()
+        queue = WaitQueue()
+        places = [stand(queue, NORMAL, "a"), stand(queue, NORMAL, "a"), stand(queue, LOW, "b")]
+        queue.look()
         assert all(map(is_awake, places))
 
     def test_who_joins_a_line_asks_once_more_before_it_sleeps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         slept: list[float] = []
         monkeypatch.setattr(Place, "sleep", lambda place, seconds: slept.append(seconds))
         core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=1)
-        line = Line()
-        place = line.enter(line.place(NORMAL))
-        line.freed("a")  # between a refusal and the line: nobody stands there to be woken
-        line.wait(place, ["a"], core, 10)
+        queue = WaitQueue()
+        place = queue.enter(queue.place(NORMAL))
+        queue.freed("a")  # between a refusal and the line: nobody stands there to be woken
+        queue.wait(place, ["a"], core, 10)
         assert slept == []
-        line.wait(place, ["a"], core, 10)
+        queue.wait(place, ["a"], core, 10)
         assert len(slept) == 1
-        line.wait(place, ["a", "b"], core, 10)
+        queue.wait(place, ["a", "b"], core, 10)
         assert len(slept) == 1
-        line.wait(place, ["b"], core, 10)
+        queue.wait(place, ["b"], core, 10)
         assert len(slept) == 2
-        line.leave(place)
+        queue.leave(place)
 
     @pytest.mark.parametrize("limit", [1, 3])
     def test_threads_get_every_permit_and_none_more(self, limit: int) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=limit)
-        line = Line()
+        queue = WaitQueue()
         under, most, done = [0], [0], []
         counting = threading.Lock()
 
         def work(rank: int) -> None:
             for _ in range(20):
-                place = line.enter(line.place(rank))
-                while line.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
-                    line.wait(place, ["a"], core, 10)
-                line.leave(place)
+                place = queue.enter(queue.place(rank))
+                while queue.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
+                    queue.wait(place, ["a"], core, 10)
+                queue.leave(place)
                 with counting:
                     under[0] += 1
                     most[0] = max(most[0], under[0])
                 with counting:
                     under[0] -= 1
                 core.finish(ticket, _core.OK)
-                line.freed("a")
+                queue.freed("a")
             done.append(rank)
 
         workers = [threading.Thread(target=work, args=(rank % 3,)) for rank in range(8)]
@@ -128,14 +128,14 @@ class TestPermits:
             worker.join(30)
         assert sorted(done) == [0, 0, 0, 1, 1, 1, 2, 2]
         assert most[0] <= limit
-        assert (line.waiting, line._lines, core.in_flight) == (0, {}, 0)
+        assert (queue.waiting, queue._queues, core.in_flight) == (0, {}, 0)
 
 
 class Watched(Place):
     """A place whose sleep is the test's."""
 
-    def __init__(self, line: Line, rank: int, sleep: Callable[[Place], None]) -> None:
-        super().__init__(line.enter(line.place(rank)).key)
+    def __init__(self, queue: WaitQueue, rank: int, sleep: Callable[[Place], None]) -> None:
+        super().__init__(queue.enter(queue.place(rank)).key)
         self._sleep = sleep
 
     def sleep(self, seconds: float) -> None:
@@ -143,28 +143,28 @@ class Watched(Place):
 
 
 class TestTimes:
-    def times(self, line: Line, *entries: tuple[int, float, int]) -> list[_Time]:
+    def times(self, queue: WaitQueue, *entries: tuple[int, float, int]) -> list[_Time]:
         """Entries of (class, due, tokens) in the order of their coming."""
         made = []
         for rank, due, tokens in entries:
-            time = _Time(line.enter(line.place(rank)), due, tokens)
-            line._insert("a", time)
+            time = _Time(queue.enter(queue.place(rank)), due, tokens)
+            queue._insert("a", time)
             made.append(time)
         return made
 
     def test_equals_keep_their_order(self) -> None:
-        times = self.times(Line(), (NORMAL, 1, 5), (NORMAL, 2, 5), (NORMAL, 3, 5))
+        times = self.times(WaitQueue(), (NORMAL, 1, 5), (NORMAL, 2, 5), (NORMAL, 3, 5))
         assert [time.due for time in times] == [1, 2, 3]
 
     def test_a_higher_class_takes_the_first_time_of_a_lower_which_all_move_back_by_one(self) -> None:
-        line = Line()
-        times = self.times(line, (LOW, 1, 5), (HIGH, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
+        queue = WaitQueue()
+        times = self.times(queue, (LOW, 1, 5), (HIGH, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
         low, high, last, normal = (time.due for time in times)
         assert (high, normal, low, last) == (1, 2, 3, 4)
-        assert line._times["a"].entries == sorted(times, key=lambda time: time.due)
+        assert queue._times["a"].entries == sorted(times, key=lambda time: time.due)
 
     def test_a_time_that_too_little_was_paid_for_is_not_taken(self) -> None:
-        small, large = self.times(Line(), (LOW, 1, 5), (HIGH, 2, 50))
+        small, large = self.times(WaitQueue(), (LOW, 1, 5), (HIGH, 2, 50))
         assert (small.due, large.due) == (1, 2)
 
     @settings(deadline=None, max_examples=300)
@@ -178,21 +178,21 @@ class TestTimes:
         )
     )
     def test_at_no_time_more_has_gone_in_than_was_paid(self, calls: list[tuple[int, int, Any]]) -> None:
-        line = Line()
+        queue = WaitQueue()
         used = paid = gone = returned = 0
         waiting: list[_Time] = []
         for due, (rank, tokens, what) in enumerate(calls):
-            waiting += self.times(line, (rank, due, tokens))
+            waiting += self.times(queue, (rank, due, tokens))
             if what == "goes in":  # the first, before the next one comes
-                first = line._times["a"].entries[0]
-                line._withdraw("a", first, False)
+                first = queue._times["a"].entries[0]
+                queue._withdraw("a", first, False)
                 waiting.remove(first)
                 used += first.tokens
                 gone += 1
             elif what is not None:  # gets its payment back
                 away = waiting.pop(what % len(waiting))
                 before = {id(time): time.due for time in waiting}
-                line._withdraw("a", away, True)
+                queue._withdraw("a", away, True)
                 returned += away.tokens
                 if len({tokens for _, tokens, _ in calls}) == 1:
                     assert all(time.due <= before[id(time)] for time in waiting)
@@ -205,37 +205,37 @@ class TestTimes:
             if now:
                 assert used + sum(time.tokens for time in now) <= paid
         assert all(time.due < len(calls) for time in waiting)
-        known = line._times.get("a")
+        known = queue._times.get("a")
         assert (known is None) == (not waiting)
         if known is not None:
             assert known.credit + sum(time.paid for time in waiting) == sum(time.tokens for time in waiting)
             assert [time.due for time in known.entries] == sorted(time.due for time in waiting)
 
     def test_who_gives_up_delays_nobody_behind(self) -> None:
-        line = Line()
-        times = self.times(line, (NORMAL, 1, 5), (NORMAL, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
-        line._withdraw("a", times[0], True)
+        queue = WaitQueue()
+        times = self.times(queue, (NORMAL, 1, 5), (NORMAL, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
+        queue._withdraw("a", times[0], True)
         assert [time.due for time in times[1:]] == [1, 3, 2]
         assert all(is_awake(time.place) for time in times[1:])
-        line._withdraw("a", times[0], True)  # again, as after an interrupt: nothing more
+        queue._withdraw("a", times[0], True)  # again, as after an interrupt: nothing more
         assert [time.due for time in times[1:]] == [1, 3, 2]
 
     def test_a_call_pays_sleeps_once_and_goes_in(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60_000, request_burst=1)
-        line = Line()
-        place = line.enter(line.place(NORMAL))
+        queue = WaitQueue()
+        place = queue.enter(queue.place(NORMAL))
         assert core.admit() >= 0
-        assert line.reserved("a") == 0
-        assert line.sleep(place, "a", core, 0, 10, lambda: core.admit(0, 0, True)) >= 0
-        line.leave(place)
-        assert line._times == {}
+        assert queue.reserved("a") == 0
+        assert queue.sleep(place, "a", core, 0, 10, lambda: core.admit(0, 0, True)) >= 0
+        queue.leave(place)
+        assert queue._times == {}
 
     def test_longer_than_its_patience_is_refused_with_the_time_it_would_take(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=1, request_burst=1)
-        line = Line()
-        place = line.enter(line.place(NORMAL))
+        queue = WaitQueue()
+        place = queue.enter(queue.place(NORMAL))
         core.admit()
-        answer = line.sleep(place, "a", core, 0, 1, lambda: core.admit(0, 0, True))
+        answer = queue.sleep(place, "a", core, 0, 1, lambda: core.admit(0, 0, True))
         assert -answer & 7 == _core.REQUESTS
         assert 58e9 < -answer >> 3 <= 60e9
         assert core.available_requests() == 0
@@ -243,31 +243,31 @@ class TestTimes:
     def test_one_pushed_beyond_its_patience_gets_its_payment_back(self) -> None:
         now = [0.0]
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60, request_burst=1)
-        line = Line(lambda: now[0])
+        queue = WaitQueue(lambda: now[0])
         core.admit()
 
         def push(place: Place) -> None:
-            line._insert("a", _Time(line.enter(line.place(HIGH)), 60.0, 0))
+            queue._insert("a", _Time(queue.enter(queue.place(HIGH)), 60.0, 0))
             assert is_awake(place)
 
-        low = Watched(line, LOW, push)
+        low = Watched(queue, LOW, push)
         free = core.available_requests()
-        answer = line.sleep(low, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
+        answer = queue.sleep(low, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
         assert answer < 0
         assert -answer & 7 == _core.REQUESTS
         assert core.available_requests() == free
 
     def test_an_interrupted_sleep_gives_its_payment_back(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60, request_burst=1)
-        line = Line()
+        queue = WaitQueue()
         core.admit()
         before = core.wait()
 
         def interrupted(place: Place) -> None:
             raise KeyboardInterrupt
 
-        place = Watched(line, NORMAL, interrupted)
+        place = Watched(queue, NORMAL, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            line.sleep(place, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
-        assert line._times == {}
+            queue.sleep(place, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
+        assert queue._times == {}
         assert (-core.wait() >> 3) <= (-before >> 3)
