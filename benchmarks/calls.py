@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import select
 import socket
@@ -32,13 +31,16 @@ from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Request
 
 from .routing import litellm_router, load_litellm, text_of
-from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, need
+from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, WrongAnswerError, need
+from .workers import load, spawned
 
 ENDPOINTS = 10
 MESSAGES = [{"role": "user", "content": text_of(400)}]
 BODY = orjson.dumps({"model": "gpt-4.1", "messages": MESSAGES, "max_tokens": 256})
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+SHORT_ANSWER = "All three cases are read by the second way."
 CHUNKS = 500
+LONG_ANSWER = text_of(CHUNKS * 4)  # the local provider sends four characters a chunk
 
 
 class _Server:
@@ -63,8 +65,8 @@ class _Server:
             self._provider = None
 
 
-short = _Server("All three cases are read by the second way.")
-long = _Server(CHUNKS)
+short = _Server(SHORT_ANSWER)
+long = _Server(LONG_ANSWER)
 
 
 def client_of(stack: ExitStack, base_url: str, cache: bool = False) -> fastroute.Client:
@@ -153,18 +155,37 @@ def router(_: ExitStack, url: str) -> Call:
     return lambda: completion(model="gpt-4.1", messages=MESSAGES, max_tokens=256)
 
 
-def _text(answer: Any) -> str:
+_SHORT_JSON = f'"content":"{SHORT_ANSWER}"'.encode()
+
+
+def is_answer(answer: Any) -> bool:
+    """Whether it is the provider's answer: as bytes, as JSON that was read, or as a completion.
+
+    It costs next to nothing, so that it can be asked of every answer while a clock runs. A completion of
+    fastroute's must have gone to the provider and have a price.
+    """
     if isinstance(answer, bytes):
-        answer = orjson.loads(answer)
+        return _SHORT_JSON in answer
     if isinstance(answer, dict):
-        return str(answer["choices"][0]["message"]["content"])
-    return str(answer.choices[0].message.content)
+        return bool(answer["choices"][0]["message"]["content"] == SHORT_ANSWER)
+    if isinstance(answer, fastroute.Completion) and (answer.route.cached or not answer.route.cost_nano):
+        return False
+    return bool(answer.choices[0].message.content == SHORT_ANSWER)
+
+
+def checked(call: Call) -> Callable[[], None]:
+    """The call, failing on a wrong answer."""
+
+    def made() -> None:
+        if not is_answer(answer := call()):
+            raise WrongAnswerError(f"it gave {answer!r:.300}")
+
+    return made
 
 
 def whole(make: Callable[[ExitStack, str], Call]) -> Callable[[ExitStack], Operation]:
     def prepare(stack: ExitStack) -> Operation:
-        call = make(stack, short.join(stack))
-        return Operation("call()", {"call": call}, lambda answer: _text(answer).startswith("All three"))
+        return Operation("call()", {"call": make(stack, short.join(stack))}, is_answer)
 
     return prepare
 
@@ -184,13 +205,13 @@ _CALLS = {
 # -------------------------------------------------------------------------------------------- CPU of a call
 
 
-def _cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
+def cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
     """CPU of one call, in µs: of its thread, of the process, and of the process over the bare transport."""
 
     def run(seconds: float) -> list[float]:
         with ExitStack() as stack:
             url = short.join(stack)
-            bare, call = transport(stack, url), make(stack, url)
+            bare, call = checked(transport(stack, url)), checked(make(stack, url))
             spent = {"bare": [0.0, 0.0], "call": [0.0, 0.0]}
             counts = {"bare": 0, "call": 0}
             end = time.monotonic() + seconds
@@ -218,117 +239,96 @@ def _cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float
 def rate(make: Callable[[ExitStack, str], Call], threads: int, seconds: float) -> tuple[float, float]:
     """Calls a second, connections open already, and the CPU of one in µs."""
     with ExitStack() as stack:
-        call = make(stack, short.join(stack))
+        call = checked(make(stack, short.join(stack)))
+
+        def prepare(_: int) -> Callable[[], None]:
+            call()
+            return call
+
         call()
-        counts = [0] * threads
-        ready, stop = threading.Barrier(threads + 1), threading.Event()
-        failures: list[BaseException] = []
-
-        def work(place: int) -> None:
-            try:
-                call()
-                ready.wait()
-                while not stop.is_set():
-                    call()
-                    counts[place] += 1
-            except BaseException as error:
-                failures.append(error)
-                ready.abort()
-
-        workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
-        for worker in workers:
-            worker.start()
-        try:
-            ready.wait()
-        except threading.BrokenBarrierError:
-            stop.set()
-            raise failures[0] from None
-        begun, used = time.perf_counter(), time.process_time()
-        stop.wait(seconds)
-        while not any(counts) and not failures:  # a peer that is slower than that for its first calls
-            stop.wait(seconds)
-        done, took = sum(counts), time.perf_counter() - begun
-        used = time.process_time() - used
-        stop.set()
-        for worker in workers:
-            worker.join()
-        if failures:
-            raise failures[0]
-        return done / took, 1e6 * used / done
+        found = load(threads, seconds, prepare)
+        done = sum(found.counts)
+        return done / found.seconds, 1e6 * found.cpu / done
 
 
-def _cpu_threads(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
+def cpu_threads(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
     return lambda seconds: [rate(make, 32, seconds)[1]]
 
 
-def _rates(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
+def rates(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
     return lambda seconds: [rate(make, threads, seconds)[0] for threads in (1, 8, 32)]
 
 
-def _raw_client(port: int, connections: int, seconds: float, result: Any) -> None:
-    """Sends the same bytes again as soon as an answer is whole, and reads no more of it than its length."""
+def raw_client(port: int, connections: int, seconds: float) -> float:
+    """Answers a second to a client that sends the same bytes again as soon as an answer is whole."""
     request = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
     ).encode() + BODY
-    poll = select.epoll()
     sockets: dict[int, tuple[socket.socket, bytearray]] = {}
-    for _ in range(connections):
-        raw = socket.create_connection(("127.0.0.1", port), timeout=30)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw.sendall(request)
-        poll.register(raw.fileno(), select.EPOLLIN)
-        sockets[raw.fileno()] = (raw, bytearray())
     answered = 0
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        for number, _ in poll.poll(1.0):
-            raw, data = sockets[number]
-            data += raw.recv(65536)
-            head = data.find(b"\r\n\r\n")
-            if head < 0:
-                continue
-            at = data.lower().find(b"content-length:", 0, head)
-            length = int(data[at + 15 : data.find(b"\r\n", at)])
-            if len(data) >= head + 4 + length:
-                answered += 1
-                data.clear()
-                raw.sendall(request)
-    result.send(answered / (time.perf_counter() - begun))
-    poll.close()
-    for raw, _ in sockets.values():
-        raw.close()
+    with ExitStack() as stack:
+        poll = stack.enter_context(select.epoll())
+        for _ in range(connections):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raw.sendall(request)
+            poll.register(raw.fileno(), select.EPOLLIN)
+            sockets[raw.fileno()] = (raw, bytearray())
+        begun = time.perf_counter()
+        while (took := time.perf_counter() - begun) < seconds:
+            for number, _ in poll.poll(1.0):
+                raw, data = sockets[number]
+                piece = raw.recv(65536)
+                if not piece:
+                    raise ConnectionError("the local provider closed a connection")
+                data += piece
+                head = data.find(b"\r\n\r\n")
+                if head < 0:
+                    continue
+                at = data.lower().find(b"content-length:", 0, head)
+                length = int(data[at + 15 : data.find(b"\r\n", at)])
+                if len(data) >= head + 4 + length:
+                    if not is_answer(bytes(data)):
+                        raise WrongAnswerError(f"the local provider gave {data!r:.300}")
+                    answered += 1
+                    data.clear()
+                    raw.sendall(request)
+    return answered / took
 
 
 def _capacity(seconds: float) -> list[float]:
-    """The server's own rate: a client that does nothing with the answers, in a process of its own."""
-    found = []
+    """The server's own rate: a client that does next to nothing with the answers, in a process of its own."""
     with ExitStack() as stack:
         url = short.join(stack)
         port = int(url.split(":")[2].split("/")[0])
-        for connections in (1, 8, 32):
-            receiver, sender = multiprocessing.Pipe(duplex=False)
-            child = multiprocessing.get_context("spawn").Process(
-                target=_raw_client, args=(port, connections, seconds, sender)
-            )
-            child.start()
-            sender.close()
-            found.append(float(receiver.recv()))
-            child.join()
-            child.close()
-            receiver.close()
-    return found
+        return [spawned(raw_client, port, connections, seconds) for connections in (1, 8, 32)]
 
 
 # -------------------------------------------------------------------------------------------------- streams
 
 
-def _streamed(make: Callable[[ExitStack, str], Callable[[], int]]) -> Callable[[ExitStack], Operation]:
+Read = Callable[[], list[Any]]
+
+
+def streamed(make: Callable[[ExitStack, str], Read]) -> Callable[[ExitStack], Operation]:
     def prepare(stack: ExitStack) -> Operation:
-        read = make(stack, long.join(stack))
-        return Operation("read()", {"read": read}, lambda chunks: chunks >= CHUNKS, float(CHUNKS))
+        names = {"read": make(stack, long.join(stack))}
+        return Operation("read()", names, lambda pieces: streamed_text(pieces) == LONG_ANSWER, CHUNKS)
 
     return prepare
+
+
+def streamed_text(pieces: list[Any]) -> str:
+    """The text of a stream that was read as server-sent events, in lines or not, or as chunks."""
+    if isinstance(pieces[0], (bytes, str)):
+        whole = "".join(piece if isinstance(piece, str) else piece.decode() for piece in pieces)
+        events = whole.replace("\n", "").split("data: ")[1:]  # no chunk's text is long enough to hold that
+        if events.pop() != "[DONE]":
+            return ""
+        deltas = [choice["delta"] for event in events for choice in orjson.loads(event)["choices"]]
+        return "".join(delta.get("content") or "" for delta in deltas)
+    return "".join(choice.delta.content or "" for chunk in pieces for choice in chunk.choices)
 
 
 _STREAM = orjson.dumps(
@@ -341,69 +341,64 @@ _STREAM = orjson.dumps(
 )
 
 
-def stream_ours(stack: ExitStack, url: str) -> Callable[[], int]:
+def stream_ours(stack: ExitStack, url: str) -> Read:
     create = client_of(stack, url).chat.completions.create
 
-    def read() -> int:
+    def read() -> list[Any]:
         with create(model="auto", messages=MESSAGES, stream=True) as stream:
-            return sum(1 for _ in stream)
+            return list(stream)
 
     return read
 
 
-def stream_transport(stack: ExitStack, url: str) -> Callable[[], int]:
+def stream_transport(stack: ExitStack, url: str) -> Read:
     found = Transport()
     stack.callback(found.close)
     prepared = found.prepare(f"{url}/chat/completions", HEADERS)
 
-    def read() -> int:
+    def read() -> list[Any]:
         exchange = found.send(prepared, _STREAM, RequestTimer(time.monotonic() + 60), read_timeout=60)
-        return sum(piece.count(b"data: ") for piece in exchange.pieces())
+        return list(exchange.pieces())
 
     return read
 
 
-def stream_requests(stack: ExitStack, url: str) -> Callable[[], int]:
+def stream_requests(stack: ExitStack, url: str) -> Read:
     found = stack.enter_context(requests.Session())
 
-    def read() -> int:
+    def read() -> list[Any]:
         address = f"{url}/chat/completions"
         with found.post(address, data=_STREAM, headers=HEADERS, timeout=60, stream=True) as answer:
-            return sum(1 for line in answer.iter_lines(chunk_size=None) if line)
+            return list(answer.iter_lines(chunk_size=None))
 
     return read
 
 
-def stream_httpx(stack: ExitStack, url: str) -> Callable[[], int]:
+def stream_httpx(stack: ExitStack, url: str) -> Read:
     found = stack.enter_context(need("httpx").Client(timeout=60))
 
-    def read() -> int:
+    def read() -> list[Any]:
         with found.stream("POST", f"{url}/chat/completions", content=_STREAM, headers=HEADERS) as answer:
-            return sum(1 for line in answer.iter_lines() if line)
+            return list(answer.iter_lines())
 
     return read
 
 
-def stream_openai(stack: ExitStack, url: str) -> Callable[[], int]:
+def stream_openai(stack: ExitStack, url: str) -> Read:
     found = stack.enter_context(need("openai").OpenAI(base_url=url, api_key="none", max_retries=0))
 
-    def read() -> int:
+    def read() -> list[Any]:
         with found.chat.completions.create(model="gpt-4.1", messages=MESSAGES, stream=True) as stream:
-            return sum(1 for _ in stream)
+            return list(stream)
 
     return read
 
 
-def stream_litellm(_: ExitStack, url: str) -> Callable[[], int]:
+def stream_litellm(_: ExitStack, url: str) -> Read:
     completion = load_litellm().completion
-
-    def read() -> int:
-        stream = completion(
-            model="openai/gpt-4.1", messages=MESSAGES, stream=True, api_base=url, api_key="none"
-        )
-        return sum(1 for _ in stream)
-
-    return read
+    return lambda: list(
+        completion(model="openai/gpt-4.1", messages=MESSAGES, stream=True, api_base=url, api_key="none")
+    )
 
 
 # ------------------------------------------------------------------------------------------- plan and cache
@@ -413,14 +408,20 @@ def plan(explain: bool) -> Callable[[ExitStack], Operation]:
     def make(stack: ExitStack) -> Operation:
         names: dict[str, Any] = {"plan": client_of(stack, "http://127.0.0.1:9/v1").plan, "m": MESSAGES}
         if not explain:
-            return Operation("plan(model='auto', messages=m)", names, lambda found: found.tier == "standard")
+            return Operation(
+                "plan(model='auto', messages=m)",
+                names,
+                lambda found: (found.tier, len(found.candidates)) == ("standard", ENDPOINTS),
+            )
 
         def explained() -> str:
             found = names["plan"](model="auto", messages=MESSAGES)
-            assert len(found.candidates) == ENDPOINTS
-            return str(found)
+            return str(found) if found.candidates else ""
 
-        return Operation("explained()", {"explained": explained}, lambda text: "standard" in text)
+        def is_whole(text: str) -> bool:
+            return "standard" in text and all(f"local{number}/" in text for number in range(ENDPOINTS))
+
+        return Operation("explained()", {"explained": explained}, is_whole)
 
     return make
 
@@ -434,7 +435,7 @@ def cache_hit(stack: ExitStack) -> Operation:
     assert key is not None
     cache.through(key, lambda: completion, time.monotonic() + 60)
     names = {"get": cache.get, "key": cache.key, "request": request}
-    return Operation("get(key(request))", names, lambda found: found is completion)
+    return Operation("get(key(request))", names, lambda found: found is completion and is_answer(found))
 
 
 def cached_call(stack: ExitStack) -> Operation:
@@ -443,7 +444,7 @@ def cached_call(stack: ExitStack) -> Operation:
     return Operation(
         "create(model='auto', messages=m, max_tokens=256)",
         {"create": create, "m": MESSAGES},
-        lambda answer: answer.route.cached,
+        lambda answer: answer.route.cached and answer.text == SHORT_ANSWER,
     )
 
 
@@ -497,12 +498,12 @@ COMPARISONS = (
         f"A streamed chunk, of {CHUNKS}: CPU of the reading thread",
         (
             NO_OP,
-            Contender("fastroute, chunks as objects", _streamed(stream_ours), ours=True),
-            Contender("fastroute's transport alone", _streamed(stream_transport), ours=True),
-            Contender("requests, raw lines", _streamed(stream_requests)),
-            Contender("httpx, raw lines", _streamed(stream_httpx)),
-            Contender("openai SDK", _streamed(stream_openai)),
-            Contender("litellm.completion", _streamed(stream_litellm)),
+            Contender("fastroute, chunks as objects", streamed(stream_ours), ours=True),
+            Contender("fastroute's transport alone", streamed(stream_transport), ours=True),
+            Contender("requests, raw lines", streamed(stream_requests)),
+            Contender("httpx, raw lines", streamed(stream_httpx)),
+            Contender("openai SDK", streamed(stream_openai)),
+            Contender("litellm.completion", streamed(stream_litellm)),
         ),
         base="requests, raw lines",
         loops=1,
@@ -511,11 +512,11 @@ COMPARISONS = (
 )
 
 _THREADED: dict[str, Callable[[float], Sequence[float]]] = {
-    "requests.Session for each thread": _rates(session_threads),
-    "fastroute create, everything on": _rates(routed),
-    "urllib3 pool": _rates(pool),
-    "openai SDK": _rates(openai),
-    "litellm Router": _rates(router),
+    "requests.Session for each thread": rates(session_threads),
+    "fastroute create, everything on": rates(routed),
+    "urllib3 pool": rates(pool),
+    "openai SDK": rates(openai),
+    "litellm Router": rates(router),
     "(the server's own rate, raw client in another process)": _capacity,
 }
 
@@ -524,10 +525,10 @@ TRIALS = (
         "CPU of a call",
         ("calling thread, µs", "process, µs", "over the bare transport, µs"),
         {
-            "fastroute's transport alone": _cpu(transport),
-            "fastroute create, everything on": _cpu(routed),
-            "openai SDK": _cpu(openai),
-            "litellm Router": _cpu(router),
+            "fastroute's transport alone": cpu(transport),
+            "fastroute create, everything on": cpu(routed),
+            "openai SDK": cpu(openai),
+            "litellm Router": cpu(router),
         },
         seconds=1.0,
         rounds=5,
@@ -537,10 +538,10 @@ TRIALS = (
         "CPU of a call while 32 threads call",
         ("process, µs",),
         {
-            "requests.Session for each thread": _cpu_threads(session_threads),
-            "fastroute create, everything on": _cpu_threads(routed),
-            "fastroute's transport alone": _cpu_threads(transport),
-            "urllib3 pool": _cpu_threads(pool),
+            "requests.Session for each thread": cpu_threads(session_threads),
+            "fastroute create, everything on": cpu_threads(routed),
+            "fastroute's transport alone": cpu_threads(transport),
+            "urllib3 pool": cpu_threads(pool),
         },
         seconds=0.6,
         rounds=7,

@@ -1,4 +1,4 @@
-"""What a gateway adds to a call: ``python -m benchmarks.gateway``.
+"""What a gateway adds to a call.
 
 One plain client asks a local provider directly, through `fastroute serve`, through gunicorn, and through the
 litellm proxy, in turns. Every gateway is one process, checks a key, and has on what it does by default: for
@@ -26,9 +26,8 @@ from typing import Any
 
 from fastroute.gateway.keys import Caller, KeyFile
 
-from .calls import BODY, short
-from .side_by_side import Comparison, Contender, MissingError, Operation, Row, compare, need
-from .table import duration
+from .calls import BODY, is_answer, short
+from .side_by_side import NO_OP, Comparison, Contender, MissingError, Operation, need
 
 MASTER_KEY = "sk-benchmark"
 _SETTLE = 90.0  # seconds that a gateway may take to be there; the litellm proxy needs some twenty
@@ -51,7 +50,7 @@ def _operation(stack: ExitStack, port: int, path: str, key: str) -> Operation:
             connection.request("POST", path, BODY, headers)
             return connection.getresponse().read()
 
-    return Operation("call()", {"call": call}, lambda answer: b'"choices"' in answer)
+    return Operation("call()", {"call": call}, is_answer)
 
 
 def _folder(stack: ExitStack) -> Path:
@@ -171,39 +170,22 @@ def litellm(stack: ExitStack) -> Operation:
     return _operation(stack, port, "/v1/chat/completions", MASTER_KEY)
 
 
-GATEWAYS = Comparison(
-    "One call of 600 bytes through a gateway, a provider that answers at once",
-    (
-        Contender("direct", direct),
-        Contender("fastroute serve (waitress)", serve, ours=True),
-        Contender("fastroute under gunicorn, gthread", gunicorn, ours=True),
-        Contender("litellm proxy", litellm),
+COMPARISONS = (
+    Comparison(
+        "One call of 600 bytes through a gateway, a provider that answers at once",
+        (
+            NO_OP,
+            Contender("direct", direct),
+            Contender("fastroute serve (waitress)", serve, ours=True),
+            Contender("fastroute under gunicorn, gthread", gunicorn, ours=True),
+            Contender("litellm proxy", litellm),
+        ),
+        base="direct",
+        added=True,
+        loops=20,
+        rounds=21,
+        clock=time.perf_counter,
+        note="time on the wall, of one plain client that keeps its connection; every gateway is one process, "
+        "checks a key, and has on what it does by default, and the cache off",
     ),
-    base="direct",
-    loops=20,
-    rounds=21,
-    clock=time.perf_counter,
 )
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, with what each adds to the first."""
-    lines = ["| | median | 10 to 90 % | added | of litellm's |", "|---|---:|---:|---:|---:|"]
-    base = rows[0].figures[0]
-    last = rows[-1].figures[0] - base if rows[-1].figures else None
-    for row in rows:
-        if not row.figures or row.low is None or row.high is None:
-            lines.append(f"| {row.name} | left out: {row.skipped} | | | |")
-            continue
-        added = row.figures[0] - base
-        share = f"{added / last:.2f}" if last else ""
-        lines.append(
-            f"| {row.name} | {duration(row.figures[0])} | {duration(row.low)} to {duration(row.high)} | "
-            f"{duration(added) if row is not rows[0] else ''} | {share if row is not rows[0] else ''} |"
-        )
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(f"### {GATEWAYS.title}\n")
-    print(table(compare(GATEWAYS)))

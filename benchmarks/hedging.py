@@ -1,4 +1,4 @@
-"""What hedging does to the slowest calls: ``python -m benchmarks.hedging``.
+"""What hedging does to the slowest calls.
 
 Two local providers answer within some 300 ms, lognormally, and two questions in a hundred only after five
 seconds, as a provider does that has lost a request. The same calls go out with and without hedging. The time
@@ -8,9 +8,8 @@ is the providers', so the load of the machine matters little.
 from __future__ import annotations
 
 import random
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from attrs import frozen
@@ -18,7 +17,12 @@ from attrs import frozen
 import fastroute
 from fastroute.testing import Provider
 
+from .side_by_side import Trial, WrongAnswerError
+from .workers import in_threads
+
 MODEL = "benchmark-model"
+ANSWER = "done"
+SHARE = 0.02  # of the questions are answered only after
 STUCK = 5.0  # seconds
 
 
@@ -42,17 +46,28 @@ class Outcome:
         return self.latencies[min(int(share * len(self.latencies)), len(self.latencies) - 1)]
 
 
-def _latency(share: float) -> Callable[[random.Random], float]:
-    return lambda rng: STUCK if rng.random() < share else rng.lognormvariate(-1.2, 0.3)
+def _latency(share: float, stuck: float) -> Callable[[random.Random], float]:
+    return lambda rng: stuck if rng.random() < share else rng.lognormvariate(-1.2, 0.3)
 
 
 def run(
-    enabled: bool, calls: int, *, threads: int = 32, stuck: float = 0.02, warm: int = 200, seed: int = 1
+    enabled: bool,
+    calls: int,
+    *,
+    threads: int = 32,
+    stuck: float = STUCK,
+    warm: int = 200,
+    seed: int = 1,
+    answer: str = ANSWER,
 ) -> Outcome:
-    """Makes so many calls from so many threads, after ``warm`` others that teach it what is slow."""
+    """Makes so many calls from so many threads, after ``warm`` others that teach it what is slow.
+
+    Args:
+        stuck: seconds until the questions that get stuck are answered.
+    """
     with ExitStack() as stack:
         providers = [
-            stack.enter_context(Provider(answer="done", latency=_latency(stuck), seed=seed + place))
+            stack.enter_context(Provider(answer=answer, latency=_latency(SHARE, stuck), seed=seed + place))
             for place in range(2)
         ]
         client = stack.enter_context(
@@ -70,48 +85,53 @@ def run(
         _ask(client, warm, threads)
         before = sum(provider.received for provider in providers)
         routes = _ask(client, calls, threads)
+        requests = sum(provider.received for provider in providers) - before
         outcomes = Counter(attempt.outcome for route in routes for attempt in route.attempts)
         hedged = [route.attempts for route in routes if len(route.attempts) > 1]
         first = Counter(min(attempts, key=lambda each: each.time).outcome for attempts in hedged)
-        assert outcomes["ok"] == calls
-        return Outcome(
-            tuple(sorted(route.latency for route in routes)),
-            sum(provider.received for provider in providers) - before,
-            first["hedge_lost"],
-            outcomes["hedge_lost"] - first["hedge_lost"],
-        )
+        won = first["hedge_lost"]
+        lost = outcomes["hedge_lost"] - won
+        if outcomes["ok"] != calls or requests < calls or (not enabled and (hedged or requests > calls)):
+            raise WrongAnswerError(f"{calls} calls took {requests} requests, which ended {dict(outcomes)}")
+        return Outcome(tuple(sorted(route.latency for route in routes)), requests, won, lost)
 
 
 def _ask(client: fastroute.Client, calls: int, threads: int) -> list[fastroute.Route]:
-    turns: Iterator[int] = iter(range(calls))
-    routes: list[fastroute.Route] = []
+    def ask(turn: int) -> fastroute.Route:
+        messages = [{"role": "user", "content": f"Question {turn}"}]
+        reply = client.chat.completions.create(model=MODEL, messages=messages)
+        if reply.text != ANSWER or reply.route is None:
+            raise WrongAnswerError(f"question {turn} was answered {reply!r:.300}")
+        return reply.route
 
-    def work() -> None:
-        for turn in turns:
-            messages = [{"role": "user", "content": f"Question {turn}"}]
-            route = client.chat.completions.create(model=MODEL, messages=messages).route
-            assert route is not None
-            routes.append(route)
-
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return routes
+    return in_threads(threads, ask, range(calls))
 
 
-def main() -> None:
-    print("| | p50 | p95 | p99 | p99.9 | requests a call | hedges that won |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    calls = 4000
-    for enabled in (False, True):
-        found = run(enabled, calls)
-        times = " | ".join(f"{found.percentile(share):.2f} s" for share in (0.5, 0.95, 0.99, 0.999))
-        won = f"{found.won} of {found.won + found.lost}" if enabled else ""
-        name = "with" if enabled else "without"
-        print(f"| {name} hedging | {times} | {found.requests / calls:.3f} | {won} |")
+CALLS = 4000
+_FULL = 50.0  # seconds in which so many calls are made
 
 
-if __name__ == "__main__":
-    main()
+def _tail(enabled: bool) -> Callable[[float], list[float]]:
+    def measure(seconds: float) -> list[float]:
+        # A short run has fewer calls, and none takes longer than the run.
+        part = min(1.0, seconds / _FULL)
+        calls = max(60, int(CALLS * part))
+        found = run(enabled, calls, stuck=STUCK * part, warm=min(200, calls))
+        percentiles = [found.percentile(share) for share in (0.5, 0.95, 0.99, 0.999)]
+        return [*percentiles, found.requests / calls, found.won + found.lost, found.won]
+
+    return measure
+
+
+TRIALS = (
+    Trial(
+        "The slowest calls, with and without hedging",
+        ("p50, s", "p95, s", "p99, s", "p99.9, s", "requests a call", "hedges", "that won"),
+        {"without hedging": _tail(False), "with hedging": _tail(True)},
+        seconds=_FULL,
+        rounds=1,
+        note=f"{CALLS:,} calls from 32 threads to two providers that answer in 0.3 s at the median, "
+        "lognormally with sigma 0.3, and to two questions in a hundred only after 5 s; the defaults but for "
+        "`min_samples = 50`",
+    ),
+)

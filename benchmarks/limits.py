@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 from fastroute import _core
-from fastroute.calls.queue import Line
+from fastroute.calls.queue import WaitQueue
 
-from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, Trial, need
+from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, Trial, WrongAnswerError, need
+from .workers import load
 
 PLENTY = 1_000_000_000  # a minute, the most there is: one each 60 ns, so a burst makes up the rest
 
@@ -23,7 +23,8 @@ def bucket(granted: bool) -> Callable[[ExitStack], Operation]:
         )
         if not granted:
             found.acquire(1)
-        return Operation("acquire()", {"acquire": found.acquire}, lambda wait: (wait == 0) is granted)
+        names = {"acquire": found.acquire}
+        return Operation("acquire()", names, lambda wait: wait == 0 if granted else wait > 0)
 
     return make
 
@@ -34,7 +35,8 @@ def ratelimit(granted: bool) -> Callable[[ExitStack], Operation]:
         limited = limits(calls=10**12 if granted else 1, period=3600, raise_on_limit=False)(lambda: True)
         if not granted:
             limited()
-        return Operation("limited()", {"limited": limited}, lambda answer: bool(answer) is granted)
+        expected = True if granted else None
+        return Operation("limited()", {"limited": limited}, lambda answer: answer is expected)
 
     return make
 
@@ -74,11 +76,9 @@ def pyrate(granted: bool) -> Callable[[ExitStack], Operation]:
         stack.callback(limiter.close)
         if not granted:
             limiter.try_acquire("bench", blocking=False)
-        return Operation(
-            "acquire('bench', blocking=False)",
-            {"acquire": limiter.try_acquire},
-            lambda answer: answer is granted,
-        )
+        # Where it does not block it also refuses whoever meets another thread inside.
+        names = {"acquire": limiter.try_acquire, "wait": granted}
+        return Operation("acquire('bench', blocking=wait)", names, lambda answer: answer is granted)
 
     return make
 
@@ -116,21 +116,25 @@ def breaker(_: ExitStack) -> Operation:
 
 
 def call(_: ExitStack) -> Operation:
-    return Operation("f()", {"f": _nothing})
+    return Operation("f()", {"f": _called}, _was_called)
 
 
-def _nothing() -> None:
-    pass
+def _called() -> bool:
+    return True
+
+
+def _was_called(answer: Any) -> bool:
+    return answer is True
 
 
 def circuitbreaker(_: ExitStack) -> Operation:
-    wrapped = need("circuitbreaker").circuit(_nothing)
-    return Operation("f()", {"f": wrapped})
+    wrapped = need("circuitbreaker").circuit(_called)
+    return Operation("f()", {"f": wrapped}, _was_called)
 
 
 def pybreaker(_: ExitStack) -> Operation:
-    wrapped = need("pybreaker").CircuitBreaker(fail_max=5, reset_timeout=60)(_nothing)
-    return Operation("f()", {"f": wrapped})
+    wrapped = need("pybreaker").CircuitBreaker(fail_max=5, reset_timeout=60)(_called)
+    return Operation("f()", {"f": wrapped}, _was_called)
 
 
 def endpoint(_: ExitStack) -> Operation:
@@ -138,7 +142,14 @@ def endpoint(_: ExitStack) -> Operation:
         _core.Segment(256), "bench", rpm=10**9, request_burst=10**9, tpm=10**9, token_burst=10**9
     )
     names = {"admit": found.admit, "finish": found.finish, "OK": _core.OK}
-    return Operation("finish(admit(700), OK, 0.5, -100)", names)
+
+    def went_through(state: int) -> bool:
+        # A refusal would have been no ticket to finish. What is asked for here is given back.
+        before = found.counts[0]
+        finished = found.finish(found.admit(700), _core.OK, 0.5, -100)
+        return state == finished == 0 and found.counts[0] == before + 1 and found.in_flight == 0
+
+    return Operation("finish(admit(700), OK, 0.5, -100)", names, went_through)
 
 
 COMPARISONS = (
@@ -166,64 +177,52 @@ COMPARISONS = (
 # ------------------------------------------------------------------------------------------ many threads
 
 
-def _rate(
-    make: Callable[[bool], Callable[[ExitStack], Operation]], threads: int
-) -> Callable[[float], list[float]]:
-    """Acquires a second of so many threads on one limiter, millions a second."""
+_BATCH = 200  # acquires between two looks at whether the time is over
 
+
+def acquire_rate(make: Callable[[ExitStack], Operation], threads: int, seconds: float) -> float:
+    """Acquires a second of so many threads on one limiter, in millions; the last of each batch is checked."""
+    with ExitStack() as stack:
+        operation = make(stack)
+        body = compile(
+            f"for _ in range({_BATCH}):\n    answer = {operation.statement}", "<benchmark>", "exec"
+        )
+
+        def prepare(_: int) -> Callable[[], None]:
+            names = dict(operation.names)
+
+            def batch() -> None:
+                exec(body, names)
+                if not operation.check(names["answer"]):
+                    raise WrongAnswerError(f"{operation.statement} gave {names['answer']!r}")
+
+            return batch
+
+        found = load(threads, seconds, prepare)
+        return sum(found.counts) * _BATCH / found.seconds / 1e6
+
+
+def alone_and_together(make: Callable[[ExitStack], Operation]) -> Callable[[float], list[float]]:
     def run(seconds: float) -> list[float]:
-        with ExitStack() as stack:
-            operation = make(True)(stack)
-            body = compile(f"for _ in range(200):\n    {operation.statement}", "<benchmark>", "exec")
-            counts = [0] * threads
-            ready, stop = threading.Barrier(threads + 1), threading.Event()
-
-            def work(place: int) -> None:
-                names = dict(operation.names)
-                ready.wait()
-                while not stop.is_set():
-                    exec(body, names)
-                    counts[place] += 200
-
-            workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
-            for worker in workers:
-                worker.start()
-            ready.wait()
-            begun = time.perf_counter()
-            stop.wait(seconds)
-            done, took = sum(counts), time.perf_counter() - begun
-            stop.set()
-            for worker in workers:
-                worker.join()
-            return [done / took / 1e6]
+        alone, together = acquire_rate(make, 1, seconds), acquire_rate(make, 8, seconds)
+        return [alone, together, together / alone]
 
     return run
 
 
-def _threads() -> Trial:
-    makers = {
-        "fastroute Bucket.acquire": bucket,
-        "ratelimit": ratelimit,
-        "token-bucket": token_bucket,
-        "limits": limits,
-        "pyrate-limiter": pyrate,
-    }
-    runs: dict[str, Callable[[float], Sequence[float]]] = {}
-    for name, make in makers.items():
-        one, eight = _rate(make, 1), _rate(make, 8)
-
-        def both(seconds: float, one: Any = one, eight: Any = eight) -> list[float]:
-            alone, together = one(seconds)[0], eight(seconds)[0]
-            return [alone, together, together / alone]
-
-        runs[name] = both
-    return Trial(
-        "Token bucket, granted: 8 threads beside 1",
-        ("million a second, 1 thread", "8 threads", "8 : 1"),
-        runs,
-        seconds=0.4,
-        rounds=5,
-    )
+_THREADS = Trial(
+    "Token bucket, granted: 8 threads beside 1",
+    ("million a second, 1 thread", "8 threads", "8 : 1"),
+    {
+        "fastroute Bucket.acquire": alone_and_together(bucket(True)),
+        "ratelimit": alone_and_together(ratelimit(True)),
+        "token-bucket": alone_and_together(token_bucket(True)),
+        "limits": alone_and_together(limits(True)),
+        "pyrate-limiter": alone_and_together(pyrate(True)),
+    },
+    seconds=0.4,
+    rounds=5,
+)
 
 
 # ----------------------------------------------------------------------------------- waiting for a permit
@@ -232,39 +231,34 @@ WAITERS = 32
 PER_SECOND = 500
 
 
-def _waiting(take: Callable[[ExitStack], Callable[[], int]]) -> Callable[[float], list[float]]:
-    """Threads that wait for one permit after the other: rate reached, asks a permit, how evenly."""
+def waiting(take: Callable[[ExitStack], Callable[[], int]], burst: int) -> Callable[[float], list[float]]:
+    """Threads that wait for one permit after the other: rate reached, asks a permit, how evenly.
+
+    Args:
+        take: makes the limiter; what it returns waits for a permit and says how often it asked.
+        burst: permits that the limiter may give at once. It fails if it gives more than that and its rate.
+    """
 
     def run(seconds: float) -> list[float]:
         with ExitStack() as stack:
+            begun = time.perf_counter()  # before the limiter is there, so that the bound is never too small
             acquire = take(stack)
-            got = [0] * WAITERS
-            tries = [0] * WAITERS
-            ready, stop = threading.Barrier(WAITERS + 1), threading.Event()
+            asks = [0] * WAITERS
 
-            def work(place: int) -> None:
-                ready.wait()
-                while not stop.is_set():
-                    asked = acquire()
-                    if stop.is_set():
-                        return  # a permit that came after the end
-                    got[place] += 1
-                    tries[place] += asked
+            def prepare(place: int) -> Callable[[], None]:
+                def one_more() -> None:
+                    asks[place] += acquire()
 
-            workers = [threading.Thread(target=work, args=(place,)) for place in range(WAITERS)]
-            for worker in workers:
-                worker.start()
-            ready.wait()
-            begun = time.perf_counter()
-            time.sleep(seconds)
-            stop.set()
-            took = time.perf_counter() - begun
-            total, asked = sum(got), sum(tries)
-            for worker in workers:
-                worker.join()
-            mean = total / WAITERS
-            spread = max(abs(count - mean) for count in got) / mean if mean else 1.0
-            return [total / (PER_SECOND * took), asked / max(1, total), spread]
+                return one_more
+
+            found = load(WAITERS, seconds, prepare)
+            bound = burst + PER_SECOND * (time.perf_counter() - begun)
+            if found.total > bound:
+                raise WrongAnswerError(f"{found.total} permits were given where {bound:.0f} are the most")
+            got = sum(found.counts)
+            mean = got / WAITERS
+            spread = max(abs(count - mean) for count in found.counts) / mean
+            return [got / (PER_SECOND * found.seconds), sum(asks) / found.total, spread]
 
     return run
 
@@ -276,27 +270,30 @@ def _endpoint() -> _core.Endpoint:
 
 
 def in_line(_: ExitStack) -> Callable[[], int]:
-    """As the dispatcher: ask; if refused, or if others wait already, reserve a time, sleep once, go in."""
-    found, line = _endpoint(), Line()
+    """As admission does: ask; if refused, or if others wait already, reserve a time, sleep once, go in."""
+    found, queue = _endpoint(), WaitQueue()
+
+    def go_in() -> int:
+        return found.admit(1, reserved=True)
 
     def acquire() -> int:
         asked = 0
-        if not line.reserved("waiting"):
+        if not queue.reserved("waiting"):
             asked = 1
             ticket = found.admit(1)
             if ticket >= 0:
                 found.finish(ticket, _core.OK, 0.001)
                 return asked
-        place = line.enter(1)
+        place = queue.enter(queue.place(1))
         try:
             while True:
                 asked += 1
-                ticket = line.sleep(place, "waiting", found, 1, 10.0)
+                ticket = queue.sleep(place, "waiting", found, 1, 10.0, go_in)
                 if ticket >= 0:
                     found.finish(ticket, _core.OK, 0.001)
                     return asked
         finally:
-            line.leave(place)
+            queue.leave(place)
 
     return acquire
 
@@ -326,8 +323,9 @@ def pyrate_waiting(gcra: bool) -> Callable[[ExitStack], Callable[[], int]]:
         stack.callback(limiter.close)
 
         def acquire() -> int:
-            limiter.try_acquire("bench")  # it does not say how often it asked
-            return 0
+            if limiter.try_acquire("bench") is not True:
+                raise WrongAnswerError("try_acquire gave no permit")
+            return 0  # it does not say how often it asked
 
         return acquire
 
@@ -336,30 +334,33 @@ def pyrate_waiting(gcra: bool) -> Callable[[ExitStack], Callable[[], int]]:
 
 def ratelimit_waiting(_stack: ExitStack) -> Callable[[], int]:
     package = need("ratelimit")
-    waits = package.sleep_and_retry(package.limits(calls=PER_SECOND, period=1)(lambda: None))
+    waits = package.sleep_and_retry(package.limits(calls=PER_SECOND, period=1)(_called))
 
     def acquire() -> int:
-        waits()
+        if waits() is not True:
+            raise WrongAnswerError("the call was not made")
         return 0
 
     return acquire
 
 
 TRIALS = (
-    _threads(),
+    _THREADS,
     Trial(
         f"Waiting for a permit: {WAITERS} threads on {PER_SECOND} a second",
         ("share of the rate", "asks a permit", "largest deviation of a thread"),
         {
-            "fastroute Endpoint: reserve, sleep once, admit": _waiting(in_line),
-            "a loop that sleeps what the refusal says (Bucket.acquire)": _waiting(retrying),
-            "pyrate-limiter, blocking, GCRA": _waiting(pyrate_waiting(True)),
-            "pyrate-limiter, blocking, its default (a window)": _waiting(pyrate_waiting(False)),
-            "ratelimit.sleep_and_retry (a window)": _waiting(ratelimit_waiting),
+            "fastroute Endpoint: reserve, sleep once, admit": waiting(in_line, burst=1),
+            "a loop that sleeps what the refusal says (Bucket.acquire)": waiting(retrying, burst=1),
+            "pyrate-limiter, blocking, GCRA": waiting(pyrate_waiting(True), burst=1),
+            "pyrate-limiter, blocking, its default (a window)": waiting(
+                pyrate_waiting(False), burst=PER_SECOND
+            ),
+            "ratelimit.sleep_and_retry (a window)": waiting(ratelimit_waiting, burst=PER_SECOND),
         },
         seconds=3.0,
         rounds=3,
-        note="asks: 0 where the package does not tell; in line, a refusal is one, a reservation another; "
+        note="asks: 0 where the package does not tell; in line, a refusal is one, a reservation is one; "
         "a window lets a second's worth go at once",
     ),
 )

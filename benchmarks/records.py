@@ -8,8 +8,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -18,7 +19,8 @@ import orjson
 from fastroute.ledger import Ledger, journal
 from fastroute.types import Attempt
 
-from .side_by_side import NO_OP, Comparison, Contender, Operation
+from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, WrongAnswerError
+from .workers import load
 
 _COLUMNS = (*journal.FIELDS, "day")
 _INSERT = " ".join(
@@ -30,6 +32,9 @@ _INSERT = " ".join(
         ")",
     )
 )
+
+
+COST = 3_544_000  # nano-dollars
 
 
 def attempt(n: int) -> Attempt:
@@ -46,7 +51,7 @@ def attempt(n: int) -> Attempt:
         prompt_tokens=812,
         completion_tokens=240,
         usage_source="provider",
-        cost_nano=3_544_000,
+        cost_nano=COST,
         latency=1.25,
         tags={"team": "search", "user": "u-17"},
     )
@@ -75,33 +80,70 @@ class Direct:
         connection.execute(_INSERT, values)
         connection.execute("COMMIT")
 
+    def flush(self) -> None:
+        pass
+
+    def by(self, *columns: str) -> list[SimpleNamespace]:
+        with closing(sqlite3.connect(self._path)) as connection:
+            sums = connection.execute("SELECT model, day, sum(cost_nano) FROM attempts GROUP BY 1, 2")
+            return [SimpleNamespace(cost_nano=row[2]) for row in sums]
+
     def close(self) -> None:
         for connection in self._opened:
             connection.close()
 
 
-class Nothing:
-    def append(self, entry: Attempt) -> None:
-        pass
+class Memory:
+    """Keeps the entries where a crash loses them."""
+
+    def __init__(self) -> None:
+        self.entries: list[Attempt] = []
+        self.append = self.entries.append
 
     def close(self) -> None:
         pass
 
 
-MAKERS: dict[str, Callable[[Path], Any]] = {
-    "no-op": lambda _: Nothing(),
-    "sqlite-commit": Direct,
-    "ledger": Ledger,
-    "ledger-power": lambda path: Ledger(path, durability="power"),
-}
+def _power(path: Path) -> Ledger:
+    return Ledger(path, durability="power")
 
 
-def _appending(make: Callable[[Path], Any]) -> Callable[[ExitStack], Operation]:
+_KEPT = """
+SELECT count(*), sum(cost_nano = ? AND call_id LIKE 'call-%' AND json_extract(tags, '$.team') = 'search')
+FROM attempts
+"""
+
+
+def kept(target: Any, path: Path) -> int:
+    """How many entries the target has kept; -1 if one of them is not as it was written."""
+    if isinstance(target, Memory):
+        return len(target.entries)
+    target.flush()
+    with closing(sqlite3.connect(path)) as connection:
+        count, whole = connection.execute(_KEPT, (COST,)).fetchone()
+    return int(count) if count == whole else -1
+
+
+Make = Callable[[Path], Any]
+
+
+def _path(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastroute-bench-"))) / "ledger.db"
+
+
+def appending(make: Make) -> Callable[[ExitStack], Operation]:
     def prepare(stack: ExitStack) -> Operation:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastroute-bench-"))
-        target = make(Path(folder) / "ledger.db")
+        path = _path(stack)
+        target = make(path)
         stack.callback(target.close)
-        return Operation("append(attempt(0))", {"append": target.append, "attempt": attempt})
+        before = 0
+
+        def is_kept(answer: None) -> bool:
+            nonlocal before
+            earlier, before = before, kept(target, path)
+            return answer is None and before > earlier
+
+        return Operation("append(attempt(0))", {"append": target.append, "attempt": attempt}, is_kept)
 
     return prepare
 
@@ -111,14 +153,100 @@ COMPARISONS = (
         "An entry in the ledger, calling thread",
         (
             NO_OP,
-            Contender("making the entry", _appending(MAKERS["no-op"])),
-            Contender("fastroute Ledger.append", _appending(MAKERS["ledger"]), ours=True),
-            Contender("one SQLite commit (WAL, synchronous NORMAL)", _appending(MAKERS["sqlite-commit"])),
+            Contender("making the entry", appending(lambda _: Memory())),
+            Contender("fastroute Ledger.append", appending(Ledger), ours=True),
+            Contender("fastroute Ledger.append, durability power", appending(_power), ours=True),
+            Contender("one SQLite commit (WAL, synchronous NORMAL)", appending(Direct)),
         ),
         base="one SQLite commit (WAL, synchronous NORMAL)",
         loops=50,
         rounds=30,
         clock=time.perf_counter,
         note="time on the wall, making the entry included",
+    ),
+)
+
+
+# ------------------------------------------------------------------------------- many threads, many entries
+
+THREADS = 16
+ROWS = 5_000
+
+
+def busy(make: Make) -> Callable[[float], list[float]]:
+    """The append alone, µs, from threads that compute and sleep as calls do: its median and 99th percentile.
+
+    Giving the interpreter lock away is what costs here.
+    """
+
+    def run(seconds: float) -> list[float]:
+        with ExitStack() as stack:
+            path = _path(stack)
+            target = make(path)
+            stack.callback(target.close)
+            took: list[float] = []
+
+            def call() -> None:
+                entry = attempt(0)
+                busy = time.perf_counter() + 150e-6
+                while time.perf_counter() < busy:
+                    pass
+                time.sleep(0.001)
+                start = time.perf_counter()
+                target.append(entry)
+                took.append(time.perf_counter() - start)
+
+            _all_kept(target, path, load(THREADS, seconds, lambda _: call).total)
+            took.sort()
+            return [took[int(len(took) * share)] * 1e6 for share in (0.5, 0.99)]
+
+    return run
+
+
+def through(make: Make) -> Callable[[float], list[float]]:
+    """Thousand entries a second: written, the last one in the file; and summed by model and day."""
+
+    def run(_: float) -> list[float]:
+        with ExitStack() as stack:
+            path = _path(stack)
+            target = make(path)
+            stack.callback(target.close)
+            begun = time.perf_counter()
+            for number in range(ROWS):
+                target.append(attempt(number))
+            target.flush()
+            written = time.perf_counter()
+            sums = target.by("model", "day")
+            summed = time.perf_counter()
+            _all_kept(target, path, ROWS)
+            if sum(group.cost_nano for group in sums) != ROWS * COST:
+                raise WrongAnswerError(f"the sums are {sums!r:.300}")
+            return [ROWS / (written - begun) / 1e3, ROWS / (summed - written) / 1e3]
+
+    return run
+
+
+def _all_kept(target: Any, path: Path, entries: int) -> None:
+    found = kept(target, path)
+    if found != entries:
+        raise WrongAnswerError(f"{found} of {entries} entries are in the file as they were written")
+
+
+TRIALS = (
+    Trial(
+        f"An entry in the ledger, calling thread, {THREADS} busy threads",
+        ("median, µs", "99 %, µs"),
+        {"fastroute Ledger.append": busy(Ledger), "one SQLite commit each": busy(Direct)},
+        seconds=0.5,
+        rounds=5,
+        note="time on the wall of the append alone",
+    ),
+    Trial(
+        "Entries through the ledger, thousands a second",
+        ("written", "summed by model and day"),
+        {"fastroute Ledger": through(Ledger), "one SQLite commit each, one SELECT": through(Direct)},
+        seconds=0.0,
+        rounds=5,
+        note=f"{ROWS:,} entries, written by one thread until the last is in the file",
     ),
 )

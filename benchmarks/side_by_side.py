@@ -1,12 +1,14 @@
 """Compares ways to do one thing: in turns, in one run, so that a busy machine is unfair to none of them.
 
-Owns how things are measured. What is measured stands in the modules beside it, as `Comparison` (operations
-short enough to repeat) and `Trial` (runs that take seconds and have several figures). The tests run each once
-to see that it works; `benchmarks.table` measures them and prints the table.
+What is compared is in the modules beside this one, as `Comparison` (operations short enough to repeat) and
+`Trial` (runs that take seconds and have several figures). The tests run each once and check its answer;
+`benchmarks.table` measures them and prints the tables.
 
 A contender is a Python expression and the names in it: the expression is compiled into the timing loop, so
 that a native call is not measured through a Python function around it. Each round runs every contender once;
 the figure is the median over the rounds. The row ``no-op`` is the same loop with nothing in it.
+
+A contender that gives a wrong answer, or one of whose threads or processes raises, fails the run.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import time
 import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from .workers import thread_failures
 
 Clock = Callable[[], float]
 
@@ -27,24 +31,35 @@ class MissingError(Exception):
     """A contender cannot run here; the text says why."""
 
 
+class WrongAnswerError(Exception):
+    """A contender does not do what it is compared for."""
+
+
 @dataclass(frozen=True)
 class Operation:
     """What one contender repeats.
 
     Attributes:
         statement: a Python expression over ``names``.
-        check: whether a result of the expression is what a working contender gives.
         names: what the expression refers to.
+        check: whether a result of the expression is what a working contender gives.
         per: how many units (chunks, bytes) one evaluation stands for.
     """
 
     statement: str
-    names: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[[Any], bool] = lambda _: True
+    names: Mapping[str, Any]
+    check: Callable[[Any], bool]
     per: float = 1.0
 
-    def once(self) -> Any:
-        return eval(self.statement, dict(self.names))
+    def verify(self) -> None:
+        """Evaluates the statement once.
+
+        Raises:
+            WrongAnswerError: the answer is not that of a working contender.
+        """
+        answer = eval(self.statement, dict(self.names))
+        if not self.check(answer):
+            raise WrongAnswerError(f"{self.statement} gave {answer!r:.300}")
 
 
 Maker = Callable[[ExitStack], Operation]
@@ -65,7 +80,8 @@ class Comparison:
 
     Attributes:
         title: what is done.
-        contenders: the first of those that run is what ratios refer to, unless ``base`` names another.
+        base: the contender that ratios refer to.
+        added: whether to show what each contender takes more than ``base``.
         loops: evaluations in one timing; None: found for each contender, so that a timing takes 2 ms.
         rounds: timings of each contender.
         clock: seconds. The thread's CPU time by default: what other processes take from a small machine is
@@ -75,6 +91,7 @@ class Comparison:
     title: str
     contenders: tuple[Contender, ...]
     base: str
+    added: bool = False
     loops: int | None = None
     rounds: int = 25
     clock: Clock = time.thread_time
@@ -87,7 +104,8 @@ class Trial:
 
     Attributes:
         columns: the figures' names, in order.
-        runs: by contender, a function of seconds to run for (it decides what that means) → the figures.
+        runs: by contender, a function of seconds to run for (it decides what that means) → the figures. It
+            checks the contender's answers, and raises `WrongAnswerError`.
         ratio: the column whose ratio to ``base`` is shown; None: no ratios.
     """
 
@@ -103,11 +121,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender's figures; times in seconds. ``skipped`` says why there are none."""
+    """One contender's figures; times in seconds. ``skipped`` says why there are none.
+
+    Attributes:
+        figures: a comparison's median, or a trial's figures.
+        ratio: of the (first or chosen) figure to that of the base.
+        added: what the median is more than that of the base, where that is shown.
+        low, high: tenth and ninetieth percentile of a comparison.
+    """
 
     name: str
     figures: tuple[float, ...] = ()
     ratio: float | None = None
+    added: float | None = None
     low: float | None = None
     high: float | None = None
     skipped: str = ""
@@ -115,7 +141,7 @@ class Row:
 
 
 def no_op(_: ExitStack) -> Operation:
-    return Operation("None")
+    return Operation("None", {}, lambda nothing: nothing is None)
 
 
 NO_OP = Contender("no-op", no_op)
@@ -168,17 +194,24 @@ def _loops_for(timer: timeit.Timer, target: float) -> int:
 
 
 def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
-    """Measures every contender in turns."""
+    """Measures every contender in turns, and checks its answer before and after.
+
+    Raises:
+        WrongAnswerError: an answer is not that of a working contender.
+    """
     samples: dict[str, list[float]] = {}
     skipped: dict[str, str] = {}
-    with ExitStack() as stack:
+    with thread_failures(), ExitStack() as stack:
         timers: list[tuple[str, timeit.Timer, int, float]] = []
+        operations: list[Operation] = []
         for contender in comparison.contenders:
             try:
                 operation = contender.make(stack)
             except MissingError as error:
                 skipped[contender.name] = str(error)
                 continue
+            operation.verify()
+            operations.append(operation)
             timer = timeit.Timer(operation.statement, timer=comparison.clock, globals=dict(operation.names))
             timer.timeit(2)
             loops = comparison.loops or _loops_for(
@@ -192,6 +225,8 @@ def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
             with quiet_gc():
                 for name, timer, loops, per in (*timers[shift:], *timers[:shift]):
                     samples[name].append(timer.timeit(loops) / loops / per)
+        for operation in operations:
+            operation.verify()
     base = statistics.median(samples[comparison.base]) if samples.get(comparison.base) else 0.0
     rows = []
     for contender in comparison.contenders:
@@ -205,6 +240,7 @@ def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
                 contender.name,
                 (median,),
                 median / base if base else None,
+                median - base if comparison.added and base and contender is not NO_OP else None,
                 taken[len(taken) // 10],
                 taken[-1 - len(taken) // 10],
                 ours=contender.ours,
@@ -214,16 +250,17 @@ def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
 
 
 def run_trial(trial: Trial, rounds: int | None = None, seconds: float | None = None) -> list[Row]:
-    """Runs every contender in turns."""
+    """Runs every contender in turns; what one of them raises is raised, but that it is missing."""
     found: dict[str, list[Sequence[float]]] = {name: [] for name in trial.runs}
     skipped: dict[str, str] = {}
-    for _ in range(rounds or trial.rounds):
-        for name, run in trial.runs.items():
-            if name not in skipped:
-                try:
-                    found[name].append(run(seconds or trial.seconds))
-                except MissingError as error:
-                    skipped[name] = str(error)
+    with thread_failures():
+        for _ in range(rounds or trial.rounds):
+            for name, run in trial.runs.items():
+                if name not in skipped:
+                    try:
+                        found[name].append(run(seconds or trial.seconds))
+                    except MissingError as error:
+                        skipped[name] = str(error)
     medians = {
         name: tuple(statistics.median(column) for column in zip(*figures))
         for name, figures in found.items()

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from . import calls, limits, processes, records, routing, start
+from . import calls, gateway, hedging, limits, processes, records, routing, start
 from .side_by_side import Comparison, Row, Trial, compare, run_trial
 
 COMPARISONS: tuple[Comparison, ...] = (
@@ -24,8 +24,16 @@ COMPARISONS: tuple[Comparison, ...] = (
     *routing.COMPARISONS,
     *calls.COMPARISONS,
     *records.COMPARISONS,
+    *gateway.COMPARISONS,
 )
-TRIALS: tuple[Trial, ...] = (*limits.TRIALS, *processes.TRIALS, *calls.TRIALS, *start.TRIALS)
+TRIALS: tuple[Trial, ...] = (
+    *limits.TRIALS,
+    *processes.TRIALS,
+    *calls.TRIALS,
+    *records.TRIALS,
+    *start.TRIALS,
+    *hedging.TRIALS,
+)
 
 _PACKAGES = (
     *("fastroute", "requests", "urllib3", "orjson", "cachetools"),
@@ -62,18 +70,19 @@ def _name(row: Row) -> str:
 
 def markdown(comparison: Comparison, rows: Sequence[Row]) -> str:
     """A comparison's rows: median, tenth to ninetieth percentile, ratio to its base."""
+    head = ("", "median", "10 to 90 %", *(["added"] if comparison.added else []), "ratio")
     lines = []
     for row in rows:
         if row.skipped:
-            lines.append([_name(row), f"left out: {row.skipped}", "", ""])
+            lines.append([_name(row), f"left out: {row.skipped}", *[""] * (len(head) - 2)])
             continue
         assert row.low is not None
         assert row.high is not None
-        ratio = "" if row.ratio is None or row.name == "no-op" else _number(row.ratio)
-        lines.append(
-            [_name(row), duration(row.figures[0]), f"{duration(row.low)} to {duration(row.high)}", ratio]
-        )
-    return _table(comparison.title, comparison.note, ("", "median", "10 to 90 %", "ratio"), lines)
+        line = [_name(row), duration(row.figures[0]), f"{duration(row.low)} to {duration(row.high)}"]
+        if comparison.added:
+            line.append(duration(row.added) if row.added else "")
+        lines.append([*line, "" if row.ratio is None or row.name == "no-op" else _number(row.ratio)])
+    return _table(comparison.title, comparison.note, head, lines)
 
 
 def trial_markdown(trial: Trial, rows: Sequence[Row]) -> str:
