@@ -12,7 +12,7 @@ from needs import need
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`((?:[a-z]+/)?test_\w+\.py)(?:::(\w+))?`", PAGE)))
+NAMED = sorted(set(re.findall(r"`((?:[a-z]+/)*test_\w+\.py)(?:::(\w+))?`", PAGE)))
 
 
 def test_every_promise_names_a_test() -> None:

@@ -25,7 +25,7 @@ from fastroute.config import (
 from fastroute.config.catalog import ModelOverride
 from fastroute.config.tables import SETTINGS
 
-PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
 SECTIONS: dict[str, list[str]] = {
     "[fastroute]": list(SETTINGS),
     "[cache]": [field.name for field in attrs.fields(CacheConfig)],

@@ -26,7 +26,7 @@ from fastroute.cli.group import COMMANDS, cli, visible
 from fastroute.cli.output import Column, dollars, fitted, micros
 from fastroute.testing import Fault, Provider
 
-DOCS = Path(__file__).parents[1] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 @pytest.fixture(autouse=True)

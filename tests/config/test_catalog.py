@@ -374,7 +374,7 @@ def test_capabilities_are_distinct_bits():
 
 
 def refresh_tool():
-    path = Path(__file__).parent.parent / "tools" / "refresh_catalog.py"
+    path = Path(__file__).parent.parent.parent / "tools" / "refresh_catalog.py"
     spec = importlib.util.spec_from_file_location("refresh_catalog", path)
     assert spec is not None
     assert spec.loader is not None

@@ -369,7 +369,7 @@ def eventually(holds: Callable[[], bool], log: Path) -> None:
 
 
 def write_app(folder: Path, config: dict[str, Any], version: str = "one") -> None:
-    text = APP.format(tests=str(Path(__file__).parent), config=config, version=version)
+    text = APP.format(tests=str(Path(__file__).parent.parent), config=config, version=version)
     (folder / "served.py").write_text(text)
 
 

@@ -297,7 +297,7 @@ def test_no_text_does_worse_than_be_refused(pattern: str) -> None:
 
 # ------------------------------------------------------------------------------------------- configuration
 
-PAGE = Path(__file__).parent.parent / "docs" / "classifiers.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "classifiers.md"
 OWN = {
     "levels": ["easy", "hard"],
     "rules": [{"level": "hard", "when": ["group.proof > 0"]}],

@@ -571,7 +571,7 @@ def test_a_forked_child_counts_on_though_the_lock_was_held() -> None:
 
 
 def test_the_examples_of_the_page_run() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "quality.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent.parent / "docs" / "quality.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```$", page)
     assert len(blocks) == 7
     exec(compile("\n".join(blocks), "docs/quality.md", "exec"), {})

@@ -17,7 +17,7 @@ from redis_server import RedisServer
 from fastroute.testing import Provider
 
 need("redis")
-PAGE = Path(__file__).parents[2] / "docs" / "machines.md"
+PAGE = Path(__file__).parents[3] / "docs" / "machines.md"
 LIMIT, CALLS = 25, 60
 
 
