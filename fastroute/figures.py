@@ -1,6 +1,10 @@
-"""The one percentile of samples, for every report, page and metric.
+"""The one percentile of samples, and the one way to write amounts of money and durations.
 
-The same samples have the same median wherever it is read.
+Reports, pages, metrics and messages take them from here: the same samples have the same median and the same
+amount has the same text wherever they are read. The gateway's page writes by the same rules, in
+`gateway/figures.js`; a test compares the two.
+
+Money is integer nano-dollars (1 USD = 10**9), durations are seconds. Texts are rounded half up, in integers.
 """
 
 from __future__ import annotations
@@ -9,6 +13,18 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 _Number = TypeVar("_Number", int, float)
+
+_NANO = 10**9
+# Each unit, its nanoseconds, and the number of it from which the next one is used.
+_UNITS = (
+    ("ns", 1, 1000),
+    ("µs", 10**3, 1000),
+    ("ms", 10**6, 1000),
+    ("s", 10**9, 120),
+    ("min", 60 * 10**9, 120),
+    ("h", 3600 * 10**9, 48),
+)
+_DAY = 86_400 * 10**9
 
 
 def percentile(samples: Iterable[_Number], percent: float) -> _Number:
@@ -34,4 +50,60 @@ def percentile(samples: Iterable[_Number], percent: float) -> _Number:
     return ordered[-(-len(ordered) * thousandths // 100_000) - 1]
 
 
-__all__ = ["percentile"]
+def dollars(nano: int, *, exact: bool = False) -> str:
+    """An amount for people: ``$0``, ``$0.0000018``, ``$0.0125``, ``$1.234``, ``$5.00``, ``$1,234.57``.
+
+    To the cent from 10 dollars on, below that to four significant digits; never fewer than two decimals.
+
+    Args:
+        exact: all digits, for amounts that are compared: $0.50 is never more than $0.50.
+    """
+    if nano == 0:
+        return "$0"
+    size = abs(nano)
+    step = 1 if exact else 10**7 if size >= 10 * _NANO else 10 ** max(0, len(str(size)) - 4)
+    whole, rest = divmod(_rounded(size, step) * step, _NANO)
+    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nano < 0 else ''}${whole:,}.{decimals}"
+
+
+def decimal_dollars(nano: int) -> str:
+    """An amount for programs, exactly and with nine decimals: ``0.012500000``."""
+    whole, rest = divmod(abs(nano), _NANO)
+    return f"{'-' if nano < 0 else ''}{whole}.{rest:09d}"
+
+
+def duration(seconds: float) -> str:
+    """A duration for people, to three digits: ``0 s``, ``850 µs``, ``12.5 ms``, ``1.05 s``, ``2.5 min``.
+
+    Seconds and minutes are used up to 120, hours up to 48. The finest step is a nanosecond.
+
+    Args:
+        seconds: 0 or more.
+    """
+    nanoseconds = int(seconds * 1e9 + 0.5)
+    if nanoseconds == 0:
+        return "0 s"
+    for unit, size, limit in _UNITS:
+        decimals = max(0, 3 - len(str(nanoseconds // size)))
+        number = _rounded(nanoseconds * 10**decimals, size)
+        # Compared after rounding: 999.6 ms is written as 1 s.
+        if number < limit * 10**decimals:
+            return f"{_plain(number, decimals)} {unit}"
+    decimals = max(0, 3 - len(str(nanoseconds // _DAY)))
+    return f"{_plain(_rounded(nanoseconds * 10**decimals, _DAY), decimals)} days"
+
+
+def _rounded(amount: int, step: int) -> int:
+    """How many steps there are in an amount, half a step counted as one."""
+    return (2 * amount + step) // (2 * step)
+
+
+def _plain(number: int, decimals: int) -> str:
+    """A number of so many decimals, without zeros at its end."""
+    whole, rest = divmod(number, 10**decimals)
+    text = f"{rest:0{decimals}d}".rstrip("0") if decimals else ""
+    return f"{whole:,}.{text}" if text else f"{whole:,}"
+
+
+__all__ = ["decimal_dollars", "dollars", "duration", "percentile"]

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from fastroute import _core, errors, events
 from fastroute.config import BudgetConfig
+from fastroute.figures import dollars
 
 from .allowance import Allowance
 from .scopes import ANY, Budget, Scope, Share
@@ -43,7 +44,6 @@ from .values import (
     of_tag,
     sentence,
     spent_in,
-    usd,
 )
 from .windows import Window, window_at
 
@@ -59,7 +59,6 @@ __all__ = [
     "Spent",
     "Window",
     "spent_in",
-    "usd",
     "window_at",
 ]
 
@@ -321,7 +320,7 @@ class Budgets:
                 # Whoever spent it has told; another process may have begun the window meanwhile.
                 if counter.begin(stamp, window.number, spent, (1 << len(passed)) - 1) and passed:
                     text = "budget %s: %s begins with %s of %s spent"
-                    log.warning(text, name, window.label, usd(spent), usd(scope.budget.limit))
+                    log.warning(text, name, window.label, dollars(spent), dollars(scope.budget.limit))
             return counter.stamp
 
     def _lock(self) -> threading.Lock:
@@ -397,9 +396,9 @@ class Budgets:
             budget.config.name,
             of_tag(budget.config.tag, scope.shown),
             share * 100,
-            usd(budget.limit),
+            dollars(budget.limit),
             window.label,
-            usd(spent),
+            dollars(spent),
         )
         if self._hooks.wanted:
             self._hooks.emit(

@@ -10,9 +10,8 @@ import threading
 import weakref
 
 from fastroute import errors
+from fastroute.figures import dollars
 from fastroute.platform import forks
-
-from .values import usd
 
 
 class Allowance:
@@ -44,10 +43,10 @@ class Allowance:
             if amount_nano is not None and committed + amount_nano <= self.limit_nano:
                 self._reserved[attempt] = amount_nano
                 return
-        asked = "an unknown price" if amount_nano is None else usd(amount_nano)
+        asked = "an unknown price" if amount_nano is None else dollars(amount_nano, exact=True)
+        spent, limit = dollars(committed, exact=True), dollars(self.limit_nano, exact=True)
         raise errors.BudgetExceeded(
-            f"with_options(budget=…): {usd(committed)} of {usd(self.limit_nano)} is spent or reserved, "
-            f"and the call may cost {asked}",
+            f"with_options(budget=…): {spent} of {limit} is spent or reserved, and the call may cost {asked}",
             budget="with_options",
         )
 

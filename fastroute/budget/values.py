@@ -6,13 +6,13 @@ Owns plain values and words only; counting is the package's `Budgets`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Protocol
 
 from attrs import frozen
 
 from fastroute import _core, events
 from fastroute.config.validators import show
+from fastroute.figures import dollars
 
 from .windows import Window
 
@@ -91,11 +91,6 @@ class BudgetStatus:
 OVER, UNREAD, FULL = "over", "unread", "full"  # why a budget does not let a call in
 
 
-def usd(nano: int) -> str:
-    """Nano-dollars as dollars, every digit that counts: ``$0.0125``."""
-    return f"${Decimal(nano).scaleb(-9).normalize():f}"
-
-
 def of_tag(tag: str | None, value: str | None) -> str:
     if tag is None:
         return ""
@@ -106,9 +101,9 @@ def sentence(
     event: events.BudgetExceededEvent, tag: str | None, failure: str, priority: str | None = None
 ) -> str:
     cost = "the call's price is unknown"
-    limit = usd(event.limit_nano) + (f" for calls of {priority} priority" if priority else "")
+    limit = dollars(event.limit_nano, exact=True) + (f" for calls of {priority} priority" if priority else "")
     if event.amount_nano is not None:
-        cost = f"the call could cost {usd(event.amount_nano)}"
+        cost = f"the call could cost {dollars(event.amount_nano, exact=True)}"
     if event.window == "request":
         return f"budget {event.budget}: {cost}, and a request may cost {limit}"
     where = f"budget {event.budget}, {event.window}{of_tag(tag, event.value)}"
@@ -118,6 +113,5 @@ def sentence(
         return f"{where}: Redis is away, and what this machine had leased is spent"
     if failure == FULL:
         return f"{where}: there is no room left to count it"
-    return (
-        f"{where}: {usd(event.spent_nano)} spent and {usd(event.reserved_nano)} reserved of {limit}; {cost}"
-    )
+    spent, reserved = dollars(event.spent_nano, exact=True), dollars(event.reserved_nano, exact=True)
+    return f"{where}: {spent} spent and {reserved} reserved of {limit}; {cost}"

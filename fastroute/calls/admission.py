@@ -22,6 +22,7 @@ from attrs import evolve, frozen
 from fastroute import _core, errors, events
 from fastroute.config import Policy
 from fastroute.config.catalog import Model
+from fastroute.figures import duration
 from fastroute.routing.plan import Plan
 from fastroute.state.endpoints import Endpoint, State
 from fastroute.types import Usage
@@ -428,7 +429,7 @@ class Admission:
         refused = progress.refused
         text = "; ".join(
             f"{refusal.name or 'all endpoints'}: {_REASONS[refusal.reason]}"
-            + (f" for {refusal.wait:.2f} s" if refusal.wait else "")
+            + (f" for {duration(refusal.wait)}" if refusal.wait else "")
             for refusal in refused
         )
         if all(refusal.reason == _core.TOO_LARGE for refusal in refused):

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import asdict, frozen
 
-from fastroute.figures import percentile
+from fastroute.figures import duration, percentile
 
 from .group import json_option
-from .output import Column, dim, micros, no_warnings, plain_table, print_json
+from .output import Column, dim, no_warnings, plain_table, print_json
 
 if TYPE_CHECKING:
     from fastroute.client import Client
@@ -419,7 +419,7 @@ def text_of(figures: Figures) -> str:
 
 
 def _spread(timing: Timing) -> tuple[str, str, str]:
-    return micros(timing.median), micros(timing.low), micros(timing.high)
+    return duration(timing.median), duration(timing.low), duration(timing.high)
 
 
 __all__ = ["Figures", "Timing", "command", "measure", "text_of"]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastroute.figures import dollars, duration
+
 from .group import config_option, json_option, read_tags, visible
-from .output import dim, dollars, print_json, seconds
+from .output import dim, print_json
 
 if TYPE_CHECKING:
     from fastroute.client import Client
@@ -162,9 +164,12 @@ def _about(route: Route | None, usage: Usage | None) -> None:
     if usage is not None:
         about = "about " if usage.source == "estimated" else ""
         parts.append(f"{about}{usage.prompt_tokens} in, {usage.completion_tokens} out")
-    parts.append("from the cache" if route.cached else dollars(route.cost))
+    if route.cached:
+        parts.append("from the cache")
+    else:
+        parts.append("cost unknown" if route.cost_nano is None else dollars(route.cost_nano))
     if route.latency is not None:
-        parts.append(seconds(route.latency))
+        parts.append(duration(route.latency))
     if len(route.attempts) > 1:
         parts.append(f"{len(route.attempts)} attempts")
     dim(" · ".join(parts))

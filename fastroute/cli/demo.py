@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from fastroute.figures import dollars, duration
+
 from .group import INTERRUPTED, json_option, visible
-from .output import dim, dollars, no_warnings, print_json, seconds
+from .output import dim, no_warnings, print_json
 
 if TYPE_CHECKING:
     from .demo_run import Demo, Result
@@ -156,21 +158,21 @@ def read_prompts(path: str | None) -> list[Messages]:
 
 
 def _summary(result: Result) -> str:
-    saved = result.premium_cost_usd - result.cost_usd
-    share = f", {100 * saved / result.premium_cost_usd:.0f} % saved" if result.premium_cost_usd else ""
+    saved = result.premium_cost_nano - result.cost_nano
+    share = f", {100 * saved / result.premium_cost_nano:.0f} % saved" if result.premium_cost_nano else ""
     lost = "none was lost" if not result.failed else f"{result.failed} LOST"
     lines = [
         "",
-        f"{result.ok} of {result.calls} calls answered, {lost}, in {result.wall_s:.1f} s "
+        f"{result.ok} of {result.calls} calls answered, {lost}, in {duration(result.wall_s)} "
         f"({result.calls / result.wall_s:.0f} a second)",
         f"attempts    {result.attempts}, of which {result.failed_attempts} failed; "
         f"{result.failovers} fail-overs",
         f"breakers    opened {_times(result.breakers_opened)}, closed again {_times(result.breakers_closed)}"
         + (f"; still open: {', '.join(result.still_open)}" if result.still_open else ""),
-        f"latency     p50 {seconds(result.p50_ms / 1e3)}, p95 {seconds(result.p95_ms / 1e3)}, "
-        f"p99 {seconds(result.p99_ms / 1e3)}",
-        f"cost        {dollars(result.cost_usd)}; all by {result.premium_model}: "
-        f"{dollars(result.premium_cost_usd)}{share}",
+        f"latency     p50 {duration(result.p50_ms / 1e3)}, p95 {duration(result.p95_ms / 1e3)}, "
+        f"p99 {duration(result.p99_ms / 1e3)}",
+        f"cost        {dollars(result.cost_nano)}; all by {result.premium_model}: "
+        f"{dollars(result.premium_cost_nano)}{share}",
         f"classes     {', '.join(f'{level} {count}' for level, count in result.by_class.items())}",
     ]
     for error, count in result.errors.items():

@@ -93,7 +93,7 @@ FAULTS = (
 
 @frozen
 class Result:
-    """What came of it; times in milliseconds and seconds, money in US dollars."""
+    """What came of it; times in milliseconds and seconds, money in nano-dollars."""
 
     calls: int
     ok: int
@@ -104,8 +104,8 @@ class Result:
     p50_ms: float
     p95_ms: float
     p99_ms: float
-    cost_usd: float
-    premium_cost_usd: float
+    cost_nano: int
+    premium_cost_nano: int
     premium_model: str
     by_class: Mapping[str, int]
     by_model: Mapping[str, int]
@@ -132,7 +132,8 @@ class Result:
             "breakers_opened",
             "wall_s",
         )
-        return {name: getattr(self, name) for name in names}
+        money = {"cost_usd": self.cost_nano / NANO, "premium_cost_usd": self.premium_cost_nano / NANO}
+        return {name: money[name] if name in money else getattr(self, name) for name in names}
 
 
 class Board:
@@ -449,8 +450,8 @@ class Demo:
             p50_ms=round(p50 * 1e3, 3),
             p95_ms=round(p95 * 1e3, 3),
             p99_ms=round(p99 * 1e3, 3),
-            cost_usd=totals.cost_nano / NANO,
-            premium_cost_usd=alone.alone_nano / NANO,
+            cost_nano=totals.cost_nano,
+            premium_cost_nano=alone.alone_nano,
             premium_model=PREMIUM,
             by_class={level: board.by_class[level] for level in CLASSES if level in board.by_class}
             | {level: count for level, count in board.by_class.items() if level not in CLASSES},

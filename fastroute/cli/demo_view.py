@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fastroute.figures import dollars, duration
+
 from .demo_run import CLASSES, KILLED, PARTS, PREMIUM, TIERS, Demo
-from .output import dollars
 
 FRAME = 0.125  # seconds between two pictures
 _FIXED_LINES = 18  # all but the latest events
@@ -59,7 +60,7 @@ def _progress(demo: Demo, width: int) -> Text:
     line.append("fastroute demo ", style="bold")
     line.append("━" * filled, style="green")
     line.append("━" * (room - filled), style="bright_black")
-    line.append(f" {done}/{total}  {elapsed:4.1f} s")
+    line.append(f" {done}/{total}  {duration(elapsed)}")
     return line
 
 
@@ -71,13 +72,13 @@ def _figures(demo: Demo) -> Text:
     line.append("   ")
     line.append(f"lost {board.failed}", style="bold red" if board.failed else "")
     line.append(f"   fail-overs {board.failovers}   ")
-    line.append(f"p50 {p50 * 1e3:.0f}  p95 {p95 * 1e3:.0f}  p99 {p99 * 1e3:.0f} ms", style="bold")
+    line.append(f"p50 {duration(p50)}  p95 {duration(p95)}  p99 {duration(p99)}", style="bold")
     return line
 
 
 def _money(demo: Demo) -> Text:
     board = demo.board
-    spent, alone = board.cost_nano / 1e9, board.premium_nano / 1e9
+    spent, alone = board.cost_nano, board.premium_nano
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append("cost ")
     line.append(dollars(spent), style="bold")
@@ -123,7 +124,7 @@ def _endpoints(demo: Demo) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("provider", no_wrap=True, width=9)
     for model in TIERS.values():
-        table.add_column(model, no_wrap=True, overflow="crop", width=max(15, len(model)))
+        table.add_column(model, no_wrap=True, overflow="crop", width=max(16, len(model)))
     for part in PARTS:
         style = "red" if part.name == KILLED and demo.down else ""
         served = [TIERS[tier] for tier in part.tiers]
@@ -149,7 +150,7 @@ def _endpoint(
     cell.append(str(failed), style="red" if failed else "")
     latency = own["p50_s"]
     if latency:
-        cell.append(f" {latency * 1000:.0f}ms")
+        cell.append(f" {duration(latency)}")
     return cell
 
 

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastroute.figures import dollars, duration
+from fastroute.types import NANO
+
 from .group import config_option, json_option, visible
-from .output import Column, dollars, optional, print_json, print_table, seconds
+from .output import Column, optional, print_json, print_table
 
 if TYPE_CHECKING:
     from fastroute.config import Config
@@ -159,9 +162,9 @@ def _row(candidate: Candidate) -> list[str]:
     return [
         optional(candidate.rank, lambda rank: str(rank + 1)),
         candidate.endpoint,
-        optional(candidate.price, dollars),
+        optional(candidate.price, lambda usd: dollars(round(usd * NANO))),
         f"{candidate.quality:.2f}",
-        seconds(candidate.latency) if candidate.latency else "-",
+        duration(candidate.latency) if candidate.latency else "-",
         _spelled(candidate.available_requests),
         _spelled(candidate.available_tokens),
         candidate.state,

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastroute.figures import dollars
+
 from .group import config_option, json_option, refuse, visible
 from .output import Column, dim, no_warnings, optional, print_json, print_table
 
@@ -119,9 +121,9 @@ def command(
         row = [
             model.name,
             model.tier or "-",
-            _usd(model.input_price),
-            _usd(model.cached_input_price),
-            _usd(model.output_price),
+            optional(model.input_price, dollars),
+            optional(model.cached_input_price, dollars),
+            optional(model.output_price, dollars),
             _window(model.context_window),
             "".join(name[0] for name in model.capability_names),
             f"{model.quality:.2f}",
@@ -265,10 +267,6 @@ def _aliases(catalog: Catalog) -> dict[str, list[str]]:
         except ModelNotFoundError:
             continue  # its model was taken off by the configuration
     return found
-
-
-def _usd(nano: int | None) -> str:
-    return optional(nano, lambda price: f"{price / _PER_MILLION:.4g}")
 
 
 def _window(tokens: int) -> str:

@@ -131,28 +131,6 @@ def no_warnings() -> Iterator[None]:
         log.setLevel(level)
 
 
-def dollars(usd: float | None) -> str:
-    """US dollars with as many digits as a small amount needs."""
-    if usd is None:
-        return "cost unknown"
-    if usd == 0:
-        return "$0"
-    return f"${usd:,.2f}" if usd >= 10 else f"${usd:.4f}" if usd >= 0.01 else f"${usd:.6f}"
-
-
-def seconds(value: float) -> str:
-    """A duration: milliseconds below one second."""
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
-
-
-def micros(value: float) -> str:
-    """A short duration, given in seconds, in the unit that suits it."""
-    for unit, scale in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3)):
-        if value * scale < 1000:
-            return f"{value * scale:.3g} {unit}"
-    return f"{value:.3g} s"
-
-
 def optional(value: Any, spell: Callable[[Any], str] = str) -> str:
     """A figure, or a dash where there is none."""
     return "-" if value is None else spell(value)
@@ -162,13 +140,10 @@ __all__ = [
     "Column",
     "cut",
     "dim",
-    "dollars",
     "fitted",
-    "micros",
     "no_warnings",
     "optional",
     "plain_table",
     "print_json",
     "print_table",
-    "seconds",
 ]

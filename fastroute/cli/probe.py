@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastroute.figures import dollars, duration
+
 from .group import INTERRUPTED, config_option, json_option, refuse, visible
-from .output import Column, dim, dollars, no_warnings, optional, print_json, print_table, seconds
+from .output import Column, dim, no_warnings, optional, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +144,7 @@ def _agree(config: Config, names: Sequence[str], asked: Asked, yes: bool) -> Non
             unknown += asked.calls * (tokens_in + out)
         else:
             total += asked.calls * model.prices.cost(Usage(tokens_in, out))
-    cost = f"at most about {dollars(total / NANO)}"
+    cost = f"at most about {dollars(total)}"
     if unknown:
         cost += f" and {unknown:,} tokens at unknown prices"
     said = f"{asked.calls * len(names)} calls to {len(names)} endpoint{'s' * (len(names) > 1)}, {cost}"
@@ -217,10 +219,10 @@ def _line(tally: Tally, stream: bool) -> list[str]:
         str(tally.sent),
         str(tally.ok),
         optional(tally.error_rate, "{:.0%}".format),
-        *(optional(tally.percentile(share), seconds) for share in (50, 95, 99)),
-        optional(tally.mean, seconds),
-        *([optional(tally.ttft, seconds)] if stream else []),
-        dollars(_usd(tally)),
+        *(optional(tally.percentile(percent), duration) for percent in (50, 95, 99)),
+        optional(tally.mean, duration),
+        *([optional(tally.ttft, duration)] if stream else []),
+        "unknown" if tally.cost is None else dollars(tally.cost),
         ", ".join(why),
     ]
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastroute.types import NANO
+from fastroute.figures import dollars, duration
 
 from .group import config_option, read_tags, refuse
-from .output import Column, dim, optional, print_table, seconds
+from .output import Column, dim, optional, print_table
 
 if TYPE_CHECKING:
     from fastroute.config import Config
@@ -174,7 +174,7 @@ def _write(path: str, text: str) -> None:
 def print_compact(result: Report) -> None:
     """The report's table with what matters most, for a terminal too narrow for all of it."""
     columns = [Column(key, give=True) for key in result.keys or ("",)]
-    columns += [Column(title, right=True) for title in ("calls", "failed", "in", "out", "USD", "p50", "p95")]
+    columns += [Column(title, right=True) for title in ("calls", "failed", "in", "out", "cost", "p50", "p95")]
     groups = [
         [optional(key) for key in group.keys] + _figures(group) for group in result.groups if result.keys
     ]
@@ -185,8 +185,8 @@ def print_compact(result: Report) -> None:
 def _figures(sums: Totals) -> list[str]:
     return [
         *(f"{n:,}" for n in (sums.calls, sums.failures, sums.prompt_tokens, sums.completion_tokens)),
-        f"{sums.cost_nano / NANO:,.6f}",
-        *(optional(latency, seconds) for latency in (sums.latency_p50, sums.latency_p95)),
+        dollars(sums.cost_nano),
+        *(optional(latency, duration) for latency in (sums.latency_p50, sums.latency_p95)),
     ]
 
 

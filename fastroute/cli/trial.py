@@ -15,10 +15,10 @@ import click
 import orjson
 from attrs import frozen
 
-from fastroute.figures import percentile
+from fastroute.figures import duration, percentile
 
 from .group import refuse, visible
-from .output import Column, micros, print_json, print_table
+from .output import Column, print_json, print_table
 
 if TYPE_CHECKING:
     from fastroute.routing.classifier import Classifier
@@ -111,7 +111,7 @@ def run(classifier: Classifier, path: Path, as_json: bool) -> None:
         for prompt, classification in members[:_EXAMPLES]:
             click.echo(f"  line {prompt.line}: {visible(prompt.text)}")
             click.echo(f"    {classification.reason}{_words(classification)}")
-    click.echo(f"\ntime a prompt: {micros(median)} median, {micros(slowest)} p99")
+    click.echo(f"\ntime a prompt: {duration(median)} median, {duration(slowest)} p99")
 
 
 def _timed(classifier: Classifier, prompt: Prompt) -> float:

@@ -4,6 +4,8 @@
 // content security policy forbids everything else. Elements are made once and then changed in place, so
 // that a selection, the focus and an open menu outlive the next figures.
 
+import { dollars, duration } from "./figures.js";
+
 const EVERY = 2000; // milliseconds between two looks
 const SLOWEST = 15000; // between two looks while the gateway does not answer
 const PATIENCE = 20000; // for one answer: a large ledger takes time to add up
@@ -124,7 +126,7 @@ function tell() {
   put(find("span", state), text);
   find("#board").classList.toggle("old", is === "lost" || is === "old");
   const at = figures && new Date(figures.time * 1000);
-  put(find("#age"), at ? (is === "live" ? `as of ${clock(at, true)}` : `as of ${clock(at, true)}, ${seconds(age / 1000)} ago`) : "");
+  put(find("#age"), at ? (is === "live" ? `as of ${clock(at, true)}` : `as of ${clock(at, true)}, ${duration(Math.round(age / 1000))} ago`) : "");
   document.title = (is === "lost" || is === "old" ? "(out of date) " : "") + "fastroute";
 }
 
@@ -135,21 +137,6 @@ const count = (n) => (n < 100000 ? n.toLocaleString("en") : new Intl.NumberForma
 const percent = (part, all) => (all ? `${+((100 * part) / all).toPrecision(part / all < 0.1 ? 2 : 3)} %` : "–");
 const clock = (date, precise) =>
   date.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", ...(precise && { second: "2-digit" }) });
-
-function money(nano) {
-  const usd = nano / 1e9;
-  if (usd === 0) return "$0";
-  if (usd < 0.01) return "$" + usd.toFixed(Math.min(9, 1 - Math.floor(Math.log10(usd))));
-  return "$" + usd.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
-}
-
-function seconds(s) {
-  if (s === null || s === undefined) return "–";
-  if (s < 0.9995) return s < 0.00995 ? `${+(s * 1000).toPrecision(2)} ms` : `${Math.round(s * 1000)} ms`;
-  if (s < 120) return `${+s.toFixed(s < 10 ? 1 : 0)} s`;
-  if (s < 7200) return `${Math.round(s / 60)} min`;
-  return s < 172800 ? `${Math.round(s / 3600)} h` : `${Math.round(s / 86400)} days`;
-}
 
 // ----------------------------------------------------------------------------------------- elements
 
@@ -273,10 +260,10 @@ function showTiles({ totals: { day, hour }, endpoints, queued, cache }) {
   const failing = hour.attempts ? hour.failures / hour.attempts : 0;
   const looked = cache ? cache.hits + cache.misses : 0;
   const tiles = [
-    ["Spent, last 24 h", money(day.cost_nano), day.unknown_cost ? `and ${count(day.unknown_cost)} requests of unknown price` : `last hour ${money(hour.cost_nano)}`],
+    ["Spent, last 24 h", dollars(day.cost_nano), day.unknown_cost ? `and ${count(day.unknown_cost)} requests of unknown price` : `last hour ${dollars(hour.cost_nano)}`],
     ["Calls, last hour", count(hour.calls), `last 24 h ${count(day.calls)}`],
     ["Failed, last hour", percent(hour.failures, hour.attempts), `${count(hour.failures)} of ${count(hour.attempts)} sent`, failing >= 0.2 ? "bad" : failing >= 0.05 ? "warn" : ""],
-    ["Median, last hour", seconds(hour.p50_s), `p95 ${seconds(hour.p95_s)}`],
+    ["Median, last hour", duration(hour.p50_s), `p95 ${duration(hour.p95_s)}`],
     ["Under way", count(busy), queued ? `${count(queued)} waiting for a limit` : "none waiting", queued ? "warn" : ""],
     ["Endpoints", `${working} / ${endpoints.length}`, working === endpoints.length ? "all in service" : `${endpoints.length - working} open or blocked`, working ? (working < endpoints.length ? "warn" : "") : "bad"],
     ...(cache ? [["From the cache", percent(cache.hits, looked), `${count(cache.hits)} of ${count(looked)} calls`]] : []),
@@ -300,14 +287,14 @@ function showBudgets(budgets, left) {
     const used = known && at.limit_nano ? at.spent_nano / at.limit_nano : 1;
     const held = known && at.limit_nano ? at.reserved_nano / at.limit_nano : 0;
     put(name, at.value === null || at.budget.startsWith("key ") ? at.budget : `${at.budget}: ${at.value || "(untagged)"}`);
-    put(figure, `${known ? money(at.spent_nano) : "unknown"} of ${money(at.limit_nano)}`);
+    put(figure, `${known ? dollars(at.spent_nano) : "unknown"} of ${dollars(at.limit_nano)}`);
     as(bar, used >= 1 ? "bar bad" : used >= 0.8 ? "bar warn" : "bar");
     bar.children[0].style.width = `${100 * Math.min(used, 1)}%`;
     bar.children[1].style.width = `${100 * Math.max(0, Math.min(held, 1 - used))}%`;
     const span = at.ends === null ? at.window : at.window.length > 7 ? "day" : "month"; // YYYY-MM-DD, YYYY-MM
     const parts = [known ? `${percent(at.spent_nano, at.limit_nano)} used` : "the ledger cannot be read, so this refuses calls"];
-    if (at.reserved_nano) parts.push(`${money(at.reserved_nano)} reserved`);
-    parts.push(at.ends === null ? span : `${span} ends in ${seconds(Math.max(0, at.ends - figures.time))}`);
+    if (at.reserved_nano) parts.push(`${dollars(at.reserved_nano)} reserved`);
+    parts.push(at.ends === null ? span : `${span} ends in ${duration(Math.max(0, at.ends - figures.time))}`);
     put(rest, parts.join(", "));
   });
   if (left) find("#budgets > ul").append(make("li", "quiet", `and ${count(left)} less used`));
@@ -321,11 +308,11 @@ function showGroups(name, title, field, groups) {
   fill(find(`#${name} > table`), title, "last 24 hours", [
     [field === "class" ? "Class" : "Model", "text", (group) => group[field] ?? (field === "class" ? "(not classified)" : "(none)")],
     ["Calls", "", (group) => ({ text: count(group.calls), share: calls ? group.calls / calls : 0 })],
-    ["Cost", "", (group) => ({ text: money(group.cost_nano) + (group.unknown_cost ? " + ?" : ""), share: cost ? group.cost_nano / cost : 0 })],
+    ["Cost", "", (group) => ({ text: dollars(group.cost_nano) + (group.unknown_cost ? " + ?" : ""), share: cost ? group.cost_nano / cost : 0 })],
     ["Tokens", "", (group) => count(group.prompt_tokens + group.completion_tokens)],
     ["Failed", "", (group) => ({ text: percent(group.failures, group.attempts), bad: group.failures >= 0.2 * group.attempts && group.failures > 0 })],
-    ["p50", "", (group) => seconds(group.p50_s)],
-    ["p95", "", (group) => seconds(group.p95_s)],
+    ["p50", "", (group) => duration(group.p50_s)],
+    ["p95", "", (group) => duration(group.p95_s)],
   ], sorted);
 }
 
@@ -333,9 +320,9 @@ const TROUBLE = { open: 3, "half-open": 1, closed: 0 };
 const worse = (at) => TROUBLE[at.state] + (at.blocked_s ? 2 : 0);
 
 function standing(at) {
-  if (at.state === "open") return { text: `open, ${at.reopens_in_s > 0 ? seconds(at.reopens_in_s) : "due"}`, tag: "bad" };
+  if (at.state === "open") return { text: `open, ${at.reopens_in_s > 0 ? duration(at.reopens_in_s) : "due"}`, tag: "bad" };
   if (at.state === "half-open") return { text: "half-open", tag: "warn" };
-  if (at.blocked_s) return { text: `blocked, ${seconds(at.blocked_s)}: ${at.block_reason}`, tag: "warn" };
+  if (at.blocked_s) return { text: `blocked, ${duration(at.blocked_s)}: ${at.block_reason}`, tag: "warn" };
   return { text: "closed", tag: "good" };
 }
 
@@ -364,9 +351,9 @@ function showEndpoints(endpoints) {
     ["Tokens left", "", (at) => left(at.available_tokens, at.tpm)],
     ["Succeeded", "", (at) => count(at.succeeded)],
     ["Failed", "", (at) => ({ text: count(at.failed), bad: at.error_rate >= 0.2 })],
-    ["p50", "", (at) => seconds(at.p50_s)],
-    ["p95", "", (at) => seconds(at.p95_s)],
-    ["p99", "", (at) => seconds(at.p99_s)],
+    ["p50", "", (at) => duration(at.p50_s)],
+    ["p95", "", (at) => duration(at.p95_s)],
+    ["p99", "", (at) => duration(at.p99_s)],
   ], some("endpoints", found));
 }
 
@@ -387,9 +374,9 @@ function showRecent(recent) {
     ["Class", "text", (call) => call.class],
     ["Key", "text", (call) => call.key],
     ["Tokens in + out", "", (call) => `${count(call.prompt_tokens)} + ${count(call.completion_tokens)}`],
-    ["Cost", "", (call) => (call.cost_nano === null ? "unknown" : money(call.cost_nano))],
-    ["Latency", "", (call) => seconds(call.latency_s)],
-    ["First token", "", (call) => seconds(call.ttft_s)],
+    ["Cost", "", (call) => (call.cost_nano === null ? "unknown" : dollars(call.cost_nano))],
+    ["Latency", "", (call) => duration(call.latency_s)],
+    ["First token", "", (call) => duration(call.ttft_s)],
   ], some("recent", recent));
 }
 
@@ -413,7 +400,7 @@ function showFoot({ ledger, state, version, latency_complete: complete }) {
 
 const SPACE = { left: 52, right: 8, top: 8, bottom: 22 };
 const CHARTS = {
-  latency: { lines: [["p50_s", "p50"], ["p95_s", "p95"], ["p99_s", "p99"]], say: seconds, unit: seconds },
+  latency: { lines: [["p50_s", "p50"], ["p95_s", "p95"], ["p99_s", "p99"]], say: duration, unit: duration },
   traffic: { bars: [["succeeded", "ok", "succeeded"], ["failed", "failed", "failed"]], say: count, unit: count },
 };
 const chosen = { latency: null, traffic: null }; // the time of the minute that is pointed at
@@ -442,9 +429,9 @@ function showCharts({ latency: points }) {
     ["Minute", "text", (point) => clock(new Date(point.time * 1000))],
     ["Succeeded", "", (point) => count(point.succeeded)],
     ["Failed", "", (point) => count(point.failed)],
-    ["p50", "", (point) => seconds(point.p50_s)],
-    ["p95", "", (point) => seconds(point.p95_s)],
-    ["p99", "", (point) => seconds(point.p99_s)],
+    ["p50", "", (point) => duration(point.p50_s)],
+    ["p95", "", (point) => duration(point.p95_s)],
+    ["p99", "", (point) => duration(point.p99_s)],
   ], busy);
 }
 

@@ -224,6 +224,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
         ("/admin", "text/html", "Page"),
         ("/admin/dashboard.css", "text/css", "Style"),
         ("/admin/dashboard.js", "text/javascript", "Script"),
+        ("/admin/figures.js", "text/javascript", "Formatting"),
     ):
         paths[path] = {
             "get": {

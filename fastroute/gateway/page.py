@@ -1,4 +1,4 @@
-"""The dashboard's page: three files, served as they lie beside this module.
+"""The dashboard's page: four files, served as they lie beside this module.
 
 Owns their bytes and what a browser lets them do. They hold no figure; the page's script asks for
 `/admin/stats.json` with the admin key, which `app.py` checks and `stats.py` answers.
@@ -32,6 +32,7 @@ PATHS = {
     "/admin": "dashboard.html",
     "/admin/dashboard.css": "dashboard.css",
     "/admin/dashboard.js": "dashboard.js",
+    "/admin/figures.js": "figures.js",
 }
 
 

@@ -23,8 +23,9 @@ from attrs import field, frozen
 from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
+from fastroute.figures import decimal_dollars
 from fastroute.providers import jsontext
-from fastroute.types import NANO, Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
+from fastroute.types import Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
 
 DONE = b"data: [DONE]\n\n"
 JSON_HEADERS: Mapping[str, str] = {"content-type": "application/json"}
@@ -388,7 +389,7 @@ def route_headers(route: Route | None, *, running: bool = False) -> dict[str, st
     if classification is not None:
         found["x-fastroute-class"] = classification.level
     if route.cost_nano is not None and not running:
-        found["x-fastroute-cost"] = f"{route.cost_nano / NANO:.9f}"
+        found["x-fastroute-cost"] = decimal_dollars(route.cost_nano)
     if route.request_id is not None:
         found["x-request-id"] = route.request_id
     return {name: value for name, value in found.items() if _ID.fullmatch(value)}

@@ -19,10 +19,9 @@ from itertools import accumulate
 
 from attrs import frozen
 
-from fastroute.types import NANO
+from fastroute.figures import decimal_dollars, dollars, duration
 
 from .days import Breakdown, Day, Days, days, spelt
-from .report import usd
 
 _MOST_COLOURS = 7  # as many as can be told apart; the rest are drawn as one
 _ROUTED = "as routed"
@@ -96,14 +95,14 @@ def _scale(values: Iterable[float | None], *, least: float = 0.0) -> _Scale:
 
 def _charts(found: Days) -> list[str]:
     days = found.days
-    daily = [sum(day.costs.values()) / NANO for day in days]
-    running = [nano / NANO for nano in accumulate(sum(day.costs.values()) for day in days)]
+    daily = [sum(day.costs.values()) for day in days]
+    running = list(accumulate(daily))
     p50 = [day.totals.latency_p50 for day in days]
     p95 = [day.totals.latency_p95 for day in days]
     calls = [float(day.totals.calls) for day in days]
     failed = [day.totals.failures / day.totals.attempts if day.totals.attempts else None for day in days]
 
-    money, total, latency = _scale(daily), _scale(running), _scale([*p50, *p95])
+    money, total, latency = _scale(daily, least=1), _scale(running, least=1), _scale([*p50, *p95])
     count, share = _scale(calls, least=1), _scale(failed, least=0.01)
     return [
         _stacked(
@@ -118,22 +117,22 @@ def _charts(found: Days) -> list[str]:
             "Cost added up",
             days,
             total,
-            _money,
+            _dollars,
             _line(running, total, 0, filled=True),
-            [[f"{_money(cost)} by the end of the day"] for cost in running],
+            [[f"{dollars(cost)} by the end of the day"] for cost in running],
         ),
         *([_against(found)] if found.comparisons else []),
         _chart(
             "Latency of answers",
             days,
             latency,
-            _duration,
+            duration,
             _line(p50, latency, 0) + _line(p95, latency, 1),
             [
                 [
                     "no answers"
                     if low is None or high is None
-                    else f"half within {_duration(low)}, 95 % within {_duration(high)}"
+                    else f"half within {duration(low)}, 95 % within {duration(high)}"
                 ]
                 for low, high in zip(p50, p95)
             ],
@@ -175,12 +174,12 @@ def _stacked(title: str, found: Days, parts: Breakdown, scale: _Scale) -> str:
         title,
         found.days,
         scale,
-        _money,
-        _bars([[cost.get(name, 0) / NANO for cost in costs] for name in shown], scale),
+        _dollars,
+        _bars([[cost.get(name, 0) for cost in costs] for name in shown], scale),
         [
             [
-                _money(sum(cost.values()) / NANO),
-                *(f"{name}: {_money(cost[name] / NANO)}" for name in shown if name in cost),
+                dollars(sum(cost.values())),
+                *(f"{name}: {dollars(cost[name])}" for name in shown if name in cost),
             ]
             for cost in costs
         ],
@@ -192,28 +191,24 @@ def _against(found: Days) -> str:
     """What was paid, added up, beside what one model alone would have cost for the same tokens."""
     shown = found.comparisons[: _MOST_COLOURS - 1]
     names = (_ROUTED, *(f"{each.model} alone" for each in shown))
-    lines = [_added_up(shown[0].actual_nano), *(_added_up(each.alone_nano) for each in shown)]
-    scale = _scale([value for line in lines for value in line])
+    lines = [list(accumulate(shown[0].actual_nano)), *(list(accumulate(each.alone_nano)) for each in shown)]
+    scale = _scale([value for line in lines for value in line], least=1)
     labels = []
     for values in zip(*lines):
         paid, *others = values
-        labels.append([f"{_ROUTED}: {_money(paid)}"])
+        labels.append([f"{_ROUTED}: {dollars(paid)}"])
         for each, alone in zip(shown, others):
-            saved = f"saved {_money(alone - paid)}" if alone >= paid else f"{_money(paid - alone)} less"
-            labels[-1].append(f"{each.model} alone: {_money(alone)}, {saved}")
+            saved = f"saved {dollars(alone - paid)}" if alone >= paid else f"{dollars(paid - alone)} less"
+            labels[-1].append(f"{each.model} alone: {dollars(alone)}, {saved}")
     return _chart(
         "Cost added up, and with one model alone",
         found.days,
         scale,
-        _money,
+        _dollars,
         "".join(_line(line, scale, colour) for colour, line in enumerate(lines)),
         labels,
         names,
     )
-
-
-def _added_up(nanos: Sequence[int]) -> list[float]:
-    return [nano / NANO for nano in accumulate(nanos)]
 
 
 def _merged(costs: Mapping[str, int], shown: Sequence[str], rest: str) -> dict[str, int]:
@@ -312,7 +307,7 @@ def _line(values: Sequence[float | None], scale: _Scale, colour: int, *, filled:
 def _tiles(found: Days) -> str:
     sums = found.totals
     tiles = [
-        ("spent", _money(sums.cost_nano / NANO), f"{len(found.models):,} models"),
+        ("spent", dollars(sums.cost_nano), f"{len(found.models):,} models"),
         ("calls", f"{sums.calls:,}", f"{sums.prompt_tokens + sums.completion_tokens:,} tokens"),
         (
             "failed or cancelled",
@@ -321,16 +316,16 @@ def _tiles(found: Days) -> str:
         ),
     ]
     for each in found.comparisons[:2]:
-        paid, alone = sum(each.actual_nano) / NANO, sum(each.alone_nano) / NANO
+        paid, alone = sum(each.actual_nano), sum(each.alone_nano)
         word, amount = ("saved", alone - paid) if alone >= paid else ("paid more", paid - alone)
         share = f"{_percent(amount / alone)} {'less' if alone >= paid else 'more'} than " if alone else ""
-        tiles.append((word, _money(amount), f"{share}{_text(each.model)} alone ({_money(alone)})"))
+        tiles.append((word, dollars(amount), f"{share}{_text(each.model)} alone ({dollars(alone)})"))
     if sums.latency_p50 is not None and sums.latency_p95 is not None:
         tiles.append(
             (
                 "median answer",
-                _duration(sums.latency_p50),
-                f"95 % within {_duration(sums.latency_p95)}",
+                duration(sums.latency_p50),
+                f"95 % within {duration(sums.latency_p95)}",
             )
         )
     drawn = "".join(
@@ -343,22 +338,22 @@ def _tiles(found: Days) -> str:
 
 
 def _table(found: Days) -> str:
-    heads = ["day", "cost USD", "calls", "attempts", "not ok", "p50 s", "p95 s"]
+    heads = ["day", "cost USD", "calls", "attempts", "not ok", "p50", "p95"]
     heads += [f"{_text(each.model)} alone USD" for each in found.comparisons]
     rows = "".join(
         f"<tr><th scope=row>{day.day}</th>"
         + "".join(
             f"<td>{cell}</td>"
             for cell in (
-                usd(day.totals.cost_nano),
+                decimal_dollars(day.totals.cost_nano),
                 f"{day.totals.calls:,}",
                 f"{day.totals.attempts:,}",
                 f"{day.totals.failures:,}",
                 *(
-                    "-" if latency is None else f"{latency:.3f}"
+                    "-" if latency is None else duration(latency)
                     for latency in (day.totals.latency_p50, day.totals.latency_p95)
                 ),
-                *(usd(each.alone_nano[place]) for each in found.comparisons),
+                *(decimal_dollars(each.alone_nano[place]) for each in found.comparisons),
             )
         )
         + "</tr>"
@@ -391,21 +386,9 @@ def _month(day: date) -> str:
     return f"{_MONTHS[day.month - 1]} {day.year}"
 
 
-def _money(usd: float) -> str:
-    """To the cent from a cent up, with three digits below."""
-    if usd >= 0.01 or usd == 0:
-        return f"${usd:,.2f}" if usd else "$0"
-    return "$" + f"{usd:.{2 - math.floor(math.log10(usd))}f}".rstrip("0")
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:,.3g} s"
-        if 1 <= seconds < 1000 or not seconds
-        else f"{seconds:,.0f} s"
-        if seconds >= 1
-        else f"{seconds * 1000:.3g} ms"
-    )
+def _dollars(nano: float) -> str:
+    """A place on an axis of nano-dollars."""
+    return dollars(round(nano))
 
 
 def _count(number: float) -> str:

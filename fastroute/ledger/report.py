@@ -1,7 +1,7 @@
 """The cost report: a ledger's sums as one frozen value, and that value as text, JSON or CSV.
 
 Owns which figures a report shows and how they are written; the sums are the ledger's own. Amounts are
-exact: nano-dollars as integers, US dollars with nine decimals.
+exact in JSON and CSV: nano-dollars as integers, US dollars with nine decimals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from attrs import frozen
 
-from fastroute.types import NANO
+from fastroute.figures import decimal_dollars, dollars, duration
 
 from . import Ledger, Prices, Saving, Totals
 
@@ -96,19 +96,12 @@ _SUMS: tuple[tuple[str, Callable[[Totals], Any]], ...] = (
     ("reasoning_tokens", lambda sums: sums.reasoning_tokens),
     ("cache_write_tokens", lambda sums: sums.cache_write_tokens),
     ("cost_nano", lambda sums: sums.cost_nano),
-    ("cost_usd", lambda sums: usd(sums.cost_nano)),
+    ("cost_usd", lambda sums: decimal_dollars(sums.cost_nano)),
     ("unknown_cost", lambda sums: sums.unknown_cost),
     ("latency_mean", lambda sums: sums.latency_mean),
     ("latency_p50", lambda sums: sums.latency_p50),
     ("latency_p95", lambda sums: sums.latency_p95),
 )
-
-
-def usd(nano: int) -> str:
-    """Nano-dollars as dollars, exactly, with nine decimals."""
-    sign = "-" if nano < 0 else ""
-    whole, rest = divmod(abs(nano), NANO)
-    return f"{sign}{whole}.{rest:09d}"
 
 
 def to_json(report: Report) -> str:
@@ -126,11 +119,11 @@ def to_json(report: Report) -> str:
                 "entries": saving.entries,
                 "unknown_cost": saving.unknown_cost,
                 "actual_nano": saving.actual_nano,
-                "actual_usd": usd(saving.actual_nano),
+                "actual_usd": decimal_dollars(saving.actual_nano),
                 "alone_nano": saving.alone_nano,
-                "alone_usd": usd(saving.alone_nano),
+                "alone_usd": decimal_dollars(saving.alone_nano),
                 "saved_nano": saving.saved_nano,
-                "saved_usd": usd(saving.saved_nano),
+                "saved_usd": decimal_dollars(saving.saved_nano),
             }
             for saving in report.savings
         ],
@@ -153,7 +146,7 @@ def to_csv(report: Report) -> str:
 
 def to_table(report: Report) -> str:
     """Plain text for people: groups, the total, and the comparisons."""
-    heads = ("calls", "attempts", "failed", "in", "out", "cached", "cost USD", "p50 s", "p95 s")
+    heads = ("calls", "attempts", "failed", "in", "out", "cached", "cost", "p50", "p95")
     labels = report.keys or ("",)
     rows = [(*labels, *heads)]
     rows += [
@@ -184,17 +177,9 @@ def _figures(sums: Totals) -> tuple[str, ...]:
     latencies = (sums.latency_p50, sums.latency_p95)
     return (
         *(f"{count:,}" for count in counts),
-        _short_usd(sums.cost_nano),
-        *("-" if latency is None else f"{latency:.3f}" for latency in latencies),
+        dollars(sums.cost_nano),
+        *("-" if latency is None else duration(latency) for latency in latencies),
     )
-
-
-def _short_usd(nano: int) -> str:
-    """Dollars for people: six decimals, which hide less than a thousandth of a cent."""
-    micro = round(nano / 1000)
-    sign = "-" if micro < 0 else ""
-    whole, rest = divmod(abs(micro), 1_000_000)
-    return f"{sign}{whole:,}.{rest:06d}"
 
 
 def _sentence(saving: Saving) -> str:
@@ -205,8 +190,8 @@ def _sentence(saving: Saving) -> str:
     left_out = f"; {saving.unknown_cost} of unknown price left out" if saving.unknown_cost else ""
     return (
         f"With {_visible(saving.model)} alone, the {saving.entries:,} successful attempts would have cost "
-        f"{_short_usd(saving.alone_nano)} USD; they cost {_short_usd(saving.actual_nano)}: "
-        f"{verb} {_short_usd(amount)}{share}{left_out}."
+        f"{dollars(saving.alone_nano)}; they cost {dollars(saving.actual_nano)}: "
+        f"{verb} {dollars(amount)}{share}{left_out}."
     )
 
 
@@ -243,4 +228,4 @@ def _iso(when: float | datetime | None) -> str | None:
     return moment.astimezone(timezone.utc).isoformat()
 
 
-__all__ = ["Report", "report", "to_csv", "to_json", "to_table", "usd"]
+__all__ = ["Report", "report", "to_csv", "to_json", "to_table"]

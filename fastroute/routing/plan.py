@@ -30,6 +30,7 @@ from fastroute.errors import (
     NoEndpointError,
     RequestTooLargeForLimit,
 )
+from fastroute.figures import dollars, duration
 from fastroute.state.endpoints import STATE_NAMES, BlockReason, Endpoint
 from fastroute.types import NANO, Classification, Request
 
@@ -329,9 +330,9 @@ class Plan:
         ]
         for candidate in self.candidates:
             place = "-" if candidate.rank is None else str(candidate.rank + 1)
-            price = "price ?" if candidate.price is None else f"${candidate.price:.6f}"
+            price = "price ?" if candidate.price is None else dollars(round(candidate.price * NANO))
             lines.append(
-                f"{place:>3} {candidate.endpoint:<36} {price:>11} {candidate.latency:7.2f} s "
+                f"{place:>3} {candidate.endpoint:<36} {price:>11} {duration(candidate.latency):>8} "
                 f"{candidate.in_flight:4d} in flight  {candidate.state:<9} {candidate.verdict}"
             )
         return "\n".join(lines)
@@ -376,7 +377,7 @@ class Plan:
         estimate = self.estimate
         tokens_in = endpoint.calibration.apply(estimate.input_tokens)
         price = figures.prices[place]
-        cost = "unknown" if price < 0 else f"${price / NANO:.6f}"
+        cost = "unknown" if price < 0 else dollars(price)
         if code == _core.OUT_CAPABILITY:
             lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.capabilities & bit]
             return f"left out: no {', '.join(lacking)}"
@@ -391,10 +392,10 @@ class Plan:
         if code == _core.OUT_BLOCKED:
             _, reason = endpoint.core.blocked()
             words = BlockReason(reason).words
-            return f"left out: blocked for {_reopens(endpoint, _core.clock()):.1f} s ({words})"
+            return f"left out: blocked for {duration(_reopens(endpoint, _core.clock()))} ({words})"
         if code == _core.OUT_BREAKER:
             state = STATE_NAMES[endpoint.core.state()]
-            return f"left out: breaker {state}, next try in {_reopens(endpoint, _core.clock()):.1f} s"
+            return f"left out: breaker {state}, next try in {duration(_reopens(endpoint, _core.clock()))}"
         if code == _core.OUT_TOO_LARGE:
             return (
                 f"left out: about {tokens_in + estimate.output_tokens} tokens, "
@@ -403,7 +404,7 @@ class Plan:
         if code == _core.SOFT_QUALITY:
             return f"left out: quality {model.quality:g} is under the floor"
         if code == _core.SOFT_LATENCY:
-            return f"left out: {endpoint.core.ewma() or model.latency:.2f} s is over the latency budget"
+            return f"left out: {duration(endpoint.core.ewma() or model.latency)} is over the latency budget"
         return f"left out: {cost} is over the price ceiling"
 
 

@@ -12,7 +12,7 @@ import pytest
 from budget_clock import NANO, Clock, Make, budget
 
 from fastroute import _core, errors, events
-from fastroute.budget import Budgets, usd
+from fastroute.budget import Budgets
 from fastroute.config import check, toml
 
 # ------------------------------------------------------------------------------------------- configuration
@@ -98,13 +98,6 @@ def test_the_environment_goes_over_a_budget_by_its_name() -> None:
 )
 def test_a_limit_is_whole_nano_dollars(limit: float, nano: int) -> None:
     assert budget(limit=limit).limit_nano == nano
-
-
-@pytest.mark.parametrize(
-    ("nano", "shown"), [(0, "$0"), (12_500_000, "$0.0125"), (10**18, "$1000000000"), (1, "$0.000000001")]
-)
-def test_dollars_show_every_digit_that_counts(nano: int, shown: str) -> None:
-    assert usd(nano) == shown
 
 
 def test_an_error_survives_pickling(make: Make) -> None:

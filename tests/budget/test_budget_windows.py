@@ -108,7 +108,7 @@ class TestAlerts:
             told.append(len(heard))
         assert told == [0, 0, 0, 0, 1, 1, 1, 2, 3, 4]
         assert heard[0] == events.BudgetAlert("all", None, "2026-11-21", 0.5, 5 * NANO, 10 * NANO)
-        assert caplog.messages[0] == "budget all: 50 % of $10 for 2026-11-21 is spent ($5)"
+        assert caplog.messages[0] == "budget all: 50 % of $10.00 for 2026-11-21 is spent ($5.00)"
         assert len(caplog.messages) == 4
 
     def test_money_that_is_only_reserved_raises_no_alarm(self, make: Make, heard: list[events.Event]) -> None:
@@ -152,7 +152,7 @@ class TestAlerts:
         budgets = make(budget(limit=10))
         budgets.reserve(NANO, {}, 60).settle(NANO)
         assert self.shares(heard) == [0.9]
-        assert "2026-11-21 begins with $8 of $10 spent" in caplog.text
+        assert "2026-11-21 begins with $8.00 of $10.00 spent" in caplog.text
 
     def test_an_estimate_that_stays_spent_counts_too(
         self, make: Make, heard: list[events.Event], clock: Clock

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from fastroute.cli import bench, chat, report
 from fastroute.cli.group import COMMANDS, cli, visible
-from fastroute.cli.output import Column, dollars, fitted, micros
+from fastroute.cli.output import Column, fitted
 from fastroute.testing import Fault, Provider
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -159,7 +159,8 @@ def test_chat_prints_the_answer_and_who_gave_it(config: Path) -> None:
     assert result.stdout == "It is Ulan Bator.\n"
     last = result.stderr.splitlines()[-1]
     assert re.fullmatch(
-        r"gpt-4\.1-mini · local/gpt-4\.1-mini · trivial · \d+ in, \d+ out · \$0\.0000\d\d · \d+ ms", last
+        r"gpt-4\.1-mini · local/gpt-4\.1-mini · trivial · \d+ in, \d+ out · \$0\.0000\d+ · [\d.]+ (µs|ms|s)",
+        last,
     )
 
 
@@ -485,22 +486,6 @@ def test_a_table_never_outgrows_its_terminal(rows: list[tuple[str, str, str]], w
 @given(st.text())
 def test_no_text_steers_a_terminal(text: str) -> None:
     assert all(char.isprintable() or char in "\n\t" for char in visible(text))
-
-
-def test_small_amounts_and_times_keep_their_digits() -> None:
-    assert [dollars(usd) for usd in (None, 0.0, 0.0000191, 0.0123, 12.5)] == [
-        "cost unknown",
-        "$0",
-        "$0.000019",
-        "$0.0123",
-        "$12.50",
-    ]
-    assert [micros(time) for time in (2.5e-7, 2.84e-6, 0.00101, 1.5)] == [
-        "250 ns",
-        "2.84 µs",
-        "1.01 ms",
-        "1.5 s",
-    ]
 
 
 # ------------------------------------------------------------------------------------------ its page

@@ -253,12 +253,12 @@ def test_the_picture_fits_its_terminal(width: int, height: int, state: str) -> N
     for words in (
         "lost 1",
         "fail-overs 321",
-        "p99 2300 ms",
+        "p99 2.3 s",
         "67 % saved",
         "happening 19",
         "claude-sonnet-4.5",
     ):
         assert words in text
-    assert text.count(demo_view._MARKS[state][0] + " 234/56 234ms") == len(
+    assert text.count(demo_view._MARKS[state][0] + " 234/56 234 ms") == len(
         scene(1, state).client.stats()["endpoints"]
     )

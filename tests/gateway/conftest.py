@@ -1,4 +1,4 @@
-"""A gateway in front of a local provider."""
+"""A gateway in front of a local provider, and its page in a browser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, Page
+from dashboards import BOARD, Web, enter
 from gateways import Served, configuration
+from needs import need
 from werkzeug.test import Client
 
 from fastroute.gateway.app import create_app
@@ -29,5 +32,29 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             app = create_app(configuration(provider.base_url, tmp_path, **tables), keys=keys.path)
             stack.callback(app.close)
             return Served(app, Client(app), provider, keys, token, admin)
+
+        yield begin
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(need("chromium"), tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
+@pytest.fixture
+def dashboard(serve: Callable[..., Served], browser: Browser) -> Iterator[Callable[..., tuple[Web, Page]]]:
+    """``dashboard(...)``: a gateway as of `serve`, and its page, which has been given the admin key."""
+    with ExitStack() as stack:
+
+        def begin(caller: Caller | None = None, *, key: bool = True, look: Any = None, **tables: Any) -> Any:
+            web = Web(serve(caller, **tables))
+            stack.callback(web.end)
+            page = browser.page(web.url, **(look or {}))
+            stack.callback(page.close)
+            if key:
+                enter(page, web.served.admin)
+                page.until(BOARD)
+            return web, page
 
         yield begin

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from browser import Browser, Page
+from dashboards import BOARD, NUDGE, enter, tile
 from gateways import HELLO, Served
-from needs import need
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client as WsgiClient
 
@@ -22,86 +20,8 @@ from fastroute.gateway.stats import _Kept
 from fastroute.state.endpoints import BlockReason
 
 Serve = Callable[..., Served]
-BOARD = "!document.querySelector('#board').hidden"
 STATE = "document.querySelector('#state').innerText"
-NUDGE = "window.dispatchEvent(new Event('online'))"  # so that it looks at once
 KEPT = "sessionStorage.length"
-
-
-class Web:
-    """A gateway on waitress, which can go away and come back at the same address."""
-
-    def __init__(self, served: Served) -> None:
-        self.served = served
-        self._port = 0
-        self.begin()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/admin"
-
-    def begin(self) -> None:
-        server = need("waitress.server")
-        app: Any = self.served.app
-        self._sockets: dict[int, Any] = {}
-        self._server = server.create_server(
-            app, map=self._sockets, host="127.0.0.1", port=self._port, threads=4
-        )
-        self._port = self._server.effective_port
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        loop = need("waitress.wasyncore").loop
-        while not self._over.is_set():
-            loop(0.02, map=self._sockets, count=1)
-        self._server.task_dispatcher.shutdown()
-        for at in list(self._sockets.values()):
-            at.close()
-
-    def end(self) -> None:
-        """May be called again."""
-        self._over.set()
-        self._thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(need("chromium"), tmp_path_factory.mktemp("browser")) as found:
-        yield found
-
-
-@pytest.fixture
-def dashboard(serve: Serve, browser: Browser) -> Iterator[Callable[..., tuple[Web, Page]]]:
-    """``dashboard(...)``: a gateway as of `serve`, and its page, which has been given the admin key."""
-    with ExitStack() as stack:
-
-        def begin(caller: Caller | None = None, *, key: bool = True, look: Any = None, **tables: Any) -> Any:
-            web = Web(serve(caller, **tables))
-            stack.callback(web.end)
-            page = browser.page(web.url, **(look or {}))
-            stack.callback(page.close)
-            if key:
-                enter(page, web.served.admin)
-                page.until(BOARD)
-            return web, page
-
-        yield begin
-
-
-def enter(page: Page, key: str) -> None:
-    page.until("document.activeElement.id === 'key'")
-    page.write(key)
-    page.press("Enter")
-
-
-def tile(name: str) -> str:
-    """Script for the figure under a title."""
-    return (
-        f"[...document.querySelectorAll('#tiles dt')].find((at) => at.innerText.startsWith('{name}'))"
-        ".nextSibling.innerText"
-    )
 
 
 # -------------------------------------------------------------------------------------------- the files
@@ -122,7 +42,7 @@ def test_the_page_holds_no_figures_and_may_load_nothing_from_elsewhere(serve: Se
         assert "gpt-4.1" not in answer.text
         assert served.web.post(path).headers["Allow"] == "GET"
     assert not re.search(r"<style|style=|<script(?![^>]*src)|\son\w+=", served.web.get("/admin").text)
-    script = served.web.get("/admin/dashboard.js").text
+    script = served.web.get("/admin/dashboard.js").text + served.web.get("/admin/figures.js").text
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|localStorage", script)
 
 
@@ -137,6 +57,8 @@ def test_the_page_finds_its_files_below_a_prefix(serve: Serve) -> None:
     found += re.findall(r'fetch\("([^"]+)"', mounted.get("/llm/admin/dashboard.js").text)
     # As a browser takes them, from a page without a slash at its end.
     assert [mounted.get(f"/llm/{path}").status_code for path in found] == [200, 200, 401]
+    imports = re.findall(r'from "\./([^"]+)"', mounted.get("/llm/admin/dashboard.js").text)
+    assert [mounted.get(f"/llm/admin/{path}").status_code for path in imports] == [200]
 
 
 # ---------------------------------------------------------------------------------------------- the key
@@ -349,7 +271,7 @@ def test_the_charts_can_be_read_with_the_keyboard(dashboard: Any) -> None:
     legend = "document.querySelector('#latency .legend').innerText"
     assert "latest" in page.run(legend)
     page.press("ArrowLeft")
-    assert re.search(r"p99 ([\d.]+ ms|–)\nat \d\d:\d\d", page.run(legend))
+    assert re.search(r"p99 ([\d.]+ (µs|ms|s)|–)\nat \d\d:\d\d", page.run(legend))
     assert page.run("document.querySelectorAll('#latency .at').length") == 1
     first = page.run(legend)
     page.press("ArrowLeft")

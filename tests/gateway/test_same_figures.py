@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,11 +11,15 @@ from typing import Any
 
 import orjson
 import pytest
+from browser import Page
+from dashboards import NUDGE, tile
 from gateways import Served
 from postgres_server import PostgresServer, running
 
 from fastroute.cli.demo_run import Board
-from fastroute.ledger.report import report, to_json
+from fastroute.figures import dollars, duration
+from fastroute.ledger.plot import days, to_html
+from fastroute.ledger.report import report, to_json, to_table
 from fastroute.types import Completion
 
 Serve = Callable[..., Served]
@@ -95,3 +101,72 @@ def test_the_demonstration_agrees(serve: Serve) -> None:
         board.answered(reply, 0)
     latencies = [reply.route.latency for reply in replies]
     assert board.percentiles() == tuple(expected(latencies, percent) for percent in (50, 95, 99))
+
+
+# ------------------------------------------------------------------------------------------------ the texts
+
+
+def rows(page: Page, table: str) -> list[list[str]]:
+    """The texts of a table's cells."""
+    found = f"[...document.querySelectorAll('#{table} tbody tr')]"
+    cells: list[list[str]] = page.run(f"{found}.map((row) => [...row.cells].map((at) => at.innerText))")
+    return cells
+
+
+def test_page_and_reports_write_the_same_texts(dashboard: Any) -> None:
+    web, page = dashboard()
+    served = web.served
+    calls(served)
+    page.run(NUDGE)
+    page.until(f"{tile('Calls')} === '{CALLS}'")
+    shown = served.get("/admin/stats.json", token=served.admin).json
+    totals = served.app.client.ledger.totals()
+    cost, p50, p95 = dollars(totals.cost_nano), duration(totals.latency_p50), duration(totals.latency_p95)
+
+    assert page.run(tile("Median")) == p50
+    assert page.run(tile("Spent")) == cost
+    (model,) = rows(page, "models")
+    assert (model[2], *model[5:7]) == (cost, p50, p95)
+    (endpoint,) = (row for row in rows(page, "endpoints") if row[0] == f"local/{MODEL}")
+    (live,) = (at for at in shown["endpoints"] if at["name"] == f"local/{MODEL}")
+    assert endpoint[-3:] == [duration(live[name]) for name in ("p50_s", "p95_s", "p99_s")]
+    for row, entry in zip(rows(page, "recent"), shown["recent"]):
+        assert row[-3:-1] == [dollars(entry["cost_nano"]), duration(entry["latency_s"])]
+
+    columns = to_table(report(served.app.client.ledger)).splitlines()[-1].split("  ")
+    assert [text.strip() for text in columns[-3:]] == [cost, p50, p95]
+    drawn = to_html(days(served.app.client.ledger))
+    for text in (cost, f"half within {p50}, 95 % within {p95}"):
+        assert text in drawn
+
+
+AMOUNTS = [0, 1, -1, 10**10 - 1, 10**10, 9_999_500_000, 9_999_499_999, 12_345_000_000, 10**15, -(10**12)]
+TIMES = [
+    0,
+    4e-10,
+    5e-10,
+    1e-9,
+    0.0009995,
+    0.9994,
+    0.9995,
+    1.125,
+    119.4,
+    119.5,
+    7199.0,
+    7200.0,
+    1e5,
+    172_800.0,
+    1e9,
+]
+
+
+def test_the_page_writes_amounts_and_durations_as_the_package_does(dashboard: Any) -> None:
+    _, page = dashboard(key=False)
+    rng = random.Random(1)
+    amounts = AMOUNTS + [sign * round(10 ** rng.uniform(0, 15)) for sign in (1, -1) for _ in range(2000)]
+    times = TIMES + [10 ** rng.uniform(-10, 9) for _ in range(4000)]
+    times += [round(time, digits) for digits in range(10) for time in times[:400]]  # halves among them
+    page.run("import('./admin/figures.js').then((found) => { window.figures = found; })")
+    assert page.run(f"{json.dumps(amounts)}.map(figures.dollars)") == [dollars(nano) for nano in amounts]
+    assert page.run(f"{json.dumps(times)}.map(figures.duration)") == [duration(time) for time in times]
+    assert page.run("figures.duration(null)") == "–"

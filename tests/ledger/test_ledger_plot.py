@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastroute.cli.group import cli
 from fastroute.ledger import Ledger, NullLedger, Totals
 from fastroute.ledger.days import Breakdown, Comparison, Day, Days
-from fastroute.ledger.plot import _money, _scale, days, to_html
+from fastroute.ledger.plot import _scale, days, to_html
 from fastroute.types import NANO, Attempt, TokenPrices
 
 START = datetime(2026, 3, 30, 12, tzinfo=timezone.utc)
@@ -275,21 +275,6 @@ def test_an_axis_holds_its_values_in_a_few_round_steps(values: list[float | None
     assert 2 <= len(scale.ticks) <= 6
     assert f"{scale.step:.0e}"[0] in "125"
     assert not known or scale.top < most * 2.1
-
-
-@pytest.mark.parametrize(
-    ("usd", "text"),
-    [
-        (0, "$0"),
-        (0.2, "$0.20"),
-        (12, "$12.00"),
-        (1234.5, "$1,234.50"),
-        (0.0025, "$0.0025"),
-        (0.00000123456, "$0.00000123"),
-    ],
-)
-def test_money_is_spelled_for_people(usd: float, text: str) -> None:
-    assert _money(usd) == text
 
 
 def test_the_command_draws_beside_its_report(
