@@ -18,7 +18,7 @@ import orjson
 
 from ._answers import Question, Said, fragments
 from ._anthropic_question import question_in
-from ._limits import Refused
+from ._limits import LimitExceeded
 from ._openai import StreamStyle
 from ._wire import Headers, Piece
 
@@ -78,7 +78,7 @@ _BY_CODE: dict[str, tuple[int, str, str, str | None]] = {
 }
 
 
-class Anthropic:
+class AnthropicServerFormat:
     """The Messages API of version 2023-06-01."""
 
     base_path = ""
@@ -97,7 +97,7 @@ class Anthropic:
         """The question in a request's body.
 
         Raises:
-            Refusal: if it is nothing that Anthropic would answer.
+            ProviderError: if it is nothing that Anthropic would answer.
         """
         return question_in(body)
 
@@ -287,6 +287,6 @@ class Anthropic:
             ]
         return tuple(headers)
 
-    def refused(self, refused: Refused) -> tuple[Headers, bytes]:
+    def refused(self, refused: LimitExceeded) -> tuple[Headers, bytes]:
         message = f"This request would exceed your limit of {refused.limit} {refused.kind} per minute."
         return (("retry-after", str(math.ceil(refused.retry_after))),), self.error(429, None, message)

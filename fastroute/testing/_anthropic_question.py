@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from ._answers import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, count_tokens
-from ._openai import Refusal
+from ._openai import ProviderError
 
 _FIELDS = frozenset(
     [
@@ -48,8 +48,8 @@ _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _LEAST_THINKING = 1024
 
 
-def _refuse(place: str, why: str) -> Refusal:
-    return Refusal(400, None, f"{place}: {why}")
+def _refuse(place: str, why: str) -> ProviderError:
+    return ProviderError(400, None, f"{place}: {why}")
 
 
 def _of(kind: type[Any], value: Any, place: str) -> Any:
@@ -72,14 +72,14 @@ def question_in(body: bytes) -> Question:
     """The question in a request's body.
 
     Raises:
-        Refusal: in the words, as near as may be, in which Anthropic refuses it.
+        ProviderError: in the words, as near as may be, in which Anthropic refuses it.
     """
     try:
         asked = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Refusal(400, None, "The request body is not valid JSON.") from error
+        raise ProviderError(400, None, "The request body is not valid JSON.") from error
     if not isinstance(asked, dict):
-        raise Refusal(400, None, "The request body must be a JSON object.")
+        raise ProviderError(400, None, "The request body must be a JSON object.")
     for name in ("model", "messages", "max_tokens"):
         if name not in asked:
             raise _refuse(name, "Field required")
@@ -147,12 +147,12 @@ def _check_thinking(thinking: Any, limit: int, asked: Mapping[str, Any]) -> None
         if budget < _LEAST_THINKING:
             raise _refuse("thinking.enabled.budget_tokens", "Input should be greater than or equal to 1024")
         if budget >= limit:
-            raise Refusal(400, None, "`max_tokens` must be greater than `thinking.budget_tokens`.")
+            raise ProviderError(400, None, "`max_tokens` must be greater than `thinking.budget_tokens`.")
     if kind in ("enabled", "adaptive"):
         if asked.get("temperature", 1) != 1:
-            raise Refusal(400, None, "`temperature` may only be set to 1 when thinking is enabled.")
+            raise ProviderError(400, None, "`temperature` may only be set to 1 when thinking is enabled.")
         if (asked.get("tool_choice") or {}).get("type") in ("any", "tool"):
-            raise Refusal(400, None, "Thinking may not be enabled when tool_choice forces tool use.")
+            raise ProviderError(400, None, "Thinking may not be enabled when tool_choice forces tool use.")
 
 
 def _output_schema(config: Any) -> Mapping[str, Any] | None:
@@ -210,7 +210,7 @@ def _tools(tools: Any) -> list[Mapping[str, Any]]:
         if not _TOOL_NAME.fullmatch(name):
             raise _refuse(f"{where}.name", "String should match pattern '^[a-zA-Z0-9_-]{1,128}$'")
         if name in names:
-            raise Refusal(400, None, "tools: Tool names must be unique.")
+            raise ProviderError(400, None, "tools: Tool names must be unique.")
         names.add(name)
         if _of(dict, tool["input_schema"], f"{where}.input_schema").get("type") != "object":
             raise _refuse(f"{where}.input_schema.type", "Input should be 'object'")

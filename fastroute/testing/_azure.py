@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote
 import orjson
 
 from ._answers import Question, Said
-from ._openai import OpenAI, Refusal, StreamStyle
+from ._openai import OpenAIServerFormat, ProviderError, StreamStyle
 from ._wire import Headers, Piece
 
 _SAFE = {
@@ -23,7 +23,7 @@ _PROMPT = [{"prompt_index": 0, "content_filter_results": _SAFE}]
 _CHAT = "/chat/completions"
 
 
-class Azure(OpenAI):
+class AzureServerFormat(OpenAIServerFormat):
     """Chat completions of deployments, and of models below ``/openai/v1``."""
 
     base_path = ""
@@ -49,7 +49,7 @@ class Azure(OpenAI):
         if deployment is None:
             return super().read(body, path)
         if not parse_qs(query).get("api-version"):
-            raise Refusal(404, "404", "Resource not found: the api-version is missing.")
+            raise ProviderError(404, "404", "Resource not found: the api-version is missing.")
         return super().read(orjson.dumps({**self.asked(body), "model": deployment}), path)
 
     def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes:

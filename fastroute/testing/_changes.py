@@ -15,7 +15,7 @@ from typing import Literal
 
 import orjson
 
-from ._openai import Format
+from ._openai import ServerFormat
 from ._wire import SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, take, unroll
 
 JSON = "application/json"
@@ -26,10 +26,10 @@ class Change:
 
     __slots__ = ()
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         return events
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         return reply
 
     def on_wire(self, wire: Wire) -> Wire:
@@ -52,7 +52,7 @@ class Replace(Change):
     code: str | None = None
     content_type: str = JSON
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         status = self.status or format.status_of(self.code or "")
         body = format.error(status, self.code, None) if self.body is None else self.body
         kept = tuple(pair for pair in reply.headers if pair[0].lower() != "content-type")
@@ -66,7 +66,7 @@ class AddHeaders(Change):
 
     headers: Headers
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         return reply.with_headers(self.headers)
 
 
@@ -78,7 +78,7 @@ class LongBody(Change):
     size: int
     content_type: str = JSON
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         times, rest = divmod(self.size, SEND_SIZE)
         body = unroll((Repeat(b"x" * SEND_SIZE, times), b"x" * rest))
         fresh = Reply(self.status, reply.headers, body, length=self.size)
@@ -111,7 +111,7 @@ class Compress(Change):
     layers: int = 1
     status: int = 200
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         encoding = "gzip"
         if self.kind == "bomb":
             reply = Reply(self.status, reply.headers, _bomb(self.decoded)).with_headers(
@@ -139,7 +139,7 @@ class Frame(Change):
     framing: str
     after: int = 0
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         return replace(reply, framing=self.framing, framing_after=self.after)
 
 
@@ -149,7 +149,7 @@ class Prelude(Change):
 
     data: bytes
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         return replace(reply, prelude=reply.prelude + self.data)
 
 
@@ -159,7 +159,7 @@ class Delay(Change):
 
     seconds: float
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         return replace(reply, work=reply.work + self.seconds)
 
 
@@ -179,12 +179,12 @@ class SetUsage(Change):
             return orjson.dumps(answer)
         return data
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         if reply.status == 200 and isinstance(reply.body, bytes):
             return replace(reply, body=self._set(reply.body))
         return reply
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         for event in events:
             if isinstance(event, bytes) and b'"usage":{' in event:
                 head, mark, rest = event.partition(b"data: ")
@@ -215,7 +215,7 @@ class Insert(Change):
     pieces: tuple[RawPiece, ...]
     resume: bool = True
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         source = iter(events)
         yield from split_events(source, self.after)
         yield from unroll(self.pieces)
@@ -230,7 +230,7 @@ class ErrorEvent(Change):
     after: int
     code: str
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         yield from split_events(iter(events), self.after)
         yield format.error_event(self.code)
 
@@ -243,7 +243,7 @@ class Rewrite(Change):
     new: bytes = b""
     drop: bool = False
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         for event in events:
             if not isinstance(event, bytes):
                 yield event
@@ -257,7 +257,7 @@ class Rewrite(Change):
 class WithoutEnd(Change):
     """Leave out the event that ends the stream, where the format has one."""
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         mark = format.end_mark
         for event in events:
             if not (mark and isinstance(event, bytes) and mark in event):
@@ -270,7 +270,7 @@ class AfterEnd(Change):
 
     pieces: tuple[RawPiece, ...]
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         yield from events
         yield from unroll(self.pieces or (format.late_events(),))
 
@@ -282,7 +282,7 @@ class BrokenEvent(Change):
     after: int
     text: bytes = b""
 
-    def on_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         source = iter(events)
         yield from split_events(source, self.after)
         yield format.text_event(self.text) if self.text else format.broken_event()
@@ -295,7 +295,7 @@ class AsStream(Change):
 
     pieces: tuple[RawPiece, ...]
 
-    def on_reply(self, reply: Reply, format: Format) -> Reply:
+    def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         stream = replace(reply, status=200, body=unroll(self.pieces), length=None, framing="chunked")
         return stream.with_headers((("content-type", "text/event-stream; charset=utf-8"),))
 

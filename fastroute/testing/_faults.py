@@ -35,7 +35,7 @@ from ._changes import (
     WithoutEnd,
 )
 from ._latency import check_seconds
-from ._openai import ERRORS, Format
+from ._openai import ERRORS, ServerFormat
 from ._wire import ENDINGS, FRAMINGS, SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, check_pieces
 
 
@@ -105,12 +105,12 @@ class Fault:
         """Whether it ends a new connection before any request."""
         return any(isinstance(change, Cut) and change.connect for change in self.changes)
 
-    def change_events(self, events: Iterable[Piece], format: Format) -> Iterable[Piece]:
+    def change_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         for change in self.changes:
             events = change.on_events(events, format)
         return events
 
-    def change_reply(self, reply: Reply, format: Format) -> Reply:
+    def change_reply(self, reply: Reply, format: ServerFormat) -> Reply:
         for change in self.changes:
             reply = change.on_reply(reply, format)
         return reply

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ._anthropic import Anthropic
-from ._azure import Azure
-from ._gemini import Gemini
-from ._openai import Format, OpenAI
+from ._anthropic import AnthropicServerFormat
+from ._azure import AzureServerFormat
+from ._gemini import GeminiServerFormat
+from ._openai import OpenAIServerFormat, ServerFormat
 
-FORMATS: dict[str, type[Format]] = {
-    "openai": OpenAI,
-    "anthropic": Anthropic,
-    "gemini": Gemini,
-    "azure": Azure,
+FORMATS: dict[str, type[ServerFormat]] = {
+    "openai": OpenAIServerFormat,
+    "anthropic": AnthropicServerFormat,
+    "gemini": GeminiServerFormat,
+    "azure": AzureServerFormat,
 }

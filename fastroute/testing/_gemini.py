@@ -22,8 +22,8 @@ from ._answers import (
     count_tokens,
     fragments,
 )
-from ._limits import Refused
-from ._openai import ERRORS, Refusal, StreamStyle
+from ._limits import LimitExceeded
+from ._openai import ERRORS, ProviderError, StreamStyle
 from ._wire import Headers, Piece
 
 MOST_CANDIDATES = 8
@@ -124,8 +124,8 @@ _UNDERLINE = re.compile(r"_([a-z])")
 _MODES = ("AUTO", "ANY", "NONE", "VALIDATED")
 
 
-def _refuse(message: str) -> Refusal:
-    return Refusal(400, None, message)
+def _refuse(message: str) -> ProviderError:
+    return ProviderError(400, None, message)
 
 
 def _object(value: Any, path: str, known: frozenset[str] | None = None) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _list(value: Any, path: str) -> list[Any]:
     return value
 
 
-class Gemini:
+class GeminiServerFormat:
     """generateContent and streamGenerateContent as Google's API speaks them."""
 
     base_path = "/v1beta"
@@ -168,7 +168,7 @@ class Gemini:
         """The question in a request's address and body.
 
         Raises:
-            Refusal: if Google's API would not answer it.
+            ProviderError: if Google's API would not answer it.
         """
         address, _, query = path.partition("?")
         found = _PATH.fullmatch(address)
@@ -348,7 +348,7 @@ class Gemini:
     def _answer(question: Question, said: Said, serial: int, candidates: list[Any], made: int | None) -> Any:
         return {
             "candidates": candidates,
-            "usageMetadata": Gemini._usage(said, made),
+            "usageMetadata": GeminiServerFormat._usage(said, made),
             "modelVersion": question.model,
             "responseId": f"resp{serial:08x}",
         }
@@ -470,7 +470,7 @@ class Gemini:
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers:
         return ()
 
-    def refused(self, refused: Refused) -> tuple[Headers, bytes]:
+    def refused(self, refused: LimitExceeded) -> tuple[Headers, bytes]:
         delay = f"{refused.retry_after:.9f}".rstrip("0").rstrip(".") + "s"
         message = f"You exceeded your current quota: {refused.kind} per minute. Please retry in {delay}."
         error = {

@@ -27,7 +27,7 @@ def go_duration(seconds: float) -> str:
 
 
 @dataclass(slots=True)
-class Bucket:
+class TokenBucket:
     """So much a minute, refilled evenly; a minute's worth may be taken at once.
 
     Attributes:
@@ -62,7 +62,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class LimitExceeded:
     """A request over a limit.
 
     Attributes:
@@ -81,7 +81,7 @@ class RateLimits:
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         self._buckets = {
-            kind: Bucket(limit)
+            kind: TokenBucket(limit)
             for kind, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute))
             if limit is not None
         }
@@ -89,14 +89,14 @@ class RateLimits:
     def __bool__(self) -> bool:
         return bool(self._buckets)
 
-    def take(self, tokens: int, now: float) -> Refused | None:
+    def take(self, tokens: int, now: float) -> LimitExceeded | None:
         """Count one request of so many tokens, or say why not; ``now`` in seconds of any steady clock."""
         costs = {"requests": 1, "tokens": tokens}
         for kind, bucket in self._buckets.items():
             bucket.refill(now)
             seconds = bucket.wait(costs[kind])
             if seconds > 0:
-                return Refused(kind, bucket.limit, seconds)
+                return LimitExceeded(kind, bucket.limit, seconds)
         for kind, bucket in self._buckets.items():
             bucket.level -= costs[kind]
         return None

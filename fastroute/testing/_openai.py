@@ -2,7 +2,7 @@
 
 Owns paths, the key's header, the reading of a question, the shape of answers, chunks and errors, and the
 names of the rate-limit headers. What is answered is `_answers`, when and how broken it is sent is not
-known here. Another format is another class with these methods (`Format`) and a line in `_formats`.
+known here. Another format is another class with these methods (`ServerFormat`) and a line in `_formats`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ._answers import (
     count_tokens,
     fragments,
 )
-from ._limits import Refused, go_duration
+from ._limits import LimitExceeded, go_duration
 from ._wire import Headers, Piece
 
 MOST_CHOICES = 128
@@ -47,7 +47,7 @@ class StreamStyle:
     usage: bool = True
 
 
-class Refusal(Exception):
+class ProviderError(Exception):
     """The question cannot be answered; becomes an error in the format's shape."""
 
     def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
@@ -55,7 +55,7 @@ class Refusal(Exception):
         self.status, self.code, self.message, self.param = status, code, message, param
 
 
-class Format(Protocol):
+class ServerFormat(Protocol):
     """One provider's wire format."""
 
     base_path: str
@@ -79,7 +79,7 @@ class Format(Protocol):
     def broken_event(self) -> bytes: ...
     def request_id(self, serial: int) -> tuple[str, str]: ...
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers: ...
-    def refused(self, refused: Refused) -> tuple[Headers, bytes]: ...
+    def refused(self, refused: LimitExceeded) -> tuple[Headers, bytes]: ...
 
 
 # The errors that matter to a router, by OpenAI's code: status, type, message, param.
@@ -170,10 +170,14 @@ def _chosen_tool(asked: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any
         for tool in tools:
             if tool.get("name") == name:
                 return name, tool.get("parameters")
-        raise Refusal(400, None, "tool_choice names a function that tools does not hold.", "tool_choice")
+        raise ProviderError(
+            400, None, "tool_choice names a function that tools does not hold.", "tool_choice"
+        )
     if choice == "required":
         if not tools:
-            raise Refusal(400, None, "tool_choice is 'required', but there are no tools.", "tool_choice")
+            raise ProviderError(
+                400, None, "tool_choice is 'required', but there are no tools.", "tool_choice"
+            )
         return tools[0].get("name"), tools[0].get("parameters")
     return None, None
 
@@ -183,11 +187,11 @@ def _whole(asked: Mapping[str, Any], name: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Refusal(400, None, f"'{name}' must be an integer.", name)
+        raise ProviderError(400, None, f"'{name}' must be an integer.", name)
     return value
 
 
-class OpenAI:
+class OpenAIServerFormat:
     """Chat completions as OpenAI, and all who copy it, speak them."""
 
     base_path = "/v1"
@@ -207,27 +211,27 @@ class OpenAI:
         try:
             asked = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise Refusal(400, None, "The body is not valid JSON.") from error
+            raise ProviderError(400, None, "The body is not valid JSON.") from error
         if not isinstance(asked, dict):
-            raise Refusal(400, None, "The body must be a JSON object.")
+            raise ProviderError(400, None, "The body must be a JSON object.")
         return asked
 
     def read(self, body: bytes, path: str) -> Question:
         """The question in a request's body.
 
         Raises:
-            Refusal: if it is no chat completion.
+            ProviderError: if it is no chat completion.
         """
         asked = self.asked(body)
         model, messages = asked.get("model"), asked.get("messages")
         if not isinstance(model, str):
-            raise Refusal(400, None, "You must provide a model parameter.", "model")
+            raise ProviderError(400, None, "You must provide a model parameter.", "model")
         if not isinstance(messages, list) or not messages:
-            raise Refusal(400, None, "'messages' must be a list that is not empty.", "messages")
+            raise ProviderError(400, None, "'messages' must be a list that is not empty.", "messages")
         last, tokens = "", 0
         for message in messages:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise Refusal(400, None, "A message must be an object with a role.", "messages")
+                raise ProviderError(400, None, "A message must be an object with a role.", "messages")
             text, extra = _text(message.get("content"))
             tokens += TOKENS_PER_MESSAGE + count_tokens(text) + extra
             if message["role"] == "user":
@@ -238,7 +242,7 @@ class OpenAI:
             tokens += count_tokens(orjson.dumps(asked["tools"]).decode())
         choices = _whole(asked, "n")
         if choices is not None and not 1 <= choices <= MOST_CHOICES:
-            raise Refusal(400, None, f"'n' must be from 1 to {MOST_CHOICES}.", "n")
+            raise ProviderError(400, None, f"'n' must be from 1 to {MOST_CHOICES}.", "n")
         limit = _whole(asked, "max_completion_tokens")
         wanted = asked.get("response_format")
         kind = wanted.get("type") if isinstance(wanted, dict) else None
@@ -420,7 +424,7 @@ class OpenAI:
             ]
         return tuple(headers)
 
-    def refused(self, refused: Refused) -> tuple[Headers, bytes]:
+    def refused(self, refused: LimitExceeded) -> tuple[Headers, bytes]:
         message = (
             f"Rate limit reached on {refused.kind} per min: Limit {refused.limit}. "
             f"Please try again in {go_duration(refused.retry_after)}."

@@ -24,10 +24,10 @@ from typing import Any
 from ._answers import Question, Said, settle
 from ._faults import Fault
 from ._formats import FORMATS
-from ._http import Connection, Head, parse_head
+from ._http import Head, ServerConnection, parse_head
 from ._latency import check_seconds
 from ._limits import RateLimits
-from ._openai import ERRORS, Format, Refusal
+from ._openai import ERRORS, ProviderError, ServerFormat
 from ._settings import Received, Settings
 from ._wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
 
@@ -72,14 +72,14 @@ class Server:
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._settings = settings
-        self._format: Format = FORMATS[settings.format]()
+        self._format: ServerFormat = FORMATS[settings.format]()
         self._limits = RateLimits(settings.requests_per_minute, settings.tokens_per_minute)
         self._rng = random.Random(settings.seed)
         self._listener: socket.socket | None = listener
         self._address: tuple[str, int] = listener.getsockname()[:2]
         self._reserved: socket.socket | None = None
         self._acceptor: asyncio.Server | None = None
-        self._connections: set[Connection] = set()
+        self._connections: set[ServerConnection] = set()
         self._heads: dict[bytes, Head] = {}
         self._said: dict[tuple[str, bytes], tuple[Question, Said]] = {}
         self._script: deque[Script] = deque()
@@ -97,7 +97,7 @@ class Server:
     async def open(self) -> None:
         assert self._listener is not None
         loop = asyncio.get_running_loop()
-        self._acceptor = await loop.create_server(lambda: Connection(self), sock=self._listener)
+        self._acceptor = await loop.create_server(lambda: ServerConnection(self), sock=self._listener)
 
     async def kill(self) -> None:
         """Refuse and reset all connections; the port stays ours."""
@@ -152,7 +152,7 @@ class Server:
                 break
             await asyncio.sleep(0)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: ServerConnection) -> None:
         self._connections.add(connection)
         self._counts["connections"] += 1
         connection.number = self._counts["connections"]
@@ -165,7 +165,7 @@ class Server:
             how = next(tail for change in head.changes for tail in getattr(change, "tail", ()))
             connection.end(how)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: ServerConnection) -> None:
         self._connections.discard(connection)
 
     # ---------------------------------------------------------------------------------- commands
@@ -257,7 +257,7 @@ class Server:
         while len(log) > self._settings.log_size or self._log_bytes > LOG_BYTES:
             self._log_bytes -= len(log.popleft().body)
 
-    def serve(self, connection: Connection, head: Head, body: bytes) -> None:
+    def serve(self, connection: ServerConnection, head: Head, body: bytes) -> None:
         """Answer one request, now or by a task."""
         now = time.monotonic()
         self._serial += 1
@@ -316,7 +316,7 @@ class Server:
                 if refused is not None:
                     headers, body = form.refused(refused)
                     return Reply(429, common + _JSON + headers, body)
-        except Refusal as error:
+        except ProviderError as error:
             if self._limits:
                 common += form.limit_headers(self._limits.state(now))
             status = form.status_of(error.code) if error.code in ERRORS else error.status
@@ -338,9 +338,9 @@ class Server:
         path = received.path.partition("?")[0]
         route = form.route(received.method, path)
         if route is None:
-            raise Refusal(404, None, f"Invalid URL ({received.method} {path})")
+            raise ProviderError(404, None, f"Invalid URL ({received.method} {path})")
         if settings.api_keys and form.key(received.headers) not in settings.api_keys:
-            raise Refusal(401, "invalid_api_key", "Incorrect API key provided.")
+            raise ProviderError(401, "invalid_api_key", "Incorrect API key provided.")
         if route == "models":
             return None, None
         known = self._said.get((received.path, received.body))
@@ -348,7 +348,9 @@ class Server:
             return known
         question = form.read(received.body, received.path)
         if settings.models and question.model not in settings.models:
-            raise Refusal(404, "model_not_found", "The model does not exist or is not yours to use.", "model")
+            raise ProviderError(
+                404, "model_not_found", "The model does not exist or is not yours to use.", "model"
+            )
         said = settle(
             settings.answer,
             question,
@@ -362,7 +364,7 @@ class Server:
             self._said[received.path, received.body] = question, said
         return question, said
 
-    async def _carry_out(self, connection: Connection, wire: Wire, delay: float) -> None:
+    async def _carry_out(self, connection: ServerConnection, wire: Wire, delay: float) -> None:
         """Wait, then send an answer's pieces at their times."""
         try:
             await self._send(connection, wire, delay)
@@ -372,7 +374,7 @@ class Server:
         finally:
             self._counts["in_flight"] -= 1
 
-    async def _send(self, connection: Connection, wire: Wire, delay: float) -> None:
+    async def _send(self, connection: ServerConnection, wire: Wire, delay: float) -> None:
         loop = asyncio.get_running_loop()
         # Pauses are counted from one another's end by the clock, so that they add up to their sum.
         due = loop.time() + delay
