@@ -258,17 +258,16 @@ def test_080_a_clock_that_is_set_changes_nothing(start: Start, monkeypatch: pyte
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     breaker = {"failures": 1, "open": 300.0, "max_open": 300.0}
     loop = start(1, providers={"a": {"rpm": 1200, "burst": 2}}, policy={"breaker": breaker})
-    waited = []
+    begun = time.monotonic()
     for _ in range(5):
-        reply = loop.ask(timeout=10.0)
-        assert reply.route is not None
-        waited.append(reply.route.waited)
-    assert 0.1 < sum(waited) < 2.0  # two at once, then one every 50 ms
+        loop.ask(timeout=10.0)
+    since = [request.time - begun for request in loop.provider().requests]
+    assert all(at >= 0.05 * (turn - 1) for turn, at in enumerate(since))  # two at once, then one every 50 ms
     loop.provider().script(throttled(retry_after="0.02"))
     assert loop.ask(timeout=10.0).text == "Say hello"
     loop.provider().script(Fault.status(500))
     with pytest.raises(fastroute.InternalServerError):
-        loop.ask(timeout=0.3)
+        loop.ask(timeout=10.0)
     core = loop.client.runtime.generation.state.endpoints[0].core
     assert 100e9 < core.reopens_in() <= 300e9
     loop.provider().script(throttled(retry_after="61"))
@@ -337,9 +336,10 @@ def test_a_limit_grants_exactly_what_it_has(start: Start) -> None:
 
 def test_those_over_the_limit_wait_in_line(start: Start) -> None:
     loop = start(1, providers={"a": {"rpm": 6000, "burst": 1}}, policy={"queue_timeout": 5.0})
+    begun = time.monotonic()
     assert run_threads(16, lambda number: loop.ask(f"question {number}")) == []
-    times = sorted(request.time for request in loop.provider().requests)
-    assert times[-1] - times[0] >= 15 * 0.01 * 0.9
+    times = sorted(request.time - begun for request in loop.provider().requests)
+    assert all(at >= 0.01 * turn for turn, at in enumerate(times))
     assert max(attempt.latency for attempt in loop.attempts) < 5
 
 
@@ -377,11 +377,13 @@ def test_retries_on_one_endpoint_are_budgeted_and_failover_is_not(start: Start) 
     breaker = {"failures": 255, "min_calls": 10_000}
     loop = start(1, policy={"max_attempts": 2, "breaker": breaker})
     loop.provider().script(Fault.status(500), repeat=True)
+    begun = time.monotonic()
     for _ in range(40):
         with pytest.raises(fastroute.InternalServerError):
             loop.ask()
     assert loop.of(events.RetryBudgetExhausted)
-    assert loop.provider().received < 40 + 40 * 0.2 + 15
+    # A fifth of a retry for each call, ten at the start, and one a second.
+    assert loop.provider().received <= 40 + 40 * 0.2 + 10 + (time.monotonic() - begun)
     two = start(2, policy={"max_attempts": 2, "breaker": breaker})
     two.provider("a").script(Fault.status(500), repeat=True)
     for _ in range(40):
