@@ -185,7 +185,7 @@ def _document(body: bytes, limits: Limits) -> Any:
             # The standard library's reader tells of equal keys, and reads whole numbers of any size. What it
             # would take beyond JSON has been refused by now.
             value = json.loads(text, object_pairs_hook=_Keys(limits).object)
-    except jsontext.Cut:
+    except jsontext.TruncatedJSON:
         _refuse("the body is empty" if not text.strip() else "the body's JSON stops before its end")
     except ValueError as error:
         _refuse(f"the body is refused: {error}")

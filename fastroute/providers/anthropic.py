@@ -23,7 +23,7 @@ from .base import Target
 from .decoder import StreamDecoder, asks_for_usage
 from .headers import checked_headers, joined_url, usual_headers
 from .reading import count, document, event_json, malformed, string, this_second
-from .sse import Event
+from .sse import ServerSentEvent
 
 _API_VERSION = "2023-06-01"
 _VERSIONED = re.compile(r"/v1/?$")
@@ -263,7 +263,7 @@ class _AnthropicStream(StreamDecoder):
         self._counts: dict[str, Any] = {}
         self._input: types.Usage | None = None  # counted at the beginning, until the end counts all
 
-    def feed(self, event: Event) -> Sequence[types.Chunk]:
+    def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
         if self.done or not data or data.isspace():
             return ()

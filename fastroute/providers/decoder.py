@@ -13,7 +13,7 @@ from typing import Any
 
 from fastroute import errors, types
 
-from .sse import Event
+from .sse import ServerSentEvent
 
 
 def asks_for_usage(request: types.Request) -> bool:
@@ -83,7 +83,7 @@ class StreamDecoder(ABC):
     # -- for formats
 
     @abstractmethod
-    def feed(self, event: Event) -> Sequence[types.Chunk]:
+    def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         """The chunks that an event brings, often one, sometimes none.
 
         Raises:

@@ -26,7 +26,7 @@ from .decoder import StreamDecoder, asks_for_usage
 from .gemini_request import body_of
 from .headers import checked_headers, joined_url, usual_headers
 from .reading import count, document, event_json, malformed, string, this_second
-from .sse import Event
+from .sse import ServerSentEvent
 
 _FILTERED = frozenset(
     {
@@ -182,7 +182,7 @@ def _raise_error(value: Any, target: Target) -> None:
 
 
 @frozen
-class _Call:
+class _GeminiCall:
     name: str | None
     arguments: str
     id: str | None
@@ -190,12 +190,12 @@ class _Call:
 
 
 @frozen
-class _Said:
+class _CandidateParts:
     """What the parts of a candidate come to."""
 
     content: str | None = None
     reasoning: str | None = None
-    calls: Sequence[_Call] = ()
+    calls: Sequence[_GeminiCall] = ()
     images: Sequence[dict[str, Any]] = ()
 
 
@@ -208,18 +208,18 @@ def _candidates(value: Mapping[str, Any]) -> list[Any]:
     return items
 
 
-def _read(candidate: Any) -> _Said:
+def _read(candidate: Any) -> _CandidateParts:
     if not isinstance(candidate, dict):
         raise malformed("a candidate is not an object")
     content = candidate.get("content")
     parts = content.get("parts") if isinstance(content, dict) else None
     if parts is None:
-        return _Said()
+        return _CandidateParts()
     if not isinstance(parts, list):
         raise malformed("a candidate's parts are not a list")
     texts: list[str] = []
     thoughts: list[str] = []
-    calls: list[_Call] = []
+    calls: list[_GeminiCall] = []
     images: list[dict[str, Any]] = []
     for part in parts:
         if not isinstance(part, dict):
@@ -235,7 +235,7 @@ def _read(candidate: Any) -> _Said:
             arguments = call.get("args")
             written = jsontext.dumps(arguments).decode() if isinstance(arguments, dict) else "{}"
             calls.append(
-                _Call(
+                _GeminiCall(
                     string(call.get("name")) or None,
                     written,
                     string(call.get("id")) or None,
@@ -246,7 +246,7 @@ def _read(candidate: Any) -> _Said:
         if isinstance(data, dict):
             url = f"data:{string(data.get('mimeType'))};base64,{string(data.get('data'))}"
             images.append({"type": "image_url", "image_url": {"url": url}})
-    return _Said("".join(texts) if texts else None, "".join(thoughts) or None, calls, images)
+    return _CandidateParts("".join(texts) if texts else None, "".join(thoughts) or None, calls, images)
 
 
 def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
@@ -273,13 +273,15 @@ def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
     return shown.lower()
 
 
-def _call_id(call: _Call, answer_id: str, choice: int, index: int) -> str:
+def _call_id(call: _GeminiCall, answer_id: str, choice: int, index: int) -> str:
     if call.id is not None:
         return call.id
     return f"call_{answer_id or uuid4().hex}_{choice}_{index}"
 
 
-def _tool_call(call: _Call, call_id: str, index: int | None = None) -> tuple[types.ToolCall, dict[str, Any]]:
+def _tool_call(
+    call: _GeminiCall, call_id: str, index: int | None = None
+) -> tuple[types.ToolCall, dict[str, Any]]:
     """A call as a value and as the JSON that it is in OpenAI's shape."""
     raw: dict[str, Any] = {} if index is None else {"index": index}
     raw["id"] = call_id
@@ -437,7 +439,7 @@ class _GeminiStream(StreamDecoder):
         self._signatures: dict[tuple[int, int], str] = {}
         self._images: dict[int, list[dict[str, Any]]] = {}
 
-    def feed(self, event: Event) -> Sequence[types.Chunk]:
+    def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
         if self.done or not data or data.isspace():
             return ()

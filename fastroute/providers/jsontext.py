@@ -29,7 +29,7 @@ _MAX_WRITTEN_DEPTH = 250
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
-class Cut(ValueError):
+class TruncatedJSON(ValueError):
     """The JSON stops before its end."""
 
 
@@ -37,7 +37,7 @@ def loads(data: bytes | str) -> Any:
     """The value of a JSON document.
 
     Raises:
-        Cut: if it stops before its end.
+        TruncatedJSON: if it stops before its end.
         ValueError: if it is no JSON, or breaks the rules above. No message holds any of the data.
     """
     try:
@@ -53,7 +53,7 @@ def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
     """A second try for what orjson refuses and we do not."""
     reason = error.msg
     if "unexpected end of data" in reason or not data.strip():
-        raise Cut("JSON that stops in the middle") from None
+        raise TruncatedJSON("JSON that stops in the middle") from None
     text = data if isinstance(data, str) else data.decode("utf-8", "replace").removeprefix("\ufeff")
     if "surrogate" not in reason and "BOM" not in reason and "UTF-8" not in reason:
         raise ValueError(f"not JSON: {reason}") from None
@@ -63,7 +63,7 @@ def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
         raise ValueError(f"JSON nested more than {MAX_DEPTH} deep") from None
     except json.JSONDecodeError as second:
         if second.pos >= len(text.rstrip()) or second.msg.startswith("Unterminated string"):
-            raise Cut("JSON that stops in the middle") from None
+            raise TruncatedJSON("JSON that stops in the middle") from None
         raise ValueError(f"not JSON: {second.msg}") from None
     return value
 

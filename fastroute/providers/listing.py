@@ -61,7 +61,7 @@ def _names(items: list[dict[str, Any]], key: str) -> tuple[str, ...]:
     return tuple(item[key] for item in items if isinstance(item.get(key), str) and item[key])
 
 
-class _OpenAI:
+class _OpenAIListing:
     by_name = True
 
     def url(self, target: Target, after: str | None) -> str:
@@ -71,7 +71,7 @@ class _OpenAI:
         return Page(_names(_items(value, "data"), "id"))
 
 
-class _Azure(_OpenAI):
+class _AzureListing(_OpenAIListing):
     """What could be deployed; the names of the deployments themselves no key can ask for."""
 
     by_name = False
@@ -80,7 +80,7 @@ class _Azure(_OpenAI):
         return azure.api_url(target.base_url, "/models", target.api_version)
 
 
-class _Anthropic:
+class _AnthropicListing:
     by_name = True
 
     def url(self, target: Target, after: str | None) -> str:
@@ -95,7 +95,7 @@ class _Anthropic:
         return Page(names, last if more else None)
 
 
-class _Gemini:
+class _GeminiListing:
     by_name = True
 
     def url(self, target: Target, after: str | None) -> str:
@@ -116,10 +116,10 @@ class _Gemini:
 
 
 _BY_FORMAT: dict[str, Listing] = {
-    "openai": _OpenAI(),
-    "azure": _Azure(),
-    "anthropic": _Anthropic(),
-    "gemini": _Gemini(),
+    "openai": _OpenAIListing(),
+    "azure": _AzureListing(),
+    "anthropic": _AnthropicListing(),
+    "gemini": _GeminiListing(),
 }
 
 

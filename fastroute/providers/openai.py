@@ -17,7 +17,7 @@ from .base import Target
 from .decoder import StreamDecoder, asks_for_usage
 from .headers import checked_headers, joined_url, usual_headers
 from .reading import count, document, event_json, malformed, string
-from .sse import Event
+from .sse import ServerSentEvent
 
 # ------------------------------------------------------------------------------------------------- requests
 
@@ -239,7 +239,7 @@ class _OpenAIStream(StreamDecoder):
         self._target = target
         self._shows_usage = asks_for_usage(request)
 
-    def feed(self, event: Event) -> Sequence[types.Chunk]:
+    def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
         if self.done or not data or data.isspace():
             return ()

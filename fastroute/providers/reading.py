@@ -12,7 +12,7 @@ from fastroute import errors
 
 from . import error_reader, jsontext
 from .base import Target
-from .sse import Event
+from .sse import ServerSentEvent
 
 _MAX_COUNT = 1 << 53  # tokens; a larger figure is a fault, not a count
 
@@ -24,7 +24,7 @@ def malformed(what: str) -> errors.UpstreamProtocolError:
 def document(body: bytes, target: Target) -> Any:
     try:
         return jsontext.loads(body)
-    except jsontext.Cut:
+    except jsontext.TruncatedJSON:
         if not body.strip():
             raise errors.EmptyResponse("the answer is empty", maybe_billed=True) from None
         raise errors.UpstreamTruncated("the answer's JSON stops in the middle", maybe_billed=True) from None
@@ -35,11 +35,11 @@ def document(body: bytes, target: Target) -> Any:
         raise malformed(f"the answer is {reason}") from None
 
 
-def event_json(event: Event, target: Target) -> Any:
+def event_json(event: ServerSentEvent, target: Target) -> Any:
     """The value in an event of a stream; one named ``error`` is raised as what its text says."""
     try:
         return jsontext.loads(event.data)
-    except jsontext.Cut:
+    except jsontext.TruncatedJSON:
         # Only the end of the input cuts an event off.
         raise errors.UpstreamTruncated(
             "a stream event's JSON stops in the middle", maybe_billed=True

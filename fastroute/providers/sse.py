@@ -17,7 +17,7 @@ from fastroute import errors
 _BOM = b"\xef\xbb\xbf"
 
 
-class Event(NamedTuple):
+class ServerSentEvent(NamedTuple):
     """One event.
 
     Attributes:
@@ -82,7 +82,7 @@ class Decoder:
         self._id = ""
         self._late_error: errors.UpstreamProtocolError | None = None
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that these bytes complete.
 
         Raises:
@@ -123,11 +123,11 @@ class Decoder:
             self._keep(data[cut + 1 :])
         return self._checked(events)
 
-    def end(self) -> list[Event]:
+    def end(self) -> list[ServerSentEvent]:
         """The event that the end of the input completes, if any: see the module's notes on leniency."""
         if self._late_error is not None:
             raise self._late_error
-        events: list[Event] = []
+        events: list[ServerSentEvent] = []
         if self._start:
             self._fragments.append(self._start)
         self._start = None
@@ -152,14 +152,14 @@ class Decoder:
             f"{what} of the event stream is over {limit} bytes", maybe_billed=True
         )
 
-    def _checked(self, events: list[Event]) -> list[Event]:
+    def _checked(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
         if self._late_error is not None and not events:
             raise self._late_error
         return events
 
-    def _lines(self, block: bytes) -> list[Event]:
+    def _lines(self, block: bytes) -> list[ServerSentEvent]:
         """Takes whole lines, joined by LF; the loop that every byte of every stream goes through."""
-        events: list[Event] = []
+        events: list[ServerSentEvent] = []
         for line in block.split(b"\n"):
             if not line:
                 if self._data or self._named:
@@ -195,11 +195,11 @@ class Decoder:
         elif name == b"id" and b"\0" not in value:
             self._id = self._text(value)
 
-    def _dispatch(self, events: list[Event]) -> None:
+    def _dispatch(self, events: list[ServerSentEvent]) -> None:
         if self._data:
             data = self._data
             text = self._text(data[0] if len(data) == 1 else b"\n".join(data))
-            events.append(Event(self._event, text, self._id))
+            events.append(ServerSentEvent(self._event, text, self._id))
             self._data = []
             self._event_size = 0
         if self._named:

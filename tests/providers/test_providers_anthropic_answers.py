@@ -236,20 +236,20 @@ def test_usage_that_cannot_be_relied_on_is_none(usage: Any) -> None:
 # --------------------------------------------------------------------------------------------------- streams
 
 
-def event(kind: str, **fields: Any) -> sse.Event:
-    return sse.Event(kind, json.dumps({"type": kind, **fields}))
+def event(kind: str, **fields: Any) -> sse.ServerSentEvent:
+    return sse.ServerSentEvent(kind, json.dumps({"type": kind, **fields}))
 
 
-def delta(index: int, kind: str, **fields: Any) -> sse.Event:
+def delta(index: int, kind: str, **fields: Any) -> sse.ServerSentEvent:
     return event("content_block_delta", index=index, delta={"type": kind, **fields})
 
 
-def opened(usage: Any = USAGE) -> sse.Event:
+def opened(usage: Any = USAGE) -> sse.ServerSentEvent:
     started = {**answer(usage={**usage, "output_tokens": 1} if usage else usage), "stop_reason": None}
     return event("message_start", message=started)
 
 
-def block_events(index: int, block: dict[str, Any], size: int) -> list[sse.Event]:
+def block_events(index: int, block: dict[str, Any], size: int) -> list[sse.ServerSentEvent]:
     """The events of one block, its text in pieces of so many characters."""
     kind = block["type"]
     whole, name, bare = {
@@ -266,16 +266,16 @@ def block_events(index: int, block: dict[str, Any], size: int) -> list[sse.Event
     return [*made, event("content_block_stop", index=index)]
 
 
-def events(value: dict[str, Any], size: int = 3) -> list[sse.Event]:
+def events(value: dict[str, Any], size: int = 3) -> list[sse.ServerSentEvent]:
     """The stream that brings the same answer."""
-    made = [opened(), sse.Event("ping", '{"type": "ping"}')]
+    made = [opened(), sse.ServerSentEvent("ping", '{"type": "ping"}')]
     for index, block in enumerate(value["content"]):
         made += block_events(index, block, size)
     said = {name: value.get(name) for name in ("stop_reason", "stop_sequence", "stop_details")}
     return [*made, event("message_delta", delta=said, usage=value["usage"]), event("message_stop")]
 
 
-def run(*given_events: sse.Event, **params: Any) -> StreamDecoder:
+def run(*given_events: sse.ServerSentEvent, **params: Any) -> StreamDecoder:
     decoder = ANTHROPIC.stream(ask(True, **params), TARGET)
     for each in given_events:
         decoder.feed(each)
@@ -283,7 +283,7 @@ def run(*given_events: sse.Event, **params: Any) -> StreamDecoder:
     return decoder
 
 
-def chunks(*given_events: sse.Event, **params: Any) -> list[types.Chunk]:
+def chunks(*given_events: sse.ServerSentEvent, **params: Any) -> list[types.Chunk]:
     decoder = ANTHROPIC.stream(ask(True, **params), TARGET)
     return [chunk for each in given_events for chunk in decoder.feed(each)]
 
@@ -399,11 +399,11 @@ STOP = event("content_block_stop", index=0)
         pytest.param([opened(), START, delta(0, "text_delta", text=5)], id="text-is-a-number"),
         pytest.param([opened(), START, delta(True, "text_delta", text="x")], id="index-is-no-number"),
         pytest.param([opened(), event("message_delta", usage={})], id="no-message-delta"),
-        pytest.param([sse.Event("message_start", "[1]")], id="no-object"),
-        pytest.param([sse.Event("message_start", "{]")], id="no-json"),
+        pytest.param([sse.ServerSentEvent("message_start", "[1]")], id="no-object"),
+        pytest.param([sse.ServerSentEvent("message_start", "{]")], id="no-json"),
     ],
 )
-def test_055_events_out_of_order_or_shape_are_refused(given_events: list[sse.Event]) -> None:
+def test_055_events_out_of_order_or_shape_are_refused(given_events: list[sse.ServerSentEvent]) -> None:
     with pytest.raises(errors.UpstreamProtocolError):
         run(*given_events)
 
@@ -411,10 +411,10 @@ def test_055_events_out_of_order_or_shape_are_refused(given_events: list[sse.Eve
 def test_055_unknown_events_and_what_comes_after_the_end_are_passed_over() -> None:
     whole = events(answer(TEXT))
     odd = [
-        sse.Event("of_the_future", '{"type": "of_the_future"}'),
-        sse.Event("message", ""),
-        sse.Event("message", '{"type": 5}'),
-        sse.Event("ping", '{"type": "ping"}'),
+        sse.ServerSentEvent("of_the_future", '{"type": "of_the_future"}'),
+        sse.ServerSentEvent("message", ""),
+        sse.ServerSentEvent("message", '{"type": 5}'),
+        sse.ServerSentEvent("ping", '{"type": "ping"}'),
     ]
     mixed = [*odd, whole[0], *odd, whole[2], delta(0, "delta_of_the_future", x=1), *whole[3:], whole[0]]
     assert run(*mixed).text == "hello"
@@ -426,7 +426,7 @@ def test_055_a_stream_without_its_end_is_cut_short() -> None:
     with pytest.raises(errors.UpstreamTruncated, match="without a finish reason"):
         run(opened(), START, STOP, event("message_stop"))
     with pytest.raises(errors.UpstreamTruncated):
-        run(sse.Event("content_block_delta", '{"type": "content_blo'))
+        run(sse.ServerSentEvent("content_block_delta", '{"type": "content_blo'))
 
 
 @pytest.mark.parametrize(
@@ -445,11 +445,11 @@ def test_047_an_error_event_is_the_error_that_its_status_would_be(
 ) -> None:
     for name in ("error", "message"):
         with pytest.raises(kind) as caught:
-            run(opened(), sse.Event(name, json.dumps({"type": "error", "error": error})))
+            run(opened(), sse.ServerSentEvent(name, json.dumps({"type": "error", "error": error})))
         assert type(caught.value) is kind
         assert caught.value.status_code == status
     with pytest.raises(errors.InternalServerError):
-        run(sse.Event("error", "not even JSON"))
+        run(sse.ServerSentEvent("error", "not even JSON"))
 
 
 def test_other_blocks_and_citations() -> None:
@@ -527,7 +527,7 @@ KINDS = ["content_block_start", "content_block_delta", "content_block_stop", "me
 @given(
     st.lists(
         st.builds(
-            lambda kind, fields: sse.Event(kind, json.dumps({**fields, "type": kind})),
+            lambda kind, fields: sse.ServerSentEvent(kind, json.dumps({**fields, "type": kind})),
             st.sampled_from(KINDS),
             st.fixed_dictionaries(
                 {"index": st.sampled_from([0, 1]) | ANYTHING},
@@ -535,11 +535,13 @@ KINDS = ["content_block_start", "content_block_delta", "content_block_stop", "me
             ),
         )
         | st.just(START)
-        | st.builds(lambda value: sse.Event("x", json.dumps(value)), ANYTHING),
+        | st.builds(lambda value: sse.ServerSentEvent("x", json.dumps(value)), ANYTHING),
         max_size=6,
     )
 )
-def test_whatever_is_streamed_is_an_answer_or_an_error_of_ours(given_events: list[sse.Event]) -> None:
+def test_whatever_is_streamed_is_an_answer_or_an_error_of_ours(
+    given_events: list[sse.ServerSentEvent],
+) -> None:
     try:
         run(opened(), *given_events).completion()
     except errors.APIError:

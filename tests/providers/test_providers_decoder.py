@@ -46,7 +46,7 @@ USAGE = '{"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_t
 
 def run(*data: str, **params: Any) -> tuple[base.StreamDecoder, list[types.Chunk]]:
     decoder = OPENAI.stream(ask(**params), TARGET)
-    chunks = [made for text in data for made in decoder.feed(sse.Event(data=text))]
+    chunks = [made for text in data for made in decoder.feed(sse.ServerSentEvent(data=text))]
     return decoder, chunks
 
 
@@ -116,7 +116,7 @@ def test_every_choice_must_have_ended() -> None:
     assert not decoder.finished
     with pytest.raises(errors.UpstreamTruncated):
         decoder.end()
-    decoder.feed(sse.Event(data=chunk(finish="length")))
+    decoder.feed(sse.ServerSentEvent(data=chunk(finish="length")))
     decoder.end()
     assert [choice.message.content for choice in decoder.completion().choices] == ["a", "b"]
     assert [choice.finish_reason for choice in decoder.completion().choices] == ["length", "stop"]
@@ -235,9 +235,9 @@ def test_events_that_bring_nothing(data: str) -> None:
 def test_an_error_event_by_its_name() -> None:
     decoder = OPENAI.stream(ask(), TARGET)
     with pytest.raises(errors.InternalServerError, match="overloaded"):
-        decoder.feed(sse.Event("error", '{"type":"overloaded_error","message":"overloaded"}'))
+        decoder.feed(sse.ServerSentEvent("error", '{"type":"overloaded_error","message":"overloaded"}'))
     with pytest.raises(errors.InternalServerError, match="went down"):
-        OPENAI.stream(ask(), TARGET).feed(sse.Event("error", "went down"))
+        OPENAI.stream(ask(), TARGET).feed(sse.ServerSentEvent("error", "went down"))
 
 
 @given(JSON)

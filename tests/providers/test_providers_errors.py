@@ -219,7 +219,7 @@ def test_errors_in_an_answer_of_200_go_by_themselves(
         assert type(caught.value) is kind
         assert caught.value.status_code == status
         with pytest.raises(errors.APIStatusError) as caught:
-            OPENAI.stream(REQUEST, TARGET).feed(sse.Event(data=json.dumps(body)))
+            OPENAI.stream(REQUEST, TARGET).feed(sse.ServerSentEvent(data=json.dumps(body)))
         assert type(caught.value) is kind
 
 

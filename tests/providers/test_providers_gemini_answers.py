@@ -267,7 +267,7 @@ def fed(*events: Any, **params: Any) -> tuple[list[types.Chunk], Any]:
     chunks: list[types.Chunk] = []
     for event in events:
         data = event if isinstance(event, str) else json.dumps(event)
-        chunks += decoder.feed(sse.Event("message", data))
+        chunks += decoder.feed(sse.ServerSentEvent("message", data))
     return chunks, decoder
 
 
@@ -335,7 +335,7 @@ def test_several_candidates_each_finish_for_themselves() -> None:
     both["candidates"].append({"index": 1, "content": {"parts": [{"text": "b"}]}, "finishReason": "STOP"})
     _, decoder = fed(both, n=2)
     assert not decoder.finished
-    decoder.feed(sse.Event("message", json.dumps(answer({"text": "c"}, finish="MAX_TOKENS"))))
+    decoder.feed(sse.ServerSentEvent("message", json.dumps(answer({"text": "c"}, finish="MAX_TOKENS"))))
     choices = decoder.completion().choices
     assert [(each.message.content, each.finish_reason) for each in choices] == [
         ("ac", "length"),

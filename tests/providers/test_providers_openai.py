@@ -378,7 +378,7 @@ def test_no_field_raises_anything_unexpected(name: str, value: Any) -> None:
             pass
         try:
             OPENAI.stream(types.Request("gpt", MESSAGES, {}, True), TARGET).feed(
-                sse.Event(data=json.dumps(body))
+                sse.ServerSentEvent(data=json.dumps(body))
             )
         except errors.APIError:
             pass

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import errors
-from fastroute.providers.sse import Decoder, Event
+from fastroute.providers.sse import Decoder, ServerSentEvent
 
 
-def decode(*pieces: bytes, **limits: int) -> list[Event]:
+def decode(*pieces: bytes, **limits: int) -> list[ServerSentEvent]:
     decoder = Decoder(**limits)
-    events: list[Event] = []
+    events: list[ServerSentEvent] = []
     for piece in pieces:
         events += decoder.feed(piece)
     return events + decoder.end()
@@ -110,16 +110,16 @@ def test_types_and_ids() -> None:
         b"event: start\nid: 1\ndata: a\n\ndata: b\n\nid: \x00\ndata: c\n\nid\ndata: d\n\nevent:\ndata: e\n\n"
     )
     assert decode(stream) == [
-        Event("start", "a", "1"),
-        Event("message", "b", "1"),
-        Event("message", "c", "1"),
-        Event("message", "d", ""),
-        Event("message", "e", ""),
+        ServerSentEvent("start", "a", "1"),
+        ServerSentEvent("message", "b", "1"),
+        ServerSentEvent("message", "c", "1"),
+        ServerSentEvent("message", "d", ""),
+        ServerSentEvent("message", "e", ""),
     ]
 
 
 def test_a_type_does_not_outlive_its_event() -> None:
-    assert decode(b"event: ping\n\ndata: 1\n\n") == [Event("message", "1", "")]
+    assert decode(b"event: ping\n\ndata: 1\n\n") == [ServerSentEvent("message", "1", "")]
 
 
 def test_signs_of_life_yield_nothing() -> None:
@@ -139,7 +139,7 @@ def test_a_character_cut_in_four_is_joined() -> None:
     decoder = Decoder()
     pieces = [b"data: ", *[smile[place : place + 1] for place in range(4)], b"\n\n"]
     events = [event for piece in pieces for event in decoder.feed(piece)]
-    assert events == [Event("message", "\U0001f600", "")]
+    assert events == [ServerSentEvent("message", "\U0001f600", "")]
     assert not decoder.replaced
 
 
