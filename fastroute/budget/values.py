@@ -11,7 +11,7 @@ from typing import Protocol
 from attrs import frozen
 
 from fastroute import _core, events
-from fastroute.config.validators import show
+from fastroute.config.messages import show
 from fastroute.figures import dollars
 
 from .windows import Window

@@ -115,7 +115,7 @@ def command(
 
 
 def _chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
-    from fastroute.config.validators import did_you_mean, show
+    from fastroute.config.messages import did_you_mean, show
 
     known = [entry.name for entry in config.endpoints]
     for name in names:

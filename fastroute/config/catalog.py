@@ -26,7 +26,8 @@ from fastroute import errors
 from fastroute.types import TokenPrices, usd_to_nano
 
 from . import toml
-from .validators import did_you_mean, mapping_of, near, number, one_of, quoted, sequence_of, show, text, whole
+from .messages import did_you_mean, near, quoted, show
+from .validators import mapping_of, number, one_of, sequence_of, text, whole
 
 log = logging.getLogger("fastroute")
 

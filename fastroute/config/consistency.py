@@ -13,9 +13,9 @@ from attrs import asdict, fields
 from fastroute import errors
 
 from .catalog import CHAINS, Catalog, alias_problems, price_problems
+from .messages import did_you_mean, quoted, show
 from .tables import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
-from .validators import did_you_mean, quoted, show
 
 
 def find_problems(

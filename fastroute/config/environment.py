@@ -16,8 +16,8 @@ from typing import Any
 
 from . import toml
 from .catalog import Catalog
+from .messages import did_you_mean, quoted
 from .tables import SETTINGS, TABLES
-from .validators import did_you_mean, quoted
 
 PREFIX = "FASTROUTE_"
 # Ours, but not keys of the configuration: where the file is, passwords of Redis and its sentinels, and three

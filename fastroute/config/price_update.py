@@ -33,7 +33,7 @@ from fastroute import errors
 
 from . import toml
 from .catalog import Catalog, Model, read_override
-from .validators import quoted
+from .messages import quoted
 
 PRICES = (
     "input_price",

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import attrs
 
 from .catalog import ModelOverride
-from .validators import did_you_mean, quoted, show
+from .messages import did_you_mean, quoted, show
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import frozen
 
-from .validators import show
+from .messages import show
 
 _SERVER = "redis://127.0.0.1:6379/0"
 _BEHIND = "redis+sentinel://host1:26379,host2:26379/SERVICE/0"

@@ -21,7 +21,7 @@ from fastroute._core import Rules
 from fastroute.errors import ConfigError
 
 from . import toml
-from .validators import quoted, show
+from .messages import quoted, show
 
 Mode = Literal["substring", "word", "pattern"]
 Scope = Literal["user", "all"]

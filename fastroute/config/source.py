@@ -23,6 +23,7 @@ from . import toml
 from .catalog import Catalog, ModelOverride
 from .consistency import find_problems
 from .environment import overlay
+from .messages import did_you_mean, quoted, show
 from .reader import read_table, unknown_key
 from .rules import RuleSet
 from .secrets import read_keys
@@ -38,7 +39,7 @@ from .tables import (
     QualityConfig,
 )
 from .urls import url_problem
-from .validators import did_you_mean, mapping_of, quoted, sequence_of, show, text
+from .validators import mapping_of, sequence_of, text
 
 log = logging.getLogger("fastroute")
 

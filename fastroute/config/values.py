@@ -11,8 +11,9 @@ from typing import Any
 
 from fastroute.types import PRIORITIES
 
+from .messages import show
 from .redis_url import is_redis_url, read_redis_url
-from .validators import Validator, mapping_of, number, sequence_of, show, text
+from .validators import Validator, mapping_of, number, sequence_of, text
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from fastroute import errors
-from fastroute.config.validators import quoted, show
+from fastroute.config.messages import quoted, show
 
 PLACE = "route.validate"
 LONGEST_REASON = 300

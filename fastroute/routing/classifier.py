@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastroute._core import Scan
+from fastroute.config.messages import did_you_mean, show
 from fastroute.config.rules import RuleSet, compiled, load_builtin
-from fastroute.config.validators import did_you_mean, show
 from fastroute.errors import ConfigError
 from fastroute.types import Classification
 

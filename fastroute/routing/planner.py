@@ -21,7 +21,7 @@ import orjson
 from fastroute import _core
 from fastroute.config import AUTO, Config, tiers_of
 from fastroute.config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
-from fastroute.config.validators import near, show
+from fastroute.config.messages import near, show
 from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
 from fastroute.events import Hooks
 from fastroute.state.endpoints import Endpoint, State

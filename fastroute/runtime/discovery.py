@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 
 from fastroute import errors
 from fastroute.config import Config, Secret, is_loopback_url, read_key
-from fastroute.config.validators import did_you_mean, show
+from fastroute.config.messages import did_you_mean, show
 from fastroute.providers import get as get_format
 from fastroute.providers import jsontext
 from fastroute.providers.base import Format, Target, check_content_type

@@ -18,7 +18,7 @@ from attrs import frozen
 from fastroute import _core, errors, events
 from fastroute.config import Config, EndpointConfig, ProviderConfig
 from fastroute.config.catalog import Catalog, Model
-from fastroute.config.validators import did_you_mean, show
+from fastroute.config.messages import did_you_mean, show
 from fastroute.figures import percentile
 from fastroute.platform import forks
 
