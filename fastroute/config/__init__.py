@@ -3,7 +3,7 @@
 Owns the configuration file, its overlay from the environment, zero configuration from provider keys, and the
 reading of API keys. Building live objects from it is in `state` and `runtime`.
 
-- `tables`, `health`, `hedging`: every key with its type, default and check; `validators`: the checks
+- `tables`, `policy`: every key with its type, default and check; `validators`: the checks
 - `catalog`: what is known of models; `price_update`: new prices for it; `rules`: rule sets of classifiers
 - `consistency`: how keys must fit each other; `urls`, `redis_url`: which addresses are allowed
 - `secrets`: API keys, which never show in text
@@ -15,21 +15,24 @@ reading of API keys. Building live objects from it is in `state` and `runtime`.
 from __future__ import annotations
 
 from .catalog import ModelOverride
-from .health import HEALTH_CHECKS, HealthCheckConfig
-from .hedging import HedgingConfig
+from .policy import (
+    CLASSIFIERS,
+    HEALTH_CHECKS,
+    STRATEGIES,
+    BreakerConfig,
+    HealthCheckConfig,
+    HedgingConfig,
+    Policy,
+)
 from .secrets import Secret, read_key, read_keys
 from .source import Findings, Source, catalog_of, check, file_of, load, tiers_of
 from .tables import (
     AUTO,
-    CLASSIFIERS,
-    STRATEGIES,
-    BreakerConfig,
     BudgetConfig,
     CacheConfig,
     Config,
     EndpointConfig,
     Limits,
-    Policy,
     ProviderConfig,
     QualityConfig,
 )

@@ -14,7 +14,8 @@ from fastroute import errors
 
 from .catalog import CHAINS, Catalog, alias_problems, price_problems
 from .messages import did_you_mean, quoted, show
-from .tables import AUTO, CLASSIFIERS, BudgetConfig, Config, EndpointConfig, ProviderConfig
+from .policy import CLASSIFIERS
+from .tables import AUTO, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
 
 

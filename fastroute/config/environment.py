@@ -114,7 +114,7 @@ def _known_names(
                 names.append(endpoint["model"])
         names += Catalog.builtin().models
     elif table == "policy" and depth == 2:
-        from .tables import CLASSIFIERS
+        from .policy import CLASSIFIERS
 
         names += [level for levels in CLASSIFIERS.values() for level in levels]
         own = tables.get("classifiers")

@@ -24,6 +24,7 @@ from .catalog import Catalog, ModelOverride
 from .consistency import find_problems
 from .environment import overlay
 from .messages import did_you_mean, quoted, show
+from .policy import Policy
 from .reader import read_table, unknown_key
 from .rules import RuleSet
 from .secrets import read_keys
@@ -34,7 +35,6 @@ from .tables import (
     CacheConfig,
     Config,
     EndpointConfig,
-    Policy,
     ProviderConfig,
     QualityConfig,
 )

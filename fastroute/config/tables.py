@@ -9,53 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from types import MappingProxyType
-from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import optional
 
-from . import values
+from . import validators
 from .catalog import ModelOverride
-from .health import HealthCheckConfig
-from .hedging import HedgingConfig
+from .policy import CLASSIFIERS, MOST_IN_FLIGHT, Policy, limit
 from .redis_url import local_part
 from .rules import RuleSet
 from .validators import flag, mapping_of, number, one_of, sequence_of, text, whole
 
-# The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
-CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "five-level": ("trivial", "simple", "moderate", "complex", "expert"),
-        "task-tier": ("bulk", "structured", "standard", "complex"),
-        "ten-point": ("ultra-budget", "budget", "standard", "premium"),
-        "three-level": ("low", "medium", "high"),
-    }
-)
-STRATEGIES = (
-    "latency",
-    "weighted",
-    "least-busy",
-    "lowest-cost",
-    "lowest-usage",
-    "two-choices",
-    "ordered",
-)
 BUDGET_WINDOWS = ("request", "day", "month", "total")
 ON_BREACH = ("refuse", "downgrade")
 DURABILITIES = ("process", "power")
 LEDGER_WALS = ("auto", "on", "off")
 RELOADS = ("off", "signal", "change")
 AUTO = "auto"
-MOST_IN_FLIGHT = 4096
-MOST_PER_MINUTE = 1_000_000_000
 
 _MOST = 2**31 - 1
-
-
-def _limit(most: int = MOST_PER_MINUTE, least: int = 0) -> Any:
-    # 0 is a limit like any other: it lets nothing through.
-    return field(default=None, validator=optional(whole(least=least, most=most)))
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -75,11 +47,11 @@ class CacheConfig:
     """
 
     enabled: bool = field(default=True, validator=flag)
-    ttl: float = field(default=3600.0, validator=values.seconds(most=31_536_000))
+    ttl: float = field(default=3600.0, validator=validators.seconds(most=31_536_000))
     max_entries: int = field(default=10_000, validator=whole(least=1, most=_MOST))
     max_bytes: int = field(default=64 * 1024 * 1024, validator=whole(least=1, most=2**40))
     max_entry_bytes: int = field(default=1024 * 1024, validator=whole(least=1, most=2**40))
-    scope: tuple[str, ...] | str = field(default="all", validator=values.scope)
+    scope: tuple[str, ...] | str = field(default="all", validator=validators.scope)
 
 
 @frozen
@@ -108,21 +80,21 @@ class ProviderConfig:
 
     base_url: str = field(validator=text())
     format: str = field(default="openai", validator=text())
-    api_version: str | None = field(default=None, validator=optional(values.api_version))
-    api_key_env: str = field(default="", validator=values.variable)
+    api_version: str | None = field(default=None, validator=optional(validators.api_version))
+    api_key_env: str = field(default="", validator=validators.variable)
     api_key_file: str = field(default="", validator=text(empty=True))
-    rpm: int | None = _limit()
-    tpm: int | None = _limit()
-    burst: int | None = _limit()
-    token_burst: int | None = _limit()
+    rpm: int | None = limit()
+    tpm: int | None = limit()
+    burst: int | None = limit()
+    token_burst: int | None = limit()
     max_in_flight: int = field(default=200, validator=whole(least=0, most=MOST_IN_FLIGHT))
-    headers: Mapping[str, str] = field(factory=dict, validator=values.headers, repr=False)
-    proxy: str | None = field(default=None, validator=optional(values.proxy), repr=False)
+    headers: Mapping[str, str] = field(factory=dict, validator=validators.headers, repr=False)
+    proxy: str | None = field(default=None, validator=optional(validators.proxy), repr=False)
     ca_bundle: str | None = field(default=None, validator=optional(text()))
     allow_http: bool = field(default=False, validator=flag)
     allow_private_hosts: bool = field(default=False, validator=flag)
-    timeout: float | None = field(default=None, validator=optional(values.seconds()))
-    connect_timeout: float | None = field(default=None, validator=optional(values.seconds()))
+    timeout: float | None = field(default=None, validator=optional(validators.seconds()))
+    connect_timeout: float | None = field(default=None, validator=optional(validators.seconds()))
 
     @property
     def key_source(self) -> str:
@@ -146,15 +118,15 @@ class EndpointConfig:
     """
 
     provider: str = field(validator=text())
-    model: str = field(validator=values.name)
+    model: str = field(validator=validators.name)
     upstream: str = field(validator=text())
     name: str = field(validator=text())
     weight: float = field(default=1.0, validator=number(least=0, most=1_000_000))
-    rpm: int | None = _limit()
-    tpm: int | None = _limit()
-    burst: int | None = _limit()
-    token_burst: int | None = _limit()
-    max_in_flight: int | None = _limit(MOST_IN_FLIGHT)
+    rpm: int | None = limit()
+    tpm: int | None = limit()
+    burst: int | None = limit()
+    token_burst: int | None = limit()
+    max_in_flight: int | None = limit(MOST_IN_FLIGHT)
 
     @upstream.default
     def _upstream_is_model(self) -> str:
@@ -183,35 +155,6 @@ class Limits:
 
 
 @frozen
-class BreakerConfig:
-    """``[policy.breaker]``: when an endpoint is left alone, and for how long.
-
-    Attributes:
-        failures: consecutive failures that open the breaker.
-        rate: share of failures in the window that opens it.
-        min_calls: results the window must hold before the rate counts.
-        window: seconds of the window.
-        open: seconds it stays open the first time; doubled each time it opens again.
-        max_open: most seconds it stays open.
-        reset: seconds of health after which the doubling starts anew.
-        probe_lease: seconds a probe may take before another goes; or its attempt's time-out, if longer.
-        probes_to_close: successful probes, one after the other, that close it.
-        ramp: seconds over which a closed endpoint gets its full share back.
-    """
-
-    failures: int = field(default=5, validator=whole(least=1, most=255))
-    rate: float = field(default=0.5, validator=number(above=0, most=1))
-    min_calls: int = field(default=20, validator=whole(least=1, most=10_000))
-    window: float = field(default=30.0, validator=values.seconds(least=0.01, most=3600))
-    open: float = field(default=5.0, validator=values.seconds(least=0.001, most=3600))
-    max_open: float = field(default=300.0, validator=values.seconds())
-    reset: float = field(default=60.0, validator=values.seconds())
-    probe_lease: float = field(default=35.0, validator=values.seconds(least=0.001, most=3600))
-    probes_to_close: int = field(default=2, validator=whole(least=1, most=100))
-    ramp: float = field(default=10.0, validator=values.seconds(least=0, most=3600))
-
-
-@frozen
 class BudgetConfig:
     """``[[budgets]]``: how much may be spent.
 
@@ -229,15 +172,15 @@ class BudgetConfig:
             classes not named may use all of it.
     """
 
-    name: str = field(validator=values.name)
-    limit: float = field(validator=values.dollars)
+    name: str = field(validator=validators.name)
+    limit: float = field(validator=validators.dollars)
     window: str = field(validator=one_of(BUDGET_WINDOWS))
-    timezone: str = field(default="UTC", validator=values.zone)
-    per: str = field(default="", validator=values.per)
+    timezone: str = field(default="UTC", validator=validators.zone)
+    per: str = field(default="", validator=validators.per)
     on_breach: str = field(default="refuse", validator=one_of(ON_BREACH))
     hard: bool = field(default=True, validator=flag)
-    alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=values.alerts)
-    shares: Mapping[str, float] = field(factory=dict, validator=values.shares)
+    alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=validators.alerts)
+    shares: Mapping[str, float] = field(factory=dict, validator=validators.shares)
 
     @property
     def limit_nano(self) -> int:
@@ -248,77 +191,6 @@ class BudgetConfig:
     def tag(self) -> str | None:
         """The tag whose values are counted apart."""
         return self.per.removeprefix("tag:") or None
-
-
-@frozen
-class Policy:
-    """``[policy]``: how a model and an endpoint are chosen, and what happens on failure.
-
-    Attributes:
-        fixed_model: turns routing off: this model serves every call, whatever is asked for; empty: routing.
-        classifier: the rule set that gives a request its level: a built-in one, or one of ``classifiers``.
-        classifier_timeout: seconds that a function given to the client as classifier may take.
-        strategy: how to choose among the endpoints of a model.
-        confidence_threshold: under this confidence the standard tier is used.
-        quality_floor: the least quality (0..1) a model should have.
-        max_latency: seconds an endpoint should be expected to take at most.
-        price_ceiling: USD a call should cost at most by estimate; dearer models come last.
-        max_cost: USD a call may cost at most by estimate; dearer models are not taken.
-        classes: level to tier; levels not named spread evenly over the tiers.
-        max_attempts: requests sent for one call at most.
-        backoff_base, backoff_cap: seconds of the first and the longest pause after an error.
-        throttle_base, throttle_cap: the same after a 429 that says no time.
-        max_retry_after: seconds of Retry-After waited for at most; for more, the endpoint is left out.
-        max_in_flight: calls under way at once at all endpoints together; none: no such limit.
-        adaptive: whether each endpoint's limit on calls at once follows what it bears: it begins at 20,
-            shrinks when calls are throttled or fail, grows as they succeed; never above ``max_in_flight``.
-        queue_timeout: seconds a call may wait for a limit.
-        max_queue: calls that may wait at once.
-        timeout_base: seconds one attempt may take, and
-        timeout_per_1k: so many more for each 1000 output tokens asked for, times 1, 1.5 or 2.5 by its class.
-        idle_timeout: seconds without a byte after which a stream that has begun is given up.
-        ping_timeout: seconds with nothing but keep-alives after which any stream is given up.
-        drop_sampling: whether temperature, top_p and top_k are left out for a model that refuses them; if
-            not, a request with one of them goes to other models.
-        cascade: whether a tier that cannot serve at all is followed by the next cheaper one.
-        fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
-        breaker: the circuit breaker of each endpoint.
-        health_check: looking at endpoints that nobody calls.
-        hedging: a second request for a call that takes longer than most.
-    """
-
-    fixed_model: str = field(default="", validator=text(empty=True))
-    classifier: str = field(default="five-level", validator=text())
-    classifier_timeout: float = field(default=0.05, validator=values.seconds(most=60))
-    strategy: str = field(default="latency", validator=one_of(STRATEGIES))
-    confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
-    quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
-    max_latency: float | None = field(default=None, validator=optional(values.seconds()))
-    price_ceiling: float | None = field(
-        default=None, validator=optional(number(least=0, most=1e6, unit="USD"))
-    )
-    max_cost: float | None = field(default=None, validator=optional(number(least=0, most=1e6, unit="USD")))
-    classes: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
-    max_attempts: int = field(default=3, validator=whole(least=1, most=100))
-    backoff_base: float = field(default=0.5, validator=values.seconds(most=3600))
-    backoff_cap: float = field(default=8.0, validator=values.seconds(most=3600))
-    throttle_base: float = field(default=1.0, validator=values.seconds(most=3600))
-    throttle_cap: float = field(default=20.0, validator=values.seconds(most=3600))
-    max_retry_after: float = field(default=60.0, validator=values.seconds(least=0, most=3600))
-    max_in_flight: int | None = _limit(MOST_IN_FLIGHT, least=1)
-    adaptive: bool = field(default=False, validator=flag)
-    queue_timeout: float = field(default=30.0, validator=values.seconds(least=0))
-    max_queue: int = field(default=1000, validator=whole(least=0, most=1_000_000))
-    timeout_base: float = field(default=30.0, validator=values.seconds())
-    timeout_per_1k: float = field(default=10.0, validator=values.seconds(least=0))
-    idle_timeout: float = field(default=30.0, validator=values.seconds(most=3600))
-    ping_timeout: float = field(default=120.0, validator=values.seconds(most=3600))
-    drop_sampling: bool = field(default=False, validator=flag)
-    cascade: bool = field(default=True, validator=flag)
-    fallback_on_404: bool = field(default=False, validator=flag)
-    breaker: BreakerConfig = field(factory=BreakerConfig)
-    health_check: HealthCheckConfig = field(factory=HealthCheckConfig)
-    hedging: HedgingConfig = field(factory=HedgingConfig)
 
 
 @frozen
@@ -378,13 +250,13 @@ class Config:
     """
 
     default_model: str = field(default=AUTO, validator=text())
-    state: str = field(default="memory", validator=values.state)
-    ledger: str = field(default="fastroute.db", validator=values.ledger)
+    state: str = field(default="memory", validator=validators.state)
+    ledger: str = field(default="fastroute.db", validator=validators.ledger)
     ledger_durability: str = field(default="process", validator=one_of(DURABILITIES))
     ledger_journal: str = field(default="", validator=text(empty=True))
     ledger_wal: str = field(default="auto", validator=one_of(LEDGER_WALS))
-    timeout: float = field(default=600.0, validator=values.seconds())
-    connect_timeout: float = field(default=5.0, validator=values.seconds(most=3600))
+    timeout: float = field(default=600.0, validator=validators.seconds())
+    connect_timeout: float = field(default=5.0, validator=validators.seconds(most=3600))
     max_response_bytes: int = field(default=32 * 1024 * 1024, validator=whole(least=1, most=2**40))
     workers: int = field(default=32, validator=whole(least=1, most=4096))
     max_pending: int = field(default=1000, validator=whole(least=0, most=_MOST))

@@ -14,7 +14,7 @@ import pytest
 
 import fastroute
 from fastroute import _core, config
-from fastroute.config.health import HealthCheckConfig
+from fastroute.config.policy import HealthCheckConfig
 from fastroute.config.tables import TABLES as INNER
 from fastroute.state.endpoints import State
 from fastroute.testing import Provider

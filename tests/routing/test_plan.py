@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import fastroute
-from fastroute.config.tables import STRATEGIES
+from fastroute.config.policy import STRATEGIES
 
 MODELS = {
     "small": {
