@@ -79,7 +79,7 @@ class Machines:
         end = time.monotonic() + PATIENCE
         while True:
             self.beat_if_there()
-            if all(shared.server.there for shared in self.shared):
+            if all(shared.connection.there for shared in self.shared):
                 return
             assert time.monotonic() < end
             time.sleep(0.01)

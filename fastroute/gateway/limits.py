@@ -13,7 +13,7 @@ from typing import Any
 
 from fastroute import _core, errors, events
 from fastroute.budget import Budgets, Reservation, Spent
-from fastroute.state.redis import Bank, Shared
+from fastroute.state.redis import RedisBank, Shared
 from fastroute.state.tokens import LEAST_OUTPUT, estimate_input
 
 from .keys import Caller
@@ -137,7 +137,7 @@ class KeyBudgets:
     """
 
     def __init__(
-        self, segment: _core.Segment, spent: Spent, hooks: events.Hooks, bank: Bank | None = None
+        self, segment: _core.Segment, spent: Spent, hooks: events.Hooks, bank: RedisBank | None = None
     ) -> None:
         self._segment = segment
         self._bank = bank

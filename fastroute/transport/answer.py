@@ -23,7 +23,7 @@ _SIZE = re.compile(rb"[0-9a-fA-F]{1,16}")
 _NAME = re.compile(r"[!-9;-~\x80-\xff]+")
 
 
-class Answer(http.client.HTTPResponse):
+class StrictResponse(http.client.HTTPResponse):
     """An answer whose head is whole.
 
     Attributes:

@@ -26,7 +26,7 @@ from fastroute import errors
 from fastroute.config import address_problem
 
 from . import request_timer
-from .answer import Answer
+from .answer import StrictResponse
 from .request_timer import RequestTimer
 from .resolve import is_address, resolve
 
@@ -83,7 +83,7 @@ class _Reporting:
 
     reports = True
     timer: RequestTimer | None = None
-    response_class: Any = Answer
+    response_class: Any = StrictResponse
     port: Any
     timeout: Any
     _dns_host: Any
@@ -233,7 +233,7 @@ class _Direct(_Reporting):
         _ready_to_read()
         method, url = self._asked
         sock = self.sock
-        answer = Answer(sock, method=method)
+        answer = StrictResponse(sock, method=method)
         try:
             answer.begin()
             if answer.will_close:
@@ -279,23 +279,23 @@ class _Direct(_Reporting):
 _FRAMING = ("content-length", "transfer-encoding", "content-encoding")
 
 
-class _Connection(_Direct, _Dialing, HTTPConnection):  # type: ignore[misc]
+class _DirectConnection(_Direct, _Dialing, HTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _TLSConnection(_Direct, _Dialing, HTTPSConnection):  # type: ignore[misc]
+class _DirectTLSConnection(_Direct, _Dialing, HTTPSConnection):  # type: ignore[misc]
     pass
 
 
-class _Pool(HTTPConnectionPool):
-    ConnectionCls: Any = _Connection
+class _DirectPool(HTTPConnectionPool):
+    ConnectionCls: Any = _DirectConnection
 
 
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls: Any = _TLSConnection
+class _DirectTLSPool(HTTPSConnectionPool):
+    ConnectionCls: Any = _DirectTLSConnection
 
 
-POOLS = {"http": _Pool, "https": _TLSPool}
+POOLS = {"http": _DirectPool, "https": _DirectTLSPool}
 """The pools of our connections, by scheme."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastroute.transport.answer import Answer
+from fastroute.transport.answer import StrictResponse
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def answer(ends: tuple[socket.socket, socket.socket], head: bytes, method: str = "POST") -> Answer:
+def answer(ends: tuple[socket.socket, socket.socket], head: bytes, method: str = "POST") -> StrictResponse:
     ours, theirs = ends
     theirs.sendall(head)
     theirs.shutdown(socket.SHUT_WR)
-    found = Answer(ours, method=method)
+    found = StrictResponse(ours, method=method)
     try:
         found.begin()
     except BaseException:
@@ -106,7 +106,7 @@ def test_what_is_no_head(ends: tuple[socket.socket, socket.socket], head: bytes,
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-def pieces(found: Answer) -> list[bytes]:
+def pieces(found: StrictResponse) -> list[bytes]:
     read: list[bytes] = []
     while piece := found.read1():
         read.append(piece)
@@ -123,7 +123,7 @@ def test_all_chunks_that_have_arrived_come_together(ends: tuple[socket.socket, s
 def test_chunks_may_be_cut_anywhere(ends: tuple[socket.socket, socket.socket]) -> None:
     body = b"3\r\none\r\nA\r\n0123456789\r\n0\r\n\r\n"
     for cut in range(len(body) + 1):
-        found = Answer(ends[0], method="POST")
+        found = StrictResponse(ends[0], method="POST")
         ends[1].sendall(CHUNKED + body[:cut])
         found.begin()
         first = found.read1() if cut > 3 else b""

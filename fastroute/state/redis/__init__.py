@@ -35,14 +35,14 @@ from fastroute import _core, events
 from fastroute.config import Config
 
 from .address import AwayError, address_of
-from .connection import Server
+from .connection import RedisConnection
 from .endpoints import SharedEndpoint
 from .leases import SharedLimits
-from .money import Bank
-from .permits import Question, ask
+from .money import RedisBank
+from .permits import PermitRequest, ask
 from .scripts import BEAT
 
-__all__ = ["Bank", "Shared"]
+__all__ = ["RedisBank", "Shared"]
 
 log = logging.getLogger("fastroute")
 
@@ -66,8 +66,8 @@ class Shared:
     def __init__(self, config: Config, segment: _core.Segment, path: str | None, hooks: events.Hooks) -> None:
         self._hooks = hooks
         self.machine = _machine(path)
-        self.server = Server(address_of(config.state), segment, self._changed)
-        self.bank = Bank(self.server, segment, self.machine)
+        self.connection = RedisConnection(address_of(config.state), segment, self._changed)
+        self.bank = RedisBank(self.connection, segment, self.machine)
         self._endpoints: dict[str, SharedEndpoint] = {}
         self._quotas: dict[str, SharedLimits] = {}
         self._count = 1
@@ -83,7 +83,7 @@ class Shared:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self.server.after_fork()
+        self.connection.after_fork()
         self.bank.after_fork()
         for limits in self._all():
             limits.after_fork()
@@ -92,12 +92,14 @@ class Shared:
         """Has these endpoints draw on the shared limits from now on."""
         for endpoint in endpoints:
             self._endpoints[endpoint.name] = SharedEndpoint(
-                endpoint, self.server, self.machine, self._machines, self._wake_up, probe_lease_s
+                endpoint, self.connection, self.machine, self._machines, self._wake_up, probe_lease_s
             )
 
     def attach_quota(self, quota: _core.Quota) -> None:
         """Has a caller's limits be shared from now on."""
-        self._quotas[quota.name] = SharedLimits(quota, "caller", self.server, self._machines, self._wake_up)
+        self._quotas[quota.name] = SharedLimits(
+            quota, "caller", self.connection, self._machines, self._wake_up
+        )
 
     def unblocked(self, name: str) -> None:
         """Has the other machines ask an endpoint again that was blocked."""
@@ -125,9 +127,9 @@ class Shared:
         Raises:
             AwayError: Redis is away.
         """
-        server = self.server
-        keys = [server.key("machines"), server.key("news"), server.key("version")]
-        answer = server.run(BEAT, keys, self.machine, self._version, _MACHINE_LIFE_MS)
+        connection = self.connection
+        keys = [connection.key("machines"), connection.key("news"), connection.key("version")]
+        answer = connection.run(BEAT, keys, self.machine, self._version, _MACHINE_LIFE_MS)
         try:
             now, count, version = int(answer[0]), int(answer[1]), str(answer[2])
             news = [str(word) for word in answer[3:]]
@@ -156,15 +158,15 @@ class Shared:
 
     def stats(self) -> dict[str, Any]:
         """Plain figures: whether Redis is there, why not, how many machines share."""
-        server = self.server
+        connection = self.connection
         return {
-            "there": server.there,
-            "reason": server.reason or None,
+            "there": connection.there,
+            "reason": connection.reason or None,
             "machine": self.machine,
             "machines": self._count,
-            "share": 1.0 if server.there else 1.0 / self._count,
-            "failovers": server.failovers,
-            "warnings": list(server.warnings),
+            "share": 1.0 if connection.there else 1.0 / self._count,
+            "failovers": connection.failovers,
+            "warnings": list(connection.warnings),
         }
 
     def close(self) -> None:
@@ -184,7 +186,7 @@ class Shared:
             self.bank.close()
         except AwayError:
             pass  # leases pass with their time
-        self.server.close()
+        self.connection.close()
 
     @property
     def closed(self) -> bool:
@@ -212,21 +214,21 @@ class Shared:
             # Others were refused one: they should not wait for the next beat.
             self._ask_permits([(one, one.permits.give_up()) for one in endpoints if one.permits.wanted])
 
-    def _ask_permits(self, asked: list[tuple[SharedEndpoint, Question | None]]) -> bool:
+    def _ask_permits(self, asked: list[tuple[SharedEndpoint, PermitRequest | None]]) -> bool:
         """Asks for all of them at once; whether another machine wants some."""
-        due = [(one.permits, question) for one, question in asked if question is not None]
+        due = [(one.permits, request) for one, request in asked if request is not None]
         if not due:
             return False
         begun = _core.clock()
         try:
-            keys, questions = [permits.key for permits, _ in due], [question for _, question in due]
-            answers = ask(self.server, self.machine, keys, questions)
+            keys, requests = [permits.key for permits, _ in due], [request for _, request in due]
+            answers = ask(self.connection, self.machine, keys, requests)
         except AwayError:
             for permits, _ in due:
                 permits.away()
             raise
-        for (permits, question), answer in zip(due, answers):
-            permits.take(question, answer, begun)
+        for (permits, request), answer in zip(due, answers):
+            permits.take(request, answer, begun)
         return any(permits.wanted for permits, _ in due)
 
     def _wake_up(self) -> None:

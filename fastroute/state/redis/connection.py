@@ -29,7 +29,7 @@ _OPEN_S = 5.0
 _WORST_POLICIES = "allkeys"
 
 
-class Server:
+class RedisConnection:
     """Runs scripts in Redis, or says at once that it is away.
 
     Args:
@@ -157,9 +157,9 @@ class Server:
         if address.password is not None:
             options["password"] = address.password
         if address.service is not None:
-            from .sentinels import Pool
+            from .sentinels import SentinelPool
 
-            return Pool(address, options, self._replaced)
+            return SentinelPool(address, options, self._replaced)
         return self._redis.ConnectionPool.from_url(address.url, **options)
 
     def _replaced(self) -> None:

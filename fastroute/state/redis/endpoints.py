@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fastroute import _core
 
 from .address import AwayError
-from .connection import Server
+from .connection import RedisConnection
 from .leases import PATIENCE, SharedLimits, refusal
 from .permits import Permits
 from .scripts import EXTEND, PROBE, PROBED, TELL
@@ -33,7 +33,7 @@ class SharedEndpoint(SharedLimits):
     def __init__(
         self,
         core: _core.Endpoint,
-        server: Server,
+        connection: RedisConnection,
         machine: str,
         machines: Callable[[], int],
         wake: Callable[[], None],
@@ -46,8 +46,8 @@ class SharedEndpoint(SharedLimits):
         self._heard: dict[str, str] = {}
         self._free = False  # whether the end of a block is to be told
         self._extended = 0  # ns on the core's clock until which the probe under way may take
-        super().__init__(core, "limit", server, machines, wake, permits=True)
-        self.permits = Permits(core, self.lease, server, machine, machines)
+        super().__init__(core, "limit", connection, machines, wake, permits=True)
+        self.permits = Permits(core, self.lease, connection, machine, machines)
 
     # ------------------------------------------------------------------------ what the core asks for
 
@@ -86,7 +86,9 @@ class SharedEndpoint(SharedLimits):
         """0: this machine may send the probe; or the ns until it is worth asking again."""
         lease = int(self._probe_lease_s * 1000)
         try:
-            left = self._server.run(PROBE, [self._server.key("probe", self.name)], self._machine, lease)
+            left = self._connection.run(
+                PROBE, [self._connection.key("probe", self.name)], self._machine, lease
+            )
             return int(left) * 1_000_000
         except (AwayError, ValueError):
             return 0
@@ -127,12 +129,12 @@ class SharedEndpoint(SharedLimits):
         """
         super().settle()
         told = self._told
-        probe = [self._server.key("probe", self.name)]
+        probe = [self._connection.key("probe", self.name)]
         if told.pop("extend", False):
             left = (self._extended - _core.clock()) // 1_000_000
-            self._server.run(EXTEND, probe, self._machine, max(1, left))
+            self._connection.run(EXTEND, probe, self._machine, max(1, left))
         if told.pop("probed", False):
-            self._server.run(PROBED, probe, self._machine)
+            self._connection.run(PROBED, probe, self._machine)
         if told.pop("limits", False):
             requests, tokens = self._left
             self._ask(0, (0, requests, 0, 0), (0, tokens, 0, 0))
@@ -185,7 +187,7 @@ class SharedEndpoint(SharedLimits):
         self._free = False
 
     def _tell(self, kind: str, word: str, left_ns: int, code: int) -> None:
-        server = self._server
-        keys = [server.key("news"), server.key("version")]
-        change = server.request_id()
-        server.run(TELL, keys, change, f"{kind}:{self.name}", word, left_ns // 1_000_000, code)
+        connection = self._connection
+        keys = [connection.key("news"), connection.key("version")]
+        change = connection.request_id()
+        connection.run(TELL, keys, change, f"{kind}:{self.name}", word, left_ns // 1_000_000, code)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from fastroute import _core
 
 from .address import AwayError
-from .connection import Server
+from .connection import RedisConnection
 from .scripts import LIMIT
 
 LEASE_NS = 2_000_000_000
@@ -47,15 +47,15 @@ class SharedLimits:
         self,
         core: _core.Limited,
         kind: str,
-        server: Server,
+        connection: RedisConnection,
         machines: Callable[[], int],
         wake: Callable[[], None],
         *,
         permits: bool = False,
     ) -> None:
         self.name = core.name
-        self._key = server.key(kind, core.name)
-        self._server = server
+        self._key = connection.key(kind, core.name)
+        self._connection = connection
         self._machines = machines
         self._wake = wake
         self._told: dict[str, bool] = {}  # what is to be told or done soon
@@ -165,9 +165,11 @@ class SharedLimits:
     def _ask(self, patience: int, requests: tuple[int, ...], tokens: tuple[int, ...]) -> list[int]:
         """Runs the limit's script; what it says of the buckets is taken note of."""
         interval_r, burst_r, interval_t, burst_t = self.lease.limits()
-        server = self._server
-        keys = [self._key, server.key("done", server.request_id())]
-        text = server.run(LIMIT, keys, patience, interval_r, burst_r, *requests, interval_t, burst_t, *tokens)
+        connection = self._connection
+        keys = [self._key, connection.key("done", connection.request_id())]
+        text = connection.run(
+            LIMIT, keys, patience, interval_r, burst_r, *requests, interval_t, burst_t, *tokens
+        )
         try:
             answer = [int(word) for word in str(text).split(" ")]
             _, _, _, ahead_r, _, _, ahead_t = answer

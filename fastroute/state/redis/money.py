@@ -20,7 +20,7 @@ from fastroute import _core
 from fastroute.budget import AWAY, GRANTED, REFUSED, Window
 
 from .address import AwayError
-from .connection import Server
+from .connection import RedisConnection
 from .scripts import MONEY
 
 _PATIENCE = 0.25
@@ -61,7 +61,7 @@ class _Account:
                 return
 
 
-class Bank:
+class RedisBank:
     """What this machine may commit of each budget.
 
     Args:
@@ -70,8 +70,8 @@ class Bank:
     Thread safety: all methods.
     """
 
-    def __init__(self, server: Server, segment: _core.Segment, machine: str) -> None:
-        self._server = server
+    def __init__(self, connection: RedisConnection, segment: _core.Segment, machine: str) -> None:
+        self._connection = connection
         self._segment = segment
         self._machine = machine
         self._accounts: dict[tuple[str, int], _Account] = {}
@@ -184,17 +184,17 @@ class Bank:
     def _ask(
         self, account: _Account, need: int, want: int, charge: int, spent: Callable[[], int] | None
     ) -> str:
-        server = self._server
+        connection = self._connection
         digest = blake2b(account.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-        key = server.key("money", digest, str(account.number))
+        key = connection.key("money", digest, str(account.number))
         over = max(0, account.counter.committed - account.grant)
         # What the ledger does not know yet: not committed, or reserved only.
         held = max(0, account.grant - account.counter.figures()[0])
         base = -1
         while True:
-            text = server.run(
+            text = connection.run(
                 MONEY,
-                [key, server.key("done", server.request_id())],
+                [key, connection.key("done", connection.request_id())],
                 self._machine,
                 account.life,
                 base,
@@ -204,7 +204,7 @@ class Bank:
                 max(0, need - over),
                 max(0, want - over),
                 account.until_ms,
-                server.request_id(),
+                connection.request_id(),
             )
             try:
                 word, granted, total, life = str(text).split(" ")

@@ -5,7 +5,7 @@ them is the core's (`fastroute._core.Lease`); what all machines hold is `scripts
 
 A machine keeps a few permits more than it uses, good for ten seconds and renewed every second, so the usual
 call asks nobody. When another machine was refused one, all give up what they do not use with their next beat.
-What is given up is taken away here before Redis hears of it, and each question names the turn of the lease
+What is given up is taken away here before Redis hears of it, and each request names the turn of the lease
 that it was asked at: so no permit is ever held twice, whichever answer is lost or late. A machine that was
 killed loses its permits with its lease.
 
@@ -22,7 +22,7 @@ from attrs import frozen
 from fastroute import _core
 
 from .address import AwayError
-from .connection import Server
+from .connection import RedisConnection
 from .scripts import PERMITS
 
 LIFE_NS = 10_000_000_000
@@ -34,7 +34,7 @@ _FULL_NS = 50_000_000  # how long a process that was refused asks no more
 
 
 @frozen
-class Question:
+class PermitRequest:
     """What one endpoint asks of all machines: six words of `scripts.PERMITS`.
 
     Attributes:
@@ -74,20 +74,20 @@ class Permits:
         self,
         core: _core.Endpoint,
         lease: _core.Lease,
-        server: Server,
+        connection: RedisConnection,
         machine: str,
         machines: Callable[[], int],
     ) -> None:
         self._core = core
         self._lease = lease
-        self._server = server
+        self._connection = connection
         self._machine = machine
         self._machines = machines
         self.wanted = False
 
     @property
     def key(self) -> str:
-        return self._server.key("permits", self._core.name)
+        return self._connection.key("permits", self._core.name)
 
     def supply(self) -> bool:
         """Leases for a call that found none left here; False: there are none at all for now."""
@@ -95,20 +95,20 @@ class Permits:
             leased, held, _, left, alone = self._lease.permits()
             if leased > held:
                 return True
-            if alone and left and self._server.resting:
+            if alone and left and self._connection.resting:
                 break
             try:
-                question = self._question(1)
-                if question is None:
+                request = self.request(1)
+                if request is None:
                     continue
                 begun = _core.clock()
-                answer = ask(self._server, self._machine, [self.key], [question])[0]
+                answer = ask(self._connection, self._machine, [self.key], [request])[0]
             except AwayError:
                 if not self.away():
                     break
                 continue
-            self.take(question, answer, begun)
-            if answer[0] < question.need and answer[2] < 0:
+            self.take(request, answer, begun)
+            if answer[0] < request.need and answer[2] < 0:
                 break
         leased, held, _, _, _ = self._lease.permits()
         if leased > held:
@@ -116,7 +116,7 @@ class Permits:
         self._lease.full(_core.clock() + _FULL_NS)
         return False
 
-    def due(self) -> Question | None:
+    def due(self) -> PermitRequest | None:
         """What to ask with this beat; None if another process of the machine has done so already.
 
         It is to be followed by `take`, or `away`.
@@ -128,18 +128,18 @@ class Permits:
                 self._shrink(held + spare)
             elif left > LIFE_NS - _RENEW_NS and leased >= held + spare // 2:
                 return None
-        return self._question(0)
+        return self.request(0)
 
-    def give_up(self) -> Question | None:
+    def give_up(self) -> PermitRequest | None:
         """Gives up all that is not in use; what to ask so that the others know, if anything."""
         leased, held, _, _, alone = self._lease.permits()
         if alone or leased <= held:
             return None
         self._shrink(held)
         leased, held, turn, _, _ = self._lease.permits()
-        return Question(turn, self._core.max_in_flight, self._part, held, 0, leased)
+        return PermitRequest(turn, self._core.max_in_flight, self._part, held, 0, leased)
 
-    def take(self, question: Question, answer: tuple[int, bool, int], begun: int) -> None:
+    def take(self, request: PermitRequest, answer: tuple[int, bool, int], begun: int) -> None:
         """Takes over what was answered, if nothing has changed since it was asked.
 
         Args:
@@ -147,7 +147,7 @@ class Permits:
         """
         many, self.wanted, later = answer
         leased, _, turn, left, alone = self._lease.permits()
-        if turn != question.turn:
+        if turn != request.turn:
             return
         if later >= 0:
             # The state of this machine is newer than what Redis remembers of it: go on from there.
@@ -178,8 +178,8 @@ class Permits:
     def _part(self) -> int:
         return min(self._core.max_in_flight, max(1, self._core.max_in_flight // self._machines()))
 
-    def _question(self, more: int) -> Question | None:
-        """Asks for so many more than are in use; None if the lease has changed meanwhile."""
+    def request(self, more: int) -> PermitRequest | None:
+        """The request for this many permits more than are in use; None if the lease has changed since."""
         leased, held, turn, left, alone = self._lease.permits()
         limit = self._core.max_in_flight
         if alone or not left:
@@ -189,7 +189,7 @@ class Permits:
             leased, held, turn, _, _ = self._lease.permits()
         spare = 0 if self.wanted else self._spare
         want = min(limit, max(leased, held + max(more, spare)))
-        return Question(turn, limit, self._part, held, held + more, want)
+        return PermitRequest(turn, limit, self._part, held, held + more, want)
 
     def _shrink(self, many: int) -> None:
         """Makes the lease smaller, but never than what is in use: calls may be let in meanwhile."""
@@ -210,21 +210,21 @@ class Permits:
 
 
 def ask(
-    server: Server, machine: str, keys: list[str], questions: list[Question]
+    connection: RedisConnection, machine: str, keys: list[str], requests: list[PermitRequest]
 ) -> list[tuple[int, bool, int]]:
     """For each: permits leased, whether another machine wants some, and the later turn that is known (or -1).
 
     Raises:
         AwayError: Redis is away.
     """
-    words = [word for question in questions for word in question.words]
-    found = server.run(PERMITS, keys, machine, LIFE_NS // 1_000_000, *words)
+    words = [word for request in requests for word in request.words]
+    found = connection.run(PERMITS, keys, machine, LIFE_NS // 1_000_000, *words)
     try:
         answers = []
         for text in found:
             many, wanted, later = (int(word) for word in str(text).split(" "))
             answers.append((many, bool(wanted), later))
-        if len(answers) != len(questions):
+        if len(answers) != len(requests):
             raise ValueError
     except (ValueError, TypeError):
         raise AwayError("Redis answered with something else") from None

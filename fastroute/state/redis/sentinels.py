@@ -27,7 +27,7 @@ from redis.sentinel import (
 from .address import Address, AwayError
 
 
-class Pool(SentinelConnectionPool):
+class SentinelPool(SentinelConnectionPool):
     """Connections to the server that is the master now.
 
     Args:
@@ -39,7 +39,9 @@ class Pool(SentinelConnectionPool):
         service = address.service
         assert service is not None
         # What a connection to the master, and a client of a sentinel, must be told to use TLS.
-        connection, tls = (_SslConnection, {"ssl": True}) if service.tls else (_Connection, {})
+        connection, tls = (
+            (_SentinelTLSConnection, {"ssl": True}) if service.tls else (_SentinelConnection, {})
+        )
         timeout = address.timeout / (len(service.sentinels) + 1)
         sentinels = _Sentinels(
             service.sentinels,
@@ -123,7 +125,7 @@ class _Sentinels(Sentinel):
             self.replaced()
 
 
-class _Connection(SentinelManagedConnection):
+class _SentinelConnection(SentinelManagedConnection):
     """Connects within one time-out, asking the sentinels included."""
 
     _until = 0.0
@@ -154,5 +156,5 @@ class _Connection(SentinelManagedConnection):
         super().send_packed_command(command, check_health)
 
 
-class _SslConnection(_Connection, SentinelManagedSSLConnection):
+class _SentinelTLSConnection(_SentinelConnection, SentinelManagedSSLConnection):
     """The same over TLS."""

@@ -22,7 +22,7 @@ import fastroute
 from fastroute import _core, events
 from fastroute.state.redis import Shared
 from fastroute.state.redis.address import AwayError
-from fastroute.state.redis.connection import Server
+from fastroute.state.redis.connection import RedisConnection
 from fastroute.testing import Provider
 
 need("redis")
@@ -163,13 +163,13 @@ def test_an_answer_that_was_lost_is_given_again_and_nothing_taken_twice(
     make: Any, redis: RedisServer
 ) -> None:
     client = make(limits=SLOW)
-    server = shared_of(client).server
+    connection = shared_of(client).connection
     from fastroute.state.redis.scripts import LIMIT
 
     interval, burst, _, _ = shared_of(client)._endpoints["a/m"].lease.limits()
     words = (0, interval, burst, 0, -1, 7, 7, -1, 0, 0, -1, 0, 0)
-    keys = [server.key("limit", "a/m"), server.key("done", "x")]
-    first, again = server.run(LIMIT, keys, *words), server.run(LIMIT, keys, *words)
+    keys = [connection.key("limit", "a/m"), connection.key("done", "x")]
+    first, again = connection.run(LIMIT, keys, *words), connection.run(LIMIT, keys, *words)
     assert first == again
     assert admitted(core_of(client), 1000) == 300 - 7
 
@@ -195,7 +195,7 @@ def test_garbage_in_a_key_is_written_over(make: Any, redis: RedisServer, garbage
     names = [("limit", "a/m"), ("machines",), ("news",), ("version",), ("probe", "a/m")]
     with redis.connect() as connection:
         for name in names:
-            key = shared.server.key(*name)
+            key = shared.connection.key(*name)
             connection.delete(key)
             if garbage == "text":
                 connection.set(key, b"\x80\x04\x95cposix\nsystem\n")
@@ -222,7 +222,7 @@ def test_garbage_in_a_key_is_written_over(make: Any, redis: RedisServer, garbage
     core.block(_core.clock() + 10**9, 1)
     shared.settle()
     shared.beat()
-    assert shared.server.there
+    assert shared.connection.there
 
 
 # ------------------------------------------------------------------------------------ breakers and blocks
@@ -411,7 +411,7 @@ def test_a_server_that_accepts_and_says_nothing_costs_one_time_out(
     config = RedisServer.config(_Named(path), limits=SLOW)  # type: ignore[arg-type]
     try:
         with fastroute.Client(config) as client:
-            assert shared_of(client).server.address.timeout == 0.25
+            assert shared_of(client).connection.address.timeout == 0.25
             began = time.monotonic()
             assert admitted(core_of(client), 200) == 200
             # Each would have cost a quarter of a second.
@@ -431,9 +431,11 @@ def test_a_server_that_accepts_and_says_nothing_costs_one_time_out(
 def test_an_address_that_swallows_connections_costs_one_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
     failed: list[BaseException] = []
-    real = Server._failed
+    real = RedisConnection._failed
     monkeypatch.setattr(
-        Server, "_failed", lambda self, ticket, error: (failed.append(error), real(self, ticket, error))
+        RedisConnection,
+        "_failed",
+        lambda self, ticket, error: (failed.append(error), real(self, ticket, error)),
     )
     with ExitStack() as stack:
         listening = stack.enter_context(socket.socket())
@@ -538,7 +540,7 @@ def test_a_server_that_comes_and_goes_is_not_stormed_and_counts_stay_whole(
         redis.kill()
         granted += sum(admitted(core_of(client), 20) for client in clients)
         # When each of them tries again is drawn anew, so that many do not come at one moment.
-        rests = [shared_of(client).server._breaker.reopens_in() for client in clients]
+        rests = [shared_of(client).connection._breaker.reopens_in() for client in clients]
         assert 0 < min(rests) < max(rests) <= 5_001 * MS
         redis.start()
         granted += sum(admitted(core_of(client), 20) for client in clients)
@@ -659,7 +661,7 @@ def test_the_password_comes_from_the_environment_or_a_file(
             client = make(limits=SLOW)
             admitted(core_of(client), 1)
             assert client.stats()["redis"]["there"]
-            assert "sesame" not in repr(shared_of(client).server.address)
+            assert "sesame" not in repr(shared_of(client).connection.address)
             monkeypatch.delenv("FASTROUTE_REDIS_PASSWORD")
             (tmp_path / "p").write_text("open sesame\n")
             monkeypatch.setenv("FASTROUTE_REDIS_PASSWORD_FILE", str(tmp_path / "p"))

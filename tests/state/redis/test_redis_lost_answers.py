@@ -97,7 +97,7 @@ def test_of_limits(machines: Machines, passage: Passage) -> None:
         granted += admitted(core, 1, 10)
     assert passage.lost == 9
     assert granted + admitted(other, 100, 10) == 20
-    assert machines.shared[0].server.there
+    assert machines.shared[0].connection.there
 
 
 def test_of_permits(machines: Machines, passage: Passage) -> None:
@@ -114,7 +114,7 @@ def test_of_permits(machines: Machines, passage: Passage) -> None:
     assert passage.lost > 3
     machines.pass_time()
     assert core.in_flight + other.in_flight == 8
-    assert machines.shared[0].server.there
+    assert machines.shared[0].connection.there
 
 
 def test_of_budgets(machines: Machines, passage: Passage) -> None:
@@ -138,7 +138,7 @@ def test_of_budgets(machines: Machines, passage: Passage) -> None:
     assert passage.lost >= 20
     assert spent + spend(other, 200) == 100
     assert spend(client, 1) == 0
-    assert machines.shared[0].server.there
+    assert machines.shared[0].connection.there
 
 
 def test_of_news(machines: Machines, passage: Passage) -> None:

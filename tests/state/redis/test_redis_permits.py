@@ -213,27 +213,27 @@ def test_a_late_answer_is_not_believed(machines: Machines) -> None:
     core = machines.core(limits={"max_in_flight": 10})
     held = calls(core, 3)
     shared = machines.shared[0]._endpoints["a/m"]
-    server, machine = shared._server, machines.shared[0].machine
-    asked = shared.permits._question(1)
+    connection, machine = machines.shared[0].connection, machines.shared[0].machine
+    asked = shared.permits.request(1)
     assert asked is not None
-    (answer,) = permits.ask(server, machine, [shared.permits.key], [asked])
+    (answer,) = permits.ask(connection, machine, [shared.permits.key], [asked])
     end(core, held)
     given_up = shared.permits.give_up()
     assert given_up is not None
     begun = _core.clock()
     shared.permits.take(asked, answer, begun)  # it comes after some were given up
     assert shared.lease.permits()[0] == 0
-    (answer,) = permits.ask(server, machine, [shared.permits.key], [given_up])
+    (answer,) = permits.ask(connection, machine, [shared.permits.key], [given_up])
     assert answer[0] == 0
     # And what is sent late changes nothing there.
-    assert permits.ask(server, machine, [shared.permits.key], [asked])[0][2] >= given_up.turn
+    assert permits.ask(connection, machine, [shared.permits.key], [asked])[0][2] >= given_up.turn
 
 
 def test_a_machine_whose_state_was_made_anew_goes_on(machines: Machines) -> None:
     core = machines.core(limits={"max_in_flight": 10})
     shared = machines.shared[0]._endpoints["a/m"]
-    asked = permits.Question(10**6, 10, 10, 0, 0, 5)
-    permits.ask(shared._server, machines.shared[0].machine, [shared.permits.key], [asked])
+    asked = permits.PermitRequest(10**6, 10, 10, 0, 0, 5)
+    permits.ask(machines.shared[0].connection, machines.shared[0].machine, [shared.permits.key], [asked])
     assert len(calls(core, 20)) == 10
 
 
@@ -251,7 +251,7 @@ def test_garbage_is_written_over(machines: Machines, redis: RedisServer, garbage
         else:
             connection.hset(key, mapping={"x": f"9 {'9' * 30} 1", "y": "99999 5 5"})
     assert len(calls(core, 20)) == 10
-    assert machines.shared[0].server.there
+    assert machines.shared[0].connection.there
 
 
 def test_the_limit_of_all_endpoints_together_is_shared(machines: Machines) -> None:
@@ -329,9 +329,9 @@ def test_whatever_happens_in_whatever_order_it_is_never_more(
             shared[who].beat()
         else:
             own = shared[who]._endpoints["a/m"].permits
-            question = own.give_up() if step == "give up" else own._question(1)
-            if question is not None:  # and its answer is lost
-                permits.ask(shared[who].server, shared[who].machine, [own.key], [question])
+            request = own.give_up() if step == "give up" else own.request(1)
+            if request is not None:  # and its answer is lost
+                permits.ask(shared[who].connection, shared[who].machine, [own.key], [request])
         assert sum(map(len, held)) <= 5
     for core, tickets in zip(cores, held):
         end(core, tickets)
