@@ -69,8 +69,10 @@ short = _Server(SHORT_ANSWER)
 long = _Server(LONG_ANSWER)
 
 
-def client_of(stack: ExitStack, base_url: str, cache: bool = False) -> fastroute.Client:
-    """Ten endpoints, all of them the local server, with everything on."""
+def client_of(
+    stack: ExitStack, base_url: str, *, cache: bool = False, hedging: bool = False
+) -> fastroute.Client:
+    """Ten endpoints, all of them the local server, with everything else on."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastroute-bench-"))
     client = fastroute.Client(
         {
@@ -82,6 +84,7 @@ def client_of(stack: ExitStack, base_url: str, cache: bool = False) -> fastroute
             },
             "endpoints": [{"provider": f"local{number}", "model": "gpt-4.1"} for number in range(ENDPOINTS)],
             "tiers": {"standard": ["gpt-4.1"]},
+            "policy": {"hedging": {"enabled": hedging}},
         }
     )
     stack.callback(client.close)
@@ -95,6 +98,12 @@ Call = Callable[[], Any]
 
 def routed(stack: ExitStack, url: str) -> Call:
     create = client_of(stack, url).chat.completions.create
+    return lambda: create(model="auto", messages=MESSAGES, max_tokens=256)
+
+
+def hedged(stack: ExitStack, url: str) -> Call:
+    """The same where a slow call would have a second request."""
+    create = client_of(stack, url, hedging=True).chat.completions.create
     return lambda: create(model="auto", messages=MESSAGES, max_tokens=256)
 
 
@@ -527,6 +536,7 @@ TRIALS = (
         {
             "fastroute's transport alone": cpu(transport),
             "fastroute create, everything on": cpu(routed),
+            "fastroute create, hedging on too": cpu(hedged),
             "openai SDK": cpu(openai),
             "litellm Router": cpu(router),
         },

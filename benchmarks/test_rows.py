@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from . import calls, gateway, hedging, limits, processes, records, routing, start
+from . import calls, gateway, hedging, instructions, limits, processes, records, routing, start
+from .run import Table
 from .side_by_side import (
     Comparison,
     Contender,
@@ -29,7 +30,7 @@ from .side_by_side import (
     compare,
     run_trial,
 )
-from .table import COMPARISONS, TRIALS, markdown
+from .table import COMPARISONS, TRIALS
 from .workers import thread_failures
 
 # The peers' own warnings are theirs to mend; ours are still errors (the modules are named).
@@ -45,7 +46,12 @@ ROWS = [
     for comparison in COMPARISONS
     for contender in comparison.contenders
 ]
-RUNS = [pytest.param(trial, name, id=f"{trial.title} - {name}") for trial in TRIALS for name in trial.runs]
+RUNS = [
+    pytest.param(trial, name, id=f"{trial.title} - {name}")
+    for trial in TRIALS
+    if trial not in instructions.TRIALS  # valgrind takes a minute
+    for name in trial.runs
+]
 SHORT = 0.1  # seconds that a trial runs when nothing is timed
 
 
@@ -98,8 +104,16 @@ def test_trial(benchmark: Any, trial: Trial, name: str) -> None:
     benchmark.extra_info.update(zip(trial.columns, figures))
 
 
+@pytest.mark.parametrize("name", instructions.STATEMENTS)
+def test_what_instructions_are_counted_of(name: str) -> None:
+    statement, check = instructions.STATEMENTS[name]
+    exec(instructions.program(statement, check, 1), {})
+    with pytest.raises((AssertionError, TypeError, AttributeError)):
+        exec(instructions.program("object()", check, 1), {})
+
+
 def test_every_module_is_in_the_table() -> None:
-    for module in (limits, processes, routing, calls, records, gateway, hedging, start):
+    for module in (limits, processes, routing, calls, records, gateway, hedging, start, instructions):
         for row in (*getattr(module, "COMPARISONS", ()), *getattr(module, "TRIALS", ())):
             assert row in COMPARISONS or row in TRIALS
 
@@ -117,11 +131,9 @@ def test_the_table_shows_figures_ratios_and_what_was_left_out() -> None:
         raise MissingError("nowhere does not load: ImportError")
 
     comparison = COMPARISONS[0]
-    shown = Comparison(
-        comparison.title, (*comparison.contenders[:3], Contender("nowhere", absent)), base=comparison.base
-    )
+    shown = replace(comparison, contenders=(*comparison.contenders[:3], Contender("nowhere", absent)))
     rows = compare(shown, rounds=1)
-    text = markdown(shown, rows)
+    text = Table.of(shown, rows).markdown()
     assert text.count("\n|") == 6
     assert "nowhere does not load" in text
     assert rows[1].ratio == 1.0
