@@ -10,9 +10,10 @@ from fastroute import errors
 from fastroute.config import Policy
 from fastroute.types import Completion
 
-from .call import Call, Grant, Wire
+from .call import Call, Grant
 from .settlement import Settlement, Sinks
 from .stream import Stream, StreamReader
+from .upstream import Upstream
 
 
 class Attempts:
@@ -27,21 +28,21 @@ class Attempts:
 
     # ------------------------------------------------------------------------------------------ plain answers
 
-    def complete(self, call: Call, wire: Wire, grant: Grant) -> Completion:
+    def complete(self, call: Call, upstream: Upstream, grant: Grant) -> Completion:
         """Sends the request and returns the whole answer, with its route.
 
         Raises:
             errors.APIError: the attempt failed; ``call.verdict`` says what may be done about it.
             Superseded: another attempt of the call was quicker.
         """
-        settlement = Settlement(self.sinks, call, wire, grant)
-        limit = wire.endpoint.provider.timeout or call.estimate.timeout
+        settlement = Settlement(self.sinks, call, upstream, grant)
+        limit = upstream.endpoint.provider.timeout or call.estimate.timeout
         exchange = None
         try:
             exchange = settlement.open(False, limit, limit)
             body = exchange.body()
             settlement.check_status(exchange, body)
-            completion = wire.format.decode(body, call.request, wire.target)
+            completion = upstream.format.decode(body, call.request, upstream.target)
             usage = completion.usage
             if usage is None:
                 usage = settlement.estimated_usage(_answer_chars(completion))
@@ -52,7 +53,7 @@ class Attempts:
         except BaseException as error:
             settlement.failed(error, exchange)
             raise
-        return completion.with_route(call.route(wire, now), usage)
+        return completion.with_route(call.route(upstream.endpoint, now), usage)
 
     def judge(self, call: Call, completion: Completion) -> None:
         """Holds an answer to the caller's check, once its attempt is settled: no permit should wait for that.
@@ -76,7 +77,7 @@ class Attempts:
 
     # ------------------------------------------------------------------------------------------------ streams
 
-    def stream(self, call: Call, wire: Wire, grant: Grant) -> Stream:
+    def stream(self, call: Call, upstream: Upstream, grant: Grant) -> Stream:
         """Sends the request and returns the stream once its first content is there.
 
         Until then nothing has been handed out, so a failure is an ordinary failed attempt.
@@ -84,16 +85,16 @@ class Attempts:
         Raises:
             errors.APIError, Superseded: as for `complete`.
         """
-        settlement = Settlement(self.sinks, call, wire, grant)
+        settlement = Settlement(self.sinks, call, upstream, grant)
         scale = call.estimate.prompt_scale
-        limit = wire.endpoint.provider.timeout or wire.endpoint.core.ttft_timeout() * scale
+        limit = upstream.endpoint.provider.timeout or upstream.endpoint.core.ttft_timeout() * scale
         policy = self._policy
         exchange = None
         try:
             exchange = settlement.open(True, limit, max(limit, policy.idle_timeout))
             if exchange.status != 200:
                 settlement.check_status(exchange, exchange.body())
-            reader = StreamReader(exchange, wire, call, policy.idle_timeout, policy.ping_timeout)
+            reader = StreamReader(exchange, upstream, call, policy.idle_timeout, policy.ping_timeout)
             head = reader.head()
             ttft = settlement.elapsed()
             settlement.win(None)
@@ -101,11 +102,11 @@ class Attempts:
         except BaseException as error:
             late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
             if late and not settlement.settled:  # it is, where another attempt of the call has cut it
-                wire.endpoint.core.record_ttft_timeout()
+                upstream.endpoint.core.record_ttft_timeout()
             settlement.failed(error, exchange)
             raise
         settlement.began()
-        wire.endpoint.core.record_ttft(ttft / scale)
+        upstream.endpoint.core.record_ttft(ttft / scale)
         return Stream(settlement, exchange, reader, head, ttft)
 
 

@@ -1,7 +1,6 @@
-"""One call on its way: what its attempts share, and what never changes between the attempts at one endpoint.
+"""One call on its way: what its attempts share, what let it in, and which of two attempts wins.
 
-Owns the call (`Call`), its id, an endpoint's format, address and connections (`Wire`), and what let a call in
-(`Grant`). An attempt is `settlement.py`'s.
+Sending and settling one attempt is in `settlement.py`; when a second one begins beside it is in `hedge.py`.
 """
 
 from __future__ import annotations
@@ -9,22 +8,19 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
-import requests
-from attrs import evolve, frozen
+from attrs import frozen
 
-from fastroute.config.catalog import sampling_bit
+from fastroute.errors import APIError
 from fastroute.platform import forks
-from fastroute.providers.base import Format, Target
 from fastroute.quality import Validator
 from fastroute.routing.plan import Estimate
 from fastroute.state.endpoints import Endpoint
-from fastroute.transport import Transport
-from fastroute.types import SAMPLING_PARAMETERS, Attempt, Classification, Request, Route
+from fastroute.types import Attempt, Classification, Request, Route
 
-from .race import Race
 from .retry import Verdict
 
 
@@ -137,12 +133,11 @@ class Call:
         other.gate = -1
         return other
 
-    def route(self, wire: Wire, now: float, *, ttft: float | None = None) -> Route:
+    def route(self, endpoint: Endpoint, now: float, *, ttft: float | None = None) -> Route:
         """How the call was served, once its last attempt has ended."""
         cost: int | None = 0
         for attempt in self.attempts:
             cost = None if cost is None or attempt.cost_nano is None else cost + attempt.cost_nano
-        endpoint = wire.endpoint
         return Route(
             endpoint.model.name,
             endpoint.name,
@@ -160,41 +155,6 @@ class Call:
         )
 
 
-class Wire:
-    """One endpoint's format, address and connections; what never changes is prepared once.
-
-    Thread safety: all threads share it. `forget_usage` is one attribute store.
-    """
-
-    def __init__(self, endpoint: Endpoint, format: Format, target: Target, transport: Transport) -> None:
-        self.endpoint = endpoint
-        self.format = format
-        self.target = target
-        self.transport = transport
-        self._plain = transport.prepare(format.url(target, False), format.headers(target, False))
-        self._stream = transport.prepare(format.url(target, True), format.headers(target, True))
-
-    def prepared(self, stream: bool) -> requests.PreparedRequest:
-        return self._stream if stream else self._plain
-
-    def taken(self, request: Request) -> Request:
-        """The request as the model takes it: without sampling parameters where it refuses them.
-
-        Those that come this far say what leaving them out says, or are to be dropped: some refuse even that.
-        """
-        params = request.params
-        if self.endpoint.model.capabilities & sampling_bit(params):
-            return request
-        if not any(name in params for name in SAMPLING_PARAMETERS):
-            return request
-        kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
-        return evolve(request, params=kept)
-
-    def forget_usage(self) -> None:
-        """The provider refuses stream_options: ask for no usage from now on, and estimate it."""
-        self.target = evolve(self.target, include_usage=False)
-
-
 @frozen
 class Grant:
     """What let a call in, to be handed back.
@@ -208,3 +168,60 @@ class Grant:
     ticket: int
     tokens: int
     gate: int
+
+
+class Superseded(APIError):
+    """Another attempt of the call has its answer, or nobody waits for one any more. No caller sees it."""
+
+
+class Contestant(Protocol):
+    """An attempt that takes part."""
+
+    def lose(self, output_tokens: int | None) -> None:
+        """Ends it at once, whatever it is doing, and charges what it may have cost.
+
+        Args:
+            output_tokens: how long the winner's answer is; None if that is not known, or nobody has won.
+        """
+
+
+class Race:
+    """Decides between the attempts of one call.
+
+    Thread safety: all methods.
+    """
+
+    __slots__ = ("_contestants", "_decided", "_lock", "_winner")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._contestants: list[Contestant] = []
+        self._winner: Contestant | None = None
+        self._decided = False
+
+    def enter(self, contestant: Contestant) -> None:
+        """Takes part from now on, so before anything is sent.
+
+        Raises:
+            Superseded: it is over.
+        """
+        with self._lock:
+            if self._decided:
+                raise Superseded("another attempt was quicker")
+            self._contestants.append(contestant)
+
+    def win(self, contestant: Contestant) -> bool:
+        """Whether this one is the winner: the first to ask, and only that one."""
+        with self._lock:
+            if not self._decided:
+                self._decided = True
+                self._winner = contestant
+            return self._winner is contestant
+
+    def end(self, output_tokens: int | None = None) -> None:
+        """Ends all that have not won; without a winner there will be none. Twice is as good as once."""
+        with self._lock:
+            self._decided = True
+            losers = [each for each in self._contestants if each is not self._winner]
+        for each in losers:
+            each.lose(output_tokens)

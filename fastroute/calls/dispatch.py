@@ -22,10 +22,11 @@ from fastroute.types import Completion
 
 from .admission import Admission, Progress
 from .attempt import Attempts
-from .call import Call, Grant, Wire
+from .call import Call, Grant
 from .hedge import Hedge, Hedging
 from .retry import Action, RetryPolicy
 from .stream import Stream
+from .upstream import Upstream
 
 _Answer = TypeVar("_Answer", Completion, Stream)
 _Either = TypeVar("_Either", bound="Completion | Stream")
@@ -37,7 +38,7 @@ class Dispatcher:
     Args:
         quality: what is done about answers that fail their check.
         retries: what may be done about an error.
-        wires: by endpoint name.
+        upstreams: by endpoint name.
         attempts: makes attempts.
         admission: lets calls in.
         hedging: which calls get a second request and when, if any do.
@@ -49,14 +50,14 @@ class Dispatcher:
         self,
         quality: QualityConfig,
         retries: RetryPolicy,
-        wires: Mapping[str, Wire],
+        upstreams: Mapping[str, Upstream],
         attempts: Attempts,
         admission: Admission,
         hedging: Hedging | None = None,
     ) -> None:
         self._quality = quality
         self._retries = retries
-        self._wires = wires
+        self._upstreams = upstreams
         self._attempts = attempts
         self._admission = admission
         self._hedging = hedging
@@ -96,15 +97,15 @@ class Dispatcher:
                 grant = enter(call, plan, progress)
                 if grant is None:
                     raise self._admission.exhausted(plan, progress)
-                wire = self._wires[grant.endpoint.name]
-                asked = wire.target.include_usage
+                upstream = self._upstreams[grant.endpoint.name]
+                asked = upstream.target.include_usage
                 try:
-                    return self._judged(call, attempt(call, wire, grant))
+                    return self._judged(call, attempt(call, upstream, grant))
                 except errors.APIError:
                     verdict = call.verdict
                     if verdict is None or verdict.action is not Action.WITHOUT_USAGE or not asked:
                         raise
-                    wire.forget_usage()
+                    upstream.forget_usage()
                     call.settlement = call.verdict = None
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
@@ -116,7 +117,7 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------------- the loop
 
-    def _run(self, call: Call, plan: Plan, attempt: Callable[[Call, Wire, Grant], _Answer]) -> _Answer:
+    def _run(self, call: Call, plan: Plan, attempt: Callable[[Call, Upstream, Grant], _Answer]) -> _Answer:
         progress = Progress()
         try:
             while True:
@@ -163,11 +164,11 @@ class Dispatcher:
         plan: Plan,
         progress: Progress,
         grant: Grant,
-        attempt: Callable[[Call, Wire, Grant], _Answer],
+        attempt: Callable[[Call, Upstream, Grant], _Answer],
     ) -> _Answer | None:
         """The answer of an attempt, or of its hedge; None when it failed and another may be made."""
         endpoint = grant.endpoint
-        wire = self._wires[endpoint.name]
+        upstream = self._upstreams[endpoint.name]
         hedge = None
         if self._hedging is not None:
             send = partial(self._hedged, call, plan, progress, endpoint, attempt)
@@ -176,7 +177,7 @@ class Dispatcher:
             if hedge is not None:
                 call.race = hedge.race
                 hedge.begin()
-            return attempt(call, wire, grant)
+            return attempt(call, upstream, grant)
         except errors.APIError as error:
             # Without a verdict it is no failure of the endpoint's: the hedge has won.
             final = call.verdict is not None and call.verdict.action is Action.STOP
@@ -197,7 +198,7 @@ class Dispatcher:
         plan: Plan,
         progress: Progress,
         first: Endpoint,
-        attempt: Callable[[Call, Wire, Grant], _Answer],
+        attempt: Callable[[Call, Upstream, Grant], _Answer],
         hedge: Hedge[_Answer],
     ) -> _Answer | None:
         """The answer of a second attempt beside the one under way; None if nobody lets it in or it fails.
@@ -214,7 +215,7 @@ class Dispatcher:
             endpoint = grant.endpoint
             progress.tried.add(endpoint.name)
             try:
-                return attempt(second, self._wires[endpoint.name], grant)
+                return attempt(second, self._upstreams[endpoint.name], grant)
             except errors.APIError as error:
                 hedge.failure = (second, progress, endpoint, error)
                 return None
@@ -249,7 +250,7 @@ class Dispatcher:
         """
         wanted = call.request.max_tokens
         route = completion.route
-        most = 0 if route is None else self._wires[route.endpoint].endpoint.model.max_output_tokens
+        most = 0 if route is None else self._upstreams[route.endpoint].endpoint.model.max_output_tokens
         if not self._quality.lengthen:
             why = "quality.lengthen is off"
         elif wanted is None:
@@ -304,7 +305,7 @@ class Dispatcher:
         if action is Action.STOP:
             raise error
         if action is Action.WITHOUT_USAGE:
-            self._wires[endpoint.name].forget_usage()
+            self._upstreams[endpoint.name].forget_usage()
         if len(call.attempts) - call.rejected >= self._retries.max_attempts or (
             verdict.once and progress.failed_slowly
         ):

@@ -1,7 +1,7 @@
 """The second request of a call whose first takes longer than most.
 
 Owns whether and when a call is hedged, and the thread that its second attempt runs in; the first stays in the
-caller's. Which endpoint gets it is `dispatch.py`'s choice, which of the two wins `race.py`'s.
+caller's. Which endpoint gets it is `dispatch.py`'s choice, which of the two wins `call.py`'s.
 
 The delay is a high percentile of the endpoint's last five minutes (J. Dean and L. A. Barroso, The Tail at
 Scale, CACM 56:2, 2013): of whole answers for plain calls, of the time to the first token for streams. A call
@@ -24,8 +24,7 @@ from fastroute.platform.timer import Alarm
 from fastroute.platform.workers import Workers
 from fastroute.state.endpoints import Endpoint
 
-from .call import Call
-from .race import Race
+from .call import Call, Race
 
 log = logging.getLogger("fastroute")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from attrs import evolve, frozen
@@ -25,9 +25,10 @@ from fastroute.transport import Exchange
 from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Attempt, Outcome, Usage
 
-from .call import Call, Grant, Wire, next_id
-from .race import Superseded
+from .call import Call, Grant, Superseded, next_id
+from .queue import WaitQueue
 from .retry import RetryPolicy, Verdict
+from .upstream import Upstream
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
 _PROBE_SLACK = 5.0  # seconds that a breaker's probe keeps its place beyond the end of its attempt
@@ -52,9 +53,9 @@ class Sinks:
         hooks: hear of it.
         outputs: learn how long answers are.
         rates: success and validation rates of the models.
-        budgets: what may still be spent.
+        budgets: what may still be spent; None where no budget is configured.
         gate: the permits of all endpoints together, if there is such a limit.
-        freed: is told whose permit was given back.
+        queue: the calls that wait for a permit.
     """
 
     retries: RetryPolicy
@@ -62,9 +63,9 @@ class Sinks:
     hooks: events.Hooks
     outputs: OutputHistory
     rates: Rates
-    budgets: Budgets
+    budgets: Budgets | None
     gate: _core.Endpoint | None
-    freed: Callable[[str], None]
+    queue: WaitQueue
 
 
 class Settlement:
@@ -85,14 +86,14 @@ class Settlement:
         "_time",
         "_timer",
         "_told",
+        "_upstream",
         "_usage",
-        "_wire",
     )
 
-    def __init__(self, sinks: Sinks, call: Call, wire: Wire, grant: Grant) -> None:
+    def __init__(self, sinks: Sinks, call: Call, upstream: Upstream, grant: Grant) -> None:
         self._sinks = sinks
         self._call = call
-        self._wire = wire
+        self._upstream = upstream
         self._grant = grant
         self._id = next_id()
         self._exchange: Exchange | None = None
@@ -112,8 +113,8 @@ class Settlement:
         return self._call
 
     @property
-    def wire(self) -> Wire:
-        return self._wire
+    def upstream(self) -> Upstream:
+        return self._upstream
 
     @property
     def hooks(self) -> events.Hooks:
@@ -124,18 +125,19 @@ class Settlement:
 
     def open(self, stream: bool, limit: float, read_timeout: float) -> Exchange:
         """Encodes and sends; on a failure everything is settled before it is raised."""
-        call, wire = self._call, self._wire
+        call, upstream = self._call, self._upstream
         try:
             call.settlement = self
             call.held = None  # from here on it is this attempt's to give back
             call.gate = -1
-            body = wire.format.encode(wire.taken(call.request), wire.target)
+            request = upstream.accepted(call.request) if upstream.refuses_sampling else call.request
+            body = upstream.format.encode(request, upstream.target)
             budgets = self._sinks.budgets
             allowance = call.request.allowance
-            worst = self._worst_cost(body) if allowance is not None or budgets else None
+            worst = None if allowance is None and budgets is None else self._worst_cost(body)
             if allowance is not None:
                 allowance.reserve(self._id, worst)
-            if budgets:
+            if budgets is not None:
                 options = call.request.options
                 self._reservation = budgets.reserve(
                     worst,
@@ -148,16 +150,16 @@ class Settlement:
                 )
                 self._reservation.sent()
             end = min(call.deadline, self._started + limit)
-            wire.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
+            upstream.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
             self._timer = timer = RequestTimer(end)
             if call.race is not None:
                 call.race.enter(self)
             self._sent = True
             if call.beside is not None and self.hooks.wanted:
                 after = self._started - call.started
-                self.hooks.emit(events.Hedged(call.id, call.beside, wire.endpoint.name, after))
-            self._exchange = wire.transport.send(
-                wire.prepared(stream), body, timer, read_timeout=read_timeout
+                self.hooks.emit(events.Hedged(call.id, call.beside, upstream.endpoint.name, after))
+            self._exchange = upstream.transport.send(
+                upstream.stream if stream else upstream.plain, body, timer, read_timeout=read_timeout
             )
             return self._exchange
         except BaseException as error:
@@ -166,7 +168,7 @@ class Settlement:
 
     def _worst_cost(self, body: bytes) -> int | None:
         """Nano-dollars that the attempt can cost at most, or None if the model's price is unknown."""
-        call, model = self._call, self._wire.endpoint.model
+        call, model = self._call, self._upstream.endpoint.model
         if model.prices is None:
             return None
         # The estimate takes three characters a token; hardly any text has more than one in two.
@@ -194,7 +196,9 @@ class Settlement:
     def check_status(self, exchange: Exchange, body: bytes) -> None:
         """Raises what an answer means that is no 200, or one without content or of another type."""
         if exchange.status != 200:
-            raise self._wire.format.decode_error(exchange.status, exchange.headers, body, self._wire.target)
+            raise self._upstream.format.decode_error(
+                exchange.status, exchange.headers, body, self._upstream.target
+            )
         if not body.strip():
             raise errors.EmptyResponse("the answer is empty", maybe_billed=True)
         check_content_type(exchange.headers, False)
@@ -205,7 +209,7 @@ class Settlement:
 
     def _expected_usage(self) -> Usage:
         """For an answer that may have been written and charged in full, and that nobody has seen."""
-        estimate, most = self._call.estimate, self._wire.endpoint.model.max_output_tokens
+        estimate, most = self._call.estimate, self._upstream.endpoint.model.max_output_tokens
         output = min(estimate.output_tokens, most) if most > 0 else estimate.output_tokens
         return Usage(estimate.input_tokens, output, source="estimated")
 
@@ -262,17 +266,18 @@ class Settlement:
     def took(self, latency: float) -> None:
         """Counts the seconds until the answer, a stream's first token, or the end of waiting for either."""
         call = self._call
-        tail = self._wire.endpoint.tail(call.request.stream)
+        endpoint, stream = self._upstream.endpoint, call.request.stream
+        tail = endpoint.begun if stream else endpoint.whole
         if tail is not None and call.timed:
-            tail.record(latency / call.estimate.prompt_scale if call.request.stream else latency)
+            tail.record(latency / call.estimate.prompt_scale if stream else latency)
 
     def succeeded(self, usage: Usage, exchange: Exchange, latency: float, ttft: float | None = None) -> float:
         """Settles a good answer; returns time.monotonic."""
         estimate = self._call.estimate.input_tokens
         if usage.source == "provider":
-            self._wire.endpoint.calibration.learn(estimate, usage.prompt_tokens)
+            self._upstream.endpoint.calibration.learn(estimate, usage.prompt_tokens)
             if self._call.request.max_tokens is None:
-                self._sinks.outputs.record(self._wire.endpoint.model.name, usage.completion_tokens)
+                self._sinks.outputs.record(self._upstream.endpoint.model.name, usage.completion_tokens)
         self._limits(exchange.headers)
         spent = usage.prompt_tokens + usage.completion_tokens
         self._settle(_core.OK, self._entry("ok", latency, usage, exchange, ttft), spent)
@@ -307,7 +312,7 @@ class Settlement:
         if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
             outcome = _core.IGNORED
         call.verdict = verdict
-        endpoint = self._wire.endpoint
+        endpoint = self._upstream.endpoint
         error.endpoint = endpoint.name
         if isinstance(error, errors.AuthenticationError):
             error.message += f" (the key comes from {endpoint.provider.key_source})"
@@ -335,7 +340,7 @@ class Settlement:
 
     def began(self) -> None:
         """The first content of a stream is there: as a probe it has shown enough."""
-        flags = self._wire.endpoint.core.began(self._grant.ticket)
+        flags = self._upstream.endpoint.core.began(self._grant.ticket)
         if flags:
             self._breaker_changed(flags, None)
 
@@ -366,14 +371,14 @@ class Settlement:
         limits = parse_limits(headers)
         if limits is None:
             return
-        core = self._wire.endpoint.core
+        core = self._upstream.endpoint.core
         requests_left, tokens_left = limits.remaining_requests, limits.remaining_tokens
         core.tighten(
             -1 if requests_left is None else requests_left, -1 if tokens_left is None else tokens_left
         )
 
     def _block(self, verdict: Verdict) -> None:
-        endpoint = self._wire.endpoint
+        endpoint = self._upstream.endpoint
         endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), int(verdict.block_code))
         # To wait for a while is routine; a key or a quota is for somebody to mend.
         level = logging.INFO if verdict.block_code is BlockReason.RETRY_AFTER else logging.WARNING
@@ -388,12 +393,12 @@ class Settlement:
                 if self._settled:
                     return
                 self._settled = True
-            self._wire.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
+            self._upstream.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
             self._pay(0)
             self._freed()
         except BaseException:
             if self._settled:
-                self._wire.endpoint.core.finish(self._grant.ticket, _core.IGNORED)
+                self._upstream.endpoint.core.finish(self._grant.ticket, _core.IGNORED)
                 self._pay(0)
                 self._freed()
             raise
@@ -403,7 +408,8 @@ class Settlement:
         sinks, grant = self._sinks, self._grant
         if grant.gate >= 0 and sinks.gate is not None:
             sinks.gate.undo(grant.gate, 0)
-        sinks.freed(grant.endpoint.name)
+        if sinks.queue.waiting:
+            sinks.queue.freed(grant.endpoint.name)
 
     def _entry(
         self,
@@ -415,7 +421,7 @@ class Settlement:
         error: errors.Error | None = None,
     ) -> Attempt:
         """The attempt as it ended: its line in the ledger."""
-        call, endpoint = self._call, self._wire.endpoint
+        call, endpoint = self._call, self._upstream.endpoint
         cost: int | None = 0
         if usage is not None:
             prices = endpoint.model.prices
@@ -450,7 +456,7 @@ class Settlement:
             call.request.stream,
             bool(getattr(error, "maybe_billed", False))
             or (outcome == "hedge_lost" and usage is not _NOTHING)
-            or (exchange is not None and exchange.resent),
+            or (self._timer is not None and self._timer.resent),
             request_id,
             call.request.options.tags,
             usage.cache_write_tokens,
@@ -477,7 +483,7 @@ class Settlement:
     def _record(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
         sinks, call, grant = self._sinks, self._call, self._grant
         shown = attempt.latency if call.timed else 0.0
-        finish = self._wire.endpoint.core.finish
+        finish = self._upstream.endpoint.core.finish
         flags = finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
         self._freed()
         # What the caller's own request brought about, or cut short, says nothing about the model.
@@ -496,7 +502,7 @@ class Settlement:
             self._breaker_changed(flags, attempt.error)
 
     def _breaker_changed(self, flags: int, error: str | None) -> None:
-        name, hooks = self._wire.endpoint.name, self._sinks.hooks
+        name, hooks = self._upstream.endpoint.name, self._sinks.hooks
         state = "open" if flags & 1 else "closed"
         log.warning("the breaker of %s is %s%s", name, state, f": {error}" * (flags & 1))
         if hooks.wanted:

@@ -17,23 +17,24 @@ from fastroute.providers.base import StreamDecoder, check_content_type
 from fastroute.transport import Exchange
 from fastroute.types import Chunk, Completion, Route, Usage
 
-from .call import Call, Wire
+from .call import Call
 from .settlement import Settlement
+from .upstream import Upstream
 
 
 class StreamReader:
     """Chunks out of an exchange, with the stream's clocks."""
 
     def __init__(
-        self, exchange: Exchange, wire: Wire, call: Call, idle_timeout: float, ping_timeout: float
+        self, exchange: Exchange, upstream: Upstream, call: Call, idle_timeout: float, ping_timeout: float
     ) -> None:
         self._exchange = exchange
         self._idle_timeout = idle_timeout
         self._ping_timeout = ping_timeout
-        self._wire = wire
+        self._upstream = upstream
         self._pieces = exchange.pieces()
         self._events = sse.Decoder()
-        self.decoder: StreamDecoder = wire.format.stream(call.request, wire.target)
+        self.decoder: StreamDecoder = upstream.format.stream(call.request, upstream.target)
         self._call = call
         self._progress = time.monotonic()
         self._ended = False
@@ -124,7 +125,7 @@ class StreamReader:
 
     def _not_a_stream(self) -> None:
         """Raises what one JSON document in place of a stream stands for: mostly an error in a 200."""
-        self._wire.format.decode(self._exchange.body(), self._call.request, self._wire.target)
+        self._upstream.format.decode(self._exchange.body(), self._call.request, self._upstream.target)
         raise errors.UpstreamProtocolError(
             "the provider answered a streamed request in one piece", maybe_billed=True
         )
@@ -155,7 +156,7 @@ class Stream:
         self._ended = False
         self._pid = os.getpid()
         self.usage: Usage | None = None
-        self.route: Route = settlement.call.route(settlement.wire, time.monotonic(), ttft=ttft)
+        self.route: Route = settlement.call.route(settlement.upstream.endpoint, time.monotonic(), ttft=ttft)
         settlement.hand_out()
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -217,7 +218,7 @@ class Stream:
         self.usage = usage if usage is not None else self._estimated()
         self._exchange.close()
         self._settlement.succeeded(self.usage, self._exchange, self._settlement.elapsed(), self._ttft)
-        endpoint, hooks = self._settlement.wire.endpoint, self._settlement.hooks
+        endpoint, hooks = self._settlement.upstream.endpoint, self._settlement.hooks
         for kind in self._reader.forgiven:
             endpoint.forgive(kind)
             if hooks.wanted:
@@ -236,7 +237,7 @@ class Stream:
             elif isinstance(error, errors.UpstreamTruncated):
                 kind = errors.StreamTruncated
             shown = kind(
-                f"the stream from {self._settlement.wire.endpoint.name} broke off: {error.message}",
+                f"the stream from {self._settlement.upstream.endpoint.name} broke off: {error.message}",
                 partial_text=self.text,
                 usage=usage,
                 request_id=error.request_id,
@@ -271,7 +272,9 @@ class Stream:
     def _close_books(self, error: str | None = None) -> None:
         if self.usage is None:
             self.usage = self._spent()
-        self.route = self._settlement.call.route(self._settlement.wire, time.monotonic(), ttft=self._ttft)
+        self.route = self._settlement.call.route(
+            self._settlement.upstream.endpoint, time.monotonic(), ttft=self._ttft
+        )
         hooks = self._settlement.hooks
         if hooks.wanted:
             hooks.emit(events.CallFinished(self.route, error))

@@ -135,8 +135,8 @@ class Ledger:
         Never raises and never waits for the database: while that cannot be written, entries stay in the
         journal and `health` says so. After `close`, an entry waits in the journal for the next to open it.
         """
-        record = journals.encode(attempt)
         writer = self._own()
+        record = journals.encode(attempt)
         segment: journals.Segment | None = None
         try:
             if self._closed:

@@ -75,9 +75,10 @@ class OpenAI:
 
     def decode(self, body: bytes, request: types.Request, target: Target) -> types.Completion:
         value = document(body, target)
-        found = error_reader.error_object(value)
-        if found is not None:
-            raise error_reader.from_error(found, None, target)
+        if not isinstance(value, dict) or "error" in value or value.get("object") != "chat.completion":
+            found = error_reader.error_object(value)
+            if found is not None:
+                raise error_reader.from_error(found, None, target)
         if not isinstance(value, dict):
             raise malformed("the answer is not a JSON object")
         items = value.get("choices")
@@ -85,12 +86,14 @@ class OpenAI:
             raise errors.EmptyResponse("the answer holds no choices", maybe_billed=True)
         if not isinstance(items, list):
             raise malformed("choices is not a list")
+        choices = tuple([_choice(item, place, target) for place, item in enumerate(items)])
+        usage = usage_from(value.get("usage"))
         return types.Completion(
             string(value.get("id")),
             count(value.get("created")) or 0,
             string(value.get("model")) or target.upstream,
-            tuple([_choice(item, place, target) for place, item in enumerate(items)]),
-            usage_from(value.get("usage")),
+            choices,
+            usage,
             None,
             value,
         )

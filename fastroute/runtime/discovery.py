@@ -16,7 +16,8 @@ from typing import Literal
 from attrs import evolve, frozen
 
 from fastroute import errors
-from fastroute.config import Config, Secret, is_loopback_url, read_key
+from fastroute.calls.upstream import target_at, transport_to
+from fastroute.config import Config, Secret, read_key
 from fastroute.config.messages import did_you_mean, show
 from fastroute.providers import get as get_format
 from fastroute.providers import jsontext
@@ -106,26 +107,8 @@ def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
     if listing is None:
         raise errors.ConfigError(f"providers.{name}.format: {provider.format} has no lists of models")
     key = read_key(name, provider)
-    target = Target(
-        endpoint=name,
-        provider=name,
-        model="",
-        upstream="",
-        base_url=provider.base_url,
-        key=key,
-        headers=provider.headers,
-        api_version=provider.api_version,
-    )
-    transport = Transport(
-        pool_size=1,
-        connect_timeout=provider.connect_timeout or config.connect_timeout,
-        max_response_bytes=config.max_response_bytes,
-        proxy=provider.proxy,
-        ca_bundle=provider.ca_bundle,
-        allow_private_hosts=provider.allow_private_hosts
-        or provider.proxy is not None
-        or is_loopback_url(provider.base_url),
-    )
+    target = target_at(config, name, key, endpoint=name)
+    transport = transport_to(config, name, pool_size=1)
     found = Discovery(name, provider.format, provider.base_url, "unknown")
     deadline = time.monotonic() + timeout
     try:

@@ -23,22 +23,20 @@ from fastroute.budget import Budgets, spent_in
 from fastroute.calls.admission import Admission
 from fastroute.calls.attempt import Attempts
 from fastroute.calls.cache import Cache
-from fastroute.calls.call import Wire
 from fastroute.calls.dispatch import Dispatcher
 from fastroute.calls.hedge import Hedging
 from fastroute.calls.queue import WaitQueue
 from fastroute.calls.retry import RetryPolicy
 from fastroute.calls.settlement import Sinks
-from fastroute.config import Config, ProviderConfig, Secret, catalog_of, is_loopback_url
+from fastroute.calls.upstream import Upstream, target_at, transport_to
+from fastroute.config import Config, ProviderConfig, Secret, catalog_of
 from fastroute.ledger import Ledger, NullLedger
 from fastroute.platform.workers import Workers
-from fastroute.providers import get as get_format
-from fastroute.providers.base import Target
 from fastroute.quality import Rates
 from fastroute.routing.classifier import Classifier
 from fastroute.routing.function_classifier import FunctionClassifier
 from fastroute.routing.planner import Planner
-from fastroute.state.endpoints import State
+from fastroute.state.endpoints import Endpoint, State
 from fastroute.transport import Transport
 
 if TYPE_CHECKING:
@@ -125,7 +123,7 @@ class Generation:
 
     Attributes:
         active: a token for each call that has hold of it; see `runtime/runtime.py`.
-        wires: each endpoint's format, address and connections, by its name.
+        upstreams: each endpoint's format, address and connections, by its name.
         fingerprint: of all that shapes an answer; equal requests under equal ones share an answer.
 
     Raises:
@@ -170,16 +168,18 @@ class Generation:
             around.hooks,
             self.state.outputs,
             self.rates,
-            self.budgets,
+            self.budgets if config.budgets else None,
             self.state.gate,
-            around.queue.freed,
+            around.queue,
         )
-        self.wires: Mapping[str, Wire] = self._prepared_wires()
+        self.upstreams: Mapping[str, Upstream] = {
+            endpoint.name: self._upstream(endpoint) for endpoint in self.state.endpoints
+        }
         self.admission = Admission(policy, retries, around.queue, self.state, around.hooks)
         self.dispatcher = Dispatcher(
             config.quality,
             retries,
-            self.wires,
+            self.upstreams,
             Attempts(policy, sinks),
             self.admission,
             Hedging(policy.hedging, around.hedges) if policy.hedging.enabled else None,
@@ -251,40 +251,22 @@ class Generation:
     def _transport(
         self, name: str, session: requests.Session | None, previous: Generation | None
     ) -> Transport:
-        way = self._ways[name]
-        if previous is not None and previous._ways.get(name) == way:
+        if previous is not None and previous._ways.get(name) == self._ways[name]:
             return previous.transports[name]
-        config, provider = self.config, self.config.providers[name]
-        return Transport(
-            pool_size=provider.max_in_flight,
-            connect_timeout=provider.connect_timeout or config.connect_timeout,
-            max_response_bytes=config.max_response_bytes,
-            proxy=provider.proxy,
-            ca_bundle=provider.ca_bundle,
-            session=session,
-            allow_private_hosts=provider.allow_private_hosts
-            or provider.proxy is not None
-            or is_loopback_url(provider.base_url),
-        )
+        return transport_to(self.config, name, session=session)
 
-    def _prepared_wires(self) -> dict[str, Wire]:
-        wires = {}
-        for endpoint in self.state.endpoints:
-            name = endpoint.config.provider
-            provider = endpoint.provider
-            target = Target(
-                endpoint=endpoint.name,
-                provider=name,
-                model=endpoint.model.name,
-                upstream=endpoint.config.upstream,
-                base_url=provider.base_url,
-                key=self.keys.get(name),
-                headers=provider.headers,
-                max_output=endpoint.model.max_output_tokens or None,
-                api_version=provider.api_version,
-            )
-            wires[endpoint.name] = Wire(endpoint, get_format(provider.format), target, self.transports[name])
-        return wires
+    def _upstream(self, endpoint: Endpoint) -> Upstream:
+        name = endpoint.config.provider
+        target = target_at(
+            self.config,
+            name,
+            self.keys.get(name),
+            endpoint=endpoint.name,
+            model=endpoint.model.name,
+            upstream=endpoint.config.upstream,
+            max_output=endpoint.model.max_output_tokens or None,
+        )
+        return Upstream(endpoint, target, self.transports[name])
 
 
 def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:

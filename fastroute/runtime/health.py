@@ -377,7 +377,7 @@ class HealthChecks:
         from fastroute.providers.listing import listing_of  # which needs every format
 
         core = endpoint.core
-        listing = listing_of(generation.wires[endpoint.name].format)
+        listing = listing_of(generation.upstreams[endpoint.name].format)
         if listing is None:
             return False
         if core.state() == _core.OPEN:
@@ -411,9 +411,9 @@ class HealthChecks:
     ) -> None:
         from . import discovery
 
-        wire = generation.wires[endpoint.name]
+        upstream = generation.upstreams[endpoint.name]
         deadline = time.monotonic() + timeout
-        discovery.page(wire.transport, wire.format, listing, wire.target, None, deadline)
+        discovery.page(upstream.transport, upstream.format, listing, upstream.target, None, deadline)
 
     def _finish(self, endpoint: Endpoint, ticket: int, outcome: int) -> None:
         opened = endpoint.core.finish(ticket, outcome)  # closing it is left to a call

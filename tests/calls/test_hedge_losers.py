@@ -17,8 +17,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.response import HTTPResponse
 
 from fastroute import errors, events
-from fastroute.calls.call import Call
-from fastroute.calls.race import Race
+from fastroute.calls.call import Call, Race
 from fastroute.testing import Provider
 from fastroute.transport import Exchange, Transport, connection, request_timer
 from fastroute.transport.request_timer import RequestTimer

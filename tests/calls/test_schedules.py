@@ -43,7 +43,7 @@ WAY = (
     "/calls/settlement.py",
     "/runtime/runtime.py",
     "/calls/hedge.py",
-    "/calls/race.py",
+    "/calls/call.py",
 )
 
 

@@ -256,7 +256,7 @@ HEDGED = (
     "/calls/attempt.py",
     "/calls/settlement.py",
     "/calls/hedge.py",
-    "/calls/race.py",
+    "/calls/call.py",
     "/request_timer.py",
     "/platform/timer.py",
     "/platform/workers.py",

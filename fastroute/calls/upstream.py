@@ -1,0 +1,106 @@
+"""Where an endpoint's requests go: its wire format, address, key and connections, prepared once."""
+
+from __future__ import annotations
+
+import requests
+from attrs import evolve
+
+from fastroute.config import Config, Secret, is_loopback_url
+from fastroute.config.catalog import SAMPLING, SAMPLING_WITHOUT_REASONING, sampling_bit
+from fastroute.providers import get as get_format
+from fastroute.providers.base import Target
+from fastroute.state.endpoints import Endpoint
+from fastroute.transport import Transport
+from fastroute.types import SAMPLING_PARAMETERS, Request
+
+
+def target_at(
+    config: Config,
+    provider: str,
+    key: Secret | None,
+    *,
+    endpoint: str,
+    model: str = "",
+    upstream: str = "",
+    max_output: int | None = None,
+) -> Target:
+    """The address, key and headers of a provider for one endpoint, or for none (a list of its models)."""
+    settings = config.providers[provider]
+    return Target(
+        endpoint=endpoint,
+        provider=provider,
+        model=model,
+        upstream=upstream,
+        base_url=settings.base_url,
+        key=key,
+        headers=settings.headers,
+        max_output=max_output,
+        api_version=settings.api_version,
+    )
+
+
+def transport_to(
+    config: Config,
+    provider: str,
+    *,
+    session: requests.Session | None = None,
+    pool_size: int | None = None,
+) -> Transport:
+    """Connections to a provider.
+
+    Args:
+        session: a caller's own session to send through.
+        pool_size: connections kept; default: the provider's ``max_in_flight``.
+    """
+    settings = config.providers[provider]
+    return Transport(
+        pool_size=pool_size or settings.max_in_flight,
+        connect_timeout=settings.connect_timeout or config.connect_timeout,
+        max_response_bytes=config.max_response_bytes,
+        proxy=settings.proxy,
+        ca_bundle=settings.ca_bundle,
+        session=session,
+        # A proxy resolves names itself; its own address may well be private.
+        allow_private_hosts=settings.allow_private_hosts
+        or settings.proxy is not None
+        or is_loopback_url(settings.base_url),
+    )
+
+
+class Upstream:
+    """One endpoint's format, target and connections.
+
+    Attributes:
+        plain, stream: the prepared requests, to be sent with a body.
+        refuses_sampling: the model refuses sampling parameters, always or while it reasons.
+
+    Thread safety: all threads share it. `forget_usage` is one attribute store.
+    """
+
+    def __init__(self, endpoint: Endpoint, target: Target, transport: Transport) -> None:
+        self.endpoint = endpoint
+        self.format = format = get_format(endpoint.provider.format)
+        self.target = target
+        self.transport = transport
+        self.plain = transport.prepare(format.url(target, False), format.headers(target, False))
+        self.stream = transport.prepare(format.url(target, True), format.headers(target, True))
+        both = SAMPLING | SAMPLING_WITHOUT_REASONING
+        self.refuses_sampling = endpoint.model.capabilities & both != both
+
+    def accepted(self, request: Request) -> Request:
+        """The request without sampling parameters, where the model refuses them.
+
+        The planner lets such a request come here only if its values are the defaults, or if
+        ``policy.drop_sampling`` is set. Some models refuse even the defaults.
+        """
+        params = request.params
+        if self.endpoint.model.capabilities & sampling_bit(params):
+            return request
+        if not any(name in params for name in SAMPLING_PARAMETERS):
+            return request
+        kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
+        return evolve(request, params=kept)
+
+    def forget_usage(self) -> None:
+        """The provider refuses stream_options: ask for no usage from now on, and estimate it."""
+        self.target = evolve(self.target, include_usage=False)
