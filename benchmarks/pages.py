@@ -1,8 +1,8 @@
 """The figures of the recorded run in the pages: ``python -m benchmarks.pages`` rewrites them.
 
-In a page a figure stands between ``<!--run:NAME-->`` and ``<!--/run-->``, in lines of its own or in a line (not
-at its start, where a comment makes HTML of all of it); `FIGURES` says what it is. A test holds the pages to
-the recorded run.
+In a page a figure stands between ``<!--run:NAME-->`` and ``<!--/run-->``: in lines of its own, or within a
+line, but not at its start, where a comment makes HTML of all of it. `FIGURES` says what each name stands for.
+A test holds the pages to the recorded run.
 """
 
 from __future__ import annotations
