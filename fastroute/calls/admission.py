@@ -36,7 +36,7 @@ _SOON = 0.02  # seconds that a wait for a permit is taken to last
 
 
 @frozen
-class _Refusal:
+class _NotAdmitted:
     """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
 
     name: str
@@ -74,7 +74,7 @@ class Progress:
         self.excluded: set[str] = set()
         # Tried, and may be asked again: with what each failed last, the longest ago first.
         self.retry: list[tuple[Endpoint, errors.APIError]] = []
-        self.refused: list[_Refusal] = []
+        self.refused: list[_NotAdmitted] = []
         self.place: Place | None = None  # in line, while it waits
         self.primary: errors.Error | None = None
         self.failed: Endpoint | None = None
@@ -136,7 +136,7 @@ class Admission:
         gate = self._pass_gate(call, progress)
         if gate is None:
             progress.refused = [
-                _Refusal(ALL, endpoint, tier, _core.BUSY, 0.0)
+                _NotAdmitted(ALL, endpoint, tier, _core.BUSY, 0.0)
                 for endpoint, tier in itertools.islice(untried, 1)
             ]
             return None
@@ -155,7 +155,7 @@ class Admission:
                 call.tier = tier
                 return call.held
             wait = (-answer >> 3) / 1e9
-            progress.refused.append(_Refusal(endpoint.name, endpoint, tier, -answer & 7, wait))
+            progress.refused.append(_NotAdmitted(endpoint.name, endpoint, tier, -answer & 7, wait))
         self._leave_gate(call, gate)
         return None
 
@@ -358,7 +358,9 @@ class Admission:
         self._leave_gate(call, -1 if gate is None else gate)
         return None
 
-    def _wait_in_queue(self, call: Call, progress: Progress, limited: _Refusal, left: float) -> Grant | None:
+    def _wait_in_queue(
+        self, call: Call, progress: Progress, limited: _NotAdmitted, left: float
+    ) -> Grant | None:
         """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
         policy, queue = self._policy, self._queue
         patience = min(left, policy.queue_timeout - call.waited)
@@ -384,7 +386,7 @@ class Admission:
             call.waited += time.monotonic() - start
 
     def _sleep_in_queue(
-        self, call: Call, progress: Progress, limited: _Refusal, patience: float
+        self, call: Call, progress: Progress, limited: _NotAdmitted, patience: float
     ) -> Grant | None:
         endpoint = limited.endpoint
         tokens = self._tokens(call, endpoint)

@@ -58,7 +58,7 @@ class Verdict:
     once: bool = False
 
 
-class _Settings(Protocol):
+class _RetrySettings(Protocol):
     """The part of the configuration's policy that is about retries."""
 
     @property
@@ -120,7 +120,7 @@ class RetryPolicy:
     fallback_on_404: bool = False
 
     @classmethod
-    def from_policy(cls, settings: _Settings) -> RetryPolicy:
+    def from_policy(cls, settings: _RetrySettings) -> RetryPolicy:
         """The policy that a configuration asks for."""
         return cls(
             max_attempts=settings.max_attempts,

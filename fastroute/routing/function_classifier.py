@@ -52,7 +52,7 @@ class Opinion:
     scored: bool = False
 
 
-class Refused(Exception):
+class NoOpinion(Exception):
     """The function said nothing that can be used."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
@@ -61,7 +61,7 @@ class Refused(Exception):
         self.reason = reason
 
 
-class _Question:
+class _PendingOpinion:
     __slots__ = ("answer", "context", "done", "dropped", "error", "messages", "params", "running")
 
     def __init__(self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ class FunctionClassifier:
     def after_fork(self) -> None:
         """In a forked child: none of the parent's threads is here, nor what they were asked."""
         self._lock = threading.Lock()
-        self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_PendingOpinion | None] = queue.SimpleQueue()
         self._threads = 0
         self._idle = 0
         self._hanging = 0
@@ -134,7 +134,7 @@ class FunctionClassifier:
         """
         try:
             return _checked(self._said(messages, params, timeout), levels), None
-        except Refused as refused:
+        except NoOpinion as refused:
             self.failed(self.name, refused.kind, refused.reason)
             return None, refused.reason
 
@@ -173,30 +173,30 @@ class FunctionClassifier:
     def _said(
         self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], timeout: float
     ) -> object:
-        question = _Question(messages, params)
+        opinion = _PendingOpinion(messages, params)
         with self._lock:
             self._asked += 1
             if self._hanging >= _MOST_THREADS:
-                raise Refused("busy", f"it hangs in all of its {_MOST_THREADS} threads")
+                raise NoOpinion("busy", f"it hangs in all of its {_MOST_THREADS} threads")
             if self._closed:
-                raise Refused("busy", "the client is closed")
+                raise NoOpinion("busy", "the client is closed")
             if self._idle > 0 or self._threads >= _MOST_THREADS:
                 self._idle -= 1
             else:
                 self._start()
-            self._waiting.put(question)
+            self._waiting.put(opinion)
         try:
-            question.done.wait(timeout)
+            opinion.done.wait(timeout)
         finally:
             with self._lock:
-                if not question.done.is_set():
-                    question.dropped = True
-                    self._hanging += question.running
-        if question.dropped:
-            raise Refused("timeout", f"it took longer than {timeout * 1000:g} ms")
-        if question.error is not None:
-            raise Refused("raised", f"it raised {question.error}")
-        return question.answer
+                if not opinion.done.is_set():
+                    opinion.dropped = True
+                    self._hanging += opinion.running
+        if opinion.dropped:
+            raise NoOpinion("timeout", f"it took longer than {timeout * 1000:g} ms")
+        if opinion.error is not None:
+            raise NoOpinion("raised", f"it raised {opinion.error}")
+        return opinion.answer
 
     def _start(self) -> None:
         # No thread of an executor's: those are waited for when the interpreter ends, however they hang.
@@ -206,32 +206,32 @@ class FunctionClassifier:
         try:
             thread.start()
         except RuntimeError:
-            raise Refused("busy", "the system lets no more threads start") from None
+            raise NoOpinion("busy", "the system lets no more threads start") from None
         self._threads += 1
 
-    def _work(self, waiting: queue.SimpleQueue[_Question | None]) -> None:
+    def _work(self, waiting: queue.SimpleQueue[_PendingOpinion | None]) -> None:
         ask = self._ask
         assert ask is not None
-        while (question := waiting.get()) is not None:
-            if self._takes(question):
+        while (opinion := waiting.get()) is not None:
+            if self._takes(opinion):
                 try:
-                    question.answer = question.context.run(ask, question.messages, question.params)
+                    opinion.answer = opinion.context.run(ask, opinion.messages, opinion.params)
                 except BaseException as error:
                     # Its message may quote the request, so only its kind is passed on.
-                    question.error = type(error).__name__
-            self._ends(question)
-            del question  # a thread that waits keeps nobody's messages
+                    opinion.error = type(error).__name__
+            self._ends(opinion)
+            del opinion  # a thread that waits keeps nobody's messages
 
-    def _takes(self, question: _Question) -> bool:
+    def _takes(self, opinion: _PendingOpinion) -> bool:
         with self._lock:
-            question.running = not question.dropped
-            return question.running
+            opinion.running = not opinion.dropped
+            return opinion.running
 
-    def _ends(self, question: _Question) -> None:
+    def _ends(self, opinion: _PendingOpinion) -> None:
         with self._lock:
             self._idle += 1
-            self._hanging -= question.running and question.dropped
-            question.done.set()
+            self._hanging -= opinion.running and opinion.dropped
+            opinion.done.set()
 
 
 # ------------------------------------------------------------------------------------- what it may say
@@ -241,7 +241,7 @@ def _checked(said: object, levels: Collection[str]) -> Opinion:
     """What the function returned, as an opinion.
 
     Raises:
-        Refused: it is none, in words that hold nothing of the request: what it returned may.
+        NoOpinion: it is none, in words that hold nothing of the request: what it returned may.
     """
     if isinstance(said, str):
         return Opinion(_level(said, levels), 1.0)
@@ -250,30 +250,30 @@ def _checked(said: object, levels: Collection[str]) -> Opinion:
     if isinstance(said, Mapping):
         scores = {_level(level, levels): _share(score, "a score") for level, score in said.items()}
         if not scores:
-            raise Refused("bad-score", "it gave no level a score")
+            raise NoOpinion("bad-score", "it gave no level a score")
         highest = max(scores.values())
         best = [level for level, score in scores.items() if score == highest]
         if len(best) > 1:
-            raise Refused("tie", f"it gave {', '.join(best)} the same score")
+            raise NoOpinion("tie", f"it gave {', '.join(best)} the same score")
         return Opinion(best[0], highest, True)
-    raise Refused("unknown-level", f"it returned a value of type {type(said).__name__}, which is no level")
+    raise NoOpinion("unknown-level", f"it returned a value of type {type(said).__name__}, which is no level")
 
 
 def _level(given: object, levels: Collection[str]) -> str:
     if not isinstance(given, str) or given not in levels:
-        raise Refused("unknown-level", f"it returned a level that there is not; known: {', '.join(levels)}")
+        raise NoOpinion("unknown-level", f"it returned a level that there is not; known: {', '.join(levels)}")
     return given
 
 
 def _share(given: Any, what: str) -> float:
     if isinstance(given, bool):
-        raise Refused("bad-score", f"it returned {what} that is no number from 0 to 1")
+        raise NoOpinion("bad-score", f"it returned {what} that is no number from 0 to 1")
     try:
         number = float(given)  # also the numbers of numpy, which are none of Python's
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(given, (str, bytes)) or not 0 <= number <= 1:
-        raise Refused("bad-score", f"it returned {what} that is no number from 0 to 1")
+        raise NoOpinion("bad-score", f"it returned {what} that is no number from 0 to 1")
     return number
 
 
