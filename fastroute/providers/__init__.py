@@ -1,7 +1,7 @@
-"""The wire formats: what OpenAI's shape becomes on the wire of a provider, and back.
+"""Wire formats: translate requests from OpenAI's shape to a provider's, and answers back.
 
-`base` says what a format is and keeps the registry; each format has a module of its own, imported when it
-is first asked for. Nothing in this package does I/O: `transport.py` sends the bytes.
+`base` defines what a format is and keeps the registry. Each format has its own module, imported when it is
+first used. Nothing in this package does I/O: `transport/` sends the bytes.
 """
 
 from __future__ import annotations

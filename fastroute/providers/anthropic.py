@@ -1,10 +1,9 @@
-"""Anthropic's Messages, as spoken by Anthropic and by servers that copy it.
+"""Anthropic's Messages API, as used by Anthropic and by servers that copy it.
 
-Owns the reading of answers and of stream events, which are turned into OpenAI's shape; the request is
-`anthropic_request.py`'s. What OpenAI's shape has no place for stays reachable: ``stop_reason``, the
-provider's own word, on the choice; ``thinking_blocks`` with their signatures on the message, which may be
-sent back as part of it; ``content_blocks``, all blocks as they came, where there are others than text, calls
-and thoughts. Errors are read in `error_reader.py`.
+Turns answers and stream events into OpenAI's shape; the request is built in `anthropic_request.py`. What
+OpenAI's shape has no place for is kept as extra fields: ``stop_reason`` (the provider's own word) on the
+choice; ``thinking_blocks`` with their signatures on the message, which may be sent back as part of it; and
+``content_blocks``, all blocks as received, if there are others than text, tool calls and thinking.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from .sse import ServerSentEvent
 _API_VERSION = "2023-06-01"
 _VERSIONED = re.compile(r"/v1/?$")
 
-# A turn that the provider paused is not whole: the caller must know, and no cache may keep it.
+# A turn that the provider paused is incomplete: "length" tells the caller and keeps it out of caches.
 _FINISH_REASONS = {
     "end_turn": "stop",
     "stop_sequence": "stop",
@@ -68,13 +67,13 @@ class Anthropic:
             raise malformed("the answer is not a JSON object")
         blocks = value.get("content")
         if blocks is None:
-            raise errors.EmptyResponse("the answer holds no content", maybe_billed=True)
+            raise errors.EmptyResponse("the answer has no content", maybe_billed=True)
         if not isinstance(blocks, list):
             raise malformed("content is not a list")
         message = _message(blocks, _refusal(value.get("stop_details")), answers_by_tool(request))
         reason = _finish_reason(value.get("stop_reason"), bool(message.tool_calls))
         if reason is None:
-            raise malformed("the answer does not say why it ended")
+            raise malformed("the answer has no stop_reason")
         choice: dict[str, Any] = {"index": 0, "message": message._raw, "finish_reason": reason}
         choice.update(_own_reason(value))
         usage = usage_from(value.get("usage"))
@@ -124,7 +123,7 @@ def _message(blocks: list[Any], refusal: str | None, by_tool: bool) -> types.Mes
             raise malformed("a content block is not an object")
         kind = block.get("type")
         rank = _ORDER.get(kind, 0) if isinstance(kind, str) else 0
-        # OpenAI's message holds each kind apart: an order of another kind could not be told from it.
+        # OpenAI's message keeps each kind in a field of its own, which loses any other order than this one.
         foreign = foreign or rank < last
         last = rank
         if kind == "text":
@@ -184,11 +183,11 @@ def _call(block: Mapping[str, Any]) -> types.ToolCall:
 
 
 def _finish_reason(reason: Any, calls: bool) -> str | None:
-    """OpenAI's word for why an answer ended; one that nobody knows yet stays as it is."""
+    """OpenAI's finish reason for a stop reason; an unknown one is kept."""
     if not isinstance(reason, str) or not reason:
         return None
     if reason == "tool_use" and not calls:
-        return "stop"  # the call was the way in which JSON was asked for, or the provider's own tool's
+        return "stop"  # the only call was `JSON_TOOL`, or one that the provider runs itself
     return _FINISH_REASONS.get(reason, reason)
 
 
@@ -197,16 +196,16 @@ def _refusal(details: Any) -> str | None:
 
 
 def _own_reason(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The provider's own words of how an answer ended, to stand beside OpenAI's."""
+    """The provider's own fields about how an answer ended, kept beside OpenAI's finish reason."""
     named = ("stop_reason", "stop_sequence", "stop_details")
     return {name: value[name] for name in named if value.get(name) is not None}
 
 
 def usage_from(value: Any) -> types.Usage | None:
-    """The usage, or None if it cannot be relied on and has to be estimated.
+    """The usage, or None if it is unusable and must be estimated.
 
-    Input read from a cache or written to one is counted beside the rest of the input here, and thinking
-    among the output: the sums of both are what was used.
+    Anthropic counts input read from or written to a cache beside the other input, and thinking inside the
+    output.
     """
     if not isinstance(value, dict):
         return None
@@ -221,7 +220,7 @@ def usage_from(value: Any) -> types.Usage | None:
         return None
     details = value.get("output_tokens_details")
     thought = (count(details.get("thinking_tokens")) or 0) if isinstance(details, dict) else 0
-    # Written for an hour or, what is not said to be so, for the usual five minutes.
+    # Tokens written to the cache for an hour; the others are kept for the usual five minutes.
     kept = value.get("cache_creation")
     hour = (count(kept.get("ephemeral_1h_input_tokens")) or 0) if isinstance(kept, dict) else 0
     return types.Usage(prompt, output, read, min(thought, output), "provider", written, min(hour, written))
@@ -245,10 +244,10 @@ class _Block:
 
 
 class _AnthropicStream(StreamDecoder):
-    """Anthropic's events as OpenAI's chunks.
+    """Turns Anthropic's events into OpenAI's chunks.
 
-    Events of a kind that is not known are passed over, since new ones are announced to come. What is known
-    must keep its order: a delta without its block, or a block left out, would be a hole in the answer.
+    Events of unknown kinds are ignored, since Anthropic announces that it will add some. Known events must
+    come in order: a delta without its block, or a missing block, would leave a gap in the answer.
     """
 
     def __init__(self, request: types.Request, target: Target) -> None:
@@ -261,7 +260,7 @@ class _AnthropicStream(StreamDecoder):
         self._blocks: list[_Block] = []
         self._calls = 0
         self._counts: dict[str, Any] = {}
-        self._input: types.Usage | None = None  # counted at the beginning, until the end counts all
+        self._input: types.Usage | None = None  # from message_start, until message_delta has the final usage
 
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
@@ -277,12 +276,12 @@ class _AnthropicStream(StreamDecoder):
         if read is None:
             return ()
         if not self._begun and kind != "message_start":
-            raise malformed(f"the stream begins with {kind}, not with message_start")
+            raise malformed(f"the stream starts with {kind}; expected message_start")
         chunk = read(self, value)
         return () if chunk is None else (chunk,)
 
     def end(self) -> None:
-        """As for every format, and the provider's end mark must have come: it always sends one."""
+        """As in the base class; the end mark is required too, since Anthropic always sends it."""
         super().end()
         if not self.done:
             raise errors.UpstreamTruncated("the stream ended without message_stop", maybe_billed=True)
@@ -295,14 +294,14 @@ class _AnthropicStream(StreamDecoder):
         raw = {**message._raw, "thinking_blocks": thinking}
         return types.Message(message.role, message.content, message.tool_calls, message.refusal, raw)
 
-    # -- one method a kind of event
+    # -- one method for each kind of event
 
     def _start(self, value: Mapping[str, Any]) -> types.Chunk | None:
         message = value.get("message")
         if not isinstance(message, dict):
-            raise malformed("message_start holds no message")
+            raise malformed("message_start has no message")
         if self._begun:
-            raise malformed("message_start came twice")
+            raise malformed("the stream has two message_start events")
         self._begun = True
         self._id = string(message.get("id"))
         self._model = string(message.get("model")) or self._model
@@ -313,9 +312,9 @@ class _AnthropicStream(StreamDecoder):
     def _block_start(self, value: Mapping[str, Any]) -> types.Chunk | None:
         given = value.get("content_block")
         if not isinstance(given, dict):
-            raise malformed("content_block_start holds no block")
+            raise malformed("content_block_start has no content_block")
         if value.get("index") != len(self._blocks):
-            raise malformed("a content block does not follow the one before it")
+            raise malformed("a content block's index does not follow the one before it")
         block = _Block(string(given.get("type")), given, self._calls)
         self._blocks.append(block)
         if block.kind == "text":
@@ -331,7 +330,7 @@ class _AnthropicStream(StreamDecoder):
     def _block_delta(self, value: Mapping[str, Any]) -> types.Chunk | None:
         delta = value.get("delta")
         if not isinstance(delta, dict):
-            raise malformed("content_block_delta holds no delta")
+            raise malformed("content_block_delta has no delta")
         block = self._block(value)
         kind = delta.get("type")
         if kind == "text_delta":
@@ -354,7 +353,7 @@ class _AnthropicStream(StreamDecoder):
                 block.start = {**block.start, "thinking": "".join(block.texts)}
             return self._delta({"thinking_blocks": [block.start]})
         if block.kind == "tool_use" and not block.shown:
-            # Its input came whole with its start, most often because there is none.
+            # The input came complete with the start, usually because it is empty.
             given = block.start.get("input")
             whole = given if isinstance(given, dict) else {}
             return self._arguments(block, jsontext.dumps(whole).decode())
@@ -369,7 +368,7 @@ class _AnthropicStream(StreamDecoder):
                 self.usage, self._input = counted, None
         delta = value.get("delta")
         if not isinstance(delta, dict):
-            raise malformed("message_delta holds no delta")
+            raise malformed("message_delta has no delta")
         reason = _finish_reason(delta.get("stop_reason"), self._calls > 0)
         if reason is None:
             return None
@@ -384,12 +383,12 @@ class _AnthropicStream(StreamDecoder):
         raw = {**self._shape(), "choices": [], "usage": self.usage.to_dict()}
         return types.Chunk(self._id, self._created, self._model, (), self.usage, raw)
 
-    # -- what they are made of
+    # -- parts of events
 
     def _block(self, value: Mapping[str, Any]) -> _Block:
         index = value.get("index")
         if type(index) is not int or not 0 <= index < len(self._blocks) or not self._blocks[index].open:
-            raise malformed("an event belongs to a content block that is not open")
+            raise malformed("an event names a content block that is not open")
         return self._blocks[index]
 
     def _is_answer(self, block: _Block) -> bool:
@@ -408,7 +407,7 @@ class _AnthropicStream(StreamDecoder):
 
     def _arguments(self, block: _Block, text: str) -> types.Chunk | None:
         if block.kind != "tool_use" or not text:
-            return None  # the input of a tool that the provider itself runs
+            return None  # the input of a tool that the provider runs itself
         block.shown = True
         if self._is_answer(block):
             return self._text(text)
@@ -425,7 +424,7 @@ class _AnthropicStream(StreamDecoder):
         return self._delta(raw, (call,))
 
     def _count(self, usage: Any) -> None:
-        """Counts are running totals: a later one takes an earlier one's place, absence changes nothing."""
+        """Updates the counts, which are running totals; a missing one keeps its earlier value."""
         if isinstance(usage, dict):
             self._counts.update({name: value for name, value in usage.items() if value is not None})
 
@@ -458,7 +457,7 @@ class _AnthropicStream(StreamDecoder):
         self._absorb(chunk)
         begun = self._input
         if begun is not None:
-            # What a stream that is cut off here has used: its input is known, its output only by length.
+            # The usage if the stream is cut off here: the input is known, the output is estimated by length.
             written = (self.output_chars + 2) // 3
             self.usage = evolve(begun, completion_tokens=written, source="estimated")
         return chunk

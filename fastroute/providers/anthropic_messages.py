@@ -1,8 +1,7 @@
-"""Messages in OpenAI's shape as Anthropic's system prompt and turns.
+"""Translates messages in OpenAI's shape into Anthropic's system prompt and turns.
 
-Owns content: texts, images, documents, tool calls and their results. Roles differ: instructions are not a
-turn but stand before all turns, a tool's result is part of a user's turn, and turns of one role in a row are
-one turn. Blocks that are Anthropic's own already go out as they are.
+Roles differ: instructions are not a turn but come before all turns, a tool's result is part of a user's turn,
+and consecutive turns of one role are joined. Blocks that already have Anthropic's shape are sent as given.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _NOT_AN_ID = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 def as_mapping(value: Any) -> Mapping[str, Any] | None:
-    """A mapping, or what stands for one: a message of an earlier answer, for instance."""
+    """``value`` if it is a mapping, or its ``to_dict()`` (a message of an earlier answer); otherwise None."""
     if isinstance(value, Mapping):
         return value
     to_dict = getattr(value, "to_dict", None)
@@ -38,7 +37,7 @@ def system_and_turns(
 ) -> tuple[str | list[Block], list[dict[str, Any]]]:
     """The system prompt (empty if there is none) and the turns.
 
-    Instructions from the middle of a conversation move to its beginning: the order among them stays.
+    Instructions in the middle of a conversation move to its beginning and keep their order.
 
     Raises:
         BadRequestError: for what the format cannot express; the message names the place.
@@ -52,7 +51,7 @@ def system_and_turns(
             raise _refused(path, f"must be a mapping, not {type(given).__name__}")
         role = message.get("role")
         if message.get("name") is not None and role != "tool":
-            raise _refused(f"{path}.name", "the anthropic format has no names of participants")
+            raise _refused(f"{path}.name", "the anthropic format has no participant names; leave it out")
         if role in ("system", "developer"):
             system += _texts_only(message, path)
             continue
@@ -61,11 +60,13 @@ def system_and_turns(
         elif role == "user":
             blocks = _blocks(message.get("content"), f"{path}.content")
             if not blocks:
-                raise _refused(f"{path}.content", "is empty, and the anthropic format takes no empty turn")
+                raise _refused(f"{path}.content", "is empty; the anthropic format requires content")
         elif role == "tool":
             role, blocks = "user", [_tool_result(message, path)]
         else:
-            raise _refused(f"{path}.role", "must be system, developer, user, assistant or tool")
+            raise _refused(
+                f"{path}.role", "unknown role; use one of system, developer, user, assistant, tool"
+            )
         if not blocks:
             continue
         if turns and turns[-1][0] == role:
@@ -75,7 +76,7 @@ def system_and_turns(
     if turns:
         _trim_prefill(turns)
     if not turns:
-        raise _refused("messages", "the anthropic format needs one beside the instructions")
+        raise _refused("messages", "has only instructions; the anthropic format requires a user message")
     prompt: str | list[Block] = system
     if all(block.keys() == _PLAIN for block in system):
         prompt = "\n\n".join(block["text"] for block in system)
@@ -97,7 +98,7 @@ def _short(blocks: list[Block]) -> str | list[Block]:
 
 
 def _trim_prefill(turns: list[tuple[str, list[Block]]]) -> None:
-    """An answer begun for the model may not end in blanks; they would be refused."""
+    """Strips trailing blanks, which are refused, from a final assistant message (the start of the answer)."""
     role, blocks = turns[-1]
     text = blocks[-1].get("text")
     if role == "assistant" and blocks[-1].get("type") == "text" and isinstance(text, str):
@@ -116,17 +117,19 @@ def _texts_only(message: Mapping[str, Any], path: str) -> list[Block]:
     blocks = _blocks(message.get("content"), f"{path}.content")
     for block in blocks:
         if block.get("type") != "text":
-            raise _refused(f"{path}.content", "instructions are text only in the anthropic format")
+            raise _refused(
+                f"{path}.content", "must be text only; the anthropic format has no other instructions"
+            )
     return blocks
 
 
 def _assistant(message: Mapping[str, Any], path: str) -> list[Block]:
     for name in ("function_call", "audio"):
         if message.get(name) is not None:
-            raise _refused(f"{path}.{name}", "the anthropic format has no such field")
+            raise _refused(f"{path}.{name}", "the anthropic format has no such field; leave it out")
     whole = message.get("content_blocks")
     if isinstance(whole, (list, tuple)) and whole:
-        # An earlier answer as it came: nothing that could be put together again would be the same.
+        # An earlier answer as received; its other fields cannot restore the order of these blocks.
         return _mappings(whole, f"{path}.content_blocks")
     blocks: list[Block] = []
     thoughts = message.get("thinking_blocks")
@@ -158,10 +161,10 @@ def _tool_use(given: Any, path: str) -> Block:
     call = as_mapping(given)
     function = as_mapping(call.get("function")) if call is not None else None
     if call is None or function is None:
-        raise _refused(path, "must be a call of a function")
+        raise _refused(path, "must be a function call")
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str) or not name:
-        raise _refused(f"{path}.function.name", "must be a string that is not empty")
+        raise _refused(f"{path}.function.name", "must be a non-empty string")
     value: Any = arguments
     if isinstance(arguments, str):
         try:
@@ -190,9 +193,9 @@ def _tool_result(message: Mapping[str, Any], path: str) -> Block:
 
 
 def _id(value: Any, path: str) -> str:
-    """A call's id in the characters that are allowed; a call and its result change alike."""
+    """A call's id with other characters than the allowed ones replaced, the same in a call and its result."""
     if not isinstance(value, str) or not value:
-        raise _refused(path, "must be a string that is not empty")
+        raise _refused(path, "must be a non-empty string")
     return _NOT_AN_ID.sub("_", value)
 
 
@@ -230,10 +233,12 @@ def _blocks(content: Any, path: str) -> list[Block]:
         elif kind in _NATIVE:
             blocks.append(part)
         else:
-            shown = (
-                kind if isinstance(kind, str) and re.fullmatch(r"\w{1,40}", kind) else "of an unknown type"
+            named = isinstance(kind, str) and re.fullmatch(r"\w{1,40}", kind)
+            raise _refused(
+                f"{where}.type",
+                f"the anthropic format has no such content{f' as {kind}' if named else ''}; "
+                f"use one of text, image_url, file, {', '.join(sorted(_NATIVE))}",
             )
-            raise _refused(where, f"the anthropic format has no such content: {shown}")
     return blocks
 
 
@@ -254,7 +259,9 @@ def _image(part: Mapping[str, Any], path: str) -> Block:
     media_type, data = _data_url(url, f"{path}.image_url.url", "an https: or data: URL")
     media_type = "image/jpeg" if media_type == "image/jpg" else media_type
     if media_type not in _IMAGE_TYPES:
-        raise _refused(f"{path}.image_url.url", f"must be one of {', '.join(_IMAGE_TYPES)}")
+        raise _refused(
+            f"{path}.image_url.url", f"has an unknown media type; use one of {', '.join(_IMAGE_TYPES)}"
+        )
     return {"type": "base64", "media_type": media_type, "data": data}
 
 
@@ -262,10 +269,12 @@ def _document(part: Mapping[str, Any], path: str) -> dict[str, Any]:
     file = as_mapping(part.get("file"))
     data_url = file.get("file_data") if file is not None else None
     if file is None or not isinstance(data_url, str):
-        raise _refused(f"{path}.file.file_data", "must be a data: URL; other files are not known there")
+        raise _refused(
+            f"{path}.file.file_data", "must be a data: URL; the anthropic format has no other files"
+        )
     media_type, data = _data_url(data_url, f"{path}.file.file_data", "a data: URL")
     if media_type != "application/pdf":
-        raise _refused(f"{path}.file.file_data", "must be of the type application/pdf")
+        raise _refused(f"{path}.file.file_data", "must have the media type application/pdf")
     made: dict[str, Any] = {
         "type": "document",
         "source": {"type": "base64", "media_type": media_type, "data": data},

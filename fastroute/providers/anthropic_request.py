@@ -1,8 +1,8 @@
-"""A request in OpenAI's shape as the body of an Anthropic Messages request.
+"""Translates a request in OpenAI's shape into the body of an Anthropic Messages request.
 
-Owns the parameters: which have another name there, which ask for nothing and may be left out, and which
-cannot be said at all and are refused by name before anything is sent. Parameters that are not OpenAI's are
-taken for Anthropic's own and go out as they are. The messages are `anthropic_messages.py`'s.
+Parameters that Anthropic names differently are renamed. Those that it does not have are left out if their
+value asks for nothing, and are otherwise refused by name before anything is sent. Parameters that are not
+OpenAI's are sent as given. Messages are translated in `anthropic_messages.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fastroute import errors, types
 from .anthropic_messages import as_mapping, system_and_turns
 from .base import Target
 
-# Without a limit of the caller's or the catalogue's: the format demands one, and every model in use gives it.
+# Without a limit from the caller or the catalogue; the format requires one, and current models allow it.
 _DEFAULT_MAX_TOKENS = 8192
 _LEAST_THINKING = 1024
 _MOST_THINKING = 32_000
 
-# OpenAI's parameters that the format has no word for, with the values under which they ask for nothing.
+# OpenAI's parameters that the format does not have, with the values that ask for nothing.
 _INEXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
@@ -40,7 +40,7 @@ _INEXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 _INSTEAD = {"functions": "; use tools", "function_call": "; use tool_choice"}
-# Said in another way or, as mere hints to OpenAI's own caches and streams, not at all.
+# Translated below or, if only hints to OpenAI's own caches and streams, left out.
 _TRANSLATED = frozenset(
     {
         "max_completion_tokens",
@@ -67,7 +67,7 @@ _TRANSLATED = frozenset(
 )
 _SERVICE_TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 _EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
-# Of the output tokens, how many a model that is given a budget may think.
+# The thinking budget as a share of the output tokens, for models that take a budget.
 _SHARES = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.9, "max": 0.95}
 _VERSION = re.compile(r"claude-(?:(?:opus|sonnet|haiku|instant)-)?(\d+)(?:[-.](\d{1,2})(?!\d))?")
 _FIRST_ADAPTIVE = (4, 6)
@@ -76,11 +76,11 @@ JSON_TOOL = "json_answer"
 
 
 def body_of(request: types.Request, target: Target) -> dict[str, Any]:
-    """The body, still as a mapping.
+    """The body as a mapping.
 
     Raises:
         BadRequestError: for what the format cannot express, with the parameter's name or the place in the
-            messages; never with a value of the caller's text.
+            messages, never with the caller's text.
     """
     params = {name: value for name, value in request.params.items() if value is not None}
     _refuse_inexpressible(params)
@@ -89,7 +89,7 @@ def body_of(request: types.Request, target: Target) -> dict[str, Any]:
     body: dict[str, Any] = {"model": target.upstream, "max_tokens": most, "messages": turns}
     if system:
         if "system" in params:
-            raise refused("system", "is given beside messages of the role system; use one of them")
+            raise refused("system", "is given as well as system messages; use one of them")
         body["system"] = system
     body.update({name: value for name, value in params.items() if name not in _KNOWN})
     _sampling(body, params)
@@ -112,12 +112,12 @@ _KNOWN = _TRANSLATED | _INEXPRESSIBLE.keys()
 
 
 def refused(param: str, why: str) -> errors.BadRequestError:
-    """What cannot be said in this format."""
+    """The error for a parameter that this format cannot express."""
     return errors.BadRequestError(f"{param}: {why}", param=param.partition("[")[0].partition(".")[0])
 
 
 def answers_by_tool(request: types.Request) -> bool:
-    """Whether the answer comes as the input of `JSON_TOOL`, because JSON was asked for without a schema."""
+    """Whether the answer is the input of `JSON_TOOL`, because JSON was requested without a schema."""
     wanted = request.params.get("response_format")
     return isinstance(wanted, Mapping) and wanted.get("type") == "json_object"
 
@@ -152,7 +152,7 @@ def _sampling(body: dict[str, Any], params: Mapping[str, Any]) -> None:
     temperature = params.get("temperature")
     if temperature is not None:
         if isinstance(temperature, (int, float)) and temperature > 1:
-            raise refused("temperature", "the anthropic format takes 0 to 1")
+            raise refused("temperature", "must be from 0 to 1 in the anthropic format")
         body["temperature"] = temperature
     stop = params.get("stop")
     if stop is None:
@@ -161,16 +161,16 @@ def _sampling(body: dict[str, Any], params: Mapping[str, Any]) -> None:
     if not isinstance(sequences, (list, tuple)) or not all(isinstance(each, str) for each in sequences):
         raise refused("stop", "must be a string or a list of strings")
     if not all(each.strip() for each in sequences):
-        raise refused("stop", "the anthropic format takes no stop sequence that is empty or blank")
+        raise refused("stop", "must not contain empty or blank sequences in the anthropic format")
     if sequences:
         body["stop_sequences"] = list(sequences)
 
 
 def _labels(body: dict[str, Any], params: Mapping[str, Any]) -> None:
-    """Who is asking, and how urgent it is."""
+    """Sets the caller's id and the service tier."""
     metadata = dict(_mapping(params, "metadata")) if "metadata" in params else {}
     if metadata.keys() - {"user_id"}:
-        raise refused("metadata", "the anthropic format keeps none but user_id; use route.tags")
+        raise refused("metadata", "the anthropic format has user_id only; use route.tags for the rest")
     user = params.get("user") or params.get("safety_identifier")
     if user is not None:
         metadata.setdefault("user_id", user)
@@ -180,7 +180,7 @@ def _labels(body: dict[str, Any], params: Mapping[str, Any]) -> None:
     if wanted is not None:
         tier = _SERVICE_TIERS.get(wanted) if isinstance(wanted, str) else None
         if tier is None:
-            raise refused("service_tier", f"the anthropic format has {', '.join(_SERVICE_TIERS)} only")
+            raise refused("service_tier", f"must be one of {', '.join(_SERVICE_TIERS)}")
         body["service_tier"] = tier
 
 
@@ -202,16 +202,16 @@ def _reasoning(body: dict[str, Any], params: Mapping[str, Any], model: str, most
     if most <= _LEAST_THINKING:
         raise refused(
             "reasoning_effort",
-            f"this model thinks within max_tokens, at least {_LEAST_THINKING} of them, and is given {most}",
+            f"needs max_tokens above {_LEAST_THINKING}, not {most}; this model's thinking counts toward it",
         )
     budget = min(max(int(most * _SHARES[effort]), _LEAST_THINKING), _MOST_THINKING, most - 1)
     body["thinking"] = {"type": "enabled", "budget_tokens": budget}
 
 
 def _thinks_by_budget(model: str) -> bool:
-    """Whether a model is given a budget of tokens to think; later ones, and those unknown, an effort.
+    """Whether a model takes a thinking budget in tokens; later and unknown models take an effort.
 
-    Going by the name is safe in one direction only: the names of the old models will not change.
+    Only old models are recognised by name, because their names will not change.
     """
     found = _VERSION.search(model)
     return found is not None and (int(found[1]), int(found[2] or 0)) < _FIRST_ADAPTIVE
@@ -229,7 +229,7 @@ def _tools(body: dict[str, Any], params: Mapping[str, Any]) -> None:
             body["tools"] = [_tool(tool, f"tools[{place}]") for place, tool in enumerate(given)]
     if "tool_choice" in params:
         choice = _tool_choice(params["tool_choice"])
-        # Without tools OpenAI's servers take "none" and "auto" for what they are anyway.
+        # OpenAI's servers accept "none" and "auto" without tools, where they change nothing.
         if "tools" in body or choice["type"] not in ("none", "auto"):
             body["tool_choice"] = choice
     if params.get("parallel_tool_calls") is False and "tools" in body:
@@ -246,10 +246,10 @@ def _tool(given: Any, path: str) -> Mapping[str, Any]:
     if function is None:
         if "input_schema" in tool or tool.get("type") not in (None, "function", "custom"):
             return tool  # Anthropic's own
-        raise refused(path, "the anthropic format has tools of the type function, and its own")
+        raise refused(path, "must be of type function, or a tool of Anthropic's own")
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        raise refused(f"{path}.function.name", "must be a string that is not empty")
+        raise refused(f"{path}.function.name", "must be a non-empty string")
     schema = as_mapping(function.get("parameters")) or {"properties": {}}
     made: dict[str, Any] = {"name": name, "input_schema": {"type": "object", **schema}}
     for field in ("description", "strict"):
@@ -272,7 +272,7 @@ def _tool_choice(given: Any) -> dict[str, Any]:
         function = as_mapping(choice.get("function"))
         if kind == "function" and function is not None and isinstance(function.get("name"), str):
             return {"type": "tool", "name": function["name"]}
-    raise refused("tool_choice", "must be auto, none, required or name a function")
+    raise refused("tool_choice", "must be auto, none, required, or an object that names a function")
 
 
 # ------------------------------------------------------------------------------------------ structured output
@@ -289,8 +289,7 @@ def _response_format(body: dict[str, Any], params: Mapping[str, Any]) -> None:
         if "tools" in body:
             raise refused(
                 "response_format",
-                "the anthropic format gives JSON without a schema only where there are no tools; "
-                "use json_schema",
+                "json_object cannot be combined with tools in the anthropic format; use json_schema",
             )
         body["tools"] = [
             {
@@ -309,12 +308,12 @@ def _response_format(body: dict[str, Any], params: Mapping[str, Any]) -> None:
 
 
 def _closed(schema: Any, depth: int = 0) -> Any:
-    """The schema with its objects closed where it leaves that open: the format takes closed ones only.
+    """The schema with ``additionalProperties: false`` on objects that leave it open, as the format requires.
 
-    Whatever fits the closed schema fits the caller's.
+    Any value that fits the closed schema also fits the caller's.
     """
     if depth > 100:
-        raise refused("response_format", "the schema is nested more than 100 deep, or inside itself")
+        raise refused("response_format", "the schema is nested more than 100 deep or contains itself")
     if isinstance(schema, (list, tuple)):
         return [_closed(part, depth + 1) for part in schema]
     if not isinstance(schema, Mapping):
@@ -331,6 +330,6 @@ def _closed(schema: Any, depth: int = 0) -> Any:
     return made
 
 
-# Words of JSON Schema whose values are schemas by name, and those whose values are data.
+# Keywords of JSON Schema with schemas by name as values, and keywords with data as values.
 _BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _LITERAL = frozenset({"const", "default", "enum", "examples", "required"})

@@ -1,12 +1,12 @@
-"""Azure OpenAI: OpenAI's chat completions at addresses and with a key header of Azure's own.
+"""Azure OpenAI: OpenAI's chat completions with Azure's addresses and key header.
 
-Owns those two; bodies, answers, chunks and errors are `openai.py`'s, which reads Azure's additions too (notes
-of its content filter, chunks without choices, errors with an inner one).
+Bodies, answers, chunks and errors are handled by `openai.py`, including Azure's additions (results of its
+content filter, chunks without choices, nested errors).
 
-Azure has two kinds of address, told apart by the base URL. One that ends in ``/v1``, such as
-``https://NAME.openai.azure.com/openai/v1``, is OpenAI's own layout, and the deployment is named in the body.
-Any other is the older layout, where deployment and API version stand in the address. What the configuration
-calls ``upstream`` is the deployment in both.
+Azure has two address layouts, distinguished by the base URL. One that ends in ``/v1``, such as
+``https://NAME.openai.azure.com/openai/v1``, is OpenAI's own layout, with the deployment in the body. Any
+other is the older layout, with deployment and API version in the address. The configuration's ``upstream`` is
+the deployment in both.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .headers import checked_headers, joined_url, usual_headers
 from .openai import OpenAI
 
 API_VERSION = "2024-10-21"
-"""The version that is asked for where the configuration names none: the last one of the older layout."""
+"""The API version where the configuration names none: the last one of the older layout."""
 
 
 def is_v1(base_url: str) -> bool:
-    """Whether addresses below it are in OpenAI's layout."""
+    """Whether the base URL has OpenAI's layout."""
     return urlsplit(base_url).path.rstrip("/").endswith("/v1")
 
 
 def api_url(base_url: str, path: str, api_version: str | None) -> str:
-    """A path of Azure's API, with the version in the query where the layout wants one."""
+    """A path of Azure's API, with the version in the query where the layout requires one."""
     if is_v1(base_url):
         url = joined_url(base_url, path)
         version = api_version
@@ -52,7 +52,9 @@ class Azure(OpenAI):
         if is_v1(target.base_url):
             return api_url(target.base_url, "/chat/completions", target.api_version)
         if target.upstream in ("", ".", ".."):
-            raise errors.ConfigError("endpoints.upstream: is no deployment's name")
+            raise errors.ConfigError(
+                "endpoints.upstream: must be a deployment's name, not empty, '.' or '..'"
+            )
         deployment = quote(target.upstream, safe="")
         return api_url(target.base_url, f"/deployments/{deployment}/chat/completions", target.api_version)
 

@@ -1,9 +1,8 @@
 """What a wire format is, and the registry of formats by name.
 
-A format is one stateless object that turns a request into bytes and bytes into a completion, a chunk or a
-classified error. It does no I/O, and reads a clock only to say when an answer came; where the bytes go and
-when to try again is decided by `transport.py` and `dispatch.py`. The part of a format that has state, the
-decoder of one stream, is in `stream.py`.
+A format is one stateless object that turns a request into bytes, and bytes into a completion, a chunk or a
+classified error. It does no I/O and reads a clock only for the time of an answer. Sending is in `transport/`,
+retries are in `calls/dispatch.py`. The decoder of one stream, the only part with state, is in `decoder.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .decoder import StreamDecoder
 
 
 class Key(Protocol):
-    """A secret that shows itself only when asked to."""
+    """A secret that only `reveal` returns; `str` and `repr` must not show it."""
 
     def reveal(self) -> str: ...
 
@@ -31,17 +30,17 @@ class Target:
     """One endpoint as a format sees it.
 
     Attributes:
-        endpoint: its name in reports and errors.
+        endpoint: the endpoint's name in reports and errors.
         provider: the provider's name in the configuration.
-        model: what callers ask for.
-        upstream: what the provider calls it.
-        base_url: where the provider's API begins, such as ``https://api.openai.com/v1``.
-        key: the API key, or None for a server that wants none.
+        model: the model's name in requests to fastroute.
+        upstream: the model's name in requests to the provider.
+        base_url: the base address of the provider's API, such as ``https://api.openai.com/v1``.
+        key: the API key, or None for a server without keys.
         headers: further headers from the configuration; they replace the format's own of the same name.
-        max_output: the most output tokens the model can give; larger wishes are lowered to it.
+        max_output: the model's limit of output tokens; larger limits in a request are lowered to it.
         include_usage: whether a stream may be asked to report its usage; set to False (``attrs.evolve``)
             once the provider has refused that, see `rejects_stream_options`.
-        api_version: the version of the provider's API, for formats whose addresses name one.
+        api_version: the version of the provider's API, for formats that send one in the address.
     """
 
     endpoint: str
@@ -59,18 +58,18 @@ class Target:
 class Format(Protocol):
     """One wire format. Stateless, so one object serves all threads and all endpoints.
 
-    Every method raises only errors of `fastroute.errors`, with neither a key nor a prompt in them.
+    Every method raises only errors of `fastroute.errors`. No error contains a key or a prompt.
     """
 
     @property
     def name(self) -> str:
-        """What the configuration calls it: ``[providers.X] format = "name"``."""
+        """The format's name in the configuration: ``[providers.X] format = "name"``."""
 
     def url(self, target: Target, stream: bool) -> str:
-        """Where the request goes."""
+        """The address of the request."""
 
     def headers(self, target: Target, stream: bool) -> dict[str, str]:
-        """All headers of the endpoint, the key among them; the same for every request to it.
+        """All headers of the endpoint, including the key; the same for every request to it.
 
         Raises:
             ConfigError: if a name or value cannot be sent, or would break the request's framing.
@@ -87,8 +86,8 @@ class Format(Protocol):
         """The completion in the body of a 200 answer.
 
         Raises:
-            APIStatusError: if the body is an error after all; classified by the error itself.
-            EmptyResponse: if it holds no choices, or nothing.
+            APIStatusError: if the body is an error despite the status; classified by its code or type.
+            EmptyResponse: if the body is empty or has no choices.
             UpstreamTruncated: if its JSON stops in the middle.
             UpstreamProtocolError: if it is anything else.
         """
@@ -96,10 +95,10 @@ class Format(Protocol):
     def decode_error(
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
     ) -> errors.APIError:
-        """The error that any answer but 200 stands for; returned, not raised. Never raises.
+        """The error for an answer with any status but 200; returned, not raised. Never raises.
 
-        ``body`` may be cut (64 KiB are plenty). With ``target`` its key is blotted out wherever the
-        provider may have repeated it.
+        ``body`` may be cut short (64 KiB are enough). With ``target`` its key is redacted wherever the
+        provider repeated it.
         """
 
     def stream(self, request: types.Request, target: Target) -> StreamDecoder:
@@ -112,16 +111,16 @@ class Format(Protocol):
 def check_content_type(headers: Mapping[str, str], stream: bool) -> Literal["json", "events"]:
     """How to read the body of a 200 answer: as one JSON document, or as server-sent events.
 
-    A streamed request may be answered with JSON: read it whole and hand it to `Format.decode`, which
-    raises what it stands for if it is an error. An absent or vague type is taken for what was asked,
-    since the decoders check the content anyway.
+    A streamed request may be answered with JSON: read it whole and pass it to `Format.decode`, which raises
+    if it is an error. An absent or vague type is read as what was requested, since the decoders check the
+    content anyway.
 
     Args:
-        headers: their names in lower case, as the transport's are.
-        stream: whether a stream was asked for.
+        headers: with names in lower case, as the transport returns them.
+        stream: whether a stream was requested.
 
     Raises:
-        UpstreamProtocolError: for what cannot be an answer, such as the web page of a login or a proxy.
+        UpstreamProtocolError: for a type that no answer has, such as the web page of a login or a proxy.
     """
     raw: Any = headers.get("content-type")
     if raw == "application/json":
@@ -134,10 +133,10 @@ def check_content_type(headers: Mapping[str, str], stream: bool) -> Literal["jso
         return "json"
     elif kind in _VAGUE_TYPES:
         return "events" if stream else "json"
-    shown = kind if _MEDIA_TYPE.fullmatch(kind) else "something unnamed"
+    shown = kind if _MEDIA_TYPE.fullmatch(kind) else "not a media type"
+    wanted = "text/event-stream" if stream else "application/json"
     raise errors.UpstreamProtocolError(
-        f"the answer is {shown}, not {'text/event-stream' if stream else 'application/json'}",
-        maybe_billed=True,
+        f"the answer's Content-Type is {shown}; expected {wanted}", maybe_billed=True
     )
 
 
@@ -148,9 +147,9 @@ _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,60}")
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
-    """The provider's own id of a request, under whatever name it sends it; None where it is no sane one.
+    """The provider's id of a request, under any of the known header names; None if absent or malformed.
 
-    ``headers`` must be looked up ignoring case, as the transport's are, or have names in lower case.
+    ``headers`` must ignore case, as the transport's do, or have names in lower case.
     """
     for name in _REQUEST_IDS:
         found = headers.get(name)
@@ -166,8 +165,8 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 def rejects_stream_options(error: BaseException) -> bool:
     """Whether the provider refused the request because of ``stream_options``.
 
-    The same request may then be sent once more with ``include_usage=False`` in its `Target`; formats mark
-    such an error by ``param == "stream_options"``, whatever way the provider put it.
+    The same request may then be sent once more with ``include_usage=False`` in its `Target`. Formats mark
+    such an error by ``param == "stream_options"``, however the provider worded it.
     """
     return (
         isinstance(error, (errors.BadRequestError, errors.UnprocessableEntityError))
@@ -177,16 +176,16 @@ def rejects_stream_options(error: BaseException) -> bool:
 
 # ---------------------------------------------------------------------------------------------- registry
 
-# Name to module for the formats that come with the package: imported when first asked for.
+# Name to module for the formats that come with the package; imported when first used.
 _BUILT_IN = {"openai": "openai", "anthropic": "anthropic", "gemini": "gemini", "azure": "azure"}
 _registered: dict[str, Format] = {}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
 def register(format: Format, *, replace: bool = False) -> None:
-    """Makes a format known under its name.
+    """Registers a format under its name.
 
-    Thread safety: may be called from any thread; calls under way keep the format they began with.
+    Thread safety: may be called from any thread. Running calls keep the format they started with.
 
     Raises:
         ValueError: if its name is not lower-case letters, digits, ``-`` and ``_``, or is taken and
@@ -195,14 +194,14 @@ def register(format: Format, *, replace: bool = False) -> None:
     """
     missing = [part for part in _PARTS if not hasattr(format, part)]
     if missing:
-        raise TypeError(f"{type(format).__name__} is no wire format: it lacks {', '.join(missing)}")
+        raise TypeError(
+            f"format: {type(format).__name__} is not a wire format; it lacks {', '.join(missing)}"
+        )
     name = format.name
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"a format's name is lower-case letters, digits, - and _; {name!r} is not")
+        raise ValueError(f"format.name: {name!r} is invalid; use lower-case letters, digits, - and _")
     if not replace and (name in _BUILT_IN or _registered.get(name, format) is not format):
-        raise ValueError(
-            f"the format {name!r} is known already; pass replace=True to put another in its place"
-        )
+        raise ValueError(f"format.name: {name!r} is already registered; pass replace=True to replace it")
     _registered[name] = format
 
 
@@ -213,13 +212,13 @@ def get(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        ConfigError: if there is none; the message lists those that there are.
+        ConfigError: if the name is unknown; the message lists the known ones.
     """
     found = _registered.get(name)
     if found is None:
         module = _BUILT_IN.get(name)
         if module is None:
-            raise errors.ConfigError(f"format: {name!r} is not known; known are {', '.join(names())}")
+            raise errors.ConfigError(f"format: unknown format {name!r}; use one of {', '.join(names())}")
         built_in: Format = importlib.import_module("." + module, __package__).FORMAT
         found = _registered.setdefault(name, built_in)
     return found

@@ -1,8 +1,8 @@
-"""The decoder of one streamed answer: its state, and what the chunks add up to.
+"""Decodes one streamed answer and keeps the sum of its chunks.
 
-A format subclasses `StreamDecoder` and turns events into chunks in `feed`; adding them up (text, tool calls
-by their index, finish reasons, usage) and judging whether the answer is whole is the same for all formats
-and is done here. Splitting bytes into events is `sse.py`.
+A format subclasses `StreamDecoder` and turns events into chunks in `feed`. Adding the chunks up (text, tool
+calls by index, finish reasons, usage) and deciding whether the answer is complete are the same for all
+formats and are done here. Splitting bytes into events is in `sse.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .sse import ServerSentEvent
 
 
 def asks_for_usage(request: types.Request) -> bool:
-    """Whether the caller wants to see the usage in the stream itself (``stream_options``)."""
+    """Whether the caller asked for the usage in the stream itself (``stream_options``)."""
     options = request.params.get("stream_options")
     return isinstance(options, Mapping) and options.get("include_usage") is True
 
@@ -48,7 +48,7 @@ class _ChoiceSoFar:
         self.role: str | None = None
         self.content: list[str] = []
         self.refusal: list[str] = []
-        # Text in fields that are not OpenAI's, such as the reasoning of some models, by field name.
+        # Text of fields that OpenAI does not have, such as the reasoning of some models, by field name.
         self.extra: dict[str, list[str]] = {}
         self.calls: dict[int, _CallSoFar] = {}
         self.last_call = 0
@@ -59,16 +59,16 @@ _REASONING = ("reasoning_content", "reasoning")
 
 
 class StreamDecoder(ABC):
-    """Turns the events of one streamed answer into chunks, and remembers what they add up to.
+    """Turns the events of one streamed answer into chunks, and keeps what they add up to.
 
-    Feed it every event; at the end of the input call `end`, which raises unless the answer is whole. An
-    error raised by `feed` ends the stream. Belongs to one stream and one thread at a time.
+    Feed it every event; at the end of the input call `end`, which raises unless the answer is complete. An
+    error raised by `feed` ends the stream. Not thread-safe: use it for one stream, in one thread at a time.
 
     Attributes:
-        done: the provider's own end mark was seen; whatever comes after it is ignored.
-        usage: the last usage the provider gave, made sane; None if it gave none (then estimate).
-        output_chars: characters received in all choices: content, refusals, reasoning, tool arguments; to
-            estimate the tokens of an answer that was cut off.
+        done: whether the provider's end mark was seen; anything after it is ignored.
+        usage: the last usable usage from the provider; None if there was none (then estimate it).
+        output_chars: characters received in all choices (content, refusals, reasoning, tool arguments), from
+            which the tokens of an answer that was cut off are estimated.
     """
 
     def __init__(self, model: str = "") -> None:
@@ -84,15 +84,15 @@ class StreamDecoder(ABC):
 
     @abstractmethod
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
-        """The chunks that an event brings, often one, sometimes none.
+        """The chunks of one event, usually one, sometimes none.
 
         Raises:
-            APIStatusError: the event is an error; classified as the same error would be by its status.
-            UpstreamProtocolError: the event is not of the format.
+            APIStatusError: if the event is an error; the same class as for an answer with its status.
+            UpstreamProtocolError: if the event is not of the format.
         """
 
     def _absorb(self, chunk: types.Chunk) -> None:
-        """Adds a chunk to what has arrived; every subclass calls it once for each chunk it makes."""
+        """Adds a chunk to what has arrived; a subclass calls it once for each chunk it makes."""
         self._id = self._id or chunk.id
         self._created = self._created or chunk.created
         self._model = chunk.model or self._model
@@ -124,7 +124,7 @@ class StreamDecoder(ABC):
     def _absorb_call(self, choice: _ChoiceSoFar, fragment: types.ToolCall) -> None:
         index = fragment.index
         if index is None:
-            # Some providers leave the index out and send each call whole: a new id is a new call.
+            # Some providers omit the index and send each call complete: a new id is a new call.
             known = choice.calls.get(choice.last_call)
             new = known is not None and fragment.id and fragment.id != known.id
             index = len(choice.calls) if new else choice.last_call
@@ -144,24 +144,24 @@ class StreamDecoder(ABC):
             call.arguments.append(fragment.function.arguments)
             self.output_chars += len(fragment.function.arguments)
 
-    # -- for those who read the stream
+    # -- for readers of the stream
 
     @property
     def finished(self) -> bool:
-        """Whether at least one choice began, and each that began has said why it ended."""
+        """Whether at least one choice began, and each that began has a finish reason."""
         return bool(self._choices) and all(
             choice.finish_reason is not None for choice in self._choices.values()
         )
 
     def end(self) -> None:
-        """To be called when the input has ended.
+        """Checks, when the input has ended, that the answer is complete.
 
         The finish reasons decide, not the end mark: a proxy that loses its upstream may still write the
-        mark, and a short answer must not pass for a whole one.
+        mark, and a truncated answer must not count as complete.
 
         Raises:
-            EmptyResponse: if the provider closed the stream in order, but no choice ever began.
-            UpstreamTruncated: if a choice has not said why it ended.
+            EmptyResponse: if the stream has its end mark but no choice began.
+            UpstreamTruncated: if a choice has no finish reason.
         """
         if self.finished:
             return
@@ -177,15 +177,15 @@ class StreamDecoder(ABC):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the first choice ended; None while it has not."""
+        """The finish reason of the first choice; None until it has arrived."""
         choice = self._choices.get(0)
         return choice.finish_reason if choice else None
 
     def message(self, index: int = 0) -> types.Message:
-        """One choice's message as it stands, its tool calls put together."""
+        """One choice's message so far, with its tool calls joined."""
         choice = self._choices.get(index) or _ChoiceSoFar()
         calls = tuple(call.whole() for _, call in sorted(choice.calls.items()))
-        # Content that never came is null beside tool calls or a refusal, and empty text otherwise.
+        # Without any content, it is null beside tool calls or a refusal, and empty text otherwise.
         content = "".join(choice.content) if choice.content or not (calls or choice.refusal) else None
         refusal = "".join(choice.refusal) or None
         raw: dict[str, Any] = {"role": choice.role or "assistant", "content": content}
@@ -205,9 +205,9 @@ class StreamDecoder(ABC):
         return types.Message(raw["role"], content, calls or None, refusal, raw)
 
     def completion(self) -> types.Completion:
-        """The answer as it would have come unstreamed, as far as it has arrived.
+        """What has arrived, in the shape of an answer that was not streamed.
 
-        Fields that only chunks carry (log probabilities, fingerprints) are not in it.
+        Fields that only chunks have (log probabilities, fingerprints) are left out.
         """
         choices = []
         for index, so_far in sorted(self._choices.items()):

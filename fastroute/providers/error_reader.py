@@ -1,11 +1,11 @@
-"""From a provider's error to the class of error it is, and to a message that may be shown.
+"""Classifies a provider's error and makes a message that may be shown.
 
-Shared by the formats whose errors look like OpenAI's, which is nearly all of them and all relays. Owns the
-lists of codes and the redaction; what is done about an error is `retry.py`.
+Shared by all formats and relays with errors in OpenAI's shape. What is done about an error is decided in
+`calls/retry.py`.
 
-A message keeps what the provider said, cut short, with everything that looks like a key taken out and long
-quotations dropped. A provider may still quote a few words of a prompt ("invalid value: 'hello'"): whoever
-must not even log that should log ``type(error)``, ``error.code`` and ``error.param`` and not the message.
+A message keeps the provider's text, shortened, with everything that looks like a key redacted and long
+quotations dropped. A provider may still quote a few words of a prompt ("invalid value: 'hello'"). Where not
+even that may be logged, log ``type(error)``, ``error.code`` and ``error.param`` instead of the message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .base import Target, request_id_of
 
 MESSAGE_LIMIT = 500
 EXCERPT_LIMIT = 200
-_READ_LIMIT = 4_000  # characters of a message that are looked at at all
+_READ_LIMIT = 4_000  # characters of a message that are read
 
 # ------------------------------------------------------------------------------------------------ redaction
 
@@ -39,7 +39,7 @@ _SECRETS = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
-# An apostrophe inside a word opens no quotation.
+# An apostrophe inside a word does not open a quotation.
 _QUOTATION = re.compile(r"(?<!\w)'[^']{65,}'(?!\w)|\"[^\"]{65,}\"|`[^`]{65,}`")
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -50,13 +50,13 @@ def _blot(match: re.Match[str]) -> str:
 
 
 def redact(text: str, limit: int = MESSAGE_LIMIT, target: Target | None = None) -> str:
-    """The text in one line of at most ``limit`` characters, without keys and long quotations."""
+    """The text as one line of at most ``limit`` characters, without keys and long quotations."""
     if target is not None and target.key is not None:
         key = target.key.reveal()
         if len(key) >= 4:
             text = text.replace(key, "[redacted]")
     if len(text) > _READ_LIMIT:
-        # What the cut goes through may be a key that is no longer recognised as one.
+        # The cut may go through a key, whose first half would no longer look like one: cut at a blank.
         text = text[:_READ_LIMIT]
         text = text[: max(text.rfind(blank) for blank in " \n\t") + 1]
     text = _BLANK.sub(" ", text).strip()
@@ -67,7 +67,7 @@ def redact(text: str, limit: int = MESSAGE_LIMIT, target: Target | None = None) 
 
 
 def excerpt(body: bytes, target: Target | None = None) -> str:
-    """The beginning of something that is not an answer, for an error message."""
+    """The beginning of a body that is not an answer, redacted, for an error message."""
     return redact(body[: _READ_LIMIT + 4].decode("utf-8", "replace"), EXCERPT_LIMIT, target)
 
 
@@ -123,7 +123,7 @@ _FILTER_TEXT = re.compile(
 )
 _STREAM_OPTIONS_TEXT = re.compile(r"stream_options|include_usage")
 
-# For errors without a status of their own: inside a 200 answer, or in a stream.
+# For errors without a status: inside a 200 answer, or in a stream.
 _STATUS_BY_CODE = {
     "overloaded_error": 529,
     "overloaded": 529,
@@ -167,7 +167,7 @@ _CODE = re.compile(r"[\w.\-/ ]{1,80}", re.ASCII)
 
 
 def error_object(body: Any) -> Any:
-    """The error in a decoded body, in whatever place; None if the body is no error.
+    """The error in a decoded body; None if the body is not an error.
 
     Known places: ``{"error": {...} or "text"}``, the same in a list of one, ``{"object": "error", ...}`` of
     vLLM, and ``{"detail": ...}`` or ``{"message": ...}`` where there are no choices.
@@ -189,13 +189,13 @@ def error_object(body: Any) -> Any:
 def from_response(
     status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
 ) -> errors.APIError:
-    """The error that an answer other than 200 stands for."""
+    """The error for an answer with any status but 200."""
     lowered = {name.lower(): value for name, value in headers.items()}
     request_id = request_id_of(lowered)
     where = f"{target.endpoint} " if target is not None else ""
     if 300 <= status < 400:
         return errors.APIStatusError(
-            f"{where}answered with a redirect ({status}), which is never followed: base_url should name the "
+            f"{where}answered with a redirect ({status}); redirects are not followed, set base_url to the "
             "final address",
             status_code=status,
             request_id=request_id,
@@ -204,7 +204,7 @@ def from_response(
         return errors.EmptyResponse("the answer is empty (204)", request_id=request_id, maybe_billed=True)
     if not 400 <= status < 600:
         return errors.UpstreamProtocolError(
-            f"{where}answered with the unknown status {status}",
+            f"{where}answered with the unknown status {status}; expected 200 or 400 to 599",
             status_code=status,
             request_id=request_id,
             maybe_billed=True,
@@ -225,7 +225,7 @@ def from_response(
 
 
 def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float | None:
-    """Where there is no Retry-After: the error's own RetryInfo, or the reset of a limit that is used up."""
+    """Seconds to wait without a Retry-After: from the error's RetryInfo, or the reset of a spent limit."""
     details = error.get("details") if isinstance(error, dict) else None
     if isinstance(details, list):
         for detail in details:
@@ -237,7 +237,7 @@ def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float |
     if status != 429:
         return None
     if headers.get("anthropic-ratelimit-unified-status", "").strip().lower() == "rejected":
-        # The limits of a subscription: the moment at which they begin anew, hours away more often than not.
+        # A subscription's limits: the time at which they start again, often hours away.
         now = limit_headers.parse_http_date(headers.get("date"))
         wait = limit_headers.parse_reset(headers.get("anthropic-ratelimit-unified-reset"), now)
         if wait:
@@ -245,8 +245,8 @@ def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float |
     limits = limit_headers.parse_limits(headers)
     if limits is None:
         return None
-    # A reset says when the limit is full again, which is later than when it lets one call in: trusted only
-    # while it is a wait that one would make.
+    # A reset is the time until the limit is full again, which is later than when it admits one call. So it
+    # is used only while it is short enough to wait for.
     waits = [
         reset
         for remaining, reset in (
@@ -259,17 +259,17 @@ def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float |
 
 
 def from_error(error: Any, status: int | None = None, target: Target | None = None) -> errors.APIStatusError:
-    """The error that an error object (or its bare text) stands for.
+    """The error for an error object or its bare text.
 
-    Without ``status``, for an error inside a 200 answer or a stream, the object's own code or type gives it;
-    if neither is known it counts as 500, since the provider had accepted the request.
+    Without ``status`` (an error inside a 200 answer or a stream) the object's code or type gives it; if
+    neither is known it counts as 500, since the provider had accepted the request.
     """
     fields = error if isinstance(error, dict) else {}
     code = _name(fields.get("code"))
     kind = _name(fields.get("type")) or _name(fields.get("status"))
     param = _name(fields.get("param"))
     text = (error if isinstance(error, str) else _text(fields))[: 2 * _READ_LIMIT]
-    # Relays put the code where they please; the names are telling enough to be looked for in all of them.
+    # Relays put the code into different fields; the names are distinct enough to look for them in all.
     named = {word.lower() for word in (code, kind, *_inner_codes(fields)) if word}
     if status is None:
         status = _own_status(fields, named)
@@ -303,7 +303,7 @@ def from_error(error: Any, status: int | None = None, target: Target | None = No
 
 
 def _name(value: Any) -> str | None:
-    """A code or type as text; nothing where it is not one."""
+    """A code or type as text; None if it does not look like one."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value) if abs(value) < 10**9 else None
     return redact(value, 80) or None if isinstance(value, str) and _CODE.fullmatch(value) else None
@@ -329,7 +329,7 @@ def _text(fields: Mapping[str, Any]) -> str:
     if isinstance(detail, str):
         return detail
     if isinstance(detail, list):
-        # FastAPI's validation errors: where, and what; its "input" would be the prompt.
+        # FastAPI's validation errors: the place and the message. Their "input" is left out: it is the prompt.
         parts = []
         for item in detail[:5]:
             if isinstance(item, dict):
@@ -352,5 +352,6 @@ def _own_status(fields: Mapping[str, Any], named: set[str]) -> int:
     if named & (_CONTEXT | _FILTER):
         return 400
     statuses = [_STATUS_BY_CODE[word] for word in named if word in _STATUS_BY_CODE]
-    # Two names may disagree only by one being vaguer: "invalid_request_error" beside "model_not_found".
+    # Where two names disagree one is vaguer and has the lower status, as "invalid_request_error" beside
+    # "model_not_found".
     return max(statuses, default=500)

@@ -1,12 +1,10 @@
-"""Gemini's ``generateContent``, as spoken by Google's Gemini API.
+"""Gemini's ``generateContent``, as used by Google's Gemini API.
 
-Owns addresses, the key's header, the reading of answers, chunks, usage and errors. What goes into a request's
-body is `gemini_request.py`'s.
-
-Candidates become choices: text parts are joined, thoughts become ``reasoning_content``, each function call a
-tool call whose thought signature is kept in ``extra_content``, where a later request finds it. Gemini counts
-thoughts beside the visible output and a tool's prompt beside the prompt, so each is added once. A stream has
-no end mark: it is whole when each candidate has given a finish reason.
+Request bodies are built in `gemini_request.py`. Candidates become choices: text parts are joined, thoughts
+become ``reasoning_content``, and each function call becomes a tool call with its thought signature in
+``extra_content``, where a later request reads it. Gemini counts thoughts beside the visible output and a
+tool's prompt beside the prompt, so each is added once. A stream has no end mark: it is complete when each
+candidate has a finish reason.
 """
 
 from __future__ import annotations
@@ -42,9 +40,9 @@ _FILTERED = frozenset(
         "IMAGE_RECITATION",
     }
 )
-# The model broke off in the middle of something that cannot be used; another try may go well.
+# The model's output is unusable; another attempt may succeed.
 _SPOILED = frozenset({"MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL"})
-# What a candidate brings beside its message, kept under Gemini's names.
+# A candidate's fields beside its message, kept under Gemini's names.
 _KEPT = frozenset(
     {"safetyRatings", "citationMetadata", "groundingMetadata", "urlContextMetadata", "finishMessage"}
 )
@@ -52,11 +50,11 @@ _COLLECTIONS = ("models", "tunedModels", "publishers", "projects")
 
 
 def _model_path(upstream: str) -> str:
-    """The path of a model: ``models/NAME`` unless the name says in which collection it is."""
+    """The path of a model: ``models/NAME`` unless the name already starts with a collection."""
     steps = upstream.split("/")
     if any(step in ("", ".", "..") for step in steps):
         raise errors.ConfigError(
-            "endpoints.upstream: has an empty or dotted step in it, must be a model's name"
+            "endpoints.upstream: must be a model's name, without empty, '.' or '..' path segments"
         )
     if steps[0] not in _COLLECTIONS:
         return "/models/" + quote(upstream, safe="")
@@ -64,7 +62,7 @@ def _model_path(upstream: str) -> str:
 
 
 def api_url(base_url: str, path: str) -> str:
-    """A path below the API's version, which is v1beta where the base URL names none."""
+    """The address of a path of the API; ``/v1beta`` is added where the base URL has no path."""
     bare = not urlsplit(base_url).path.strip("/")
     return joined_url(base_url, "/v1beta" + path if bare else path)
 
@@ -75,7 +73,7 @@ class Gemini:
     name = "gemini"
 
     def url(self, target: Target, stream: bool) -> str:
-        """``base_url`` + ``/models/NAME:generateContent``; streams as server-sent events."""
+        """``base_url`` + ``/models/NAME:generateContent``, or ``:streamGenerateContent`` with ``alt=sse``."""
         action = ":streamGenerateContent" if stream else ":generateContent"
         url = api_url(target.base_url, _model_path(target.upstream) + action)
         if not stream:
@@ -96,15 +94,15 @@ class Gemini:
         _raise_error(value, target)
         if isinstance(value, list):
             raise malformed(
-                "the answer to a stream is one JSON array, not events: something between here and Gemini "
-                "drops the query ?alt=sse (see the provider's base_url)"
+                "the streamed answer is a JSON array, not events: a proxy drops the query ?alt=sse; "
+                "check the provider's base_url"
             )
         if not isinstance(value, dict):
             raise malformed("the answer is not a JSON object")
         usage = usage_from(value.get("usageMetadata"))
         candidates = _candidates(value)
         if not candidates:
-            raise errors.EmptyResponse("the answer holds no candidates", maybe_billed=True)
+            raise errors.EmptyResponse("the answer has no candidates", maybe_billed=True)
         answer_id = string(value.get("responseId"))
         choices = tuple(_choice(item, place, answer_id) for place, item in enumerate(candidates))
         model = string(value.get("modelVersion")) or target.upstream
@@ -136,10 +134,10 @@ FORMAT = Gemini()
 
 
 def _in_our_words(error: Mapping[str, Any], status: int | None) -> tuple[int | None, dict[str, Any]]:
-    """The status that an error ought to have, and its fields with the telling reason as its code.
+    """The status that fits an error, and its fields with the reason in its details as the code.
 
-    A bad key comes as 400, and so does a project that may not call at all: it lacks billing, or its country
-    is not served. Neither is of the caller's making.
+    Gemini answers 400 for a bad key, and for a project that may not call at all (no billing, or a country
+    that is not served). Neither is an error of the request.
     """
     fields = dict(error)
     code = fields.pop("code", None)
@@ -159,7 +157,7 @@ def _in_our_words(error: Mapping[str, Any], status: int | None) -> tuple[int | N
 
 
 def _raise_error(value: Any, target: Target) -> None:
-    """Raises the error that a 200 answer or an event is, if it is one, or that it was blocked."""
+    """Raises if a 200 answer or an event is an error, or if the prompt was blocked."""
     found = value.get("error") if isinstance(value, dict) else None
     if found is None and isinstance(value, list) and len(value) == 1:
         found = error_reader.error_object(value)
@@ -191,7 +189,7 @@ class _GeminiCall:
 
 @frozen
 class _CandidateParts:
-    """What the parts of a candidate come to."""
+    """The parts of a candidate, joined by kind."""
 
     content: str | None = None
     reasoning: str | None = None
@@ -225,7 +223,7 @@ def _read(candidate: Any) -> _CandidateParts:
         if not isinstance(part, dict):
             raise malformed("a part is not an object")
         if len(part) == 1 and type(part.get("text")) is str:
-            texts.append(part["text"])  # by far the commonest, and all there is in most chunks
+            texts.append(part["text"])  # by far the most common, and the only part of most chunks
             continue
         text = part.get("text")
         if isinstance(text, str):
@@ -261,10 +259,10 @@ def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
         return "content_filter"
     shown = error_reader.redact(reason, 80)
     if reason in _SPOILED:
-        raise malformed(f"the model's answer came out spoiled ({shown})")
+        raise malformed(f"the model's answer is unusable (finishReason {shown})")
     if reason == "MISSING_THOUGHT_SIGNATURE":
         raise errors.BadRequestError(
-            "a tool call lacks its thought signature: hand back the model's message as it came",
+            "messages: a tool call lacks its thought signature; send the model's message back unchanged",
             code=shown,
             param="messages",
         )
@@ -282,7 +280,7 @@ def _call_id(call: _GeminiCall, answer_id: str, choice: int, index: int) -> str:
 def _tool_call(
     call: _GeminiCall, call_id: str, index: int | None = None
 ) -> tuple[types.ToolCall, dict[str, Any]]:
-    """A call as a value and as the JSON that it is in OpenAI's shape."""
+    """A call as a value and as JSON in OpenAI's shape."""
     raw: dict[str, Any] = {} if index is None else {"index": index}
     raw["id"] = call_id
     raw["type"] = "function"
@@ -325,7 +323,7 @@ def _shape(
     choices: Sequence[types.Choice] | Sequence[types.ChunkChoice],
     usage: types.Usage | None,
 ) -> dict[str, Any]:
-    """An answer, or a chunk of one, as OpenAI's format has it."""
+    """An answer or a chunk in OpenAI's shape."""
     shape: dict[str, Any] = {
         "id": identity,
         "object": kind,
@@ -386,10 +384,10 @@ _COUNTS = (
 
 
 def usage_from(value: Any) -> types.Usage | None:
-    """The usage in OpenAI's way of counting, or None if it cannot be relied on and has to be estimated.
+    """The usage in OpenAI's way of counting, or None if it is unusable and must be estimated.
 
-    Cached tokens are inside Gemini's prompt; thoughts are beside its candidates, a tool's prompt is beside
-    the prompt. A total that is larger than these together is taken, and the usage marked as estimated.
+    Gemini counts cached tokens inside the prompt, thoughts beside the candidates, and a tool's prompt beside
+    the prompt. If the total differs from their sum the larger is used, and the usage is marked as estimated.
     """
     if not isinstance(value, dict):
         return None
@@ -418,12 +416,12 @@ def usage_from(value: Any) -> types.Usage | None:
 
 
 class _GeminiStream(StreamDecoder):
-    """Gemini's events, each a small answer of its own.
+    """Turns Gemini's events, each in the shape of a small answer, into OpenAI's chunks.
 
-    Usage stands in every event and grows; the last one counts, and until the answer has finished it is no
-    more than an estimate, since more may have been generated than arrived. A caller who asked for it gets it
-    once, in a chunk of its own at the end, as OpenAI does: programs add up what they are given. What still
-    comes for a choice that has finished is ignored.
+    Every event has the usage so far, and the last one counts. Until the answer has finished it is an
+    estimate, since more may have been generated than has arrived. A caller who requested it gets it once, in
+    the last chunk, as from OpenAI, because programs add up usages. Events for a choice that has finished are
+    ignored.
     """
 
     def __init__(self, request: types.Request, target: Target) -> None:
@@ -467,10 +465,10 @@ class _GeminiStream(StreamDecoder):
 
     @property
     def _whole(self) -> bool:
-        """Whether every candidate has finished, as far as can be told before the input ends."""
+        """Whether every candidate that is known so far has finished."""
         return len(self._over) >= max(self._wanted, len(self._calls))
 
-    # Read once or twice a stream, while every event brings its figures: worked out when it is asked for.
+    # Computed on access: it is read once or twice in a stream, but every event brings new counts.
     @property
     def usage(self) -> types.Usage | None:
         usage = usage_from(self._counts)
@@ -478,7 +476,7 @@ class _GeminiStream(StreamDecoder):
 
     @usage.setter
     def usage(self, usage: types.Usage | None) -> None:
-        assert usage is None  # only how every decoder begins
+        assert usage is None  # set only by the base class's __init__
 
     def end(self) -> None:
         super().end()
@@ -510,7 +508,7 @@ class _GeminiStream(StreamDecoder):
         if index in self._over:
             return None
         if index > 10_000:
-            raise malformed("a candidate's index is not a small whole number")
+            raise malformed("a candidate's index is not an integer from 0 to 10000")
         role = None if index in self._calls else "assistant"
         number = self._calls.setdefault(index, 0)
         calls = []

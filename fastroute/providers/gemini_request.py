@@ -1,12 +1,9 @@
-"""What a chat completion in OpenAI's shape becomes as the body of a Gemini ``generateContent`` request.
+"""Translates a request in OpenAI's shape into the body of a Gemini ``generateContent`` request.
 
-Owns the translation of messages, parts, tools and parameters. Addresses, answers and errors are
-`gemini.py`'s.
-
-Parameters that Gemini has no word for are an error which names them, unless their value asks for nothing;
-those that are mere labels and hints are left out. What is known to neither side goes out at the top of the
-body as it came in, so ``safetySettings``, ``cachedContent`` and a ``generationConfig`` of the caller's own
-(laid over ours) work. A part or tool that is written in Gemini's shape already stays as it is.
+Parameters that Gemini does not have are refused by name, unless their value asks for nothing; labels and
+hints are left out. Unknown parameters are sent at the top level of the body as given, so ``safetySettings``,
+``cachedContent`` and the caller's own ``generationConfig`` (merged over ours) work. A part or tool that
+already has Gemini's shape is sent as given.
 """
 
 from __future__ import annotations
@@ -22,11 +19,11 @@ from fastroute import errors, types
 from . import jsontext
 from .base import Target
 
-# They say who asks, or help OpenAI's own caches and streams, and nothing about the answer.
+# Labels of the caller and hints to OpenAI's own caches and streams; they do not change the answer.
 LABELS = frozenset(
     {"user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream_options"}
 )
-# What the models of version 2 think at most, in tokens; those from 3 on are given the word itself.
+# The thinking budget of models before version 3, in tokens; later models take a level instead.
 _BUDGETS = {
     "none": 0,
     "minimal": 1024,
@@ -38,8 +35,8 @@ _BUDGETS = {
 }
 _LEVELS = {"none": "minimal", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high"}
 _VERSION = re.compile(r"gemini-(\d+)")
-# From version 3 on a call in the history must carry the signature of the thoughts that led to it. A call that
-# another model made has none; this word in its place is Gemini's own way to say so.
+# From version 3 on a call in the history must have the signature of the thoughts that led to it. A call made
+# by another model has none; Gemini documents this value for it.
 UNSIGNED = "skip_thought_signature_validator"
 
 _SAMPLING = {
@@ -68,13 +65,13 @@ _TRANSLATED = frozenset(
         "service_tier",
         "stream",
         "generationConfig",
-        # They are the request itself; what params say beside it does not count.
+        # Taken from the request itself; values in the parameters are ignored.
         "model",
         "messages",
         "contents",
     }
 )
-# With the values under which they ask for nothing.
+# Parameters that Gemini does not have, with the values that ask for nothing.
 _WITHOUT_A_WORD: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": (),
@@ -97,10 +94,10 @@ _SERVICE_TIERS = {"auto": None, "default": "standard", "flex": "flex", "priority
 
 
 def body_of(request: types.Request, target: Target) -> dict[str, Any]:
-    """The body, ready to be written.
+    """The body as a mapping.
 
     Raises:
-        BadRequestError: if Gemini has no way to say it; ``param`` names the parameter.
+        BadRequestError: if Gemini cannot express the request; ``param`` names the parameter.
     """
     params = request.params
     system, contents = _conversation(request.messages, target.upstream)
@@ -136,18 +133,18 @@ def _refused(path: str, why: str) -> errors.BadRequestError:
 
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any]:
-    """A mapping, or what a message of an earlier completion stands for."""
+    """``value`` if it is a mapping, or its ``to_dict()`` (a message of an earlier answer)."""
     if isinstance(value, Mapping):
         return value
     to_dict = getattr(value, "to_dict", None)
     found = to_dict() if callable(to_dict) else None
     if not isinstance(found, Mapping):
-        raise _refused(path, f"a {type(value).__name__}, must be a mapping")
+        raise _refused(path, f"must be a mapping, not {type(value).__name__}")
     return found
 
 
 def version_of(upstream: str) -> int:
-    """The generation of a model by its name; names without one are those of the newest."""
+    """The major version in a model's name; 1000 if it has none, since such names mean the newest model."""
     found = _VERSION.search(upstream)
     return int(found[1]) if found else 1000
 
@@ -158,20 +155,20 @@ def version_of(upstream: str) -> int:
 def _conversation(
     messages: Sequence[Mapping[str, Any]], upstream: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The system parts, wherever they stood, and the turns of user and model."""
+    """The parts of all system messages, wherever they are, and the turns of user and model."""
     system: list[dict[str, Any]] = []
     contents: list[dict[str, Any]] = []
-    names: dict[str, str] = {}  # of the functions, by the id of the call
+    names: dict[str, str] = {}  # function names by call id
     answering = False
     for place, each in enumerate(messages):
         path = f"messages[{place}]"
         message = _mapping(each, path)
         role = message.get("role")
         if message.get("name") is not None and role != "tool":
-            raise _refused(f"{path}.name", "the gemini format has no names of participants; leave it out")
+            raise _refused(f"{path}.name", "the gemini format has no participant names; leave it out")
         if role == "tool":
             part = _result(message, names, path)
-            # All results of one turn stand in one turn of the user's, or Gemini takes the rest for missing.
+            # All results of one turn go into one user turn, or Gemini treats the others as missing.
             if answering:
                 contents[-1]["parts"].append(part)
             else:
@@ -186,11 +183,11 @@ def _conversation(
                 contents.append({"role": "model", "parts": parts})
         else:
             raise _refused(
-                f"{path}.role", "is no role Gemini knows, must be system, developer, user, assistant or tool"
+                f"{path}.role", "unknown role; use one of system, developer, user, assistant, tool"
             )
         answering = role == "tool"
     if not contents:
-        raise _refused("messages", "hold nothing but system messages, must hold one of the user's for Gemini")
+        raise _refused("messages", "has only system messages; the gemini format requires a user message")
     return system, contents
 
 
@@ -200,13 +197,13 @@ def _said(message: Mapping[str, Any], names: dict[str, str], path: str, signed: 
     if message.get("refusal"):
         parts.append({"text": str(message["refusal"])})
     if message.get("function_call"):
-        raise _refused(f"{path}.function_call", "is the old form, must be tool_calls")
+        raise _refused(f"{path}.function_call", "the gemini format has no such field; use tool_calls")
     for place, each in enumerate(message.get("tool_calls") or ()):
         where = f"{path}.tool_calls[{place}]"
         call = _mapping(each, where)
         function = call.get("function")
         if call.get("type", "function") != "function" or not isinstance(function, Mapping):
-            raise _refused(where, "is no function call, and Gemini has no other tool calls")
+            raise _refused(where, "must be a function call; the gemini format has no other tool calls")
         name, call_id = function.get("name"), call.get("id")
         made: dict[str, Any] = {"name": name, "args": _arguments(function.get("arguments"), where)}
         if isinstance(call_id, str):
@@ -223,7 +220,7 @@ def _said(message: Mapping[str, Any], names: dict[str, str], path: str, signed: 
 
 
 def _signature(call: Mapping[str, Any]) -> str | None:
-    """Where an answer of ours keeps it; the place is the one of Google's own OpenAI-shaped API."""
+    """The thought signature in ``extra_content``, the place that Google's OpenAI-compatible API uses."""
     extra = call.get("extra_content")
     google = extra.get("google") if isinstance(extra, Mapping) else None
     found = google.get("thought_signature") if isinstance(google, Mapping) else None
@@ -238,7 +235,9 @@ def _arguments(text: Any, path: str) -> Any:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise _refused(f"{path}.function.arguments", "is not the text of a JSON object, which Gemini needs")
+        raise _refused(
+            f"{path}.function.arguments", "must be the text of a JSON object for the gemini format"
+        )
     return found
 
 
@@ -246,22 +245,22 @@ def _result(message: Mapping[str, Any], names: Mapping[str, str], path: str) -> 
     call_id = message.get("tool_call_id")
     name = names.get(call_id) if isinstance(call_id, str) else None
     if name is None:
-        raise _refused(
-            f"{path}.tool_call_id", "is the id of no tool call in an earlier message, which Gemini needs"
-        )
+        raise _refused(f"{path}.tool_call_id", "must be the id of a tool call in an earlier message")
     content = message.get("content")
     text = content
     if isinstance(content, (list, tuple)):
         texts = [part.get("text") for part in _parts(content, path)]
         if not all(isinstance(each, str) for each in texts):
-            raise _refused(f"{path}.content", "holds more than text, which Gemini takes in no tool's result")
+            raise _refused(
+                f"{path}.content", "must be text only; the gemini format has no other tool results"
+            )
         text = "".join(each for each in texts if each)
     try:
         response = jsontext.loads(text) if isinstance(text, str) else text
     except ValueError:
         response = None
     if not isinstance(response, Mapping):
-        # Gemini wants an object; anything else becomes one under its documented name.
+        # Gemini requires an object; its documentation names this key for any other value.
         response = {"result": text if isinstance(text, str) else ""}
     return {"functionResponse": {"id": call_id, "name": name, "response": response}}
 
@@ -272,7 +271,7 @@ def _parts(content: Any, path: str) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"text": content}]
     if not isinstance(content, (list, tuple)):
-        raise _refused(f"{path}.content", "is neither text nor a list of parts")
+        raise _refused(f"{path}.content", f"must be text or a list of parts, not {type(content).__name__}")
     return [_part(part, f"{path}.content[{place}]") for place, part in enumerate(content)]
 
 
@@ -282,7 +281,7 @@ def _part(part: Any, path: str) -> dict[str, Any]:
     part = _mapping(part, path)
     kind = part.get("type")
     if kind is None:
-        return dict(part)  # in Gemini's own shape
+        return dict(part)  # already in Gemini's shape
     if kind in ("text", "refusal"):
         return {"text": part.get(kind)}
     value = part.get(kind)
@@ -294,7 +293,8 @@ def _part(part: Any, path: str) -> dict[str, Any]:
     if kind == "file" and isinstance(value, Mapping) and isinstance(value.get("file_data"), str):
         return _media(value["file_data"], f"{path}.file.file_data", "application/pdf")
     raise _refused(
-        path, "is a part that Gemini does not take, must be text, image_url, input_audio or file_data"
+        path,
+        "the gemini format has no such content; use one of text, image_url, input_audio, file with file_data",
     )
 
 
@@ -302,13 +302,13 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*(;base6
 
 
 def _media(url: Any, path: str, usual: str) -> dict[str, Any]:
-    """Bytes that stand in the request itself, or the address of a file that Gemini fetches."""
+    """The data of a data: URL, or the address of a file that Gemini fetches."""
     if not isinstance(url, str):
-        raise _refused(path, "is no text, must be a data: URL or an address")
+        raise _refused(path, f"must be a URL, not {type(url).__name__}")
     if url[:5].lower() == "data:":
         found = _DATA_URL.match(url)
         if found is None:
-            raise _refused(path, "is no data: URL, must be like data:image/png;base64,…")
+            raise _refused(path, "is not a valid data: URL; write it like data:image/png;base64,…")
         data = url[found.end() :]
         if found[2] is None:
             import base64
@@ -318,7 +318,7 @@ def _media(url: Any, path: str, usual: str) -> dict[str, Any]:
     try:
         guessed, _ = mimetypes.guess_type(urlsplit(url).path)
     except ValueError:
-        raise _refused(path, "cannot be read as an address") from None
+        raise _refused(path, "is not a valid URL") from None
     return {"fileData": {"mimeType": guessed or usual, "fileUri": url}}
 
 
@@ -326,7 +326,7 @@ def _media(url: Any, path: str, usual: str) -> dict[str, Any]:
 
 
 def _tools(tools: Any) -> tuple[list[dict[str, Any]], bool]:
-    """The declarations, and whether one of them asks that its schema be kept to."""
+    """The declarations, and whether one of them is ``strict``."""
     declared: list[dict[str, Any]] = []
     own: list[dict[str, Any]] = []
     strict = False
@@ -337,7 +337,7 @@ def _tools(tools: Any) -> tuple[list[dict[str, Any]], bool]:
             continue
         function = tool.get("function")
         if tool["type"] != "function" or not isinstance(function, Mapping):
-            raise _refused(f"tools[{place}]", "is no function, and Gemini takes no other tool of OpenAI's")
+            raise _refused(f"tools[{place}]", "must be a function, or a tool of Gemini's own without a type")
         declaration = {"name": function.get("name")}
         if function.get("description"):
             declaration["description"] = function["description"]
@@ -353,19 +353,19 @@ def _sequence(value: Any, name: str) -> Sequence[Any]:
         return ()
     if isinstance(value, (list, tuple)):
         return value
-    raise _refused(name, "is not a list")
+    raise _refused(name, f"must be a list, not {type(value).__name__}")
 
 
 def _calling(params: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     if params.get("parallel_tool_calls") is False and params.get("tools"):
-        raise _refused("parallel_tool_calls", "cannot be turned off with Gemini, must be true or left out")
+        raise _refused("parallel_tool_calls", "cannot be false in the gemini format; leave it out")
     choice = params.get("tool_choice")
     if choice is None:
         return {"mode": "VALIDATED"} if strict else {}
     if isinstance(choice, str):
         mode = {"auto": "VALIDATED" if strict else "AUTO", "none": "NONE", "required": "ANY"}.get(choice)
         if mode is None:
-            raise _refused("tool_choice", "must be auto, none, required or the function to be called")
+            raise _refused("tool_choice", "must be auto, none, required, or an object that names a function")
         return {"mode": mode}
     choice = _mapping(choice, "tool_choice")
     allowed = choice.get("allowed_tools")
@@ -376,7 +376,7 @@ def _calling(params: Mapping[str, Any], strict: bool) -> dict[str, Any]:
         functions, mode = [choice.get("function")], "ANY"
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]
     if not names or len(names) != len(functions):
-        raise _refused("tool_choice", "names no function, and Gemini can be made to call nothing else")
+        raise _refused("tool_choice", "must name a function in the gemini format")
     return {"mode": mode, "allowedFunctionNames": names}
 
 
@@ -406,7 +406,7 @@ def _generation(params: Mapping[str, Any], target: Target) -> dict[str, Any]:
         found["thinkingConfig"] = _thinking(effort, target.upstream)
     modalities = params.get("modalities")
     if modalities is not None and list(modalities) != ["text"]:
-        raise _refused("modalities", 'are more than text, must be ["text"] or left out')
+        raise _refused("modalities", 'must be ["text"] in the gemini format')
     return _laid_over(found, params.get("generationConfig"))
 
 
@@ -432,7 +432,7 @@ def _thinking(effort: Any, upstream: str) -> dict[str, Any]:
     if version_of(upstream) < 3:
         return {"thinkingBudget": _BUDGETS[effort]}
     level = _LEVELS.get(effort, "high")
-    # The large models always think.
+    # The pro models cannot turn thinking off.
     return {"thinkingLevel": "low" if level == "minimal" and "pro" in upstream else level}
 
 

@@ -1,12 +1,12 @@
-"""JSON as providers send and take it: the one place that decides what happens where orjson stops.
+"""Reads and writes JSON for providers, and decides the cases that orjson refuses or gets wrong.
 
-Reading: NaN and the infinities, numbers that overflow, and nesting deeper than `MAX_DEPTH` are errors; of
-equal keys the last counts; a lone surrogate, which models do emit when a token boundary falls inside a
-character, stays in the string as it is; bytes that are not UTF-8 become U+FFFD.
+Reading: NaN, the infinities, numbers that overflow, and nesting deeper than `MAX_DEPTH` are errors. Of equal
+keys the last one counts. A lone surrogate, which models emit when a token boundary falls inside a character,
+stays in the string. Bytes that are not UTF-8 become U+FFFD.
 
-Writing: NaN and the infinities are refused, since JSON has no such numbers and orjson would quietly write
-null; so are keys that are not strings, since 1 and "1" would become one; a lone surrogate is written as its
-``\\u`` escape, which is what it was read from; integers may be of any size.
+Writing: NaN and the infinities are refused, since JSON has no such numbers and orjson would silently write
+null. Keys that are not strings are refused, since 1 and "1" would become equal. A lone surrogate is written
+as the ``\\u`` escape it was read from. Integers may be of any size.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import orjson
 
 from fastroute import errors
 
-# Far more than any answer has, and little enough for recursive code over it on a thread's stack.
+# Far deeper than any answer, and shallow enough for recursive code on a thread's stack.
 MAX_DEPTH = 128
-# What orjson writes at most.
+# The deepest nesting that orjson writes.
 _MAX_WRITTEN_DEPTH = 250
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
@@ -38,7 +38,7 @@ def loads(data: bytes | str) -> Any:
 
     Raises:
         TruncatedJSON: if it stops before its end.
-        ValueError: if it is no JSON, or breaks the rules above. No message holds any of the data.
+        ValueError: if it is not JSON or breaks the rules above. No message contains any of the data.
     """
     try:
         value = orjson.loads(data)
@@ -50,7 +50,7 @@ def loads(data: bytes | str) -> Any:
 
 
 def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
-    """A second try for what orjson refuses and we do not."""
+    """Reads what only orjson refuses, with `json`: lone surrogates, a BOM, bytes that are not UTF-8."""
     reason = error.msg
     if "unexpected end of data" in reason or not data.strip():
         raise TruncatedJSON("JSON that stops in the middle") from None
@@ -69,7 +69,7 @@ def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"not JSON: {name} is no number")
+    raise ValueError(f"not JSON: {name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -80,7 +80,7 @@ def _finite(text: str) -> float:
 
 
 def _bounded(text: str) -> int | float:
-    # As orjson does: what does not fit into 64 bits is a float.
+    # As in orjson, an integer that does not fit into 64 bits becomes a float.
     return int(text) if len(text) < 19 else _finite(text)
 
 
@@ -110,8 +110,8 @@ def _deeper(value: Any, limit: int) -> bool:
 def dumps(value: Mapping[str, Any]) -> bytes:
     """The bytes of a request's body.
 
-    Mappings of any kind, tuples and objects with a ``to_dict`` (a message of an earlier completion) are
-    written as what they stand for.
+    Accepts mappings of any kind, tuples, enum members (written as their value) and objects with a
+    ``to_dict``, such as a message of an earlier completion.
 
     Raises:
         BadRequestError: if part of it cannot be written; the message gives the place and the type, never
@@ -127,7 +127,7 @@ def dumps(value: Mapping[str, Any]) -> bytes:
             ).encode("ascii")
         except (TypeError, ValueError, RecursionError):
             raise errors.BadRequestError("the request cannot be written as JSON") from None
-    # orjson writes NaN and the infinities as null; only where there is a null need one look for them.
+    # orjson writes NaN and the infinities as null, so only output with a null needs the search for them.
     if b"null" in encoded:
         _check(value)
     return encoded
@@ -145,21 +145,21 @@ def _stand_in(value: Any) -> Any:
 
 
 def _check(root: Any) -> None:
-    """Finds what JSON cannot hold and says where it is."""
+    """Raises for the first value that JSON cannot represent, with its place."""
     pending: list[tuple[str, Any, int]] = [("", root, 0)]
     while pending:
         path, value, depth = pending.pop()
         if depth > _MAX_WRITTEN_DEPTH:
-            raise _refused(path, f"nested more than {_MAX_WRITTEN_DEPTH} deep, or inside itself")
+            raise _refused(path, f"is nested more than {_MAX_WRITTEN_DEPTH} deep or contains itself")
         if value is None or isinstance(value, (str, int, UUID)):
             continue
         if isinstance(value, float):
             if not math.isfinite(value):
-                raise _refused(path, "not a finite number, and JSON has no other")
+                raise _refused(path, "must be a finite number")
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 if not isinstance(key, str):
-                    raise _refused(path, f"a key of type {type(key).__name__}; JSON's keys are strings")
+                    raise _refused(path, f"has a key of type {type(key).__name__}; keys must be strings")
                 pending.append((f"{path}.{key}" if path else key, item, depth + 1))
         elif isinstance(value, (list, tuple)):
             pending += [(f"{path}[{place}]", item, depth + 1) for place, item in enumerate(value)]
@@ -167,7 +167,7 @@ def _check(root: Any) -> None:
             try:
                 pending.append((path, _stand_in(value), depth + 1))
             except TypeError:
-                raise _refused(path, f"a {type(value).__name__} cannot be written as JSON") from None
+                raise _refused(path, f"must be a JSON value, not {type(value).__name__}") from None
 
 
 def _refused(path: str, why: str) -> errors.BadRequestError:

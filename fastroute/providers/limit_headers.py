@@ -1,12 +1,11 @@
-"""The headers in which providers speak of waiting and of limits, read strictly.
+"""Parses Retry-After and the rate-limit headers of providers, strictly.
 
-Owns durations, dates, Retry-After and the rate-limit headers as numbers. What is made of them is `retry.py`'s
-and the core's. Pure: no clock, a moment is compared
-with the one that came beside it.
+No clock is read: a time in a header is compared with the Date header of the same response. What follows from
+the numbers is decided in `calls/retry.py` and the core.
 
-What a provider writes into a header is not to be trusted: every parser here takes any text and returns None
-for what is not exactly in its grammar, because Python's own ``int`` and ``float`` accept ``nan``, ``1_000``
-and digits of other scripts, and raise on 5000 of them.
+Headers are not trusted: every parser accepts any text and returns None for what is not exactly in its
+grammar. Python's ``int`` and ``float`` would accept ``nan``, ``1_000`` and digits of other scripts, and raise
+on 5000 digits.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ _RFC3339 = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,12}))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_EPOCH_BEGINS = 1_000_000_000  # a bare integer from here on is a time, not a span of 31 years
+_EPOCH_BEGINS = 1_000_000_000  # a bare number from here on is a time since the epoch, not a span of 31 years
 
 _HOUR = 3600.0
 
 
 def _number(text: object) -> float | None:
-    """Decimal digits, perhaps with a fraction; blanks around them are the header's, not the value's."""
+    """The value of decimal digits with an optional fraction; spaces and tabs around them are ignored."""
     if not isinstance(text, str):
         return None
     text = text.strip(" \t")
@@ -58,18 +57,18 @@ def _number(text: object) -> float | None:
 def parse_duration(text: object) -> float | None:
     """Seconds in a Go duration such as ``6m0s``, ``1.5s`` or ``12ms``; None for anything else.
 
-    No sign, no bare number, at most 12 digits a number and 64 characters in all.
+    A sign, a bare number, more than 12 digits in one number or 64 characters in all are not accepted.
     """
     if not isinstance(text, str) or len(text) > 64:
         return None
-    # One unit alone is by far the commonest, and every answer passes through here.
+    # A single unit is by far the most common, and this runs for every answer.
     if text[-2:] == "ms" and len(text) <= 14 and text[:-2].isdigit() and text.isascii():
         return int(text[:-2]) / 1000
     if text[-1:] == "s" and _NUMBER.fullmatch(text, 0, len(text) - 1):
         return float(text[:-1])
     if not _DURATION.fullmatch(text):
         return None
-    total = 0  # in 10**-12 nanoseconds, so that the one rounding is the last step's
+    total = 0  # in 10**-12 nanoseconds, an integer, so that only the last step rounds
     for whole, fraction, unit in _DURATION_PART.findall(text):
         total += int(whole + fraction) * _UNITS[unit] * 10 ** (12 - len(fraction))
     return total / 10**21
@@ -110,10 +109,10 @@ def _rfc3339(text: str) -> float | None:
 
 
 def parse_reset(text: object, now_wall: float | None = None) -> float | None:
-    """Seconds until a limit is full again, never negative; None if it cannot be told.
+    """Seconds until a limit is full again, never negative; None if unknown.
 
-    Understands all that providers send: a Go duration, seconds, RFC 3339, seconds since the epoch. The last
-    two need ``now_wall``, the time of the response by its own Date header where it has one.
+    Accepts the forms that providers send: a Go duration, seconds, RFC 3339, seconds since the epoch. The last
+    two need ``now_wall``, the response's time (seconds since the epoch) from its own Date header.
     """
     if not isinstance(text, str) or len(text) > 64:
         return None
@@ -139,12 +138,11 @@ def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the provider asks to be left alone; None if it did not say, or not in a sane way.
+    """Seconds that the provider asks to wait; None if absent, malformed, zero or in the past. Never raises.
 
-    ``retry-after-ms`` counts before ``x-ms-retry-after-ms`` before ``retry-after`` (seconds, whole or with a
-    fraction, or an HTTP date); one that is not understood is passed over. A date is compared with the
-    response's own Date header, so that a clock that is off does no harm, and says nothing without it. Zero
-    and the past are no answer. Never raises.
+    ``retry-after-ms`` takes precedence over ``x-ms-retry-after-ms``, and that over ``retry-after`` (seconds,
+    with or without a fraction, or an HTTP date); a malformed one is skipped. A date is compared with the
+    response's own Date header, so that a wrong local clock does not matter, and is ignored without it.
     """
     lowered = _lowered(headers)
     for name in ("retry-after-ms", "x-ms-retry-after-ms"):
@@ -163,15 +161,14 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 @frozen
 class RateLimitHeaders:
-    """What a response said about the limits; None is "did not say, or not in a way to rely on".
+    """A response's rate-limit headers; None for what is absent or unreliable.
 
-    ``remaining_requests`` and ``remaining_tokens`` are fit for pacing limits per minute. One that belongs to
-    a limit per day is left out, however the provider named it: a daily figure must not be mistaken for this
-    minute's.
+    ``remaining_requests`` and ``remaining_tokens`` are for pacing limits per minute. A number that belongs to
+    a limit per day is left out, whatever its header's name: it must not be taken for this minute's.
 
     Attributes:
         remaining_requests, remaining_tokens: what is left of the allowance.
-        reset_requests, reset_tokens: seconds until it is full again, not until the next call may go.
+        reset_requests, reset_tokens: seconds until it is full again, not until the next call is admitted.
     """
 
     remaining_requests: int | None = None
@@ -180,7 +177,7 @@ class RateLimitHeaders:
     reset_tokens: float | None = None
 
 
-# By dimension, the names under which providers send limit, remaining and reset; the first found counts.
+# Names under which providers send limit, remaining and reset; the first whose remaining is present counts.
 _REQUEST_NAMES = (
     ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     (
@@ -212,8 +209,8 @@ _TOKEN_NAMES = (
 def parse_limits(headers: Mapping[str, str]) -> RateLimitHeaders | None:
     """The remaining allowance in a response's headers, or None if it is not in them. Never raises.
 
-    Every answer passes through here, so the mapping is asked for the few names instead of being read whole:
-    its names must be in lower case, as the transport's are, or it must ignore case itself.
+    This runs for every answer, so only the few names are looked up: they must be in lower case, as the
+    transport's are, or the mapping must ignore case.
     """
     requests = _dimension(headers, _REQUEST_NAMES)
     tokens = _dimension(headers, _TOKEN_NAMES)
@@ -238,7 +235,7 @@ def _dimension(headers: Mapping[str, str], names: tuple[tuple[str, str, str], ..
             seconds = parse_reset(reset, parse_http_date(headers.get("date")))
         if limit is not None and limit <= 0:
             limit = remaining = None
-        # Azure sends -1 and 0 where it does not know. A true 0 comes beside the limit or a time of reset.
+        # Azure sends -1 and 0 for unknown. A true 0 comes with the limit or a time of reset.
         if remaining is not None and (remaining < 0 or (remaining == 0 and limit is None and not seconds)):
             remaining = None
         return limit, remaining, seconds
@@ -246,10 +243,10 @@ def _dimension(headers: Mapping[str, str], names: tuple[tuple[str, str, str], ..
 
 
 def _count(text: object) -> int | None:
-    """A whole number; None also for the two values joined by a comma that a duplicated header becomes."""
+    """An integer; None for anything else, also for a duplicated header's two values joined by a comma."""
     if not isinstance(text, str):
         return None
-    if not (text.isdigit() and text.isascii()):  # the common case needs no more than this
+    if not (text.isdigit() and text.isascii()):  # plain digits, the common case, skip the regular expression
         text = text.strip(" \t")
         if not _COUNT.fullmatch(text):
             return None
@@ -259,9 +256,9 @@ def _count(text: object) -> int | None:
 def _beyond_a_minute(limit: int | None, remaining: int | None, reset: float | None) -> bool:
     """Whether a limit's window is much longer than a minute.
 
-    Either its reset is more than an hour away, or it refills that slowly: with 30 of 14 400 used and full
-    again in three minutes, all of it takes a day. A fixed window can look so while little of it is used; then
-    its figure would not have bound anything.
+    Either its reset is more than an hour away, or it refills that slowly: if 30 of 14,400 are used and are
+    back in three minutes, all of them take a day. A fixed window can look like that while little of it is
+    used; its number would not limit anything then.
     """
     if reset is None:
         return False

@@ -1,7 +1,7 @@
-"""Lists of a provider's models: where each wire format has them, and how they are read.
+"""Reads a provider's list of models: the addresses, the paging and the answer of each wire format.
 
-Owns the addresses, the paging and the reading of one page. Asking for them is `discovery.py`'s. A format that
-is registered from elsewhere has lists too if it carries a `Listing` as its ``listing``.
+Requesting the lists is in `runtime/discovery.py`. A format registered by a program has a list if it has a
+`Listing` as its attribute ``listing``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Page:
     """Some of a provider's models.
 
     Attributes:
-        names: as the provider's requests name them.
-        after: what the next page is asked for with; None after the last one.
+        names: as requests to the provider name them.
+        after: the cursor of the next page; None on the last one.
     """
 
     names: tuple[str, ...]
@@ -37,23 +37,23 @@ class Listing(Protocol):
 
     @property
     def by_name(self) -> bool:
-        """Whether the names are those that an endpoint's ``upstream`` holds."""
+        """Whether the names are those of an endpoint's ``upstream``."""
 
     def url(self, target: Target, after: str | None) -> str:
-        """Where a page is; ``after`` is None for the first."""
+        """The address of a page; ``after`` is None for the first."""
 
     def page(self, value: Any) -> Page:
         """The page in a decoded answer.
 
         Raises:
-            UpstreamProtocolError: if it is none.
+            UpstreamProtocolError: if the answer is not a list of models.
         """
 
 
 def _items(value: Any, key: str) -> list[dict[str, Any]]:
     items = value.get(key) if isinstance(value, dict) else None
     if not isinstance(items, list):
-        raise errors.UpstreamProtocolError(f"the answer is no list of models: it has no {key}")
+        raise errors.UpstreamProtocolError(f"the answer is not a list of models; it has no list {key!r}")
     return [item for item in items if isinstance(item, dict)]
 
 
@@ -72,7 +72,7 @@ class _OpenAIListing:
 
 
 class _AzureListing(_OpenAIListing):
-    """What could be deployed; the names of the deployments themselves no key can ask for."""
+    """Lists the models that could be deployed; a key cannot list the names of the deployments."""
 
     by_name = False
 
@@ -104,7 +104,7 @@ class _GeminiListing:
 
     def page(self, value: Any) -> Page:
         if value == {}:
-            return Page(())  # an empty list is left out
+            return Page(())  # Gemini leaves out an empty list
         items = [
             item
             for item in _items(value, "models")
@@ -124,7 +124,7 @@ _BY_FORMAT: dict[str, Listing] = {
 
 
 def listing_of(format: Format) -> Listing | None:
-    """How a format lists models; None if it does not."""
+    """How a format lists models; None if it has no lists."""
     own: Listing | None = getattr(format, "listing", None)
     return own if own is not None else _BY_FORMAT.get(format.name)
 

@@ -1,8 +1,7 @@
-"""OpenAI's chat completions, as spoken by OpenAI, DeepSeek, OpenRouter, vLLM, Ollama and most relays.
+"""OpenAI's chat completions, as used by OpenAI, DeepSeek, OpenRouter, vLLM, Ollama and most relays.
 
-Owns the wire form of a request and the reading of answers and chunks. The types are in OpenAI's shape
-already, so little is translated: parameters go out as they came in, fields that nobody here knows come back
-as they were sent. Errors are read in `error_reader.py`; JSON's corners are `jsontext.py`'s.
+The types already have OpenAI's shape, so little is translated: parameters are sent as given, and unknown
+fields of an answer are kept as received. Errors are read in `error_reader.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class OpenAI:
     name = "openai"
 
     def url(self, target: Target, stream: bool) -> str:
-        """``base_url`` + ``/chat/completions``; a query in the base URL is kept behind it."""
+        """``base_url`` + ``/chat/completions``; a query in the base URL is kept."""
         return joined_url(target.base_url, "/chat/completions")
 
     def headers(self, target: Target, stream: bool) -> dict[str, str]:
@@ -38,8 +37,9 @@ class OpenAI:
         return checked_headers(target, own)
 
     def encode(self, request: types.Request, target: Target) -> bytes:
-        """The parameters as they are, except: ``model`` is the provider's name for it, output limits above
-        the model's are lowered to it, and a stream asks for its usage if `Target.include_usage` allows."""
+        """The parameters as given, with three changes: ``model`` is the provider's name for the model, output
+        limits above the model's are lowered to it, and a stream requests its usage if
+        `Target.include_usage` is set."""
         body: dict[str, Any] = {"model": target.upstream, "messages": request.messages, **request.params}
         body["model"] = target.upstream
         body["messages"] = request.messages
@@ -53,7 +53,7 @@ class OpenAI:
             body["stream"] = True
             self._stream_options(body, target.include_usage)
         else:
-            # What else is said in params loses to what the caller will be given.
+            # The request decides whether the answer is streamed, whatever the parameters say.
             body.pop("stream", None)
         return jsontext.dumps(body)
 
@@ -61,7 +61,7 @@ class OpenAI:
     def _stream_options(body: dict[str, Any], include_usage: bool) -> None:
         given = body.get("stream_options")
         if given is not None and not isinstance(given, Mapping):
-            return  # the provider will say what is wrong with it
+            return  # left for the provider to refuse
         options = dict(given or {})
         options.pop("include_usage", None)
         if include_usage:
@@ -83,7 +83,7 @@ class OpenAI:
             raise malformed("the answer is not a JSON object")
         items = value.get("choices")
         if not items:
-            raise errors.EmptyResponse("the answer holds no choices", maybe_billed=True)
+            raise errors.EmptyResponse("the answer has no choices", maybe_billed=True)
         if not isinstance(items, list):
             raise malformed("choices is not a list")
         choices = tuple([_choice(item, place, target) for place, item in enumerate(items)])
@@ -111,7 +111,7 @@ FORMAT = OpenAI()
 
 
 def _content(value: Any) -> str | None:
-    """Content as text. Some models send a list of parts: those that are text are joined."""
+    """Content as text. Some models send a list of parts; the text parts are joined."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -136,11 +136,11 @@ def _tool_calls(items: Any, *, delta: bool) -> tuple[types.ToolCall, ...] | None
             raise malformed("a tool call's function is not an object")
         arguments = function.get("arguments")
         if isinstance(arguments, dict):
-            # Ollama's habit; OpenAI's shape has the text.
+            # Ollama sends an object; OpenAI's shape has it as text.
             arguments = jsontext.dumps(arguments).decode()
         index = item.get("index")
         if index is not None and (count(index) is None or index > 10_000):
-            raise malformed("a tool call's index is not a small whole number")
+            raise malformed("a tool call's index is not an integer from 0 to 10000")
         calls.append(
             types.ToolCall(
                 string(item.get("id")) or None,
@@ -166,7 +166,7 @@ def _choice(item: Any, place: int, target: Target) -> types.Choice:
         raise malformed("a choice is not an object")
     message = item.get("message")
     if not isinstance(message, dict):
-        raise malformed("a choice holds no message")
+        raise malformed("a choice has no message")
     index = count(item.get("index"))
     content = message.get("content")
     calls = message.get("tool_calls")
@@ -185,11 +185,11 @@ def _choice(item: Any, place: int, target: Target) -> types.Choice:
 
 
 def usage_from(value: Any) -> types.Usage | None:
-    """The usage in OpenAI's shape, or None if it cannot be relied on and has to be estimated.
+    """The usage in OpenAI's shape, or None if it is unusable and must be estimated.
 
-    Unusable are: missing or null, counts that are not whole numbers of 0 to 2**53, and a claim that nothing
-    at all was used. Where the total is not the sum of its parts the larger reading is taken and marked as
-    estimated, unless reasoning tokens, which some count beside the output, make up the difference.
+    Unusable are: a missing or null usage, counts that are not integers from 0 to 2**53, and zero in all.
+    Where the total is not the sum of its parts the larger is used and marked as estimated, unless reasoning
+    tokens, which some providers count beside the output, make up the difference.
     """
     if not isinstance(value, dict):
         return None
@@ -205,7 +205,9 @@ def usage_from(value: Any) -> types.Usage | None:
     if not cached:
         # DeepSeek's and Moonshot's names.
         cached = count(value.get("prompt_cache_hit_tokens")) or count(value.get("cached_tokens")) or 0
-    cached = cached if cached <= prompt else 0  # more than there were: none, which is never too cheap
+    cached = (
+        cached if cached <= prompt else 0
+    )  # an impossible count: without a discount the cost is not too low
     details = value.get("completion_tokens_details")
     if details and isinstance(details, dict):
         reasoning = count(details.get("reasoning_tokens")) or 0
@@ -232,9 +234,9 @@ def usage_from(value: Any) -> types.Usage | None:
 class _OpenAIStream(StreamDecoder):
     """OpenAI's chunks.
 
-    Usage was asked for on fastroute's account; a caller who did not ask is not shown it, nor the chunk
-    without choices that exists only to carry it. Other chunks without choices (Azure's notes on the prompt)
-    are kept back too, for the same reason: code that reads ``choices[0]`` must not meet them unasked.
+    fastroute itself requests the usage. A caller who did not request it gets neither the usage nor the chunk
+    without choices that carries it. Other chunks without choices (Azure's filter results for the prompt) are
+    dropped too: code that reads ``choices[0]`` would fail on them.
     """
 
     def __init__(self, request: types.Request, target: Target) -> None:
@@ -293,7 +295,7 @@ class _OpenAIStream(StreamDecoder):
         if index is None:
             index = 0
         elif count(index) is None or index > 10_000:
-            raise malformed("a choice's index is not a small whole number")
+            raise malformed("a choice's index is not an integer from 0 to 10000")
         content = delta.get("content")
         calls = delta.get("tool_calls")
         return types.ChunkChoice(

@@ -1,6 +1,6 @@
-"""Reading an answer's JSON with suspicion: the document, and fields that are of the right kind or nothing.
+"""Reads an answer's JSON without trusting it: a field of the wrong type counts as absent or is an error.
 
-Shared by all formats. What the fields mean is a format's; JSON's corners are `jsontext.py`'s.
+Shared by all formats.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from . import error_reader, jsontext
 from .base import Target
 from .sse import ServerSentEvent
 
-_MAX_COUNT = 1 << 53  # tokens; a larger figure is a fault, not a count
+_MAX_COUNT = 1 << 53  # tokens; a larger number is an error of the provider
 
 
 def malformed(what: str) -> errors.UpstreamProtocolError:
+    """The error for an answer that is not of the format; the provider may have charged for it."""
     return errors.UpstreamProtocolError(what, maybe_billed=True)
 
 
 def document(body: bytes, target: Target) -> Any:
+    """The JSON value of an answer's body.
+
+    Raises:
+        EmptyResponse: if the body is empty.
+        UpstreamTruncated: if the JSON stops in the middle.
+        UpstreamProtocolError: if it is not JSON; the message shows how it begins, redacted.
+    """
     try:
         return jsontext.loads(body)
     except jsontext.TruncatedJSON:
@@ -36,11 +44,11 @@ def document(body: bytes, target: Target) -> Any:
 
 
 def event_json(event: ServerSentEvent, target: Target) -> Any:
-    """The value in an event of a stream; one named ``error`` is raised as what its text says."""
+    """The JSON value of a stream event; an event named ``error`` that is not JSON is raised as that error."""
     try:
         return jsontext.loads(event.data)
     except jsontext.TruncatedJSON:
-        # Only the end of the input cuts an event off.
+        # An event's end is marked, so only the end of the input can cut its JSON off.
         raise errors.UpstreamTruncated(
             "a stream event's JSON stops in the middle", maybe_billed=True
         ) from None
@@ -51,16 +59,17 @@ def event_json(event: ServerSentEvent, target: Target) -> Any:
 
 
 def string(value: Any) -> str:
+    """``value`` if it is a string, or an empty one."""
     return value if isinstance(value, str) else ""
 
 
 def this_second() -> int:
-    """When an answer came, for formats whose answers do not say; seconds since the epoch."""
+    """The time of an answer, for formats that do not send it; seconds since the epoch."""
     return int(time.time())
 
 
 def count(value: Any) -> int | None:
-    """A number of tokens or the like, or None where it is not a sane one."""
+    """``value`` if it is an integer from 0 to 2**53, such as a number of tokens; otherwise None."""
     if type(value) is int and 0 <= value <= _MAX_COUNT:
         return value
     return None

@@ -1,11 +1,8 @@
-"""Bytes to server-sent events, incrementally.
+"""Splits bytes into server-sent events, incrementally, with limits on the size of lines and events.
 
-Owns the WHATWG event-stream grammar and the limits that keep a hostile stream small; what the events mean
-is `providers/`, reading them off a socket is `transport.py`. Pure: no I/O, no clock.
-
-Differences from the grammar, both on purpose: an event at the very end of the input counts even if its
-blank line is missing (a provider that hangs up right after ``data: [DONE]`` has said all it wanted), and
-bytes that are not UTF-8 become U+FFFD one by one and raise a flag rather than pass silently.
+It follows the WHATWG event-stream grammar with two deliberate differences. An event at the very end of the
+input counts even without its blank line, since some providers close the connection right after
+``data: [DONE]``. Bytes that are not UTF-8 become U+FFFD one by one and set a flag. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ class ServerSentEvent(NamedTuple):
     Attributes:
         event: its type, ``message`` unless the stream named another.
         data: its data lines, joined by line feeds.
-        id: the last event id the stream has given, empty if none.
+        id: the last event id in the stream so far, empty if none.
     """
 
     event: str = "message"
@@ -32,14 +29,14 @@ class ServerSentEvent(NamedTuple):
 
 
 class Decoder:
-    """Splits a byte stream into events, whatever way the stream was cut into pieces.
+    """Splits a byte stream into events, however the stream was cut into pieces.
 
     The cost is linear in the bytes fed: a line that arrives in many pieces is joined once, when its end
-    has come. Belongs to one stream and one thread at a time.
+    arrives. Not thread-safe: use it for one stream, in one thread at a time.
 
     Args:
-        max_line: bytes a line may have without its end.
-        max_event: bytes that the data lines of one event may have in all.
+        max_line: the most bytes of a line without its line end.
+        max_event: the most bytes of all data lines of one event.
 
     Attributes:
         replaced: whether bytes that are not UTF-8 have been replaced by U+FFFD.
@@ -63,18 +60,18 @@ class Decoder:
 
     def __init__(self, max_line: int = 1 << 20, max_event: int = 4 << 20) -> None:
         if max_line < 1 or max_event < 1:
-            raise ValueError("max_line and max_event are sizes in bytes, at least 1")
+            raise ValueError("max_line and max_event: must be sizes in bytes, at least 1")
         self.replaced = False
         self._max_line = max_line
         self._max_event = max_event
-        # The bytes that may still turn out to be a byte order mark; None once that is settled.
+        # The first bytes, while they may be part of a byte order mark; None after that.
         self._start: bytes | None = b""
         # The last byte fed was a CR, so an LF that comes next belongs to it.
         self._after_cr = False
-        # A line whose end has not come yet.
+        # A line whose end has not arrived yet.
         self._fragments: list[bytes] = []
         self._fragments_size = 0
-        # The event being put together.
+        # The event that is arriving.
         self._data: list[bytes] = []
         self._event_size = 0
         self._event = "message"
@@ -86,8 +83,8 @@ class Decoder:
         """The events that these bytes complete.
 
         Raises:
-            UpstreamProtocolError: if a line or an event is over its limit. Events completed before it are
-                still returned first; the error then comes with the next call.
+            UpstreamProtocolError: if a line or an event exceeds its limit. Events completed before it are
+                still returned; the error is then raised by the next call.
         """
         if self._late_error is not None:
             raise self._late_error
@@ -124,7 +121,7 @@ class Decoder:
         return self._checked(events)
 
     def end(self) -> list[ServerSentEvent]:
-        """The event that the end of the input completes, if any: see the module's notes on leniency."""
+        """The event that the end of the input completes, if any; see the module's docstring."""
         if self._late_error is not None:
             raise self._late_error
         events: list[ServerSentEvent] = []
@@ -149,7 +146,7 @@ class Decoder:
         self._fragments = []
         self._data = []
         self._late_error = errors.UpstreamProtocolError(
-            f"{what} of the event stream is over {limit} bytes", maybe_billed=True
+            f"{what} of the event stream exceeds the limit of {limit} bytes", maybe_billed=True
         )
 
     def _checked(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
@@ -158,7 +155,7 @@ class Decoder:
         return events
 
     def _lines(self, block: bytes) -> list[ServerSentEvent]:
-        """Takes whole lines, joined by LF; the loop that every byte of every stream goes through."""
+        """Handles complete lines, joined by LF. Every byte of every stream passes through this loop."""
         events: list[ServerSentEvent] = []
         for line in block.split(b"\n"):
             if not line:
@@ -183,7 +180,7 @@ class Decoder:
         return events
 
     def _other(self, line: bytes) -> None:
-        """A comment, or a field that is not ``data``."""
+        """Handles a comment, or a field that is not ``data``."""
         name, _, value = line.partition(b":")
         if not name:
             return

@@ -63,7 +63,7 @@ def test_formats_can_be_added() -> None:
     register(mine)
     assert get("mine") is mine
     assert set(names()) == {*base._BUILT_IN, "mine"}
-    with pytest.raises(ValueError, match="known already"):
+    with pytest.raises(ValueError, match="already registered"):
         register(Mine())  # type: ignore[arg-type]
     other: Any = Mine()
     register(other, replace=True)
@@ -83,12 +83,12 @@ def test_formats_that_are_refused() -> None:
     with pytest.raises(ValueError, match="lower-case"):
         register(odd)
     odd.name = "openai"
-    with pytest.raises(ValueError, match="known already"):
+    with pytest.raises(ValueError, match="already registered"):
         register(odd)
 
 
 def test_an_unknown_format_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(errors.ConfigError, match=r"'opena1' is not known; known are .*openai"):
+    with pytest.raises(errors.ConfigError, match=r"unknown format 'opena1'; use one of .*openai"):
         get("opena1")
 
 

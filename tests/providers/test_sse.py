@@ -148,7 +148,7 @@ def test_a_character_cut_in_four_is_joined() -> None:
 
 @pytest.mark.parametrize("piece_size", [1, 7, 1000])
 def test_a_line_without_end_is_refused(piece_size: int) -> None:
-    with pytest.raises(errors.UpstreamProtocolError, match=r"a line .* over 100 bytes"):
+    with pytest.raises(errors.UpstreamProtocolError, match=r"a line .* limit of 100 bytes"):
         decode(*[b"x" * piece_size] * 1000, max_line=100)
 
 
@@ -159,7 +159,7 @@ def test_a_line_at_the_limit_passes_and_one_more_byte_does_not() -> None:
 
 
 def test_an_event_of_too_many_lines_is_refused() -> None:
-    with pytest.raises(errors.UpstreamProtocolError, match=r"an event .* over 1000 bytes"):
+    with pytest.raises(errors.UpstreamProtocolError, match=r"an event .* limit of 1000 bytes"):
         decode(*[b"data\n"] * 1000, max_event=1000)
 
 
