@@ -57,7 +57,7 @@ class Timing:
 
 
 @frozen
-class Figures:
+class BenchResult:
     """All that was measured; times in seconds, rates in calls a second.
 
     Attributes:
@@ -94,7 +94,7 @@ def command(quick: bool, as_json: bool) -> None:
         click.echo(text_of(figures))
 
 
-def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> Figures:
+def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> BenchResult:
     """Runs all measurements, one after the other."""
     from fastroute.testing import Provider
 
@@ -116,7 +116,7 @@ def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> Figures
         "fastroute": _version(),
         "requests": _version("requests"),
     }
-    return Figures(decision, plan, calls, rates, server_rate, machine)
+    return BenchResult(decision, plan, calls, rates, server_rate, machine)
 
 
 def _version(package: str = "fastroute") -> str:
@@ -367,7 +367,7 @@ def _drain(raw: socket.socket) -> None:
 # ------------------------------------------------------------------------------------------- printing
 
 
-def text_of(figures: Figures) -> str:
+def text_of(figures: BenchResult) -> str:
     """The figures for people, with how each was measured."""
     machine = figures.machine
     lines = [
@@ -422,4 +422,4 @@ def _spread(timing: Timing) -> tuple[str, str, str]:
     return duration(timing.median), duration(timing.low), duration(timing.high)
 
 
-__all__ = ["Figures", "Timing", "command", "measure", "text_of"]
+__all__ = ["BenchResult", "Timing", "command", "measure", "text_of"]

@@ -63,7 +63,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
         except KeyboardInterrupt:
             dim("interrupted; the providers are stopped")
             raise SystemExit(INTERRUPTED) from None
-        except _Ended as ended:
+        except _Terminated as ended:
             raise SystemExit(128 + ended.signal) from None
     if spent is None:
         print_json(result.figures())
@@ -76,7 +76,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
     raise SystemExit(1 if result.failed else 0)
 
 
-class _Ended(BaseException):
+class _Terminated(BaseException):
     """The process was told to end."""
 
     def __init__(self, signal: int) -> None:
@@ -89,7 +89,7 @@ def _signals_end_it() -> Iterator[None]:
     """A closed terminal or a kill ends the demonstration as Ctrl-C does, so that nothing is left of it."""
 
     def end(number: int, frame: object) -> None:
-        raise _Ended(number)
+        raise _Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only there can signals be handled

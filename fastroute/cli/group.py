@@ -35,7 +35,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Failure(click.ClickException):
+class CommandError(click.ClickException):
     """An error of fastroute's as the command line shows it."""
 
     def __init__(self, error: Error) -> None:
@@ -74,7 +74,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except Error as error:
-            raise Failure(error) from error
+            raise CommandError(error) from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fastroute.config import Config
 
-    from .probe_run import Asked, Measurement, Tally
+    from .probe_run import Asked, EndpointTally, Measurement
 
 ASK_ABOVE_USD = 0.05
 ASK_ABOVE_TOKENS = 50_000  # where a price is not known
@@ -190,7 +190,7 @@ def _interrupted(measurement: Measurement, total: int) -> bool:
 # ------------------------------------------------------------------------------------------------- showing
 
 
-def _show(tallies: Sequence[Tally], stream: bool) -> None:
+def _show(tallies: Sequence[EndpointTally], stream: bool) -> None:
     figures = [Column(name, right=True) for name in ("p50", "p95", "p99", "mean")]
     columns = [
         Column("endpoint"),
@@ -210,7 +210,7 @@ def _show(tallies: Sequence[Tally], stream: bool) -> None:
             click.echo(visible(f"{tally.endpoint}: {tally.calls - tally.sent} not sent: {tally.stopped}"))
 
 
-def _line(tally: Tally, stream: bool) -> list[str]:
+def _line(tally: EndpointTally, stream: bool) -> list[str]:
     why = [f"{failure.kind} {failure.count}" for failure in tally.failures.values()]
     if tally.stopped is not None:
         why.append(f"not sent {tally.calls - tally.sent}")
@@ -227,11 +227,13 @@ def _line(tally: Tally, stream: bool) -> list[str]:
     ]
 
 
-def _usd(tally: Tally) -> float | None:
+def _usd(tally: EndpointTally) -> float | None:
     return None if tally.cost is None else tally.cost / 1e9
 
 
-def _object(config: Config, asked: Asked, tallies: Sequence[Tally], interrupted: bool) -> dict[str, Any]:
+def _object(
+    config: Config, asked: Asked, tallies: Sequence[EndpointTally], interrupted: bool
+) -> dict[str, Any]:
     entries = {entry.name: entry for entry in config.endpoints}
     costs = [_usd(tally) for tally in tallies]
     return {

@@ -81,7 +81,7 @@ class Failure:
 
 
 @define(eq=False)
-class Tally:
+class EndpointTally:
     """What one endpoint's calls came to so far.
 
     Attributes:
@@ -150,7 +150,7 @@ def kind_of(error: errors.Error) -> str:
 
 
 @frozen
-class _Ended:
+class _EndedCall:
     """A call that has ended: with an answer, if there is no error."""
 
     endpoint: str
@@ -174,14 +174,14 @@ class Measurement:
     """
 
     def __init__(self, client: Client, names: Sequence[str], asked: Asked, alone: int) -> None:
-        self.tallies = {name: Tally(name, asked.calls) for name in names}
+        self.tallies = {name: EndpointTally(name, asked.calls) for name in names}
         self._client = client
         self._asked = asked
         self._alone = alone
         self._left = dict.fromkeys(names, asked.calls)
         self._under_way = dict.fromkeys(names, 0)
         self._todo: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[_Ended] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[_EndedCall] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def run(self) -> Iterator[int]:
@@ -222,7 +222,7 @@ class Measurement:
             self._under_way[name] += 1
             self._todo.put(name)
 
-    def _count(self, ended: _Ended) -> None:
+    def _count(self, ended: _EndedCall) -> None:
         name, error = ended.endpoint, ended.error
         tally = self.tallies[name]
         self._under_way[name] -= 1
@@ -245,11 +245,11 @@ class Measurement:
     def _work(self) -> None:
         while (name := self._todo.get()) is not None:
             try:
-                self._ended.put(_Ended(name, self._call(name)))
+                self._ended.put(_EndedCall(name, self._call(name)))
             except errors.Error as error:
-                self._ended.put(_Ended(name, error.attempts, error))
+                self._ended.put(_EndedCall(name, error.attempts, error))
             except BaseException as error:
-                self._ended.put(_Ended(name, (), error))
+                self._ended.put(_EndedCall(name, (), error))
 
     def _call(self, name: str) -> Sequence[Attempt]:
         asked = self._asked
@@ -268,4 +268,4 @@ class Measurement:
         return answer.route.attempts
 
 
-__all__ = ["Asked", "Failure", "Measurement", "Tally"]
+__all__ = ["Asked", "EndpointTally", "Failure", "Measurement"]

@@ -328,7 +328,7 @@ def _password(header: str) -> bytes:
         return b""
 
 
-def _tidied(call: wire_openai.Call) -> dict[str, Any]:
+def _tidied(call: wire_openai.ParsedCall) -> dict[str, Any]:
     """The parameters as providers take them: whole numbers as such, stream_options with streams only."""
     params = dict(call.params)
     for name in INTEGERS:
@@ -339,7 +339,7 @@ def _tidied(call: wire_openai.Call) -> dict[str, Any]:
     return params
 
 
-def _whole(call: wire_openai.Call) -> dict[str, Any]:
+def _whole(call: wire_openai.ParsedCall) -> dict[str, Any]:
     """The body as it came, for the schema; the routing words with those of the header among them."""
     whole = {"messages": call.messages, "model": call.model, **call.params}
     return whole if call.route is None else {**whole, "route": call.route}

@@ -19,7 +19,7 @@ from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 
-from . import _answer, wire_openai
+from . import drop_ins, wire_openai
 
 _MODELS = "/models"
 
@@ -103,36 +103,36 @@ def _transport_class(httpx: Any) -> Any:
             if answer is None:
                 if self._base is not None:
                     return self._base.handle_request(request)
-                answer = _answer.Answer(*wire_openai.not_found(request.method, request.url.path))
+                answer = drop_ins.DropInAnswer(*wire_openai.not_found(request.method, request.url.path))
             if answer.stream is None:
                 return httpx.Response(answer.status, headers=answer.headers, content=answer.body)
             return httpx.Response(answer.status, headers=answer.headers, stream=Events(answer.stream))
 
-        def _routed(self, request: Any) -> _answer.Answer | None:
+        def _routed(self, request: Any) -> drop_ins.DropInAnswer | None:
             path = request.url.path.rstrip("/")
-            if request.method == "POST" and path.endswith(_answer.COMPLETIONS):
+            if request.method == "POST" and path.endswith(drop_ins.COMPLETIONS):
                 return self._complete(request)
             if request.method == "GET":
                 if path.endswith(_MODELS):
-                    return _answer.models(self._client, None)
+                    return drop_ins.models(self._client, None)
                 _, found, name = path.rpartition(_MODELS + "/")
                 if found:
-                    return _answer.models(self._client, name)
+                    return drop_ins.models(self._client, name)
             return None
 
-        def _complete(self, request: Any) -> _answer.Answer:
+        def _complete(self, request: Any) -> drop_ins.DropInAnswer:
             if request.headers.get("x-stainless-retry-count", "0") != "0":
                 # No answer of ours is ever retried, so an error that was raised is, by a version of the SDK
                 # that does not hand it on. All that could be tried has been: one more call is not made.
                 gone = errors.APIConnectionError("no provider gave an answer, and it was not asked again")
-                return _answer.Answer(*wire_openai.error_response(gone))
+                return drop_ins.DropInAnswer(*wire_openai.error_response(gone))
             limit = request.extensions.get("timeout", {}).get("read")
             if limit is not None and not 0 < limit < math.inf:
                 wrong = errors.BadRequestError("timeout: a number of seconds above 0 is wanted")
-                return _answer.Answer(*wire_openai.error_response(wrong))
+                return drop_ins.DropInAnswer(*wire_openai.error_response(wrong))
             route = request.headers.get(wire_openai.ROUTE_HEADER)
             try:
-                return _answer.complete(self._client, request.read(), route, limit)
+                return drop_ins.complete(self._client, request.read(), route, limit)
             except errors.Error as error:
                 _raise(httpx, request, error)
 

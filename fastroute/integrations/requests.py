@@ -24,7 +24,7 @@ from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 
-from . import _answer, wire_openai
+from . import drop_ins, wire_openai
 
 
 class RoutingAdapter(HTTPAdapter):
@@ -67,11 +67,11 @@ class RoutingAdapter(HTTPAdapter):
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
         """Answers or sends one request; a session calls it."""
-        if request.method != "POST" or not _path(request).endswith(_answer.COMPLETIONS):
+        if request.method != "POST" or not _path(request).endswith(drop_ins.COMPLETIONS):
             return super().send(request, stream, timeout, verify, cert, proxies)
         seconds = _seconds(timeout)
         try:
-            answer = _answer.complete(
+            answer = drop_ins.complete(
                 self._client, _body(request), request.headers.get(wire_openai.ROUTE_HEADER), seconds
             )
         except errors.Error as error:

@@ -68,7 +68,7 @@ _STEERING = frozenset(
 
 
 @frozen
-class Limits:
+class BodyLimits:
     """What a request's body may be.
 
     Attributes:
@@ -86,12 +86,12 @@ class Limits:
     refused: frozenset[str] = frozenset()
 
 
-TRUSTED = Limits()
-STRANGERS = Limits(10 * 1024 * 1024, 64, 10_000, True, _STEERING)
+TRUSTED = BodyLimits()
+STRANGERS = BodyLimits(10 * 1024 * 1024, 64, 10_000, True, _STEERING)
 
 
 @frozen
-class Call:
+class ParsedCall:
     """The arguments of a `Client`'s ``chat.completions.create``, as a body gave them."""
 
     messages: Sequence[Mapping[str, Any]] = field(repr=False)
@@ -114,7 +114,7 @@ class Call:
         return answer
 
 
-def parse(body: bytes, limits: Limits = TRUSTED, *, route: str | None = None) -> Call:
+def parse(body: bytes, limits: BodyLimits = TRUSTED, *, route: str | None = None) -> ParsedCall:
     """The call that the body of ``POST /chat/completions`` asks for.
 
     Args:
@@ -158,10 +158,10 @@ def parse(body: bytes, limits: Limits = TRUSTED, *, route: str | None = None) ->
         _refuse("route: an object of routing words is wanted", "route")
     if route is not None:
         words = {**_route_words(route, limits), **(words or {})}
-    return Call(messages, model, bool(stream), words, value)
+    return ParsedCall(messages, model, bool(stream), words, value)
 
 
-def _route_words(text: str, limits: Limits) -> dict[str, Any]:
+def _route_words(text: str, limits: BodyLimits) -> dict[str, Any]:
     try:
         # Servers hand header values over as Latin-1.
         words = _document(text.encode("latin-1"), limits)
@@ -172,7 +172,7 @@ def _route_words(text: str, limits: Limits) -> dict[str, Any]:
     return words
 
 
-def _document(body: bytes, limits: Limits) -> Any:
+def _document(body: bytes, limits: BodyLimits) -> Any:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
@@ -197,7 +197,7 @@ def _document(body: bytes, limits: Limits) -> Any:
 class _Keys:
     """Counts the keys of all objects of a document, and finds those that an object has twice."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BodyLimits) -> None:
         self._most = math.inf if limits.max_keys is None else limits.max_keys
         self._unique = limits.unique_keys
         self._count = 0

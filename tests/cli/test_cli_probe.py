@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from fastroute import errors
 from fastroute.cli.group import cli
-from fastroute.cli.probe_run import Tally, kind_of
+from fastroute.cli.probe_run import EndpointTally, kind_of
 from fastroute.ledger import open_ledger
 from fastroute.testing import Fault, Provider, Uniform
 
@@ -307,12 +307,12 @@ def test_ctrl_c_again_leaves_them(serve: Serve) -> None:
 
 @given(st.lists(st.floats(0.001, 100), min_size=1))
 def test_the_mean_is_not_below_the_least(values: list[float]) -> None:
-    tally = Tally("e", len(values), latencies=values)
+    tally = EndpointTally("e", len(values), latencies=values)
     assert min(values) <= (tally.mean or 0) * (1 + 1e-12)
 
 
 def test_nothing_measured_is_nothing_and_no_zero() -> None:
-    tally = Tally("e", 3)
+    tally = EndpointTally("e", 3)
     assert (tally.mean, tally.percentile(50), tally.ttft, tally.error_rate) == (None,) * 4
 
 

@@ -13,7 +13,7 @@ from loopback import MODEL, OTHER, Loopback
 
 from fastroute import errors, types
 from fastroute.integrations import wire_openai
-from fastroute.integrations.wire_openai import STRANGERS, TRUSTED, Limits
+from fastroute.integrations.wire_openai import STRANGERS, TRUSTED, BodyLimits
 from fastroute.testing import Answer, Fault
 
 Start = Callable[..., Loopback]
@@ -79,7 +79,7 @@ def test_routing_words_that_are_none_are_refused(words: str) -> None:
     ids=lambda value: repr(value)[:30],
 )
 @pytest.mark.parametrize("limits", [TRUSTED, STRANGERS], ids=["trusted", "strangers"])
-def test_157_what_is_no_call_is_refused(limits: Limits, text: bytes, says: str) -> None:
+def test_157_what_is_no_call_is_refused(limits: BodyLimits, text: bytes, says: str) -> None:
     with pytest.raises(errors.BadRequestError, match=says) as caught:
         wire_openai.parse(text, limits)
     assert wire_openai.error_status(caught.value) == 400
@@ -112,7 +112,7 @@ def test_157_a_strangers_body_is_held_to_more(text: bytes, says: str) -> None:
 
 def test_156_a_body_too_long_is_413() -> None:
     with pytest.raises(errors.RequestTooLargeError, match="at most 20"):
-        wire_openai.parse(body(), Limits(max_bytes=20))
+        wire_openai.parse(body(), BodyLimits(max_bytes=20))
 
 
 @pytest.mark.parametrize("name", ["api_base", "base_url", "api_key", "extra_headers", "extra_body"])

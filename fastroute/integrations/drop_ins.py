@@ -19,7 +19,7 @@ COMPLETIONS = "/chat/completions"
 
 
 @frozen
-class Answer:
+class DropInAnswer:
     """An HTTP answer; its body is in ``body``, or still to come from ``stream``."""
 
     status: int
@@ -38,7 +38,7 @@ def unanswered(error: errors.Error) -> bool:
     return isinstance(error, errors.DeadlineExceeded)
 
 
-def complete(client: Client, body: bytes, route: str | None, timeout: float | None) -> Answer:
+def complete(client: Client, body: bytes, route: str | None, timeout: float | None) -> DropInAnswer:
     """The answer to ``POST /chat/completions``.
 
     Raises:
@@ -49,18 +49,18 @@ def complete(client: Client, body: bytes, route: str | None, timeout: float | No
     except errors.Error as error:
         if unanswered(error):
             raise
-        return Answer(*wire_openai.error_response(error))
+        return DropInAnswer(*wire_openai.error_response(error))
     if isinstance(reply, Completion):
         headers = {**wire_openai.JSON_HEADERS, **wire_openai.route_headers(reply.route)}
-        return Answer(200, headers, wire_openai.answer_bytes(reply))
+        return DropInAnswer(200, headers, wire_openai.answer_bytes(reply))
     headers = {**wire_openai.STREAM_HEADERS, **wire_openai.route_headers(reply.route, running=True)}
-    return Answer(200, headers, stream=reply)
+    return DropInAnswer(200, headers, stream=reply)
 
 
-def models(client: Client, name: str | None) -> Answer:
+def models(client: Client, name: str | None) -> DropInAnswer:
     """The answer to ``GET /models`` and ``GET /models/NAME``."""
     try:
         body = wire_openai.models_bytes(client) if name is None else wire_openai.model_bytes(client, name)
     except errors.Error as error:
-        return Answer(*wire_openai.error_response(error))
-    return Answer(200, dict(wire_openai.JSON_HEADERS), body)
+        return DropInAnswer(*wire_openai.error_response(error))
+    return DropInAnswer(200, dict(wire_openai.JSON_HEADERS), body)
