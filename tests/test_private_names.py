@@ -1,0 +1,183 @@
+"""Tests, benchmarks and doors see the package through the names that its rooms give them, never private ones.
+
+A private name begins with a single underscore. What counts as reaching for one: an attribute of anything but
+``self`` and ``cls``, an import, a string handed to `setattr` and its like, and a script for another process.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+PLACES = ("tests", "benchmarks", "tools", "fastroute/gateway", "fastroute/integrations", "fastroute/cli")
+FILES = [
+    path
+    for place in PLACES
+    for path in sorted((TOP / place).rglob("*.py"))
+    if path != Path(__file__).resolve()
+]
+
+NOT_OURS = {
+    "_core": "the native core's module, which has public names only",
+    "_exit": "os._exit ends a forked child",
+    "_current_frames": "sys._current_frames finds what a thread waits for",
+    "_request_id": "documented by the OpenAI and Anthropic SDKs",
+    "_put_conn": "urllib3 has no other moment at which a connection is free again",
+    "_available_connections": "redis-py lists the connections of a pool nowhere else",
+}
+"""Names of the standard library and of other packages, and why there is no other way."""
+
+ALLOWED: dict[str, int] = {
+    "tests/anthropic_questions.py": 1,
+    "tests/budget/test_budget_crowds.py": 1,
+    "tests/calls/test_hedge.py": 4,
+    "tests/calls/test_hedge_losers.py": 4,
+    "tests/calls/test_hedging.py": 2,
+    "tests/calls/test_queue.py": 18,
+    "tests/calls/test_schedules.py": 12,
+    "tests/cli/test_cli.py": 2,
+    "tests/cli/test_demo.py": 1,
+    "tests/client_processes.py": 7,
+    "tests/config/test_config_secrets.py": 1,
+    "tests/core/twin/endpoint.py": 1,
+    "tests/core/twin/ranking.py": 1,
+    "tests/faults/test_interrupts.py": 5,
+    "tests/gateway/test_dashboard.py": 1,
+    "tests/gateway/test_gateway_app.py": 2,
+    "tests/gateway/test_gateway_keys.py": 11,
+    "tests/gateway/test_gateway_openapi.py": 3,
+    "tests/ledger/test_ledger.py": 1,
+    "tests/ledger/test_ledger_faults.py": 10,
+    "tests/ledger/test_ledger_kills.py": 1,
+    "tests/ledger/test_ledger_plot.py": 1,
+    "tests/ledger/test_ledger_postgres.py": 12,
+    "tests/ledger/test_ledger_sqlite.py": 8,
+    "tests/platform/test_gevent_core.py": 6,
+    "tests/platform/test_gevent_kills.py": 2,
+    "tests/platform/test_processes.py": 3,
+    "tests/platform/test_processes_locks.py": 8,
+    "tests/providers/test_providers_base.py": 2,
+    "tests/quality/test_quality.py": 4,
+    "tests/redis_machines.py": 1,
+    "tests/redis_server.py": 1,
+    "tests/routing/test_function_classifier.py": 4,
+    "tests/routing/test_plan.py": 1,
+    "tests/runtime/test_discovery.py": 1,
+    "tests/runtime/test_health.py": 1,
+    "tests/runtime/test_reload_watch.py": 1,
+    "tests/soak/calls.py": 1,
+    "tests/state/redis/conftest.py": 2,
+    "tests/state/redis/test_redis_keys.py": 4,
+    "tests/state/redis/test_redis_limits.py": 8,
+    "tests/state/redis/test_redis_money.py": 2,
+    "tests/state/redis/test_redis_permits.py": 4,
+    "tests/state/redis/test_redis_sentinels.py": 5,
+    "tests/state/redis/test_redis_servers.py": 2,
+    "tests/state/test_segment_file.py": 6,
+    "tests/test_imports.py": 1,
+    "tests/testing/test_testing_faults.py": 1,
+    "tests/testing/test_testing_requests.py": 1,
+    "tests/testing/test_testing_script.py": 2,
+    "benchmarks/start.py": 1,
+    "fastroute/gateway/app.py": 1,
+    "fastroute/integrations/flask.py": 2,
+    "fastroute/integrations/wire_openai.py": 10,
+}
+"""How many reaches a file still has."""
+
+_BY_NAME = {"setattr", "getattr", "delattr", "hasattr", "object"}  # the last one is that of `patch.object`
+_PRIVATE = re.compile(r"_(?!_)\w+")
+_DOTTED = re.compile(r"(?<![\w.`])(?!self\b|cls\b)[\w.\[\]()'\"]*[\w\])]\.(_(?!_)\w+)")
+
+
+def is_private(name: str) -> bool:
+    return _PRIVATE.fullmatch(name) is not None and name not in NOT_OURS
+
+
+def private_in(module: str) -> list[str]:
+    return [part for part in module.split(".") if is_private(part)]
+
+
+def reaches(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of each reach."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("fastroute")):
+            for name in [*private_in(node.module or ""), *(alias.name for alias in node.names)]:
+                if is_private(name):
+                    yield node.lineno, name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("fastroute."):
+                    yield from ((node.lineno, name) for name in private_in(alias.name))
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            for given in node.args if called in _BY_NAME else ():
+                if (
+                    isinstance(given, ast.Constant)
+                    and isinstance(given.value, str)
+                    and is_private(given.value)
+                ):
+                    yield node.lineno, given.value
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for found in _DOTTED.finditer(node.value):
+                if is_private(found[1]):
+                    yield node.lineno, found[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TOP)))
+def test_nobody_reaches_for_a_private_name(path: Path) -> None:
+    found = sorted(reaches(ast.parse(path.read_text(encoding="utf-8"))))
+    assert len(found) <= ALLOWED.get(str(path.relative_to(TOP)), 0), found
+
+
+def test_the_exceptions_are_real() -> None:
+    """A name that nothing uses any more, or a file without reaches, does not stay on the lists."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
+    assert [name for name in NOT_OURS if not re.search(rf"\b{name}\b", text)] == []
+    for name in ALLOWED:
+        assert next(reaches(ast.parse((TOP / name).read_text(encoding="utf-8"))), None) is not None, name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "client._held",
+        "client.runtime()._held[0]",
+        "super()._held",
+        "from fastroute.calls.queue import _Time",
+        "from fastroute.testing._wire import take",
+        "from .app import _held",
+        "import fastroute.testing._wire",
+        "monkeypatch.setattr(queue, '_POLL', 1)",
+        "monkeypatch.setattr('fastroute.calls.queue._POLL', 1)",
+        "getattr(client, '_held')",
+        "run('''import fastroute\nprint(fastroute.Client()._held)''')",
+        "run(f'print({count}, client.queue[0]._held)')",
+    ],
+)
+def test_a_reach_is_found(source: str) -> None:
+    assert len(list(reaches(ast.parse(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "self._held",
+        "cls._held",
+        "os._exit(0)",
+        "a.__dict__",
+        "from fastroute import _core",
+        "def _own(): ...",
+        "'a._'",
+    ],
+)
+def test_what_is_no_reach_is_left_alone(source: str) -> None:
+    assert list(reaches(ast.parse(source))) == []
