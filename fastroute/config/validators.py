@@ -37,8 +37,19 @@ _SECRET_HEADERS = frozenset(
         "x-amz-security-token",
     }
 )
+# The transport writes these itself; a configured one could contradict the body that is sent.
 _OWN_HEADERS = frozenset(
-    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "host",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
 
 
@@ -185,8 +196,8 @@ def headers(instance: Any, attribute: Any, value: Any) -> None:
 
 
 def _header_value(instance: Any, attribute: Any, value: Any) -> None:
-    if not isinstance(value, str) or any(not " " <= char <= "~" for char in value):
-        raise ValueError("has a value that a header cannot carry, must be a string of printable ASCII")
+    if not isinstance(value, str) or value != value.strip() or any(not " " <= char <= "~" for char in value):
+        raise ValueError("has a value that cannot be sent, must be printable ASCII without outer spaces")
 
 
 def api_version(instance: Any, attribute: Any, value: Any) -> None:

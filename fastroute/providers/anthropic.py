@@ -20,7 +20,7 @@ from . import error_reader, jsontext
 from .anthropic_request import JSON_TOOL, answers_by_tool, body_of
 from .base import Target
 from .decoder import StreamDecoder, asks_for_usage
-from .headers import checked_headers, joined_url, usual_headers
+from .headers import joined_url, usual_headers, with_configured
 from .reading import count, document, event_json, malformed, string, this_second
 from .sse import ServerSentEvent
 
@@ -53,7 +53,7 @@ class Anthropic:
         own = {**usual_headers(stream), "anthropic-version": _API_VERSION}
         if target.key is not None:
             own["x-api-key"] = target.key.reveal()
-        return checked_headers(target, own)
+        return with_configured(own, target)
 
     def encode(self, request: types.Request, target: Target) -> bytes:
         return jsontext.dumps(body_of(request, target))

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from fastroute import errors
 
 from .base import Target
-from .headers import checked_headers, joined_url, usual_headers
+from .headers import joined_url, usual_headers, with_configured
 from .openai import OpenAI
 
 API_VERSION = "2024-10-21"
@@ -62,7 +62,7 @@ class Azure(OpenAI):
         own = usual_headers(stream)
         if target.key is not None:
             own["api-key"] = target.key.reveal()
-        return checked_headers(target, own)
+        return with_configured(own, target)
 
 
 FORMAT = Azure()

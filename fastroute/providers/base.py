@@ -66,14 +66,14 @@ class Format(Protocol):
         """The format's name in the configuration: ``[providers.X] format = "name"``."""
 
     def url(self, target: Target, stream: bool) -> str:
-        """The address of the request."""
-
-    def headers(self, target: Target, stream: bool) -> dict[str, str]:
-        """All headers of the endpoint, including the key; the same for every request to it.
+        """The address of the request.
 
         Raises:
-            ConfigError: if a name or value cannot be sent, or would break the request's framing.
+            ConfigError: if the target cannot be part of an address.
         """
+
+    def headers(self, target: Target, stream: bool) -> dict[str, str]:
+        """All headers of the endpoint, including the key; the same for every request to it."""
 
     def encode(self, request: types.Request, target: Target) -> bytes:
         """The request's body.

@@ -22,7 +22,7 @@ from . import error_reader, jsontext
 from .base import Target
 from .decoder import StreamDecoder, asks_for_usage
 from .gemini_request import body_of
-from .headers import checked_headers, joined_url, usual_headers
+from .headers import joined_url, usual_headers, with_configured
 from .reading import count, document, event_json, malformed, string, this_second
 from .sse import ServerSentEvent
 
@@ -84,7 +84,7 @@ class Gemini:
         own = usual_headers(stream)
         if target.key is not None:
             own["x-goog-api-key"] = target.key.reveal()
-        return checked_headers(target, own)
+        return with_configured(own, target)
 
     def encode(self, request: types.Request, target: Target) -> bytes:
         return jsontext.dumps(body_of(request, target))

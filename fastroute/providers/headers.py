@@ -1,15 +1,13 @@
-"""Builds a request's address and headers: a format's own headers with the configured ones over them, checked.
+"""Builds a request's address and headers: a format's own headers with the configured ones over them.
 
-Shared by all formats; each format adds its own path and key header.
+Shared by all formats; each format adds its own path and key header. Configured headers are checked when the
+configuration is read (`config/validators.py`), keys when they are read (`config/secrets.py`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
-
-from fastroute import errors
 
 from .base import Target
 
@@ -33,34 +31,8 @@ def usual_headers(stream: bool) -> dict[str, str]:
     return own
 
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
-# The transport writes these itself. A configured one could contradict the body that is sent.
-_FRAMING = frozenset(
-    {"content-length", "transfer-encoding", "connection", "host", "content-encoding", "te", "upgrade"}
-)
-
-
-def checked_headers(target: Target, own: Mapping[str, str]) -> dict[str, str]:
-    """A format's own headers with the configured ones over them, all checked.
-
-    Raises:
-        ConfigError: if a name or value cannot be sent; the message names the header, never its value.
-    """
-    place = f"providers.{target.provider}"
-    merged = {name.lower(): (name, value, f"{place}: the API key") for name, value in own.items()}
-    for name, value in target.headers.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            raise errors.ConfigError(
-                f"{place}.headers: a name is not a valid HTTP header name; use letters, digits and -"
-            )
-        if name.lower() in _FRAMING:
-            raise errors.ConfigError(f"{place}.headers.{name}: is set by the transport; leave it out")
-        merged[name.lower()] = (name, value, f"{place}.headers.{name}")
-    for _, value, origin in merged.values():
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value) or value != value.strip(" \t"):
-            raise errors.ConfigError(
-                f"{origin}: cannot be sent in an HTTP header; must be Latin-1 text without line breaks, "
-                "control characters, or spaces at either end"
-            )
-    return {name: value for name, value, _ in merged.values()}
+def with_configured(own: Mapping[str, str], target: Target) -> dict[str, str]:
+    """A format's own headers with the configured ones over them; names are compared ignoring case."""
+    merged = {name.lower(): (name, value) for name, value in own.items()}
+    merged |= {name.lower(): (name, value) for name, value in target.headers.items()}
+    return dict(merged.values())

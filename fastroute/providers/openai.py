@@ -14,7 +14,7 @@ from fastroute import errors, types
 from . import error_reader, jsontext
 from .base import Target
 from .decoder import StreamDecoder, asks_for_usage
-from .headers import checked_headers, joined_url, usual_headers
+from .headers import joined_url, usual_headers, with_configured
 from .reading import count, document, event_json, malformed, string
 from .sse import ServerSentEvent
 
@@ -34,7 +34,7 @@ class OpenAI:
         own = usual_headers(stream)
         if target.key is not None:
             own["Authorization"] = "Bearer " + target.key.reveal()
-        return checked_headers(target, own)
+        return with_configured(own, target)
 
     def encode(self, request: types.Request, target: Target) -> bytes:
         """The parameters as given, with three changes: ``model`` is the provider's name for the model, output

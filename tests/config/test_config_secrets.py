@@ -216,6 +216,35 @@ def test_a_literal_key_is_told_where_to_go():
     assert "api_key_env" in only_problem(providers=provider(api_key=KEY))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "hunter2\r\nX: y",
+        "hunter2\nb",
+        "hunter2\x00b",
+        "hunter2\x1bb",
+        " hunter2",
+        "hunter2 ",
+        "hunter2\u20ac",
+        "hunter2\x7f",
+        77777,
+    ],
+)
+def test_headers_that_cannot_be_sent_are_refused_without_showing_them(value):
+    problem = only_problem(providers=provider(headers={"X-Secret": value}))
+    assert problem.startswith("providers.one.headers: 'X-Secret': ")
+    assert "hunter2" not in problem
+    assert "77777" not in problem
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "a:b", "a\r\nb", "caf\xe9", "Content-Length", "transfer-encoding", "Host", "TE", "upgrade"],
+)
+def test_names_of_headers_that_cannot_be_sent_are_refused(name):
+    assert only_problem(providers=provider(headers={name: "x"})).startswith("providers.one.headers: ")
+
+
 def test_neither_headers_nor_proxy_show_in_a_config():
     source = tables(
         providers=provider(headers={"X-Team": "hush"}, proxy="http://me:hush@proxy.example.com:1")
