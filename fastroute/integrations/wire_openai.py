@@ -189,7 +189,7 @@ def _document(body: bytes, limits: BodyLimits) -> Any:
         _refuse("the body is empty" if not text.strip() else "the body's JSON stops before its end")
     except ValueError as error:
         _refuse(f"the body is refused: {error}")
-    if limits.max_depth < jsontext.MAX_DEPTH and _deeper(value, limits.max_depth):
+    if limits.max_depth < jsontext.MAX_DEPTH and jsontext.is_deeper(value, limits.max_depth):
         _refuse(f"the body is nested more than {limits.max_depth} deep")
     return value
 
@@ -210,20 +210,6 @@ class _Keys:
         if self._unique and len(found) < len(pairs):
             raise ValueError("an object has the same key twice")
         return found
-
-
-def _deeper(value: Any, limit: int) -> bool:
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(limit + 1):
-        level = [
-            part
-            for item in level
-            for part in (item.values() if isinstance(item, dict) else item)
-            if isinstance(part, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _refuse(why: str, param: str | None = None) -> NoReturn:

@@ -44,7 +44,7 @@ def loads(data: bytes | str) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         value = _reread(data, error)
-    if len(data) > 2 * MAX_DEPTH and _may_be_deep(data) and _deeper(value, MAX_DEPTH):
+    if len(data) > 2 * MAX_DEPTH and _may_be_deep(data) and is_deeper(value, MAX_DEPTH):
         raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
     return value
 
@@ -91,19 +91,18 @@ def _may_be_deep(data: bytes | str) -> bool:
     return openers > MAX_DEPTH
 
 
-def _deeper(value: Any, limit: int) -> bool:
-    """Whether lists and mappings are nested more than ``limit`` deep; level by level, without recursion."""
-    level = [value]
+def is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and dicts are nested more than ``limit`` deep; level by level, without recursion."""
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(limit + 1):
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner += [part for part in item.values() if isinstance(part, (dict, list))]
-            elif isinstance(item, list):
-                inner += [part for part in item if isinstance(part, (dict, list))]
-        if not inner:
+        level = [
+            part
+            for item in level
+            for part in (item.values() if isinstance(item, dict) else item)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
             return False
-        level = inner
     return True
 
 
