@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from attrs import frozen
 
 import fastroute
+from fastroute.figures import percentile
 from fastroute.testing import Provider
 
 from .side_by_side import Trial, WrongAnswerError
@@ -31,7 +32,7 @@ class Outcome:
     """What the callers of one configuration saw.
 
     Attributes:
-        latencies: seconds, in ascending order.
+        latencies: seconds.
         requests: sent to the providers.
         won, lost: hedges that answered, and that were outrun.
     """
@@ -40,10 +41,6 @@ class Outcome:
     requests: int
     won: int
     lost: int
-
-    def percentile(self, share: float) -> float:
-        """The latency that so many calls took at most, seconds."""
-        return self.latencies[min(int(share * len(self.latencies)), len(self.latencies) - 1)]
 
 
 def _latency(share: float, stuck: float) -> Callable[[random.Random], float]:
@@ -93,7 +90,7 @@ def run(
         lost = outcomes["hedge_lost"] - won
         if outcomes["ok"] != calls or requests < calls or (not enabled and (hedged or requests > calls)):
             raise WrongAnswerError(f"{calls} calls took {requests} requests, which ended {dict(outcomes)}")
-        return Outcome(tuple(sorted(route.latency for route in routes)), requests, won, lost)
+        return Outcome(tuple(route.latency for route in routes), requests, won, lost)
 
 
 def _ask(client: fastroute.Client, calls: int, threads: int) -> list[fastroute.Route]:
@@ -117,7 +114,7 @@ def _tail(enabled: bool) -> Callable[[float], list[float]]:
         part = min(1.0, seconds / _FULL)
         calls = max(60, int(CALLS * part))
         found = run(enabled, calls, stuck=STUCK * part, warm=min(200, calls))
-        percentiles = [found.percentile(share) for share in (0.5, 0.95, 0.99, 0.999)]
+        percentiles = [percentile(found.latencies, percent) for percent in (50, 95, 99, 99.9)]
         return [*percentiles, found.requests / calls, found.won + found.lost, found.won]
 
     return measure

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import orjson
 
+from fastroute.figures import percentile
 from fastroute.ledger import Ledger, journal
 from fastroute.types import Attempt
 
@@ -197,8 +198,7 @@ def busy(make: Make) -> Callable[[float], list[float]]:
                 took.append(time.perf_counter() - start)
 
             _all_kept(target, path, load(THREADS, seconds, lambda _: call).total)
-            took.sort()
-            return [took[int(len(took) * share)] * 1e6 for share in (0.5, 0.99)]
+            return [percentile(took, percent) * 1e6 for percent in (50, 99)]
 
     return run
 

@@ -14,13 +14,14 @@ A contender that gives a wrong answer, or one of whose threads or processes rais
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from fastroute.figures import percentile
 
 from .workers import thread_failures
 
@@ -227,22 +228,22 @@ def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
                     samples[name].append(timer.timeit(loops) / loops / per)
         for operation in operations:
             operation.verify()
-    base = statistics.median(samples[comparison.base]) if samples.get(comparison.base) else 0.0
+    base = percentile(samples[comparison.base], 50) if samples.get(comparison.base) else 0.0
     rows = []
     for contender in comparison.contenders:
         if contender.name in skipped:
             rows.append(Row(contender.name, skipped=skipped[contender.name], ours=contender.ours))
             continue
-        taken = sorted(samples[contender.name])
-        median = statistics.median(taken)
+        taken = samples[contender.name]
+        median = percentile(taken, 50)
         rows.append(
             Row(
                 contender.name,
                 (median,),
                 median / base if base else None,
                 median - base if comparison.added and base and contender is not NO_OP else None,
-                taken[len(taken) // 10],
-                taken[-1 - len(taken) // 10],
+                percentile(taken, 10),
+                percentile(taken, 90),
                 ours=contender.ours,
             )
         )
@@ -262,7 +263,7 @@ def run_trial(trial: Trial, rounds: int | None = None, seconds: float | None = N
                     except MissingError as error:
                         skipped[name] = str(error)
     medians = {
-        name: tuple(statistics.median(column) for column in zip(*figures))
+        name: tuple(percentile(column, 50) for column in zip(*figures))
         for name, figures in found.items()
         if name not in skipped
     }

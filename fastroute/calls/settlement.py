@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 
 from fastroute import _core, errors, events
 from fastroute.budget import Budgets, Reservation
+from fastroute.figures import duration
 from fastroute.providers.base import check_content_type, request_id_of
 from fastroute.providers.limit_headers import parse_limits
 from fastroute.quality import Rates
@@ -382,7 +383,9 @@ class Settlement:
         endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), int(verdict.block_code))
         # To wait for a while is routine; a key or a quota is for somebody to mend.
         level = logging.INFO if verdict.block_code is BlockReason.RETRY_AFTER else logging.WARNING
-        log.log(level, "%s is left out for %.0f s: %s", endpoint.name, verdict.block_seconds, verdict.reason)
+        log.log(
+            level, "%s is left out for %s: %s", endpoint.name, duration(verdict.block_seconds), verdict.reason
+        )
         hooks = self._sinks.hooks
         if hooks.wanted:
             hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))

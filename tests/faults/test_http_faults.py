@@ -347,7 +347,7 @@ def test_019_a_refused_key_everywhere_is_the_callers_to_know(
     assert str(caught.value).startswith(f"a/{MODEL}: 401")
     assert str(caught.value).endswith("(the key comes from the environment variable THE_KEY)")
     assert "much-too-old" not in repr(caught.value) + str(caught.value) + caplog.text
-    assert f"a/{MODEL} is left out for 300 s: the key was refused" in caplog.messages
+    assert f"a/{MODEL} is left out for 5 min: the key was refused" in caplog.messages
     with pytest.raises(fastroute.NoEndpointError, match=r"blocked for [\d.]+ min \(key refused\)") as later:
         loop.ask()
     assert later.value.retry_after is not None

@@ -212,7 +212,7 @@ def test_077_who_has_paid_need_not_wait(start: Start, caplog: pytest.LogCaptureF
         loop.ask()
     (blocked,) = loop.of(events.EndpointBlocked)
     assert (blocked.endpoint, blocked.seconds) == (f"a/{MODEL}", 900)
-    assert f"a/{MODEL} is left out for 900 s: its quota or spend limit is reached" in caplog.messages
+    assert f"a/{MODEL} is left out for 15 min: its quota or spend limit is reached" in caplog.messages
     with pytest.raises(fastroute.NoEndpointError):
         loop.ask()
     with pytest.raises(fastroute.NoEndpointError, match="did you mean"):
