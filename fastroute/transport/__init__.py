@@ -1,11 +1,11 @@
-"""Bytes to a provider and back: pooled connections, time limits, cancelling.
+"""Sends bytes to a provider and reads the answer: pooled connections, time limits, cancelling.
 
-Owns the sockets of one process and every clock that can end a request: connect time-out, the attempt's own
-deadline, the idle time-out of a stream, size caps. Says what went wrong as an `errors.APIConnectionError`.
-What bytes mean is in `providers/`; what happens after a failure is in `calls/dispatch.py`. The only room
-below the integrations that imports requests. Time limits are in `request_timer.py`, pools in `adapter.py`,
-what goes over a connection in `connection.py` and `answer.py`, the meaning of the network stack's exceptions
-in `failures.py`.
+Every failure is raised as an `errors.APIConnectionError` or one of its kinds. Wire formats are in
+`providers/`; what happens after a failure is decided in `calls/dispatch.py`.
+
+Time limits are in `request_timer.py`, pools in `adapter.py`, connections in `connection.py`, the reading of
+heads and chunked bodies in `answer.py`, and the translation of the network stack's exceptions in
+`failures.py`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .request_timer import RequestTimer
 
 _PIECE = 65536
 _ERROR_BODY_LIMIT = 65536
-_DRAIN = 0.25  # seconds a finished stream may take to close its framing
+_DRAIN = 0.25  # seconds for reading the end of a finished stream
 
 _transports: weakref.WeakSet[Transport] = weakref.WeakSet()
-_inherited: list[Any] = []  # kept for ever in a forked child, so that no finaliser touches a parent's socket
+_inherited: list[Any] = []  # never freed in a forked child, so that no finaliser touches a parent's socket
 
 
 def _after_fork() -> None:
@@ -50,13 +50,13 @@ forks.in_child(_after_fork)
 
 
 class Exchange:
-    """One request on the wire, from its headers' arrival to the end of its body.
+    """One request on the wire, from the arrival of its headers to the end of its body.
 
-    Read it with `body` or `pieces`, and `close` it on any other way out; a connection is reused only after
-    its answer was read to the very end.
+    Read it with `body` or `pieces`; in all other cases `close` it. A connection is reused only after its
+    answer was read to the end.
 
     Attributes:
-        headers: their names in lower case; the values of one that came twice are joined by a comma.
+        headers: with names in lower case; the values of a repeated header are joined by a comma.
 
     Thread safety: one thread reads; `close` may be called from another.
     """
@@ -75,19 +75,19 @@ class Exchange:
         self._released = False
 
     def extend(self, deadline: float) -> None:
-        """Sets the moment (time.monotonic) at which the request is cut, earlier or later than before."""
+        """Sets a new deadline (time.monotonic) at which the request is cut, earlier or later than before."""
         self._timer.deadline = deadline
 
     def body(self) -> bytes:
-        """All of the decoded body.
+        """The complete decoded body.
 
         Raises:
-            errors.APIConnectionError: it did not arrive whole, in time and within the size cap.
+            errors.APIConnectionError: if it did not arrive complete, in time and within the size limit.
         """
         limit = self._limit if self.status < 400 else min(self._limit, _ERROR_BODY_LIMIT)
         raw = self._raw
         length = getattr(raw, "length_remaining", None)
-        # In one read where it is known to be short. What was compressed may be longer than it says.
+        # A body that is known to be short is read at once. A compressed one may be longer than its length.
         piece = None if length and length <= _PIECE and "content-encoding" not in self.headers else _PIECE
         parts: list[bytes] = []
         size = 0
@@ -99,7 +99,7 @@ class Exchange:
                 parts.append(part)
                 size += len(part)
                 if size >= limit and self.status >= 400:
-                    self.close()  # the start of an error body says enough
+                    self.close()  # the start of an error body is enough
                     return b"".join(parts)[:limit]
                 if size > limit:
                     raise errors.UpstreamProtocolError(
@@ -119,16 +119,17 @@ class Exchange:
         """The decoded body as it arrives, until the peer ends it.
 
         Raises:
-            errors.APIConnectionError: the connection broke, or the deadline (see `extend`) passed.
+            errors.APIConnectionError: if the connection broke, or the deadline (see `extend`) passed.
         """
         raw = self._raw
         read1 = raw.read1
-        # A few bytes of what was compressed may be very many, which are not to be there all at once.
+        # A few compressed bytes may expand to very many, so the size of a piece is limited then.
         most = _PIECE if "content-encoding" in self.headers else None
         size = 0
         try:
             while True:
                 piece = read1(most, decode_content=True)
+                # A socket that the timer shut looks like a clean end of the stream: only the flag tells.
                 if self._timer.expired:
                     raise timed_out(sent=True)
                 if not piece:
@@ -136,7 +137,8 @@ class Exchange:
                 size += len(piece)
                 if size > 2 * self._limit:
                     raise errors.UpstreamProtocolError(
-                        f"the stream is larger than {2 * self._limit} bytes", maybe_billed=True
+                        f"the stream is larger than {2 * self._limit} bytes (twice max_response_bytes)",
+                        maybe_billed=True,
                     )
                 yield piece
         except GeneratorExit:
@@ -147,7 +149,7 @@ class Exchange:
         self._finish()
 
     def drain(self, pieces: Iterator[bytes]) -> None:
-        """Reads a finished stream's last framing, so that its connection can be reused; else closes it."""
+        """Reads the end of a finished stream, so that its connection can be reused; closes it on failure."""
         self.extend(time.monotonic() + _DRAIN)
         try:
             for piece in pieces:
@@ -161,16 +163,16 @@ class Exchange:
 
     @property
     def resent(self) -> bool:
-        """Whether the request went out twice, and may be charged for twice."""
+        """Whether the request was sent twice, and may be charged twice."""
         return self._timer.resent
 
     @property
     def expired(self) -> bool:
-        """Whether the deadline cut it."""
+        """Whether the request was cut, by its deadline or by `RequestTimer.cut`."""
         return self._timer.expired
 
     def close(self) -> None:
-        """Shuts the connection, which is not used again. Does nothing once the body was read to its end."""
+        """Closes the connection, which is not reused. Does nothing if the body was read to its end."""
         if self._released:
             return
         self._released = True
@@ -183,7 +185,8 @@ class Exchange:
         self._timer.release()
 
     def __del__(self) -> None:
-        # An interrupt may have come before anybody had hold of it. A forked child's copy shuts nothing.
+        # An interrupt may have come before the caller got the object. A forked child must not shut the
+        # parent's socket.
         if not getattr(self, "_released", True) and self._pid == os.getpid():
             self.close()
 
@@ -197,8 +200,8 @@ class Exchange:
 class Transport:
     """The connections of this process to one provider.
 
-    Thread safety: all methods may be called from any thread; after a fork the child starts with none of its
-    parent's connections.
+    Thread safety: all methods may be called from any thread. After a fork the child starts without
+    connections.
     """
 
     def __init__(
@@ -225,11 +228,11 @@ class Transport:
         _transports.add(self)
 
     def prepare(self, url: str, headers: Mapping[str, str], method: str = "POST") -> requests.PreparedRequest:
-        """A request to be sent many times, each time with another body."""
+        """A request that can be sent many times, each time with another body."""
         prepared = requests.Request(method, url, headers=dict(headers)).prepare()
         if self._session is None:
-            # A plain dict is copied faster; a caller's own adapter gets the mapping that requests promises.
-            # Its length is of a body that is not there yet: each request tells its own, and only that.
+            # A plain dict is copied faster; a caller's own adapter gets the mapping type of requests. The
+            # Content-Length is removed, since each request sets that of its own body.
             prepared.headers = {  # type: ignore[assignment]
                 name: value for name, value in prepared.headers.items() if name.lower() != "content-length"
             }
@@ -248,9 +251,9 @@ class Transport:
         Args:
             prepared: from `prepare`.
             body: the request's body.
-            timer: says when the request is cut; whoever has hold of it may cut it at once.
-            read_timeout: seconds that one read may take on a connection of a caller's own session; ours are
-                bounded by the deadline alone.
+            timer: the request's deadline; its `cut` ends the request at once.
+            read_timeout: seconds for one read on a connection of a caller's own session; reads on our own
+                connections are limited by the deadline only.
 
         Raises:
             errors.APIConnectionError: or one of its kinds; nothing is left open.
@@ -264,13 +267,13 @@ class Transport:
         request_timer.current.timer = timer
         raw = None
         try:
-            schedule(timer)  # in here: a greenlet that starts the timer thread waits, and may be killed
+            schedule(timer)  # inside the try: starting the timer thread may switch greenlets and be killed
             try:
                 status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
             except (requests.RequestException, HTTPError, OSError) as error:
                 if not closed_while_idle(error, timer):
                     raise
-                # The provider may have read the first one, and nobody can know.
+                # Whether the provider has read the first one is unknown, so it counts as maybe billed.
                 timer.resent, timer.reused = True, False
                 status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
             timer.raw = raw
@@ -296,7 +299,7 @@ class Transport:
         return exchange
 
     def close(self) -> None:
-        """Closes the idle connections; requests under way finish, later ones are refused.
+        """Closes idle connections. Running requests finish; later ones are refused.
 
         A caller's own session stays open.
         """
@@ -313,7 +316,7 @@ class Transport:
         connect_timeout: float,
         read_timeout: float,
     ) -> tuple[int, Mapping[str, str], Any]:
-        """The answer's status, its headers, and urllib3's object that reads the rest."""
+        """The answer's status, its headers, and urllib3's object for reading the body."""
         session = self._session
         if session is None:
             adapter = self._adapter or self._open()
@@ -349,8 +352,8 @@ class Transport:
             return self._adapter
 
     def _forget(self) -> None:
-        # In a forked child: the parent's sockets are not ours to close in any orderly way (a TLS close would
-        # write into its session), so the object is only dropped.
+        # A forked child must not close the parent's sockets in the orderly way: a TLS close would write
+        # into the parent's session. The objects are kept, so that no finaliser closes them either.
         self._lock = threading.Lock()
         adapter, self._adapter = self._adapter, None
         if adapter is not None:

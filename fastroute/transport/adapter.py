@@ -1,4 +1,4 @@
-"""requests' adapter over pools of connections that report to their timer."""
+"""The requests adapter of our own pools, whose connections keep their `RequestTimer` up to date."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_RETRY = Retry(total=False, redirect=False)
 
 
 class PooledAdapter(HTTPAdapter):
-    """requests' adapter with the parts of `send` that never change done once per URL.
+    """A requests adapter that does the parts of `send` that never change once per URL.
 
     Thread safety: one instance serves all threads of a process. It must not cross a fork.
     """
@@ -39,7 +39,11 @@ class PooledAdapter(HTTPAdapter):
     def exchange(
         self, prepared: requests.PreparedRequest, body: bytes | None, timeout: Timeout
     ) -> tuple[int, dict[str, str], Any]:
-        """Sends a request and waits for its answer's head: the status, the headers, and what reads on."""
+        """Sends a request and waits for the head of its answer.
+
+        Returns:
+            The status, the headers, and urllib3's object for reading the body.
+        """
         url = prepared.url or ""
         route = self._routes.get(url)
         if route is None:
@@ -59,7 +63,7 @@ class PooledAdapter(HTTPAdapter):
         return raw.status, raw._original_response.fields, raw
 
     def close(self) -> None:
-        # The pool manager only drops its pools, and whoever still holds an error's traceback keeps them open.
+        # The pool manager only drops its pools; a reference from an error's traceback would keep them open.
         for pool, _ in list(self._routes.values()):
             pool.close()
         super().close()

@@ -1,10 +1,10 @@
-"""The head of an answer, taken whole or refused; and of a body in chunks, all that has arrived.
+"""Reads the head of an HTTP answer strictly, and a chunked body as fast as it arrives.
 
-The standard library takes the end of the input for the end of the head, so that the first bytes of an answer
-pass for a good one without a body; of a head with a broken line it keeps what came before that; of the
-answers that may come before the real one it passes over none but 100. It also hands the lines to its parser
-of mails, which takes longer than everything else about a small answer. While a body is coming it gives out
-one chunk at a time, however many are there. Whole bodies are its business.
+`http.client` treats the end of the input as the end of the head, so that the first bytes of an answer count
+as a good one without a body. If a header line is malformed it drops that line and the rest. Of the interim
+answers it skips only 100. It also parses headers with the email package, which takes longer than everything
+else in a small answer, and it returns one chunk of a body per read, however many have arrived. Bodies with a
+length are still read by `http.client`.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from . import request_timer
 
 _LONGEST_LINE = 65536
 _MOST_FIELDS = 100
-_MOST_INTERIM = 100  # answers such as 100 and 103 before the real one
-_PIECE = 16384  # bytes that are read at once of a body in chunks
+_MOST_INTERIM = 100  # answers such as 100 and 103 before the final one
+_PIECE = 16384  # bytes of one read of a chunked body
 _SIZE = re.compile(rb"[0-9a-fA-F]{1,16}")
 _NAME = re.compile(r"[!-9;-~\x80-\xff]+")
 
 
 class StrictResponse(http.client.HTTPResponse):
-    """An answer whose head is whole.
+    """An answer with a complete head, or an exception.
 
     Attributes:
-        fields: its headers; names in lower case, the values of one that came twice joined by a comma.
+        fields: its headers, with names in lower case; the values of a repeated header joined by a comma.
     """
 
     fields: dict[str, str]
-    _rest = b""  # what was read of a body in chunks and waits for more
+    _rest = b""  # bytes of a chunked body that cannot be used before more arrive
     _in_trailer = False
 
     def begin(self) -> None:
-        head: Any = self  # typeshed knows neither what begins an answer nor what that sets
-        if head.headers is not None:  # known already
+        head: Any = self  # typeshed has neither `_read_status` nor the attributes that `begin` sets
+        if head.headers is not None:  # read before
             return
         timer = getattr(request_timer.current, "timer", None)
-        # Looked for before a line is read: a reset in the middle of one would take its beginning along.
+        # Peek before a line is read: after a reset in the middle of a line its first bytes would be lost,
+        # and the request would look safe to resend.
         if timer is not None and self.fp.peek(1):
             timer.heard = True
         version, status, reason = head._read_status()
         for _ in range(_MOST_INTERIM):
-            if status < 100 or status >= 200 or status == 101:  # 101 would be the last word in HTTP
+            if status < 100 or status >= 200 or status == 101:  # 101 is final: HTTP ends with it
                 break
             self._read_fields()
             version, status, reason = head._read_status()
@@ -54,7 +55,7 @@ class StrictResponse(http.client.HTTPResponse):
         head.version = 10 if version == "HTTP/1.0" else 11
         head.code = self.status = status
         self.reason = reason.strip()
-        message = http.client.HTTPMessage()  # for requests, which looks for cookies in it
+        message = http.client.HTTPMessage()  # requests reads cookies from it
         first: dict[str, str] = {}
         merged: dict[str, str] = {}
         for name, value in fields:
@@ -67,7 +68,7 @@ class StrictResponse(http.client.HTTPResponse):
         self._frame(first)
 
     def _read_fields(self) -> list[tuple[str, str]]:
-        """The lines up to the empty one, each a name and a value."""
+        """The header lines up to the empty one, each as a name and a value."""
         readline = self.fp.readline
         found: list[tuple[str, str]] = []
         while True:
@@ -81,17 +82,17 @@ class StrictResponse(http.client.HTTPResponse):
             if len(found) == _MOST_FIELDS:
                 raise http.client.HTTPException(f"got more than {_MOST_FIELDS} headers")
             text = line.decode("latin-1").removesuffix("\n").removesuffix("\r")
-            if text[0] in " \t" and found:  # the old way to go on in another line
+            if text[0] in " \t" and found:  # obsolete line folding (RFC 9112, 5.2)
                 name, value = found.pop()
                 found.append((name, f"{value} {text.strip(_BLANKS)}"))
                 continue
             name, colon, value = text.partition(":")
             if not colon or "\r" in text or not _NAME.fullmatch(name):
-                raise http.client.HTTPException("a line among the headers is none")
+                raise http.client.HTTPException("a header line is malformed")
             found.append((name, value.strip(_BLANKS)))
 
     def _frame(self, fields: dict[str, str]) -> None:
-        """How the body ends, and whether the connection can serve on after it."""
+        """Sets how the body ends, and whether the connection can be reused after it."""
         status: int = self.status
         chunked = fields.get("transfer-encoding", "").lower() == "chunked"
         length: int | None = None
@@ -112,9 +113,9 @@ class StrictResponse(http.client.HTTPResponse):
         head.will_close = closes or status < 200 or (not chunked and length is None)
 
     def read1(self, n: int = -1) -> bytes:
-        """What is there of the body, after one system call if possible; empty at its end.
+        """The bytes of the body that are available, if possible after one system call; empty at its end.
 
-        A body that was begun with this must be ended with it.
+        Do not mix it with `read` in one body.
         """
         head: Any = self
         if self.fp is None or not head.chunked:
@@ -130,10 +131,10 @@ class StrictResponse(http.client.HTTPResponse):
         return b"".join(found)
 
     def _take(self, raw: bytes, found: list[bytes]) -> bool:
-        """Adds the data of all chunks in it; whether the body has ended."""
+        """Adds the data of all chunks in ``raw`` to ``found``; returns whether the body has ended."""
         head: Any = self
         data = self._rest + raw if self._rest else raw
-        left: int | None = head.chunk_left  # bytes of the chunk to come; 0: its line end; None: a line
+        left: int | None = head.chunk_left  # bytes left in the chunk; 0: its line end is next; None: a size
         at, end = 0, len(data)
         while at < end:
             if left:
@@ -155,7 +156,7 @@ class StrictResponse(http.client.HTTPResponse):
             elif left is not None:
                 left = None
                 if line:
-                    raise http.client.IncompleteRead(b"")  # more than its size said
+                    raise http.client.IncompleteRead(b"")  # the chunk is longer than its size
             else:
                 left = _size(line)
                 if not left:
@@ -166,7 +167,7 @@ class StrictResponse(http.client.HTTPResponse):
 
 def _size(line: bytes) -> int:
     digits = line.partition(b";")[0].strip()
-    if not _SIZE.fullmatch(digits):  # int() takes more: a sign, a prefix, underscores
+    if not _SIZE.fullmatch(digits):  # int() accepts more: a sign, a prefix, underscores
         raise http.client.IncompleteRead(b"")
     return int(digits, 16)
 

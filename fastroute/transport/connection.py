@@ -1,7 +1,7 @@
-"""Connections that tell their timer what they do, and the pools that open them.
+"""Connections that keep their `RequestTimer` up to date, and the pools that open them.
 
-Owns what goes over one connection: names resolved in time, a request's bytes in one piece, an answer's head.
-Opening one (TLS, proxies), keeping it and reading bodies are urllib3's.
+They resolve names within a time limit, send a request in one piece, and read the head of its answer. TLS,
+proxies, pooling and the reading of bodies are urllib3's.
 """
 
 from __future__ import annotations
@@ -32,29 +32,30 @@ from .resolve import is_address, resolve
 
 
 def _timer() -> RequestTimer | None:
-    """That of the request which this thread is sending; None for one that is not ours."""
+    """The timer of the request that this thread is sending; None for a request that is not ours."""
     return getattr(request_timer.current, "timer", None)
 
 
 def _taken(connection: Any, timer: RequestTimer | None) -> bool:
-    """The connection serves this request from now on, and who ends an earlier one cannot touch it.
+    """Assigns the connection to this request, so that cutting an earlier request cannot shut it.
 
-    Returns whether somebody has shut it already, just after the earlier answer was read.
+    Returns whether it was shut already, by a cut just after the earlier answer was read.
     """
     before, connection.timer = connection.timer, timer
     return before is not None and before is not timer and before.release()
 
 
 def _begins(connection: Any) -> None:
-    """A request begins on the connection."""
+    """Prepares the connection and the timer for a request."""
     timer = _timer()
     if _taken(connection, timer):
         connection.close()
     if timer is not None:
-        # With TLS it is open before there is a request.
+        # urllib3 opens a TLS connection before the request, so an open socket may be a fresh one.
         kept = connection.sock is not None and not timer.fresh
         if kept and timer.resent:
-            connection.close()  # another kept one may have ended too: the second time goes out on a fresh one
+            # Another kept connection may have been closed too: send the second time on a fresh one.
+            connection.close()
             kept = False
         timer.reused = kept
         timer.hold(connection.sock)
@@ -64,12 +65,14 @@ def _connected(connection: Any, timer: RequestTimer) -> None:
     timer.opening, timer.fresh = False, True
     timer.hold(connection.sock)
     if not timer.private_allowed:
-        # The name was checked when the configuration was read; what it resolved to is known only now,
-        # and nothing has been sent yet.
+        # The name was checked when the configuration was read, but its address is known only now. Nothing
+        # has been sent yet.
         problem = address_problem(connection.sock.getpeername()[0], allow_private_hosts=False)
         if problem is not None:
             connection.close()
-            raise errors.APIConnectionError(f"the provider's host name was resolved, but {problem}")
+            raise errors.APIConnectionError(
+                f"the provider's host name resolves to a forbidden address: {problem}"
+            )
 
 
 def _ready_to_read() -> None:
@@ -79,7 +82,7 @@ def _ready_to_read() -> None:
 
 
 class _Reporting:
-    """Tells the timer what its connection does, and resolves names in time."""
+    """Updates the timer at each step of its connection, and resolves names within the time limit."""
 
     reports = True
     timer: RequestTimer | None = None
@@ -125,7 +128,7 @@ class _Reporting:
             raise NameResolutionError(name, cast(HTTPConnection, self), error) from None
         try:
             for address in addresses[:-1]:
-                # Each gets its share, so that a dead address does not use up the time of one that works.
+                # Each address gets half of the time left, so that a dead one leaves time for the others.
                 self._dns_host = address
                 if limit is not None:
                     self.timeout = max((end - time.monotonic()) / 2, 0.001)
@@ -143,7 +146,7 @@ class _Reporting:
 
 
 class _Dialing:
-    """Opens connections that can be cut before they are there."""
+    """Opens connections that can be cut while they are being opened."""
 
     host: str
     port: Any
@@ -160,7 +163,7 @@ class _Dialing:
         try:
             host = self._dns_host.strip("[]")
             found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
-            family, kind, protocol, _, address = found[0]  # of one address, not of a name
+            family, kind, protocol, _, address = found[0]  # the host is an address, so there is only one
             sock = socket.socket(family, kind, protocol)
             for option in self.socket_options or ():
                 sock.setsockopt(*option)
@@ -168,7 +171,7 @@ class _Dialing:
             if self.source_address:
                 sock.bind(self.source_address)
             timer.open(sock)
-            if timer.expired:  # what is shut before it connects would connect all the same
+            if timer.expired:  # a socket that is shut before `connect` would still connect
                 raise ConnectionAbortedError("cut before it was sent")
             sock.connect(address)
             sys.audit("http.client.connect", self, self.host, self.port)
@@ -188,7 +191,7 @@ class _Dialing:
 
 
 class _Scribe(http.client.HTTPConnection):
-    """Writes the head of a request down instead of sending it."""
+    """Collects the head of a request instead of sending it."""
 
     written = b""
 
@@ -197,11 +200,11 @@ class _Scribe(http.client.HTTPConnection):
 
 
 class _Direct(_Reporting):
-    """Sends a request as one piece, its head made once for all requests that are alike.
+    """Sends a request in one piece, with a head that is built once for all equal requests.
 
-    By themselves head and body go in two: two system calls, two packets, and a peer that is woken twice. The
-    socket waits without a time limit of its own, or every read and write would be two system calls, each
-    with a hand-over of the interpreter lock: the timer's deadline bounds them all.
+    `http.client` sends head and body separately: two system calls, two packets, and a peer that wakes up
+    twice. The socket has no time-out of its own, since with one every read and write would be two system
+    calls, each with a release of the interpreter lock. The timer's deadline limits them all.
     """
 
     sock: Any
@@ -237,11 +240,11 @@ class _Direct(_Reporting):
         try:
             answer.begin()
             if answer.will_close:
-                self.close()  # type: ignore[attr-defined]  # the answer holds the socket until it is read
+                self.close()  # type: ignore[attr-defined]  # the answer keeps the socket until it is read
             fields = answer.fields
             return HTTPResponse(
                 body=answer,
-                # It reads no other fields. Ours are the answer's own.
+                # urllib3 reads no other headers. Ours come from the answer itself.
                 headers=HTTPHeaderDict({name: fields[name] for name in _FRAMING if name in fields}),
                 status=answer.status,
                 version=answer.version,
@@ -258,7 +261,7 @@ class _Direct(_Reporting):
             raise
 
     def _head(self, method: str, url: str, headers: Mapping[str, str]) -> bytes:
-        """The request's line and headers, without the length and the empty line at the end."""
+        """The request line and headers, without the Content-Length and the final empty line."""
         known = self._written
         if known is not None and known[0] == method and known[1] == url and known[2] == headers:
             return known[3]
@@ -300,9 +303,9 @@ POOLS = {"http": _DirectPool, "https": _DirectTLSPool}
 
 
 def report(pool: Any) -> None:
-    """Makes the connections that a caller's own pool opens from now on tell their timer what they do.
+    """Makes the connections that a caller's own pool opens from now on update their timer.
 
-    They do what they did before in every other way, and nothing new for requests that are not ours.
+    They are unchanged otherwise, and for requests that are not ours.
     """
     kind: Any = getattr(pool, "ConnectionCls", None)
     if isinstance(kind, type) and issubclass(kind, HTTPConnection) and not hasattr(kind, "reports"):
@@ -311,6 +314,6 @@ def report(pool: Any) -> None:
 
 @functools.cache
 def _reporting(kind: Any) -> Any:
-    # One that opens its connections in a way of its own, as through SOCKS, goes on doing so.
+    # A class with its own way to open connections, such as through SOCKS, keeps it.
     plain = kind._new_conn is HTTPConnection._new_conn
     return type(kind.__name__, (_Reporting, _Dialing, kind) if plain else (_Reporting, kind), {})

@@ -1,4 +1,4 @@
-"""What an exception of the network stack means."""
+"""Translates exceptions of the network stack into `fastroute.errors`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .request_timer import RequestTimer
 
 
 def closed_while_idle(error: BaseException, timer: RequestTimer) -> bool:
-    """Whether a kept connection ended before a byte of the answer, and the request may be sent once more.
+    """Whether a kept connection ended before any byte of the answer, so that the request may be sent again.
 
-    Providers close connections that were idle for long, and a request can cross that on its way.
+    Providers close idle connections, and a request can be on its way at that moment.
     """
     if not timer.reused or timer.heard or timer.expired:
         return False
@@ -31,9 +31,10 @@ def timed_out(sent: bool) -> errors.APITimeoutError:
 
 
 def translate(error: BaseException, timer: RequestTimer) -> BaseException:
-    """What an exception of the network stack means; anything unknown, and our own, is returned as it is."""
-    if not isinstance(error, Exception):  # an interrupt, or a greenlet being killed: not ours to rename
+    """The `errors.Error` for an exception of the network stack; any other exception is returned unchanged."""
+    if not isinstance(error, Exception):  # an interrupt, or a greenlet that is being killed
         return error
+    # First, because shutting the socket can surface as almost any of the exceptions below.
     if timer.expired:
         return timed_out(timer.sent)
     if isinstance(error, errors.Error):
@@ -47,14 +48,14 @@ def translate(error: BaseException, timer: RequestTimer) -> BaseException:
     sent = timer.sent
     exceptions = urllib3.exceptions
     if has(exceptions.SSLError, *_TLS) and not (timer.fresh or timer.reused):
-        return errors.TLSError(f"TLS was refused: {_words(causes)}")
-    # While TLS is being agreed on, urllib3 speaks of a read that timed out.
+        return errors.TLSError(f"the TLS handshake failed: {_words(causes)}")
+    # During the TLS handshake urllib3 reports a time-out as one of a read.
     if not timer.opening and (has(exceptions.ReadTimeoutError) or (sent and has(TimeoutError))):
         return timed_out(sent=True)
     if has(exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError) and not has(
         exceptions.NewConnectionError
     ):
-        return errors.APITimeoutError("no connection in time")
+        return errors.APITimeoutError("the connection was not made in time (connect_timeout)")
     if has(exceptions.NameResolutionError):
         return errors.APIConnectionError("the provider's host name does not resolve")
     if has(exceptions.IncompleteRead, http.client.IncompleteRead, exceptions.InvalidChunkLength):
@@ -89,7 +90,7 @@ _TLS_ENDED = _tls_errors("SSLEOFError", "SSLZeroReturnError")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all that it wraps, by any of the ways that the network stack wraps."""
+    """The exception and all that it wraps, by any means that the network stack uses."""
     pending: list[Any] = [error]
     seen: set[int] = set()
     while pending:
@@ -108,7 +109,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _words(causes: list[BaseException]) -> str:
-    """The innermost system error's own words: they name neither headers nor bodies."""
+    """The text of the innermost system error, which contains neither headers nor bodies."""
     for cause in reversed(causes):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror

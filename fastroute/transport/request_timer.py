@@ -1,8 +1,8 @@
-"""The time limit of a request under way, and the socket that is shut when it is up.
+"""The time limit of a running request; its socket is shut when the time is up.
 
-A read time-out of a socket bounds one read, not an answer: a peer that sends a byte a second never meets it.
-So each request has a `RequestTimer`, and the timer thread (`platform/timer.py`) shuts the socket of any whose
-time is up. The reader then sees a clean end of stream, which proves nothing: the timer's flag decides.
+A socket's read time-out limits one read, not an answer: a peer that sends a byte a second never exceeds it.
+So each request has a `RequestTimer`, and the timer thread (`platform/timer.py`) shuts its socket at the
+deadline. The reader then sees a clean end of the stream, so it must check the timer's ``expired``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from fastroute.platform.timer import unschedule
 
 
 class RequestTimer:
-    """The time limit of one request, and the socket to shut when it is up, or when `cut` is called.
+    """The time limit of one request, with the socket that is shut at the deadline or by `cut`.
 
     Args:
         deadline: time.monotonic at which the request is cut, whatever has arrived by then.
 
     Attributes:
-        private_allowed: whether it may go to an address in a private network.
-        sent: the request is written, so the provider may be working on it.
-        heard: some byte of an answer came.
-        opening: a connection is being opened for it, and its TLS agreed on.
-        fresh: that is done.
-        reused: it went out on a connection that had served another request.
-        resent: it went out a second time, because that connection had ended.
+        expired: whether the request was cut.
+        raw: urllib3's object for reading the body, once the headers have arrived.
+        private_allowed: whether the request may go to an address in a private network.
+        sent: whether the request is written, so that the provider may be working on it.
+        heard: whether any byte of an answer has arrived.
+        opening: whether a connection is being opened for it, including TLS.
+        fresh: whether a connection was opened for it.
+        reused: whether it was sent on a connection that had served another request.
+        resent: whether it was sent a second time, because such a connection had ended.
 
-    Thread safety: the caller's thread moves ``deadline``, the timer thread reads it; each is one attribute.
-    Any thread may call `cut`: it touches the socket under the lock under which `release` takes it away.
+    Thread safety: the caller's thread sets ``deadline`` and the timer thread reads it, one attribute access
+    each. Any thread may call `cut`: the lock keeps it from shutting a socket that `release` has given up.
     """
 
     __slots__ = (
@@ -64,18 +66,18 @@ class RequestTimer:
         self.resent = False
         self.sent = False
         self._sock: socket.socket | None = None
-        self._handle: socket.socket | None = None  # of a connection that is being opened
+        self._handle: socket.socket | None = None  # duplicate of a socket that is being connected
         self._shut = False
-        # One that its own thread may take twice: a collection under it may finalise the same exchange.
+        # Reentrant: a garbage collection while it is held may finalise the same exchange in the same thread.
         self._lock = threading.RLock()
 
     @property
     def unsent(self) -> bool:
-        """Whether no byte of it can have arrived anywhere."""
+        """Whether no byte of the request can have reached the provider."""
         return self.opening and not self.resent
 
     def open(self, sock: socket.socket) -> None:
-        """Holds a socket that is being connected, by a second handle: TLS takes the first one away."""
+        """Keeps a duplicate of a socket that is being connected, since TLS detaches the original."""
         self.hold(None)
         with self._lock:
             self._handle = sock.dup()
@@ -84,7 +86,7 @@ class RequestTimer:
             self.shut()
 
     def hold(self, sock: socket.socket | None) -> None:
-        """Holds the connection's socket, if it has one."""
+        """Keeps the connection's socket, or None, as the one to shut."""
         with self._lock:
             self._sock = sock
             if self._handle is not None:
@@ -94,26 +96,28 @@ class RequestTimer:
             self.shut()
 
     def release(self) -> bool:
-        """Leaves the connection alone, which may serve others from now on; whether it was shut before."""
+        """Gives up the connection, which may serve other requests now; returns whether it was shut before."""
         with self._lock:
             self._sock = self.raw = None
             return self._shut
 
     def cut(self) -> None:
-        """Ends the request now, in whatever thread it is under way."""
+        """Ends the request now; the thread that runs it sees ``expired``."""
         unschedule(self)
         self.expire()
 
     def expire(self) -> None:
-        # The flag goes first: whoever is woken by the shut socket must find it set.
+        """Called by the timer thread at the deadline."""
+        # Set before the socket is shut, because that wakes the reader, which checks it.
         self.expired = True
         self.shut()
 
     def shut(self) -> None:
+        """Shuts the socket without closing it, which wakes a thread that reads from it."""
         with self._lock:
             raw = self.raw
             if raw is not None and getattr(raw, "connection", self) is None:
-                return  # read to its end: the connection waits for another request
+                return  # read to its end: the connection is back in the pool
             sock = self._sock
             if sock is not None:
                 self._shut = True
@@ -129,7 +133,7 @@ class RequestTimer:
                     pass
 
     def destroy(self) -> None:
-        """Closes the socket although a half-read answer still holds it, as after headers that are refused."""
+        """Closes the socket even if a half-read answer refers to it, for instance after malformed headers."""
         with self._lock:
             sock, self._sock = self._sock, None
             if sock is not None:
@@ -138,11 +142,11 @@ class RequestTimer:
                     os.close(number)
 
 
-current = threading.local()  # .timer: of the request that this thread is sending
+current = threading.local()  # .timer: the timer of the request that this thread is sending
 
 
 def _after_fork() -> None:
-    # None of the parent's requests are in the child.
+    # The parent's requests do not run in the child.
     global current
     current = threading.local()
 

@@ -1,10 +1,10 @@
-"""Host names to addresses, within a time limit.
+"""Resolves host names within a time limit.
 
-The system's resolver takes no time-out and may hang for half a minute; no socket is open yet that somebody
-could shut. So it is asked in a thread of its own, and whoever waits gives up in time. The thread stays until
-the resolver returns: there is one a name at most, and calls that come meanwhile wait for the same one.
+The system's resolver takes no time-out and may hang for half a minute, and there is no socket yet that could
+be shut. So it runs in a thread of its own, and the caller stops waiting at its limit. The thread lasts until
+the resolver returns. There is at most one thread for each name and port, which concurrent callers share.
 
-Nothing is remembered: what a name stands for is asked anew for every connection.
+Nothing is cached: a name is resolved again for every connection.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 from urllib3.util.connection import allowed_gai_family
 
-_LOOK = 0.05  # seconds between two looks whether an address is still wanted
+_LOOK = 0.05  # seconds between two checks whether the request was cut
 
 
 class _Lookup:
-    """A question to the resolver that is under way."""
+    """A running query to the resolver."""
 
     __slots__ = ("addresses", "done", "error")
 
@@ -36,14 +36,14 @@ _lock = threading.Lock()
 
 
 def after_fork() -> None:
-    """In a forked child: the parent's threads are not here, and will never answer."""
+    """Forgets the running lookups in a forked child, where the parent's threads do not exist."""
     global _lookups, _lock
     _lookups = {}
     _lock = threading.Lock()
 
 
 def is_address(host: str) -> bool:
-    """Whether there is nothing to resolve."""
+    """Whether the host is an IP address, so that there is nothing to resolve."""
     return ":" in host or host.replace(".", "").isdigit()
 
 
@@ -51,11 +51,11 @@ def resolve(host: str, port: int, seconds: float | None, unwanted: Callable[[], 
     """The host's addresses, in the order in which to try them.
 
     Args:
-        unwanted: whether nobody needs them any more.
+        unwanted: returns whether the caller no longer needs them.
 
     Raises:
-        TimeoutError: the resolver did not answer in time, or while they were needed.
-        socket.gaierror: there is no such name.
+        TimeoutError: if the resolver did not answer in time, or the addresses are no longer needed.
+        socket.gaierror: if the name does not resolve.
     """
     key = (host, port)
     with _lock:
@@ -65,7 +65,8 @@ def resolve(host: str, port: int, seconds: float | None, unwanted: Callable[[], 
             thread = threading.Thread(
                 target=_look_up, args=(key, lookup), name="fastroute-resolver", daemon=True
             )
-            thread.start()  # first: an interrupt between the two must not leave a question nobody asks
+            # Started before it is entered: an interrupt in between must not leave an entry without a thread.
+            thread.start()
             _lookups[key] = lookup
     end = math.inf if seconds is None else time.monotonic() + seconds
     while not lookup.done.wait(min(max(end - time.monotonic(), 0.0), _LOOK)):
