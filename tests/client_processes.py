@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from fastroute import Client, Completion
-from fastroute.platform import forks
-from fastroute.platform import locks as ledger_locks
+from fastroute.platform import files, forks
 
 SECOND = 10**9
 
@@ -67,11 +66,11 @@ def forked(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Callab
 def unheard_fork() -> int:
     """As by a server that forks below Python: nothing of fastroute's is done (Python's own is)."""
     actions, forks._actions = forks._actions, []
-    mutex, ledger_locks._mutex = ledger_locks._mutex, threading.RLock()
+    mutex, files._mutex = files._mutex, threading.RLock()
     try:
         pid = os.fork()
     finally:
-        forks._actions, ledger_locks._mutex = actions, mutex
+        forks._actions, files._mutex = actions, mutex
     if pid == 0:
         forks._done = 0
     return pid

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
-from fastroute.platform import forks, locks
+from fastroute.platform import files, forks
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
@@ -380,7 +380,7 @@ _leaked: list[object] = []
 
 
 def _restart_in_child() -> None:
-    locks.drop_inherited()
+    files.drop_inherited()
     for ledger in tuple(_ledgers):
         ledger._restart()
 
@@ -395,7 +395,7 @@ def _at_exit() -> None:
 
 @cache
 def _watch_process() -> None:
-    os.register_at_fork(before=locks.before_fork, after_in_parent=locks.after_fork)
+    os.register_at_fork(before=files.before_fork, after_in_parent=files.after_fork)
     atexit.register(_at_exit)
 
 

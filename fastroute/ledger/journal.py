@@ -30,7 +30,7 @@ from zlib import crc32
 import attrs
 import orjson
 
-from fastroute.platform import locks
+from fastroute.platform import files
 from fastroute.types import Attempt
 
 log = logging.getLogger("fastroute")
@@ -200,7 +200,7 @@ class Segment:
     def release(self) -> None:
         """Gives up the lock; whoever comes next drains the file."""
         if self.fd >= 0:
-            locks.close(self.fd)
+            files.close(self.fd)
             self.fd = -1
 
 
@@ -297,11 +297,11 @@ class Journal:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         while True:
             path = os.path.join(self.directory, f"{self._prefix}-{next(self._numbers)}{SUFFIX}")
-            fd = locks.open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+            fd = files.open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
             # Between the two calls another process may have taken the file for an orphan.
-            if locks.claim(fd):
+            if files.claim(fd):
                 break
-            locks.close(fd)
+            files.close(fd)
         if self._sync:
             sync_directory(self.directory)
         return Segment(path, fd)
@@ -377,13 +377,13 @@ def orphans(directory: str) -> Iterator[Segment]:
             continue
         path = os.path.join(directory, name)
         try:
-            fd = locks.open_private(path, os.O_RDWR)
+            fd = files.open_private(path, os.O_RDWR)
         except OSError:
             continue
-        if locks.claim(fd):
+        if files.claim(fd):
             yield Segment(path, fd)
         else:
-            locks.close(fd)
+            files.close(fd)
 
 
 def has_orphans(directory: str) -> bool:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import orjson
 
-from fastroute.platform import locks
+from fastroute.platform import files
 
 from . import journal
 from .database import as_attempt
@@ -96,14 +96,14 @@ def leave_mark(path: str, when: float, where: str) -> None:
     scratch = f"{path}.{os.getpid()}"
     with suppress(FileNotFoundError):
         os.unlink(scratch)
-    fd = locks.open_private(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    fd = files.open_private(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         body = orjson.dumps({"until": when, "file": where})
         if os.write(fd, body) != len(body):
             raise OSError("the disk is full")
         os.fsync(fd)
     finally:
-        locks.close(fd)
+        files.close(fd)
     os.rename(scratch, path)
 
 

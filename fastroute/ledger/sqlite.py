@@ -26,7 +26,7 @@ import orjson
 
 from fastroute.errors import ConfigError
 from fastroute.figures import percentile
-from fastroute.platform import greenlets, locks, mounts
+from fastroute.platform import files, greenlets, mounts
 from fastroute.types import Attempt
 
 from . import journal, salvage
@@ -249,7 +249,7 @@ class SQLiteFile:
 
         First it leaves the mark that entries may be missing, so that no sum is taken for whole.
         """
-        fd = locks.open_private(self._lock_path, os.O_RDWR | os.O_CREAT)
+        fd = files.open_private(self._lock_path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             found = identity(self.name)
@@ -262,7 +262,7 @@ class SQLiteFile:
                 with suppress(FileNotFoundError):
                     os.rename(self.name + ending, target + ending)
         finally:
-            locks.close(fd)
+            files.close(fd)
         saved = self._save(target)
         return (
             f"the database is damaged ({damage}); it is now {target}, and a new one is begun with the "
@@ -309,7 +309,7 @@ class Database:
         self.path = path
         self._alone = wal and one_checkpointer_needed(sqlite3.sqlite_version_info)
         self._inode: tuple[int, int] | None = None
-        self._lock_fd = locks.open_private(lock_path, os.O_RDWR | os.O_CREAT)
+        self._lock_fd = files.open_private(lock_path, os.O_RDWR | os.O_CREAT)
         self.connection: sqlite3.Connection | None = None
         try:
             with self._judging(), self._locked(fcntl.LOCK_EX):
@@ -478,7 +478,7 @@ class Database:
             self.connection.close()
             self.connection = None
         if self._lock_fd >= 0:
-            locks.close(self._lock_fd)
+            files.close(self._lock_fd)
             self._lock_fd = -1
 
     # ------------------------------------------------------------------------------------------- reading
