@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastroute import Client, Completion
-from fastroute.platform import files, forks
+from fastroute.platform import forks
 
 SECOND = 10**9
 
@@ -66,11 +66,11 @@ def forked(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Callab
 def unheard_fork() -> int:
     """As by a server that forks below Python: nothing of fastroute's is done (Python's own is)."""
     actions, forks._actions = forks._actions, []
-    mutex, files._mutex = files._mutex, threading.RLock()
+    mutex, forks._mutex = forks._mutex, threading.RLock()
     try:
         pid = os.fork()
     finally:
-        forks._actions, files._mutex = actions, mutex
+        forks._actions, forks._mutex = actions, mutex
     if pid == 0:
         forks._done = 0
     return pid

@@ -23,12 +23,11 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
-from fastroute.platform import files, forks
+from fastroute.platform import forks
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
@@ -88,7 +87,6 @@ class Ledger:
         self.durability: Durability = durability
         self._hooks = hooks
         self._closed = False
-        _watch_process()
         self._begin()
         self._prepare()
         _ledgers.add(self)
@@ -380,7 +378,6 @@ _leaked: list[object] = []
 
 
 def _restart_in_child() -> None:
-    files.drop_inherited()
     for ledger in tuple(_ledgers):
         ledger._restart()
 
@@ -393,11 +390,7 @@ def _at_exit() -> None:
         ledger.close()
 
 
-@cache
-def _watch_process() -> None:
-    os.register_at_fork(before=files.before_fork, after_in_parent=files.after_fork)
-    atexit.register(_at_exit)
-
+atexit.register(_at_exit)
 
 # ----------------------------------------------------------------------------------------------- choosing
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastroute.errors import ConfigError
-from fastroute.platform import files, forks, mounts
+from fastroute.platform import forks, mounts
 from fastroute.types import Attempt
 
 from .database import (
@@ -282,7 +282,7 @@ class PostgresPlace:
         import psycopg
 
         # No fork in between: the child could not know of the socket.
-        with self.judging(), files.kept():
+        with self.judging(), forks.blocked():
             connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)
             session = Session(self, connection)
         try:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from contextlib import suppress
 
-_mutex = threading.RLock()
+from . import forks
+
 _open: set[int] = set()
 
 
@@ -27,7 +27,7 @@ def open_private(path: str, flags: int) -> int:
     Raises:
         OSError: as `os.open`.
     """
-    with _mutex:
+    with forks.blocked():
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         _open.add(fd)
     return fd
@@ -35,7 +35,7 @@ def open_private(path: str, flags: int) -> int:
 
 def close(fd: int) -> None:
     """Closes a registered descriptor, and with it gives up its lock."""
-    with _mutex:
+    with forks.blocked():
         _open.discard(fd)
         os.close(fd)
 
@@ -49,26 +49,13 @@ def claim(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def kept() -> threading.RLock:
-    """The mutex, under which this process does not fork."""
-    return _mutex
-
-
-def before_fork() -> None:
-    """Keeps others from opening a file while the process forks."""
-    _mutex.acquire()
-
-
-def after_fork() -> None:
-    """In the parent: lets others go on."""
-    _mutex.release()
-
-
-def drop_inherited() -> None:
+def _close_inherited() -> None:
     """In the child, once: closes the parent's descriptors; the parent's locks stay the parent's."""
-    global _mutex, _open
-    _mutex = threading.RLock()  # whoever held the other one is not here
+    global _open
     inherited, _open = _open, set()
     for fd in inherited:
         with suppress(OSError):  # a program that becomes a daemon has closed it
             os.close(fd)
+
+
+forks.in_child(_close_inherited)

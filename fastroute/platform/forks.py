@@ -1,9 +1,9 @@
-"""What a forked child does before it goes on, whoever forked it.
+"""What a forked child does before anything else, and a lock under which this process does not fork.
 
-Owns the list of those actions and that each is done once a child. `os.fork` runs them by itself. A server
-that forks below Python (uWSGI) runs no hooks of Python's; so whatever a program may call first looks whether
-this process is a new one, which the core hears of at a lower level, and makes good for it: before any lock is
-taken, since one that another thread held at the fork stays locked for ever in the child.
+`os.fork` runs the actions by itself. A server that forks below Python (uWSGI) runs none of Python's hooks,
+so whatever a program may call first calls `ensure`, which compares the core's count of forks (kept by the C
+library's hooks) with the count at the last run. It does so before it takes any lock: one that another thread
+held at the fork is never released in the child.
 """
 
 from __future__ import annotations
@@ -17,34 +17,48 @@ from fastroute import _core
 _actions: list[Callable[[], None]] = []
 _done = _core.fork_count()
 _locks: dict[int, threading.Lock] = {}
+_mutex = threading.RLock()
 
 
 def in_child(action: Callable[[], None]) -> None:
-    """Has ``action`` done in every child, after those that were given before."""
+    """Runs ``action`` in every child, after those that were registered before it."""
     _actions.append(action)
 
 
 def ensure() -> None:
-    """Does what is to be done, if this process is a child in which it has not been. Costs next to nothing."""
+    """Runs the actions if this process is a child in which they have not run; cheap otherwise."""
     if _core.fork_count() != _done:
         _catch_up()
 
 
+def blocked() -> threading.RLock:
+    """The lock to hold while a file or socket is opened and registered for the children to close.
+
+    `os.fork` waits for it, so no child gets a descriptor that is open but not registered. A fork that runs no
+    hooks does not wait: that child keeps such a descriptor open until it ends.
+    """
+    return _mutex
+
+
 def _catch_up() -> None:
     count = _core.fork_count()
-    # The child's first calls may come together. No thread of a parent can hold this lock: its count is
-    # another.
+    # Several threads of the child may arrive here at once. The parent's threads cannot hold this lock,
+    # because their count differs.
     with _locks.setdefault(count, threading.Lock()):
         if _done != count:
             _act()
 
 
 def _act() -> None:
-    global _done
+    global _done, _mutex
+    _mutex = threading.RLock()  # the thread that held the other one is not in the child
     for action in _actions:
         action()
     _done = _core.fork_count()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_act)
+os.register_at_fork(
+    before=lambda: _mutex.acquire(),
+    after_in_parent=lambda: _mutex.release(),
+    after_in_child=_act,
+)

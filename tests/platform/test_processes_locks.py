@@ -20,7 +20,7 @@ from needs import need
 
 from fastroute import Attempt, Client
 from fastroute.ledger import Ledger
-from fastroute.platform import files
+from fastroute.platform import forks
 from fastroute.testing import Provider
 
 
@@ -53,8 +53,8 @@ def every_lock_held(fork: Callable[[], int], *roots: object) -> Iterator[int]:
     """Another thread holds what it can get of the locks; so many they are."""
     held, go = threading.Event(), threading.Event()
     kept: list[Any] = []
-    # The ledger's mutex is held over a fork that is heard: `os.fork` waits for whoever holds it.
-    spared = files._mutex if fork is os.fork else None
+    # This one is held over a fork that is heard: `os.fork` waits for whoever holds it.
+    spared = forks._mutex if fork is os.fork else None
 
     def hold() -> None:
         for lock in locks_of(*roots):
@@ -69,7 +69,7 @@ def every_lock_held(fork: Callable[[], int], *roots: object) -> Iterator[int]:
     holder.start()
     held.wait()
     try:
-        assert (spared is None) == (files._mutex in kept)
+        assert (spared is None) == (forks._mutex in kept)
         yield len(kept)
     finally:
         go.set()
@@ -143,7 +143,7 @@ def test_whatever_a_child_that_nobody_heard_of_does_first(busy: Client) -> None:
 BELOW = """
 import ctypes, json, os, signal, sys, threading
 from fastroute import Attempt, Client
-from fastroute.platform import files
+from fastroute.platform import forks
 client = Client(json.loads(sys.argv[1]))
 client.ledger.append(Attempt("before", "call", 1e9, "p/m", "p", "m", cost_nano=1))
 client.ledger.flush()
@@ -151,7 +151,7 @@ writer = client.ledger._writer
 while writer._awake: pass  # now its thread waits for a word, and is not in Python
 held, go = threading.Event(), threading.Event()
 def hold():
-    with files._mutex, writer._starting, client.runtime.workers._lock, client.runtime.queue._lock:
+    with forks._mutex, writer._starting, client.runtime.workers._lock, client.runtime.queue._lock:
         held.set()
         go.wait()
 holder = threading.Thread(target=hold)
