@@ -297,14 +297,13 @@ class Journal:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         while True:
             path = os.path.join(self.directory, f"{self._prefix}-{next(self._numbers)}{SUFFIX}")
-            fd = files.open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
-            # Between the two calls another process may have taken the file for an orphan.
-            if files.claim(fd):
+            segment = _claim(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+            # Between opening and locking, another process may have taken the file for an orphan.
+            if segment is not None:
                 break
-            files.close(fd)
         if self._sync:
-            sync_directory(self.directory)
-        return Segment(path, fd)
+            files.sync_folder(self.directory)
+        return segment
 
     def rotate(self, size: int) -> None:
         """Retires the current segment if it holds more than ``size`` bytes, or records not queued.
@@ -354,13 +353,13 @@ class Journal:
                 segment.release()
 
 
-def sync_directory(directory: str) -> None:
-    """Waits until the names in a directory are on the disk."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _claim(path: str, flags: int) -> Segment | None:
+    """Opens and locks a segment; None if another process holds it, or held it and has removed the file."""
+    fd = files.open_regular(path, flags)
+    if files.lock(fd) and not files.is_deleted(fd):
+        return Segment(path, fd)
+    files.close(fd)
+    return None
 
 
 # ----------------------------------------------------------------------------------------------- orphans
@@ -377,13 +376,11 @@ def orphans(directory: str) -> Iterator[Segment]:
             continue
         path = os.path.join(directory, name)
         try:
-            fd = files.open_private(path, os.O_RDWR)
+            segment = _claim(path, os.O_RDWR)
         except OSError:
             continue
-        if files.claim(fd):
-            yield Segment(path, fd)
-        else:
-            files.close(fd)
+        if segment is not None:
+            yield segment
 
 
 def has_orphans(directory: str) -> bool:

@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
@@ -93,18 +93,8 @@ def leave_mark(path: str, when: float, where: str) -> None:
     Raises:
         OSError: it cannot be written, and then nothing may be put aside.
     """
-    scratch = f"{path}.{os.getpid()}"
-    with suppress(FileNotFoundError):
-        os.unlink(scratch)
-    fd = files.open_private(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        body = orjson.dumps({"until": when, "file": where})
-        if os.write(fd, body) != len(body):
-            raise OSError("the disk is full")
-        os.fsync(fd)
-    finally:
-        files.close(fd)
-    os.rename(scratch, path)
+    with files.replacing(path, f"{path}.{os.getpid()}") as fd:
+        files.write(fd, orjson.dumps({"until": when, "file": where}))
 
 
 def read_mark(path: str) -> float | None:

@@ -12,11 +12,10 @@ in a busy process getting it back may cost milliseconds.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
+import math
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -241,6 +240,8 @@ class SQLiteFile:
         try:
             os.makedirs(self.journal, mode=0o700, exist_ok=True)
             return Database(self.name, self._lock_path, self._durability, wal=self._wal)
+        except files.UnsafeFileError as error:
+            raise ConfigError(f"ledger: {error.filename} cannot be used: {error.strerror}") from None
         except OSError as error:
             raise Unavailable(error.strerror or str(error)) from error
 
@@ -249,10 +250,9 @@ class SQLiteFile:
 
         First it leaves the mark that entries may be missing, so that no sum is taken for whole.
         """
-        fd = files.open_private(self._lock_path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            found = identity(self.name)
+        with files.closing(files.open_regular(self._lock_path, os.O_RDWR | os.O_CREAT)) as fd:
+            files.lock(fd, timeout=math.inf)
+            found = files.identity(self.name)
             if found is None or (damage.inode is not None and found != damage.inode):
                 return None
             now = time.time_ns()
@@ -261,8 +261,6 @@ class SQLiteFile:
             for ending in ("-wal", "-shm", "-journal", ""):
                 with suppress(FileNotFoundError):
                     os.rename(self.name + ending, target + ending)
-        finally:
-            files.close(fd)
         saved = self._save(target)
         return (
             f"the database is damaged ({damage}); it is now {target}, and a new one is begun with the "
@@ -309,11 +307,16 @@ class Database:
         self.path = path
         self._alone = wal and one_checkpointer_needed(sqlite3.sqlite_version_info)
         self._inode: tuple[int, int] | None = None
-        self._lock_fd = files.open_private(lock_path, os.O_RDWR | os.O_CREAT)
+        self._lock_fd = files.open_regular(lock_path, os.O_RDWR | os.O_CREAT)
         self.connection: sqlite3.Connection | None = None
         try:
-            with self._judging(), self._locked(fcntl.LOCK_EX):
-                self._inode = _create_file(path)
+            with self._judging(), self._locked():
+                # An existing file is not opened: closing it would drop the POSIX locks of every other
+                # connection that this process has on it.
+                with suppress(FileExistsError):
+                    files.create(path)
+                files.check_regular(path)
+                self._inode = files.identity(path)
                 self.connection = self._connect(durability, wal)
                 self._migrate()
         except BaseException:
@@ -385,7 +388,7 @@ class Database:
     def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
         prepared = [_prepared(row) for row in rows]
         done = 0
-        with self._judging(), self._locked(fcntl.LOCK_SH), self._transaction():
+        with self._judging(), self._locked(shared=True), self._transaction():
             # Another process may be of a newer release, and have changed the tables since this one connected.
             if self._version() != VERSION:
                 raise Unavailable(newer_schema(self.path, self._version(), VERSION))
@@ -428,34 +431,23 @@ class Database:
         except FileNotFoundError:
             return
         if due:
-            with suppress(Unavailable), self._judging(), self._locked(fcntl.LOCK_EX, 0):
+            with suppress(Unavailable), self._judging(), self._locked(timeout=0.0):
                 self._open.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     @contextmanager
-    def _locked(self, kind: int, seconds: float | None = None) -> Iterator[None]:
-        deadline = time.monotonic() + (LOCK_SECONDS if seconds is None else seconds)
-        while True:
-            try:
-                fcntl.flock(self._lock_fd, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise Unavailable("another process holds the ledger's lock") from None
-                time.sleep(0.002)
+    def _locked(self, *, shared: bool = False, timeout: float | None = None) -> Iterator[None]:
+        if not files.lock(self._lock_fd, shared=shared, timeout=LOCK_SECONDS if timeout is None else timeout):
+            raise Unavailable("another process holds the ledger's lock")
         try:
             yield
         finally:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            files.unlock(self._lock_fd)
 
     # -------------------------------------------------------------------------------------------- state
 
     @property
     def replaced(self) -> bool:
-        try:
-            found = os.lstat(self.path)
-        except OSError:
-            return True
-        return (found.st_dev, found.st_ino) != self._inode
+        return files.identity(self.path) != self._inode
 
     def check(self) -> None:
         with self._judging():
@@ -468,7 +460,7 @@ class Database:
         if self.connection is None:
             return
         try:
-            with suppress(Unavailable), self._locked(fcntl.LOCK_EX, 1.0 if self._alone else 0.0):
+            with suppress(Unavailable), self._locked(timeout=1.0 if self._alone else 0.0):
                 self.connection.close()
         finally:
             self._abandon()
@@ -512,30 +504,6 @@ class Database:
         with self._judging():
             rows = self._open.execute(_ENTRIES, {**where, "limit": -1 if limit is None else limit})
             return [as_attempt(row) for row in rows]
-
-
-def identity(path: str) -> tuple[int, int] | None:
-    """Device and inode of a file; None if there is none."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _create_file(path: str) -> tuple[int, int]:
-    """Makes the file if there is none, readable by its owner only, and never through a link."""
-    # An existing file is not opened here: closing it would drop the POSIX locks of every other
-    # connection that this process has on it.
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        pass
-    found = os.lstat(path)
-    if not stat.S_ISREG(found.st_mode):
-        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no regular file"
-        raise ConfigError(f"ledger: {path} is {what}; name a file")
-    return found.st_dev, found.st_ino
 
 
 def _remove_directory(directory: str) -> None:

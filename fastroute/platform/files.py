@@ -1,56 +1,138 @@
-"""Files whose `flock` says that this process, and no other, is at work.
+"""Private files, file locks, and whether a file has changed.
 
-Owns opening and closing them so that no such lock outlives its process. A forked child gets copies of its
-parent's descriptors, and with them a share in its locks: were they left open, a dead parent's lock would be
-held for as long as its child lives. So every such descriptor is registered, and a child closes them all.
+Files that the package makes (shared state, keys, journals, marks) have mode 0600 and are never opened through
+a symbolic link. What cannot be opened safely raises `UnsafeFileError`, an `OSError` whose ``strerror`` says
+what is there and what would be right, so callers word it as any other failure to open a file.
 
-The registry's mutex is held across `fork`, so that none is ever between being opened and being registered.
-(A fork that runs no hooks may find one there: its entries then wait until that child has ended too.) Objects
-that the parent had open are to be dropped in the child, never closed: their descriptors are gone, and the
-numbers may already mean other files.
+Locks are those of `flock`. A forked child gets copies of its parent's descriptors, and with them a share in
+the locks: a dead parent's lock would be held for as long as its child lives. So every descriptor that is
+opened here is registered and closed in the child. An object that holds one is to be dropped there and never
+closed, since the number may already stand for another file.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from contextlib import suppress
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from . import forks
 
+_POLL_SECONDS = 0.002
 _open: set[int] = set()
+# What `os.open` answers for something that is no regular file: a link, a directory, a pipe or socket.
+_NOT_REGULAR = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
+_KINDS = {stat.S_IFREG: "a regular file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link"}
+
+
+class UnsafeFileError(OSError):
+    """Something else than a regular file, or than a private one, is at a path."""
+
+
+# -------------------------------------------------------------------------------------------- opening files
+
+
+def open_regular(path: str, flags: int, *, follow: bool = False) -> int:
+    """Opens a regular file; one that it creates has mode 0600. The descriptor is to be closed with `close`.
+
+    Args:
+        flags: as of `os.open`.
+        follow: whether the path may be a symbolic link.
+
+    Raises:
+        UnsafeFileError: it is no regular file.
+        OSError: as `os.open`.
+    """
+    # Without O_NONBLOCK, opening a named pipe would wait for its other end.
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        with forks.blocked():
+            fd = os.open(path, flags, 0o600)
+            _open.add(fd)
+    except OSError as error:
+        if error.errno in _NOT_REGULAR:
+            _require_kind(path, os.stat(path) if follow else os.lstat(path), stat.S_IFREG)
+        raise
+    try:
+        _require_kind(path, os.fstat(fd), stat.S_IFREG)
+    except BaseException:
+        close(fd)
+        raise
+    return fd
 
 
 def open_private(path: str, flags: int) -> int:
-    """Opens a file for its owner only, never through a link, and registers the descriptor.
+    """As `open_regular`, if no other user can open the file and it belongs to this user or to root.
 
     Raises:
+        UnsafeFileError: it is no regular file, or not private.
         OSError: as `os.open`.
     """
-    with forks.blocked():
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        _open.add(fd)
+    fd = open_regular(path, flags)
+    try:
+        _require_private(path, os.fstat(fd), 0o600)
+    except BaseException:
+        close(fd)
+        raise
     return fd
 
 
 def close(fd: int) -> None:
-    """Closes a registered descriptor, and with it gives up its lock."""
+    """Closes a registered descriptor, and with it releases its lock."""
     with forks.blocked():
         _open.discard(fd)
         os.close(fd)
 
 
-def claim(fd: int) -> bool:
-    """Takes the file's lock for good; False if another holds it, or did and has deleted the file."""
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Closes a registered descriptor at the end of the block."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return os.fstat(fd).st_nlink > 0
+        yield fd
+    finally:
+        close(fd)
+
+
+def check_regular(path: str) -> None:
+    """Checks what is at a path, unopened: closing a file drops the POSIX locks that this process has on it.
+
+    Raises:
+        UnsafeFileError: it is no regular file.
+        OSError: nothing is there, or it cannot be looked at.
+    """
+    _require_kind(path, os.lstat(path), stat.S_IFREG)
+
+
+def check_private(path: str) -> None:
+    """As `check_regular`, with the conditions of `open_private`."""
+    found = os.lstat(path)
+    _require_kind(path, found, stat.S_IFREG)
+    _require_private(path, found, 0o600)
+
+
+def _require_kind(path: str, found: os.stat_result, kind: int) -> None:
+    present = stat.S_IFMT(found.st_mode)
+    if present != kind:
+        what = _KINDS.get(present, "a device, pipe or socket")
+        raise UnsafeFileError(errno.EPERM, f"it is {what}, must be {_KINDS[kind]}", path)
+
+
+def _require_private(path: str, found: os.stat_result, mode: int) -> None:
+    uid = os.geteuid()
+    if found.st_uid not in (uid, 0) or found.st_mode & 0o077:
+        reason = (
+            f"it is {stat.filemode(found.st_mode)} of user {found.st_uid}, "
+            f"must be private to user {uid} (chmod {mode:o})"
+        )
+        raise UnsafeFileError(errno.EPERM, reason, path)
 
 
 def _close_inherited() -> None:
-    """In the child, once: closes the parent's descriptors; the parent's locks stay the parent's."""
     global _open
     inherited, _open = _open, set()
     for fd in inherited:
@@ -59,3 +141,131 @@ def _close_inherited() -> None:
 
 
 forks.in_child(_close_inherited)
+
+# ---------------------------------------------------------------------------------------------- making files
+
+
+def create(path: str, content: bytes = b"") -> None:
+    """Creates a private file, on the disk when this returns.
+
+    Raises:
+        FileExistsError: something is there already.
+        OSError: it cannot be made; nothing is left of it.
+    """
+    with closing(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as fd:
+        try:
+            write(fd, content)
+        except BaseException:
+            os.unlink(path)
+            raise
+
+
+@contextmanager
+def replacing(path: str, scratch: str) -> Iterator[int]:
+    """Puts a new private file in the place of another in one step: readers see the one or the other.
+
+    The block fills the descriptor that it gets; then the file is synced and takes the path's name. If the
+    block raises, the old file stays.
+
+    Args:
+        scratch: the new file's name until then, in the same folder and this process's alone: a file of that
+            name is removed first.
+    """
+    with suppress(FileNotFoundError):
+        os.unlink(scratch)
+    with closing(open_regular(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL)) as fd:
+        try:
+            yield fd
+            os.fsync(fd)
+            os.replace(scratch, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(scratch)
+            raise
+
+
+def write(fd: int, content: bytes) -> None:
+    """Writes all of ``content`` and waits for the disk."""
+    with open(fd, "wb", closefd=False) as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(fd)
+
+
+def make_private_folder(path: str) -> None:
+    """Makes a folder that only this user can open, unless it is there.
+
+    Raises:
+        UnsafeFileError: what is there is something else.
+        OSError: it cannot be made.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    found = os.lstat(path)
+    _require_kind(path, found, stat.S_IFDIR)
+    _require_private(path, found, 0o700)
+
+
+def sync_folder(path: str) -> None:
+    """Waits until the names in a folder are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# ----------------------------------------------------------------------------------------------------- locks
+
+
+def lock(fd: int, *, shared: bool = False, timeout: float = 0.0) -> bool:
+    """Locks a file until `unlock` or `close`; False if others hold it for longer than ``timeout`` seconds."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+
+
+def unlock(fd: int) -> None:
+    """Releases a lock, also for forked children that have a copy of the descriptor."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def is_deleted(fd: int) -> bool:
+    """Whether an open file has lost its name: another process has removed it."""
+    return os.fstat(fd).st_nlink == 0
+
+
+# --------------------------------------------------------------------------------------------------- changes
+
+
+class Stamp(NamedTuple):
+    """What differs once a file has changed, but for two changes within one tick of the system's clock."""
+
+    mtime_ns: int
+    inode: int
+    size: int
+
+
+def stamp(path: str) -> Stamp | None:
+    """The stamp of the file at a path, links followed; None if it cannot be had."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return None
+    return Stamp(found.st_mtime_ns, found.st_ino, found.st_size)
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of what is at a path, which a file keeps for its life; None if nothing can be seen."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
