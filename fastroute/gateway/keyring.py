@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from fastroute import errors
+from fastroute.platform.files import stamp
 
 from .keys import TOKEN, TOKEN_LENGTH, Caller, KeyFile, Table
 
@@ -61,7 +62,7 @@ class Keyring:
         self._now = now
         self._pid = os.getpid()
         self._looking = threading.Lock()
-        self._stamp = file.stamp if os.path.exists(file.path) else (0, 0, 0)
+        self._stamp = stamp(file.path)
         self._table: Table = file.read()
         self._looked = self._read_at = clock()
 
@@ -109,11 +110,11 @@ class Keyring:
 
         self._looked = at
         try:
-            stamp = self._file.stamp
-            settled = self._now() * 1e9 - stamp[2] > _RACY_NS
-            if stamp != self._stamp or not settled:
+            found = stamp(self._file.path)
+            settled = found is not None and self._now() * 1e9 - found.mtime_ns > _RACY_NS
+            if found != self._stamp or not settled:
                 self._table = self._file.read()
-                self._stamp = stamp
+                self._stamp = found
             self._read_at = at
         except (OSError, sqlite3.Error, errors.ConfigError) as error:
             log.error("the keys cannot be read, those known go on for %g s: %s", _UNREADABLE_FOR, error)

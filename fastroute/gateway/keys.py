@@ -304,12 +304,6 @@ class KeyFile:
             self._token_key = hmac.digest(self._pepper(), _FOR_TOKENS, "sha256")
         return hmac.digest(self._token_key, token, "sha256")
 
-    @property
-    def stamp(self) -> tuple[int, int, int]:
-        """Changes whenever the file does, but for two changes within one tick of the system's clock."""
-        status = os.stat(self.path)
-        return status.st_ino, status.st_size, status.st_mtime_ns
-
     # ---------------------------------------------------------------------------------------- file, pepper
 
     def _make(self) -> None:

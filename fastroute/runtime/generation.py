@@ -12,7 +12,6 @@ proxy settings are the same.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from fastroute.calls.settlement import Sinks
 from fastroute.calls.upstream import Upstream, target_at, transport_to
 from fastroute.config import Config, ProviderConfig, Secret, catalog_of
 from fastroute.ledger import Ledger, NullLedger
+from fastroute.platform import files
 from fastroute.platform.workers import Workers
 from fastroute.quality import Rates
 from fastroute.routing.classifier import Classifier
@@ -278,7 +278,7 @@ def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:
         config.max_response_bytes,
         provider.proxy,
         provider.ca_bundle,
-        _stamp(provider.ca_bundle),
+        provider.ca_bundle and files.stamp(provider.ca_bundle),
         provider.allow_private_hosts,
     )
 
@@ -286,16 +286,6 @@ def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:
 def _drift(config: Config) -> tuple[float | None, ...]:
     quality = config.quality
     return quality.drift, quality.window, quality.min_samples
-
-
-def _stamp(path: str | None) -> tuple[int, ...] | None:
-    if path is None:
-        return None
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _fingerprint(config: Config, catalog: Catalog) -> bytes:

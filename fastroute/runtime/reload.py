@@ -15,18 +15,17 @@ import queue
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any
 
 from fastroute.errors import ConfigError
+from fastroute.platform.files import Stamp, stamp
 
 log = logging.getLogger("fastroute")
 
 INTERVAL = 2.0  # seconds between two looks at the files
 SETTLE = 0.2  # seconds after which a file that has changed is looked at again, for it may be half written
-
-_Stamp = tuple[int, int, int] | None
 
 
 # ------------------------------------------------------------------------------------------------- the files
@@ -65,16 +64,8 @@ class Changes:
         self._last = {file: fresh[file] if file in fresh else self._last[file] for file in files}
 
 
-def _stamps(files: Sequence[str] | dict[str, _Stamp]) -> dict[str, _Stamp]:
-    return {file: _stamp(file) for file in files}
-
-
-def _stamp(file: str) -> _Stamp:
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+def _stamps(paths: Iterable[str]) -> dict[str, Stamp | None]:
+    return {path: stamp(path) for path in paths}
 
 
 # ------------------------------------------------------------------------------------------------ the watch
