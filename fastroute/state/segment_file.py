@@ -18,11 +18,9 @@ would be, and that lock's own file goes last: whoever gets hold of one without a
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,6 +31,7 @@ from attrs import frozen
 
 from fastroute import _core, errors
 from fastroute.config import Config
+from fastroute.platform import files
 
 log = logging.getLogger("fastroute")
 
@@ -42,7 +41,6 @@ _ABANDONED = 3600.0  # seconds unused after which a file of a machine's state is
 _LOCK, _ASIDE, _NEW = ".lock", ".aside", ".new"  # what follows a file's name in those beside it
 _KEEP = ".keep"  # nobody but the file knows what was spent: there is no ledger
 _MACHINE_FILE = re.compile(r"(.+\.[0-9]+-[0-9a-f]+(?:\.[0-9a-f]+)?)(?:\.lock|\.aside|\.new|\.keep)?")
-_PRIVATE = 0o077  # permission bits that nobody but the owner may have
 # What a machine that is in order may bring: it costs the sharing and not the service.
 _SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 
@@ -86,7 +84,8 @@ def open_home(config: Config) -> Home:
         segment.slot()
         if kind == "machine":
             if not config.ledger:
-                _mark(found + _KEEP)
+                with _judging(found + _KEEP), suppress(FileExistsError):
+                    files.create(found + _KEEP)
             remove_abandoned(os.path.dirname(path))
     except _UnavailableError as problem:
         return _alone(kind, str(problem))
@@ -108,20 +107,14 @@ def machine_path(config: Config) -> str:
     Raises:
         ConfigError: the folder is there, but is not this user's alone.
     """
-    uid = os.geteuid()
     base = _MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else tempfile.gettempdir()
-    folder = os.path.join(base, f"fastroute-{uid}")
+    folder = os.path.join(base, f"fastroute-{os.geteuid()}")
     try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
-        pass
+        files.make_private_folder(folder)
+    except files.UnsafeFileError as problem:
+        raise _refusal(folder, problem) from None
     except OSError as problem:
         raise _UnavailableError(f"{folder} cannot be made: {problem.strerror}") from None
-    status = os.lstat(folder)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid or status.st_mode & _PRIVATE:
-        raise errors.ConfigError(
-            f"fastroute.state: {folder} must be a folder of user {uid} that nobody else can open (mode 0700)"
-        )
     name = config.local_state.partition(":")[2] or _fingerprint(config)
     return os.path.join(folder, f"{name}.{_core.LAYOUT}-{_pid_namespace():x}")
 
@@ -139,27 +132,28 @@ def remove_abandoned(folder: str) -> None:
             bases.setdefault(os.path.join(folder, match[1]), []).append(os.path.join(folder, name))
     for base, paths in bases.items():
         lock, keep = base + _LOCK, base + _KEEP
-        files = [path for path in paths if path not in (lock, keep)]
-        if keep in paths and base in files:
+        found = [path for path in paths if path not in (lock, keep)]
+        if keep in paths and base in found:
             continue
         try:
             with _locked(lock, 0.0):
-                left = [path for path in files if not _remove_if_abandoned(path)]
+                left = [path for path in found if not _remove_if_abandoned(path)]
                 if not left:
                     for path in (keep, lock):
                         with suppress(FileNotFoundError):
                             os.unlink(path)
-        except (OSError, errors.ConfigError, _UnavailableError):
-            continue  # in the hands of somebody else, or nothing of ours
+        except (OSError, _UnavailableError):
+            continue  # another process holds it, or it is not a file of ours
 
 
 def _remove_if_abandoned(path: str) -> bool:
     """Removes a file, under its lock, if it is abandoned; whether it is gone."""
-    fd = _open_private(path, os.O_RDWR)
-    if fd is None:
-        return True
     try:
-        if time.time() - os.fstat(fd).st_mtime < _ABANDONED or _in_use(fd):
+        fd = files.open_private(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    with files.closing(fd):
+        if time.time() - os.fstat(fd).st_mtime < _ABANDONED or not files.lock(fd):
             return False
         try:
             segment = _core.Segment.in_file(fd)
@@ -173,15 +167,6 @@ def _remove_if_abandoned(path: str) -> bool:
                 return False
         os.unlink(path)
         return True
-    finally:
-        os.close(fd)
-
-
-def _mark(path: str) -> None:
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except OSError as problem:
-        raise _refusal(path, problem) from None
 
 
 def _fingerprint(config: Config) -> str:
@@ -213,152 +198,92 @@ def _open(path: str) -> tuple[str, _core.Segment]:
     """The segment of a path and where it was found: beside the path, if that is another pid namespace's."""
     if not os.path.exists("/proc/sys/kernel/random/boot_id"):
         raise _UnavailableError("whether a file is of this start of the machine can be told on Linux only")
-    with _locked(path + _LOCK):
-        segment = _join(path)
+    segment = _locked_join(path)
     if segment is None:
         path = f"{path}.{_pid_namespace():x}"
-        with _locked(path + _LOCK):
-            segment = _join(path)
+        segment = _locked_join(path)
         if segment is None:
             raise errors.ConfigError(f"fastroute.state: {path} is in use in two pid namespaces")
     return path, segment
 
 
+def _locked_join(path: str) -> _core.Segment | None:
+    with _judging(path), _locked(path + _LOCK, _PATIENCE):
+        return _join(path)
+
+
 def _join(path: str) -> _core.Segment | None:
     """The segment in a file, made if there is none that fits; None if another pid namespace uses it."""
-    fd = _open_private(path, os.O_RDWR)
-    if fd is None:
+    try:
+        fd = files.open_private(path, os.O_RDWR)
+    except FileNotFoundError:
         return _make(path)
-    try:
-        segment = _core.Segment.in_file(fd)
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        os.utime(fd)  # what is written to its memory does not show in its time
-        return segment
-    except _core.SegmentMisfitError as misfit:
-        if misfit.reason in ("boot", "namespace") and _in_use(fd):
-            if misfit.reason == "namespace":
-                return None
-            raise errors.ConfigError(
-                f"fastroute.state: {path} is in use on another machine; "
-                "must be a path of this machine's own, or a Redis server that both can ask"
-            ) from None
-        level = logging.INFO if misfit.reason in ("boot", "namespace") else logging.WARNING
-        log.log(level, "state: %s %s; it is set aside as %s%s", path, misfit, os.path.basename(path), _ASIDE)
-    except OSError as problem:
-        raise _refusal(path, problem) from None
-    finally:
-        os.close(fd)
-    try:
-        os.replace(path, path + _ASIDE)
-    except OSError as problem:
-        raise _refusal(path, problem) from None
+    with files.closing(fd):
+        try:
+            segment = _core.Segment.in_file(fd)
+        except _core.SegmentMisfitError as misfit:
+            elsewhere = misfit.reason in ("boot", "namespace")
+            if elsewhere and not files.lock(fd):
+                if misfit.reason == "namespace":
+                    return None
+                raise errors.ConfigError(
+                    f"fastroute.state: {path} is in use on another machine; "
+                    "must be a path of this machine's own, or a Redis server that both can ask"
+                ) from None
+            aside = path + _ASIDE
+            level = logging.INFO if elsewhere else logging.WARNING
+            log.log(level, "state: %s %s; it is set aside as %s", path, misfit, os.path.basename(aside))
+        else:
+            files.lock(fd, shared=True)
+            os.utime(fd)  # writing to mapped memory does not change the file's time
+            return segment
+    os.replace(path, aside)
     return _make(path)
 
 
 def _make(path: str) -> _core.Segment:
-    new = path + _NEW
-    try:
-        with _removed_on_failure(new):
-            if os.path.lexists(new):
-                os.unlink(new)  # of a process that was killed here: we hold the lock
-            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                # All of its space now: memory that a full disk cannot give later ends whoever touches it.
-                os.posix_fallocate(fd, 0, _core.Segment.size())
-                segment = _core.Segment.in_file(fd, fresh=True)
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            finally:
-                os.close(fd)
-            os.rename(new, path)
-    except OSError as problem:
-        raise _refusal(path, problem) from None
+    # The scratch name may be left over from a process that was killed here. This one holds the lock.
+    with files.replacing(path, path + _NEW) as fd:
+        # All of its space now: a full disk would later kill the process that touches a page without space.
+        os.posix_fallocate(fd, 0, _core.Segment.size())
+        segment = _core.Segment.in_file(fd, fresh=True)
+        files.lock(fd, shared=True)
     return segment
 
 
 @contextmanager
-def _removed_on_failure(path: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        try:
-            os.unlink(path)
-        except OSError:
-            pass
-        raise
-
-
-def _in_use(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
+def _locked(path: str, timeout: float) -> Iterator[None]:
+    """Keeps other processes from making, setting aside or removing the file beside this one."""
+    end = time.monotonic() + timeout
+    locked = False
+    while not locked:
+        with files.closing(files.open_private(path, os.O_RDWR | os.O_CREAT)) as fd:
+            if not files.lock(fd, timeout=end - time.monotonic()):
+                raise _UnavailableError(f"another process has held {path} for too long")
+            # One that was removed with abandoned files locks nothing: others open a new file of its name.
+            locked = not files.is_deleted(fd)
+            if locked:
+                try:
+                    yield
+                finally:
+                    files.unlock(fd)  # a child forked without hooks may keep a copy of the descriptor open
 
 
 @contextmanager
-def _locked(path: str, patience: float = _PATIENCE) -> Iterator[None]:
-    """Keeps other processes from making, setting aside or removing the file beside this one."""
-    fd = _open_private(path, os.O_RDWR | os.O_CREAT)
-    assert fd is not None
+def _judging(path: str) -> Iterator[None]:
+    """Turns a failure at a file into what it means for the state."""
     try:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise _UnavailableError(f"another process has held {path} for too long") from None
-                time.sleep(0.005)
-                continue
-            except OSError as problem:
-                raise _refusal(path, problem) from None
-            if os.fstat(fd).st_nlink:
-                break
-            # It was removed with what was abandoned here, and others go by a new one.
-            named = _open_private(path, os.O_RDWR | os.O_CREAT)
-            assert named is not None
-            os.close(fd)
-            fd = named
         yield
-        # Not only by closing: a child that was forked meanwhile has a copy of the descriptor.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    finally:
-        os.close(fd)
-
-
-def _open_private(path: str, flags: int) -> int | None:
-    """Opens a regular file that is this user's alone, never through a link; None if it is not there.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-    except FileNotFoundError:
-        if flags & os.O_CREAT:
-            raise errors.ConfigError(
-                f"fastroute.state: the folder of {path} is not there, must be made first"
-            ) from None
-        return None
     except OSError as problem:
-        raise _refusal(path, problem) from None
-    status = os.fstat(fd)
-    uid = os.geteuid()
-    if stat.S_ISREG(status.st_mode) and status.st_uid == uid and not status.st_mode & _PRIVATE:
-        return fd
-    os.close(fd)
-    raise errors.ConfigError(
-        f"fastroute.state: {path} must be a file of user {uid} that nobody else can open (mode 0600); "
-        f"it is {stat.filemode(status.st_mode)} of user {status.st_uid}"
-    )
+        raise _refusal(problem.filename or path, problem) from None
 
 
 def _refusal(path: str, problem: OSError) -> Exception:
     if problem.errno in _SCARCE:
         return _UnavailableError(f"{path}: {problem.strerror}")
-    if problem.errno == errno.ELOOP:
-        return errors.ConfigError(f"fastroute.state: {path} is a symbolic link, must be a file of its own")
-    return errors.ConfigError(
-        f"fastroute.state: {path} cannot be used: {problem.strerror}; "
-        f"must be a file that user {os.geteuid()} can make and write"
-    )
+    reason = problem.strerror
+    if isinstance(problem, FileNotFoundError):
+        reason = "its folder does not exist, must be made first"
+    elif not isinstance(problem, files.UnsafeFileError):
+        reason = f"{reason}, must be a file that user {os.geteuid()} can make and write"
+    return errors.ConfigError(f"fastroute.state: {path} cannot be used: {reason}")
