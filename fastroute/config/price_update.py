@@ -20,7 +20,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -30,6 +29,7 @@ from typing import Any
 from attrs import frozen
 
 from fastroute import errors
+from fastroute.platform import files
 
 from . import toml
 from .catalog import Catalog, Model, read_override
@@ -413,23 +413,14 @@ def plain(value: Any) -> str:
 
 def _put(target: Path, text: str, found: Mapping[str, Mapping[str, str]]) -> None:
     """Puts a proved text in the file's place, or leaves the file alone."""
+    new = target.with_name(f".{target.name}.{os.urandom(8).hex()}.toml")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".toml", dir=target.parent)
+        with files.replacing(str(target), str(new)) as fd:
+            files.write(fd, text.encode())
+            _prove(new, target, found)
+            os.fchmod(fd, target.stat().st_mode & 0o777 if target.exists() else 0o644)
     except OSError as error:
         raise errors.ConfigError(f"{target}: cannot be written ({error.strerror})") from None
-    new = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _prove(new, target, found)
-        new.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
-        new.replace(target)
-    except OSError as error:
-        raise errors.ConfigError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> None:

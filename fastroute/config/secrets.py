@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastroute import errors
+from fastroute.platform import files
 
 if TYPE_CHECKING:
     from .tables import Config, ProviderConfig
@@ -152,19 +153,17 @@ def _without_newline(value: str) -> tuple[str, bool]:
 
 def _read_key_file(path: str, file: Path) -> str:
     try:
-        status = file.stat()
-        # Asked before opening, because opening a named pipe would wait for its other end.
-        if not stat.S_ISREG(status.st_mode):
-            raise errors.ConfigError(f"{path}: {file} is no regular file, must be a file that holds the key")
-        with file.open("rb") as stream:
-            data = stream.read(_LARGEST_KEY_FILE + 1)
+        # Container platforms mount secrets as links, and readable by more than one user.
+        with files.closing(files.open_regular(str(file), os.O_RDONLY, follow=True)) as fd:
+            mode = os.fstat(fd).st_mode
+            data = os.read(fd, _LARGEST_KEY_FILE + 1)
     except OSError as error:
         raise errors.ConfigError(
             f"{path}: {file} cannot be read ({error.strerror}), must be a readable file that holds the key"
         ) from None
     if len(data) > _LARGEST_KEY_FILE:
         raise errors.ConfigError(f"{path}: {file} is too large for a key, must hold the key alone")
-    if status.st_mode & stat.S_IROTH:
+    if mode & stat.S_IROTH:
         log.warning("%s: every user of this machine may read %s; chmod 600 would be right", path, file)
     try:
         return data.decode("utf-8")

@@ -15,7 +15,6 @@ import hmac
 import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,6 +25,7 @@ from attrs import field, frozen
 
 from fastroute import errors
 from fastroute.config import BudgetConfig
+from fastroute.platform import files
 from fastroute.types import REQUEST_ID_TAG
 
 if TYPE_CHECKING:
@@ -311,9 +311,9 @@ class KeyFile:
         if os.path.lexists(self.path):
             return
         if self._pepper_env is None and not os.path.lexists(self.path + ".pepper"):
-            _write_new(self.path + ".pepper", secrets.token_hex(32).encode() + b"\n")
+            _create(self.path + ".pepper", secrets.token_hex(32).encode() + b"\n")
         proof = hmac.digest(self._pepper(), _FOR_CHECK, "sha256")
-        _write_new(self.path, b"")
+        _create(self.path)
         with self._connected() as database, _transaction(database):
             for statement in _SCHEMA.split(";\n"):
                 if statement.strip():
@@ -328,9 +328,8 @@ class KeyFile:
         else:
             where = self.path + ".pepper"
             try:
-                _check_private(where)
-                with open(where, "rb") as file:
-                    pepper = file.read(4096).strip()
+                with files.closing(files.open_private(where, os.O_RDONLY)) as fd:
+                    pepper = os.read(fd, 4096).strip()
             except OSError as error:
                 raise errors.ConfigError(
                     f"{where}: cannot be read ({error.strerror}); without it no key can be checked"
@@ -356,9 +355,14 @@ class KeyFile:
     def _opened(self) -> Iterator[sqlite3.Connection]:
         import sqlite3
 
-        if not os.path.lexists(self.path):
-            raise errors.ConfigError(f"{self.path}: there is no such file; fastroute keys create makes it")
-        _check_private(self.path)
+        try:
+            files.check_private(self.path)
+        except FileNotFoundError:
+            raise errors.ConfigError(
+                f"{self.path}: there is no such file; fastroute keys create makes it"
+            ) from None
+        except files.UnsafeFileError as error:
+            raise errors.ConfigError(f"{self.path}: cannot be used ({error.strerror})") from None
         with self._connected() as database:
             try:
                 version = database.execute("PRAGMA user_version").fetchone()[0]
@@ -392,25 +396,11 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("COMMIT")
 
 
-def _write_new(path: str, content: bytes) -> None:
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+def _create(path: str, content: bytes = b"") -> None:
     try:
-        handle = os.open(path, flags, 0o600)
+        files.create(path, content)
     except OSError as error:
         raise errors.ConfigError(f"{path}: cannot be made ({error.strerror})") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-
-
-def _check_private(path: str) -> None:
-    """Refuses a link, another's file and one that others may read or write."""
-    status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise errors.ConfigError(f"{path}: is no plain file")
-    if status.st_uid not in (os.geteuid(), 0):
-        raise errors.ConfigError(f"{path}: belongs to another user")
-    if status.st_mode & 0o077:
-        raise errors.ConfigError(f"{path}: others may read or change it; chmod 600 mends that")
 
 
 def budgets_of(texts: Sequence[str]) -> dict[str, float]:

@@ -119,7 +119,7 @@ def _require_kind(path: str, found: os.stat_result, kind: int) -> None:
     present = stat.S_IFMT(found.st_mode)
     if present != kind:
         what = _KINDS.get(present, "a device, pipe or socket")
-        raise UnsafeFileError(errno.EPERM, f"it is {what}, must be {_KINDS[kind]}", path)
+        raise UnsafeFileError(errno.EPERM, f"it is {what}, not {_KINDS[kind]}", path)
 
 
 def _require_private(path: str, found: os.stat_result, mode: int) -> None:

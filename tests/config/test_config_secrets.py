@@ -162,7 +162,7 @@ def test_a_key_is_read_from_a_file(tmp_path, caplog):
 def test_a_key_file_that_cannot_be_one_is_refused(tmp_path):
     with pytest.raises(errors.ConfigError, match="cannot be read"):
         read_key("one", from_file(tmp_path / "missing"), NOTHING)
-    with pytest.raises(errors.ConfigError, match="no regular file"):
+    with pytest.raises(errors.ConfigError, match="not a regular file"):
         read_key("one", from_file(tmp_path), NOTHING)
     path = tmp_path / "large"
     path.write_bytes(b"x" * 70_000)

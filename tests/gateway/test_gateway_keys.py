@@ -113,7 +113,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> N
     path.chmod(0o600)
     link = tmp_path / "link.db"
     link.symlink_to(path)
-    with pytest.raises(errors.ConfigError, match="no plain file"):
+    with pytest.raises(errors.ConfigError, match="it is a symbolic link"):
         KeyFile(link).read()
     pepper = tmp_path / "keys.db.pepper"
     good = pepper.read_bytes()

@@ -318,7 +318,7 @@ def test_links_and_places_that_are_no_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="symbolic link"):
         Ledger(tmp_path / "link.db")
     assert not target.exists()
-    with pytest.raises(ConfigError, match="must be a regular file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         Ledger(tmp_path)
     with pytest.raises(ConfigError, match="there is no directory"):
         Ledger(tmp_path / "absent" / "x.db")

@@ -71,7 +71,7 @@ def test_only_regular_files_are_opened(
     make(path)
     with pytest.raises(files.UnsafeFileError) as caught:
         do(path)
-    assert caught.value.strerror == f"it is {what}, must be a regular file"
+    assert caught.value.strerror == f"it is {what}, not a regular file"
     assert caught.value.filename == str(path)
     target = path.parent / "target"
     assert not target.exists() or target.read_bytes() == PRECIOUS
@@ -189,7 +189,7 @@ def test_a_private_folder(tmp_path: Path) -> None:
     folder.chmod(0o700)
     link.symlink_to(folder)
     for wrong in (link, Path(__file__)):
-        with pytest.raises(files.UnsafeFileError, match="must be a folder"):
+        with pytest.raises(files.UnsafeFileError, match="not a folder"):
             files.make_private_folder(str(wrong))
     with pytest.raises(FileNotFoundError):
         files.make_private_folder(str(tmp_path / "none" / "folder"))

@@ -176,7 +176,7 @@ class TestMachine:
     def test_a_link_in_the_place_of_its_folder_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").mkdir(mode=0o700)
         (tmp_path / f"fastroute-{os.geteuid()}").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(errors.ConfigError, match="it is a symbolic link, must be a folder"):
+        with pytest.raises(errors.ConfigError, match="it is a symbolic link, not a folder"):
             open_home(config("machine"))
 
     def test_without_a_memory_folder_it_is_in_the_temporary_one(
@@ -506,11 +506,11 @@ class TestRefused:
 
     def test_a_folder_and_a_pipe(self, path: Path) -> None:
         path.mkdir()
-        with pytest.raises(errors.ConfigError, match="it is a folder, must be a regular file"):
+        with pytest.raises(errors.ConfigError, match="it is a folder, not a regular file"):
             opened(path)
         path.rmdir()
         os.mkfifo(path, 0o600)
-        with pytest.raises(errors.ConfigError, match="must be a regular file"):
+        with pytest.raises(errors.ConfigError, match="not a regular file"):
             opened(path)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
