@@ -10,7 +10,6 @@ import logging
 import os
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastroute import errors
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastroute")
 
 _MASK = "***"
-_LARGEST_KEY_FILE = 64 * 1024
+_LARGEST_FILE = 64 * 1024
 
 
 class Secret:
@@ -99,7 +98,7 @@ def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | N
             )
     elif provider.api_key_file:
         path = f"providers.{name}.api_key_file"
-        value = _read_key_file(path, Path(provider.api_key_file))
+        value = read_secret_file(path, provider.api_key_file, "key")
     else:
         return None
     value, stripped = _without_newline(value)
@@ -151,21 +150,30 @@ def _without_newline(value: str) -> tuple[str, bool]:
     return value, False
 
 
-def _read_key_file(path: str, file: Path) -> str:
+def read_secret_file(path: str, file: str, what: str) -> str:
+    """The text of a file that holds a secret; a file that every user may read is logged.
+
+    Args:
+        path: the setting that names the file, for messages.
+        what: ``key`` or ``password``.
+
+    Raises:
+        ConfigError: it cannot be read, or is more than 64 KiB or no text.
+    """
     try:
         # Container platforms mount secrets as links, and readable by more than one user.
-        with files.closing(files.open_regular(str(file), os.O_RDONLY, follow=True)) as fd:
+        with files.closing(files.open_regular(file, os.O_RDONLY, follow=True)) as fd:
             mode = os.fstat(fd).st_mode
-            data = os.read(fd, _LARGEST_KEY_FILE + 1)
+            data = os.read(fd, _LARGEST_FILE + 1)
     except OSError as error:
         raise errors.ConfigError(
-            f"{path}: {file} cannot be read ({error.strerror}), must be a readable file that holds the key"
+            f"{path}: {file} cannot be read ({error.strerror}), must be a readable file that holds the {what}"
         ) from None
-    if len(data) > _LARGEST_KEY_FILE:
-        raise errors.ConfigError(f"{path}: {file} is too large for a key, must hold the key alone")
+    if len(data) > _LARGEST_FILE:
+        raise errors.ConfigError(f"{path}: {file} is too large for a {what}, must hold the {what} alone")
     if mode & stat.S_IROTH:
         log.warning("%s: every user of this machine may read %s; chmod 600 would be right", path, file)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise errors.ConfigError(f"{path}: {file} is not text, must hold the key alone") from None
+        raise errors.ConfigError(f"{path}: {file} is not text, must hold the {what} alone") from None

@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 
 from attrs import frozen
 
-from fastroute import errors
 from fastroute.config.redis_url import Service, read_redis_url
+from fastroute.config.secrets import read_secret_file
 
 
 class AwayError(Exception):
@@ -76,8 +76,4 @@ def _password(variable: str) -> str | None:
     password, file = os.environ.get(variable) or None, os.environ.get(f"{variable}_FILE")
     if password is not None or not file:
         return password
-    try:
-        with open(file, encoding="utf-8") as opened:
-            return opened.read().strip() or None
-    except (OSError, ValueError):
-        raise errors.ConfigError(f"{variable}_FILE: the file cannot be read") from None
+    return read_secret_file(f"{variable}_FILE", file, "password").strip() or None
