@@ -71,7 +71,7 @@ def _stamps(paths: Iterable[str]) -> dict[str, Stamp | None]:
 # ------------------------------------------------------------------------------------------------ the watch
 
 
-class Watch:
+class FileWatch:
     """Calls ``act`` in a thread of its own whenever there is cause to read the configuration again.
 
     Args:
@@ -144,11 +144,11 @@ class Watch:
 
 # ----------------------------------------------------------------------------------------------- the signal
 
-_listeners: tuple[weakref.ref[Watch], ...] = ()
+_listeners: tuple[weakref.ref[FileWatch], ...] = ()
 _previous: Any = signal.SIG_DFL  # what stood in the handler's place
 
 
-def _listen(watch: Watch) -> None:
+def _listen(watch: FileWatch) -> None:
     global _listeners, _previous
     present = signal.getsignal(signal.SIGHUP)
     if present is not _on_hangup:

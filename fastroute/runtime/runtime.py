@@ -34,7 +34,7 @@ from fastroute.types import Completion, Compress, Request, Route
 
 from .generation import Generation, Surroundings, files_of, lasting
 from .health import HealthChecks
-from .reload import Watch
+from .reload import FileWatch
 
 if TYPE_CHECKING:
     import requests
@@ -86,7 +86,7 @@ class Runtime:
         self._retired: set[Generation] = set()  # no longer in force, but calls have hold of them
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
-        self.watch: Watch | None = None
+        self.watch: FileWatch | None = None
         self.health: HealthChecks | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
         try:
@@ -97,7 +97,7 @@ class Runtime:
             self.generation = Generation(config, keys, self._around)
             self.shared: Shared | None = self._share()
             if config.reload != "off":
-                self.watch = Watch(config.reload, self._files(), self._reload_unasked)
+                self.watch = FileWatch(config.reload, self._files(), self._reload_unasked)
         except BaseException:
             self.ledger.close()
             raise

@@ -15,7 +15,7 @@ from served import Serve, in_threads, text
 
 from fastroute import Client, errors, events
 from fastroute.runtime import reload as watching
-from fastroute.runtime.reload import Changes, Watch
+from fastroute.runtime.reload import Changes, FileWatch
 
 # ----------------------------------------------------------------------------------------- a change of files
 
@@ -116,7 +116,7 @@ def test_a_watch_ends_with_what_it_watches_for() -> None:
             return ()
 
     owner = Owner()
-    watch = Watch("change", (), owner.act)
+    watch = FileWatch("change", (), owner.act)
     watch.ensure()
     thread = watch._thread
     assert thread is not None
