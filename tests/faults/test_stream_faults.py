@@ -489,12 +489,11 @@ def test_059_who_leaves_early_gives_everything_back(
     before = loop.endpoint()["available_tokens"]
     stream = loop.stream(LONG, max_tokens=1000)
     assert loop.endpoint()["in_flight"] == 1
-    with within(-1.0):  # and what a loaded machine needs: a second in all
-        leave(stream)
-        del stream
-        gc.collect()
-        loop.provider().wait_until(lambda provider: provider.abandoned == 1)
+    leave(stream)
+    del stream
+    gc.collect()
     assert loop.endpoint()["in_flight"] == 0
+    loop.provider().wait_until(lambda provider: provider.abandoned == 1)  # it would stall for ever
     (attempt,) = loop.attempts
     assert (attempt.outcome, attempt.error, attempt.usage_source) == ("client_cancelled", None, "estimated")
     assert attempt.cost_nano

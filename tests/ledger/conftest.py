@@ -18,6 +18,13 @@ def server() -> Iterator[PostgresServer]:
         yield started
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader waits for what is under way as long as a loaded machine needs."""
+    monkeypatch.setattr("fastroute.ledger.FLUSH_SECONDS", 30.0)
+    monkeypatch.setattr("fastroute.ledger.FLUSH_SECONDS_IN_TROUBLE", 30.0)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"

@@ -248,6 +248,7 @@ def test_a_damaged_file_is_not_set_aside_without_its_mark(
     os.unlink(f"{path}-wal")
     path.write_bytes(os.urandom(8192))
     with monkeypatch.context() as patched:
+        patched.setattr("fastroute.ledger.FLUSH_SECONDS_IN_TROUBLE", 0.1)
         patched.setattr(salvage, "leave_mark", refuse)
         with Ledger(path, hooks=hooks) as ledger:
             assert "cannot be set aside" in heard[0].reason
