@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastroute import Attempt, Client, Completion, Stream, events
+from fastroute import Attempt, Client, Completion, Stream, _core, events
 from fastroute.testing import Provider
 
 MODEL = "test-model"
@@ -125,6 +125,29 @@ class Loopback:
                 provider.wait_until(lambda known: known.open_connections == 0, SLACK)
             except TimeoutError as error:
                 raise AssertionError(f"a connection stayed open: {error}") from None
+
+
+def core_of(client: Client, endpoint: str | None = None) -> _core.Endpoint:
+    """The native state of the client's endpoint of that name, or of its first."""
+    state = client.runtime.generation.state
+    return (state.endpoints[0] if endpoint is None else state.named(endpoint)).core
+
+
+def held(client: Client) -> dict[str, int]:
+    """What the client's calls hold at this moment, without zeros: empty once all of them have ended."""
+    stats, runtime = client.stats(), client.runtime
+    generation = runtime.generation
+    gate, cache = generation.state.gate, generation.cache
+    counts = {
+        "in flight": sum(at["in_flight"] for at in stats["endpoints"].values()),
+        "at the gate": 0 if gate is None else gate.in_flight,
+        "waiting": runtime.queue.waiting,
+        "queues": len(runtime.queue.waiters),
+        "reserved times": len(runtime.queue.times),
+        "reserved nano-dollars": sum(status.reserved_nano or 0 for status in generation.budgets.snapshot()),
+        "flights": 0 if cache is None else len(cache.flights),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def threads() -> set[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from loopback import core_of
 from redis_server import PATIENCE, RedisServer, admitted
 
 import fastroute
@@ -33,11 +34,7 @@ class Machines:
         return self.clients[-1]
 
     def core(self, **tables: Any) -> _core.Endpoint:
-        return self.core_of(self.client(**tables))
-
-    @staticmethod
-    def core_of(client: fastroute.Client) -> _core.Endpoint:
-        return client.runtime.generation.state.endpoints[0].core
+        return core_of(self.client(**tables))
 
     @property
     def shared(self) -> list[Shared]:
@@ -98,7 +95,7 @@ class Watched:
         self.client = self.machines.client(**tables)
         self.heard: list[events.SharingChanged] = []
         self.client.on(self.heard.append, events.SharingChanged)
-        self.core = Machines.core_of(self.client)
+        self.core = core_of(self.client)
 
     def ask(self) -> str:
         reply = self.client.chat.completions.create(

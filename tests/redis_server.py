@@ -234,6 +234,8 @@ def _go_on(client: Any, heard: list[Any]) -> int:
 
 
 def _serve(config: dict[str, Any], pause: float | None) -> None:
+    from loopback import core_of
+
     import fastroute
     from fastroute import _core, events
     from fastroute.state.redis import connection
@@ -243,7 +245,7 @@ def _serve(config: dict[str, Any], pause: float | None) -> None:
     with fastroute.Client(config) as client:
         heard: list[Any] = []
         client.on(heard.append, events.SharingChanged)
-        core = client.runtime.generation.state.endpoints[0].core
+        core = core_of(client)
         client.runtime.shared.ensure()
         held: list[int] = []
         for line in sys.stdin:

@@ -28,7 +28,7 @@ from fastroute.state.endpoints import Endpoint, State
 from fastroute.types import Usage
 
 from .call import Call, Grant
-from .queue import ALL, RANKS, Place, WaitQueue
+from .queue import ALL, RANKS, Waiter, WaitQueue
 from .retry import RetryPolicy
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
@@ -59,12 +59,12 @@ class Progress:
         "excluded",
         "failed",
         "failed_slowly",
-        "place",
         "primary",
         "refused",
         "retry",
         "too_small",
         "tried",
+        "waiter",
         "wider_than",
         "without_usage",
     )
@@ -75,7 +75,7 @@ class Progress:
         # Tried, and may be asked again: with what each failed last, the longest ago first.
         self.retry: list[tuple[Endpoint, errors.APIError]] = []
         self.refused: list[_NotAdmitted] = []
-        self.place: Place | None = None  # in line, while it waits
+        self.waiter: Waiter | None = None  # in line, while it waits
         self.primary: errors.Error | None = None
         self.failed: Endpoint | None = None
         self.failed_slowly = False
@@ -125,9 +125,9 @@ class Admission:
                 if found is not None:
                     return found
         finally:
-            if progress.place is not None:
-                self._queue.leave(progress.place)
-                progress.place = None
+            if progress.waiter is not None:
+                self._queue.leave(progress.waiter)
+                progress.waiter = None
 
     def at_once(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
         """The next endpoint that lets the call in now; None if none does, for what ``refused`` says."""
@@ -191,8 +191,8 @@ class Admission:
 
     def clear(self, call: Call, progress: Progress) -> None:
         """Leaves nothing held by a call that has ended."""
-        if progress.place is not None:  # interrupted while it left the line
-            self._queue.leave(progress.place)
+        if progress.waiter is not None:  # interrupted while it left the line
+            self._queue.leave(progress.waiter)
         self.release(call)
 
     def release(self, call: Call) -> None:
@@ -233,7 +233,7 @@ class Admission:
         gate = self._state.gate
         if gate is None:
             return -1
-        if self._queue.waiting and self._queue.is_behind(ALL, _rank(call), progress.place):
+        if self._queue.waiting and self._queue.is_behind(ALL, _rank(call), progress.waiter):
             return None
         call.gate = gate.admit()
         return call.gate if call.gate >= 0 else None
@@ -246,7 +246,7 @@ class Admission:
 
     def _behind(self, call: Call, progress: Progress, name: str) -> int:
         """Negative, as a refusal of the core's, where others wait whom this call must not overtake."""
-        if self._queue.is_behind(name, _rank(call), progress.place):
+        if self._queue.is_behind(name, _rank(call), progress.waiter):
             return -_core.BUSY
         # Times that are reserved are paid, so the core would refuse: to reserve one too is the next step.
         wait = self._queue.reserved(name)
@@ -366,20 +366,20 @@ class Admission:
         patience = min(left, policy.queue_timeout - call.waited)
         if patience <= 0 or (limited.wait > patience and queue.reserved(limited.name) == 0):
             raise self._limited(progress)
-        if progress.place is None:
+        if progress.waiter is None:
             if queue.waiting >= policy.max_queue:
                 raise errors.RateLimitError(
                     f"{queue.waiting} calls wait for limits already (policy.max_queue)",
                     retry_after=max(limited.wait, _SOON),
                 )
-            progress.place = queue.place(_rank(call))
-            queue.enter(progress.place)
+            progress.waiter = queue.waiter(_rank(call))
+            queue.enter(progress.waiter)
         start = time.monotonic()
         try:
             if limited.reason == _core.BUSY:
                 busy = [refusal.name for refusal in progress.refused if refusal.reason == _core.BUSY]
                 waits = [refusal.wait for refusal in progress.refused if refusal.wait]
-                queue.wait(progress.place, busy, limited.endpoint.core, min([patience, *waits]))
+                queue.wait(progress.waiter, busy, limited.endpoint.core, min([patience, *waits]))
                 return None
             return self._sleep_in_queue(call, progress, limited, patience)
         finally:
@@ -390,7 +390,7 @@ class Admission:
     ) -> Grant | None:
         endpoint = limited.endpoint
         tokens = self._tokens(call, endpoint)
-        assert progress.place is not None
+        assert progress.waiter is not None
 
         def go_in() -> int:
             # In one statement, as in `_ask`.
@@ -399,7 +399,7 @@ class Admission:
                 call.held = None
             return grant.ticket
 
-        answer = self._queue.sleep(progress.place, endpoint.name, endpoint.core, tokens, patience, go_in)
+        answer = self._queue.sleep(progress.waiter, endpoint.name, endpoint.core, tokens, patience, go_in)
         if answer >= 0:
             gate = self._pass_gate(call, progress)
             if gate is None:

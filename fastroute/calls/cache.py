@@ -29,7 +29,7 @@ _KEPT_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 _MAX_LEADERS = 2  # failed leaders that one follower sees before it gives up itself
 
 
-class _Flight:
+class Flight:
     """One call that others wait for.
 
     When it fails, its followers move on together to ``successor``, which the first of them leads: however
@@ -44,7 +44,7 @@ class _Flight:
         self.done = threading.Event()
         self.completion: Completion | None = None
         self.error: BaseException | None = None
-        self.successor: _Flight | None = None
+        self.successor: Flight | None = None
 
 
 class Cache:
@@ -55,6 +55,9 @@ class Cache:
         max_entries, max_bytes: bounds; the least recently used go first.
         max_entry_bytes: a larger answer is not kept.
         scope: the tags that keep answers apart, or ``all`` but that of a request's id.
+
+    Attributes:
+        flights: the calls under way that equal calls wait for, by key.
 
     Thread safety: all methods; the lock is never held while a call is made.
     """
@@ -77,7 +80,7 @@ class Cache:
         self._store: cachetools.TLRUCache[bytes, tuple[Completion, int]] = cachetools.TLRUCache(
             max_bytes, self._expiry, timer=timer, getsizeof=_size
         )
-        self._flights: dict[bytes, _Flight] = {}
+        self.flights: dict[bytes, Flight] = {}
         self._lock = threading.Lock()
         self.hits = 0
         self.joined = 0
@@ -135,8 +138,8 @@ class Cache:
             Exception: whatever ``make`` raises; after two failed leaders a copy of the last one's error.
             errors.DeadlineExceeded: waiting took too long.
         """
-        led: list[_Flight] = []
-        awaited: list[_Flight] = []
+        led: list[Flight] = []
+        awaited: list[Flight] = []
         heir = object()
         try:
             return self._through(key, make, deadline, led, awaited, heir)
@@ -148,7 +151,7 @@ class Cache:
                 raise
             raise
 
-    def _let_go(self, key: bytes, led: list[_Flight], awaited: list[_Flight], heir: object) -> None:
+    def _let_go(self, key: bytes, led: list[Flight], awaited: list[Flight], heir: object) -> None:
         """Holds up nobody any more; done twice, it changes nothing."""
         for flight in led:
             if not flight.done.is_set():
@@ -161,12 +164,12 @@ class Cache:
         key: bytes,
         make: Callable[[], Completion],
         deadline: float,
-        led: list[_Flight],
-        awaited: list[_Flight],
+        led: list[Flight],
+        awaited: list[Flight],
         heir: object,
     ) -> tuple[Completion, bool]:
         failed = 0
-        failure: _Flight | None = None
+        failure: Flight | None = None
         while True:
             takes_over = failed + 1 < _MAX_LEADERS
             flight, leads, kept = self._join(key, failure, led, awaited, heir if takes_over else None)
@@ -192,23 +195,23 @@ class Cache:
     def _join(
         self,
         key: bytes,
-        failure: _Flight | None,
-        led: list[_Flight],
-        awaited: list[_Flight],
+        failure: Flight | None,
+        led: list[Flight],
+        awaited: list[Flight],
         heir: object | None,
-    ) -> tuple[_Flight, bool, Completion | None]:
+    ) -> tuple[Flight, bool, Completion | None]:
         """The flight to wait for or to lead, or the answer that is already kept."""
         me = threading.get_ident()
         with self._lock:
             entry = self._store.get(key)
-            flight = failure.successor if failure is not None else self._flights.get(key)
+            flight = failure.successor if failure is not None else self.flights.get(key)
             if entry is not None:
                 self.hits += 1
-                return flight or _Flight(me), False, entry[0]
+                return flight or Flight(me), False, entry[0]
             if flight is None:
-                flight = _Flight(me)
+                flight = Flight(me)
                 led.append(flight)
-                self._flights[key] = flight
+                self.flights[key] = flight
                 self.misses += 1
                 return flight, True, None
             if flight.leader is None:
@@ -221,15 +224,15 @@ class Cache:
                 flight.heirs.add(heir)
             return flight, False, None
 
-    def _leave(self, key: bytes, flight: _Flight, heir: object) -> None:
+    def _leave(self, key: bytes, flight: Flight, heir: object) -> None:
         with self._lock:
             flight.heirs.discard(heir)
             successor = flight.successor
             abandoned = not flight.heirs and successor is not None and successor.leader is None
-            if abandoned and self._flights.get(key) is successor:
-                del self._flights[key]  # those that would have taken over have given up
+            if abandoned and self.flights.get(key) is successor:
+                del self.flights[key]  # those that would have taken over have given up
 
-    def _lead(self, key: bytes, flight: _Flight, make: Callable[[], Completion]) -> Completion:
+    def _lead(self, key: bytes, flight: Flight, make: Callable[[], Completion]) -> Completion:
         try:
             completion = flight.completion = make()
         except BaseException as error:
@@ -239,15 +242,15 @@ class Cache:
             self._land(key, flight)
         return completion
 
-    def _land(self, key: bytes, flight: _Flight) -> None:
+    def _land(self, key: bytes, flight: Flight) -> None:
         """Ends a flight: keeps its answer, or leaves it to the first of those who waited."""
         with self._lock:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
+            if self.flights.get(key) is flight:
+                del self.flights[key]
             if flight.completion is not None:
                 self._keep(key, flight.completion)
             elif flight.heirs and flight.successor is None:
-                flight.successor = self._flights[key] = _Flight(None)
+                flight.successor = self.flights[key] = Flight(None)
         flight.done.set()
 
     def clear(self) -> None:
@@ -269,7 +272,7 @@ class Cache:
     def after_fork(self) -> None:
         """In a forked child: no call of the parent's threads will ever end here."""
         self._lock = threading.Lock()
-        self._flights = {}
+        self.flights = {}
         self._random = random.Random()
 
     def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:

@@ -64,7 +64,7 @@ class Hedge(Generic[_Answer]):
 
     def begin(self) -> None:
         """From now on the delay runs. `end` must follow, even where this is interrupted."""
-        self._alarm = Alarm(time.monotonic() + self._delay, self._due)
+        self._alarm = Alarm(time.monotonic() + self._delay, self.launch)
 
     def result(self) -> _Answer | None:
         """The second attempt's answer, waiting for it; None if it has not begun by now, or has none.
@@ -92,8 +92,9 @@ class Hedge(Generic[_Answer]):
             alarm.cancel()
         self.race.end()
 
-    def _due(self) -> None:
-        # In the thread of all clocks, which must neither wait nor fail.
+    def launch(self) -> None:
+        """Begins the second attempt in a thread of the workers. The timer's thread calls this."""
+        # That thread runs all timers, so this must neither wait nor fail.
         try:
             if not self._workers.start(self._context, self._run):
                 log.debug("a call is not hedged: all threads for hedges are in use")

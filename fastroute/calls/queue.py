@@ -23,12 +23,13 @@ from fastroute.types import PRIORITIES
 ALL = ""  # the line for a permit of all endpoints together
 RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
 
-_POLL = 0.02  # seconds after which the first in a line looks again: another process may have freed a permit
+POLL_INTERVAL = 0.02
+"""Seconds after which the first of a queue looks again: another process may have freed a permit."""
 _REAP = 1.0  # seconds between two looks for what killed workers held
 
 
-class Place:
-    """A call's place in the lines that it stands in."""
+class Waiter:
+    """A call that waits, in any number of queues at once."""
 
     __slots__ = ("_turn", "key", "names")
 
@@ -37,34 +38,40 @@ class Place:
         self.names: tuple[str, ...] = ()
         self._turn = threading.Event()
 
-    def __lt__(self, other: Place) -> bool:
+    def __lt__(self, other: Waiter) -> bool:
         return self.key < other.key
 
     def wake(self) -> None:
         self._turn.set()
 
-    def sleep(self, seconds: float) -> None:
-        """Until it is woken or the time is over."""
-        self._turn.wait(seconds)
+    @property
+    def awake(self) -> bool:
+        """Whether it was woken and has not slept since."""
+        return self._turn.is_set()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleeps until it is woken or the time is over; whether it was woken."""
+        woken = self._turn.wait(seconds)
         self._turn.clear()
+        return woken
 
 
-class _Time:
+class ReservedTime:
     """A reserved time and whose it is."""
 
-    __slots__ = ("due", "paid", "place", "tokens")
+    __slots__ = ("due", "paid", "tokens", "waiter")
 
-    def __init__(self, place: Place, due: float, tokens: int) -> None:
-        self.place = place
+    def __init__(self, waiter: Waiter, due: float, tokens: int) -> None:
+        self.waiter = waiter
         self.due = due
         self.tokens = tokens  # what its owner needs
         self.paid = tokens  # what has been reserved with the time
 
-    def __lt__(self, other: _Time) -> bool:
+    def __lt__(self, other: ReservedTime) -> bool:
         return self.due < other.due
 
 
-class _Times:
+class ReservedTimes:
     """The reserved times of one endpoint, the next first.
 
     Attributes:
@@ -74,15 +81,31 @@ class _Times:
     __slots__ = ("credit", "entries")
 
     def __init__(self) -> None:
-        self.entries: list[_Time] = []
+        self.entries: list[ReservedTime] = []
         self.credit = 0
 
-    def remove(self, entry: _Time) -> None:
-        """Its owner goes in."""
-        self.entries.remove(entry)
-        self.credit += entry.paid - entry.tokens
+    def insert(self, new: ReservedTime) -> None:
+        """Adds a call; lower classes make way."""
+        insort(self.entries, new)
+        first = next((each for each in self.entries if each is new or each.waiter.key > new.waiter.key), new)
+        if first is not new:
+            self._exchange()
 
-    def exchange(self, gone: _Time | None = None) -> None:
+    def withdraw(self, entry: ReservedTime, away: bool) -> None:
+        """Takes a call out, if it is among them.
+
+        Args:
+            away: it does not go in, but gets its payment back: others move up.
+        """
+        if entry not in self.entries:
+            return
+        if away:
+            self._exchange(entry)
+        else:
+            self.entries.remove(entry)
+            self.credit += entry.paid - entry.tokens
+
+    def _exchange(self, gone: ReservedTime | None = None) -> None:
         """Gives the times out anew, by class and coming.
 
         At none of them more has gone in than was paid until then, of requests and of tokens: a call for which
@@ -94,9 +117,9 @@ class _Times:
         """
         times = [(entry.due, entry.paid) for entry in self.entries]
         left = sorted(
-            (entry for entry in self.entries if entry is not gone), key=lambda entry: entry.place.key
+            (entry for entry in self.entries if entry is not gone), key=lambda entry: entry.waiter.key
         )
-        found: list[_Time] = []
+        found: list[ReservedTime] = []
         free, since = self.credit, 0  # since: paid after the time of the last one found
         for last, (due, paid) in enumerate(times):
             free += paid
@@ -111,11 +134,11 @@ class _Times:
                 entry.due, entry.paid, since = due, since, 0
                 found.append(entry)
                 if moved:
-                    entry.place.wake()
+                    entry.waiter.wake()
         for entry in left:  # in debt for one that went before
             entry.due, entry.paid, since = times[-1][0], since, 0
             found.append(entry)
-            entry.place.wake()
+            entry.waiter.wake()
         self.entries = found
         if gone is not None:
             self.credit += since - gone.tokens
@@ -129,6 +152,8 @@ class WaitQueue:
 
     Attributes:
         waiting: how many there are.
+        waiters: who waits for a permit, by endpoint, the next first; without endpoints that have none.
+        times: the times reserved, by endpoint; without endpoints that have none.
 
     Thread safety: all methods. Nothing is called while the lock is held but the core.
     """
@@ -140,50 +165,50 @@ class WaitQueue:
     def after_fork(self) -> None:
         """In a forked child: nobody waits here."""
         self.waiting = 0
-        self._waiting: set[Place] = set()
+        self._waiting: set[Waiter] = set()
         self._lock = threading.Lock()
         self._orders = itertools.count()
-        self._queues: dict[str, list[Place]] = {}
-        self._times: dict[str, _Times] = {}
+        self.waiters: dict[str, list[Waiter]] = {}
+        self.times: dict[str, ReservedTimes] = {}
         self._reaped = 0.0
 
     # ------------------------------------------------------------------------------------- permits
 
-    def place(self, rank: int) -> Place:
-        """A place for a call that is going to wait."""
-        return Place((rank, next(self._orders)))
+    def waiter(self, rank: int) -> Waiter:
+        """One for a call that is going to wait."""
+        return Waiter((rank, next(self._orders)))
 
-    def enter(self, place: Place) -> Place:
+    def enter(self, waiter: Waiter) -> Waiter:
         """Begins to wait there; `leave` must follow, even where this is interrupted."""
         with self._lock:
-            self._waiting.add(place)
+            self._waiting.add(waiter)
             self.waiting = len(self._waiting)
-        return place
+        return waiter
 
-    def leave(self, place: Place) -> None:
-        """Gives the place up; who is first now looks whether there is more. Twice is as good as once."""
+    def leave(self, waiter: Waiter) -> None:
+        """Leaves all queues and wakes who is first there now. Idempotent."""
         with self._lock:
-            self._waiting.discard(place)
+            self._waiting.discard(waiter)
             self.waiting = len(self._waiting)
-            self._stand(place, ())
+            self._stand(waiter, ())
 
-    def is_behind(self, name: str, rank: int, place: Place | None) -> bool:
+    def is_behind(self, name: str, rank: int, waiter: Waiter | None) -> bool:
         """Whether another call, here before this one or of a higher class, waits for one of its permits."""
-        queue = self._queues.get(name)
+        queue = self.waiters.get(name)
         if not queue:
             return False
         with self._lock:
             if not queue:
                 return False
             first = queue[0]
-            if place is not None:
-                return first is not place and first.key < place.key
+            if waiter is not None:
+                return first is not waiter and first.key < waiter.key
             return first.key[0] <= rank
 
-    def wait(self, place: Place, names: Iterable[str], core: _core.Endpoint, seconds: float) -> None:
+    def wait(self, waiter: Waiter, names: Iterable[str], core: _core.Endpoint, seconds: float) -> None:
         """Waits until one of the endpoints may have a permit, ``seconds`` at most.
 
-        Returns at once when the place joins a line: what was given back before it stood there woke nobody.
+        Returns at once when it joins a queue: what was given back before that woke nobody.
 
         Args:
             names: whose permits would do.
@@ -191,50 +216,50 @@ class WaitQueue:
         """
         wanted = tuple(names)
         with self._lock:
-            joins = not set(wanted).issubset(place.names)
-            self._stand(place, wanted)
+            joins = not set(wanted).issubset(waiter.names)
+            self._stand(waiter, wanted)
             if joins:
                 return
-            leads = any(self._queues[name][0] is place for name in place.names)
+            leads = any(self.waiters[name][0] is waiter for name in waiter.names)
         if leads:
             self._reap(core)
-            seconds = min(seconds, _POLL)
-        place.sleep(seconds)
+            seconds = min(seconds, POLL_INTERVAL)
+        waiter.sleep(seconds)
 
     def freed(self, name: str) -> None:
         """Tells the first who waits for it that a permit of the endpoint was given back."""
         if not self.waiting:
             return
         with self._lock:
-            for queue in (self._queues.get(name), self._queues.get(ALL)):
+            for queue in (self.waiters.get(name), self.waiters.get(ALL)):
                 if queue:
                     queue[0].wake()
 
     def look(self) -> None:
         """Tells everybody to look again: limits have changed."""
         with self._lock:
-            for queue in self._queues.values():
-                for place in queue:
-                    place.wake()
+            for queue in self.waiters.values():
+                for waiter in queue:
+                    waiter.wake()
 
-    def _stand(self, place: Place, names: tuple[str, ...]) -> None:
+    def _stand(self, waiter: Waiter, names: tuple[str, ...]) -> None:
         """Leaves the lines it stands in and joins others; the first of a line left is told."""
-        if names == place.names:
+        if names == waiter.names:
             return
-        for name in place.names:
+        for name in waiter.names:
             if name not in names:
-                queue = self._queues.get(name, [])
-                if place in queue:  # it is not where an interrupt came before the end of this
-                    queue.remove(place)
+                queue = self.waiters.get(name, [])
+                if waiter in queue:  # it is not where an interrupt came before the end of this
+                    queue.remove(waiter)
                 if queue:
                     queue[0].wake()
                 else:
-                    self._queues.pop(name, None)
-        place.names = names  # before it joins them: interrupted meanwhile, it leaves wherever it got to
+                    self.waiters.pop(name, None)
+        waiter.names = names  # before it joins them: interrupted meanwhile, it leaves wherever it got to
         for name in names:
-            queue = self._queues.setdefault(name, [])
-            if place not in queue:
-                insort(queue, place)
+            queue = self.waiters.setdefault(name, [])
+            if waiter not in queue:
+                insort(queue, waiter)
 
     def _reap(self, core: _core.Endpoint) -> None:
         now = self._clock()
@@ -249,7 +274,7 @@ class WaitQueue:
 
         While there is one, a call that comes would be refused: it can reserve at once.
         """
-        times = self._times.get(name)
+        times = self.times.get(name)
         if times is None:
             return 0.0
         with self._lock:
@@ -258,7 +283,7 @@ class WaitQueue:
 
     def sleep(
         self,
-        place: Place,
+        waiter: Waiter,
         name: str,
         core: _core.Endpoint,
         tokens: int,
@@ -277,13 +302,13 @@ class WaitQueue:
         wait = core.reserve(tokens, int(patience * 1e9))
         if wait <= 0:
             return wait or self._go_in(core, tokens, go_in)
-        mine = _Time(place, self._clock() + wait / 1e9, tokens)
+        mine = ReservedTime(waiter, self._clock() + wait / 1e9, tokens)
         try:
             limit = self._clock() + patience
             with self._lock:
-                self._insert(name, mine)
+                self.times.setdefault(name, ReservedTimes()).insert(mine)
             while (left := mine.due - self._clock()) > 0 and mine.due <= limit:
-                place.sleep(left)
+                waiter.sleep(left)
             self._withdraw(name, mine, left > 0)
         except BaseException:
             self._withdraw(name, mine, True)
@@ -300,28 +325,12 @@ class WaitQueue:
             core.unreserve(tokens)
         return ticket
 
-    def _withdraw(self, name: str, entry: _Time, away: bool) -> None:
-        """Takes a call out of those that wait for their time, if it is among them.
-
-        Args:
-            away: it does not go in, but gets its payment back: others move up.
-        """
+    def _withdraw(self, name: str, entry: ReservedTime, away: bool) -> None:
+        """See `ReservedTimes.withdraw`."""
         with self._lock:
-            times = self._times.get(name)
+            times = self.times.get(name)
             if times is None:
                 return
-            if entry in times.entries:
-                if away:
-                    times.exchange(entry)
-                else:
-                    times.remove(entry)
+            times.withdraw(entry, away)
             if not times.entries:
-                self._times.pop(name, None)
-
-    def _insert(self, name: str, new: _Time) -> None:
-        """Puts a call among those that wait for their time; lower classes make way."""
-        times = self._times.setdefault(name, _Times())
-        insort(times.entries, new)
-        first = next((each for each in times.entries if each is new or each.place.key > new.place.key), new)
-        if first is not new:
-            times.exchange()
+                self.times.pop(name, None)

@@ -59,6 +59,7 @@ class Runtime:
 
     Attributes:
         generation: the one in force. Read it once: the next read may give another.
+        hedge_workers: the threads of calls' second attempts.
 
     Raises:
         ConfigError: with every problem of the configuration.
@@ -90,9 +91,9 @@ class Runtime:
         self.health: HealthChecks | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
         try:
-            self._hedges = Workers(config.workers, 0, "fastroute-hedge")
+            self.hedge_workers = Workers(config.workers, 0, "fastroute-hedge")
             self._around = Surroundings(
-                self.ledger, self.hooks, self.queue, self.function_classifier, session, self._hedges
+                self.ledger, self.hooks, self.queue, self.function_classifier, session, self.hedge_workers
             )
             self.generation = Generation(config, keys, self._around)
             self.shared: Shared | None = self._share()
@@ -114,7 +115,7 @@ class Runtime:
         self.hooks.after_fork()
         self.function_classifier.after_fork()
         self.workers.after_fork()
-        self._hedges.after_fork()
+        self.hedge_workers.after_fork()
         self.queue.after_fork()
         if self.shared is not None:
             self.shared.after_fork()
@@ -138,7 +139,7 @@ class Runtime:
         if self.health is not None:
             self.health.stop()
         self.workers.close()
-        self._hedges.close()
+        self.hedge_workers.close()
         self.function_classifier.close()
         if self.shared is not None:
             self.shared.close()

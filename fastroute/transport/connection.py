@@ -45,7 +45,7 @@ def _taken(connection: Any, timer: RequestTimer | None) -> bool:
     return before is not None and before is not timer and before.release()
 
 
-def _begins(connection: Any) -> None:
+def begin_request(connection: Any) -> None:
     """Prepares the connection and the timer for a request."""
     timer = _timer()
     if _taken(connection, timer):
@@ -81,7 +81,7 @@ def _ready_to_read() -> None:
         timer.sent = True
 
 
-class _Reporting:
+class Reporting:
     """Updates the timer at each step of its connection, and resolves names within the time limit."""
 
     reports = True
@@ -106,7 +106,7 @@ class _Reporting:
             raise
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        _begins(self)
+        begin_request(self)
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
@@ -199,7 +199,7 @@ class _Scribe(http.client.HTTPConnection):
         self.written += data
 
 
-class _Direct(_Reporting):
+class _Direct(Reporting):
     """Sends a request in one piece, with a head that is built once for all equal requests.
 
     `http.client` sends head and body separately: two system calls, two packets, and a peer that wakes up
@@ -222,7 +222,7 @@ class _Direct(_Reporting):
     def request(
         self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] = {}, **_: Any
     ) -> None:
-        _begins(self)
+        begin_request(self)
         if self.sock is None:
             self.connect()
         self._asked = method, url
@@ -316,4 +316,4 @@ def report(pool: Any) -> None:
 def _reporting(kind: Any) -> Any:
     # A class with its own way to open connections, such as through SOCKS, keeps it.
     plain = kind._new_conn is HTTPConnection._new_conn
-    return type(kind.__name__, (_Reporting, _Dialing, kind) if plain else (_Reporting, kind), {})
+    return type(kind.__name__, (Reporting, _Dialing, kind) if plain else (Reporting, kind), {})

@@ -46,7 +46,7 @@ def alone(send: Callable[[Hedge[Answered]], Answered | None]) -> tuple[Hedge[Ans
 def test_what_has_not_begun_in_time_does_not_begin(given_up: Callable[[Hedge[Answered]], Any]) -> None:
     sent: list[Any] = []
     hedge, later = alone(sent.append)
-    hedge._due()
+    hedge.launch()
     assert given_up(hedge) is None
     (run,) = later.given
     run()
@@ -75,7 +75,7 @@ def test_an_answer_that_nobody_takes_is_let_go(before: bool) -> None:
         return answer
 
     hedge, later = alone(send)
-    hedge._due()
+    hedge.launch()
     later.given.pop()()
     if not before:
         assert answers[0]() is not None
@@ -96,7 +96,7 @@ def test_whatever_a_hedge_fails_with_the_first_attempt_goes_on(
         raise problem
 
     hedge, later = alone(send)
-    hedge._due()
+    hedge.launch()
     later.given.pop()()
     assert hedge.result() is None
     assert told in caplog.text
@@ -137,4 +137,4 @@ def test_nothing_that_a_hedge_meets_stops_the_clocks(problem: type[Exception]) -
         def start(self, context: contextvars.Context, call: Callable[[], object]) -> bool:
             raise problem("no thread can be started")
 
-    Hedge(60.0, lambda _: None, Never())._due()  # type: ignore[arg-type]
+    Hedge(60.0, lambda _: None, Never()).launch()  # type: ignore[arg-type]

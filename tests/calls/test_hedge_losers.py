@@ -256,7 +256,7 @@ def test_while_it_is_not_even_prepared(start: Start, monkeypatch: pytest.MonkeyP
     loop.provider("a").script(answer)
     reply = loop.ask()
     over.set()
-    loop.client.runtime._hedges.close()  # waits for the one under way
+    loop.client.runtime.hedge_workers.close()  # waits for the one under way
     assert reply.route is not None
     assert [attempt.outcome for attempt in reply.route.attempts] == ["ok"]
     assert loop.provider("b").received == 0
@@ -355,8 +355,10 @@ def test_nor_between_the_look_at_it_and_the_cut(pooled: Pooled, monkeypatch: pyt
     first, exchange = send()
     after = Next(pooled)
 
+    read: Any = HTTPResponse.connection
+
     def connection(raw: Any) -> Any:
-        seen = raw._connection
+        seen = read.fget(raw)
         if not after.ident:
             exchange.body()
             after.start()
@@ -411,7 +413,7 @@ def test_a_connection_that_was_cut_is_opened_again_once() -> None:
         before.hold(gone)
         before.shut()
 
-    class Reporting(connection._Reporting, Counted):
+    class Reporting(connection.Reporting, Counted):
         pass
 
     one: Any = Reporting()
@@ -419,7 +421,7 @@ def test_a_connection_that_was_cut_is_opened_again_once() -> None:
     request_timer.current.timer = watch = RequestTimer(time.monotonic() + LATE)
     try:
         one.connect()
-        connection._begins(one)
+        connection.begin_request(one)
         assert one.sock is not None
         assert not watch.reused
     finally:

@@ -295,7 +295,7 @@ def test_a_client_that_is_closed_meanwhile_sends_no_hedge(start: Start) -> None:
     loop = start(2, policy=hedging())
     known(loop)
     loop.provider("a").script(Fault.slow(0.3))
-    loop.client.runtime._hedges.close()
+    loop.client.runtime.hedge_workers.close()
     assert len(tried(loop.ask())) == 1
 
 
@@ -303,7 +303,7 @@ def test_all_threads_for_hedges_are_in_use(start: Start) -> None:
     loop = start(2, policy=hedging(), fastroute={"workers": 1})
     known(loop)
     hold = threading.Event()
-    assert loop.client.runtime._hedges.start(contextvars.copy_context(), lambda: hold.wait(10))
+    assert loop.client.runtime.hedge_workers.start(contextvars.copy_context(), lambda: hold.wait(10))
     try:
         refused(loop)
     finally:

@@ -11,20 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastroute import _core
-from fastroute.calls.queue import Place, WaitQueue, _Time
+from fastroute.calls.queue import ReservedTime, ReservedTimes, Waiter, WaitQueue
 
 HIGH, NORMAL, LOW = range(3)
 
 
-def stand(queue: WaitQueue, rank: int, *names: str) -> Place:
-    """A place as `WaitQueue.wait` makes it, without the waiting."""
-    place = queue.enter(queue.place(rank))
-    queue._stand(place, names)
-    return place
+CORE = _core.Endpoint(_core.Segment(64), "a", max_in_flight=1)
 
 
-def is_awake(place: Place) -> bool:
-    return place._turn.is_set()
+def stand(queue: WaitQueue, rank: int, *names: str) -> Waiter:
+    """One that has joined these queues and does not sleep yet."""
+    waiter = queue.enter(queue.waiter(rank))
+    queue.wait(waiter, names, CORE, 10)  # returns at once, because it joins
+    return waiter
 
 
 class TestPermits:
@@ -32,14 +31,14 @@ class TestPermits:
         queue = WaitQueue()
         first, second = stand(queue, NORMAL, "a"), stand(queue, NORMAL, "a")
         queue.freed("b")
-        assert not is_awake(first)
+        assert not first.awake
         queue.freed("a")
-        assert is_awake(first)
-        assert not is_awake(second)
+        assert first.awake
+        assert not second.awake
         queue.leave(first)
-        assert is_awake(second)
+        assert second.awake
         queue.leave(second)
-        assert (queue.waiting, queue._queues) == (0, {})
+        assert (queue.waiting, queue.waiters) == (0, {})
 
     def test_a_higher_class_goes_first(self) -> None:
         queue = WaitQueue()
@@ -47,9 +46,9 @@ class TestPermits:
         order = []
         while queue.waiting:
             queue.freed("a")
-            place = next(each for each in (low, normal, high) if each.names and is_awake(each))
-            order.append(place)
-            queue.leave(place)
+            waiter = next(each for each in (low, normal, high) if each.names and each.awake)
+            order.append(waiter)
+            queue.leave(waiter)
         assert order == [high, normal, low]
 
     def test_nobody_overtakes_but_by_class(self) -> None:
@@ -65,39 +64,39 @@ class TestPermits:
         queue.leave(waiting)
         assert not queue.is_behind("a", NORMAL, later)
 
-    def test_a_place_follows_what_it_waits_for(self) -> None:
+    def test_a_waiter_follows_what_it_waits_for(self) -> None:
         queue = WaitQueue()
         mover, other = stand(queue, NORMAL, "a", "b"), stand(queue, NORMAL, "a")
-        queue._stand(mover, ("b",))
-        assert is_awake(other)
+        queue.wait(mover, ["b"], CORE, 0)
+        assert other.awake
         queue.freed("b")
-        assert is_awake(mover)
+        assert mover.awake
         queue.leave(mover)
         queue.leave(other)
-        assert queue._queues == {}
+        assert queue.waiters == {}
 
     def test_all_look_again_when_limits_change(self) -> None:
         queue = WaitQueue()
-        places = [stand(queue, NORMAL, "a"), stand(queue, NORMAL, "a"), stand(queue, LOW, "b")]
+        waiters = [stand(queue, NORMAL, "a"), stand(queue, NORMAL, "a"), stand(queue, LOW, "b")]
         queue.look()
-        assert all(map(is_awake, places))
+        assert all(waiter.awake for waiter in waiters)
 
     def test_who_joins_a_line_asks_once_more_before_it_sleeps(self, monkeypatch: pytest.MonkeyPatch) -> None:
         slept: list[float] = []
-        monkeypatch.setattr(Place, "sleep", lambda place, seconds: slept.append(seconds))
+        monkeypatch.setattr(Waiter, "sleep", lambda waiter, seconds: slept.append(seconds))
         core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=1)
         queue = WaitQueue()
-        place = queue.enter(queue.place(NORMAL))
+        waiter = queue.enter(queue.waiter(NORMAL))
         queue.freed("a")  # between a refusal and the line: nobody stands there to be woken
-        queue.wait(place, ["a"], core, 10)
+        queue.wait(waiter, ["a"], core, 10)
         assert slept == []
-        queue.wait(place, ["a"], core, 10)
+        queue.wait(waiter, ["a"], core, 10)
         assert len(slept) == 1
-        queue.wait(place, ["a", "b"], core, 10)
+        queue.wait(waiter, ["a", "b"], core, 10)
         assert len(slept) == 1
-        queue.wait(place, ["b"], core, 10)
+        queue.wait(waiter, ["b"], core, 10)
         assert len(slept) == 2
-        queue.leave(place)
+        queue.leave(waiter)
 
     @pytest.mark.parametrize("limit", [1, 3])
     def test_threads_get_every_permit_and_none_more(self, limit: int) -> None:
@@ -108,10 +107,10 @@ class TestPermits:
 
         def work(rank: int) -> None:
             for _ in range(20):
-                place = queue.enter(queue.place(rank))
-                while queue.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
-                    queue.wait(place, ["a"], core, 10)
-                queue.leave(place)
+                waiter = queue.enter(queue.waiter(rank))
+                while queue.is_behind("a", rank, waiter) or (ticket := core.admit()) < 0:
+                    queue.wait(waiter, ["a"], core, 10)
+                queue.leave(waiter)
                 with counting:
                     under[0] += 1
                     most[0] = max(most[0], under[0])
@@ -128,14 +127,14 @@ class TestPermits:
             worker.join(30)
         assert sorted(done) == [0, 0, 0, 1, 1, 1, 2, 2]
         assert most[0] <= limit
-        assert (queue.waiting, queue._queues, core.in_flight) == (0, {}, 0)
+        assert (queue.waiting, queue.waiters, core.in_flight) == (0, {}, 0)
 
 
-class Watched(Place):
-    """A place whose sleep is the test's."""
+class Watched(Waiter):
+    """One whose sleep is the test's."""
 
-    def __init__(self, queue: WaitQueue, rank: int, sleep: Callable[[Place], None]) -> None:
-        super().__init__(queue.enter(queue.place(rank)).key)
+    def __init__(self, queue: WaitQueue, rank: int, sleep: Callable[[Waiter], None]) -> None:
+        super().__init__(queue.enter(queue.waiter(rank)).key)
         self._sleep = sleep
 
     def sleep(self, seconds: float) -> None:
@@ -143,28 +142,27 @@ class Watched(Place):
 
 
 class TestTimes:
-    def times(self, queue: WaitQueue, *entries: tuple[int, float, int]) -> list[_Time]:
+    def add(self, times: ReservedTimes, *entries: tuple[int, float, int]) -> list[ReservedTime]:
         """Entries of (class, due, tokens) in the order of their coming."""
         made = []
         for rank, due, tokens in entries:
-            time = _Time(queue.enter(queue.place(rank)), due, tokens)
-            queue._insert("a", time)
-            made.append(time)
+            made.append(ReservedTime(Waiter((rank, int(due))), due, tokens))
+            times.insert(made[-1])
         return made
 
     def test_equals_keep_their_order(self) -> None:
-        times = self.times(WaitQueue(), (NORMAL, 1, 5), (NORMAL, 2, 5), (NORMAL, 3, 5))
+        times = self.add(ReservedTimes(), (NORMAL, 1, 5), (NORMAL, 2, 5), (NORMAL, 3, 5))
         assert [time.due for time in times] == [1, 2, 3]
 
     def test_a_higher_class_takes_the_first_time_of_a_lower_which_all_move_back_by_one(self) -> None:
-        queue = WaitQueue()
-        times = self.times(queue, (LOW, 1, 5), (HIGH, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
+        reserved = ReservedTimes()
+        times = self.add(reserved, (LOW, 1, 5), (HIGH, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
         low, high, last, normal = (time.due for time in times)
         assert (high, normal, low, last) == (1, 2, 3, 4)
-        assert queue._times["a"].entries == sorted(times, key=lambda time: time.due)
+        assert reserved.entries == sorted(times, key=lambda time: time.due)
 
     def test_a_time_that_too_little_was_paid_for_is_not_taken(self) -> None:
-        small, large = self.times(WaitQueue(), (LOW, 1, 5), (HIGH, 2, 50))
+        small, large = self.add(ReservedTimes(), (LOW, 1, 5), (HIGH, 2, 50))
         assert (small.due, large.due) == (1, 2)
 
     @settings(deadline=None, max_examples=300)
@@ -178,24 +176,26 @@ class TestTimes:
         )
     )
     def test_at_no_time_more_has_gone_in_than_was_paid(self, calls: list[tuple[int, int, Any]]) -> None:
-        queue = WaitQueue()
+        reserved = ReservedTimes()
         used = paid = gone = returned = 0
-        waiting: list[_Time] = []
+        waiting: list[ReservedTime] = []
         for due, (rank, tokens, what) in enumerate(calls):
-            waiting += self.times(queue, (rank, due, tokens))
+            waiting += self.add(reserved, (rank, due, tokens))
             if what == "goes in":  # the first, before the next one comes
-                first = queue._times["a"].entries[0]
-                queue._withdraw("a", first, False)
+                first = reserved.entries[0]
+                reserved.withdraw(first, False)
                 waiting.remove(first)
                 used += first.tokens
                 gone += 1
             elif what is not None:  # gets its payment back
                 away = waiting.pop(what % len(waiting))
                 before = {id(time): time.due for time in waiting}
-                queue._withdraw("a", away, True)
+                reserved.withdraw(away, True)
                 returned += away.tokens
                 if len({tokens for _, tokens, _ in calls}) == 1:
                     assert all(time.due <= before[id(time)] for time in waiting)
+            if not reserved.entries:
+                reserved = ReservedTimes()  # as the queue does
         total = sum(tokens for _, tokens, _ in calls)
         assert sum(time.tokens for time in waiting) == total - used - returned
         for due, (_, tokens, _) in enumerate(calls):
@@ -205,37 +205,34 @@ class TestTimes:
             if now:
                 assert used + sum(time.tokens for time in now) <= paid
         assert all(time.due < len(calls) for time in waiting)
-        known = queue._times.get("a")
-        assert (known is None) == (not waiting)
-        if known is not None:
-            assert known.credit + sum(time.paid for time in waiting) == sum(time.tokens for time in waiting)
-            assert [time.due for time in known.entries] == sorted(time.due for time in waiting)
+        assert reserved.credit + sum(time.paid for time in waiting) == sum(time.tokens for time in waiting)
+        assert [time.due for time in reserved.entries] == sorted(time.due for time in waiting)
 
     def test_who_gives_up_delays_nobody_behind(self) -> None:
-        queue = WaitQueue()
-        times = self.times(queue, (NORMAL, 1, 5), (NORMAL, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
-        queue._withdraw("a", times[0], True)
+        reserved = ReservedTimes()
+        times = self.add(reserved, (NORMAL, 1, 5), (NORMAL, 2, 5), (LOW, 3, 5), (NORMAL, 4, 5))
+        reserved.withdraw(times[0], True)
         assert [time.due for time in times[1:]] == [1, 3, 2]
-        assert all(is_awake(time.place) for time in times[1:])
-        queue._withdraw("a", times[0], True)  # again, as after an interrupt: nothing more
+        assert all(time.waiter.awake for time in times[1:])
+        reserved.withdraw(times[0], True)  # again, as after an interrupt: nothing more
         assert [time.due for time in times[1:]] == [1, 3, 2]
 
     def test_a_call_pays_sleeps_once_and_goes_in(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60_000, request_burst=1)
         queue = WaitQueue()
-        place = queue.enter(queue.place(NORMAL))
+        waiter = queue.enter(queue.waiter(NORMAL))
         assert core.admit() >= 0
         assert queue.reserved("a") == 0
-        assert queue.sleep(place, "a", core, 0, 10, lambda: core.admit(0, 0, True)) >= 0
-        queue.leave(place)
-        assert queue._times == {}
+        assert queue.sleep(waiter, "a", core, 0, 10, lambda: core.admit(0, 0, True)) >= 0
+        queue.leave(waiter)
+        assert queue.times == {}
 
     def test_longer_than_its_patience_is_refused_with_the_time_it_would_take(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=1, request_burst=1)
         queue = WaitQueue()
-        place = queue.enter(queue.place(NORMAL))
+        waiter = queue.enter(queue.waiter(NORMAL))
         core.admit()
-        answer = queue.sleep(place, "a", core, 0, 1, lambda: core.admit(0, 0, True))
+        answer = queue.sleep(waiter, "a", core, 0, 1, lambda: core.admit(0, 0, True))
         assert -answer & 7 == _core.REQUESTS
         assert 58e9 < -answer >> 3 <= 60e9
         assert core.available_requests() == 0
@@ -246,9 +243,9 @@ class TestTimes:
         queue = WaitQueue(lambda: now[0])
         core.admit()
 
-        def push(place: Place) -> None:
-            queue._insert("a", _Time(queue.enter(queue.place(HIGH)), 60.0, 0))
-            assert is_awake(place)
+        def push(waiter: Waiter) -> None:
+            queue.times["a"].insert(ReservedTime(queue.enter(queue.waiter(HIGH)), 60.0, 0))
+            assert waiter.awake
 
         low = Watched(queue, LOW, push)
         free = core.available_requests()
@@ -263,11 +260,11 @@ class TestTimes:
         core.admit()
         before = core.wait()
 
-        def interrupted(place: Place) -> None:
+        def interrupted(waiter: Waiter) -> None:
             raise KeyboardInterrupt
 
-        place = Watched(queue, NORMAL, interrupted)
+        waiter = Watched(queue, NORMAL, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            queue.sleep(place, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
-        assert queue._times == {}
+            queue.sleep(waiter, "a", core, 0, 5.0, lambda: core.admit(0, 0, True))
+        assert queue.times == {}
         assert (-core.wait() >> 3) <= (-before >> 3)

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import Loopback
+from loopback import Loopback, core_of, held
 from opcode_yield import run_yielding
 
-import fastroute
 from fastroute import _core, errors, events
 from fastroute.budget import Allowance, Budgets
 from fastroute.calls.cache import Cache
-from fastroute.calls.queue import Place, WaitQueue
+from fastroute.calls.queue import Waiter, WaitQueue
 from fastroute.config import BudgetConfig
 from fastroute.ledger import Ledger, journal, writer
 from fastroute.testing import Fault
@@ -45,24 +44,6 @@ WAY = (
     "/calls/hedge.py",
     "/calls/call.py",
 )
-
-
-def held(client: fastroute.Client) -> dict[str, int]:
-    """What calls that have ended may not have kept."""
-    stats = client.stats()
-    runtime = client.runtime
-    generation = runtime.generation
-    gate = generation.state.gate
-    found = {
-        "in flight": sum(at["in_flight"] for at in stats["endpoints"].values()),
-        "at the gate": 0 if gate is None else gate.in_flight,
-        "waiting": runtime.queue.waiting,
-        "lines": len(runtime.queue._queues),
-        "times": len(runtime.queue._times),
-        "money": sum(status.reserved_nano or 0 for status in generation.budgets.snapshot()),
-        "flights": 0 if generation.cache is None else len(generation.cache._flights),
-    }
-    return {name: count for name, count in found.items() if count}
 
 
 class Crowd:
@@ -94,13 +75,14 @@ class Crowd:
 def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sleep(place: Place, seconds: float) -> None:
-        assert place._turn.wait(seconds), "nobody woke it"
-        place._turn.clear()
+    doze = Waiter.sleep
+
+    def sleep(waiter: Waiter, seconds: float) -> None:
+        assert doze(waiter, seconds), "nobody woke it"
 
     # In one process nobody needs to look again by the clock.
-    monkeypatch.setattr("fastroute.calls.queue._POLL", LONG)
-    monkeypatch.setattr(Place, "sleep", sleep)
+    monkeypatch.setattr("fastroute.calls.queue.POLL_INTERVAL", LONG)
+    monkeypatch.setattr(Waiter, "sleep", sleep)
     core = _core.Endpoint(_core.Segment(64), "a", max_in_flight=2)
     queue = WaitQueue()
     counting = threading.Lock()
@@ -110,16 +92,16 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
         nonlocal under, most
         for turn in range(6):
             if turn % 2:  # waits, and goes away when its turn has come
-                place = queue.enter(queue.place(rank))
+                waiter = queue.enter(queue.waiter(rank))
                 if core.wait():
-                    queue.wait(place, ["a"], core, LONG)
-                queue.leave(place)
-            place = queue.enter(queue.place(rank))
+                    queue.wait(waiter, ["a"], core, LONG)
+                queue.leave(waiter)
+            waiter = queue.enter(queue.waiter(rank))
             try:
-                while queue.is_behind("a", rank, place) or (ticket := core.admit()) < 0:
-                    queue.wait(place, ["a"], core, LONG)
+                while queue.is_behind("a", rank, waiter) or (ticket := core.admit()) < 0:
+                    queue.wait(waiter, ["a"], core, LONG)
             finally:
-                queue.leave(place)
+                queue.leave(waiter)
             with counting:
                 under += 1
                 most = max(most, under)
@@ -134,7 +116,7 @@ def test_permits_go_to_those_who_wait_and_none_is_lost_by_who_goes_away(
     assert sum(done) == 36
     assert core.snapshot()["succeeded"] == 36
     assert most <= 2
-    assert (queue.waiting, queue._queues, core.in_flight) == (0, {}, 0)
+    assert (queue.waiting, queue.waiters, core.in_flight) == (0, {}, 0)
 
 
 class Paid:
@@ -163,11 +145,11 @@ class Paid:
             self.given_back += 1
 
 
-class Restless(Place):
-    """A place whose call goes away when it should sleep."""
+class Restless(Waiter):
+    """One whose call goes away when it should sleep."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place.key)
+    def __init__(self, waiter: Waiter) -> None:
+        super().__init__(waiter.key)
 
     def sleep(self, seconds: float) -> None:
         raise KeyboardInterrupt
@@ -182,10 +164,10 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
     account: Any = Paid(core)
 
     def call(rank: int) -> int:
-        place = queue.enter(queue.place(rank))
+        waiter = queue.enter(queue.waiter(rank))
         try:
             return queue.sleep(
-                Restless(place) if rank == 2 else place,
+                Restless(waiter) if rank == 2 else waiter,
                 "a",
                 account,
                 0,
@@ -195,13 +177,13 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
         except KeyboardInterrupt:
             return -1
         finally:
-            queue.leave(place)
+            queue.leave(waiter)
 
     calls = [lambda rank=rank % 3: call(rank) for rank in range(9)]
     answers = run_yielding(calls, ["/calls/queue.py"], seed=seed)
     assert account.went_in == sum(answer >= 0 for answer in answers) == 3
     assert account.paid == account.went_in + account.given_back == 9
-    assert (queue.waiting, queue._queues, queue._times) == (0, {}, {})
+    assert (queue.waiting, queue.waiters, queue.times) == (0, {}, {})
     assert core.in_flight == 4
 
 
@@ -212,7 +194,7 @@ def test_times_are_paid_once_and_given_back_by_who_goes_away(seed: int) -> None:
 def test_calls_that_wait_for_permits_times_and_the_gate(
     seed: int, start: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastroute.calls.queue._POLL", 0.2)
+    monkeypatch.setattr("fastroute.calls.queue.POLL_INTERVAL", 0.2)
     crowd = Crowd()
     loop = start(
         2,
@@ -252,7 +234,7 @@ def test_one_probe_at_a_time_and_its_lease_comes_back_however_it_ends(
     if end == "over budget":
         tables["budgets"] = [{"name": "small", "limit": 0.000001, "window": "total"}]
     loop = start(1, answer=crowd, **tables)
-    core = loop.client.runtime.generation.state.endpoints[0].core
+    core = core_of(loop.client)
     core.finish(core.admit(), _core.FAILURE)
     while core.reopens_in():
         pass
@@ -418,7 +400,7 @@ def test_equal_questions_are_asked_once_or_once_again_after_a_failure(seed: int,
     assert asked == dict.fromkeys(asked, 1 + failures)
     assert found["failed"] == 2 * failures
     assert found["one"] == found["two"] == 4 - failures
-    assert cache._flights == {}
+    assert cache.flights == {}
     stats = cache.stats()
     assert stats["misses"] == 2 * (1 + failures)
     assert stats["hits"] + stats["joined"] == 8 - stats["misses"]

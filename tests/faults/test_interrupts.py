@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from interrupts import Tracer
-from loopback import nothing_left
+from loopback import core_of, held, nothing_left
 from raw_server import RawServer, Say
 from walks import Variant
 
 import fastroute
 from fastroute import Client, Completion, _core
 from fastroute.calls.cache import Cache
-from fastroute.calls.queue import Place
+from fastroute.calls.queue import Waiter
 from fastroute.platform import timer
 
 # What is raised in a finalizer nobody can catch, and exchanges and streams have one.
@@ -83,20 +83,8 @@ class Stage:
 
     def check(self, where: str) -> None:
         gc.collect()  # a stream whose `with` block was never entered
-        stats = self.client.stats()
-        runtime = self.client.runtime
-        generation = runtime.generation
-        held = {
-            "in flight": sum(at["in_flight"] for at in stats["endpoints"].values()),
-            "at the gate": generation.state.gate.in_flight if generation.state.gate is not None else 0,
-            "waiting": runtime.queue.waiting,
-            "lines": len(runtime.queue._queues),
-            "times": len(runtime.queue._times),
-            "money": sum(status.reserved_nano or 0 for status in generation.budgets.snapshot()),
-            "flights": len(generation.cache._flights) if generation.cache is not None else 0,
-            "clocks": len(timer.pending()),
-        }
-        assert {name: count for name, count in held.items() if count} == {}, where
+        assert held(self.client) == {}, where
+        assert timer.pending() == (), where
         end = time.monotonic() + LATE
         while any(server.open_connections > 1 for server in self.servers) and time.monotonic() < end:
             time.sleep(0.002)
@@ -177,7 +165,7 @@ WAITING = ("/calls/queue.py", "/calls/dispatch.py", "/calls/admission.py")
 def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
     with staged(tmp_path, provider={"rpm": 6000, "burst": 1}, queue_timeout=1.0) as stage:
         stage.servers[0].say = PLAIN
-        core = stage.client.runtime.generation.state.endpoints[0].core
+        core = core_of(stage.client)
 
         def ask() -> None:
             core.tighten(0)  # so that it has to wait
@@ -189,14 +177,14 @@ def test_140_a_call_that_waits_for_its_time(tmp_path: Path) -> None:
 def test_140_a_call_that_waits_for_a_permit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with staged(tmp_path, queue_timeout=1.0) as stage:
         stage.servers[0].say = PLAIN
-        core = stage.client.runtime.generation.state.endpoints[0].core
+        core = core_of(stage.client)
         taken: list[int] = []
 
-        def give_back(place: Place, seconds: float) -> None:
+        def give_back(waiter: Waiter, seconds: float) -> None:
             while taken:
                 core.undo(taken.pop(), 0)
 
-        monkeypatch.setattr(Place, "sleep", give_back)
+        monkeypatch.setattr(Waiter, "sleep", give_back)
 
         def ask() -> None:
             taken.append(core.admit())
@@ -204,7 +192,7 @@ def test_140_a_call_that_waits_for_a_permit(tmp_path: Path, monkeypatch: pytest.
                 stage.ask()
                 assert not taken  # it has waited
             finally:
-                give_back(Place((0, 0)), 0)
+                give_back(Waiter((0, 0)), 0)
 
         interrupt_everywhere(stage, ask, every=3, parts=WAITING)
 
@@ -319,7 +307,7 @@ def follower_interrupted(at: int, fails: bool) -> bool:
         interrupted = tracer.run(lambda: cache.through(b"key", lead, time.monotonic() + 0.003))
     go.set()
     thread.join()
-    assert cache._flights == {}, tracer.where
+    assert cache.flights == {}, tracer.where
     return interrupted
 
 

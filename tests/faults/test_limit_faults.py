@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import pytest
-from loopback import MODEL, Loopback, within
+from loopback import MODEL, Loopback, core_of, within
 
 import fastroute
 from fastroute import events
@@ -269,7 +269,7 @@ def test_080_a_clock_that_is_set_changes_nothing(start: Start, monkeypatch: pyte
     loop.provider().script(Fault.status(500))
     with pytest.raises(fastroute.InternalServerError):
         loop.ask(timeout=10.0)
-    core = loop.client.runtime.generation.state.endpoints[0].core
+    core = core_of(loop.client)
     assert 100e9 < core.reopens_in() <= 300e9
     loop.provider().script(throttled(retry_after="61"))
     core.hurry()

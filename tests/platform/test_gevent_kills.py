@@ -192,9 +192,9 @@ for name, (function, settings) in PLACES.items():
                 "in flight": endpoint["in_flight"],
                 "reserved": budget.reserved_nano,
                 "in line": stats["queued"],
-                "reserved times": len(client.runtime.queue._times),
+                "reserved times": len(client.runtime.queue.times),
                 "watched": len(timer.pending()),
-                "shared calls": len(cache._flights) if cache is not None else 0,
+                "shared calls": len(cache.flights) if cache is not None else 0,
             }
             problems += [f"{count} {what}" for what, count in left.items() if count]
             found[f"{name}, {how}"] = problems

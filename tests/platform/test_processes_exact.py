@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from client_processes import SECOND, ask, forked, tables
+from loopback import core_of
 
 from fastroute import Client, _core
 from fastroute.testing import Provider
@@ -165,7 +166,7 @@ class TestTending:
         with Provider(process=True) as provider:
             settings = tables(provider.base_url, tmp_path, provider={"max_in_flight": 2})
             with Client(settings) as client:
-                core = client.runtime.generation.state.endpoints[0].core
+                core = core_of(client)
                 pid = os.fork()
                 if pid == 0:
                     core.admit(0)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from health_looks import SECOND, Looks, Start, broken, checking, lists, outcomes, posts
-from loopback import MODEL
+from loopback import MODEL, core_of
 from redis_server import RedisServer
 
 from fastroute import _core, events
@@ -104,10 +104,10 @@ def test_no_check_takes_what_a_caller_may_need(
 def test_no_check_while_a_call_waits_in_line(start: Start) -> None:
     loop = start(policy=checking())
     looks = Looks(loop.client).later(2)
-    line = loop.client.runtime.queue
-    place = line.enter(line.place(1))
+    queue = loop.client.runtime.queue
+    waiter = queue.enter(queue.waiter(1))
     looks.look()
-    line.leave(place)
+    queue.leave(waiter)
     assert lists(loop.provider()) == []
     looks.look()
     assert len(lists(loop.provider())) == 1
@@ -116,7 +116,7 @@ def test_no_check_while_a_call_waits_in_line(start: Start) -> None:
 def test_a_blocked_endpoint_is_not_checked(start: Start) -> None:
     loop = start(policy=checking())
     looks = Looks(loop.client).later(2)
-    core = loop.client.runtime.generation.state.endpoints[0].core
+    core = core_of(loop.client)
     core.block(_core.clock() + 1000 * SECOND, 1)
     looks.look()
     assert lists(loop.provider()) == []
@@ -194,7 +194,7 @@ def test_while_nobody_is_there_the_breaker_stays_open(start: Start) -> None:
     assert loop.endpoint()["state"] == "open"
     assert outcomes(loop) == [("failed", "APIConnectionError")]
     # Its time is up: the check takes the place of the probe, and no call is spent on it.
-    core = loop.client.runtime.generation.state.endpoints[0].core
+    core = core_of(loop.client)
     assert core.hurry()
     looks.later().look()
     assert loop.endpoint()["state"] == "open"

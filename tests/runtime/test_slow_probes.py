@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loopback import MODEL, Loopback
+from loopback import MODEL, Loopback, core_of
 
 import fastroute
 from fastroute import _core, events
@@ -29,7 +29,7 @@ def opened(start: Start, **policy: Any) -> Loopback:
     loop.provider().script(Fault.status(500))
     with pytest.raises(fastroute.InternalServerError):
         loop.ask()
-    core = loop.client.runtime.generation.state.endpoints[0].core
+    core = core_of(loop.client)
     while core.state() != _core.HALF_OPEN:
         pass
     return loop
@@ -57,7 +57,7 @@ def test_others_go_elsewhere_meanwhile(start: Start) -> None:
     loop = start(2, policy={"breaker": BREAKER, "max_attempts": 2})
     loop.provider().script(Fault.status(500))
     assert loop.ask().choices
-    core = loop.client.runtime.generation.state.endpoints[0].core
+    core = core_of(loop.client)
     while core.state() != _core.HALF_OPEN:
         pass
     others: list[str] = []

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from gateway.gateways import Served, configuration
+from loopback import core_of
 from needs import need
 from redis_server import RedisServer, admitted
 
-from fastroute import BudgetExceeded, _core
+from fastroute import BudgetExceeded
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.gateway.limits import LimitReached, Limits
 from fastroute.state.redis import Shared
@@ -140,5 +141,5 @@ def test_callers_take_nothing_of_the_endpoints(redis: RedisServer) -> None:
         limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
         for _ in range(10):
             limits.admit(Caller("a/m", rpm=600), 0)
-        core: _core.Endpoint = client.runtime.generation.state.endpoints[0].core
+        core = core_of(client)
         assert admitted(core, 100) == 20

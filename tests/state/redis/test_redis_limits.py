@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from children import ended, forked
-from loopback import nothing_left
+from loopback import core_of, nothing_left
 from needs import need
 from redis_server import Elsewhere, RedisServer, admitted, until
 
@@ -46,10 +46,6 @@ def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     yield client
     for one in made:
         one.close()
-
-
-def core_of(client: fastroute.Client) -> _core.Endpoint:
-    return client.runtime.generation.state.endpoints[0].core
 
 
 def shared_of(client: fastroute.Client) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loopback import core_of
 from redis_machines import Machines
 from redis_server import Elsewhere, RedisServer
 
@@ -278,9 +279,9 @@ def test_the_limit_of_all_endpoints_together_is_shared(machines: Machines) -> No
 
 def test_a_lowered_limit_is_kept_by_what_is_under_way(machines: Machines, redis: RedisServer) -> None:
     client = machines.client(limits={"max_in_flight": 10})
-    held = calls(machines.core_of(client), 10)
+    held = calls(core_of(client), 10)
     client.reload(redis.config(limits={"max_in_flight": 4}))
-    core = machines.core_of(client)
+    core = core_of(client)
     assert calls(core, 1) == []
     end(core, held[:7])
     machines.pass_time()

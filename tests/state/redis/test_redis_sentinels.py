@@ -16,9 +16,9 @@ from children import ended, forked
 from gateway.gateways import Served, configuration
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import nothing_left
+from loopback import core_of, nothing_left
 from needs import need
-from redis_machines import Machines, Watched, numbers_are_whole
+from redis_machines import Watched, numbers_are_whole
 from redis_sentinels import SERVICE, Replicated, Sentinel
 from redis_server import Elsewhere, RedisServer, admitted, free_port, until
 
@@ -360,7 +360,7 @@ def test_closing_leaves_no_thread_and_no_connection(first: RedisServer, sentinel
         client = fastroute.Client(first.config(state=address(sentinel.port), timeout=5.0))
         assert client.runtime.shared is not None
         client.runtime.shared.ensure()
-        assert admitted(Machines.core_of(client), 5) == 5
+        assert admitted(core_of(client), 5) == 5
         pool = client.runtime.shared.connection._scripts.pool  # held, so that nothing ends by itself
         client.close()
     assert pool.sentinel_manager.sentinels
