@@ -284,16 +284,16 @@ def in_line(_: ExitStack) -> Callable[[], int]:
             if ticket >= 0:
                 found.finish(ticket, _core.OK, 0.001)
                 return asked
-        place = queue.enter(queue.place(1))
+        waiter = queue.enter(queue.waiter(1))
         try:
             while True:
                 asked += 1
-                ticket = queue.sleep(place, "waiting", found, 1, 10.0, go_in)
+                ticket = queue.sleep(waiter, "waiting", found, 1, 10.0, go_in)
                 if ticket >= 0:
                     found.finish(ticket, _core.OK, 0.001)
                     return asked
         finally:
-            queue.leave(place)
+            queue.leave(waiter)
 
     return acquire
 
