@@ -182,7 +182,8 @@ class Client:
         """
         generation = self._here.generation
         request = self._request(generation.config, messages, model, bool(stream), route, params)
-        return generation.planner.plan(request).rank()
+        planner = generation.planner
+        return planner.rank(planner.plan(request))
 
     @overload
     def probe(

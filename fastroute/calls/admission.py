@@ -24,6 +24,7 @@ from fastroute.config import Policy
 from fastroute.config.catalog import Model
 from fastroute.figures import duration
 from fastroute.routing.plan import Plan
+from fastroute.routing.planner import Planner
 from fastroute.state.endpoints import Endpoint, State
 from fastroute.types import Usage
 
@@ -95,6 +96,7 @@ class Admission:
 
     Args:
         policy: queue bounds.
+        planner: walks through the plans.
         retries: how long to wait before asking again.
         line: where calls wait for a limit.
         state: the permits of all endpoints together, and how often a breaker may be hurried.
@@ -104,9 +106,17 @@ class Admission:
     """
 
     def __init__(
-        self, policy: Policy, retries: RetryPolicy, queue: WaitQueue, state: State, hooks: events.Hooks
+        self,
+        *,
+        policy: Policy,
+        planner: Planner,
+        retries: RetryPolicy,
+        queue: WaitQueue,
+        state: State,
+        hooks: events.Hooks,
     ) -> None:
         self._policy = policy
+        self._planner = planner
         self._retries = retries
         self._queue = queue
         self._state = state
@@ -143,7 +153,7 @@ class Admission:
         if not plan.ranked and not call.attempts and not self._queue.waiting:
             # Nobody waits before it, so the core may rank and let it in at one go. Until it is taken the
             # ticket is the plan's, which gives it back should an interrupt come in between.
-            entered = plan.admit()
+            entered = self._planner.admit(plan)
             if entered is not None:
                 endpoint, ranked = entered
                 call.tier = plan.tier
@@ -169,7 +179,7 @@ class Admission:
             pay: takes one of the hedges that there may be.
         """
         paid = False
-        for endpoint in plan.beside(first):
+        for endpoint in self._planner.beside(plan, first):
             if endpoint.name in progress.excluded or endpoint.core.state() != _core.CLOSED:
                 continue
             if not self._affordable(second, plan, endpoint, first):
@@ -253,10 +263,8 @@ class Admission:
         return -(int(wait * 1e9) << 3 | _core.REQUESTS) if wait else 0
 
     def _untried(self, call: Call, plan: Plan, progress: Progress) -> Iterator[tuple[Endpoint, str | None]]:
-        if progress.chain is not None:
-            walk = plan.detour(*progress.chain)
-        else:
-            walk = ((endpoint, stage.tier) for endpoint, stage in plan.walk())
+        planner = self._planner
+        walk = planner.walk(plan) if progress.chain is None else planner.detour(plan, *progress.chain)
         for endpoint, tier in walk:
             if endpoint.name in progress.tried or endpoint.name in progress.excluded:
                 continue
@@ -270,7 +278,7 @@ class Admission:
 
     def _affordable(self, call: Call, plan: Plan, *endpoints: Endpoint) -> bool:
         """Whether an attempt at each of these keeps the whole call under its price cap."""
-        cap = plan.max_price
+        cap = self._planner.max_price(plan.request)
         if cap < 0:
             return True
         estimate = call.estimate
@@ -347,7 +355,8 @@ class Admission:
         """
         if progress.primary is not None or any(each.reason != _core.BREAKER for each in progress.refused):
             return None
-        opened = [(refusal.endpoint, refusal.tier) for refusal in progress.refused] or list(plan.opened())
+        refused = [(refusal.endpoint, refusal.tier) for refusal in progress.refused]
+        opened = refused or list(self._planner.opened(plan))
         if not opened or self._state.panic.acquire():
             return None
         endpoint, tier = min(opened, key=lambda each: each[0].core.reopens_in())
@@ -422,7 +431,7 @@ class Admission:
         if progress.primary is not None:
             return progress.primary
         if not progress.refused:
-            return plan.refusal()
+            return self._planner.rank(plan).refusal()
         return self._limited(progress)
 
     def _limited(self, progress: Progress) -> errors.Error:

@@ -9,7 +9,6 @@ import copy
 import itertools
 import os
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 from attrs import frozen
@@ -17,9 +16,9 @@ from attrs import frozen
 from fastroute.errors import APIError
 from fastroute.platform import forks
 from fastroute.quality import Validator
-from fastroute.routing.plan import Estimate
+from fastroute.routing.plan import Estimate, Judgement
 from fastroute.state.endpoints import Endpoint
-from fastroute.types import Attempt, Classification, Request, Route
+from fastroute.types import Attempt, Request, Route
 
 from .retry import Verdict
 
@@ -73,13 +72,13 @@ class Call:
     __slots__ = (
         "attempts",
         "beside",
-        "classify",
         "deadline",
         "downgraded",
         "estimate",
         "gate",
         "held",
         "id",
+        "judgement",
         "level",
         "race",
         "rejected",
@@ -97,16 +96,15 @@ class Call:
         self,
         request: Request,
         estimate: Estimate,
-        level: str | None,
-        classify: Callable[[], Classification],
+        judgement: Judgement,
         started: float,
         deadline: float,
     ) -> None:
         self.id = next_id()
         self.request = request
         self.estimate = estimate
-        self.level = level
-        self.classify = classify
+        self.level = judgement.level
+        self.judgement = judgement
         self.tier: str | None = None
         self.started = started
         self.deadline = deadline
@@ -143,7 +141,7 @@ class Call:
             endpoint.name,
             endpoint.config.provider,
             self.tier,
-            self.classify,
+            self.judgement,
             cost,
             now - self.started,
             ttft,

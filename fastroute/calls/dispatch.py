@@ -17,6 +17,7 @@ from fastroute import _core, errors, events
 from fastroute.config import QualityConfig
 from fastroute.quality import with_feedback
 from fastroute.routing.plan import Plan
+from fastroute.routing.planner import Planner
 from fastroute.state.endpoints import Endpoint
 from fastroute.types import Completion
 
@@ -37,6 +38,7 @@ class Dispatcher:
 
     Args:
         quality: what is done about answers that fail their check.
+        planner: makes another plan for a call that needs one.
         retries: what may be done about an error.
         upstreams: by endpoint name.
         attempts: makes attempts.
@@ -48,7 +50,9 @@ class Dispatcher:
 
     def __init__(
         self,
+        *,
         quality: QualityConfig,
+        planner: Planner,
         retries: RetryPolicy,
         upstreams: Mapping[str, Upstream],
         attempts: Attempts,
@@ -56,6 +60,7 @@ class Dispatcher:
         hedging: Hedging | None = None,
     ) -> None:
         self._quality = quality
+        self._planner = planner
         self._retries = retries
         self._upstreams = upstreams
         self._attempts = attempts
@@ -238,7 +243,7 @@ class Dispatcher:
         if quality.feedback:
             messages = with_feedback(call.request.messages, completion, error.reason)
             call.request = evolve(call.request, messages=messages)
-        return (plan.higher() if quality.escalate else None) or plan
+        return (self._planner.higher(plan) if quality.escalate else None) or plan
 
     def _lengthened(
         self, call: Call, plan: Plan, completion: Completion, error: errors.ValidationError
@@ -262,7 +267,7 @@ class Dispatcher:
             params = call.request.params
             name = "max_tokens" if params.get("max_completion_tokens") is None else "max_completion_tokens"
             call.request = evolve(call.request, params={**params, name: longer})
-            plan = plan.lengthened(call.request)
+            plan = self._planner.lengthened(plan, call.request)
             call.estimate = plan.estimate
             return plan
         raise errors.ValidationError(
@@ -273,7 +278,7 @@ class Dispatcher:
         """The plan for the cheapest tier, where a budget asks for that; else raises its refusal."""
         cheapest = None
         if error.on_breach == "downgrade" and call.downgraded is None:
-            cheapest = None if call.request.options.force_premium else plan.cheapest()
+            cheapest = None if call.request.options.force_premium else self._planner.cheapest(plan)
         if cheapest is None:
             raise error
         call.downgraded = error.budget

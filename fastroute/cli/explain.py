@@ -118,7 +118,8 @@ def _plan(config: Config, messages: list[dict[str, str]], model: str | None, par
 
     catalog = catalog_of(config)
     planner = Planner(config, catalog, State(config, catalog), _classifier(config, None))
-    return planner.plan(Request(config.default_model if model is None else model, messages, params))
+    request = Request(config.default_model if model is None else model, messages, params)
+    return planner.rank(planner.plan(request))
 
 
 def _print_class(found: Classification) -> None:

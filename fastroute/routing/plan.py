@@ -1,15 +1,14 @@
 """A plan: who is asked for one request, in which order, and why.
 
-Owns the plan as a value: walking through it, explaining it, and the error that says why nobody can serve. How
-it is made is `planner.py`; carrying it out is `dispatch.py`. A plan may be made and thrown away: nothing was
-sent or counted for it, and only `Plan.admit` lets a request in.
+A plan is a value: it explains itself, and says why no endpoint can serve the request. Making it, ranking its
+stages and walking through them is in `planner.py`. A plan may be made and thrown away: nothing was sent or
+counted for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -21,7 +20,6 @@ from fastroute.config.catalog import (
     STREAMING,
     TOOLS,
     VISION,
-    Model,
 )
 from fastroute.errors import (
     BudgetExceeded,
@@ -33,9 +31,6 @@ from fastroute.errors import (
 from fastroute.figures import dollars, duration
 from fastroute.state.endpoints import STATE_NAMES, BlockReason, Endpoint
 from fastroute.types import NANO, Classification, Request
-
-if TYPE_CHECKING:
-    from .planner import Planner
 
 ENDLESS = 1 << 62  # tokens
 _CAPABILITIES = {
@@ -79,7 +74,6 @@ class Stage:
         by_value: models by price / (quality × speed); otherwise in the order given.
         base_tokens: prompts of up to so many tokens have their usual price at every endpoint.
         longer: the choice by the prices of a longer prompt, of so many tokens.
-        alone: nobody else is asked, whatever becomes of it.
     """
 
     reason: str
@@ -89,7 +83,6 @@ class Stage:
     by_value: bool
     base_tokens: int
     longer: Callable[[int], _core.Choice]
-    alone: bool = False
 
     def choice_for(self, estimate: int) -> _core.Choice:
         """The choice by the prices of such a prompt, as the model counts it that counts the most."""
@@ -130,135 +123,83 @@ class Candidate:
     available_tokens: int | None
 
 
+class Judgement(partial[Classification]):
+    """What a classifier found in a request. Called, it returns the `Classification`.
+
+    It does not keep the request alive. Its arguments are a function that explains, a scan or an opinion (None
+    if the classifier failed), and why it failed.
+    """
+
+    __slots__ = ()
+
+    @property
+    def level(self) -> str | None:
+        """The class alone, which costs less than the classification; None if the classifier failed."""
+        found = self.args[0]
+        return None if found is None else found.level
+
+
 class Plan:
     """Who would be asked for one request, in which order, and why.
 
     Attributes:
         request: what was planned for.
         estimate: tokens and time it is expected to take.
-        tier: the tier it is served from, if it was chosen by tier.
+        needs: capabilities that a model must have, as bits.
+        judgement: the class of the request.
+        stages: the endpoints that may be asked, those of the first stage before those of the next.
+        ranked: the stages that have been reached, each with the order of its endpoints at that moment. The
+            planner adds to it; a plan that `Client.plan` returns has all of them.
 
-    Thread safety: not to be shared while it is being walked through.
+    Thread safety: may be shared once all stages are ranked; before that, a plan belongs to one thread.
     """
 
-    __slots__ = (
-        "_classification",
-        "_failure",
-        "_first",
-        "_planner",
-        "_scan",
-        "_stages",
-        "estimate",
-        "needs",
-        "request",
-    )
+    __slots__ = ("_classification", "estimate", "judgement", "needs", "ranked", "request", "stages")
 
     def __init__(
         self,
-        planner: Planner,
         request: Request,
-        scan: Any,
-        failure: str | None,
-        first: Stage,
         estimate: Estimate,
         needs: int,
+        judgement: Judgement,
+        stages: tuple[Stage, ...],
     ) -> None:
         self.request = request
         self.estimate = estimate
         self.needs = needs
-        self._planner = planner
-        self._scan = scan
-        self._failure = failure
+        self.judgement = judgement
+        self.stages = stages
+        self.ranked: list[tuple[Stage, _core.Ranked]] = []
         self._classification: Classification | None = None
-        self._first = first
-        self._stages: list[tuple[Stage, _core.Ranked]] = []  # those ranked so far
-
-    @property
-    def level(self) -> str | None:
-        """The class alone, which costs less than `classification`."""
-        return self._scan.level if self._scan is not None else None
-
-    def explainer(self) -> Callable[[], Classification]:
-        """Works out the classification without keeping the request alive."""
-        return partial(self._planner.explain, self._scan, self._failure)
 
     @property
     def classification(self) -> Classification:
+        """The class of the request, and why; worked out at the first access."""
         if self._classification is None:
-            self._classification = self._planner.explain(self._scan, self._failure)
+            self._classification = self.judgement()
         return self._classification
 
     @property
     def tier(self) -> str | None:
-        return self._first.tier
+        """The tier it is served from, if it was chosen by tier."""
+        return self.stages[0].tier
 
     @property
-    def ranked(self) -> bool:
-        """Whether its order is settled, as far as it has been reached."""
-        return bool(self._stages)
-
-    def rank(self) -> Plan:
-        """Settles who is asked first by the state of this moment, and not of when it is first read."""
-        if not self._stages:
-            self._stages.append((self._first, self._planner.rank(self, self._first)))
-        return self
-
-    def admit(self) -> tuple[Endpoint, _core.Ranked] | None:
-        """Ranks the first stage and lets the request in at its first endpoint that can take it.
-
-        Returns:
-            That endpoint and who holds its ticket, to be taken; None if nobody there lets it in.
-        """
-        ranked = self._planner.admit(self, self._first)
-        self._stages.append((self._first, ranked))
-        return None if ranked.chosen < 0 else (self._first.endpoints[ranked.chosen], ranked)
-
-    def walk(self) -> Iterator[tuple[Endpoint, Stage]]:
-        """Every endpoint that may serve it, first choice first; a later stage is ranked when reached."""
-        for stage, ranked in self._ranked():
-            endpoints = stage.endpoints
-            # Mostly the first serves it, and then nobody has to know in which order the others come.
-            if ranked.first >= 0:
-                yield endpoints[ranked.first], stage
-                for place in ranked.order[1:]:
-                    yield endpoints[place], stage
-
-    def beside(self, endpoint: Endpoint) -> Iterator[Endpoint]:
-        """The others of the stage in which the endpoint is; nobody if it is in none."""
-        for stage, ranked in self._ranked():
-            if endpoint in stage.endpoints:
-                for place in ranked.order:
-                    if stage.endpoints[place] is not endpoint:
-                        yield stage.endpoints[place]
-                return
-
-    def higher(self) -> Plan | None:
-        """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
-        return self._planner.higher(self, self._first)
-
-    def lengthened(self, request: Request) -> Plan:
-        """The plan for the same request with another ``max_tokens``, of the same class and tier."""
-        return self._planner.lengthened(self, self._first, request)
-
-    def cheapest(self) -> Plan | None:
-        """The plan for the same request from the cheapest tier; None if there is none cheaper."""
-        return self._planner.cheapest(self, self._first)
-
-    def detour(self, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
-        """As `walk`, over the models that stand in for one that cannot take this input."""
-        return self._planner.detour(self, chain, model)
+    def level(self) -> str | None:
+        """The class alone, which costs less than `classification`."""
+        return self.judgement.level
 
     @property
     def relaxed(self) -> bool:
         """Whether no model met the wishes for quality, latency and price, so that the best one is taken."""
-        return self.rank()._stages[0][1].relaxed
+        return bool(self.ranked) and self.ranked[0][1].relaxed
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         """Every endpoint of every stage, those that are asked first, in order."""
         inside: list[Candidate] = []
         outside: list[Candidate] = []
-        for stage, ranked in self._ranked():
+        for stage, ranked in self.ranked:
             figures = _Figures(stage, ranked)
             order = ranked.order
             for place in order:
@@ -268,36 +209,13 @@ class Plan:
                     outside.append(self._candidate(figures, place, None))
         return (*inside, *outside)
 
-    @property
-    def max_price(self) -> int:
-        """Nano-dollars that all attempts together may cost by estimate; -1 for no cap."""
-        return self._planner.max_price(self.request)
-
-    def room(self) -> int:
-        """Input tokens that would fit, if the request is too long for all who could serve it; else 0."""
-        widest = 0
-        for stage, ranked in self._ranked():
-            if ranked.first >= 0:
-                return 0
-            for place, endpoint in enumerate(stage.endpoints):
-                if ranked.verdicts[place] == _core.OUT_WINDOW:
-                    widest = max(widest, endpoint.model.context_window)
-        return max(widest - self.estimate.output_tokens, 0)
-
-    def opened(self) -> Iterator[tuple[Endpoint, str | None]]:
-        """Endpoints that only their breaker keeps out, and their tier."""
-        for stage, ranked in self._ranked():
-            for place, endpoint in enumerate(stage.endpoints):
-                if ranked.verdicts[place] == _core.OUT_BREAKER:
-                    yield endpoint, stage.tier
-
     def refusal(self) -> Error:
         """The error that says why nobody can serve it, each endpoint with its reason."""
         codes = set()
         lines = []
         waits = []
         now = _core.clock()
-        for stage, ranked in self._ranked():
+        for stage, ranked in self.ranked:
             figures = _Figures(stage, ranked)
             for place, endpoint in enumerate(stage.endpoints):
                 code = figures.verdicts[place]
@@ -324,7 +242,7 @@ class Plan:
             f"class     {classification.level} ({classification.classifier}{score}, "
             f"confidence {classification.confidence:.2f})" + (f": {words}" if words else ""),
             f"why       {classification.reason}",
-            f"asked     {self.request.model}, served from {self._first.reason}"
+            f"asked     {self.request.model}, served from {self.stages[0].reason}"
             + (", nothing meets the wishes: best quality first" if self.relaxed else ""),
             f"estimate  {self.estimate.input_tokens} tokens in, {self.estimate.output_tokens} out",
         ]
@@ -336,13 +254,6 @@ class Plan:
                 f"{candidate.in_flight:4d} in flight  {candidate.state:<9} {candidate.verdict}"
             )
         return "\n".join(lines)
-
-    def _ranked(self) -> Iterator[tuple[Stage, _core.Ranked]]:
-        yield self.rank()._stages[0]
-        for place, stage in enumerate(self._planner.later_stages(self._first), 1):
-            if place == len(self._stages):
-                self._stages.append((stage, self._planner.rank(self, stage)))
-            yield self._stages[place]
 
     def _candidate(self, figures: _Figures, place: int, rank: int | None) -> Candidate:
         stage = figures.stage

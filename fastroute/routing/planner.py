@@ -30,7 +30,7 @@ from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenP
 
 from .classifier import Classifier
 from .function_classifier import FunctionClassifier, Opinion, classification
-from .plan import ENDLESS, Estimate, Plan, Stage
+from .plan import ENDLESS, Estimate, Judgement, Plan, Stage
 
 STRATEGIES: Mapping[str, int] = {
     "latency": _core.LATENCY,
@@ -82,7 +82,9 @@ class Planner:
         self._tier_of = {**dict(zip(self._tiers, self._tiers)), **self._spread(classifier.levels)}
         self._factor_of = _factors(classifier.levels)
         self._stages: dict[tuple[str, ...], Stage | None] = {}
-        self._tier_stages: dict[str, Stage] = {}
+        self._of_tier: dict[str, tuple[Stage, ...]] = {}
+        self._of_model: dict[str, tuple[Stage, ...]] = {}
+        self._explain = self.explain  # bound once, as every plan has it
         self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
         self._classifier_timeout = policy.classifier_timeout
         self._drop_sampling = policy.drop_sampling
@@ -131,11 +133,12 @@ class Planner:
             )
         level = judged.level if judged is not None else ""
         if at is None:
-            stage = self._first_stage(request, level, judged.confidence if judged is not None else 0.0)
+            stages = self._stages_for(request, level, judged.confidence if judged is not None else 0.0)
         else:
-            stage = self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False, alone=True)
-        estimate = self._estimate(tokens_in, wanted, level, stage)
-        return Plan(self, request, judged, failure, stage, estimate, needs)
+            stages = (self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False),)
+        estimate = self._estimate(tokens_in, wanted, level, stages[0])
+        judgement = Judgement(self._explain, judged, failure)
+        return Plan(request, estimate, needs, judgement, stages)
 
     def _estimate(self, tokens_in: int, wanted: int | None, level: str, stage: Stage) -> Estimate:
         tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
@@ -143,34 +146,111 @@ class Planner:
         timeout = self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
         return Estimate(tokens_in, tokens_out, timeout)
 
-    def lengthened(self, plan: Plan, first: Stage, request: Request) -> Plan:
-        estimate = self._estimate(plan.estimate.input_tokens, request.max_tokens, plan.level or "", first)
-        return Plan(self, request, plan._scan, plan._failure, first, estimate, plan.needs)
+    # --------------------------------------------------------------------- another plan for the same request
 
-    def higher(self, plan: Plan, first: Stage) -> Plan | None:
-        if first.tier is None or first.tier == self._tiers[-1]:
+    def lengthened(self, plan: Plan, request: Request) -> Plan:
+        """The plan for the same request with another ``max_tokens``, of the same class and tier."""
+        tokens_in = plan.estimate.input_tokens
+        estimate = self._estimate(tokens_in, request.max_tokens, plan.judgement.level or "", plan.stages[0])
+        return Plan(request, estimate, plan.needs, plan.judgement, plan.stages)
+
+    def higher(self, plan: Plan) -> Plan | None:
+        """The plan for the same request from the next dearer tier, or None at the top or without a tier."""
+        tier = plan.tier
+        if tier is None or tier == self._tiers[-1]:
             return None
-        return self._from_tier(plan, self._tiers[self._tiers.index(first.tier) + 1])
+        return self._from_tier(plan, self._tiers[self._tiers.index(tier) + 1])
 
-    def cheapest(self, plan: Plan, first: Stage) -> Plan | None:
-        if self._fixed is not None or not self._tiers or first.tier == self._tiers[0]:
+    def cheapest(self, plan: Plan) -> Plan | None:
+        """The plan for the same request from the cheapest tier; None if there is none cheaper."""
+        if self._fixed is not None or not self._tiers or plan.tier == self._tiers[0]:
             return None
         return self._from_tier(plan, self._tiers[0])
 
     def _from_tier(self, plan: Plan, tier: str) -> Plan:
-        stage = self._tier_stage(tier)
-        return Plan(self, plan.request, plan._scan, plan._failure, stage, plan.estimate, plan.needs)
+        return Plan(plan.request, plan.estimate, plan.needs, plan.judgement, self._tier_stages(tier))
 
-    def rank(self, plan: Plan, stage: Stage) -> _core.Ranked:
-        estimate = plan.estimate
-        return self._choice(plan, stage).rank(
+    # ----------------------------------------------------------------------------------------- who is asked
+
+    def rank(self, plan: Plan) -> Plan:
+        """Ranks all stages of the plan that have not been reached, by the state of this moment."""
+        ranked = plan.ranked
+        for stage in plan.stages[len(ranked) :]:
+            ranked.append((stage, self._order(plan, stage)))
+        return plan
+
+    def admit(self, plan: Plan) -> tuple[Endpoint, _core.Ranked] | None:
+        """Ranks the first stage and lets the request in at its first endpoint that can take it, in one step.
+
+        Returns:
+            That endpoint and who holds its ticket, to be taken; None if nobody there lets it in.
+        """
+        estimate, first = plan.estimate, plan.stages[0]
+        ranked = self._choice(plan, first).admit(
             estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
         )
+        plan.ranked.append((first, ranked))
+        return None if ranked.chosen < 0 else (first.endpoints[ranked.chosen], ranked)
 
-    def admit(self, plan: Plan, stage: Stage) -> _core.Ranked:
-        """`rank`, and letting the request in at the first endpoint that can take it, in one step."""
+    def walk(self, plan: Plan) -> Iterator[tuple[Endpoint, str | None]]:
+        """Every endpoint that may serve it, with its tier, first choice first.
+
+        A later stage is ranked when it is reached.
+        """
+        for stage, ranked in self._reached(plan):
+            endpoints, tier = stage.endpoints, stage.tier
+            # Mostly the first serves it, and then nobody has to know in which order the others come.
+            if ranked.first >= 0:
+                yield endpoints[ranked.first], tier
+                for place in ranked.order[1:]:
+                    yield endpoints[place], tier
+
+    def beside(self, plan: Plan, endpoint: Endpoint) -> Iterator[Endpoint]:
+        """The others of the stage in which the endpoint is; nobody if it is in none."""
+        for stage, ranked in self._reached(plan):
+            if endpoint in stage.endpoints:
+                for place in ranked.order:
+                    if stage.endpoints[place] is not endpoint:
+                        yield stage.endpoints[place]
+                return
+
+    def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
+        """As `walk`, over a model's ``context_fallbacks`` or ``content_fallbacks``."""
+        names = () if self._fixed is not None else getattr(model, chain)
+        stage = self._stage((chain, *names)) if names else None
+        if stage is not None:
+            for place in self._order(plan, stage).order:
+                yield stage.endpoints[place], None
+
+    def opened(self, plan: Plan) -> Iterator[tuple[Endpoint, str | None]]:
+        """Endpoints that only their breaker keeps out, and their tier."""
+        for stage, ranked in self._reached(plan):
+            for place, endpoint in enumerate(stage.endpoints):
+                if ranked.verdicts[place] == _core.OUT_BREAKER:
+                    yield endpoint, stage.tier
+
+    def room(self, plan: Plan) -> int:
+        """Input tokens that would fit, if the request is too long for all who could serve it; else 0."""
+        widest = 0
+        for stage, ranked in self._reached(plan):
+            if ranked.first >= 0:
+                return 0
+            for place, endpoint in enumerate(stage.endpoints):
+                if ranked.verdicts[place] == _core.OUT_WINDOW:
+                    widest = max(widest, endpoint.model.context_window)
+        return max(widest - plan.estimate.output_tokens, 0)
+
+    def _reached(self, plan: Plan) -> Iterator[tuple[Stage, _core.Ranked]]:
+        """The plan's stages with their orders; a stage is ranked when the iteration reaches it."""
+        ranked = plan.ranked
+        for place, stage in enumerate(plan.stages):
+            if place == len(ranked):
+                ranked.append((stage, self._order(plan, stage)))
+            yield ranked[place]
+
+    def _order(self, plan: Plan, stage: Stage) -> _core.Ranked:
         estimate = plan.estimate
-        return self._choice(plan, stage).admit(
+        return self._choice(plan, stage).rank(
             estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
         )
 
@@ -195,44 +275,8 @@ class Planner:
         wanted = request.options.max_cost
         return self._max_price if wanted is None else usd_to_nano(wanted)
 
-    def later_stages(self, first: Stage) -> Iterator[Stage]:
-        """What follows the first stage: the fallback models of those in it, breadth first; cheaper tiers.
-
-        Each endpoint comes once. With routing turned off nothing follows, nor after one endpoint alone.
-        """
-        if self._fixed is not None or first.alone:
-            return
-        seen = {endpoint.model.name for endpoint in first.endpoints}
-        level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
-        while level:
-            names = []
-            for model in level:
-                for name in model.fallbacks:
-                    if name not in seen:
-                        seen.add(name)
-                        names.append(name)
-            stage = self._stage(("fallbacks", *names)) if names else None
-            if stage is not None:
-                yield stage
-            level = [self._catalog.model(name) for name in names]
-        if first.tier is None or not self._config.policy.cascade:
-            return
-        for tier in reversed(self._tiers[: self._tiers.index(first.tier)]):
-            names = [name for name in self._model_names(tier) if name not in seen]
-            seen.update(names)
-            stage = self._stage(("tier", tier, *names)) if names else None
-            if stage is not None:
-                yield stage
-
-    def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
-        """The endpoints of a model's ``context_fallbacks`` or ``content_fallbacks``, first choice first."""
-        names = () if self._fixed is not None else getattr(model, chain)
-        stage = self._stage((chain, *names)) if names else None
-        if stage is not None:
-            for place in self.rank(plan, stage).order:
-                yield stage.endpoints[place], None
-
     def explain(self, scan: Any, failure: str | None) -> Classification:
+        """The classification for what the classifier found, or None and why it failed."""
         if scan is None:
             name = self._function_classifier.name or self._classifier.name
             return Classification("unknown", None, 0.0, {}, name, f"the classifier failed: {failure}")
@@ -255,9 +299,9 @@ class Planner:
     def _chosen_by_class(self, request: Request) -> bool:
         return request.model == AUTO and request.options.tier is None and self._fixed is None
 
-    def _first_stage(self, request: Request, level: str, confidence: float) -> Stage:
+    def _stages_for(self, request: Request, level: str, confidence: float) -> tuple[Stage, ...]:
         if self._fixed is not None:
-            return self._fixed_stage(self._fixed)
+            return (self._fixed_stage(self._fixed),)
         name = request.model
         wanted = request.options.tier
         if wanted is not None:
@@ -265,23 +309,23 @@ class Planner:
                 raise BadRequestError(
                     f'route.tier: there is no tier "{wanted}"; there are {", ".join(self._tiers) or "none"}'
                 )
-            return self._tier_stage(wanted)
+            return self._tier_stages(wanted)
         if name == AUTO:
             tier = self._tier_of.get(level)
             if tier is None or confidence < self._confidence_threshold:
                 tier = self._default_tier()
-            return self._tier_stage(tier)
+            return self._tier_stages(tier)
         if name in self._models_of:
-            return self._tier_stage(name)
-        stage = self._stage(("model", name)) or self._stage(("model", self._model_meant(name)))
-        if stage is None:
+            return self._tier_stages(name)
+        found = self._model_stages(name) or self._model_stages(self._model_meant(name))
+        if found is None:
             known = sorted(self._state.by_model)
             raise ModelNotFoundError(
                 f'no endpoint serves the model "{name}"; there are endpoints for {", ".join(known)}',
                 suggestions=known,
                 param="model",
             )
-        return stage
+        return found
 
     def _model_meant(self, name: str) -> str:
         try:
@@ -306,14 +350,50 @@ class Planner:
         assert stage is not None  # the configuration was checked for an endpoint of this model
         return stage
 
-    def _tier_stage(self, tier: str) -> Stage:
-        stage = self._tier_stages.get(tier)
-        if stage is None:
+    def _tier_stages(self, tier: str) -> tuple[Stage, ...]:
+        stages = self._of_tier.get(tier)
+        if stages is None:
             stage = self._stage(("tier", tier, *self._model_names(tier)))
             if stage is None:
                 raise NoEndpointError(f'no model of the tier "{tier}" has an endpoint')
-            self._tier_stages[tier] = stage
-        return stage
+            stages = self._of_tier[tier] = (stage, *self._later_stages(stage))
+        return stages
+
+    def _model_stages(self, model: str) -> tuple[Stage, ...] | None:
+        stages = self._of_model.get(model)
+        if stages is None:
+            stage = self._build(f"model {model}", None, (model,), by_value=False)
+            if stage is None:
+                return None  # a caller's spelling: not remembered, or any text would grow the table
+            stages = self._of_model[model] = (stage, *self._later_stages(stage))
+        return stages
+
+    def _later_stages(self, first: Stage) -> Iterator[Stage]:
+        """The fallback models of those in the first stage, breadth first; then cheaper tiers.
+
+        Each endpoint comes once.
+        """
+        seen = {endpoint.model.name for endpoint in first.endpoints}
+        level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
+        while level:
+            names = []
+            for model in level:
+                for name in model.fallbacks:
+                    if name not in seen:
+                        seen.add(name)
+                        names.append(name)
+            stage = self._stage(("fallbacks", *names)) if names else None
+            if stage is not None:
+                yield stage
+            level = [self._catalog.model(name) for name in names]
+        if first.tier is None or not self._config.policy.cascade:
+            return
+        for tier in reversed(self._tiers[: self._tiers.index(first.tier)]):
+            names = [name for name in self._model_names(tier) if name not in seen]
+            seen.update(names)
+            stage = self._stage(("tier", tier, *names)) if names else None
+            if stage is not None:
+                yield stage
 
     def _model_names(self, tier: str) -> list[str]:
         return [self._catalog.resolve(name) for name in self._models_of[tier]]
@@ -345,10 +425,6 @@ class Planner:
             stage = self._build(f"tier {tier}", tier, models, by_value=True)
         elif kind == "fixed":
             stage = self._build(f"model {names[0]} (policy.fixed_model)", None, names, by_value=False)
-        elif kind == "model":
-            stage = self._build(f"model {names[0]}", None, names, by_value=False)
-            if stage is None:
-                return None  # a caller's spelling: not remembered, or any text would grow the table
         else:
             stage = self._build(_CHAIN_NAMES[kind], None, names, by_value=False)
         self._stages[key] = stage
@@ -369,7 +445,6 @@ class Planner:
         endpoints: Sequence[tuple[int, Endpoint]],
         *,
         by_value: bool,
-        alone: bool = False,
     ) -> Stage:
         """The stage of these endpoints, each with the place of its model among those of the stage."""
         found = [endpoint for _, endpoint in endpoints]
@@ -393,7 +468,6 @@ class Planner:
             by_value,
             lengths[0] if lengths else ENDLESS,
             longer,
-            alone,
         )
 
     def _choice_of(

@@ -175,14 +175,22 @@ class Generation:
         self.upstreams: Mapping[str, Upstream] = {
             endpoint.name: self._upstream(endpoint) for endpoint in self.state.endpoints
         }
-        self.admission = Admission(policy, retries, around.queue, self.state, around.hooks)
+        self.admission = Admission(
+            policy=policy,
+            planner=self.planner,
+            retries=retries,
+            queue=around.queue,
+            state=self.state,
+            hooks=around.hooks,
+        )
         self.dispatcher = Dispatcher(
-            config.quality,
-            retries,
-            self.upstreams,
-            Attempts(policy, sinks),
-            self.admission,
-            Hedging(policy.hedging, around.hedges) if policy.hedging.enabled else None,
+            quality=config.quality,
+            planner=self.planner,
+            retries=retries,
+            upstreams=self.upstreams,
+            attempts=Attempts(policy, sinks),
+            admission=self.admission,
+            hedging=Hedging(policy.hedging, around.hedges) if policy.hedging.enabled else None,
         )
         self.fingerprint = _fingerprint(config, catalog)
         self.cache: Cache | None = None

@@ -76,7 +76,7 @@ def ask(
     started = time.monotonic()
     plan = generation.planner.plan(request, endpoint)
     estimate = evolve(plan.estimate, timeout=min(plan.estimate.timeout, timeout))
-    call = Call(request, estimate, plan.level, plan.explainer(), started, started + timeout)
+    call = Call(request, estimate, plan.judgement, started, started + timeout)
     call.timed = False
     return generation.dispatcher.once(call, plan, wait=wait)
 

@@ -148,7 +148,7 @@ class Runtime:
                 transport.close()
         self.ledger.close()
 
-    # ------------------------------------------------------------------------------------------- snapshots
+    # ------------------------------------------------------------------------------------------- generations
 
     def enter(self, token: object) -> Generation:
         """The generation in force, kept whole until `leave` is called with the same token."""
@@ -333,13 +333,14 @@ class Runtime:
     def _routed(
         self, generation: Generation, request: Request, started: float, deadline: float
     ) -> Completion | Stream:
-        plan = generation.planner.plan(request)
+        planner = generation.planner
+        plan = planner.plan(request)
         if self._compress is not None:
-            room = plan.room()
+            room = planner.room(plan)
             if room:
                 request = evolve(request, messages=_compressed(self._compress, request.messages, room))
-                plan = generation.planner.plan(request)
-        call = Call(request, plan.estimate, plan.level, plan.explainer(), started, deadline)
+                plan = planner.plan(request)
+        call = Call(request, plan.estimate, plan.judgement, started, deadline)
         if request.stream:
             return generation.dispatcher.stream(call, plan)
         return generation.dispatcher.complete(call, plan)

@@ -88,7 +88,7 @@ class Number:
 def test_what_it_says_is_the_class(said: object, level: str, confidence: float, tier: str) -> None:
     with Asked(says(said)) as asked:
         plan = asked.plan()
-        assert (plan.level, plan.tier) == (level, tier)
+        assert (plan.judgement.level, plan.tier) == (level, tier)
         found = plan.classification
         assert (found.level, found.confidence, found.classifier) == (level, confidence, "ask")
         assert f"({found.classifier}" in str(plan)
@@ -123,7 +123,7 @@ def test_182_what_cannot_be_used_leads_to_the_default_tier_and_is_counted(
 ) -> None:
     with Asked(ask) as asked:
         plan = asked.plan()
-        assert (plan.tier, plan.level) == ("standard", None)
+        assert (plan.tier, plan.judgement.level) == ("standard", None)
         found = plan.classification
         assert (found.level, found.confidence) == ("unknown", 0.0)
         assert reason in found.reason
