@@ -42,7 +42,7 @@ class Machines:
 
     @property
     def leases(self) -> list[_core.Lease]:
-        return [endpoint.lease for shared in self.shared for endpoint in shared._endpoints.values()]
+        return [endpoint.lease for shared in self.shared for endpoint in shared.endpoints.values()]
 
     def beat(self) -> None:
         for shared in self.shared:

@@ -241,7 +241,7 @@ def _serve(config: dict[str, Any], pause: float | None) -> None:
     from fastroute.state.redis import connection
 
     if pause is not None:
-        connection._OPEN_S = pause
+        connection.OPEN_S = pause
     with fastroute.Client(config) as client:
         heard: list[Any] = []
         client.on(heard.append, events.SharingChanged)

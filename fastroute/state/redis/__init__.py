@@ -57,6 +57,10 @@ class Shared:
         segment: this machine's state.
         path: its file, or None.
 
+    Attributes:
+        endpoints: the endpoints that draw on the shared limits, by name.
+        version: of the news that this machine has read last; empty before the first beat.
+
     Raises:
         ConfigError: the redis package is not there, or the password's file cannot be read.
 
@@ -68,11 +72,11 @@ class Shared:
         self.machine = _machine(path)
         self.connection = RedisConnection(address_of(config.state), segment, self._changed)
         self.bank = RedisBank(self.connection, segment, self.machine)
-        self._endpoints: dict[str, SharedEndpoint] = {}
+        self.endpoints: dict[str, SharedEndpoint] = {}
         self._quotas: dict[str, SharedLimits] = {}
         self._count = 1
         self._fewer = 0  # ns from which on a smaller number of machines is believed
-        self._version = ""
+        self.version = ""
         self._first = True  # what was told before this process came is not news, but for what still holds
         self._closed = False
         self.after_fork()
@@ -91,7 +95,7 @@ class Shared:
     def attach(self, endpoints: Iterable[_core.Endpoint], probe_lease_s: float) -> None:
         """Has these endpoints draw on the shared limits from now on."""
         for endpoint in endpoints:
-            self._endpoints[endpoint.name] = SharedEndpoint(
+            self.endpoints[endpoint.name] = SharedEndpoint(
                 endpoint, self.connection, self.machine, self._machines, self._wake_up, probe_lease_s
             )
 
@@ -103,7 +107,7 @@ class Shared:
 
     def unblocked(self, name: str) -> None:
         """Has the other machines ask an endpoint again that was blocked."""
-        self._endpoints[name].unblocked()
+        self.endpoints[name].unblocked()
 
     def ensure(self) -> None:
         """Starts this process's thread if it does not run."""
@@ -129,7 +133,7 @@ class Shared:
         """
         connection = self.connection
         keys = [connection.key("machines"), connection.key("news"), connection.key("version")]
-        answer = connection.run(BEAT, keys, self.machine, self._version, _MACHINE_LIFE_MS)
+        answer = connection.run(BEAT, keys, self.machine, self.version, _MACHINE_LIFE_MS)
         try:
             now, count, version = int(answer[0]), int(answer[1]), str(answer[2])
             news = [str(word) for word in answer[3:]]
@@ -137,9 +141,9 @@ class Shared:
             raise AwayError("Redis answered with something else") from None
         first, self._first = self._first, False
         self._count_machines(count)
-        self._version = version or self._version
+        self.version = version or self.version
         for field, value in zip(news[::2], news[1::2]):
-            named = self._endpoints.get(field.partition(":")[2])
+            named = self.endpoints.get(field.partition(":")[2])
             if named is not None:
                 named.learn(field, value, now, first)
         self._renew_permits()
@@ -180,7 +184,7 @@ class Shared:
             self._wake.set()
             thread.join()
         try:
-            self._ask_permits([(one, one.permits.give_up()) for one in self._endpoints.values()])
+            self._ask_permits([(one, one.permits.give_up()) for one in self.endpoints.values()])
             for limits in self._all():
                 limits.give_back(everything=True)
             self.bank.close()
@@ -202,14 +206,14 @@ class Shared:
             self._count, self._fewer = max(1, heard), now + _MACHINE_LIFE_MS * 1_000_000
         elif now >= self._fewer:
             self._count = max(1, heard)
-        for endpoint in tuple(self._endpoints.values()):
+        for endpoint in tuple(self.endpoints.values()):
             endpoint.lease.part(self._count)
 
     def _all(self) -> tuple[SharedLimits, ...]:
-        return (*self._endpoints.values(), *self._quotas.values())
+        return (*self.endpoints.values(), *self._quotas.values())
 
     def _renew_permits(self) -> None:
-        endpoints = tuple(self._endpoints.values())
+        endpoints = tuple(self.endpoints.values())
         if self._ask_permits([(one, one.permits.due()) for one in endpoints]):
             # Others were refused one: they should not wait for the next beat.
             self._ask_permits([(one, one.permits.give_up()) for one in endpoints if one.permits.wanted])

@@ -25,7 +25,8 @@ from .address import Address, AwayError
 log = logging.getLogger("fastroute")
 
 FAILURES = 5
-_OPEN_S = 5.0
+OPEN_S = 5.0
+"""Seconds that Redis is left alone after it was found away; each pause is drawn anew, up to this."""
 _WORST_POLICIES = "allkeys"
 
 
@@ -55,8 +56,8 @@ class RedisConnection:
             segment,
             "shared\0redis",
             failures=FAILURES,
-            open_s=_OPEN_S,
-            max_open_s=_OPEN_S,
+            open_s=OPEN_S,
+            max_open_s=OPEN_S,
             probes_to_close=1,
             probe_lease_s=max(1.0, 4 * address.timeout),
             ramp_s=0.0,
@@ -87,9 +88,14 @@ class RedisConnection:
         return f"{self._name}-{next(self._count)}"
 
     @property
-    def resting(self) -> bool:
-        """Whether it was found away so lately that nobody asks it."""
-        return self._breaker.reopens_in() > 0
+    def rest_ns(self) -> int:
+        """ns for which nobody asks it, because it was found away lately; 0: it may be asked."""
+        return self._breaker.reopens_in()
+
+    @property
+    def pool(self) -> Any:
+        """This process's redis-py pool of connections; None before its first script."""
+        return None if self._scripts is None else self._scripts.pool
 
     def run(self, script: str, keys: Sequence[str], *words: object) -> Any:
         """The script's answer.

@@ -28,7 +28,8 @@ from .scripts import PERMITS
 LIFE_NS = 10_000_000_000
 _FREEZE_NS = 1_000_000_000  # how long, at most, a machine that comes back holds still to be counted
 _ALONE_NS = 1_000_000_000  # how long a machine has its own part before it asks again
-_RENEW_NS = 800_000_000  # an older lease is renewed with the next beat of any process
+RENEW_NS = 800_000_000
+"""A lease older than this is renewed with the next beat of any process."""
 _MOST = 4096
 _FULL_NS = 50_000_000  # how long a process that was refused asks no more
 
@@ -95,7 +96,7 @@ class Permits:
             leased, held, _, left, alone = self._lease.permits()
             if leased > held:
                 return True
-            if alone and left and self._connection.resting:
+            if alone and left and self._connection.rest_ns:
                 break
             try:
                 request = self.request(1)
@@ -126,7 +127,7 @@ class Permits:
             spare = 0 if self.wanted else self._spare
             if leased > held + spare:
                 self._shrink(held + spare)
-            elif left > LIFE_NS - _RENEW_NS and leased >= held + spare // 2:
+            elif left > LIFE_NS - RENEW_NS and leased >= held + spare // 2:
                 return None
         return self.request(0)
 

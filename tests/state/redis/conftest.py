@@ -39,8 +39,8 @@ def redis(running: RedisServer) -> RedisServer:
 def machines(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machines]:
     """Their threads stand still, and the tests beat for them."""
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
-    monkeypatch.setattr(permits, "_RENEW_NS", 0)  # every beat renews
-    monkeypatch.setattr(connection, "_OPEN_S", 0.2)  # a server that was found away is tried again soon
+    monkeypatch.setattr(permits, "RENEW_NS", 0)  # every beat renews
+    monkeypatch.setattr(connection, "OPEN_S", 0.2)  # a server that was found away is tried again soon
     found = Machines(redis)
     yield found
     found.close()

@@ -22,7 +22,6 @@ import fastroute
 from fastroute import _core, events
 from fastroute.state.redis import Shared
 from fastroute.state.redis.address import AwayError
-from fastroute.state.redis.connection import RedisConnection
 from fastroute.testing import Provider
 
 need("redis")
@@ -162,7 +161,7 @@ def test_an_answer_that_was_lost_is_given_again_and_nothing_taken_twice(
     connection = shared_of(client).connection
     from fastroute.state.redis.scripts import LIMIT
 
-    interval, burst, _, _ = shared_of(client)._endpoints["a/m"].lease.limits()
+    interval, burst, _, _ = shared_of(client).endpoints["a/m"].lease.limits()
     words = (0, interval, burst, 0, -1, 7, 7, -1, 0, 0, -1, 0, 0)
     keys = [connection.key("limit", "a/m"), connection.key("done", "x")]
     first, again = connection.run(LIMIT, keys, *words), connection.run(LIMIT, keys, *words)
@@ -348,7 +347,7 @@ def test_old_news_neither_closes_nor_opens_again(make: Any) -> None:
     shared_of(clients[0]).settle()
     shared_of(clients[1]).beat()
     assert second.state() == _core.OPEN
-    shared_of(clients[1])._endpoints["a/m"].lease.close()
+    shared_of(clients[1]).endpoints["a/m"].lease.close()
     first.block(_core.clock() + 10**9, 1)  # other news, so that all of it is read again
     shared_of(clients[0]).settle()
     shared_of(clients[1]).beat()
@@ -373,7 +372,7 @@ def test_away_from_the_beginning_each_machine_has_its_limit(make: Any, redis: Re
 def test_while_it_is_away_each_goes_on_with_its_share_and_comes_back(
     make: Any, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastroute.state.redis.connection._OPEN_S", 0.2)
+    monkeypatch.setattr("fastroute.state.redis.connection.OPEN_S", 0.2)
     clients = [make(limits=SLOW) for _ in range(3)]
     for _ in range(2):
         for client in clients:
@@ -426,13 +425,8 @@ def test_a_server_that_accepts_and_says_nothing_costs_one_time_out(
 
 def test_an_address_that_swallows_connections_costs_one_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
-    failed: list[BaseException] = []
-    real = RedisConnection._failed
-    monkeypatch.setattr(
-        RedisConnection,
-        "_failed",
-        lambda self, ticket, error: (failed.append(error), real(self, ticket, error)),
-    )
+    tried: list[Any] = []
+    connect = socket.socket.connect
     with ExitStack() as stack:
         listening = stack.enter_context(socket.socket())
         listening.bind(("127.0.0.1", 0))
@@ -441,12 +435,14 @@ def test_an_address_that_swallows_connections_costs_one_time_out(monkeypatch: py
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listening.getsockname())
+        monkeypatch.setattr(socket.socket, "connect", lambda sock, to: (tried.append(to), connect(sock, to)))
         state = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
         config = RedisServer.config(_Named(""), state=state, limits=SLOW)  # type: ignore[arg-type]
         client = stack.enter_context(fastroute.Client(config))
         assert admitted(core_of(client), 200) == 200
-        assert [type(error).__name__ for error in failed] == ["TimeoutError"]
-        assert client.stats()["redis"]["there"] is False
+        assert tried == [listening.getsockname()]
+        redis = client.stats()["redis"]
+        assert (redis["there"], redis["reason"]) == (False, "Redis could not be used (TimeoutError)")
 
 
 class _Named:
@@ -536,7 +532,7 @@ def test_a_server_that_comes_and_goes_is_not_stormed_and_counts_stay_whole(
         redis.kill()
         granted += sum(admitted(core_of(client), 20) for client in clients)
         # When each of them tries again is drawn anew, so that many do not come at one moment.
-        rests = [shared_of(client).connection._breaker.reopens_in() for client in clients]
+        rests = [shared_of(client).connection.rest_ns for client in clients]
         assert 0 < min(rests) < max(rests) <= 5_001 * MS
         redis.start()
         granted += sum(admitted(core_of(client), 20) for client in clients)
@@ -577,9 +573,9 @@ def test_a_forked_child_beats_for_itself(redis: RedisServer) -> None:
             assert not beats_here()
             assert admitted(core, 2000) == 2000  # the pool runs low, which wakes whoever fills it
             assert beats_here()
-            known = shared_of(client)._version
+            known = shared_of(client).version
             core.block(_core.clock() + 10**9, 3)
-            until(lambda: shared_of(client)._version != known)  # told, and heard of at a beat
+            until(lambda: shared_of(client).version != known)  # told, and heard of at a beat
 
         assert beats_here()
         assert ended(forked(work)) == 0

@@ -213,7 +213,7 @@ def test_closing_gives_them_up_at_once(machines: Machines) -> None:
 def test_a_late_answer_is_not_believed(machines: Machines) -> None:
     core = machines.core(limits={"max_in_flight": 10})
     held = calls(core, 3)
-    shared = machines.shared[0]._endpoints["a/m"]
+    shared = machines.shared[0].endpoints["a/m"]
     connection, machine = machines.shared[0].connection, machines.shared[0].machine
     asked = shared.permits.request(1)
     assert asked is not None
@@ -232,7 +232,7 @@ def test_a_late_answer_is_not_believed(machines: Machines) -> None:
 
 def test_a_machine_whose_state_was_made_anew_goes_on(machines: Machines) -> None:
     core = machines.core(limits={"max_in_flight": 10})
-    shared = machines.shared[0]._endpoints["a/m"]
+    shared = machines.shared[0].endpoints["a/m"]
     asked = permits.PermitRequest(10**6, 10, 10, 0, 0, 5)
     permits.ask(machines.shared[0].connection, machines.shared[0].machine, [shared.permits.key], [asked])
     assert len(calls(core, 20)) == 10
@@ -241,7 +241,7 @@ def test_a_machine_whose_state_was_made_anew_goes_on(machines: Machines) -> None
 @pytest.mark.parametrize("garbage", ["text", "list", "words", "far"])
 def test_garbage_is_written_over(machines: Machines, redis: RedisServer, garbage: str) -> None:
     core = machines.core(limits={"max_in_flight": 10})
-    key = machines.shared[0]._endpoints["a/m"].permits.key
+    key = machines.shared[0].endpoints["a/m"].permits.key
     with redis.connect() as connection:
         if garbage == "text":
             connection.set(key, b"\x80\x04\x95cposix\nsystem\n")
@@ -329,7 +329,7 @@ def test_whatever_happens_in_whatever_order_it_is_never_more(
         elif step == "beat":
             shared[who].beat()
         else:
-            own = shared[who]._endpoints["a/m"].permits
+            own = shared[who].endpoints["a/m"].permits
             request = own.give_up() if step == "give up" else own.request(1)
             if request is not None:  # and its answer is lost
                 permits.ask(shared[who].connection, shared[who].machine, [own.key], [request])

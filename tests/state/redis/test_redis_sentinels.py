@@ -76,8 +76,8 @@ def test_processes_on_many_machines_go_on_while_the_master_is_replaced_and_then_
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was found away is tried again soon; and the tests beat."""
-    monkeypatch.setattr(connection, "_OPEN_S", 0.2)
-    monkeypatch.setattr(permits, "_RENEW_NS", 0)
+    monkeypatch.setattr(connection, "OPEN_S", 0.2)
+    monkeypatch.setattr(permits, "RENEW_NS", 0)
     monkeypatch.setattr(Shared, "ensure", lambda self: None)
 
 
@@ -280,11 +280,11 @@ def test_a_sentinel_and_a_master_that_hang_cost_one_time_out_together(
         watched = watch(first, state=address(port_of(hung), sentinel.port), timeout=0.9)
         assert admitted(watched.core, 1) == 1
         assert not watched.there
-        assert watched.machines.shared[0].connection.resting
+        assert watched.machines.shared[0].connection.rest_ns > 0
         assert "Timeout" in watched.reason
         assert accepted(hung) == 1
         # A third of the time-out was the sentinel's, and the master had what was left of it.
-        (connection,) = watched.machines.shared[0].connection._scripts.pool._available_connections
+        (connection,) = watched.machines.shared[0].connection.pool._available_connections
         assert 0 < connection.socket_connect_timeout <= 0.6
         assert connection.socket_timeout == 0.9
     sentinel.watch(first.port)
@@ -298,7 +298,7 @@ def test_sentinels_that_all_hang_cost_one_time_out(
     with says_nothing() as other:
         watched = watch(first, state=address(port_of(hung), port_of(other)), timeout=0.25)
         assert admitted(watched.core, 1) == 1
-        assert watched.machines.shared[0].connection.resting
+        assert watched.machines.shared[0].connection.rest_ns > 0
         assert watched.reason == "no sentinel names a master (TimeoutError)"
         assert accepted(hung) == 1  # and none of the tries that follow a broken connection
 
@@ -361,7 +361,7 @@ def test_closing_leaves_no_thread_and_no_connection(first: RedisServer, sentinel
         assert client.runtime.shared is not None
         client.runtime.shared.ensure()
         assert admitted(core_of(client), 5) == 5
-        pool = client.runtime.shared.connection._scripts.pool  # held, so that nothing ends by itself
+        pool = client.runtime.shared.connection.pool  # held, so that nothing ends by itself
         client.close()
     assert pool.sentinel_manager.sentinels
 

@@ -37,8 +37,8 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was found away is tried again soon; and the tests beat."""
-    monkeypatch.setattr(connection, "_OPEN_S", 0.2)
-    monkeypatch.setattr(permits, "_RENEW_NS", 0)
+    monkeypatch.setattr(connection, "OPEN_S", 0.2)
+    monkeypatch.setattr(permits, "RENEW_NS", 0)
     monkeypatch.setattr("fastroute.state.redis.Shared.ensure", lambda self: None)
 
 
