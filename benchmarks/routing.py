@@ -291,19 +291,24 @@ def ranking_of(endpoints: list[_core.Endpoint]) -> _core.Ranking:
     )
 
 
-def _by_load(endpoints: list[_core.Endpoint]) -> list[int]:
-    """Their places, the least loaded first: what a strategy that goes by latency answers."""
-    return sorted(range(len(endpoints)), key=lambda place: endpoints[place].load())
+def _is_least(endpoints: list[_core.Endpoint], place: int, decay: bool = True) -> bool:
+    """Whether none has a smaller load. Of 200 many have the same, which fades by the millisecond."""
+    now = 0 if decay else 1  # a moment before anything was measured, from which nothing has faded
+    return endpoints[place].load(now) <= 1.001 * min(endpoint.load(now) for endpoint in endpoints)
 
 
 def pick(number: int, strategy: int, decay: bool) -> Callable[[ExitStack], Operation]:
     def make(_: ExitStack) -> Operation:
         endpoints = _endpoints(number)
-        order = _by_load(endpoints)
-        # Of two that are drawn the worst of all is never taken.
-        good = order[:1] if strategy == _core.LATENCY else order[:-1]
         names = {"pick": ranking_of(endpoints).pick, "s": strategy, "decay": decay}
-        return Operation("pick(s, 7, decay)", names, lambda place: place in good)
+
+        def is_good(place: int) -> bool:
+            if strategy == _core.LATENCY:
+                return _is_least(endpoints, place, decay)
+            # Of two that are drawn the worst of all is never taken.
+            return endpoints[place].load() < max(endpoint.load() for endpoint in endpoints)
+
+        return Operation("pick(s, 7, decay)", names, is_good)
 
     return make
 
@@ -311,17 +316,15 @@ def pick(number: int, strategy: int, decay: bool) -> Callable[[ExitStack], Opera
 def rank(number: int, what: str) -> Callable[[ExitStack], Operation]:
     def make(_: ExitStack) -> Operation:
         endpoints = _endpoints(number)
-        order = _by_load(endpoints)
         names = {"rank": ranking_of(endpoints).choice(_core.LATENCY).rank}
-        loads = {place: endpoints[place].load() for place in order}
 
         def is_first(place: int) -> bool:
-            return place == order[0]
+            return _is_least(endpoints, place)
 
         def is_order(places: tuple[int, ...]) -> bool:
-            # Many of 200 have the same load; any order will do among those.
+            loads = [endpoints[place].load() for place in places]
             return sorted(places) == list(range(number)) and all(
-                loads[earlier] <= loads[later] * 1.001 for earlier, later in itertools.pairwise(places)
+                earlier <= 1.001 * later for earlier, later in itertools.pairwise(loads)
             )
 
         return Operation(f"rank(100, 256).{what}", names, is_first if what == "first" else is_order)
@@ -434,25 +437,24 @@ def _reading() -> dict[str, Any]:
     return {"scan": Classifier(rule_set()).scan, "messages": messages, "params": {}}
 
 
-def _good_choice(names: dict[str, Any]) -> Callable[[int], bool]:
+def _good_choice(names: dict[str, Any], decay: bool = True) -> Callable[[int], bool]:
     """Whether the text is in its class, the least loaded endpoint is chosen, and nothing is kept of it."""
     endpoints = names["endpoints"]
 
     def is_good(chosen: int) -> bool:
         level = names["scan"](names["messages"], names["params"]).level
-        least = min(endpoint.load() for endpoint in endpoints)
         return (
             level == "low"
-            and endpoints[chosen].load() <= least * 1.001
+            and _is_least(endpoints, chosen, decay)
             and not any(endpoint.in_flight for endpoint in endpoints)
         )
 
     return is_good
 
 
-def _settled(names: dict[str, Any], choose: Callable[[], int]) -> Callable[[int], bool]:
+def _settled(names: dict[str, Any], choose: Callable[[], int], decay: bool = True) -> Callable[[int], bool]:
     """Whether a decision changed no breaker (a refusal cannot be settled), and chooses well."""
-    is_good = _good_choice(names)
+    is_good = _good_choice(names, decay)
     return lambda flags: flags == 0 and is_good(choose())
 
 
@@ -468,7 +470,7 @@ def bare_decision(_: ExitStack) -> Operation:
         "ok": _core.OK,
     }
     settle = "(one := endpoints[pick(latency)]).finish(one.admit(scan(messages, params).chars), ok, 0.5)"
-    return Operation(settle, names, _settled(names, lambda: pick(_core.LATENCY)))
+    return Operation(settle, names, _settled(names, lambda: pick(_core.LATENCY), decay=False))
 
 
 def _by_hand(find: Callable[[str], Any]) -> Callable[[], tuple[Any, str, bool, bool]]:

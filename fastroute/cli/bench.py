@@ -27,6 +27,8 @@ from .group import json_option
 from .output import Column, dim, no_warnings, plain_table, print_json
 
 if TYPE_CHECKING:
+    import requests
+
     from fastroute.client import Client
 
 PROMPT = (
@@ -37,6 +39,7 @@ PROMPT = (
     "thousand lines and must be read in less than a minute on a small machine, with clear errors for people."
 )
 MESSAGES = [{"role": "user", "content": PROMPT}]
+ANSWER = "All three cases are read by the second way."
 ENDPOINTS = 10
 THREADS = (1, 8, 32)
 SPANS = {True: (1, 0.4), False: (3, 1.0)}  # quick or not → turns, and seconds of each
@@ -99,7 +102,7 @@ def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> BenchRe
     from fastroute.testing import Provider
 
     tell = say or (lambda text: None)
-    with Provider(["gpt-4.1"], answer="All three cases are read by the second way.", process=True) as server:
+    with Provider(["gpt-4.1"], answer=ANSWER, process=True) as server:
         with _client(server.base_url) as client:
             tell("decision and plan …")
             decision, plan = _decision(quick), _plan(client, quick)
@@ -217,6 +220,20 @@ def _body() -> bytes:
 _HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer none"}
 
 
+def _content(response: requests.Response) -> str:
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def check(answer: str) -> None:
+    """Stops a measurement whose answer is not the local server's.
+
+    Raises:
+        RuntimeError: the answer is another one.
+    """
+    if answer != ANSWER:
+        raise RuntimeError(f"the local server must answer {ANSWER!r}, not {answer!r:.200}")
+
+
 def _calls(client: Client, base_url: str, quick: bool) -> dict[str, Timing]:
     """One call at a time, the three clients in turns."""
     import requests
@@ -224,21 +241,21 @@ def _calls(client: Client, base_url: str, quick: bool) -> dict[str, Timing]:
     url, body = f"{base_url}/chat/completions", _body()
     with requests.Session() as session:
 
-        def bare() -> None:
-            requests.post(url, data=body, headers=_HEADERS, timeout=60).json()
+        def bare() -> str:
+            return _content(requests.post(url, data=body, headers=_HEADERS, timeout=60))
 
-        def pooled() -> None:
-            session.post(url, data=body, headers=_HEADERS, timeout=60).json()
+        def pooled() -> str:
+            return _content(session.post(url, data=body, headers=_HEADERS, timeout=60))
 
-        def routed() -> None:
-            client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256)
+        def routed() -> str:
+            return client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256).text
 
         clients = {"requests.post": bare, "requests.Session.post": pooled, "fastroute": routed}
         samples: dict[str, list[float]] = {name: [] for name in clients}
         for turn in range(60 if quick else 600):
             for name, call in clients.items():
                 begun = time.perf_counter()
-                call()
+                check(call())
                 if turn >= 10:  # the first ones open connections and warm up
                     samples[name].append(time.perf_counter() - begun)
     return {name: _timing(taken) for name, taken in samples.items()}
@@ -250,26 +267,23 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
 
     url, body = f"{base_url}/chat/completions", _body()
 
-    def pooled() -> Callable[[], Callable[[], object]]:
-        def begin() -> Callable[[], object]:
-            session = requests.Session()
-            sessions.append(session)
-            return lambda: session.post(url, data=body, headers=_HEADERS, timeout=60).json()
+    def pooled() -> Callable[[], str]:
+        session = requests.Session()
+        sessions.append(session)
+        return lambda: _content(session.post(url, data=body, headers=_HEADERS, timeout=60))
 
-        return begin
-
-    def routed() -> Callable[[], object]:
-        return lambda: client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256)
+    def routed() -> Callable[[], str]:
+        return lambda: client.chat.completions.create(model="auto", messages=MESSAGES, max_tokens=256).text
 
     sessions: list[requests.Session] = []
-    clients = {"requests.Session per thread": pooled(), "fastroute": routed}
+    clients = {"requests.Session per thread": pooled, "fastroute": routed}
     turns, span = SPANS[quick]
     found: dict[str, dict[str, float]] = {name: {} for name in clients}
     for threads in THREADS:
         rates: dict[str, list[float]] = {name: [] for name in clients}
         for _ in range(turns):
             for name, begin in clients.items():
-                rates[name].append(_rate(begin, threads, span))
+                rates[name].append(rate(begin, threads, span))
                 while sessions:
                     sessions.pop().close()
         for name in clients:
@@ -277,8 +291,12 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
     return found
 
 
-def _rate(begin: Callable[[], Callable[[], object]], threads: int, span: float) -> float:
-    """Calls a second of so many threads over ``span`` seconds, connections open already."""
+def rate(begin: Callable[[], Callable[[], str]], threads: int, span: float) -> float:
+    """Calls a second of so many threads over ``span`` seconds, connections open already.
+
+    Raises:
+        Exception: whatever a thread raised first; RuntimeError if an answer is not the local server's.
+    """
     counts = [0] * threads
     ready = threading.Barrier(threads + 1)
     stop = threading.Event()
@@ -287,7 +305,7 @@ def _rate(begin: Callable[[], Callable[[], object]], threads: int, span: float) 
     def work(place: int) -> None:
         try:
             call = begin()
-            call()
+            check(call())
         except BaseException as error:
             failures.append(error)
             ready.abort()
@@ -298,10 +316,11 @@ def _rate(begin: Callable[[], Callable[[], object]], threads: int, span: float) 
             return
         try:
             while not stop.is_set():
-                call()
+                check(call())
                 counts[place] += 1
         except BaseException as error:
             failures.append(error)
+            stop.set()
 
     workers = [
         threading.Thread(target=work, args=(place,), name=f"bench-{place}") for place in range(threads)

@@ -463,6 +463,20 @@ def test_bench_measures_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{figures.server_rate:,.0f} a second" in text
 
 
+def test_bench_fails_where_a_thread_does_or_an_answer_is_another() -> None:
+    def refused() -> str:
+        raise ConnectionRefusedError
+
+    assert bench.rate(lambda: lambda: bench.ANSWER, 2, 0.05) > 0
+    with pytest.raises(ConnectionRefusedError):
+        bench.rate(lambda: refused, 2, 60.0)
+    with pytest.raises(RuntimeError, match="must answer"):
+        bench.rate(lambda: lambda: "another", 2, 60.0)
+    answers = [bench.ANSWER, bench.ANSWER]
+    with pytest.raises(IndexError):  # one thread has an answer more, the other none
+        bench.rate(lambda: answers.pop, 2, 60.0)
+
+
 # ------------------------------------------------------------------------------------------ writing
 
 CELLS = st.text(st.characters(codec="ascii", categories=["L", "N"]), max_size=40)
