@@ -1,1 +1,1 @@
-"""Live endpoints, and where their numbers live: shared memory, segment files, Redis."""
+"""Live endpoints, and where their state is kept: shared memory, segment files, Redis."""

@@ -1,8 +1,6 @@
-"""The live endpoints: which there are, and the core's state of each.
+"""The live endpoints and the core's state of each, by endpoint name.
 
-Owns the objects that read and write the core's state, by endpoint name, and looking after what killed workers
-left. It knows no wire format and sends nothing; where the state lives is `segments.py`, choosing is
-`plan.py`, using is `dispatch.py`.
+Where the state is kept is in `segment_file.py`; choosing an endpoint is in `routing/planner.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from fastroute.platform import forks
 from .segment_file import Home, open_home
 from .tokens import OutputHistory
 
-_LAST_RESORT = 1e-9  # the weight of an endpoint that is configured with 0: after all others
+_LAST_RESORT = 1e-9  # the weight of an endpoint that is configured with 0, so that it ranks last
 STATE_NAMES = {_core.CLOSED: "closed", _core.OPEN: "open", _core.HALF_OPEN: "half-open"}
 
 
@@ -33,7 +31,7 @@ _counting = threading.Lock()
 
 
 def _after_fork() -> None:
-    """In a forked child: a thread that is not here may have held the lock."""
+    """Replaces the lock in a forked child: a thread that does not exist there may have held it."""
     global _counting
     _counting = threading.Lock()
 
@@ -42,7 +40,7 @@ forks.in_child(_after_fork)
 
 
 class BlockReason(enum.IntEnum):
-    """Why an endpoint is left out for a time; the number is what the core keeps."""
+    """Why an endpoint is blocked for a time; the core stores the number."""
 
     NONE = 0
     KEY_REFUSED = 1
@@ -61,10 +59,10 @@ class Endpoint:
 
     Attributes:
         core: its limits, breaker, latency and in-flight count, shared with forked workers.
-        calibration: how this model's real input tokens compare with the estimate.
-        forgiven: what was amiss in its streams and taken as it was, and how often in this process.
+        calibration: the ratio of this model's real input tokens to the estimate.
+        forgiven: tolerated defects of its complete streams, counted by kind in this process.
         whole, begun: the latencies of the last minutes, of plain answers and of streams to the first token
-            (divided by `plan.Estimate.prompt_scale`); None where calls are not hedged.
+            (divided by `plan.Estimate.prompt_scale`); None if calls are not hedged.
     """
 
     name: str
@@ -82,7 +80,7 @@ class Endpoint:
         return self.begun if stream else self.whole
 
     def forgive(self, kind: str) -> None:
-        """Counts a stream of which something was amiss; see `events.StreamForgiven`."""
+        """Counts a tolerated defect of a complete stream; see `events.StreamForgiven`."""
         with _counting:
             self.forgiven[kind] += 1
 
@@ -91,19 +89,19 @@ class State:
     """All endpoints of one configuration.
 
     Args:
-        previous: the state of the configuration before this one. What was counted under an endpoint's name
-            goes on, and so does what was learned of a model; limits and rules are the new ones at once.
+        previous: the state of the previous configuration. Counts are kept for endpoints of the same name, and
+            calibrations for the same model; limits and rules are the new ones at once.
 
     Attributes:
-        home: where the state lives, and who shares it.
-        outputs: how long the answers of each model were.
-        gate: permits of all endpoints together; None where there is no such limit.
-        panic: how often, while every breaker is open, one may be hurried: once a second over all processes.
+        home: where the state is kept, and why it is shared less than configured, if so.
+        outputs: the lengths of each model's answers.
+        gate: permits for all endpoints together; None without such a limit.
+        panic: limits early probes while every breaker is open, to one a second over all processes.
 
     Raises:
-        ConfigError: if the segment has no room left for so many endpoints, or cannot be where it should.
+        ConfigError: if the segment has no room for all endpoints, or its file cannot be used.
 
-    Thread safety: everything may be read from any thread; the core's figures need no lock.
+    Thread safety: everything may be read from any thread; the core's numbers need no lock.
     """
 
     def __init__(self, config: Config, catalog: Catalog, previous: State | None = None) -> None:
@@ -120,7 +118,7 @@ class State:
             provider = config.providers[entry.provider]
             model = catalog.model(entry.model)
             rules = self._rules[entry.name] = _rules(config, entry)
-            with self._room(f"only {len(endpoints)} of {len(config.endpoints)} find room"):
+            with self._room(f"only {len(endpoints)} of {len(config.endpoints)} fit into"):
                 core = _core.Endpoint(self.segment, entry.name, **rules)
                 kinds = ("whole", "begun") if config.policy.hedging.enabled else ()
                 tails = [_core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds]
@@ -129,7 +127,7 @@ class State:
             endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration, counts, *tails))
         self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
         self.gate: _core.Endpoint | None = None
-        with self._room(f"{len(endpoints)} leave no room for what counts them all together"):
+        with self._room(f"{len(endpoints)} leave no room for the counters of all together in"):
             self.panic: _core.Bucket = _core.Bucket(self.segment, "(panic)", 60, 1)
             if config.policy.max_in_flight is not None:
                 self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
@@ -142,40 +140,40 @@ class State:
 
     @contextmanager
     def _room(self, what: str) -> Iterator[None]:
-        """Says of a segment that is full how many endpoints it holds and what to do."""
+        """Raises for a full segment how many endpoints it holds and what to do."""
         try:
             yield
         except _core.SegmentFullError:
+            removed = f" after removing {self.home.path}" if self.home.path else ""
             raise errors.ConfigError(
-                f"endpoints: {what} in the state of {self.segment.cells} cells (an endpoint takes 8 of them, "
-                "one for each 28 of its max_in_flight, and 32 where calls are hedged), must be fewer or have "
-                "smaller limits; or, where others were configured before, the program started anew"
-                + (f" and {self.home.path} removed" if self.home.path else "")
+                f"endpoints: {what} the state of {self.segment.cells} cells (an endpoint takes 8, one for "
+                "each 28 of its max_in_flight, and 32 if calls are hedged); configure fewer or lower their "
+                f"limits, or, if others were configured before, restart the program{removed}"
             ) from None
 
     def named(self, name: str) -> Endpoint:
         """The endpoint of that name.
 
         Raises:
-            NoEndpointError: there is none; near names are in the message.
+            NoEndpointError: if there is none; the message has near names.
         """
         for endpoint in self.endpoints:
             if endpoint.name == name:
                 return endpoint
         names = [endpoint.name for endpoint in self.endpoints]
-        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
-        raise errors.NoEndpointError(f"there is no endpoint {show(name)}{hint}", status_code=404)
+        hint = did_you_mean(name, names) or f"; use one of {', '.join(names)}"
+        raise errors.NoEndpointError(f"unknown endpoint {show(name)}{hint}", status_code=404)
 
     @property
     def cores(self) -> tuple[_core.Endpoint, ...]:
-        """All that lets calls in: of the endpoints, and of all of them together."""
+        """Everything that admits calls: each endpoint's core, and the gate of all of them together."""
         gate = () if self.gate is None else (self.gate,)
         return (*(endpoint.core for endpoint in self.endpoints), *gate)
 
     def follow(self, newer: State) -> None:
-        """Takes over the newer configuration's limits and rules, for calls that began under this one.
+        """Applies a newer configuration's limits and rules to calls that began under this one.
 
-        Limits belong to an endpoint and not to a call, so one that still waits here waits for the new ones.
+        Limits belong to an endpoint and not to a call, so a call that is waiting waits for the new ones.
         """
         for endpoint in self.endpoints:
             rules = newer._rules.get(endpoint.name)
@@ -185,9 +183,9 @@ class State:
             self.gate.configure(max_in_flight=newer.gate.max_in_flight)
 
     def tend(self, hooks: events.Hooks) -> None:
-        """What is to be done every few seconds, at the entry of a call: takes back what killed workers held.
+        """Reclaims what killed workers held, every few seconds, at the start of a call.
 
-        One process of all that share the state does it, so most calls pay for reading a clock.
+        Only one of the processes that share the state does it, so most calls only read a clock.
         """
         self.segment.tend()
         if self._untold and hooks.wanted:
@@ -195,7 +193,7 @@ class State:
             hooks.emit(events.StateDegraded(self.home.reason or ""))
 
     def sharing(self) -> dict[str, Any]:
-        """Plain figures of where the state lives and who works in it."""
+        """Where the state is kept, and how many processes use it, as plain values."""
         home = self.home
         self.segment.reap()
         return {
@@ -208,7 +206,7 @@ class State:
         }
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """Plain figures of every endpoint, by name."""
+        """The numbers of every endpoint as plain values, by name."""
         now = _core.clock()
         found = {}
         for endpoint in self.endpoints:
@@ -227,7 +225,7 @@ class State:
 
 
 def _rules(config: Config, entry: EndpointConfig) -> dict[str, Any]:
-    """The limits and the breaker's rules of an endpoint, as the core takes them."""
+    """An endpoint's limits and breaker rules, as keyword arguments of the core."""
     limits = config.limits(entry)
     breaker = config.policy.breaker
     return {

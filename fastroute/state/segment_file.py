@@ -1,18 +1,14 @@
-"""Where the core's state lives: in this process and what it forks, or in a file that others share.
+"""Opens the memory segment of the core's state: this process's own, or a file that processes share.
 
-Owns the file: its place and name, who may use it, making it whole before anybody sees it, and setting aside
-what does not fit. What is in it is the core's (`fastroute._core.Segment`); which objects work on it is
-`state.py`.
+A new file is created under another name with all its space, and then renamed. A file that does not fit (an
+earlier boot, another layout) is renamed away. A file is never resized or overwritten, since other processes
+have it mapped. Creating and renaming are done under the lock of a second file beside it. Each process that
+uses a file holds a shared lock on it, which the kernel releases when the process dies. So a file of another
+pid namespace is either in use or left over, and the lock tells which.
 
-A file is made under another name, with all its space, and then renamed; one that does not fit is renamed
-away. It is never made shorter or longer and never written over, since other processes have it mapped.
-Making and renaming are done under the lock of a file beside it. Whoever works in a file holds a shared
-lock on it for as long, which the kernel takes away from the dead: so a file of another pid namespace is
-either in use there, or left over.
-
-What ``machine`` leaves in memory is removed by whoever starts there later, once nobody has used it for an
-hour. A file that nobody works in could be about to be opened; so it is removed under the lock under which it
-would be, and that lock's own file goes last: whoever gets hold of one without a name tries again.
+Files of ``machine`` that nothing has used for an hour are removed when a later process starts. Another
+process could be about to open one, so it is removed under the same lock as it is opened. The lock's file is
+removed last; a process that has locked a lock file without a name tries again with a new one.
 """
 
 from __future__ import annotations
@@ -36,12 +32,12 @@ from fastroute.platform import files
 log = logging.getLogger("fastroute")
 
 _MEMORY_FOLDER = "/dev/shm"
-_PATIENCE = 10.0  # seconds to wait for another process that makes the same file
+_PATIENCE = 10.0  # seconds to wait for another process that creates the same file
 _ABANDONED = 3600.0  # seconds unused after which a file of a machine's state is removed
-_LOCK, _ASIDE, _NEW = ".lock", ".aside", ".new"  # what follows a file's name in those beside it
-_KEEP = ".keep"  # nobody but the file knows what was spent: there is no ledger
+_LOCK, _ASIDE, _NEW = ".lock", ".aside", ".new"  # suffixes of the files beside a segment file
+_KEEP = ".keep"  # marks a file that is not removed: without a ledger only it knows what was spent
 _MACHINE_FILE = re.compile(r"(.+\.[0-9]+-[0-9a-f]+(?:\.[0-9a-f]+)?)(?:\.lock|\.aside|\.new|\.keep)?")
-# What a machine that is in order may bring: it costs the sharing and not the service.
+# Errors of a machine without resources: the state is then not shared, but calls are served.
 _SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 
 
@@ -50,9 +46,9 @@ class Home:
     """A segment, and where it is.
 
     Attributes:
-        kind: ``memory``, ``machine`` or ``file``: what was asked for.
-        path: of the file, or None if the segment is this process's and that of its forks.
-        reason: why fewer processes share it than was asked for, or None.
+        kind: ``memory``, ``machine`` or ``file``, as configured.
+        path: the file, or None if only this process and its forks use the segment.
+        reason: why fewer processes share it than configured, or None.
     """
 
     segment: _core.Segment
@@ -62,17 +58,17 @@ class Home:
 
 
 class _UnavailableError(Exception):
-    """There can be no shared file at present; the message says why."""
+    """A shared file is not possible at present; the message says why."""
 
 
 def open_home(config: Config) -> Home:
-    """The segment that ``config.local_state`` asks for, made or joined.
+    """The segment that ``config.local_state`` names, created or opened.
 
-    A machine without room for it costs the sharing: the segment is then this process's own, which is logged
-    and told in `Home.reason`.
+    If the machine has no room for a file, the segment is this process's own; a warning is logged and the
+    reason is in `Home.reason`.
 
     Raises:
-        ConfigError: the place is wrong, or somebody else could read or change the state there.
+        ConfigError: if the path cannot be used, or other users could read or change the state there.
     """
     state = config.local_state
     if state == "memory":
@@ -93,19 +89,19 @@ def open_home(config: Config) -> Home:
         return _alone(kind, str(problem))
     reason = None
     if found != path:
-        reason = f"{path} is in use in another pid namespace; what is counted there is not counted here"
+        reason = f"{path} is in use in another pid namespace; its counts are not shared with this process"
         log.warning("state: %s", reason)
     return Home(segment, kind, found, reason)
 
 
 def machine_path(config: Config) -> str:
-    """The file of ``state = "machine"``: in a folder of this user's own, named after the configuration.
+    """The file of ``state = "machine"``, in a directory that only this user can open.
 
-    The name stands for the providers (not for limits and models, which may change while others are at work),
-    the ledger and the budgets' names; or for the name that was given.
+    Its name is the configured one, or a hash of the providers, the ledger and the budgets' names. Limits and
+    models are not part of the hash, since they may change while other processes run.
 
     Raises:
-        ConfigError: the folder is there, but is not this user's alone.
+        ConfigError: if the directory exists but other users could open it.
     """
     base = _MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else tempfile.gettempdir()
     folder = os.path.join(base, f"fastroute-{os.geteuid()}")
@@ -114,13 +110,13 @@ def machine_path(config: Config) -> str:
     except files.UnsafeFileError as problem:
         raise _refusal(folder, problem) from None
     except OSError as problem:
-        raise _UnavailableError(f"{folder} cannot be made: {problem.strerror}") from None
+        raise _UnavailableError(f"{folder} cannot be created: {problem.strerror}") from None
     name = config.local_state.partition(":")[2] or _fingerprint(config)
     return os.path.join(folder, f"{name}.{_core.LAYOUT}-{_pid_namespace():x}")
 
 
 def remove_abandoned(folder: str) -> None:
-    """Removes the files of a machine's state that nobody uses and nobody has used for an hour."""
+    """Removes the files of ``machine`` states that no process uses and none has used for an hour."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -147,7 +143,7 @@ def remove_abandoned(folder: str) -> None:
 
 
 def _remove_if_abandoned(path: str) -> bool:
-    """Removes a file, under its lock, if it is abandoned; whether it is gone."""
+    """Removes a file, under its lock, if it is abandoned; returns whether it is gone."""
     try:
         fd = files.open_private(path, os.O_RDWR)
     except FileNotFoundError:
@@ -158,9 +154,9 @@ def _remove_if_abandoned(path: str) -> bool:
         try:
             segment = _core.Segment.in_file(fd)
         except _core.SegmentMisfitError:
-            pass  # of an earlier start, a container that is gone, or no segment at all
+            pass  # of an earlier boot, of a container that is gone, or not a segment
         else:
-            # A daemon that has closed all descriptors has lost its lock, but still works in it.
+            # A daemon that closed all its descriptors has lost the lock but still uses the mapping.
             segment.reap()
             unused = segment.tended == 0 or _core.clock() - segment.tended > _ABANDONED * 1e9
             if segment.workers_known or not unused:
@@ -182,7 +178,7 @@ def _fingerprint(config: Config) -> str:
 
 
 def _alone(kind: str, why: str) -> Home:
-    reason = f"limits, breakers and budgets are this process's own, shared with no other: {why}"
+    reason = f"limits, breakers and budgets are not shared with other processes: {why}"
     log.warning("state: %s", reason)
     return Home(_core.Segment(), kind, None, reason)
 
@@ -195,15 +191,19 @@ def _pid_namespace() -> int:
 
 
 def _open(path: str) -> tuple[str, _core.Segment]:
-    """The segment of a path and where it was found: beside the path, if that is another pid namespace's."""
+    """The segment of a path, and its actual path: one beside it if another pid namespace uses that."""
     if not os.path.exists("/proc/sys/kernel/random/boot_id"):
-        raise _UnavailableError("whether a file is of this start of the machine can be told on Linux only")
+        raise _UnavailableError(
+            "a state file needs the boot id in /proc/sys/kernel/random, which only Linux has"
+        )
     segment = _locked_join(path)
     if segment is None:
         path = f"{path}.{_pid_namespace():x}"
         segment = _locked_join(path)
         if segment is None:
-            raise errors.ConfigError(f"fastroute.state: {path} is in use in two pid namespaces")
+            raise errors.ConfigError(
+                f"fastroute.state: {path} is in use in two pid namespaces; use another path"
+            )
     return path, segment
 
 
@@ -213,7 +213,7 @@ def _locked_join(path: str) -> _core.Segment | None:
 
 
 def _join(path: str) -> _core.Segment | None:
-    """The segment in a file, made if there is none that fits; None if another pid namespace uses it."""
+    """The segment in a file, created if none fits; None if another pid namespace uses the file."""
     try:
         fd = files.open_private(path, os.O_RDWR)
     except FileNotFoundError:
@@ -228,11 +228,11 @@ def _join(path: str) -> _core.Segment | None:
                     return None
                 raise errors.ConfigError(
                     f"fastroute.state: {path} is in use on another machine; "
-                    "must be a path of this machine's own, or a Redis server that both can ask"
+                    "use a local path, or a Redis server for both machines"
                 ) from None
             aside = path + _ASIDE
             level = logging.INFO if elsewhere else logging.WARNING
-            log.log(level, "state: %s %s; it is set aside as %s", path, misfit, os.path.basename(aside))
+            log.log(level, "state: %s %s; it is renamed to %s", path, misfit, os.path.basename(aside))
         else:
             files.lock(fd, shared=True)
             os.utime(fd)  # writing to mapped memory does not change the file's time
@@ -242,9 +242,9 @@ def _join(path: str) -> _core.Segment | None:
 
 
 def _make(path: str) -> _core.Segment:
-    # The scratch name may be left over from a process that was killed here. This one holds the lock.
+    # The scratch name may be left over from a killed process; this one holds the lock.
     with files.replacing(path, path + _NEW) as fd:
-        # All of its space now: a full disk would later kill the process that touches a page without space.
+        # Allocate all space now: on a full disk, touching an unallocated page would kill the process.
         os.posix_fallocate(fd, 0, _core.Segment.size())
         segment = _core.Segment.in_file(fd, fresh=True)
         files.lock(fd, shared=True)
@@ -253,14 +253,14 @@ def _make(path: str) -> _core.Segment:
 
 @contextmanager
 def _locked(path: str, timeout: float) -> Iterator[None]:
-    """Keeps other processes from making, setting aside or removing the file beside this one."""
+    """Holds a lock file, under which the segment file beside it is created, renamed or removed."""
     end = time.monotonic() + timeout
     locked = False
     while not locked:
         with files.closing(files.open_private(path, os.O_RDWR | os.O_CREAT)) as fd:
             if not files.lock(fd, timeout=end - time.monotonic()):
-                raise _UnavailableError(f"another process has held {path} for too long")
-            # One that was removed with abandoned files locks nothing: others open a new file of its name.
+                raise _UnavailableError(f"another process holds the lock {path}")
+            # A lock file that was removed as abandoned locks nothing: others open a new one of its name.
             locked = not files.is_deleted(fd)
             if locked:
                 try:
@@ -271,7 +271,7 @@ def _locked(path: str, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def _judging(path: str) -> Iterator[None]:
-    """Turns a failure at a file into what it means for the state."""
+    """Translates an OSError of a file into an error of the state."""
     try:
         yield
     except OSError as problem:
@@ -283,7 +283,7 @@ def _refusal(path: str, problem: OSError) -> Exception:
         return _UnavailableError(f"{path}: {problem.strerror}")
     reason = problem.strerror
     if isinstance(problem, FileNotFoundError):
-        reason = "its folder does not exist, must be made first"
+        reason = "its directory does not exist; create it first"
     elif not isinstance(problem, files.UnsafeFileError):
-        reason = f"{reason}, must be a file that user {os.geteuid()} can make and write"
+        reason = f"{reason}; must be a file that user {os.geteuid()} can create and write"
     return errors.ConfigError(f"fastroute.state: {path} cannot be used: {reason}")

@@ -1,9 +1,8 @@
-"""How many tokens a request will take, without network and without a vocabulary.
+"""Estimates the tokens of a request and of its answer, without network and without a vocabulary.
 
-Owns the estimate from sizes, and what answers are expected to take. Counting characters is the core's scan;
-correcting the estimate by the usage that comes back is the core's `Calibration`, by which it chooses; prices
-are `catalog`. The estimate leans high, because what it reserves is given back when the real usage is known,
-and what it fails to reserve is an overshoot.
+The core's scan counts the characters, and the core's `Calibration` corrects the estimate by the real usage.
+The estimate is deliberately high: what is reserved too much is returned when the usage is known, but what is
+reserved too little exceeds a limit.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-# English takes about four characters a token and code about three; one UTF-8 byte in four covers scripts
-# whose characters are several bytes and a token or more each.
+# English has about four characters in a token and code about three. Four UTF-8 bytes in a token cover scripts
+# whose characters have several bytes and take a token or more each.
 CHARS_PER_TOKEN = 3
 BYTES_PER_TOKEN = 4
-# The role, the separators and a name cost a few tokens beside the text.
+# The role, the separators and a name take a few tokens besides the text.
 TOKENS_PER_MESSAGE = 8
-# A picture of 1024 x 1024 in OpenAI's high detail takes 765; others lie between 250 and 1600.
+# An image of 1024 x 1024 in OpenAI's high detail takes 765; others take 250 to 1600.
 TOKENS_PER_IMAGE = 1000
 LEAST_OUTPUT = 256
 
@@ -25,13 +24,13 @@ _OUTPUTS_KEPT = 200
 
 
 def estimate_input(chars: int, utf8: int, messages: int, images: int = 0) -> int:
-    """Input tokens of a request, leaning high.
+    """Input tokens of a request, estimated high.
 
     Args:
         chars: characters of all text.
         utf8: bytes of the same text in UTF-8.
-        messages: how many messages there are.
-        images: how many image parts there are.
+        messages: number of messages.
+        images: number of image parts.
     """
     text = max(-(-chars // CHARS_PER_TOKEN), -(-utf8 // BYTES_PER_TOKEN))
     return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
@@ -45,10 +44,10 @@ class _HasOutputLimit(Protocol):
 
 
 class OutputHistory:
-    """How long the answers of each model were, to foresee those that set no limit.
+    """The lengths of each model's last answers, to estimate those of requests without a limit.
 
-    Thread safety: any thread may record and ask; each model's ring only has items appended at one end, which
-    is atomic, and the 95th percentile is a plain value replaced whole.
+    Thread safety: any thread may record and read. Items are only appended to a model's ring, which is atomic,
+    and the 95th percentile is one value that is replaced.
     """
 
     __slots__ = ("_p95", "_rings")
@@ -58,28 +57,28 @@ class OutputHistory:
         self._p95: dict[str, int] = {}
 
     def record(self, model: str, output_tokens: int) -> None:
-        """Takes in the output tokens of one whole answer; figures below 1 are ignored."""
+        """Records the output tokens of one complete answer; numbers below 1 are ignored."""
         if output_tokens < 1:
             return
         ring = self._rings.get(model)
         if ring is None:
             ring = self._rings.setdefault(model, deque(maxlen=_OUTPUTS_KEPT))
         ring.append(output_tokens)
-        # ``copy`` is one step in C: a thread that appends meanwhile cannot spoil the sort.
+        # ``copy`` is one step in C, so another thread cannot append during the sort.
         ordered = sorted(ring.copy())
-        # `figures.percentile`, written out because this runs once a call and nobody reads the figure.
+        # `figures.percentile`, inlined because this runs in every call.
         self._p95[model] = ordered[-(-len(ordered) * 95 // 100) - 1]
 
     def expected_output(self, max_tokens: int | None, model: _HasOutputLimit) -> int:
         """Output tokens to reserve for a request.
 
         Args:
-            max_tokens: what the caller allows; None for no limit.
-            model: whose limit holds, where it is known (above 0).
+            max_tokens: the caller's limit; None for no limit.
+            model: the model; its own limit applies if it is known (above 0).
 
         Returns:
-            What the caller allows, or the 95th percentile of what was observed and at least 256; never more
-            than the model can give.
+            The caller's limit, or the 95th percentile of the recorded lengths and at least 256; never more
+            than the model's limit.
         """
         wanted = max_tokens
         if wanted is None:

@@ -208,7 +208,7 @@ def test_a_segment_without_room_changes_nothing(serve: Serve) -> None:
     before = served.client.config
     many = "".join(f'[[endpoints]]\nprovider = "a"\nmodel = "m{number}"\n' for number in range(3000))
     served.write(tables=many)
-    with pytest.raises(errors.ConfigError, match="find room"):
+    with pytest.raises(errors.ConfigError, match="fit into the state"):
         served.client.reload()
     assert served.client.config is before
     served.ask()

@@ -94,7 +94,7 @@ class TestTooSmall:
 
     def test_endpoints_beyond_that(self) -> None:
         with pytest.raises(
-            errors.ConfigError, match=r"^endpoints: only 7 of 9 find room .* of 64 cells .* fewer"
+            errors.ConfigError, match=r"^endpoints: only 7 of 9 fit into .* of 64 cells .* fewer"
         ):
             self.made(9)
 
@@ -102,7 +102,7 @@ class TestTooSmall:
     def test_what_counts_all_of_them_together(self, count: int, policy: dict[str, Any]) -> None:
         self.path = "/run/app.state"
         with pytest.raises(
-            errors.ConfigError, match=rf"^endpoints: {count} leave no room .* and /run/app.state removed"
+            errors.ConfigError, match=rf"^endpoints: {count} leave no room .* after removing /run/app.state"
         ):
             self.made(count, **policy)
 

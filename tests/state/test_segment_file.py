@@ -1,4 +1,4 @@
-"""State in a file: who shares it, who may not, and what is set aside; never less than the service."""
+"""State in a file: which processes share it, which may not, and which files are renamed away."""
 
 from __future__ import annotations
 
@@ -397,7 +397,7 @@ class TestMisfits:
             path.write_bytes(header(path.read_bytes(), namespace=1))
             one, two = opened(path), opened(path)
             assert one.path == two.path == f"{path}.{segment_file._pid_namespace():x}"
-            assert "not counted here" in (one.reason or "")
+            assert "not shared with this process" in (one.reason or "")
             bucket(one).acquire(4)
             assert bucket(two).available() == 6
             path.write_bytes(header(path.read_bytes(), boot=1))
@@ -521,7 +521,7 @@ class TestRefused:
             opened(path)
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(errors.ConfigError, match="its folder does not exist"):
+        with pytest.raises(errors.ConfigError, match="its directory does not exist; create it"):
             opened(tmp_path / "none" / "state")
 
 
@@ -546,7 +546,7 @@ class TestScarcity:
             home = opened(path)
         assert home.path is None
         assert os.strerror(number) in (home.reason or "")
-        assert "shared with no other" in caplog.text
+        assert "not shared with other processes" in caplog.text
         assert bucket(home).acquire(3) == 0
         assert bucket(opened(path)).available() == 10
         assert not os.path.exists(f"{path}.new")

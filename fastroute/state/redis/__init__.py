@@ -1,22 +1,21 @@
-"""State that many machines share over Redis (or Valkey).
+"""Shares state between many machines over Redis (or Valkey).
 
-Owns what of the local state is shared, and going on when Redis is away. Each machine keeps its ordinary
-segment, of one process and its forks or of the whole machine; calls work on that and on nothing else, so plan
-and dispatch do not know of Redis. Shared are
+Each machine keeps its ordinary segment, and calls use only that, so the planner and dispatch do not depend on
+Redis. These parts are shared:
 
-* limits of requests and tokens, of endpoints and of callers: leased in chunks to each machine (`limits.py`);
-* calls at once: leased for ten seconds (`permits.py`);
-* breakers that open and close, blocks, and who may send a probe: told, and learned once a second
+* limits of requests and tokens, of endpoints and of callers: leased in chunks to each machine (`leases.py`);
+* calls in flight: permits leased for ten seconds (`permits.py`);
+* open and closed breakers, blocks, and the right to send a probe: published, and read once a second
   (`endpoints.py`);
-* budgets: leased in chunks too (`money.py`).
+* budgets: leased in chunks (`money.py`).
 
 A retry budget grows with the calls of its own machine, and its constant share is divided among the machines.
-Latencies stay each machine's own: they tell how far away an endpoint is from there.
+Latencies are not shared, since each machine has its own distance to an endpoint.
 
-One thread in each process beats once a second: it says that the machine is at work, hears how many are,
-learns of breakers, renews its permits, and gives back what nobody took. While Redis is away a machine goes on
-with its part of each limit, one in as many as were last heard of, and hard budgets with what was leased; a
-script sent again changes nothing, and no error of Redis ever reaches a caller.
+One thread in each process sends a heartbeat every second: it registers the machine, reads how many there are
+and what they published, renews permits, and returns unused leases. While Redis is unavailable a machine uses
+its share of each limit (1/N for the last known number N of machines), and of hard budgets what it has leased.
+A script that is sent again changes nothing. No error of Redis reaches a caller.
 """
 
 from __future__ import annotations
@@ -51,20 +50,20 @@ _MACHINE_LIFE_MS = 10_000
 
 
 class Shared:
-    """This process's part in what many machines share, as a ``state`` of ``redis://…`` asks for.
+    """This process's side of the state that machines share if ``state`` is ``redis://…``.
 
     Args:
         segment: this machine's state.
-        path: its file, or None.
+        path: the segment's file, or None.
 
     Attributes:
-        endpoints: the endpoints that draw on the shared limits, by name.
-        version: of the news that this machine has read last; empty before the first beat.
+        endpoints: the endpoints that use the shared limits, by name.
+        version: the version of the news that this machine has read last; empty before the first heartbeat.
 
     Raises:
-        ConfigError: the redis package is not there, or the password's file cannot be read.
+        ConfigError: if the redis package is not installed, or the password's file cannot be read.
 
-    Thread safety: all methods. A forked child has a thread and connections of its own from its first call.
+    Thread safety: all methods. A forked child gets its own thread and connections with its first call.
     """
 
     def __init__(self, config: Config, segment: _core.Segment, path: str | None, hooks: events.Hooks) -> None:
@@ -75,14 +74,14 @@ class Shared:
         self.endpoints: dict[str, SharedEndpoint] = {}
         self._quotas: dict[str, SharedLimits] = {}
         self._count = 1
-        self._fewer = 0  # ns from which on a smaller number of machines is believed
+        self._fewer = 0  # core clock (ns) after which a smaller number of machines is believed
         self.version = ""
-        self._first = True  # what was told before this process came is not news, but for what still holds
+        self._first = True  # at the first heartbeat only news that still hold apply; the rest is history
         self._closed = False
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: no thread yet, and none of the parent's connections."""
+        """Drops the parent's connections in a forked child, where its thread does not exist."""
         self._pid = os.getpid()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -93,24 +92,24 @@ class Shared:
             limits.after_fork()
 
     def attach(self, endpoints: Iterable[_core.Endpoint], probe_lease_s: float) -> None:
-        """Has these endpoints draw on the shared limits from now on."""
+        """Makes these endpoints use the shared limits from now on."""
         for endpoint in endpoints:
             self.endpoints[endpoint.name] = SharedEndpoint(
                 endpoint, self.connection, self.machine, self._machines, self._wake_up, probe_lease_s
             )
 
     def attach_quota(self, quota: _core.Quota) -> None:
-        """Has a caller's limits be shared from now on."""
+        """Makes a caller's limits shared from now on."""
         self._quotas[quota.name] = SharedLimits(
             quota, "caller", self.connection, self._machines, self._wake_up
         )
 
     def unblocked(self, name: str) -> None:
-        """Has the other machines ask an endpoint again that was blocked."""
+        """Tells the other machines that an endpoint is no longer blocked."""
         self.endpoints[name].unblocked()
 
     def ensure(self) -> None:
-        """Starts this process's thread if it does not run."""
+        """Starts this process's thread if it is not running."""
         if self._thread is not None and self._pid == os.getpid():
             return
         if self._pid != os.getpid():
@@ -126,10 +125,10 @@ class Shared:
                 self._thread.start()
 
     def beat(self) -> None:
-        """Once a second: says that this machine is at work, and learns what the others have told.
+        """Registers this machine and applies what the others have published; runs once a second.
 
         Raises:
-            AwayError: Redis is away.
+            AwayError: if Redis is unavailable.
         """
         connection = self.connection
         keys = [connection.key("machines"), connection.key("news"), connection.key("version")]
@@ -138,7 +137,7 @@ class Shared:
             now, count, version = int(answer[0]), int(answer[1]), str(answer[2])
             news = [str(word) for word in answer[3:]]
         except (ValueError, TypeError, IndexError):
-            raise AwayError("Redis answered with something else") from None
+            raise AwayError("Redis sent an unexpected answer") from None
         first, self._first = self._first, False
         self._count_machines(count)
         self.version = version or self.version
@@ -152,16 +151,16 @@ class Shared:
         self.bank.beat()
 
     def settle(self) -> None:
-        """Between two beats: what endpoints have asked for.
+        """Does what endpoints have asked for since the last heartbeat.
 
         Raises:
-            AwayError: Redis is away.
+            AwayError: if Redis is unavailable.
         """
         for limits in self._all():
             limits.settle()
 
     def stats(self) -> dict[str, Any]:
-        """Plain figures: whether Redis is there, why not, how many machines share."""
+        """Whether Redis is available, why not, and how many machines share, as plain values."""
         connection = self.connection
         return {
             "there": connection.there,
@@ -174,7 +173,7 @@ class Shared:
         }
 
     def close(self) -> None:
-        """Gives back what is leased, and closes the connections. May be called again."""
+        """Returns all leases and closes the connections. Idempotent."""
         with self._starting:
             if self._closed:
                 return
@@ -189,7 +188,7 @@ class Shared:
                 limits.give_back(everything=True)
             self.bank.close()
         except AwayError:
-            pass  # leases pass with their time
+            pass  # leases expire
         self.connection.close()
 
     @property
@@ -200,7 +199,7 @@ class Shared:
         return self._count
 
     def _count_machines(self, heard: int) -> None:
-        """So many are at work. Fewer is believed once those that are missing have had time to come back."""
+        """Updates the number of machines. A smaller one is used only after the missing had time to return."""
         now = _core.clock()
         if heard >= self._count:
             self._count, self._fewer = max(1, heard), now + _MACHINE_LIFE_MS * 1_000_000
@@ -215,11 +214,11 @@ class Shared:
     def _renew_permits(self) -> None:
         endpoints = tuple(self.endpoints.values())
         if self._ask_permits([(one, one.permits.due()) for one in endpoints]):
-            # Others were refused one: they should not wait for the next beat.
+            # Other machines were refused one: return ours now, not with the next heartbeat.
             self._ask_permits([(one, one.permits.give_up()) for one in endpoints if one.permits.wanted])
 
     def _ask_permits(self, asked: list[tuple[SharedEndpoint, PermitRequest | None]]) -> bool:
-        """Asks for all of them at once; whether another machine wants some."""
+        """Sends all requests in one script; returns whether another machine wants permits."""
         due = [(one.permits, request) for one, request in asked if request is not None]
         if not due:
             return False
@@ -241,10 +240,10 @@ class Shared:
 
     def _changed(self, there: bool, reason: str) -> None:
         if there:
-            log.warning("state: Redis is back; limits are shared again")
+            log.warning("state: Redis is available again; limits are shared again")
         else:
-            share = f"one share in {self._count}" if self._count > 1 else "the whole"
-            log.warning("state: %s; going on with %s of every limit", reason, share)
+            share = f"1/{self._count}" if self._count > 1 else "the whole"
+            log.warning("state: %s; until it is available this machine uses %s of each limit", reason, share)
         if self._hooks.wanted:
             self._hooks.emit(events.SharingChanged(there, reason, 1 if there else self._count))
 
@@ -265,14 +264,14 @@ def _beat_until_closed(shared: weakref.ref[Shared], wake: threading.Event) -> No
         except AwayError:
             pass
         except Exception:
-            log.exception("sharing state over Redis failed; it is tried again")
-        # An owner that nobody else holds must be able to go.
+            log.exception("state: sharing over Redis failed; it will be tried again")
+        # Drop the reference while waiting, so that an unused owner can be collected.
         del owner
         wake.wait(max(0.0, (due - _core.clock()) / 1e9))
 
 
 def _machine(path: str | None) -> str:
-    """This machine's name among all: one for those who share its file, and its own for any other state."""
+    """This machine's name: one for all processes that share its file, otherwise unique to this process."""
     if path is None:
         return secrets.token_hex(8)
     try:

@@ -1,4 +1,4 @@
-"""Where Redis is: the configured address with the passwords of the environment; the error when it is away."""
+"""The configured address of Redis with its passwords, and the error raised while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fastroute.config.secrets import read_secret_file
 
 
 class AwayError(Exception):
-    """Redis does not answer, or not usefully; the message says how, without addresses or keys.
+    """Redis does not answer, or not as expected; the message says why, without addresses or keys.
 
     Args:
-        slow: whether it was waited for in vain.
+        slow: whether a time-out passed.
     """
 
     def __init__(self, reason: str, *, slow: bool = False) -> None:
@@ -26,17 +26,17 @@ class AwayError(Exception):
 
 @frozen(repr=False)
 class Address:
-    """Where Redis is, taken from ``state = "redis://…"`` or ``"redis+sentinel://…"``.
+    """The address of Redis from ``state = "redis://…"`` or ``"redis+sentinel://…"``.
 
     Attributes:
-        url: of a server, for redis-py, without a password and without our own options.
-        service: the server that sentinels name, in place of ``url``.
-        files: for TLS, by redis-py's names, to go with ``service``; in ``url`` they stand already.
-        prefix: at the beginning of every key: programs of one prefix count together.
+        url: the server's URL for redis-py, without a password and without our own options.
+        service: the service whose master the sentinels name, used instead of ``url``.
+        files: TLS files by redis-py's names, for use with ``service``; ``url`` contains them already.
+        prefix: the prefix of every key: programs with the same prefix share their counts.
         timeout: seconds to wait for an answer or a connection.
         password: from FASTROUTE_REDIS_PASSWORD, or the file that FASTROUTE_REDIS_PASSWORD_FILE names.
-        sentinel_user: the sentinels' user, or nothing for their default one.
-        sentinel_password: from FASTROUTE_REDIS_SENTINEL_PASSWORD, or the file that the same with _FILE names.
+        sentinel_user: the sentinels' user, or None for their default user.
+        sentinel_password: from FASTROUTE_REDIS_SENTINEL_PASSWORD, or the file named by the same with _FILE.
     """
 
     url: str
@@ -56,7 +56,7 @@ def address_of(state: str) -> Address:
     """The address in a ``state`` that the configuration has checked.
 
     Raises:
-        ConfigError: a password's file cannot be read.
+        ConfigError: if a password's file cannot be read.
     """
     found = read_redis_url(state)
     options = dict(found.options)
@@ -72,7 +72,7 @@ def address_of(state: str) -> Address:
 
 
 def _password(variable: str) -> str | None:
-    """What the variable says, or the file that the one ending in _FILE names."""
+    """The variable's value, or the content of the file that the variable with _FILE names."""
     password, file = os.environ.get(variable) or None, os.environ.get(f"{variable}_FILE")
     if password is not None or not file:
         return password

@@ -1,11 +1,10 @@
-"""The way to Redis: one connection pool a process, and when not to use it.
+"""Runs scripts in Redis over one connection pool per process, with a breaker for the time it is unavailable.
 
-Owns connecting, running scripts, telling a server that is away from one that answers, and the pause after it
-was found away. What the scripts mean is `scripts.py`'s; what is done without Redis is its callers'.
+The scripts are in `scripts.py`; their callers decide what to do without Redis.
 
-An answer that does not come within the time-out opens the way's breaker at once, since each one costs a
-caller that time; refusals that come quickly open it after five. It stays open for half to all of five
-seconds, drawn anew by each machine, and then one process of the machine tries again.
+A time-out opens the breaker at once, since each one costs a caller that time. Quick errors open it after
+five. It stays open for a random time between 2.5 and 5 seconds, and then one process of the machine tries
+again.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ _WORST_POLICIES = "allkeys"
 
 
 class RedisConnection:
-    """Runs scripts in Redis, or says at once that it is away.
+    """Runs scripts in Redis, or raises at once while it is unavailable.
 
     Args:
-        segment: the machine's state: its processes learn from each other that Redis is away.
-        changed: called with True or False when Redis is found to be back or away, and why.
+        segment: the machine's state, through which its processes share the breaker.
+        changed: called with whether Redis is available, and why not, when that changes.
 
-    Thread safety: all methods. A forked child makes connections of its own.
+    Thread safety: all methods. A forked child opens its own connections.
     """
 
     def __init__(
@@ -63,15 +62,15 @@ class RedisConnection:
             ramp_s=0.0,
             rate=1.0,
         )
-        self.there = True  # as this process found it last
+        self.there = True  # the last result of this process
         self.reason = ""
         self.warnings: tuple[str, ...] = ()
-        self.failovers = 0  # how often this process has gone to another server by what sentinels said
+        self.failovers = 0  # changes of the master that this process has followed
         self.after_fork()
-        self._connections()  # refuses now, and not at the first call, an address that redis-py does not take
+        self._connections()  # so that an address that redis-py refuses raises now and not at the first call
 
     def after_fork(self) -> None:
-        """In a forked child: none of the parent's connections."""
+        """Drops the parent's connections in a forked child."""
         self._scripts: _Scripts | None = None
         self._pid = os.getpid()
         self._making = threading.Lock()
@@ -80,32 +79,32 @@ class RedisConnection:
         self._checked = False
 
     def key(self, *parts: str) -> str:
-        """A key of ours; the braces keep all of one prefix together where keys are spread by hash."""
+        """A key of ours; the braces are a hash tag, which puts all keys of a prefix on one cluster node."""
         return ":".join((f"{{{self.address.prefix}}}", *parts))
 
     def request_id(self) -> str:
-        """Unlike any other, in any process."""
+        """An id that is unique among all processes."""
         return f"{self._name}-{next(self._count)}"
 
     @property
     def rest_ns(self) -> int:
-        """ns for which nobody asks it, because it was found away lately; 0: it may be asked."""
+        """How long (ns) the breaker stays open, so that no process sends anything; 0 if it is closed."""
         return self._breaker.reopens_in()
 
     @property
     def pool(self) -> Any:
-        """This process's redis-py pool of connections; None before its first script."""
+        """This process's redis-py connection pool; None before its first script."""
         return None if self._scripts is None else self._scripts.pool
 
     def run(self, script: str, keys: Sequence[str], *words: object) -> Any:
         """The script's answer.
 
         Raises:
-            AwayError: Redis is away, or answered with an error; the caller goes on without it.
+            AwayError: if Redis is unavailable or answered with an error; the caller continues without it.
         """
         ticket = self._breaker.allow()
         if ticket < 0:
-            raise AwayError(self.reason or "it was found away by another process")
+            raise AwayError(self.reason or "another process found Redis unavailable")
         try:
             answer = self._client().eval_script(script, keys, words)
         except (self._redis.RedisError, AwayError, OSError, ValueError) as error:
@@ -149,13 +148,13 @@ class RedisConnection:
         from redis.retry import Retry
 
         address = self.address
-        # A connection that was closed under us is made anew, once; a time-out is never waited for twice.
+        # A connection that the server closed is opened again, once; a time-out is not tried again.
         retry = Retry(NoBackoff(), 1, supported_errors=(self._redis.ConnectionError,))
         options: dict[str, Any] = {
             "socket_timeout": address.timeout,
             "socket_connect_timeout": address.timeout,
             "retry": retry,
-            "retry_on_error": [self._redis.ConnectionError],  # without which redis-py 5 tries nothing twice
+            "retry_on_error": [self._redis.ConnectionError],  # redis-py 5 retries nothing without it
             "protocol": 2,
             "decode_responses": True,
             "encoding_errors": "replace",
@@ -171,29 +170,31 @@ class RedisConnection:
     def _replaced(self) -> None:
         self.failovers += 1
         log.warning(
-            "state: another Redis is the master now; what the old one granted last may be granted again"
+            "state: another Redis server is the master now; the last grants of the old one may be given again"
         )
 
     def _look(self, scripts: _Scripts) -> None:
-        """Warns, once a process, of a server that may throw our keys away while they count."""
+        """Warns, once per process, if the server may evict our keys while they are in use."""
         try:
             policy = scripts.client.config_get("maxmemory-policy").get("maxmemory-policy", "")
         except self._redis.ResponseError:
-            return  # a hosted server that does not let itself be asked
+            return  # a hosted server that refuses the command
         if policy.startswith(_WORST_POLICIES):
-            text = f"Redis may drop counters while they count (maxmemory-policy {policy}): set noeviction"
+            text = (
+                f"Redis may evict counters that are in use (maxmemory-policy {policy}); set it to noeviction"
+            )
             self.warnings = (text,)
             log.warning("state: %s", text)
 
     def close(self) -> None:
-        """Closes this process's connections. May be called again."""
+        """Closes this process's connections. Idempotent."""
         scripts, self._scripts = self._scripts, None
         if self._pid == os.getpid() and scripts is not None:
             scripts.pool.disconnect()
 
 
 class _Scripts:
-    """A client that runs scripts by their digest and sends the text where that is not known."""
+    """A client that runs scripts by their digest and sends the text if the server does not know it."""
 
     def __init__(self, redis: Any, pool: Any) -> None:
         self._redis = redis
@@ -221,10 +222,10 @@ def _digest(script: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What kind of failure it was; never its text, which may carry addresses and keys."""
+    """The kind of failure, never its text, which may contain addresses and keys."""
     if isinstance(error, AwayError):
         return str(error)
     word = str(error).split(" ", 1)[0]
     if word.isupper() and word.isalpha() and len(word) < 20:
         return f"Redis answered {word}"
-    return f"Redis could not be used ({type(error).__name__})"
+    return f"Redis is unavailable ({type(error).__name__})"

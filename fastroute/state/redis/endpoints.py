@@ -1,6 +1,7 @@
-"""One endpoint as many machines share it: its limits, calls at once, breaker and blocks.
+"""Shares one endpoint between machines: its limits, calls in flight, breaker and blocks.
 
-Owns what is told to the other machines and learned from them. Leasing is `limits.py`'s and `permits.py`'s.
+Publishes changes of the breaker and of blocks, and applies those of other machines. Leasing is in `leases.py`
+and `permits.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class SharedEndpoint(SharedLimits):
     """The source of an endpoint's `Lease`.
 
     Args:
-        machine: this machine's name among all.
-        machines: how many machines are at work, as last heard.
-        wake: has `settle` called soon, in a thread of its own.
+        machine: this machine's name.
+        machines: returns the last known number of machines.
+        wake: makes the sharing thread call `settle` soon.
 
     Attributes:
-        permits: its calls at once.
+        permits: its permits for calls in flight.
 
     Thread safety: all methods.
     """
@@ -44,15 +45,15 @@ class SharedEndpoint(SharedLimits):
         self._probe_lease_s = probe_lease_s
         self._left = (-1, -1)
         self._heard: dict[str, str] = {}
-        self._free = False  # whether the end of a block is to be told
-        self._extended = 0  # ns on the core's clock until which the probe under way may take
+        self._free = False  # whether the end of a block is to be published
+        self._extended = 0  # core clock (ns) until which the running probe may take
         super().__init__(core, "limit", connection, machines, wake, permits=True)
         self.permits = Permits(core, self.lease, connection, machine, machines)
 
-    # ------------------------------------------------------------------------ what the core asks for
+    # ------------------------------------------------------------------------ called by the core
 
     def permit(self, now: int) -> int:
-        """Leases a permit; 0, or a refusal."""
+        """Leases a permit; returns 0 or a refusal."""
         locked = self._asking.acquire(timeout=PATIENCE)
         try:
             return 0 if self.permits.supply() else refusal(_core.BUSY, 0)
@@ -80,10 +81,10 @@ class SharedEndpoint(SharedLimits):
         try:
             self._ask(0, (-1, -1, 0, 0), (-tokens, -1, 0, 0))
         except AwayError:
-            pass  # what was reserved there passes with its time
+            pass  # the reservation expires
 
     def probe(self, now: int) -> int:
-        """0: this machine may send the probe; or the ns until it is worth asking again."""
+        """Returns 0 if this machine may send the probe, or the ns after which to ask again."""
         lease = int(self._probe_lease_s * 1000)
         try:
             left = self._connection.run(
@@ -94,7 +95,7 @@ class SharedEndpoint(SharedLimits):
             return 0
 
     def extended(self, lease: int) -> None:
-        """The probe under way may take so many ns."""
+        """Extends the time that the running probe may take, to ``lease`` ns from now."""
         self._extended = _core.clock() + lease
         self._told["extend"] = True
         self._wake()
@@ -115,17 +116,17 @@ class SharedEndpoint(SharedLimits):
         self._wake()
 
     def unblocked(self) -> None:
-        """Somebody here has ended a block before its time."""
+        """Publishes that a block was ended early on this machine."""
         self._free = True
         self.blocked()
 
-    # -------------------------------------------------------------------------- in a thread of its own
+    # -------------------------------------------------------------------------- called by the sharing thread
 
     def settle(self) -> None:
-        """Tells what is to be told and fills the pool up if it was found low.
+        """Publishes pending changes and refills the pool if it is low.
 
         Raises:
-            AwayError: Redis is away; what was to be told is forgotten, but for the breaker and blocks.
+            AwayError: if Redis is unavailable; pending changes are dropped, except of the breaker and blocks.
         """
         super().settle()
         told = self._told
@@ -147,7 +148,7 @@ class SharedEndpoint(SharedLimits):
                     raise
 
     def learn(self, field: str, value: str, server_ms: int, first: bool) -> None:
-        """Takes over what another machine has told, unless it is known already."""
+        """Applies a change that another machine has published, unless it was applied before."""
         if self._heard.get(field) == value:
             return
         self._heard[field] = value
@@ -163,13 +164,13 @@ class SharedEndpoint(SharedLimits):
             elif field.startswith("block") and word == "free" and not first:
                 self._core.unblock()
         except (ValueError, OverflowError):
-            return  # written by somebody else
+            return  # not written by fastroute
 
     # ------------------------------------------------------------------------------------------ inside
 
     def _block(self, until: int, reason: int) -> None:
         self._core.block(until, reason)
-        self._told.pop("block", None)  # it came from there
+        self._told.pop("block", None)  # it came from Redis, so it is not published again
 
     def _tell_breaker(self) -> None:
         left = self._core.reopens_in()

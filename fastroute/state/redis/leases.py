@@ -1,12 +1,10 @@
-"""Limits of requests and tokens a minute that many machines share: an endpoint's, or a caller's.
+"""Leases an endpoint's or a caller's limits of requests and tokens per minute to this machine.
 
-Owns how much is leased and when it is given back. The pool that calls take from, and this machine's part of a
-limit while Redis is away, are the core's (`fastroute._core.Lease`); the shared counts are `scripts.py`'s, and
-what else machines share of an endpoint is `endpoints.py`'s.
+Calls take from a local pool (`fastroute._core.Lease`), which also computes this machine's share of a limit
+while Redis is unavailable. The shared counts are in `scripts.py`.
 
-A lease is one per cent of the burst or a second's worth, whichever is more, and good for two seconds.
-So the usual call finds what it needs on its own machine, and a machine that stops calling holds nothing back
-for long.
+A lease is one per cent of the burst or one second's worth, whichever is more, and lasts two seconds. So most
+calls find what they need on their own machine, and a machine that stops calling does not withhold much.
 """
 
 from __future__ import annotations
@@ -21,24 +19,24 @@ from .connection import RedisConnection
 from .scripts import LIMIT
 
 LEASE_NS = 2_000_000_000
-PATIENCE = 0.25  # seconds that a thread waits for another one of its process that asks for the same limit
+PATIENCE = 0.25  # seconds that a thread waits for another thread that is leasing the same limit
 _MINUTE_NS = 60_000_000_000
 
 
 def refusal(reason: int, wait_ns: int) -> int:
-    """As `Endpoint.admit` answers."""
+    """A refusal in the form that `Endpoint.admit` returns."""
     return -(max(0, wait_ns) << 3 | reason)
 
 
 class SharedLimits:
-    """The source of a `Lease`: what the core asks when this machine alone cannot say.
+    """The source of a `Lease`, which the core calls when the local pool is not enough.
 
     Args:
-        core: whose limits they are.
-        kind: what they are called in Redis, before the name.
-        machines: how many machines are at work, as last heard.
-        wake: has `settle` called soon, in a thread of its own.
-        permits: whether calls at once are leased by the same `Lease`.
+        core: the object that has the limits.
+        kind: the first part of the limits' key in Redis, before the name.
+        machines: returns the last known number of machines.
+        wake: makes the sharing thread call `settle` soon.
+        permits: whether calls in flight are leased by the same `Lease`.
 
     Thread safety: all methods.
     """
@@ -58,9 +56,9 @@ class SharedLimits:
         self._connection = connection
         self._machines = machines
         self._wake = wake
-        self._told: dict[str, bool] = {}  # what is to be told or done soon
-        self._balance = (-1, -1)  # at the last beat
-        self._refused_until = 0  # ns: as was heard, calls are refused here that long
+        self._told: dict[str, bool] = {}  # kinds of work for the next `settle`
+        self._balance = (-1, -1)  # at the last heartbeat
+        self._refused_until = 0  # core clock (ns) until which calls are refused, by the last answer
         self.lease = _core.Lease(core, self, permits=permits)
         interval_r, burst_r, interval_t, burst_t = self.lease.limits()
         self._chunk = (_chunk(interval_r, burst_r), _chunk(interval_t, burst_t))
@@ -68,20 +66,20 @@ class SharedLimits:
         self._asking = threading.Lock()
 
     def after_fork(self) -> None:
-        """In a forked child: nobody asks here yet."""
+        """Replaces the lock in a forked child, where the thread that may hold it does not exist."""
         self._asking = threading.Lock()
         self._told = {}
 
-    # ------------------------------------------------------------------------ what the core asks for
+    # ------------------------------------------------------------------------ called by the core
 
     def supply(self, tokens: int, now: int) -> int:
-        """Brings at least one request and ``tokens`` into the pool; 0, or a refusal."""
+        """Leases at least one request and ``tokens`` into the pool; returns 0 or a refusal."""
         asking = self._asking
         locked = asking.acquire(timeout=PATIENCE)
         try:
             now = _core.clock()
             if locked and self._enough(tokens, now):
-                return 0  # another thread has brought it meanwhile
+                return 0  # another thread has leased it in the meantime
             return self._fill(tokens, now)
         finally:
             if locked:
@@ -92,13 +90,13 @@ class SharedLimits:
             self._told["low"] = True
             self._wake()
 
-    # -------------------------------------------------------------------------- in a thread of its own
+    # -------------------------------------------------------------------------- called by the sharing thread
 
     def settle(self) -> None:
-        """Fills the pool up if it was found low.
+        """Refills the pool if it is low.
 
         Raises:
-            AwayError: Redis is away.
+            AwayError: if Redis is unavailable.
         """
         if self._told.pop("low", False) and self._asking.acquire(blocking=False):
             try:
@@ -107,10 +105,10 @@ class SharedLimits:
                 self._asking.release()
 
     def give_back(self, everything: bool = False) -> None:
-        """Gives back what nobody took since the last time, or all of it; hears what others have given back.
+        """Returns what was not used since the last heartbeat, or everything; reads what others have returned.
 
         Raises:
-            AwayError: Redis is away; the lease passes with its time.
+            AwayError: if Redis is unavailable; the lease expires.
         """
         balance = self.lease.balance()
         idle = balance == self._balance
@@ -122,7 +120,7 @@ class SharedLimits:
             self._ask(0, (-requests - debt_r, -1, 0, 0), (-tokens - debt_t, -1, 0, 0))
             self.lease.grant(-debt_r, -debt_t, _core.clock() + LEASE_NS)
         elif _core.clock() < self._refused_until:
-            self._ask(0, (0, -1, 0, 0), (0, -1, 0, 0))  # others may have given back what is waited for here
+            self._ask(0, (0, -1, 0, 0), (0, -1, 0, 0))  # others may have returned what calls here wait for
 
     # ------------------------------------------------------------------------------------------ inside
 
@@ -151,7 +149,7 @@ class SharedLimits:
         return refusal(_core.REQUESTS, wait_r) if wait_r else refusal(_core.TOKENS, wait_t)
 
     def _top_up(self, now: int) -> None:
-        """Leases up to a chunk more of what is below half of one."""
+        """Leases up to one chunk more of each limit that has less than half a chunk left."""
         requests, tokens = self.lease.balance(now)
         chunk_r, chunk_t = self._chunk
         want_r = chunk_r if 0 <= requests < chunk_r // 2 else 0
@@ -163,7 +161,7 @@ class SharedLimits:
             self.lease.grant(got_r, got_t, _core.clock() + LEASE_NS)
 
     def _ask(self, patience: int, requests: tuple[int, ...], tokens: tuple[int, ...]) -> list[int]:
-        """Runs the limit's script; what it says of the buckets is taken note of."""
+        """Runs the limit's script and records the fill of the shared buckets."""
         interval_r, burst_r, interval_t, burst_t = self.lease.limits()
         connection = self._connection
         keys = [self._key, connection.key("done", connection.request_id())]
@@ -174,13 +172,13 @@ class SharedLimits:
             answer = [int(word) for word in str(text).split(" ")]
             _, _, _, ahead_r, _, _, ahead_t = answer
         except ValueError:
-            raise AwayError("Redis answered with something else") from None
+            raise AwayError("Redis sent an unexpected answer") from None
         self.lease.heard(max(0, ahead_r), max(0, ahead_t))
         return answer
 
 
 def _chunk(interval: int, burst: int) -> int:
-    """Permits in one lease: of an interval (ns; -1: no limit), never more than half of the burst."""
+    """Permits in one lease, at most half of the burst; the interval is ns per permit, -1 without a limit."""
     if interval <= 0:
         return 0
     per_minute = _MINUTE_NS // interval

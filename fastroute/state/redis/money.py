@@ -1,12 +1,12 @@
-"""Budgets that many machines spend from.
+"""Leases parts of budgets that many machines spend from.
 
-Owns how much of each budget this machine may commit, and leasing it. What is committed against that is
-counted by `fastroute.budget` in the local segment; Redis knows only what each machine was granted. So all
-machines together never commit more than the limit, and a worker's death is settled where its reservation is.
+Redis stores only what each machine was granted. `fastroute.budget` counts in the local segment what is
+committed against the grant. So all machines together never commit more than the limit, and the reservation of
+a killed worker is settled on its own machine.
 
-A lease is one per cent of the limit, or what a call needs if that is more. What nobody spends for a second is
-given back: it is committed locally for good and taken off the machine's grant in Redis, in this order, so
-that nothing can be spent twice. What a machine that was killed had leased stays spent until the window ends.
+A lease is one per cent of the limit, or what a call needs if that is more. What was not spent for a second is
+returned: first it is committed locally, then subtracted from the machine's grant in Redis. In this order
+nothing can be spent twice. What a killed machine had leased counts as spent until the window ends.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .scripts import MONEY
 
 _PATIENCE = 0.25
 _DAY_MS = 86_400_000
-_TOTAL_MS = 400 * _DAY_MS  # a budget without an end is forgotten when nothing was spent for so long
+_TOTAL_MS = 400 * _DAY_MS  # a budget without an end is forgotten after this time without spending
 _SHARE = 100  # a lease is the limit divided by this
 
 
 class _Account:
-    """One budget's window, for one value of its tag, as this process knows it."""
+    """One window of a budget, for one value of its tag, as known to this process."""
 
     __slots__ = ("counter", "granted", "idle", "life", "limit", "name", "number", "total", "until_ms", "used")
 
@@ -40,11 +40,11 @@ class _Account:
         self.granted = granted
         self.counter = counter
         self.life = ""
-        self.total = -1  # granted to all machines, as heard last
+        self.total = -1  # granted to all machines, by the last answer
         self.limit = 0
         self.until_ms = _TOTAL_MS
         self.used = True
-        self.idle = -1  # what was committed at the last beat
+        self.idle = -1  # committed at the last heartbeat
 
     @property
     def grant(self) -> int:
@@ -52,7 +52,7 @@ class _Account:
         return self.granted.committed if self.granted.window == self.number else 0
 
     def add(self, nano: int) -> None:
-        """Raises the grant; another thread or process may do so at once."""
+        """Raises the grant, also while other threads or processes do so."""
         while nano:
             stamp = self.granted.stamp
             if self.granted.window > self.number:
@@ -62,10 +62,10 @@ class _Account:
 
 
 class RedisBank:
-    """What this machine may commit of each budget.
+    """Keeps and leases what this machine may commit of each budget.
 
     Args:
-        segment: where it stands, for all processes of the machine.
+        segment: the machine's state, in which its processes share the grants.
 
     Thread safety: all methods.
     """
@@ -78,16 +78,16 @@ class RedisBank:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: nobody asks here yet."""
+        """Replaces the lock in a forked child, where the thread that may hold it does not exist."""
         self._pid = os.getpid()
         self._asking = threading.Lock()
 
     def grant(self, name: str, window: Window, counter: _core.Counter) -> int:
-        """Nano-dollars that this machine may commit, spent and given back among them."""
+        """Nano-dollars that this machine may commit, including what is spent and what was returned."""
         return self._account(name, window, counter).grant
 
     def elsewhere(self, name: str, window: Window, counter: _core.Counter) -> int:
-        """What the others may have spent, less what was given back here: with what is committed, all."""
+        """Nano-dollars that, added to what is committed here, make what all machines may have spent."""
         account = self._account(name, window, counter)
         return account.total - account.grant if account.total >= 0 else 0
 
@@ -101,14 +101,14 @@ class RedisBank:
         now: float,
         spent: Callable[[], int],
     ) -> str:
-        """Asks for so much more that ``need`` can be committed.
+        """Leases enough to commit ``need`` nano-dollars more.
 
         Args:
             now: seconds since the epoch.
-            spent: asked only if Redis does not know the window: what it holds by the ledger.
+            spent: called only if Redis does not know the window; returns what the ledger has for it.
 
         Returns:
-            GRANTED: look again. REFUSED: the budget is used up. AWAY: nobody can say.
+            GRANTED: read the grant again. REFUSED: the budget is spent. AWAY: Redis is unavailable.
         """
         account = self._account(name, window, counter)
         account.limit, account.used = limit, True
@@ -120,7 +120,7 @@ class RedisBank:
         try:
             lacking = counter.committed + need - account.grant
             if lacking <= 0:
-                return GRANTED  # another thread has seen to it
+                return GRANTED  # another thread has leased it
             lacking = min(lacking, limit + 1)
             return self._ask(account, lacking, max(lacking, limit // _SHARE), 0, spent)
         except AwayError:
@@ -130,10 +130,10 @@ class RedisBank:
                 asking.release()
 
     def beat(self) -> None:
-        """Once a second: hears what all have spent, and gives back what nobody spends here.
+        """Reads what all machines have spent and returns what is not used here; runs once a second.
 
         Raises:
-            AwayError: Redis is away.
+            AwayError: if Redis is unavailable.
         """
         for key, account in tuple(self._accounts.items()):
             if account.counter.window != account.number:
@@ -148,10 +148,10 @@ class RedisBank:
             self._ask(account, 0, 0, -back, None)
 
     def close(self) -> None:
-        """Gives back all that is not spent.
+        """Returns all that is not spent.
 
         Raises:
-            AwayError: Redis is away; it stays spent until the window ends.
+            AwayError: if Redis is unavailable; it then counts as spent until the window ends.
         """
         for account in tuple(self._accounts.values()):
             if account.life:
@@ -170,14 +170,14 @@ class RedisBank:
         return found
 
     def _set_aside(self, account: _Account) -> int:
-        """Commits what is left of the grant, so that it can be given back; returns how much that was."""
+        """Commits what is left of the grant, so that it can be returned to Redis; returns the amount."""
         counter, stamp = account.counter, account.counter.stamp
         rest = account.grant - counter.committed
         if rest <= 0 or counter.window != account.number:
             return 0
         ticket = counter.reserve(stamp, rest, account.grant - rest, _core.clock() + 60 * 10**9)
         if ticket < 0:
-            return 0  # somebody has begun to spend it
+            return 0  # a call has begun to spend it
         counter.settle(ticket)
         return rest
 
@@ -188,7 +188,7 @@ class RedisBank:
         digest = blake2b(account.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         key = connection.key("money", digest, str(account.number))
         over = max(0, account.counter.committed - account.grant)
-        # What the ledger does not know yet: not committed, or reserved only.
+        # The part of the grant that the ledger does not have yet: not committed, or only reserved.
         held = max(0, account.grant - account.counter.figures()[0])
         base = -1
         while True:
@@ -210,7 +210,7 @@ class RedisBank:
                 word, granted, total, life = str(text).split(" ")
                 give, all_of_them = int(granted), int(total)
             except ValueError:
-                raise AwayError("Redis answered with something else") from None
+                raise AwayError("Redis sent an unexpected answer") from None
             if word != "missing":
                 break
             if base >= 0 or spent is None:

@@ -1,16 +1,16 @@
-"""How many calls one machine of many may have under way at an endpoint.
+"""Leases permits for calls in flight at an endpoint to this machine.
 
-Owns leasing permits: how many, when more are asked for, and when they are given up. Taking one and counting
-them is the core's (`fastroute._core.Lease`); what all machines hold is `scripts.PERMITS`'s to count.
+Calls take permits from the local lease (`fastroute._core.Lease`). Redis counts what all machines have leased
+(`scripts.PERMITS`).
 
-A machine keeps a few permits more than it uses, good for ten seconds and renewed every second, so the usual
-call asks nobody. When another machine was refused one, all give up what they do not use with their next beat.
-What is given up is taken away here before Redis hears of it, and each request names the turn of the lease
-that it was asked at: so no permit is ever held twice, whichever answer is lost or late. A machine that was
-killed loses its permits with its lease.
+A machine keeps a few more permits than it uses. They last ten seconds and are renewed every second, so most
+calls need no request to Redis. When another machine was refused a permit, all machines return their unused
+ones with the next heartbeat. Permits are taken from the local lease before Redis gets them back, and each
+request names the turn of the lease for which it was made. So no permit is held twice, whichever answer is
+lost or late. The permits of a killed machine end with its lease.
 
-While Redis is away a lease goes on until it ends, for the others may still have Redis. After that the machine
-has its part of the limit.
+While Redis is unavailable a lease is used until it ends, since other machines may still have Redis. After
+that the machine has its share of the limit.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from .connection import RedisConnection
 from .scripts import PERMITS
 
 LIFE_NS = 10_000_000_000
-_FREEZE_NS = 1_000_000_000  # how long, at most, a machine that comes back holds still to be counted
-_ALONE_NS = 1_000_000_000  # how long a machine has its own part before it asks again
+_FREEZE_NS = 1_000_000_000  # the longest time that a returning machine admits no more, to be counted
+_ALONE_NS = 1_000_000_000  # how long a machine uses its share before it tries Redis again
 RENEW_NS = 800_000_000
-"""A lease older than this is renewed with the next beat of any process."""
+"""A lease older than this is renewed with the next heartbeat of any process."""
 _MOST = 4096
-_FULL_NS = 50_000_000  # how long a process that was refused asks no more
+_FULL_NS = 50_000_000  # pause after a refusal before the process asks again
 
 
 @frozen
 class PermitRequest:
-    """What one endpoint asks of all machines: six words of `scripts.PERMITS`.
+    """One endpoint's request: six arguments of `scripts.PERMITS`.
 
     Attributes:
-        turn: of the lease, when it was asked.
-        limit: calls at once, of all machines.
-        part: of it, that this machine may have as long as it cannot be known what the others have.
-        floor: permits that are in use here, whatever the others do.
-        need: below which it does not help.
-        want: how many it would have.
+        turn: the turn of the lease at the time of the request.
+        limit: calls in flight of all machines together.
+        part: this machine's share, its most as long as the others' permits are unknown.
+        floor: permits in use here, which are counted in any case.
+        need: the fewest permits that are of use.
+        want: the permits wanted.
     """
 
     turn: int
@@ -63,12 +63,12 @@ class Permits:
     """One endpoint's permits, as leased by this machine.
 
     Args:
-        machines: how many are at work, as last heard.
+        machines: returns the last known number of machines.
 
     Attributes:
-        wanted: whether another machine was refused some lately, as heard last.
+        wanted: whether another machine was refused permits recently, by the last answer.
 
-    Thread safety: all methods; of two that ask at once, one's answer counts.
+    Thread safety: all methods; of two concurrent requests, one answer counts.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Permits:
         return self._connection.key("permits", self._core.name)
 
     def supply(self) -> bool:
-        """Leases for a call that found none left here; False: there are none at all for now."""
+        """Leases permits for a call that found none left; returns False if none can be leased now."""
         for _ in range(4):
             leased, held, _, left, alone = self._lease.permits()
             if leased > held:
@@ -118,9 +118,9 @@ class Permits:
         return False
 
     def due(self) -> PermitRequest | None:
-        """What to ask with this beat; None if another process of the machine has done so already.
+        """The request for this heartbeat; None if another process of the machine has renewed the lease.
 
-        It is to be followed by `take`, or `away`.
+        Call `take` with the answer, or `away`.
         """
         leased, held, _, left, alone = self._lease.permits()
         if left and not alone:
@@ -132,7 +132,7 @@ class Permits:
         return self.request(0)
 
     def give_up(self) -> PermitRequest | None:
-        """Gives up all that is not in use; what to ask so that the others know, if anything."""
+        """Gives up all unused permits; returns the request that tells Redis, or None if there are none."""
         leased, held, _, _, alone = self._lease.permits()
         if alone or leased <= held:
             return None
@@ -141,26 +141,26 @@ class Permits:
         return PermitRequest(turn, self._core.max_in_flight, self._part, held, 0, leased)
 
     def take(self, request: PermitRequest, answer: tuple[int, bool, int], begun: int) -> None:
-        """Takes over what was answered, if nothing has changed since it was asked.
+        """Applies an answer, if the lease has not changed since the request.
 
         Args:
-            begun: ns, before it was asked: the lease runs from then.
+            begun: core clock (ns) before the request was sent: the lease runs from then.
         """
         many, self.wanted, later = answer
         leased, _, turn, left, alone = self._lease.permits()
         if turn != request.turn:
             return
         if later >= 0:
-            # The state of this machine is newer than what Redis remembers of it: go on from there.
+            # Redis knows a later turn of this machine's lease: continue from that turn.
             self._lease.lease_permits(turn, leased, _core.clock() + left, alone=alone, after=later)
         else:
             self._set(turn, min(many, _MOST), begun + LIFE_NS)
 
     def away(self) -> bool:
-        """Nobody can be asked: once the lease has ended, this machine has its part.
+        """Uses this machine's share of the limit while Redis is unavailable, once the lease has ended.
 
         Returns:
-            Whether that lets a call in.
+            Whether that admits a call.
         """
         _, held, turn, left, alone = self._lease.permits()
         if left and not alone:
@@ -172,7 +172,7 @@ class Permits:
 
     @property
     def _spare(self) -> int:
-        """Permits kept beyond those in use: of the limit a quarter for all machines together."""
+        """Permits kept beyond those in use: a quarter of the limit for all machines together."""
         return max(1, self._core.max_in_flight // (4 * self._machines()))
 
     @property
@@ -180,11 +180,11 @@ class Permits:
         return min(self._core.max_in_flight, max(1, self._core.max_in_flight // self._machines()))
 
     def request(self, more: int) -> PermitRequest | None:
-        """The request for this many permits more than are in use; None if the lease has changed since."""
+        """A request for ``more`` permits than are in use; None if the lease has just changed."""
         leased, held, turn, left, alone = self._lease.permits()
         limit = self._core.max_in_flight
         if alone or not left:
-            # Others may have leased what runs here: stand still, so that what is in use can be counted.
+            # Others may have leased the permits in use here: admit no more calls until they are counted.
             if not self._lease.lease_permits(turn, held, _core.clock() + _FREEZE_NS, alone=True):
                 return None
             leased, held, turn, _, _ = self._lease.permits()
@@ -193,15 +193,15 @@ class Permits:
         return PermitRequest(turn, limit, self._part, held, held + more, want)
 
     def _shrink(self, many: int) -> None:
-        """Makes the lease smaller, but never than what is in use: calls may be let in meanwhile."""
+        """Makes the lease smaller, but not below what is in use; calls may be admitted in the meantime."""
         leased, held, turn, left, alone = self._lease.permits()
         if not alone and leased > max(many, held):
             self._set(turn, many, _core.clock() + left)
 
     def _set(self, turn: int, many: int, until: int) -> None:
-        """Sets the lease if its turn is still this one, but never to less than what is in use.
+        """Sets the lease if it is still at this turn, but never below what is in use.
 
-        What Redis has for this machine is at least as much, until it is asked at a later turn.
+        Redis counts at least as much for this machine until a request with a later turn.
         """
         held = self._lease.permits()[1]
         if self._lease.lease_permits(turn, max(many, held), until):
@@ -213,10 +213,10 @@ class Permits:
 def ask(
     connection: RedisConnection, machine: str, keys: list[str], requests: list[PermitRequest]
 ) -> list[tuple[int, bool, int]]:
-    """For each: permits leased, whether another machine wants some, and the later turn that is known (or -1).
+    """Answers for all requests: permits leased, whether another machine wants some, a later known turn or -1.
 
     Raises:
-        AwayError: Redis is away.
+        AwayError: if Redis is unavailable.
     """
     words = [word for request in requests for word in request.words]
     found = connection.run(PERMITS, keys, machine, LIFE_NS // 1_000_000, *words)
@@ -228,5 +228,5 @@ def ask(
         if len(answers) != len(requests):
             raise ValueError
     except (ValueError, TypeError):
-        raise AwayError("Redis answered with something else") from None
+        raise AwayError("Redis sent an unexpected answer") from None
     return answers

@@ -1,20 +1,20 @@
-"""What runs inside Redis: one Lua script for each operation that must be whole.
+"""The Lua scripts that run in Redis, one for each atomic operation.
 
-Owns the keys' layout and all arithmetic on them. Time is the server's own (``TIME``), so that clocks of
-machines may differ. Every script that changes a count takes the id of its request and keeps its answer under
-it for a while: sent again because the answer was lost, it gives that answer and changes nothing. Every key
-has a time to live, and what cannot be read is taken as not there and written over.
+Time is the server's own (``TIME``), so the machines' clocks may differ. Every script that changes a count
+gets the id of its request and keeps its answer under it for a while: if it is sent again because the answer
+was lost, it returns that answer and changes nothing. Every key has a time to live. A value that cannot be
+parsed counts as absent and is overwritten.
 
-Times inside are whole nanoseconds kept as seconds and a rest, since Lua's numbers are exact to 2**53 only.
+Times are integer nanoseconds stored as seconds and a remainder, since Lua's numbers are exact only to 2**53.
 """
 
 from __future__ import annotations
 
 ANSWER_KEPT_MS = 10_000
 
-# KEYS: the limit, the request's answer. ARGV: longest wait (ns), then for requests and for tokens each: ns a
-# permit (-1: no limit), burst, permits to charge whatever there is (negative: to give back), how many the
-# provider says are left (-1: nothing said), permits needed, permits wanted.
+# KEYS: the limit, the request's answer. ARGV: longest wait (ns), then for requests and for tokens each: ns
+# per permit (-1: no limit), burst, permits to charge unconditionally (negative: to return), permits left by
+# the provider's headers (-1: unknown), permits needed, permits wanted.
 # Answer: 1 or 0 for granted, then for each: permits granted, wait (ns), ns until the bucket is full.
 LIMIT = f"""
 local done = redis.call('GET', KEYS[2])
@@ -65,13 +65,12 @@ redis.call('SET', KEYS[2], answer, 'PX', {ANSWER_KEPT_MS})
 return answer
 """
 
-# KEYS: the permits of each endpoint. ARGV: this machine, ms that a lease lives, then for each endpoint: the
-# turn of the machine's lease, the limit, the machine's part of it, permits in use whatever there is, needed,
-# wanted. Where nothing is known of any machine, none is given more than its part until all have had the time
-# to say what they have in use.
-# Answer for each: permits leased to the machine, 1 if another has wanted some lately, and the turn known if
-# that is later than the one given, for then nothing was done; else -1. Asked twice at one turn, the larger
-# lease is kept.
+# KEYS: the permits of each endpoint. ARGV: this machine, ms of a lease, then for each endpoint: the turn of
+# the machine's lease, the limit, the machine's share of it, permits in use in any case, needed, wanted. If
+# nothing is known of any machine, none gets more than its share until all had time to report what they use.
+# Answer for each: permits leased to the machine, 1 if another machine has wanted some recently, and the known
+# turn if it is later than the given one (nothing was done then), else -1. Of two requests at one turn the
+# larger lease is kept.
 PERMITS = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -125,8 +124,9 @@ end
 return answers
 """
 
-# KEYS: machines, news, the news' version. ARGV: this machine, the version known, ms a machine is heard of.
-# Answer: server time (ms), machines at work, version, then field and value of all news if that is another.
+# KEYS: machines, news, the version of the news. ARGV: this machine, the version it knows, ms until a silent
+# machine is forgotten.
+# Answer: server time (ms), number of machines, version, and if that is new, all news as field and value.
 BEAT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -162,7 +162,7 @@ end
 return answer
 """
 
-# KEYS: news, version. ARGV: the new version, field, word, ms from now until when it holds, code.
+# KEYS: news, version. ARGV: the new version, field, word, ms for which it holds, code.
 TELL = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -175,7 +175,7 @@ redis.call('SET', KEYS[2], ARGV[1], 'PX', string.format('%.0f', life))
 return 1
 """
 
-# KEYS: the probe. ARGV: this machine, ms it may take. Answer: 0, or the ms until it is worth asking again.
+# KEYS: the probe. ARGV: this machine, ms it may take. Answer: 0, or the ms after which to ask again.
 PROBE = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 0 end
 local left = redis.call('PTTL', KEYS[1])
@@ -186,7 +186,7 @@ end
 return math.max(left, 1)
 """
 
-# KEYS: the probe. ARGV: this machine, ms that it may take from now on, if that is longer.
+# KEYS: the probe. ARGV: this machine, ms it may take from now on, if that is longer.
 EXTEND = """
 if redis.pcall('GET', KEYS[1]) == ARGV[1] and redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -201,9 +201,9 @@ if owner == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
 """
 
-# KEYS: the money of a budget's window, the request's answer. ARGV: this machine, the life that it knows the
-# key by ('' if none), what is spent by the ledger (-1: not asked yet), what the machine still holds, to be
-# charged whatever there is (negative: to give back), limit, needed, wanted, ms to live, the id of a new life.
+# KEYS: the money of a budget's window, the request's answer. ARGV: this machine, the life (id) of the key
+# that it knows ('' if none), spent by the ledger (-1: not read yet), what the machine still holds, to charge
+# unconditionally (negative: to return), limit, needed, wanted, ms to live, the id of a new life.
 # Answer: word (missing, granted, refused), granted, committed by all, life.
 MONEY = f"""
 local done = redis.call('GET', KEYS[2])

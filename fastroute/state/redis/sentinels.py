@@ -1,11 +1,10 @@
-"""The server that sentinels name: who it is now, and connections to it.
+"""Connections to the master that Redis sentinels name, over redis-py's own classes, within one time-out.
 
-Owns asking sentinels, over redis-py's own classes for them, within one time-out. Whoever makes a connection
-asks, so a server that was replaced is found with the next one: a connection that broke, or whose server has
-become a replica, is made anew. Of several sentinels the one that answered last is asked first; those that did
-not answer go to the end, as does one whose server fails. One that hangs is waited for its part of the
-time-out only, and a connection has what is left of it: so a caller waits no longer than for one server that
-hangs.
+The sentinels are asked for every new connection, so a replaced master is found with the next one. A
+connection that broke, or whose server has become a replica, is opened again. The sentinel that answered last
+is asked first; those that did not answer move to the end of the list, as does one whose master fails. Each
+sentinel may take only its part of the time-out, and connecting to the master the rest, so a caller waits no
+longer than for a single hanging server.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ class SentinelPool(SentinelConnectionPool):
     """Connections to the server that is the master now.
 
     Args:
-        options: of a connection to it, for redis-py.
+        options: redis-py's options of a connection to it.
         replaced: called when another server has become the master.
     """
 
     def __init__(self, address: Address, options: dict[str, Any], replaced: Callable[[], None]) -> None:
         service = address.service
         assert service is not None
-        # What a connection to the master, and a client of a sentinel, must be told to use TLS.
+        # The connection class for the master, and the option of the sentinels' clients, for TLS or not.
         connection, tls = (
             (_SentinelTLSConnection, {"ssl": True}) if service.tls else (_SentinelConnection, {})
         )
@@ -68,9 +67,9 @@ class SentinelPool(SentinelConnectionPool):
         )
 
     def doubt(self) -> None:
-        """The server has failed: another sentinel is asked who the master is.
+        """Makes another sentinel the first to be asked, after the master has failed.
 
-        For the one that named this one may be cut off from the others together with an old master.
+        The one that named it may be cut off from the others together with an old master.
         """
         self.disconnect(inuse_connections=False)
         first, *others = self.sentinel_manager.sentinels
@@ -85,7 +84,7 @@ class SentinelPool(SentinelConnectionPool):
 
 
 class _Sentinels(Sentinel):
-    """Says who the master is."""
+    """Finds the master by asking the sentinels in turn."""
 
     replaced: Callable[[], None]
     _master: tuple[str, int] | None = None
@@ -94,7 +93,7 @@ class _Sentinels(Sentinel):
         """Host and port of the master.
 
         Raises:
-            AwayError: no sentinel names one; it says why. Those that hung were waited for.
+            AwayError: if no sentinel names one; the message says why.
         """
         asked = self.sentinels
         failures: set[str] = set()
@@ -106,27 +105,27 @@ class _Sentinels(Sentinel):
                 if state is None:
                     failures.add("service unknown")
                 elif self.check_master_state(state, service_name):
-                    # Other threads may be at the old list: it is not changed.
+                    # A new list, since other threads may be iterating over the old one.
                     self.sentinels = [*asked[number:], *asked[:number]]
                     return state["ip"], state["port"]
                 else:
                     known = True
             except (redis.RedisError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-                # It is away, or no sentinel at all. Its text may carry its address.
+                # Unavailable, or not a sentinel. The error's text may contain its address.
                 slow = slow or isinstance(error, redis.TimeoutError)
                 failures.add(type(error).__name__)
         why = "it is down" if known else ", ".join(sorted(failures))
         raise AwayError(f"no sentinel names a master ({why})", slow=slow)
 
     def reached(self, master: tuple[str, int]) -> None:
-        """A connection to this one was made."""
+        """Records a connection to this master."""
         before, self._master = self._master, master
         if before not in (None, master):
             self.replaced()
 
 
 class _SentinelConnection(SentinelManagedConnection):
-    """Connects within one time-out, asking the sentinels included."""
+    """Connects within one time-out, which includes asking the sentinels."""
 
     _until = 0.0
 
@@ -150,7 +149,7 @@ class _SentinelConnection(SentinelManagedConnection):
         self.connection_pool.sentinel_manager.reached(address)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        # Some versions of redis-py would connect to the same server as before.
+        # Some versions of redis-py would connect to the previous server.
         if not self._sock:
             self.connect()
         super().send_packed_command(command, check_health)

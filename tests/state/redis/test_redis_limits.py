@@ -442,7 +442,7 @@ def test_an_address_that_swallows_connections_costs_one_time_out(monkeypatch: py
         assert admitted(core_of(client), 200) == 200
         assert tried == [listening.getsockname()]
         redis = client.stats()["redis"]
-        assert (redis["there"], redis["reason"]) == (False, "Redis could not be used (TimeoutError)")
+        assert (redis["there"], redis["reason"]) == (False, "Redis is unavailable (TimeoutError)")
 
 
 class _Named:

@@ -231,7 +231,7 @@ def test_a_master_that_has_become_a_replica_is_not_written_to_again(
     assert watched.there
     assert watched.heard == []
     assert watched.client.stats()["redis"]["failovers"] == 1
-    assert caplog.text.count("another Redis is the master now") == 1
+    assert caplog.text.count("another Redis server is the master now") == 1
 
 
 @pytest.mark.usefixtures("quick")
