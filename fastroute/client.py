@@ -320,7 +320,7 @@ class Client:
         *,
         timeout: float | None = None,
         tags: Mapping[str, str] | None = None,
-        budget: float | None = None,
+        budget: float | Purse | None = None,
         cache: bool | None = None,
     ) -> Client:
         """A client with other defaults that shares all else with this one; closing either closes both.
@@ -329,7 +329,8 @@ class Client:
             timeout: seconds a whole call may take.
             tags: added to the tags of every call.
             budget: USD that all calls of the new client together may cost, in this process; a call whose
-                worst case does not fit any more raises `BudgetExceeded`.
+                worst case does not fit any more raises `BudgetExceeded`. Or an object that pays for the
+                attempts of these calls, see `fastroute.types.Purse`.
             cache: False: no call reads or writes the response cache.
         """
         other = Client.__new__(Client)
@@ -344,7 +345,9 @@ class Client:
         other._options = options
         other._allowance = self._allowance
         if budget is not None:
-            other._allowance = Allowance(usd_to_nano(_number("budget", budget)))
+            other._allowance = (
+                budget if isinstance(budget, Purse) else Allowance(usd_to_nano(_number("budget", budget)))
+            )
         other.chat = Chat(other)
         return other
 

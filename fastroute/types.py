@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, fields, frozen
 
@@ -57,6 +57,7 @@ class _Open:
 # ---------------------------------------------------------------------------------------------- request
 
 
+@runtime_checkable
 class Purse(Protocol):
     """Pays for the attempts of the calls that hold it; the implementations are in `budget` and `gateway`.
 

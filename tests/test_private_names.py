@@ -44,9 +44,6 @@ ALLOWED: dict[str, int] = {
     "tests/core/twin/ranking.py": 1,
     "tests/faults/test_interrupts.py": 1,
     "tests/gateway/test_dashboard.py": 1,
-    "tests/gateway/test_gateway_app.py": 2,
-    "tests/gateway/test_gateway_keys.py": 11,
-    "tests/gateway/test_gateway_openapi.py": 3,
     "tests/ledger/test_ledger.py": 1,
     "tests/ledger/test_ledger_faults.py": 10,
     "tests/ledger/test_ledger_kills.py": 1,
@@ -73,7 +70,6 @@ ALLOWED: dict[str, int] = {
     "tests/testing/test_testing_requests.py": 1,
     "tests/testing/test_testing_script.py": 2,
     "benchmarks/start.py": 1,
-    "fastroute/gateway/app.py": 1,
     "fastroute/integrations/flask.py": 2,
     "fastroute/integrations/wire_openai.py": 10,
 }

@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import secrets
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -79,6 +80,7 @@ class Gateway:
 
     Attributes:
         client: what calls go through.
+        routes: method and handler by path.
 
     Thread safety: it serves any number of threads, and goes on in forked children.
     """
@@ -90,9 +92,13 @@ class Gateway:
         *,
         allow_anonymous: bool = False,
         metrics: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client = client
-        self._keys: Keyring | Lookout = Lookout(KeyFile(DEFAULT_FILE)) if keys is None else Keyring(keys)
+        self._clock = clock
+        self._keys: Keyring | Lookout = (
+            Lookout(KeyFile(DEFAULT_FILE), clock=clock) if keys is None else Keyring(keys, clock=clock)
+        )
         self._allow_anonymous = allow_anonymous
         segment = client.runtime.generation.state.segment
         shared = client.runtime.shared
@@ -101,7 +107,7 @@ class Gateway:
         self._budgets = KeyBudgets(segment, spent_in(client.ledger), client.runtime.hooks, bank)
         self._served: Served | None = None
         self.after_fork()
-        self._routes: dict[str, tuple[str, Callable[[Environ, str], Answer]]] = {
+        self.routes: dict[str, tuple[str, Callable[[Environ, str], Answer]]] = {
             "/v1/chat/completions": ("POST", self._completions),
             "/v1/models": ("GET", self._models),
             "/health": ("GET", self._ready),
@@ -112,12 +118,12 @@ class Gateway:
             **dict.fromkeys(page.PATHS, ("GET", self._page)),
         }
         if metrics:
-            self._routes["/metrics"] = ("GET", self._metrics)
+            self.routes["/metrics"] = ("GET", self._metrics)
         _gateways.add(self)
 
     def after_fork(self) -> None:
         """In a forked child: no thread holds anything here."""
-        self._throttle = Throttle()
+        self._throttle = Throttle(clock=self._clock)
         self._figures = stats.Figures(self.client)
 
     @property
@@ -151,7 +157,7 @@ class Gateway:
             path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
         except UnicodeError:
             path = ""
-        known = self._routes.get(path)
+        known = self.routes.get(path)
         if known is None and path.startswith(_MODELS) and len(path) > len(_MODELS):
             known = ("GET", self._model)
         if known is None:
@@ -249,10 +255,8 @@ class Gateway:
         budgets = self._budgets.of(caller)
         if budgets is None:
             return self.client
-        own = self.client.with_options()
         lease = self.client.config.timeout + _LEASE_SLACK
-        own._allowance = KeyAllowance(budgets, caller.name, lease)
-        return own
+        return self.client.with_options(budget=KeyAllowance(budgets, caller.name, lease))
 
     def _route(self, environ: Environ, words: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         """The caller's routing words, with the tags that are not its to choose."""
@@ -307,7 +311,7 @@ class Gateway:
     def _document(self, environ: Environ, path: str) -> Answer:
         from .openapi import document
 
-        return json_answer(document(keys=self.needs_keys, metrics="/metrics" in self._routes))
+        return json_answer(document(keys=self.needs_keys, metrics="/metrics" in self.routes))
 
     def _page(self, environ: Environ, path: str) -> Answer:
         return page.file(page.PATHS[path])

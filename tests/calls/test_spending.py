@@ -191,6 +191,38 @@ def test_a_copy_of_the_client_can_have_an_allowance_of_its_own(provider: Provide
         assert len(provider.requests) == 8
 
 
+class Account:
+    """Pays for calls up to a limit, in nano-dollars."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+        self.held: dict[str, int] = {}
+
+    def reserve(self, attempt: str, amount_nano: int | None) -> None:
+        if amount_nano is None or amount_nano > self.left:
+            raise fastroute.BudgetExceeded("the account is empty")
+        self.left -= amount_nano
+        self.held[attempt] = amount_nano
+
+    def settle(self, attempt: str, cost_nano: int | None) -> None:
+        held = self.held.pop(attempt, 0)
+        self.left += held - (held if cost_nano is None else cost_nano)
+
+
+def test_a_copy_of_the_client_can_be_paid_for_by_an_object(provider: Provider) -> None:
+    with fastroute.Client(config(provider)) as client:
+        account = Account(25_000_000)
+        paid = client.with_options(budget=account)
+        spent = sum(ask(paid).route.cost_nano for _ in range(2))
+        with pytest.raises(fastroute.BudgetExceeded, match="the account is empty"):
+            ask(paid)
+        ask(client)
+        assert (account.left, account.held) == (25_000_000 - spent, {})
+        for wrong in ("1", -1, object()):
+            with pytest.raises(fastroute.BadRequestError, match="budget"):
+                client.with_options(budget=wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("cap", "second"), [(0.0112, "cheap"), (0.02, "dear")])
 def test_one_price_cap_holds_for_a_whole_chain(provider: Provider, cap: float, second: str) -> None:
     settings = config(provider, models={**MODELS, "cheap": {**MODELS["cheap"], "fallbacks": ["dear"]}})

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from browser import Browser, Page
 from dashboards import BOARD, Web, enter
-from gateways import Served, configuration
+from gateways import Clock, Served, configuration
 from needs import need
-from werkzeug.test import Client
+from werkzeug.test import Client as WsgiClient
 
-from fastroute.gateway.app import create_app
+from fastroute import Client
+from fastroute.gateway.app import Gateway
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.testing import Provider
 
@@ -29,9 +30,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
             keys = KeyFile(tmp_path / "keys.db")
             token = keys.create(caller or Caller("web"))
             admin = keys.create(Caller("boss", admin=True))
-            app = create_app(configuration(provider.base_url, tmp_path, **tables), keys=keys.path)
+            clock = Clock()
+            client = Client(configuration(provider.base_url, tmp_path, **tables))
+            app = Gateway(client, keys, clock=clock)
             stack.callback(app.close)
-            return Served(app, Client(app), provider, keys, token, admin)
+            return Served(app, WsgiClient(app), provider, keys, token, admin, clock)
 
         yield begin
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
-from attrs import frozen
+from attrs import field, frozen
 from werkzeug.test import Client as WsgiClient
 from werkzeug.test import TestResponse
 
@@ -33,6 +34,16 @@ def configuration(base_url: str, folder: Path, **tables: Any) -> dict[str, Any]:
     return found
 
 
+class Clock:
+    """Seconds that pass by themselves, and as many more as a test adds."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
 @frozen
 class Served:
     """A gateway that is up: how to ask it, and what stands behind it."""
@@ -43,6 +54,7 @@ class Served:
     keys: KeyFile
     token: str
     admin: str
+    clock: Clock = field(factory=Clock)
 
     def post(self, body: Any = HELLO, *, token: str | None = None, **options: Any) -> TestResponse:
         headers = {"Authorization": f"Bearer {token or self.token}", **options.pop("headers", {})}

@@ -347,15 +347,14 @@ def test_a_revoked_key_is_refused_while_the_gateway_runs(serve: Serve) -> None:
     served = serve()
     assert served.post().status_code == 200
     served.keys.revoke("web")
-    served.app._keys._looked -= 1.0  # a second later
+    served.clock.ahead += 1.0  # a second later
     assert served.post().status_code == 401
 
 
 def test_while_keys_cannot_be_checked_calls_wait(serve: Serve) -> None:
     served = serve()
     os.unlink(served.keys.path)
-    served.app._keys._looked -= 61.0
-    served.app._keys._read_at -= 61.0
+    served.clock.ahead += 61.0
     response = served.post()
     assert response.status_code == 503
     assert "keys.db" not in response.text
@@ -372,7 +371,7 @@ def test_a_keys_requests_a_minute(serve: Serve) -> None:
     assert 1 <= int(response.headers["Retry-After"]) <= 5
     assert "x-should-retry" not in response.headers  # nobody has tried it yet: the SDK may wait and come back
     other = served.keys.create(Caller("other", rpm=12))
-    served.app._keys._looked -= 1.0
+    served.clock.ahead += 1.0
     assert served.post(token=other).status_code == 200
 
 
@@ -435,7 +434,7 @@ def test_a_keys_budget_is_never_overdrawn_and_survives_a_restart(serve: Serve, t
     ledger = served.app.client.ledger
     assert 0 < ledger.spent(tags={"key": "web"}) <= 3_000_000
     other = served.keys.create(Caller("other", budgets={"day": 0.003}))
-    served.app._keys._looked -= 1.0
+    served.clock.ahead += 1.0
     assert served.post(call, token=other).status_code == 200
     again = create_app(configuration(served.provider.base_url, tmp_path), keys=served.keys.path)
     try:
@@ -508,13 +507,11 @@ def test_a_file_of_keys_that_is_made_later_counts(
 ) -> None:
     from werkzeug.test import Client
 
-    from fastroute.gateway.app import create_app
+    from fastroute.gateway.app import Gateway
 
     clock = Clock()
-    monkeypatch.setattr("fastroute.gateway.keyring.time.monotonic", clock)
     monkeypatch.chdir(tmp_path)
-    app = create_app(client=serve().app.client)
-    app._keys = Lookout(KeyFile("fastroute-keys.db"), clock=clock)
+    app = Gateway(serve().app.client, None, clock=clock)
     web = Client(app)
     here = {"environ_overrides": {"HTTP_HOST": "127.0.0.1:8080", "REMOTE_ADDR": "127.0.0.1"}}
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gateways import HELLO, configuration
 from needs import need
 
 from fastroute import errors
-from fastroute.gateway.app import create_app
+from fastroute.gateway.app import Gateway, create_app
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.gateway.openapi import document
 from fastroute.gateway.schema import COMPONENTS, checker
@@ -67,6 +69,16 @@ def agreeable() -> Iterator[str]:
         thread.join()
 
 
+def from_many(app: Gateway) -> Callable[..., Any]:
+    """The app, each of its requests from an address of its own: the checks send many wrong keys."""
+    numbers = itertools.count()
+
+    def asked(environ: dict[str, Any], start_response: Any) -> Any:
+        return app({**environ, "REMOTE_ADDR": str(ip_address(next(numbers)))}, start_response)
+
+    return asked
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str, Path]]:
     """A gateway on waitress: its address, a caller's key, an admin's, and a folder with the configuration."""
@@ -79,10 +91,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         token = keys.create(Caller("web"))
         admin = keys.create(Caller("boss", admin=True))
         app = create_app(configuration(upstream, folder), keys=keys.path)
-        app._throttle._most = 10**9  # the checks send many wrong keys from one address
         stack.callback(app.close)
         sockets: dict[int, Any] = {}
-        running = server.create_server(app, map=sockets, host="127.0.0.1", port=0, threads=4)
+        running = server.create_server(from_many(app), map=sockets, host="127.0.0.1", port=0, threads=4)
         thread = threading.Thread(target=running.run)
         thread.start()
         yield f"http://127.0.0.1:{running.effective_port}", token, admin, folder
@@ -120,7 +131,7 @@ def test_every_path_of_the_gateway_is_in_the_document(tmp_path: Path) -> None:
     with Provider() as provider:
         for metrics in (True, False):
             app = create_app(configuration(provider.base_url, tmp_path), metrics=metrics)
-            paths = {*app._routes, "/v1/models/{id}"}
+            paths = {*app.routes, "/v1/models/{id}"}
             assert set(document(keys=False, metrics=metrics)["paths"]) == paths
             app.close()
 
