@@ -1,7 +1,7 @@
 """The gateway: an OpenAI-compatible WSGI app in front of a client.
 
 Owns the way of a request: who sends it, what it may, reading it, the routed call, the answer. Keys are
-`keyring.py`, limits `limits.py`, reading `body.py` and `schema.py`, answers `answers.py`, figures
+`keyring.py`, limits `limits.py`, reading `body.py` and `schema.py`, answers `responses.py`, figures
 `stats.py`, the page that shows them `page.py`.
 
 The way of a call::
@@ -41,7 +41,11 @@ from fastroute.types import REQUEST_ID_TAG
 
 from . import body as bodies
 from . import page, stats
-from .answers import (
+from .keyring import Keyring, Lookout, Throttle
+from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
+from .limits import KeyAllowance, KeyBudgets, Limits, tokens_of
+from .models import Served
+from .responses import (
     Answer,
     EventStream,
     Refusal,
@@ -50,10 +54,6 @@ from .answers import (
     json_answer,
     stream_answer,
 )
-from .keyring import Keyring, Lookout, Throttle
-from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
-from .limits import KeyAllowance, KeyBudgets, Limits, tokens_of
-from .models import Served
 from .schema import INTEGERS, checker
 
 log = logging.getLogger("fastroute")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from .answers import Refusal
+from .responses import Refusal
 
 SECONDS = 30.0  # until a body has arrived, where the server hands it on as it comes
 

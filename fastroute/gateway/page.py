@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from .answers import Answer, Headers
+from .responses import Answer, Headers
 
 _TYPES = {
     "html": "text/html; charset=utf-8",

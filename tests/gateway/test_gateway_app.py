@@ -15,8 +15,8 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
 from fastroute import errors
-from fastroute.gateway.answers import disclosed, error_answer
 from fastroute.gateway.keys import Caller
+from fastroute.gateway.responses import disclosed, error_answer
 from fastroute.testing import Answer, Fault
 
 Serve = Callable[..., Served]

@@ -16,7 +16,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import fastroute
 from fastroute.gateway import body as bodies
-from fastroute.gateway.answers import Refusal
+from fastroute.gateway.responses import Refusal
 from fastroute.testing import Provider
 
 Serve = Callable[..., Served]
