@@ -43,7 +43,6 @@ ALLOWED: dict[str, int] = {
     "tests/core/twin/endpoint.py": 1,
     "tests/core/twin/ranking.py": 1,
     "tests/faults/test_interrupts.py": 1,
-    "tests/gateway/test_dashboard.py": 1,
     "tests/ledger/test_ledger.py": 1,
     "tests/ledger/test_ledger_faults.py": 10,
     "tests/ledger/test_ledger_kills.py": 1,

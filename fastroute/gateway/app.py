@@ -41,18 +41,18 @@ from fastroute.types import REQUEST_ID_TAG
 
 from . import body as bodies
 from . import page, stats
-from .keyring import Keyring, Lookout, Throttle
+from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
-from .limits import KeyAllowance, KeyBudgets, Limits, tokens_of
-from .models import Served
+from .limits import KeyAllowance, KeyBudgets, KeyLimits, tokens_of
+from .models import ServedModels
 from .responses import (
-    Answer,
     EventStream,
-    Refusal,
-    completion_answer,
-    error_answer,
-    json_answer,
-    stream_answer,
+    GatewayError,
+    Response,
+    completion_response,
+    error_response,
+    json_response,
+    stream_response,
 )
 from .schema import INTEGERS, checker
 
@@ -96,18 +96,18 @@ class Gateway:
     ) -> None:
         self.client = client
         self._clock = clock
-        self._keys: Keyring | Lookout = (
-            Lookout(KeyFile(DEFAULT_FILE), clock=clock) if keys is None else Keyring(keys, clock=clock)
+        self._keys: Keyring | KeyFileWatch = (
+            KeyFileWatch(KeyFile(DEFAULT_FILE), clock=clock) if keys is None else Keyring(keys, clock=clock)
         )
         self._allow_anonymous = allow_anonymous
         segment = client.runtime.generation.state.segment
         shared = client.runtime.shared
-        self._limits = Limits(segment, shared)
+        self._limits = KeyLimits(segment, shared)
         bank = None if shared is None else shared.bank
         self._budgets = KeyBudgets(segment, spent_in(client.ledger), client.runtime.hooks, bank)
-        self._served: Served | None = None
+        self._served: ServedModels | None = None
         self.after_fork()
-        self.routes: dict[str, tuple[str, Callable[[Environ, str], Answer]]] = {
+        self.routes: dict[str, tuple[str, Callable[[Environ, str], Response]]] = {
             "/v1/chat/completions": ("POST", self._completions),
             "/v1/models": ("GET", self._models),
             "/health": ("GET", self._ready),
@@ -124,7 +124,7 @@ class Gateway:
     def after_fork(self) -> None:
         """In a forked child: no thread holds anything here."""
         self._throttle = Throttle(clock=self._clock)
-        self._figures = stats.Figures(self.client)
+        self._collector = stats.StatsCollector(self.client)
 
     @property
     def needs_keys(self) -> bool:
@@ -141,18 +141,18 @@ class Gateway:
         try:
             answer = self._answer(environ)
         except errors.Error as error:
-            answer = error_answer(error)
+            answer = error_response(error)
         except Exception as error:
             # The traceback names lines, not values; what was asked is not in it.
             log.exception("request %s failed", request_id)
-            answer = error_answer(error)
+            answer = error_response(error)
         status, headers = answer.head(request_id)
         start_response(status, headers)
         if isinstance(answer.body, EventStream):
             return answer.body
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
 
-    def _answer(self, environ: Environ) -> Answer:
+    def _answer(self, environ: Environ) -> Response:
         try:
             path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
         except UnicodeError:
@@ -161,17 +161,19 @@ class Gateway:
         if known is None and path.startswith(_MODELS) and len(path) > len(_MODELS):
             known = ("GET", self._model)
         if known is None:
-            raise Refusal(404, "nothing is at this path; /openapi.json names what there is", "unknown_path")
+            raise GatewayError(
+                404, "nothing is at this path; /openapi.json names what there is", "unknown_path"
+            )
         method, handler = known
         if environ.get("REQUEST_METHOD") != method:
-            raise Refusal(405, f"only {method} is known here", "method_not_allowed", [("Allow", method)])
+            raise GatewayError(405, f"only {method} is known here", "method_not_allowed", [("Allow", method)])
         return handler(environ, path)
 
     # ------------------------------------------------------------------------------------------- callers
 
     def _keyring(self) -> Keyring | None:
         """The keys that there are; None while there is no file of them."""
-        if isinstance(self._keys, Lookout):
+        if isinstance(self._keys, KeyFileWatch):
             self._keys = self._keys.look() or self._keys
         return self._keys if isinstance(self._keys, Keyring) else None
 
@@ -180,7 +182,9 @@ class Gateway:
         keyring = self._keyring()
         if keyring is None:
             if admin:
-                raise Refusal(403, "this needs an admin key: fastroute keys create NAME --admin", "no_keys")
+                raise GatewayError(
+                    403, "this needs an admin key: fastroute keys create NAME --admin", "no_keys"
+                )
             self._check_local(environ)
             return _ANYBODY
         header = environ.get("HTTP_AUTHORIZATION", "")
@@ -192,14 +196,16 @@ class Gateway:
         if caller is None:
             wait = self._throttle.wrong(str(environ.get("REMOTE_ADDR", ""))) if header else 0.0
             if wait:
-                raise Refusal(
+                raise GatewayError(
                     429, "too many wrong keys came from this address", "too_many_wrong_keys", retry_after=wait
                 )
             scheme = 'Basic realm="fastroute", charset="UTF-8"' if admin else 'Bearer realm="fastroute"'
-            raise Refusal(401, "no valid key was given", "invalid_api_key", [("WWW-Authenticate", scheme)])
+            raise GatewayError(
+                401, "no valid key was given", "invalid_api_key", [("WWW-Authenticate", scheme)]
+            )
         if caller.admin is not admin:
             what = "sees figures and makes no calls" if caller.admin else "makes calls and sees no figures"
-            raise Refusal(403, f"this key {what}", "wrong_kind_of_key")
+            raise GatewayError(403, f"this key {what}", "wrong_kind_of_key")
         return caller
 
     def _check_local(self, environ: Environ) -> None:
@@ -215,7 +221,7 @@ class Gateway:
             and not any(name in environ for name in _FORWARDED)
         ):
             return
-        raise Refusal(
+        raise GatewayError(
             403,
             "this gateway has no keys, so it serves programs on its own machine only; "
             "fastroute keys create makes one",
@@ -224,7 +230,7 @@ class Gateway:
 
     # --------------------------------------------------------------------------------------------- calls
 
-    def _completions(self, environ: Environ, path: str) -> Answer:
+    def _completions(self, environ: Environ, path: str) -> Response:
         caller = self._caller(environ)
         body = bodies.read(environ, _MOST_BYTES)
         asked = wire_openai.parse(body, _READING, route=environ.get("HTTP_X_FASTROUTE_ROUTE"))
@@ -242,14 +248,14 @@ class Gateway:
             answer = call.run(self._client_for(caller))
         except errors.Error as error:
             permit.settle(_tokens(error.attempts))
-            return error_answer(error, key_budgets=bool(caller.budgets))
+            return error_response(error, key_budgets=bool(caller.budgets))
         except BaseException:
             permit.settle(0)
             raise
         if isinstance(answer, Stream):
-            return stream_answer(answer, lambda ended: permit.settle(_tokens(ended.route.attempts)))
+            return stream_response(answer, lambda ended: permit.settle(_tokens(ended.route.attempts)))
         permit.settle(_tokens(answer.route.attempts) if answer.route is not None else 0)
-        return completion_answer(answer)
+        return completion_response(answer)
 
     def _client_for(self, caller: Caller) -> Client:
         budgets = self._budgets.of(caller)
@@ -273,28 +279,28 @@ class Gateway:
 
     # ---------------------------------------------------------------------------------------- everything else
 
-    def _models_served(self) -> Served:
+    def _models_served(self) -> ServedModels:
         known, config = self._served, self.client.config
         if known is None or known.config is not config:
-            known = self._served = Served(config)
+            known = self._served = ServedModels(config)
         return known
 
-    def _models(self, environ: Environ, path: str) -> Answer:
+    def _models(self, environ: Environ, path: str) -> Response:
         caller = self._caller(environ)
-        return json_answer({"object": "list", "data": self._models_served().listed(caller)})
+        return json_response({"object": "list", "data": self._models_served().listed(caller)})
 
-    def _model(self, environ: Environ, path: str) -> Answer:
+    def _model(self, environ: Environ, path: str) -> Response:
         caller = self._caller(environ)
         wanted = path.removeprefix(_MODELS)
         for model in self._models_served().listed(caller):
             if model["id"] == wanted:
-                return json_answer(model)
-        raise Refusal(404, "there is no such model", "model_not_found", param="model")
+                return json_response(model)
+        raise GatewayError(404, "there is no such model", "model_not_found", param="model")
 
-    def _live(self, environ: Environ, path: str) -> Answer:
-        return json_answer({"status": "ok"})
+    def _live(self, environ: Environ, path: str) -> Response:
+        return json_response({"status": "ok"})
 
-    def _ready(self, environ: Environ, path: str) -> Answer:
+    def _ready(self, environ: Environ, path: str) -> Response:
         available, endpoints = stats.available(self.client)
         ready = available > 0
         value = {
@@ -303,24 +309,24 @@ class Gateway:
             "available": available,
             "ledger": "ok" if self.client.ledger.health.ok else "degraded",
         }
-        return json_answer(value, 200 if ready else 503, [] if ready else [("Retry-After", "1")])
+        return json_response(value, 200 if ready else 503, [] if ready else [("Retry-After", "1")])
 
-    def _metrics(self, environ: Environ, path: str) -> Answer:
-        return Answer(200, stats.prometheus(self.client), "text/plain; version=0.0.4; charset=utf-8")
+    def _metrics(self, environ: Environ, path: str) -> Response:
+        return Response(200, stats.prometheus(self.client), "text/plain; version=0.0.4; charset=utf-8")
 
-    def _document(self, environ: Environ, path: str) -> Answer:
+    def _document(self, environ: Environ, path: str) -> Response:
         from .openapi import document
 
-        return json_answer(document(keys=self.needs_keys, metrics="/metrics" in self.routes))
+        return json_response(document(keys=self.needs_keys, metrics="/metrics" in self.routes))
 
-    def _page(self, environ: Environ, path: str) -> Answer:
+    def _page(self, environ: Environ, path: str) -> Response:
         return page.file(page.PATHS[path])
 
-    def _stats(self, environ: Environ, path: str) -> Answer:
+    def _stats(self, environ: Environ, path: str) -> Response:
         self._caller(environ, admin=True)
         keyring = self._keyring()
         callers = () if keyring is None else keyring.callers
-        return json_answer(self._figures.collect(self._budgets.snapshot(callers)))
+        return json_response(self._collector.collect(self._budgets.snapshot(callers)))
 
 
 def _password(header: str) -> bytes:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from .responses import Refusal
+from .responses import GatewayError
 
 SECONDS = 30.0  # until a body has arrived, where the server hands it on as it comes
 
@@ -24,31 +24,31 @@ def read(environ: Mapping[str, Any], most: int) -> bytes:
     """The body's bytes.
 
     Raises:
-        Refusal: with 400, 408, 411, 413 or 415.
+        GatewayError: with 400, 408, 411, 413 or 415.
     """
     encoding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if encoding not in ("", "identity"):
-        raise Refusal(415, "the body must not be compressed", "bad_encoding")
+        raise GatewayError(415, "the body must not be compressed", "bad_encoding")
     if not _JSON.fullmatch(environ.get("CONTENT_TYPE", "").strip()):
-        raise Refusal(415, "the body must be application/json, in UTF-8", "bad_content_type")
+        raise GatewayError(415, "the body must be application/json, in UTF-8", "bad_content_type")
     stream: BinaryIO = environ["wsgi.input"]
     given = environ.get("CONTENT_LENGTH") or ""
     if environ.get("wsgi.input_terminated") and not given:
         # Sent in chunks, and the server sees to their end.
         body = _pieces(stream, most + 1, _PIECE)
         if len(body) > most:
-            raise Refusal(413, f"the body is larger than {most} bytes", "body_too_large")
+            raise GatewayError(413, f"the body is larger than {most} bytes", "body_too_large")
         return body
     if environ.get("HTTP_TRANSFER_ENCODING") or not given:
-        raise Refusal(411, "a Content-Length is needed", "length_needed")
+        raise GatewayError(411, "a Content-Length is needed", "length_needed")
     if not _LENGTH.fullmatch(given):
-        raise Refusal(400, "the Content-Length is no number", "bad_length")
+        raise GatewayError(400, "the Content-Length is no number", "bad_length")
     length = int(given)
     if length > most:
-        raise Refusal(413, f"the body is larger than {most} bytes", "body_too_large")
+        raise GatewayError(413, f"the body is larger than {most} bytes", "body_too_large")
     body = _pieces(stream, length, max(_PIECE, length // 8))
     if len(body) < length:
-        raise Refusal(400, "the body ended before its Content-Length", "bad_length")
+        raise GatewayError(400, "the body ended before its Content-Length", "bad_length")
     return body
 
 
@@ -63,13 +63,13 @@ def _pieces(stream: BinaryIO, most: int, piece_size: int) -> bytes:
         except (
             Exception
         ) as error:  # each server has its own for a client that sends no proper chunks, or leaves
-            raise Refusal(400, "the body could not be read to its end", "bad_body") from error
+            raise GatewayError(400, "the body could not be read to its end", "bad_body") from error
         if not piece:
             break
         pieces.append(piece)
         left -= len(piece)
         if time.monotonic() > ends:
-            raise Refusal(408, f"the body took longer than {SECONDS:g} seconds", "body_too_slow")
+            raise GatewayError(408, f"the body took longer than {SECONDS:g} seconds", "body_too_slow")
     return b"".join(pieces)
 
 

@@ -120,7 +120,7 @@ class Keyring:
             log.error("the keys cannot be read, those known go on for %g s: %s", _UNREADABLE_FOR, error)
 
 
-class Lookout:
+class KeyFileWatch:
     """Looks for a file of keys that is not there yet.
 
     Whoever makes the first key of a gateway that is running means it to count, and a restart would take it

@@ -39,7 +39,7 @@ class Permit:
             quota.settle(used - self._tokens)
 
 
-class Limits:
+class KeyLimits:
     """What all callers may use in a minute.
 
     Args:

@@ -14,11 +14,11 @@ from fastroute.config import AUTO, Config, catalog_of, tiers_of
 from .keys import Caller
 
 
-class NotAllowed(errors.PermissionDeniedError):
+class ModelNotAllowed(errors.PermissionDeniedError):
     """The key is not for this model."""
 
 
-class Served:
+class ServedModels:
     """What one configuration serves: models, tiers and ``auto``.
 
     Thread safety: nothing in it changes.
@@ -47,11 +47,11 @@ class Served:
 
         Raises:
             ModelNotFoundError: there is nothing of this name.
-            NotAllowed: it is not among the key's.
+            ModelNotAllowed: it is not among the key's.
         """
         real = name if name == AUTO or name in self._tiers else self._catalog.resolve(name)
         if not caller.may_ask_for(real):
-            raise NotAllowed(f"this key may not use {name}", code="model_not_allowed", param="model")
+            raise ModelNotAllowed(f"this key may not use {name}", code="model_not_allowed", param="model")
         return name
 
     def tier_asked_for(self, name: str, caller: Caller) -> None:
@@ -59,4 +59,6 @@ class Served:
         if name not in self._tiers:
             raise errors.ModelNotFoundError(f"there is no tier {name}", param="route.tier")
         if not caller.may_ask_for(name):
-            raise NotAllowed(f"this key may not use {name}", code="model_not_allowed", param="route.tier")
+            raise ModelNotAllowed(
+                f"this key may not use {name}", code="model_not_allowed", param="route.tier"
+            )

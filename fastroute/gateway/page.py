@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from .responses import Answer, Headers
+from .responses import Headers, Response
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -37,10 +37,10 @@ PATHS = {
 
 
 @cache
-def file(name: str) -> Answer:
+def file(name: str) -> Response:
     """One of the page's files, which is read once."""
     content = files(__package__).joinpath(name).read_bytes()
-    return Answer(200, content, _TYPES[name.rpartition(".")[2]], _POLICY)
+    return Response(200, content, _TYPES[name.rpartition(".")[2]], _POLICY)
 
 
 __all__ = ["PATHS", "file"]

@@ -20,7 +20,7 @@ from fastroute.integrations import wire_openai
 from fastroute.types import Completion, Route
 
 from .limits import LimitReached
-from .models import NotAllowed
+from .models import ModelNotAllowed
 
 log = logging.getLogger("fastroute")
 
@@ -37,7 +37,7 @@ _EVERYWHERE: Headers = (
 
 
 @frozen
-class Answer:
+class Response:
     """One answer: its status, headers of its own, and its body whole or as a stream."""
 
     status: int
@@ -59,18 +59,18 @@ class Answer:
         return f"{self.status} {HTTPStatus(self.status).phrase}", headers
 
 
-def json_answer(value: Mapping[str, Any], status: int = 200, headers: Headers = ()) -> Answer:
-    return Answer(status, orjson.dumps(value), JSON, headers)
+def json_response(value: Mapping[str, Any], status: int = 200, headers: Headers = ()) -> Response:
+    return Response(status, orjson.dumps(value), JSON, headers)
 
 
-def completion_answer(completion: Completion) -> Answer:
-    return Answer(200, wire_openai.answer_bytes(completion), JSON, _route_headers(completion.route))
+def completion_response(completion: Completion) -> Response:
+    return Response(200, wire_openai.answer_bytes(completion), JSON, _route_headers(completion.route))
 
 
-def stream_answer(stream: Stream, ended: Callable[[Stream], None]) -> Answer:
+def stream_response(stream: Stream, ended: Callable[[Stream], None]) -> Response:
     """Args: ended: see `EventStream`."""
     headers = {name: value for name, value in wire_openai.STREAM_HEADERS.items() if name != "content-type"}
-    return Answer(
+    return Response(
         200,
         EventStream(stream, ended),
         wire_openai.STREAM_HEADERS["content-type"],
@@ -89,7 +89,7 @@ def _route_headers(route: Route | None, *, running: bool = False) -> Headers:
 # ------------------------------------------------------------------------------------------------- errors
 
 
-class Refusal(errors.APIStatusError):
+class GatewayError(errors.APIStatusError):
     """An answer that the gateway gives by itself, without asking anybody."""
 
     def __init__(self, status: int, message: str, code: str, headers: Headers = (), **rest: Any) -> None:
@@ -97,7 +97,7 @@ class Refusal(errors.APIStatusError):
         self.headers = headers
 
 
-def error_answer(error: BaseException, key_budgets: bool = False) -> Answer:
+def error_response(error: BaseException, key_budgets: bool = False) -> Response:
     """The answer for anything that was raised.
 
     Args:
@@ -112,13 +112,13 @@ def error_answer(error: BaseException, key_budgets: bool = False) -> Answer:
     if isinstance(error, LimitReached):
         # Nobody has tried that again: it is for the caller to wait.
         del headers["x-should-retry"]
-    more = error.headers if isinstance(error, Refusal) else ()
-    return Answer(status, body, kind, (*headers.items(), *more))
+    more = error.headers if isinstance(error, GatewayError) else ()
+    return Response(status, body, kind, (*headers.items(), *more))
 
 
 def disclosed(error: BaseException, key_budgets: bool = False) -> BaseException:
     """What of an error its caller may know, as an error: messages that tell of the inside are replaced."""
-    if isinstance(error, (errors.ModelNotFoundError, NotAllowed, LimitReached, Refusal)):
+    if isinstance(error, (errors.ModelNotFoundError, ModelNotAllowed, LimitReached, GatewayError)):
         return error
     if isinstance(error, errors.BudgetExceeded):
         # A key's own budget is its holder's business; what all callers spend together is not.
@@ -196,13 +196,13 @@ class EventStream:
 
 
 __all__ = [
-    "Answer",
     "EventStream",
+    "GatewayError",
     "Headers",
-    "Refusal",
-    "completion_answer",
+    "Response",
+    "completion_response",
     "disclosed",
-    "error_answer",
-    "json_answer",
-    "stream_answer",
+    "error_response",
+    "json_response",
+    "stream_response",
 ]

@@ -36,7 +36,7 @@ def available(client: Client) -> tuple[int, int]:
     return len(usable), len(endpoints)
 
 
-class Figures:
+class StatsCollector:
     """What the dashboard shows of one client; no prompt, no answer and no key is in it.
 
     Endpoints, budgets and the latest requests are of the moment. Sums over many entries take the ledger's
@@ -50,7 +50,7 @@ class Figures:
 
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._sums = _Kept(self._gather_sums, clock)
+        self._sums = CachedStats(self._gather_sums, clock)
 
     def collect(self, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Everything, as plain values.
@@ -102,8 +102,8 @@ class Figures:
         }
 
 
-class _Kept:
-    """Figures that are gathered again only after nine times what that took, so by a tenth of a thread.
+class CachedStats:
+    """StatsCollector that are gathered again only after nine times what that took, so by a tenth of a thread.
 
     One thread gathers; others meanwhile get what was there before. What takes next to nothing is never kept.
     """
@@ -282,4 +282,4 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-__all__ = ["Figures", "available", "over_time", "prometheus"]
+__all__ = ["StatsCollector", "available", "over_time", "prometheus"]

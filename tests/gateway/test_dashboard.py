@@ -16,7 +16,7 @@ from werkzeug.test import Client as WsgiClient
 from fastroute import _core
 from fastroute.gateway import page as pages
 from fastroute.gateway.keys import Caller
-from fastroute.gateway.stats import _Kept
+from fastroute.gateway.stats import CachedStats
 from fastroute.state.endpoints import BlockReason
 
 Serve = Callable[..., Served]
@@ -289,7 +289,7 @@ def test_figures_that_take_long_are_gathered_by_a_tenth_of_a_thread() -> None:
         now[0] += 2.0
         return {"n": len(gathered)}
 
-    kept = _Kept(gather, lambda: now[0])
+    kept = CachedStats(gather, lambda: now[0])
     kept.value().clear()  # what a caller does with it changes nothing
     assert kept.value() == {"n": 1}
     now[0] = 119.9
@@ -310,7 +310,7 @@ def test_others_do_not_wait_while_one_gathers() -> None:
             go_on.wait(30)
         return {"n": n}
 
-    kept = _Kept(gather, lambda: 1.0)
+    kept = CachedStats(gather, lambda: 1.0)
     assert kept.value() == {"n": 0}
     thread = threading.Thread(target=lambda: found.append(kept.value()))
     thread.start()

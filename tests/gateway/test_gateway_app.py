@@ -16,7 +16,7 @@ from werkzeug.test import Client
 
 from fastroute import errors
 from fastroute.gateway.keys import Caller
-from fastroute.gateway.responses import disclosed, error_answer
+from fastroute.gateway.responses import disclosed, error_response
 from fastroute.testing import Answer, Fault
 
 Serve = Callable[..., Served]
@@ -426,7 +426,7 @@ INSIDE = "secret-endpoint"
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
 def test_what_is_inside_stays_inside(error: Exception, status: int) -> None:
-    answer = error_answer(error)
+    answer = error_response(error)
     assert answer.status == status
     assert isinstance(answer.body, bytes)
     assert INSIDE.encode() not in answer.body
@@ -434,8 +434,8 @@ def test_what_is_inside_stays_inside(error: Exception, status: int) -> None:
 
 
 def test_who_finds_nothing_to_serve_it_is_told_when_to_come_back() -> None:
-    assert dict(error_answer(errors.NoEndpointError("x")).headers)["retry-after"] == "1"
-    assert dict(error_answer(errors.NoEndpointError("x", retry_after=7.2)).headers)["retry-after"] == "8"
+    assert dict(error_response(errors.NoEndpointError("x")).headers)["retry-after"] == "1"
+    assert dict(error_response(errors.NoEndpointError("x", retry_after=7.2)).headers)["retry-after"] == "8"
 
 
 def test_what_the_caller_can_mend_is_told() -> None:

@@ -16,7 +16,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import fastroute
 from fastroute.gateway import body as bodies
-from fastroute.gateway.responses import Refusal
+from fastroute.gateway.responses import GatewayError
 from fastroute.testing import Provider
 
 Serve = Callable[..., Served]
@@ -33,7 +33,7 @@ def read(data: bytes, **environ: Any) -> bytes:
 
 
 def refused(data: bytes, **environ: Any) -> int:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(GatewayError) as caught:
         read(data, **environ)
     assert caught.value.status_code is not None
     return caught.value.status_code

@@ -17,9 +17,9 @@ from children import ended, forked
 from gateways import HELLO, Served, error_of
 
 from fastroute import _core, errors
-from fastroute.gateway.keyring import Keyring, KeysUnavailable, Lookout, Throttle
+from fastroute.gateway.keyring import KeyFileWatch, Keyring, KeysUnavailable, Throttle
 from fastroute.gateway.keys import Caller, KeyFile, budgets_of, describe
-from fastroute.gateway.limits import Limits
+from fastroute.gateway.limits import KeyLimits
 from fastroute.testing import Answer
 
 Serve = Callable[..., Served]
@@ -456,16 +456,16 @@ def test_a_state_without_room_for_another_key_lets_it_in_nowhere() -> None:
     for number in range(segment.cells - segment.used):
         _core.Bucket(segment, f"another {number}", 1, 1)
     with pytest.raises(errors.NoEndpointError, match="the key's limits cannot be counted"):
-        Limits(segment).admit(Caller("web", rpm=12), 0)
+        KeyLimits(segment).admit(Caller("web", rpm=12), 0)
 
 
 def test_workers_of_one_parent_share_a_keys_limit(serve: Serve) -> None:
     served = serve(Caller("web", rpm=12))
     segment = served.app.client.runtime.generation.state.segment
-    limits = Limits(segment)
+    limits = KeyLimits(segment)
     caller = Caller("web", rpm=12)
     limits.admit(caller, 0)
-    assert ended(forked(lambda: Limits(segment).admit(caller, 0))) == 0
+    assert ended(forked(lambda: KeyLimits(segment).admit(caller, 0))) == 0
     with pytest.raises(errors.RateLimitError):
         limits.admit(caller, 0)
 
@@ -533,7 +533,7 @@ def test_a_file_made_later_that_cannot_be_used_lets_nobody_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "later.db"
-    lookout = Lookout(KeyFile(path), clock=Clock())
+    lookout = KeyFileWatch(KeyFile(path), clock=Clock())
     path.write_text("no database")
     path.chmod(0o600)
     for _ in range(2):

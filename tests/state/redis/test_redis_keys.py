@@ -14,7 +14,7 @@ from redis_server import RedisServer, admitted
 
 from fastroute import BudgetExceeded
 from fastroute.gateway.keys import Caller, KeyFile
-from fastroute.gateway.limits import LimitReached, Limits
+from fastroute.gateway.limits import KeyLimits, LimitReached
 from fastroute.state.redis import Shared
 from fastroute.testing import Provider
 
@@ -83,7 +83,7 @@ def test_the_usual_call_of_a_caller_asks_nobody(redis: RedisServer) -> None:
     import fastroute
 
     with fastroute.Client(redis.config(timeout=5.0)) as client, redis.connect() as connection:
-        limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
+        limits = KeyLimits(client.runtime.generation.state.segment, client.runtime.shared)
         caller = Caller("web", rpm=60_000, tpm=60_000_000)
         limits.admit(caller, 100)
         before = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -122,7 +122,7 @@ def test_a_limit_that_is_changed_holds_at_once(redis: RedisServer) -> None:
     import fastroute
 
     with fastroute.Client(redis.config(timeout=5.0)) as client:
-        limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
+        limits = KeyLimits(client.runtime.generation.state.segment, client.runtime.shared)
         for rpm in (60, 0):
             let_in = 0
             for _ in range(20):
@@ -138,7 +138,7 @@ def test_callers_take_nothing_of_the_endpoints(redis: RedisServer) -> None:
     import fastroute
 
     with fastroute.Client(redis.config(timeout=5.0, limits={"rpm": 6, "burst": 20})) as client:
-        limits = Limits(client.runtime.generation.state.segment, client.runtime.shared)
+        limits = KeyLimits(client.runtime.generation.state.segment, client.runtime.shared)
         for _ in range(10):
             limits.admit(Caller("a/m", rpm=600), 0)
         core = core_of(client)
