@@ -31,14 +31,14 @@ from fastroute.platform import forks
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
-from .database import Corrupt, Refused, Unavailable
+from .database import DatabaseCorrupt, DatabaseUnavailable, RowsRejected
 from .values import LedgerHealth, Prices, Saving, Totals
 from .writer import Writer
 
 if TYPE_CHECKING:
     from fastroute.config import Config
 
-    from .database import Database, Durability, Place
+    from .database import Durability, LedgerConnection, LedgerStorage
 
 log = logging.getLogger("fastroute")
 
@@ -82,8 +82,8 @@ class Ledger:
     ) -> None:
         if durability not in ("process", "power"):
             raise ConfigError(f"ledger: durability is {durability!r}; it must be 'process' or 'power'")
-        self._place = _place(path, durability, journal, wal)
-        self.path = self._place.name
+        self.storage = _storage(path, durability, journal, wal)
+        self.path = self.storage.name
         self.durability: Durability = durability
         self._hooks = hooks
         self._closed = False
@@ -93,19 +93,19 @@ class Ledger:
 
     def _begin(self) -> None:
         """Makes all that belongs to one process; none of it may cross a fork."""
-        self._journal = journals.Journal(self._place.journal, sync=self.durability == "power")
-        self._writer = Writer(self._place, self._journal, self._hooks)
+        self.journal = journals.Journal(self.storage.journal, sync=self.durability == "power")
+        self.writer = Writer(self.storage, self.journal, self._hooks)
 
     def _prepare(self) -> None:
         """Finds out at once whether the place can be a ledger; being busy is no reason to fail."""
         try:
-            reason = self._place.prepare()
-        except Corrupt as damage:
-            self._writer.set_aside(damage)
+            reason = self.storage.prepare()
+        except DatabaseCorrupt as damage:
+            self.writer.set_aside(damage)
             return
         if reason is not None:
-            self._writer.trouble("database", f"the database cannot be opened: {reason}")
-        unsure = self._place.unsure_until()
+            self.writer.trouble("database", f"the database cannot be opened: {reason}")
+        unsure = self.storage.unsure_until()
         if unsure is not None:
             log.warning(
                 "ledger %s: it was damaged, and entries from before that may be missing: see %s",
@@ -116,13 +116,13 @@ class Ledger:
     def _own(self) -> Writer:
         """The writer of this process; after a fork that ran no hooks, made now."""
         forks.ensure()
-        return self._writer
+        return self.writer
 
     def _restart(self) -> None:
-        database = self._writer.held_database
+        database = self.writer.held_database
         if database is not None:
             # Closed or collected here, it would drop the locks that the parent has on the file.
-            _leaked.append(database)
+            inherited_connections.append(database)
         self._begin()
 
     # ------------------------------------------------------------------------------------------- writing
@@ -135,12 +135,12 @@ class Ledger:
         """
         writer = self._own()
         record = journals.encode(attempt)
-        segment: journals.Segment | None = None
+        segment: journals.JournalSegment | None = None
         try:
             if self._closed:
-                self._journal.write_alone(record)
+                self.journal.write_alone(record)
                 return
-            segment = self._journal.write(record)
+            segment = self.journal.write(record)
         except OSError as error:
             if self._closed:
                 writer.lose(error)
@@ -333,7 +333,7 @@ class Ledger:
         from . import database
 
         start = _seconds(since)
-        unsure = self._place.unsure_until()
+        unsure = self.storage.unsure_until()
         if unsure is not None and (start is None or start < unsure[0]):
             raise LedgerError(
                 f"the ledger {self.path} was damaged, and entries may be missing: what was spent cannot be "
@@ -344,15 +344,15 @@ class Ledger:
             return reader.spent(where)
 
     @contextmanager
-    def _reading(self) -> Iterator[Database]:
+    def _reading(self) -> Iterator[LedgerConnection]:
         # A database known to be in trouble has been waited for before, and a call may be waiting for the sum.
         self.flush(FLUSH_SECONDS if self.health.ok else FLUSH_SECONDS_IN_TROUBLE)
         try:
-            with closing(self._writer.connect()) as database:
+            with closing(self.writer.connect()) as database:
                 yield database
-        except (Unavailable, Refused, Corrupt, ConfigError) as error:
-            if isinstance(error, Corrupt) and not self._closed:
-                self._writer.suspect()
+        except (DatabaseUnavailable, RowsRejected, DatabaseCorrupt, ConfigError) as error:
+            if isinstance(error, DatabaseCorrupt) and not self._closed:
+                self.writer.suspect()
             raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from error
 
 
@@ -373,7 +373,7 @@ def _shown(key: str, value: Any) -> str | None:
 # ------------------------------------------------------------------------------------------- fork and exit
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
-_leaked: list[object] = []
+inherited_connections: list[object] = []
 """Connections that belong to a parent process: neither closed nor collected here."""
 
 
@@ -472,28 +472,28 @@ def configured_ledger(config: Config, hooks: Hooks | None = None) -> Ledger:
     )
 
 
-def _place(
+def _storage(
     path: str | os.PathLike[str],
     durability: Durability,
     journal: str | os.PathLike[str] | None,
     wal: bool | None,
-) -> Place:
+) -> LedgerStorage:
     scheme, separator, _ = os.fspath(path).partition("://")
     if separator and scheme in ("postgresql", "postgres"):
-        from .postgres import PostgresPlace
+        from .postgres import PostgresStorage
 
         if wal is not None:
             raise ConfigError("ledger: wal says how an SQLite file is kept; PostgreSQL has no use for it")
-        return PostgresPlace(os.fspath(path), journal)
+        return PostgresStorage(os.fspath(path), journal)
     if separator:
         raise ConfigError(
             f'ledger: {scheme}:// is no ledger known here; name a file, postgresql://…, or "" for no ledger'
         )
-    from .sqlite import SQLiteFile
+    from .sqlite import SQLiteStorage
 
     if journal is not None:
         raise ConfigError("ledger: a journal is named for a PostgreSQL ledger; a file has its own beside it")
-    return SQLiteFile(path, durability, wal)
+    return SQLiteStorage(path, durability, wal)
 
 
 __all__ = [

@@ -1,8 +1,7 @@
 """What a ledger needs of a database, whichever it is: its failures, its readings, its connections.
 
-Owns the words that `sqlite.py` and `postgres.py` share, and nothing of their SQL. A `Place` says where
-entries are kept and opens connections; a `Database` is one connection, used by one thread of one process
-at a time. Who that is, is `writer.py`'s business, as is what to do when a write fails.
+A `LedgerStorage` says where entries are kept and opens connections; a `LedgerConnection` is one connection,
+used by one thread of one process at a time.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ USAGE = (
     "cache_write_tokens",
     "cache_write_1h_tokens",
 )
-"""What entries of one usage have in common: the columns of `Database.usages` between day and count."""
+"""The columns of `LedgerConnection.usages` between day and count."""
 FILTERS = ("model", "tier", "endpoint", "provider", "outcome")
 
 
-class Unavailable(Exception):
+class DatabaseUnavailable(Exception):
     """The database cannot be had or written at present; nothing was committed."""
 
 
-class Refused(Exception):
+class RowsRejected(Exception):
     """The database will never take one of the rows; nothing was committed."""
 
 
-class Corrupt(Exception):
+class DatabaseCorrupt(Exception):
     """The file is a damaged database, or none at all.
 
     Attributes:
@@ -53,17 +52,17 @@ class Corrupt(Exception):
         self.inode = inode
 
 
-class Database(Protocol):
+class LedgerConnection(Protocol):
     """One connection, its schema brought up to date.
 
-    Every method but `close` raises `Unavailable`; those of a file `Corrupt` too.
+    Every method but `close` raises `DatabaseUnavailable`; those of a file `DatabaseCorrupt` too.
     """
 
     def insert(self, rows: Sequence[Sequence[Any]]) -> None:
         """Commits rows in the order of `FIELDS`, all or none; one whose id is there already is passed over.
 
         Raises:
-            Refused: one of them can never be taken.
+            RowsRejected: one of them can never be taken.
         """
 
     @property
@@ -74,7 +73,7 @@ class Database(Protocol):
         """Looks for damage; in a file that takes about a second a gigabyte.
 
         Raises:
-            Corrupt: there is some.
+            DatabaseCorrupt: there is some.
         """
 
     def close(self) -> None:
@@ -96,7 +95,7 @@ class Database(Protocol):
         """Entries, newest first."""
 
 
-class Place(Protocol):
+class LedgerStorage(Protocol):
     """Where a ledger's entries are kept.
 
     Attributes:
@@ -115,18 +114,18 @@ class Place(Protocol):
 
         Raises:
             ConfigError: it cannot be a ledger.
-            Corrupt: it is one, and damaged.
+            DatabaseCorrupt: it is one, and damaged.
         """
 
-    def connect(self) -> Database:
+    def connect(self) -> LedgerConnection:
         """A new connection.
 
         Raises:
             ConfigError: what is there is no ledger, or of a newer release.
-            Corrupt, Unavailable: as the names say.
+            DatabaseCorrupt, DatabaseUnavailable: as the names say.
         """
 
-    def set_aside(self, damage: Corrupt) -> str | None:
+    def set_aside(self, damage: DatabaseCorrupt) -> str | None:
         """Puts a damaged database out of the way, so that a new one can take its place.
 
         Returns:

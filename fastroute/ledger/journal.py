@@ -152,7 +152,7 @@ class _Tally:
         return seen
 
 
-class Segment:
+class JournalSegment:
     """One file of records, and the account of who may still be writing to it.
 
     Every append announces itself (`begun`) before it looks whether the segment is retired, and ends either
@@ -248,14 +248,14 @@ class Journal:
     def __init__(self, directory: str, *, sync: bool = False) -> None:
         self.directory = directory
         self._sync = sync
-        self._write = _page_cache_write()
+        self.write_record = _page_cache_write()
         self._lock = threading.Lock()
-        self._segment: Segment | None = None
-        self._retired: list[Segment] = []
+        self._segment: JournalSegment | None = None
+        self._retired: list[JournalSegment] = []
         self._prefix = f"{os.getpid()}-{os.urandom(8).hex()}"
         self._numbers = itertools.count(1)
 
-    def write(self, record: bytes) -> Segment:
+    def write(self, record: bytes) -> JournalSegment:
         """Puts a record where a kill cannot take it; the caller settles, spills or skips it.
 
         Raises:
@@ -273,7 +273,7 @@ class Journal:
             if self._sync:
                 _write_through(segment.fd, record)
             else:
-                self._write(segment.fd, record)
+                self.write_record(segment.fd, record)
         except OSError:
             segment.skipped.add()
             raise
@@ -287,13 +287,13 @@ class Journal:
         finally:
             segment.release()
 
-    def _open_first(self) -> Segment:
+    def _open_first(self) -> JournalSegment:
         with self._lock:
             if self._segment is None:
                 self._segment = self._create()
             return self._segment
 
-    def _create(self) -> Segment:
+    def _create(self) -> JournalSegment:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         while True:
             path = os.path.join(self.directory, f"{self._prefix}-{next(self._numbers)}{SUFFIX}")
@@ -325,7 +325,7 @@ class Journal:
         if current is not None:
             self._retire(current)
 
-    def _retire(self, segment: Segment) -> None:
+    def _retire(self, segment: JournalSegment) -> None:
         segment.retired = True
         self._retired.append(segment)
 
@@ -335,11 +335,11 @@ class Journal:
             if segment is not None:
                 segment.spilled = True
 
-    def retired(self) -> tuple[Segment, ...]:
+    def retired(self) -> tuple[JournalSegment, ...]:
         """Segments that a newer one has taken over from."""
         return tuple(self._retired)
 
-    def remove(self, segment: Segment) -> None:
+    def remove(self, segment: JournalSegment) -> None:
         """Deletes a retired segment whose records are all in the database."""
         self._retired.remove(segment)
         segment.remove()
@@ -353,11 +353,11 @@ class Journal:
                 segment.release()
 
 
-def _claim(path: str, flags: int) -> Segment | None:
+def _claim(path: str, flags: int) -> JournalSegment | None:
     """Opens and locks a segment; None if another process holds it, or held it and has removed the file."""
     fd = files.open_regular(path, flags)
     if files.lock(fd) and not files.is_deleted(fd):
-        return Segment(path, fd)
+        return JournalSegment(path, fd)
     files.close(fd)
     return None
 
@@ -365,7 +365,7 @@ def _claim(path: str, flags: int) -> Segment | None:
 # ----------------------------------------------------------------------------------------------- orphans
 
 
-def orphans(directory: str) -> Iterator[Segment]:
+def orphans(directory: str) -> Iterator[JournalSegment]:
     """Segments whose owner is gone, each locked by the caller until it removes or releases it."""
     try:
         names = sorted(os.listdir(directory))

@@ -33,9 +33,9 @@ from .database import (
     GROUPS,
     MOST_KEYS,
     USAGE,
-    Corrupt,
-    Refused,
-    Unavailable,
+    DatabaseCorrupt,
+    DatabaseUnavailable,
+    RowsRejected,
     as_attempt,
     grouped,
     newer_schema,
@@ -53,7 +53,7 @@ WRITE_SECONDS = 10.0
 READ_SECONDS = 60.0
 
 _MIGRATION_LOCK = 0x666173746C656467  # the same in every release
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE fastroute_ledger (version integer NOT NULL)",
         """
@@ -96,7 +96,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
     ),
 )
-VERSION = len(_MIGRATIONS)
+VERSION = len(MIGRATIONS)
 
 _COLUMNS = (*FIELDS, "day")
 _TIME = FIELDS.index("time")
@@ -211,7 +211,7 @@ _ENTRIES = " ".join(
 )
 
 
-class PostgresPlace:
+class PostgresStorage:
     """A ledger in a PostgreSQL database.
 
     Attributes:
@@ -274,17 +274,17 @@ class PostgresPlace:
             ) from None
         try:
             self.connect().close()
-        except Unavailable as error:
+        except DatabaseUnavailable as error:
             return str(error)
         return None
 
-    def connect(self) -> Session:
+    def connect(self) -> PostgresConnection:
         import psycopg
 
         # No fork in between: the child could not know of the socket.
         with self.judging(), forks.blocked():
             connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)
-            session = Session(self, connection)
+            session = PostgresConnection(self, connection)
         try:
             session.begin()
         except BaseException:
@@ -292,7 +292,7 @@ class PostgresPlace:
             raise
         return session
 
-    def set_aside(self, damage: Corrupt) -> str | None:
+    def set_aside(self, damage: DatabaseCorrupt) -> str | None:
         """Nothing: damage to its files is the server's business."""
         return None
 
@@ -307,9 +307,9 @@ class PostgresPlace:
         try:
             yield
         except (psycopg.IntegrityError, psycopg.DataError) as error:
-            raise Refused(self._said(error)) from None
+            raise RowsRejected(self._said(error)) from None
         except psycopg.Error as error:
-            raise Unavailable(self._said(error)) from None
+            raise DatabaseUnavailable(self._said(error)) from None
 
     def _said(self, error: psycopg.Error) -> str:
         # The primary message only: a detail may hold the row.
@@ -317,12 +317,12 @@ class PostgresPlace:
         return text.replace(self._secret, "***") if self._secret else text
 
 
-class Session:
-    """One connection to the server; `fastroute.ledger.database.Database` says what it does."""
+class PostgresConnection:
+    """One connection to the server; `fastroute.ledger.database.LedgerConnection` says what it does."""
 
-    def __init__(self, place: PostgresPlace, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-        self._place = place
-        self._connection = connection
+    def __init__(self, storage: PostgresStorage, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self._storage = storage
+        self.connection = connection
         self._cutting = threading.Lock()
         _sessions.add(self)
 
@@ -331,26 +331,26 @@ class Session:
 
         Raises:
             ConfigError: what is there is no ledger, cannot be made one, or is of a newer release.
-            Unavailable: the server cannot at present.
+            DatabaseUnavailable: the server cannot at present.
         """
         milliseconds = {"statement": f"{READ_SECONDS * 1000:.0f}", "lock": f"{LOCK_SECONDS * 1000:.0f}"}
         with self._bounded(WRITE_SECONDS):
-            self._connection.execute(_BEGIN_SESSION, milliseconds)
+            self.connection.execute(_BEGIN_SESSION, milliseconds)
             encoding, is_ledger, has_attempts = self._one(_LOOK)
             if encoding != "UTF8":
                 raise ConfigError(
-                    f"ledger: {self._place.name} holds {encoding} text, must be a database made with UTF8"
+                    f"ledger: {self._storage.name} holds {encoding} text, must be a database made with UTF8"
                 )
             if has_attempts and not is_ledger:
                 raise ConfigError(
-                    f"ledger: {self._place.name} has a table fastroute_attempts of some other program; "
+                    f"ledger: {self._storage.name} has a table fastroute_attempts of some other program; "
                     "name another database, or another schema in the role's search_path"
                 )
             version = self._one(_VERSION)[0] if is_ledger else 0
         if version < VERSION:
             self._migrate()
         elif version > VERSION:
-            raise ConfigError(f"ledger: {newer_schema(self._place.name, version, VERSION)}")
+            raise ConfigError(f"ledger: {newer_schema(self._storage.name, version, VERSION)}")
 
     def _migrate(self) -> None:
         """Brings the schema up to this version, all of it or nothing; one process at a time does it."""
@@ -358,18 +358,18 @@ class Session:
 
         with self._bounded(READ_SECONDS):
             try:
-                with self._connection.transaction():
-                    self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+                with self.connection.transaction():
+                    self.connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
                     _, is_ledger, _ = self._one(_LOOK)
                     version = self._one(_VERSION)[0] if is_ledger else 0
-                    for statements in _MIGRATIONS[version:]:
+                    for statements in MIGRATIONS[version:]:
                         for statement in statements:
-                            self._connection.execute(statement)
+                            self.connection.execute(statement)
                     if version < VERSION:
-                        self._connection.execute(_SET_VERSION, (VERSION,))
+                        self.connection.execute(_SET_VERSION, (VERSION,))
             except psycopg.ProgrammingError as error:
                 raise ConfigError(
-                    f"ledger: {self._place.name} cannot hold a ledger: {error.diag.message_primary}"
+                    f"ledger: {self._storage.name} cannot hold a ledger: {error.diag.message_primary}"
                 ) from None
 
     def insert(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -378,13 +378,13 @@ class Session:
         try:
             columns = [_column(name, values) for name, values in zip(_COLUMNS, zip(*map(_prepared, rows)))]
         except (TypeError, ValueError) as error:
-            raise Refused(str(error)) from None
-        with self._bounded(WRITE_SECONDS), self._connection.transaction():
+            raise RowsRejected(str(error)) from None
+        with self._bounded(WRITE_SECONDS), self.connection.transaction():
             # Another process may be of a newer release, and have changed the tables since this one connected.
             version = self._one(_VERSION)[0]
             if version != VERSION:
-                raise Unavailable(newer_schema(self._place.name, version, VERSION))
-            self._connection.execute(_INSERT, columns)
+                raise DatabaseUnavailable(newer_schema(self._storage.name, version, VERSION))
+            self.connection.execute(_INSERT, columns)
 
     @property
     def replaced(self) -> bool:
@@ -395,14 +395,14 @@ class Session:
 
     def close(self) -> None:
         with self._cutting:
-            self._connection.close()
+            self.connection.close()
 
     def point_at(self, descriptor: int) -> None:
         """Puts another file in the place of the connection's socket, in this process alone."""
         import psycopg
 
         with suppress(psycopg.Error, OSError):
-            os.dup2(descriptor, self._connection.fileno(), inheritable=False)
+            os.dup2(descriptor, self.connection.fileno(), inheritable=False)
 
     # ------------------------------------------------------------------------------------------- reading
 
@@ -432,12 +432,12 @@ class Session:
 
     def _all(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         with self._bounded(READ_SECONDS):
-            return self._connection.execute(statement, values).fetchall()
+            return self.connection.execute(statement, values).fetchall()
 
     def _one(self, statement: str) -> tuple[Any, ...]:
-        row = self._connection.execute(statement).fetchone()
+        row = self.connection.execute(statement).fetchone()
         if row is None:
-            raise Unavailable("the ledger's version is missing")
+            raise DatabaseUnavailable("the ledger's version is missing")
         return row
 
     # --------------------------------------------------------------------------------------------- bounds
@@ -455,7 +455,7 @@ class Session:
         except RuntimeError:  # no threads while the interpreter goes down
             timer.finished.set()
         try:
-            with self._place.judging():
+            with self._storage.judging():
                 yield
         finally:
             timer.cancel()
@@ -464,10 +464,10 @@ class Session:
 
     def _cut(self) -> None:
         with self._cutting:
-            if self._connection.closed:
+            if self.connection.closed:
                 return
-            log.error("ledger %s: no answer in time; the connection is given up", self._place.name)
-            with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as line:
+            log.error("ledger %s: no answer in time; the connection is given up", self._storage.name)
+            with suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as line:
                 line.shutdown(socket.SHUT_RDWR)
 
 
@@ -492,7 +492,7 @@ def _journal_of(parameters: Mapping[str, Any]) -> str:
 
 # ------------------------------------------------------------------------------------------------- forks
 
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_sessions: weakref.WeakSet[PostgresConnection] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:

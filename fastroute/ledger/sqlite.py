@@ -19,6 +19,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import orjson
@@ -34,10 +35,10 @@ from .database import (
     GROUPS,
     MOST_KEYS,
     USAGE,
-    Corrupt,
+    DatabaseCorrupt,
+    DatabaseUnavailable,
     Durability,
-    Refused,
-    Unavailable,
+    RowsRejected,
     as_attempt,
     grouped,
     newer_schema,
@@ -47,10 +48,10 @@ from .journal import FIELDS
 log = logging.getLogger("fastroute")
 
 LOCK_SECONDS = 5.0
-_CHECKPOINT_BYTES = 4 << 20
+CHECKPOINT_BYTES = 4 << 20
 _JOURNAL_SIZE_LIMIT = 64 << 20
 
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """
         CREATE TABLE attempts (
@@ -88,7 +89,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE attempts ADD COLUMN cache_write_1h_tokens INTEGER NOT NULL DEFAULT 0",
     ),
 )
-VERSION = len(_MIGRATIONS)
+VERSION = len(MIGRATIONS)
 
 _COLUMNS = (*FIELDS, "day")
 # Rows a statement, largest first. SQLite takes 32766 values a statement since 3.32, 999 before.
@@ -167,8 +168,6 @@ _ENTRIES = " ".join(("SELECT", ",".join(FIELDS), _MATCHING, "ORDER BY time DESC,
 # What SQLite says of a value, and not of its file. The last two come from binding it.
 _REFUSALS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError)
 
-_warned = False
-
 
 def one_checkpointer_needed(version: tuple[int, ...]) -> bool:
     """Whether this SQLite may damage the WAL when two connections check-point and write at once."""
@@ -177,7 +176,7 @@ def one_checkpointer_needed(version: tuple[int, ...]) -> bool:
     return version < (3, 51, 3) and not mended
 
 
-class SQLiteFile:
+class SQLiteStorage:
     """A ledger in one file; beside it are its journal's directory and, after damage, the mark of it.
 
     Attributes:
@@ -219,7 +218,7 @@ class SQLiteFile:
             with closing(self.connect()) as database:
                 if ours and journal.has_orphans(self.journal):
                     database.check()
-        except Corrupt:
+        except DatabaseCorrupt:
             if ours:
                 raise
             _remove_directory(self.journal)
@@ -228,7 +227,7 @@ class SQLiteFile:
             if not ours:
                 _remove_directory(self.journal)
             raise
-        except Unavailable as error:
+        except DatabaseUnavailable as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _PASSING:
                 raise ConfigError(f"ledger: {self.name} cannot be used: {error}") from None
             if os.path.exists(self.name) and not os.access(self.name, os.W_OK):
@@ -236,16 +235,16 @@ class SQLiteFile:
             return str(error)
         return None
 
-    def connect(self) -> Database:
+    def connect(self) -> SQLiteConnection:
         try:
             os.makedirs(self.journal, mode=0o700, exist_ok=True)
-            return Database(self.name, self._lock_path, self._durability, wal=self._wal)
+            return SQLiteConnection(self.name, self._lock_path, self._durability, wal=self._wal)
         except files.UnsafeFileError as error:
             raise ConfigError(f"ledger: {error.filename} cannot be used: {error.strerror}") from None
         except OSError as error:
-            raise Unavailable(error.strerror or str(error)) from error
+            raise DatabaseUnavailable(error.strerror or str(error)) from error
 
-    def set_aside(self, damage: Corrupt) -> str | None:
+    def set_aside(self, damage: DatabaseCorrupt) -> str | None:
         """Renames the damaged file and its log to ``….corrupt-TIME``, and saves what can still be read of it.
 
         First it leaves the mark that entries may be missing, so that no sum is taken for whole.
@@ -274,7 +273,7 @@ class SQLiteFile:
             with closing(self.connect()) as database:
                 for rows in salvage.batches(target):
                     saved += database.insert_what_fits(rows)
-        except (Unavailable, Corrupt, ConfigError) as error:
+        except (DatabaseUnavailable, DatabaseCorrupt, ConfigError) as error:
             log.error("ledger %s: entries of %s could not all be saved: %s", self.name, target, error)
         return saved
 
@@ -287,8 +286,8 @@ _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno
 """Failures of the system that may pass by themselves."""
 
 
-class Database:
-    """One connection to the ledger's file; `fastroute.ledger.database.Database` says what it does.
+class SQLiteConnection:
+    """One connection to the ledger's file; `fastroute.ledger.database.LedgerConnection` says what it does.
 
     Args:
         path: the file, absolute; created with mode 0600.
@@ -299,8 +298,8 @@ class Database:
 
     Raises:
         ConfigError: the path is no ledger of ours, or of a newer version.
-        Corrupt: it is damaged.
-        Unavailable, OSError: it cannot be had at present.
+        DatabaseCorrupt: it is damaged.
+        DatabaseUnavailable, OSError: it cannot be had at present.
     """
 
     def __init__(self, path: str, lock_path: str, durability: Durability, *, wal: bool = True) -> None:
@@ -335,7 +334,7 @@ class Database:
             connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'power' else 'NORMAL'}")
             connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT}")
             if self._alone:
-                _warn_once()
+                log_single_checkpointer()
                 connection.execute("PRAGMA wal_autocheckpoint = 0")
         except BaseException:
             connection.close()
@@ -350,8 +349,8 @@ class Database:
         except sqlite3.Error as error:
             # SQLITE_CORRUPT and SQLITE_NOTADB are the two that come as the bare class.
             if type(error) is sqlite3.DatabaseError:
-                raise Corrupt(str(error), self._inode) from error
-            raise Unavailable(str(error)) from error
+                raise DatabaseCorrupt(str(error), self._inode) from error
+            raise DatabaseUnavailable(str(error)) from error
 
     def _migrate(self) -> None:
         """Brings the schema up to this version, all of it or nothing."""
@@ -364,7 +363,7 @@ class Database:
         if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise ConfigError(f"ledger: {self.path} is some other program's database; name another file")
         with self._transaction():
-            for statements in _MIGRATIONS[version:]:
+            for statements in MIGRATIONS[version:]:
                 for statement in statements:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -391,7 +390,7 @@ class Database:
         with self._judging(), self._locked(shared=True), self._transaction():
             # Another process may be of a newer release, and have changed the tables since this one connected.
             if self._version() != VERSION:
-                raise Unavailable(newer_schema(self.path, self._version(), VERSION))
+                raise DatabaseUnavailable(newer_schema(self.path, self._version(), VERSION))
             try:
                 for size, statement in _INSERTS:
                     while len(prepared) - done >= size:
@@ -399,7 +398,7 @@ class Database:
                         self._open.execute(statement, values)
                         done += size
             except _REFUSALS as error:
-                raise Refused(str(error)) from error
+                raise RowsRejected(str(error)) from error
         if self._alone:
             self._checkpoint()
 
@@ -408,7 +407,7 @@ class Database:
         try:
             self.insert(rows)
             return len(rows)
-        except Refused:
+        except RowsRejected:
             if len(rows) == 1:
                 return 0
         return sum(self.insert_what_fits([row]) for row in rows)
@@ -427,17 +426,17 @@ class Database:
 
     def _checkpoint(self) -> None:
         try:
-            due = os.stat(self.path + "-wal").st_size >= _CHECKPOINT_BYTES
+            due = os.stat(self.path + "-wal").st_size >= CHECKPOINT_BYTES
         except FileNotFoundError:
             return
         if due:
-            with suppress(Unavailable), self._judging(), self._locked(timeout=0.0):
+            with suppress(DatabaseUnavailable), self._judging(), self._locked(timeout=0.0):
                 self._open.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     @contextmanager
     def _locked(self, *, shared: bool = False, timeout: float | None = None) -> Iterator[None]:
         if not files.lock(self._lock_fd, shared=shared, timeout=LOCK_SECONDS if timeout is None else timeout):
-            raise Unavailable("another process holds the ledger's lock")
+            raise DatabaseUnavailable("another process holds the ledger's lock")
         try:
             yield
         finally:
@@ -453,14 +452,14 @@ class Database:
         with self._judging():
             (verdict,) = self._open.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise Corrupt(verdict, self._inode)
+            raise DatabaseCorrupt(verdict, self._inode)
 
     def close(self) -> None:
         """Closes the connection; the last one on the file check-points it."""
         if self.connection is None:
             return
         try:
-            with suppress(Unavailable), self._locked(timeout=1.0 if self._alone else 0.0):
+            with suppress(DatabaseUnavailable), self._locked(timeout=1.0 if self._alone else 0.0):
                 self.connection.close()
         finally:
             self._abandon()
@@ -526,13 +525,12 @@ def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
     return (*row[:_TAGS], packed, *row[_TAGS + 1 :], int(row[_TIME] // DAY_SECONDS))
 
 
-def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        # Not a warning: nothing is left for the user to do about it.
-        log.info(
-            "SQLite %s can damage a database that several processes check-point at once (mended in 3.51.3): "
-            "the ledger lets one process at a time do it; a newer SQLite needs no such care",
-            sqlite3.sqlite_version,
-        )
+@cache
+def log_single_checkpointer() -> None:
+    """Logs once a process that check-points are made by one process at a time."""
+    # Not a warning: the user need not do anything.
+    log.info(
+        "SQLite %s can damage a database that several processes checkpoint at once (fixed in 3.51.3): "
+        "the ledger lets one process at a time do it",
+        sqlite3.sqlite_version,
+    )

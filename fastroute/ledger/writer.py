@@ -23,11 +23,11 @@ from fastroute.errors import LedgerError
 from fastroute.events import Hooks, LedgerDegraded
 
 from . import journal as journals
-from .database import Corrupt, Refused
+from .database import DatabaseCorrupt, RowsRejected
 from .values import LedgerHealth
 
 if TYPE_CHECKING:
-    from .database import Database, Place
+    from .database import LedgerConnection, LedgerStorage
 
 log = logging.getLogger("fastroute")
 
@@ -49,27 +49,27 @@ class Writer:
     the work starts with the first of them, and belongs to one process: a forked child makes a new `Writer`.
 
     Args:
-        place: where the database is.
+        storage: where the database is.
         journal: whose segments are settled here.
         hooks: hear `LedgerDegraded`.
     """
 
-    def __init__(self, place: Place, journal: journals.Journal, hooks: Hooks | None) -> None:
-        self.name = place.name
-        self._place = place
+    def __init__(self, storage: LedgerStorage, journal: journals.Journal, hooks: Hooks | None) -> None:
+        self.name = storage.name
+        self._storage = storage
         self._journal = journal
         self._hooks = hooks
-        self._queue: deque[tuple[journals.Segment | None, bytes] | _Flush] = deque()
-        self._batch: list[tuple[journals.Segment | None, bytes]] = []
+        self._queue: deque[tuple[journals.JournalSegment | None, bytes] | _Flush] = deque()
+        self._batch: list[tuple[journals.JournalSegment | None, bytes]] = []
         self._flushes: list[_Flush] = []
         self._bell: SimpleQueue[None] = SimpleQueue()
-        self._awake = False
+        self.awake = False
         self._hurry = True  # the first round comes at once: it also drains what killed processes left
         self._stopping = False
         self._suspect = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._database: Database | None = None
+        self._database: LedgerConnection | None = None
         self._troubles: dict[str, str] = {}
         self._orphans_at = 0.0
         self._journal_failed_at = 0.0
@@ -78,7 +78,7 @@ class Writer:
 
     # ------------------------------------------------------------------------------------- any thread
 
-    def put(self, segment: journals.Segment | None, record: bytes) -> None:
+    def put(self, segment: journals.JournalSegment | None, record: bytes) -> None:
         """Takes over a record, and the segment that it is in if the journal could take it."""
         if len(self._queue) < QUEUE_LIMIT:
             self._queue.append((segment, record))
@@ -86,8 +86,8 @@ class Writer:
             segment.spill()
         else:
             self._lost += 1
-        if not self._awake:
-            self._awake = True
+        if not self.awake:
+            self.awake = True
             self._wake()
 
     def flush(self, timeout: float) -> None:
@@ -95,7 +95,7 @@ class Writer:
         request = _Flush()
         self._queue.append(request)
         self._hurry = True
-        self._awake = True
+        self.awake = True
         self._wake()
         if not request.done.wait(timeout):
             reason = self._reason or "the time was up"
@@ -123,7 +123,7 @@ class Writer:
         """Whether entries reach the database at present."""
         waiting = len(self._queue) + len(self._batch)
         reason = self._reason
-        unsure = self._place.unsure_until()
+        unsure = self._storage.unsure_until()
         return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected, unsure and unsure[0])
 
     def lose(self, error: OSError) -> None:
@@ -135,7 +135,7 @@ class Writer:
         """Hears that a reader met damage; the thread looks into it, and sets the database aside if so."""
         self._suspect = True
         self._hurry = True
-        self._awake = True
+        self.awake = True
         self._wake()
 
     def journal_failed(self, error: OSError) -> None:
@@ -143,12 +143,12 @@ class Writer:
         self._journal_failed_at = time.monotonic()
         self.trouble("journal", f"the journal cannot be written: {error.strerror or error}")
 
-    def connect(self) -> Database:
-        """A connection of the caller's own; errors as in `Place.connect`."""
-        return self._place.connect()
+    def connect(self) -> LedgerConnection:
+        """A connection of the caller's own; errors as in `LedgerStorage.connect`."""
+        return self._storage.connect()
 
     @property
-    def held_database(self) -> Database | None:
+    def held_database(self) -> LedgerConnection | None:
         """The thread's own connection, for a forked child to keep alive and never touch."""
         return self._database
 
@@ -166,7 +166,7 @@ class Writer:
                 thread.start()
             except RuntimeError as error:
                 # The interpreter is going down: what the journal has, the next process will find.
-                self._awake = False
+                self.awake = False
                 self.trouble("database", str(error))
                 return
             self._thread = thread
@@ -188,10 +188,10 @@ class Writer:
                 retry = min(retry * 2, MAX_RETRY_SECONDS)
                 continue
             retry = RETRY_SECONDS
-            self._awake = False
+            self.awake = False
             if not self._queue:
                 self._listen(None)
-            self._awake = True
+            self.awake = True
 
     def _listen(self, seconds: float | None) -> None:
         with suppress(Empty):
@@ -213,7 +213,7 @@ class Writer:
             self._journal.rotate(SEGMENT_BYTES)
             self._settle()
             self._drain_orphans(now=bool(self._flushes))
-        except Corrupt as error:
+        except DatabaseCorrupt as error:
             self.set_aside(error)
             return False
         except Exception as error:
@@ -257,7 +257,7 @@ class Writer:
                 self._database = self.connect()
             try:
                 self._database.insert(rows)
-            except Refused:
+            except RowsRejected:
                 self._insert_singly(rows)
             if not self._database.replaced:
                 return
@@ -271,7 +271,7 @@ class Writer:
         for row in rows:
             try:
                 self._database.insert([row])
-            except Refused as error:
+            except RowsRejected as error:
                 self._rejected += 1
                 log.error("ledger: entry %s cannot be recorded: %s", row[0], error)
 
@@ -295,7 +295,7 @@ class Writer:
             if segment.complete:
                 self._journal.remove(segment)
 
-    def _insert_segment(self, segment: journals.Segment) -> None:
+    def _insert_segment(self, segment: journals.JournalSegment) -> None:
         for rows in _chunks(journals.read(segment.path), BATCH_ROWS):
             self._insert(rows)
 
@@ -342,12 +342,12 @@ class Writer:
         if not self._troubles:
             log.info("ledger %s: entries reach journal and database again", self.name)
 
-    def set_aside(self, damage: Corrupt) -> None:
+    def set_aside(self, damage: DatabaseCorrupt) -> None:
         """Has a damaged database put out of the way, so that a new one can take its place."""
         self._disconnect()
         self._suspect = False
         try:
-            said = self._place.set_aside(damage)
+            said = self._storage.set_aside(damage)
         except OSError as error:
             self.trouble("database", f"the database is damaged ({damage}) and cannot be set aside: {error}")
             return

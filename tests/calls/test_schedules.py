@@ -435,4 +435,4 @@ def test_every_entry_reaches_the_database_once(seed: int, small: None, tmp_path:
     assert len(ids) == len(set(ids)) == 32
     ledger.close()
     assert ledger.health.lost == 0
-    assert [name for name in os.listdir(ledger._journal.directory) if name.endswith(journal.SUFFIX)] == []
+    assert [name for name in os.listdir(ledger.journal.directory) if name.endswith(journal.SUFFIX)] == []

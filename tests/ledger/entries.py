@@ -43,12 +43,12 @@ class Opens:
     """
 
     def __init__(self, place: str | Path, journal: Path | None = None) -> None:
-        self._place = place
+        self.place = place
         self._fixed: dict[str, Any] = {} if journal is None else {"journal": journal}
         self.journal = journal or Path(f"{place}.journal")
 
     def __call__(self, **options: Any) -> Ledger:
-        return Ledger(self._place, **self._fixed, **options)
+        return Ledger(self.place, **self._fixed, **options)
 
 
 def segments(directory: Path | str) -> list[str]:

@@ -107,11 +107,11 @@ def test_a_journal_that_fails_leaves_entries_to_memory_and_database(
     monkeypatch.setattr("fastroute.ledger.writer.RECOVERY_SECONDS", 0.0)
     with Ledger(path, hooks=hooks) as ledger:
         ledger.append(attempt(0, cost_nano=1))
-        working = ledger._journal._write
-        monkeypatch.setattr(ledger._journal, "_write", refuse)
+        working = ledger.journal.write_record
+        monkeypatch.setattr(ledger.journal, "write_record", refuse)
         ledger.append(attempt(1, cost_nano=10))
         assert heard[0].reason == f"the journal cannot be written: {os.strerror(code)}"
-        monkeypatch.setattr(ledger._journal, "_write", working)
+        monkeypatch.setattr(ledger.journal, "write_record", working)
         assert ledger.spent() == 11
         until(lambda: ledger.health.ok or not ledger.append(attempt(cost_nano=0)))
 
@@ -331,7 +331,7 @@ def test_an_older_schema_is_brought_forward_by_one_of_many(
         ledger.append(attempt(0, cost_nano=1))
     monkeypatch.setattr(sqlite, "LOCK_SECONDS", 5.0)
     more = ("ALTER TABLE attempts ADD COLUMN region TEXT",)
-    monkeypatch.setattr(sqlite, "_MIGRATIONS", (*sqlite._MIGRATIONS, more))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, more))
     monkeypatch.setattr(sqlite, "VERSION", sqlite.VERSION + 1)
     opened: list[Ledger] = []
     threads = [threading.Thread(target=lambda: opened.append(Ledger(path))) for _ in range(6)]
@@ -371,7 +371,7 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(
         ledger.append(attempt(0, cost_nano=1))
     with monkeypatch.context() as patched:
         more = ("ALTER TABLE attempts ADD COLUMN region TEXT", "ALTER TABLE absent ADD COLUMN x TEXT")
-        patched.setattr(sqlite, "_MIGRATIONS", (*sqlite._MIGRATIONS, more))
+        patched.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, more))
         patched.setattr(sqlite, "VERSION", sqlite.VERSION + 1)
         with Ledger(path) as ledger:
             assert "no such table: absent" in (ledger.health.reason or "")

@@ -64,7 +64,7 @@ elif how == "exception":
 
 @pytest.mark.parametrize("how", ["return", "exception", "handled SIGTERM", "SIGTERM", "os._exit"])
 def test_five_hundred_entries_survive_any_ending(opens: Opens, how: str) -> None:
-    place = str(opens._place)
+    place = str(opens.place)
     journal = str(opens.journal) if "://" in place else ""
     done = subprocess.run([sys.executable, "-c", ENDING, place, journal, how], timeout=60, check=False)
     assert done.returncode == {"SIGTERM": -signal.SIGTERM, "exception": 1}.get(how, 0)

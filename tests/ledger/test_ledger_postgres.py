@@ -106,16 +106,16 @@ def test_an_answer_lost_on_the_way_counts_once(
     server: PostgresServer, opens: Opens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastroute.ledger.writer.RETRY_SECONDS", 0.01)
-    insert = postgres.Session.insert
+    insert = postgres.PostgresConnection.insert
     told: list[int] = []
 
-    def insert_and_lose(session: postgres.Session, rows: Any) -> None:
+    def insert_and_lose(session: postgres.PostgresConnection, rows: Any) -> None:
         insert(session, rows)
         if rows and not told:
             told.append(len(rows))
-            raise postgres.Unavailable("the connection broke after the commit")
+            raise postgres.DatabaseUnavailable("the connection broke after the commit")
 
-    monkeypatch.setattr(postgres.Session, "insert", insert_and_lose)
+    monkeypatch.setattr(postgres.PostgresConnection, "insert", insert_and_lose)
     with opens() as ledger:
         ledger.append(attempt(cost_nano=7))
         assert ledger.spent() == 7
@@ -129,7 +129,7 @@ def test_a_locked_table_and_a_read_only_database_only_delay(server: PostgresServ
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
         ledger.flush()
-        with psycopg.connect(str(opens._place)) as other:
+        with psycopg.connect(str(opens.place)) as other:
             other.execute("LOCK TABLE fastroute_attempts IN EXCLUSIVE MODE")
             ledger.append(attempt(1, cost_nano=10))
             until(lambda: not ledger.health.ok)
@@ -154,7 +154,7 @@ def test_tables_that_are_dropped_are_made_anew(server: PostgresServer, opens: Op
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
         ledger.flush()
-        server.run("DROP TABLE fastroute_ledger, fastroute_attempts", str(opens._place))
+        server.run("DROP TABLE fastroute_ledger, fastroute_attempts", str(opens.place))
         ledger.append(attempt(1, cost_nano=10))
         assert ledger.spent() == 10
 
@@ -176,7 +176,7 @@ def test_a_newer_schema_is_not_written_to_even_if_it_comes_while_running(
     server: PostgresServer, opens: Opens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastroute.ledger.writer.RETRY_SECONDS", 0.01)
-    url = str(opens._place)
+    url = str(opens.place)
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
         ledger.flush()
@@ -195,11 +195,11 @@ def test_a_newer_schema_is_not_written_to_even_if_it_comes_while_running(
 def test_an_older_schema_is_brought_forward_by_one_of_many(
     server: PostgresServer, opens: Opens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = str(opens._place)
+    url = str(opens.place)
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
     more = ("ALTER TABLE fastroute_attempts ADD COLUMN region text",)
-    monkeypatch.setattr(postgres, "_MIGRATIONS", (*postgres._MIGRATIONS, more))
+    monkeypatch.setattr(postgres, "MIGRATIONS", (*postgres.MIGRATIONS, more))
     monkeypatch.setattr(postgres, "VERSION", postgres.VERSION + 1)
     opened: list[Ledger] = []
     threads = [threading.Thread(target=lambda: opened.append(opens())) for _ in range(6)]
@@ -235,7 +235,7 @@ def test_what_is_no_ledger_is_refused(server: PostgresServer, tmp_path: Path) ->
 def test_a_role_that_may_only_insert_and_read_is_enough_once_the_tables_are_there(
     server: PostgresServer, opens: Opens
 ) -> None:
-    url = str(opens._place)
+    url = str(opens.place)
     opens().close()
     server.run("CREATE ROLE clerk LOGIN")
     schema = url.rpartition("%3D")[2]
@@ -266,7 +266,7 @@ def test_a_password_is_never_shown(url: str, tmp_path: Path, caplog: pytest.LogC
     said = ""
     try:
         with Ledger(url, journal=tmp_path / "journal") as ledger:
-            said += f"{ledger!r} {ledger.path} {ledger.health} {vars(ledger._place)['name']}"
+            said += f"{ledger!r} {ledger.path} {ledger.health} {vars(ledger.storage)['name']}"
             ledger.append(attempt())
             with pytest.raises(LedgerError) as caught:
                 ledger.flush(0.2)
@@ -283,7 +283,7 @@ def test_the_journal_has_a_place_of_its_own_for_each_database(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
     def place(url: str) -> str:
-        return postgres.PostgresPlace(url, None).journal
+        return postgres.PostgresStorage(url, None).journal
 
     first = place("postgresql://u@h/one")
     assert first.startswith(str(tmp_path / "state" / "fastroute" / "ledger-"))
@@ -320,7 +320,7 @@ def test_a_fork_leaves_the_parents_session_alone(server: PostgresServer, opens: 
         before = backends(server)
 
         def work() -> None:
-            assert len(ledger_module._leaked) >= 1
+            assert len(ledger_module.inherited_connections) >= 1
             ledger.append(attempt(1, cost_nano=10))
             ledger.flush()
             ledger.close()
@@ -409,9 +409,9 @@ def test_a_parent_killed_in_a_transaction_holds_no_lock_through_its_child(opens:
         ledger = opens()
         ledger.append(attempt(0, cost_nano=5))
         ledger.flush()
-        database: Any = ledger._writer.held_database
-        database._connection.execute("BEGIN")
-        database._connection.execute("LOCK TABLE fastroute_attempts")
+        database: Any = ledger.writer.held_database
+        database.connection.execute("BEGIN")
+        database.connection.execute("LOCK TABLE fastroute_attempts")
         forked(child)
         with open(ready, "rb") as pipe:  # the child has begun, and so has left the connection
             os.write(told, pipe.readline())

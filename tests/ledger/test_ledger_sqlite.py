@@ -90,8 +90,8 @@ def test_a_fork_takes_nothing_of_what_the_parent_holds(path: Path) -> None:
     ledger.flush()
 
     def work() -> None:
-        assert all(isinstance(held, sqlite.Database) for held in ledger_module._leaked)
-        assert len(ledger_module._leaked) == 1  # the parent's connection is neither closed nor collected
+        [inherited] = ledger_module.inherited_connections  # neither closed nor collected
+        assert isinstance(inherited, sqlite.SQLiteConnection)
         ledger.close()  # a child that never used it must not write, remove or unlock the parent's
 
     reap(in_child(work))
@@ -187,7 +187,7 @@ def test_without_journal_and_memory_the_loss_is_counted(
         other.execute("BEGIN EXCLUSIVE")
         ledger.append(attempt(0, cost_nano=1))
         until(lambda: not ledger.health.ok)
-        monkeypatch.setattr(ledger._journal, "_write", refuse)
+        monkeypatch.setattr(ledger.journal, "write_record", refuse)
         for n in range(2000):
             ledger.append(attempt(n, cost_nano=1))
         assert "No space left" in (ledger.health.reason or "")
@@ -403,10 +403,10 @@ def test_how_each_connection_is_set(
     durability: sqlite.Durability,
 ) -> None:
     monkeypatch.setattr(sqlite, "one_checkpointer_needed", lambda _: alone)
-    monkeypatch.setattr(sqlite, "_warned", False)
+    sqlite.log_single_checkpointer.cache_clear()
     caplog.set_level("INFO", "fastroute")
     for _ in range(2):
-        with closing(sqlite.SQLiteFile(path, durability).connect()) as database:
+        with closing(sqlite.SQLiteStorage(path, durability).connect()) as database:
             names = [
                 "journal_mode",
                 "synchronous",
@@ -415,16 +415,16 @@ def test_how_each_connection_is_set(
                 "journal_size_limit",
             ]
             names += ["mmap_size", "foreign_keys", "trusted_schema"]
-            found = [database._open.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+            found = [database.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
         full = 2 if durability == "power" else 1
         assert found == ["wal", full, 5000, 0 if alone else 1000, 64 << 20, 0, 1, 0]
-    said = [message for message in caplog.messages if "check-point" in message]
+    said = [message for message in caplog.messages if "checkpoint" in message]
     assert len(said) == alone  # once a process
 
 
 def test_no_checkpoint_while_another_process_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "one_checkpointer_needed", lambda _: True)
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 1)
     with Ledger(path) as ledger, open(f"{path}.journal/lock") as lock:
 
         def grown() -> int:
@@ -446,7 +446,7 @@ def test_one_checkpointer_keeps_the_log_short(
     path: Path, monkeypatch: pytest.MonkeyPatch, threshold: int, short: bool
 ) -> None:
     monkeypatch.setattr(sqlite, "one_checkpointer_needed", lambda _: True)
-    monkeypatch.setattr(sqlite, "_CHECKPOINT_BYTES", threshold)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", threshold)
     with Ledger(path) as ledger:
         for n in range(20):
             for m in range(100):

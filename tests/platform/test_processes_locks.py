@@ -147,8 +147,8 @@ from fastroute.platform import forks
 client = Client(json.loads(sys.argv[1]))
 client.ledger.append(Attempt("before", "call", 1e9, "p/m", "p", "m", cost_nano=1))
 client.ledger.flush()
-writer = client.ledger._writer
-while writer._awake: pass  # now its thread waits for a word, and is not in Python
+writer = client.ledger.writer
+while writer.awake: pass  # now its thread waits for a word, and is not in Python
 held, go = threading.Event(), threading.Event()
 def hold():
     with forks._mutex, writer._starting, client.runtime.workers._lock, client.runtime.queue._lock:
