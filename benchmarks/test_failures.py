@@ -157,7 +157,7 @@ class Forgetful(records.Memory):
         pytest.param(limits.alone_and_together(broken), DiedError, id="acquiring, its threads die"),
         pytest.param(limits.alone_and_together(refused), WrongAnswerError, id="acquiring, refused"),
         pytest.param(processes.bound(lambda _: die), ChildError, id="forked, its processes die"),
-        pytest.param(processes.bound(lambda _: lambda: True), WrongAnswerError, id="forked, not limited"),
+        pytest.param(processes.bound(lambda _: lambda: 10**9), WrongAnswerError, id="forked, not limited"),
         pytest.param(processes.bound(lambda _: lambda: False), WrongAnswerError, id="forked, never granted"),
         pytest.param(calls.cpu(no_provider), WrongAnswerError, id="CPU of a call, another answer"),
         pytest.param(calls.cpu_threads(no_provider), WrongAnswerError, id="CPU in threads, another answer"),
