@@ -1,6 +1,6 @@
-"""Doors into fastroute for code that already speaks to something else.
+"""Adapters that let code written for other libraries call fastroute.
 
-Each module needs the library it is named after, which is imported when the module is, and by nothing else:
+Each module needs the library it is named after and is the only one that imports it:
 
 - `fastroute.integrations.requests`: an adapter to mount on a requests session.
 - `fastroute.integrations.openai`: an HTTP client for the OpenAI SDK and what is built on it.

@@ -1,7 +1,7 @@
-"""What the two HTTP drop-ins share: a request to OpenAI's API, answered by a client in the same process.
+"""Answers requests to OpenAI's API with a client in the same process, for the two HTTP drop-ins.
 
-Owns which requests are answered, and which of a call's failures are told as an answer. The other ones, where
-no answer came back, the drop-ins raise as the errors of their own library.
+A call's failure becomes an error response, except where no answer came back: that is raised, and the drop-in
+translates it into an error of its own library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMPLETIONS = "/chat/completions"
 
 @frozen
 class DropInAnswer:
-    """An HTTP answer; its body is in ``body``, or still to come from ``stream``."""
+    """An HTTP answer, with its body in ``body`` or, if streamed, from ``stream``."""
 
     status: int
     headers: dict[str, str]
@@ -29,9 +29,9 @@ class DropInAnswer:
 
 
 def unanswered(error: errors.Error) -> bool:
-    """Whether an error means that no answer came back, which HTTP has no way to tell.
+    """Whether an error means that no answer came back, which no HTTP response can express.
 
-    An answer that made no sense is not among them: a proxy would tell it as 502, and so is it told here.
+    A malformed answer is not such an error: it becomes a 502, as from a proxy.
     """
     if isinstance(error, errors.APIConnectionError):
         return not isinstance(error, errors.UpstreamProtocolError)
@@ -42,7 +42,7 @@ def complete(client: Client, body: bytes, route: str | None, timeout: float | No
     """The answer to ``POST /chat/completions``.
 
     Raises:
-        APIConnectionError, DeadlineExceeded: those that are `unanswered`.
+        APIConnectionError, DeadlineExceeded: if the error is `unanswered`.
     """
     try:
         reply = wire_openai.parse(body, route=route).run(client, timeout=timeout)

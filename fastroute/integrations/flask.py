@@ -1,4 +1,4 @@
-"""A Flask extension: one client an application, and every call in the ledger under the request that made it.
+"""A Flask extension: one client for each application, and calls tagged with the request that made them.
 
     routes = FastRoute()                       # or FastRoute(app)
 
@@ -10,8 +10,7 @@
 
     routes.client.chat.completions.create(messages=…)       # in a view
 
-Owns where the configuration comes from, and the tags of a request. The extension object holds nothing of any
-application: all of it is under ``app.extensions["fastroute"]``.
+The extension object keeps nothing of an application; that is under ``app.extensions["fastroute"]``.
 """
 
 from __future__ import annotations
@@ -46,19 +45,19 @@ UserOf = Callable[[], object]
 
 
 class FlaskClient(Client):
-    """A client whose calls carry the tags of the Flask request that they are made in.
+    """A client that tags its calls with the current Flask request.
 
-    The tags are ``endpoint``, ``blueprint`` (where there is one) and ``user`` (where it is known); tags of
-    `with_options` go over them, and tags of a call over both. A call outside of a request has none of them.
+    The tags are ``endpoint``, ``blueprint`` (if there is one) and ``user`` (if known). Tags of `with_options`
+    take precedence over them, and tags of a call over both. A call outside of a request has none of them.
 
-    Thread safety: as a `Client`'s.
+    Thread safety: as of `Client`.
     """
 
     _user: UserOf | None = None
 
     @classmethod
     def around(cls, client: Client, user: UserOf | None) -> FlaskClient:
-        """One that shares everything with ``client``; closing either closes both."""
+        """A `FlaskClient` that shares everything with ``client``; closing either closes both."""
         other = cls.__new__(cls)
         other.__dict__.update(client.__dict__)
         other._user = user
@@ -66,17 +65,17 @@ class FlaskClient(Client):
         return other
 
     def with_options(self, **options: Any) -> FlaskClient:
-        """As `Client.with_options`; the calls of the result carry their requests' tags, too."""
+        """As `Client.with_options`; the calls of the result have their requests' tags too."""
         return FlaskClient.around(super().with_options(**options), self._user)
 
     def submit(self, **call: Any) -> Future[Any]:
-        """As `Client.submit`; with the tags of the request in which it was submitted."""
-        # A thread of the pool may run it when the request is over, so its tags are settled now.
+        """As `Client.submit`, with the tags of the request in which it was submitted."""
+        # A thread of the pool may run it after the end of the request, so the tags are read now.
         tags = {**self.request_tags(), **self._options.get("tags", {})}
         return super().with_options(tags=tags).submit(**call)
 
     def request_tags(self) -> dict[str, str]:
-        """The tags of the request under way; none outside of one."""
+        """The tags of the current request; empty outside of one."""
         if not flask.has_request_context():
             return {}
         found: dict[str, object] = {
@@ -95,22 +94,22 @@ class FlaskClient(Client):
 
 
 class FastRoute:
-    """The extension: gives each application it is set up for a client of its own.
+    """The extension: gives each application that it is set up for its own client.
 
-    The configuration is what ``app.config["FASTROUTE_CONFIG"]`` says: a path, a mapping, a `Config`; without
-    it what `Client` finds by itself. Other ``FASTROUTE_…`` keys of ``app.config`` go over it, named as their
-    environment variables are, such as ``FASTROUTE_POLICY__STRATEGY``; the environment goes over both.
+    The configuration is ``app.config["FASTROUTE_CONFIG"]`` (a path, a mapping or a `Config`), or what
+    `Client` finds by itself. Other ``FASTROUTE_…`` keys of ``app.config`` override it; they are named as
+    environment variables, such as ``FASTROUTE_POLICY__STRATEGY``. The environment overrides both.
 
-    The client is made in `init_app`, so that a wrong configuration stops the application from starting, and
-    workers forked after it share limits and budgets. It has no thread before its first call. It is closed at
-    the end of the process, or when the application is collected.
+    The client is made in `init_app`, so that an invalid configuration stops the application from starting,
+    and workers forked later share limits and budgets. It has no thread before its first call. It is closed at
+    the end of the process, or when the application is garbage collected.
 
     Args:
         app: an application to set up at once.
-        user: called in a request, returns whom its calls are for, or None; becomes the tag ``user``. What it
-            raises, the call raises.
+        user: called in a request; returns the user for the tag ``user``, or None. An exception that it
+            raises is raised by the call.
 
-    Thread safety: `init_app` is for the time before requests are served; the rest is for all threads.
+    Thread safety: call `init_app` before requests are served; the rest may be used from all threads.
     """
 
     def __init__(self, app: flask.Flask | None = None, *, user: UserOf | None = None) -> None:
@@ -122,18 +121,20 @@ class FastRoute:
         """Sets an application up: its client under ``app.extensions["fastroute"]``, and ``flask fastroute``.
 
         Args:
-            app: whose ``app.config`` is read now.
-            client: one made elsewhere to be used instead, such as one that several applications share; it is
-                not closed by the extension.
+            app: the application; its ``app.config`` is read now.
+            client: a client to use instead of a new one, such as one that several applications share; the
+                extension does not close it.
 
         Raises:
             ConfigError: with every problem of the configuration.
-            RuntimeError: the application is set up already.
+            RuntimeError: if the application is already set up.
         """
         if EXTENSION in app.extensions:
-            raise RuntimeError(f"fastroute is already set up for the application {app.name!r}")
+            raise RuntimeError(
+                f"fastroute is already set up for the application {app.name!r}; call init_app once"
+            )
         if client is None:
-            # A server loads the application in each worker unless told otherwise: they should count together.
+            # Servers usually load the application in each worker; the workers should share their limits.
             state = "memory" if app.testing else "machine"
             client = Client(_source(app.config), default_state=state)
             weakref.finalize(app, client.runtime.close)
@@ -145,7 +146,7 @@ class FastRoute:
         """The current application's client.
 
         Raises:
-            RuntimeError: there is no current application, or it is not set up.
+            RuntimeError: if there is no current application, or it is not set up.
         """
         return _current_client()
 
@@ -159,7 +160,7 @@ def _current_client() -> FlaskClient:
     client: FlaskClient | None = flask.current_app.extensions.get(EXTENSION)
     if client is None:
         raise RuntimeError(
-            f"fastroute is not set up for the application {flask.current_app.name!r}: call init_app(app)"
+            f"fastroute is not set up for the application {flask.current_app.name!r}; call init_app(app)"
         )
     return client
 
@@ -180,7 +181,7 @@ def _source(settings: Mapping[str, Any]) -> Source:
 
 
 def _written(name: str, value: Any) -> str:
-    """A value as an environment variable would have it: text, or TOML."""
+    """A value as the text of an environment variable: unchanged text, or TOML."""
     return value if isinstance(value, str) else _toml(name, value)
 
 
@@ -197,19 +198,18 @@ def _toml(name: str, value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(name, part) for part in value) + "]"
     raise errors.ConfigError(
-        f"{name}: a {type(value).__name__} cannot be a value of the configuration, must be text, a number, "
-        "True or False, a list or a mapping"
+        f"{name}: must be text, a number, True or False, a list or a mapping, not {type(value).__name__}"
     )
 
 
 # ------------------------------------------------------------------------------------------------- commands
 
-_commands = AppGroup("fastroute", help="Ask fastroute about this application's configuration.")
+_commands = AppGroup("fastroute", help="Show fastroute's configuration of this application.")
 
 
 @_commands.command("check")
 def _check() -> None:
-    """Say what this application's client is configured to do, and what may surprise."""
+    """Show the models and tiers of this application's client, and warnings."""
     config = _current_client().config
     for warning in check(config, formats=format_names()).warnings:
         click.echo(f"warning  {warning}")

@@ -1,9 +1,9 @@
-"""A drop-in for the OpenAI SDK: the HTTP client that it is given hands its requests to fastroute instead.
+"""A drop-in for the OpenAI SDK: an HTTP client that passes the SDK's requests to fastroute.
 
     openai.OpenAI(http_client=fastroute.integrations.openai.http_client(client))
 
-Owns the translation between httpx's values and a call, for httpx and for httpx2, on which the SDK's version 2
-and 3 are built. Nothing goes over a socket before the call to the provider.
+It works with httpx and httpx2, on which versions 2 and 3 of the SDK are built. Nothing is sent over a socket
+before the call to the provider.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _MODELS = "/models"
 
 
 def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> Any:
-    """An HTTP client for ``openai.OpenAI(http_client=...)`` that routes by way of a client.
+    """An HTTP client for ``openai.OpenAI(http_client=...)`` that routes requests through a client.
 
-    Chat completions are routed, and ``models.list`` and ``models.retrieve`` name what can be asked for. All
-    else goes to ``base``; without one it is answered with a 404 that says so. The SDK's ``api_key`` and other
-    headers go nowhere but to ``base``. Routing words are given as ``extra_body={"route": {...}}``.
+    Chat completions are routed, and ``models.list`` and ``models.retrieve`` return the available models. All
+    other requests go to ``base``; without one they are answered with a 404. The SDK's ``api_key`` and other
+    headers are sent only to ``base``. Routing options are given as ``extra_body={"route": {...}}``.
 
-    Errors are the SDK's own, and it does not retry them: what could be tried again has been. The SDK's
-    ``timeout`` is the time a whole call may take; where none is given it is the client's own.
+    Errors are the SDK's own, and the SDK does not retry them, since fastroute already has. The SDK's
+    ``timeout`` limits the whole call; without one the client's applies.
 
     Args:
         client: routes the calls; it is not closed with the SDK's client.
@@ -43,13 +43,13 @@ def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = 
         An ``httpx.Client`` or ``httpx2.Client``.
 
     Raises:
-        ModuleNotFoundError: neither the SDK nor ``httpx`` is there.
+        ModuleNotFoundError: if the SDK, or its httpx, is not installed.
 
-    Thread safety: as a client's, for all threads. `openai.AsyncOpenAI` does not take it: there is no event
-    loop in fastroute.
+    Thread safety: may be used from all threads. `openai.AsyncOpenAI` does not accept it, since fastroute has
+    no event loop.
     """
     module = _sdk_httpx() if httpx is None else httpx
-    # No time-out of its own: the SDK then has none by default, and the client's applies.
+    # Without a time-out here the SDK has none by default, and the fastroute client's applies.
     return module.Client(
         transport=transport(client, base=base, httpx=module),
         timeout=None,
@@ -59,7 +59,7 @@ def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = 
 
 
 def transport(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> Any:
-    """The transport alone, for an HTTP client of one's own; the arguments are `http_client`'s."""
+    """Only the transport, for your own HTTP client; the arguments are those of `http_client`."""
     module = _sdk_httpx() if httpx is None else httpx
     return _transport_class(module)(client, base)
 
@@ -69,7 +69,7 @@ def _sdk_httpx() -> ModuleType:
         sdk = importlib.import_module("openai")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the drop-in for the OpenAI SDK needs it: pip install openai", name="openai"
+            "the drop-in for the OpenAI SDK needs the package openai: pip install openai", name="openai"
         ) from error
     major = int(sdk.__version__.partition(".")[0])
     return importlib.import_module("httpx2" if major >= 3 else "httpx")
@@ -77,7 +77,7 @@ def _sdk_httpx() -> ModuleType:
 
 @functools.cache
 def _transport_class(httpx: Any) -> Any:
-    """The transport for one of the two modules, which share their names but not their classes."""
+    """The transport class for httpx or httpx2, which have the same names but different classes."""
 
     class Events(httpx.SyncByteStream):  # type: ignore[misc]
         """A stream's events as a response's body."""
@@ -92,7 +92,7 @@ def _transport_class(httpx: Any) -> Any:
             self._stream.close()
 
     class RoutingTransport(httpx.BaseTransport):  # type: ignore[misc]
-        """Answers requests to OpenAI's API by way of a client."""
+        """Answers requests to OpenAI's API through a client."""
 
         def __init__(self, client: Client, base: Any) -> None:
             self._client = client
@@ -122,13 +122,13 @@ def _transport_class(httpx: Any) -> Any:
 
         def _complete(self, request: Any) -> drop_ins.DropInAnswer:
             if request.headers.get("x-stainless-retry-count", "0") != "0":
-                # No answer of ours is ever retried, so an error that was raised is, by a version of the SDK
-                # that does not hand it on. All that could be tried has been: one more call is not made.
-                gone = errors.APIConnectionError("no provider gave an answer, and it was not asked again")
+                # Our responses are never retried, so this is the retry of a raised error, by a version of
+                # the SDK that does not pass it on. fastroute has retried already: make no second call.
+                gone = errors.APIConnectionError("no provider answered, and the call was not repeated")
                 return drop_ins.DropInAnswer(*wire_openai.error_response(gone))
             limit = request.extensions.get("timeout", {}).get("read")
             if limit is not None and not 0 < limit < math.inf:
-                wrong = errors.BadRequestError("timeout: a number of seconds above 0 is wanted")
+                wrong = errors.BadRequestError("timeout: must be a number of seconds above 0")
                 return drop_ins.DropInAnswer(*wire_openai.error_response(wrong))
             route = request.headers.get(wire_openai.ROUTE_HEADER)
             try:
@@ -144,10 +144,10 @@ def _transport_class(httpx: Any) -> Any:
 
 
 def _raise(httpx: Any, request: Any, error: errors.Error) -> NoReturn:
-    """Raises what the one who asked takes for no answer."""
+    """Raises the error by which httpx or the SDK reports that no answer came."""
     timed_out = isinstance(error, TimeoutError)
     if "OpenAI/Python" in request.headers.get("user-agent", ""):
-        # The SDK tries again whatever httpx raises, but hands its own errors on.
+        # The SDK retries the exceptions of httpx, but passes its own on.
         sdk: Any = importlib.import_module("openai")
         if timed_out:
             raise sdk.APITimeoutError(request=request) from error

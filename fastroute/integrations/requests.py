@@ -3,7 +3,7 @@
     session = requests.Session()
     session.mount("https://api.openai.com/", RoutingAdapter(client))
 
-Owns the translation between requests' values and a call; all other requests go where they always went.
+All other requests are sent as usual.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from . import drop_ins, wire_openai
 
 
 class RoutingAdapter(HTTPAdapter):
-    """Answers ``POST …/chat/completions`` by way of a client; whatever else is asked is sent as ever.
+    """Answers ``POST …/chat/completions`` through a client; all other requests are sent as usual.
 
-    The answer is an ordinary `requests.Response`: OpenAI's JSON, or its server-sent events if the body says
-    ``"stream": true``; errors are answers with their status and OpenAI's error object. Routing words may be
-    in the body under ``route`` or as JSON in the header ``x-fastroute-route``. The session's other headers,
-    its Authorization among them, go nowhere: the client has keys of its own.
+    The answer is an ordinary `requests.Response`: OpenAI's JSON, or its server-sent events if the body has
+    ``"stream": true``. Errors are responses with their status and OpenAI's error object. Routing options may
+    be in the body under ``route``, or as JSON in the header ``x-fastroute-route``. The session's other
+    headers, including Authorization, are not sent anywhere: the client has its own keys.
 
     Args:
         client: routes the calls; it is not closed with the adapter.
         **options: of `requests.adapters.HTTPAdapter`, for all other requests.
 
     Raises, from the session's methods:
-        requests.Timeout: the call's time was up, or a provider's.
-        requests.ConnectionError: no provider gave an answer (`requests.exceptions.SSLError` where one's
-            certificate was refused). ``__cause__`` is fastroute's error with its ``attempts``.
-        requests.exceptions.ChunkedEncodingError: a stream broke off after its beginning.
+        requests.Timeout: if the call's or a provider's time limit passed.
+        requests.ConnectionError: if no provider answered (`requests.exceptions.SSLError` if a certificate was
+            refused). ``__cause__`` is fastroute's error with its ``attempts``.
+        requests.exceptions.ChunkedEncodingError: if a stream broke after its start.
 
-    ``timeout`` of a request is the time that its whole call may take; of a pair it is the second number.
+    The ``timeout`` of a request limits its whole call; of a pair the second number counts.
 
-    Thread safety: as a client's, for all threads.
+    Thread safety: may be used from all threads.
     """
 
     def __init__(self, client: Client, **options: Any) -> None:
@@ -66,7 +66,7 @@ class RoutingAdapter(HTTPAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Answers or sends one request; a session calls it."""
+        """Answers or sends one request; called by the session."""
         if request.method != "POST" or not _path(request).endswith(drop_ins.COMPLETIONS):
             return super().send(request, stream, timeout, verify, cert, proxies)
         seconds = _seconds(timeout)
@@ -123,17 +123,17 @@ def _body(request: requests.PreparedRequest) -> bytes:
 
 
 def _seconds(timeout: Any) -> float | None:
-    """The time a call may take; no time-out is the client's own."""
+    """The time limit of a call in seconds; None for the client's own."""
     if isinstance(timeout, tuple):
         if len(timeout) != 2:
-            raise ValueError(f"timeout: a number or a pair (connect, read) is wanted, not {timeout!r}")
+            raise ValueError(f"timeout: must be a number or a pair (connect, read), not {timeout!r}")
         timeout = timeout[1]
     elif isinstance(timeout, urllib3.Timeout):
         timeout = timeout.total if timeout.total is not None else timeout.read_timeout
     if timeout is None or timeout is urllib3.util.Timeout.DEFAULT_TIMEOUT:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise ValueError(f"timeout: a number of seconds above 0 is wanted, not {timeout!r}")
+        raise ValueError(f"timeout: must be a number of seconds above 0, not {timeout!r}")
     return float(timeout)
 
 
@@ -147,7 +147,7 @@ def _raise(error: errors.Error, request: requests.PreparedRequest) -> NoReturn:
 
 
 class _Pieces(io.RawIOBase):
-    """The events of a stream as a file; what breaks it is raised as urllib3 raises it."""
+    """The events of a stream as a file; errors are raised as urllib3's."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _Pieces(io.RawIOBase):
         return True
 
     def piece(self) -> bytes:
-        """What is there, or else the next event; nothing at the end."""
+        """The rest of the last event, or the next event; empty at the end."""
         held, self._held = self._held, b""
         if held or self._ended or self.closed:
             return held
@@ -187,7 +187,7 @@ class _Pieces(io.RawIOBase):
 
 
 class _Streamed(urllib3.HTTPResponse):
-    """Hands events on as they come, where the original waits until it has as much as was asked for."""
+    """Yields events as they arrive; the base class waits until it has as many bytes as requested."""
 
     def stream(
         self, amt: int | None = 2**16, decode_content: bool | None = None

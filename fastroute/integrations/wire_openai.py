@@ -1,13 +1,12 @@
-"""OpenAI's HTTP interface, seen from the side that answers: bytes → a call, and its outcome → bytes.
+"""The server side of OpenAI's HTTP interface: turns bytes into a call, and its result into bytes.
 
-Owns the reading of a request's body (`parse`) and the writing of what goes back: an answer (`answer_bytes`),
-the events of a stream (`event_bytes`, `events`), an error (`error_response`), the headers that say how a call
-was routed (`route_headers`), the list of models (`models_bytes`). Nothing here does I/O: the drop-ins and the
-gateway each have their own way of moving the bytes. What goes to a provider is `providers/`.
+`parse` reads a request's body. The rest writes the response: an answer (`answer_bytes`), the events of a
+stream (`event_bytes`, `events`), an error (`error_response`), headers about the routing (`route_headers`) and
+the list of models (`models_bytes`). Nothing here does I/O; the drop-ins and the gateway move the bytes.
 
-A caller in this process is trusted to send what it likes (`TRUSTED`); a stranger's body is held to sizes,
-to one meaning of every key, and to parameters that cannot steer where it is sent (`STRANGERS`). What the
-parameters' values may be is the provider's to say, or the gateway's.
+A body from this process is trusted (`TRUSTED`). A body from outside is limited in size, must not repeat a
+key, and must not contain parameters that control where it is sent (`STRANGERS`). The values of parameters are
+checked by the provider, or by the gateway.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ STREAM_HEADERS: Mapping[str, str] = {
 }
 ROUTE_HEADER = "x-fastroute-route"
 
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # may be more than the 64 bits that orjson reads exactly
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # may exceed the 64 bits that orjson reads exactly
 _ID = re.compile(r"[!-~]{1,128}")
 
 # -------------------------------------------------------------------------------------------------- reading
 
-# Words by which other libraries and gateways let a body say where it is sent, and as whom.
+# Parameters by which other libraries and gateways let a body choose its destination or credentials.
 _STEERING = frozenset(
     {
         "api_base",
@@ -69,14 +68,14 @@ _STEERING = frozenset(
 
 @frozen
 class BodyLimits:
-    """What a request's body may be.
+    """Limits of a request's body.
 
     Attributes:
-        max_bytes: of the whole body; None for no limit.
-        max_depth: how deep lists and objects may be nested.
-        max_keys: of all objects together; None for no limit.
-        unique_keys: refuse an object with the same key twice, which readers take in different ways.
-        refused: parameters that are not taken.
+        max_bytes: size of the whole body; None for no limit.
+        max_depth: nesting of lists and objects.
+        max_keys: number of keys in all objects together; None for no limit.
+        unique_keys: refuse an object with the same key twice, which parsers read differently.
+        refused: parameters that are not allowed.
     """
 
     max_bytes: int | None = None
@@ -92,7 +91,7 @@ STRANGERS = BodyLimits(10 * 1024 * 1024, 64, 10_000, True, _STEERING)
 
 @frozen
 class ParsedCall:
-    """The arguments of a `Client`'s ``chat.completions.create``, as a body gave them."""
+    """The arguments of ``chat.completions.create`` that a body contains."""
 
     messages: Sequence[Mapping[str, Any]] = field(repr=False)
     model: str | None = None
@@ -115,47 +114,48 @@ class ParsedCall:
 
 
 def parse(body: bytes, limits: BodyLimits = TRUSTED, *, route: str | None = None) -> ParsedCall:
-    """The call that the body of ``POST /chat/completions`` asks for.
+    """The call in the body of ``POST /chat/completions``.
 
     Args:
         body: the JSON document.
-        limits: what it may be.
-        route: routing words as JSON from outside the body (`ROUTE_HEADER`); the body's own go over them.
+        limits: the limits of the body.
+        route: routing options as JSON from `ROUTE_HEADER`; the body's own take precedence.
 
     Raises:
-        BadRequestError: with ``param`` where one parameter is wrong; no message holds any of the content.
+        BadRequestError: if the body is invalid, with ``param`` if one parameter is; no message contains any
+            of the content.
         RequestTooLargeError: if it is longer than ``limits.max_bytes``.
     """
     if limits.max_bytes is not None and len(body) > limits.max_bytes:
         raise errors.RequestTooLargeError(
-            f"the body has {len(body)} bytes, at most {limits.max_bytes} are taken",
+            f"the body has {len(body)} bytes; the limit is {limits.max_bytes}",
             type="invalid_request_error",
         )
     value = _document(body, limits)
     if not isinstance(value, dict):
-        _refuse(f"the body is a JSON {_kind(value)}, not an object")
+        _refuse(f"the body is a JSON {_kind(value)}; it must be an object")
     for name in value:
         if name in limits.refused:
-            _refuse(f"{name}: is not taken from a request", name)
+            _refuse(f"{name}: is not allowed in a request; leave it out", name)
     messages = value.pop("messages", None)
     if messages is None:
-        _refuse("messages: is missing", "messages")
+        _refuse("messages: is required", "messages")
     if not isinstance(messages, list) or not messages:
-        _refuse("messages: a list with at least one message is wanted", "messages")
+        _refuse("messages: must be a list with at least one message", "messages")
     for place, message in enumerate(messages):
         if not isinstance(message, dict):
-            _refuse(f"messages[{place}]: an object with role and content is wanted", "messages")
+            _refuse(f"messages[{place}]: must be an object with role and content", "messages")
     model = value.pop("model", None)
     if model is not None and (not isinstance(model, str) or not model):
-        _refuse("model: the name of a model is wanted", "model")
+        _refuse("model: must be the name of a model", "model")
     stream = value.pop("stream", None)
     if stream is not None and not isinstance(stream, bool):
-        _refuse("stream: true or false is wanted", "stream")
+        _refuse("stream: must be true or false", "stream")
     if "timeout" in value:
-        _refuse("timeout: is no parameter of the body; set it on the client, or as route.deadline", "timeout")
+        _refuse("timeout: is not a body parameter; set it on the client, or use route.deadline", "timeout")
     words = value.pop("route", None)
     if words is not None and not isinstance(words, dict):
-        _refuse("route: an object of routing words is wanted", "route")
+        _refuse("route: must be an object of routing options", "route")
     if route is not None:
         words = {**_route_words(route, limits), **(words or {})}
     return ParsedCall(messages, model, bool(stream), words, value)
@@ -163,12 +163,12 @@ def parse(body: bytes, limits: BodyLimits = TRUSTED, *, route: str | None = None
 
 def _route_words(text: str, limits: BodyLimits) -> dict[str, Any]:
     try:
-        # Servers hand header values over as Latin-1.
+        # HTTP servers decode header values as Latin-1.
         words = _document(text.encode("latin-1"), limits)
     except (UnicodeEncodeError, errors.BadRequestError):
         words = None
     if not isinstance(words, dict):
-        _refuse(f"{ROUTE_HEADER}: a JSON object of routing words is wanted", "route")
+        _refuse(f"{ROUTE_HEADER}: must be a JSON object of routing options", "route")
     return words
 
 
@@ -176,26 +176,26 @@ def _document(body: bytes, limits: BodyLimits) -> Any:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
-        _refuse("the body is not UTF-8")
+        _refuse("the body must be UTF-8")
     if text.startswith("\ufeff"):
-        _refuse("the body begins with a byte order mark")
+        _refuse("the body must not begin with a byte order mark")
     try:
         value = jsontext.loads(body)
         if limits.unique_keys or limits.max_keys is not None or _LONG_NUMBER.search(body):
-            # The standard library's reader tells of equal keys, and reads whole numbers of any size. What it
-            # would take beyond JSON has been refused by now.
+            # The standard library's parser reports equal keys and reads integers of any size. What it accepts
+            # beyond JSON has been refused above.
             value = json.loads(text, object_pairs_hook=_Keys(limits).object)
     except jsontext.TruncatedJSON:
         _refuse("the body is empty" if not text.strip() else "the body's JSON stops before its end")
     except ValueError as error:
-        _refuse(f"the body is refused: {error}")
+        _refuse(f"the body is invalid: {error}")
     if limits.max_depth < jsontext.MAX_DEPTH and jsontext.is_deeper(value, limits.max_depth):
         _refuse(f"the body is nested more than {limits.max_depth} deep")
     return value
 
 
 class _Keys:
-    """Counts the keys of all objects of a document, and finds those that an object has twice."""
+    """Limits the number of keys in a document, and refuses repeated ones."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self._most = math.inf if limits.max_keys is None else limits.max_keys
@@ -229,8 +229,7 @@ def _kind(value: Any) -> str:
 def answer_bytes(completion: Completion) -> bytes:
     """The body of a 200 answer.
 
-    What the provider sent beside OpenAI's fields goes along where it spoke OpenAI's format itself; of other
-    formats only what was understood does.
+    Extra fields of a provider with OpenAI's format are kept; of other formats only known fields are.
     """
     choices = [_choice(choice) for choice in completion.choices]
     return jsontext.dumps(_body(completion, "chat.completion", choices))
@@ -258,9 +257,9 @@ def _body(value: Completion | Chunk, kind: str, choices: list[dict[str, Any]]) -
 
 
 def events(stream: Iterable[Chunk], *, behind_gateway: bool = False) -> Iterator[bytes]:
-    """All events of a stream up to ``[DONE]``; one that breaks ends with an error event and without it.
+    """All events of a stream up to ``[DONE]``; a stream that breaks ends with an error event instead.
 
-    Errors that are not fastroute's own are not caught. Closing the stream is the caller's.
+    Only fastroute's own errors are caught. The caller closes the stream.
     """
     try:
         for chunk in stream:
@@ -315,7 +314,7 @@ def _added(delta: Delta, *, own_format: bool) -> dict[str, Any]:
 
 
 def _carry(raw: Mapping[str, Any], written: list[dict[str, Any]]) -> None:
-    """Keeps with each call what its provider wants back with it, such as Gemini's thought signatures."""
+    """Keeps each call's ``extra_content``, which its provider needs back, such as Gemini's signatures."""
     known = raw.get("tool_calls")
     for call, given in zip(written, known if isinstance(known, (list, tuple)) else ()):
         if isinstance(given, Mapping) and "extra_content" in given:
@@ -323,7 +322,7 @@ def _carry(raw: Mapping[str, Any], written: list[dict[str, Any]]) -> None:
 
 
 def _tool_call(call: ToolCall, place: int | None = None) -> dict[str, Any]:
-    """With ``place`` a fragment in a delta, in which only the first one names the function."""
+    """A tool call; with ``place`` a fragment in a delta, where only the first fragment names the function."""
     function: dict[str, Any] = {"arguments": call.function.arguments}
     if call.function.name is not None or place is None:
         function["name"] = call.function.name
@@ -338,7 +337,7 @@ def _tool_call(call: ToolCall, place: int | None = None) -> dict[str, Any]:
 
 
 def _usage(raw: Any, counted: dict[str, Any]) -> dict[str, Any]:
-    """The counts as fastroute reads them, and beside them what else the provider told."""
+    """The counts as fastroute reads them, with the provider's other fields."""
     if not isinstance(raw, dict):
         return counted
     usage = {**raw, **counted}
@@ -353,15 +352,15 @@ def _usage(raw: Any, counted: dict[str, Any]) -> dict[str, Any]:
 
 
 def route_headers(route: Route | None, *, running: bool = False) -> dict[str, str]:
-    """How a call was routed: ``x-fastroute-model``, ``-endpoint``, ``-class``, ``-cost`` (in USD),
-    ``-attempts``, ``-cached``, and ``x-request-id``.
+    """Headers about the routing of a call: ``x-fastroute-model``, ``-endpoint``, ``-class``, ``-cost`` (in
+    USD), ``-attempts``, ``-cached``, and ``x-request-id``.
 
     Args:
-        route: of a completion, or of a stream.
-        running: whether it is a stream that has only begun: what it costs is not known, and the attempt
-            under way is not yet among its attempts.
+        route: the route of a completion or a stream.
+        running: whether it is a stream that has just begun: its cost is not known, and the current attempt is
+            not yet among its attempts.
 
-    Values that a header cannot hold are left out.
+    Values that cannot be sent in a header are left out.
     """
     if route is None:
         return {}
@@ -412,25 +411,25 @@ _CODES: Sequence[tuple[type[errors.Error], str]] = (
 
 
 def error_status(error: BaseException, *, behind_gateway: bool = False) -> int:
-    """The HTTP status that tells an error.
+    """The HTTP status for an error.
 
     Args:
-        error: whatever a call raised.
-        behind_gateway: whether the one who is told has a key of the gateway's, not of the provider: then
-            a provider's 401 or 403 is 502, since the caller's own key is not what is wrong.
+        error: the exception of a call.
+        behind_gateway: whether the caller has a key of the gateway, not of the provider: then a provider's
+            401 or 403 becomes 502, since the caller's own key is not wrong.
     """
     if not isinstance(error, errors.Error) or error.status_code is None:
         return 500
     status = error.status_code
     if not 400 <= status <= 599:
-        return 502  # a redirect, or a status that is none
+        return 502  # a redirect, or an invalid status
     if behind_gateway and status in (401, 403) and error.attempts:
         return 502
     return status
 
 
 def error_object(error: BaseException, *, behind_gateway: bool = False) -> dict[str, Any]:
-    """``{"error": {...}}`` as OpenAI writes it; of what is not fastroute's own error nothing is told."""
+    """``{"error": {...}}`` in OpenAI's shape; errors that are not fastroute's own are not described."""
     status = error_status(error, behind_gateway=behind_gateway)
     kind = _TYPES.get(status) or ("server_error" if status >= 500 else "invalid_request_error")
     if not isinstance(error, errors.Error):
@@ -455,10 +454,10 @@ def _error(message: str, kind: str, param: str | None, code: str | None) -> dict
 def error_response(
     error: BaseException, *, behind_gateway: bool = False
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body that tell an error as OpenAI's API does.
+    """Status, headers and body for an error, as from OpenAI's API.
 
-    The headers say how long to wait where that is known, and ``x-should-retry: false``: whatever could be
-    tried again has been, and a client that retries on top would multiply it.
+    The headers have the time to wait, if known, and ``x-should-retry: false``: fastroute has retried already,
+    and a client that retries too would multiply the attempts.
     """
     headers = {**JSON_HEADERS, "x-should-retry": "false"}
     if isinstance(error, errors.Error):
@@ -474,14 +473,14 @@ def error_response(
 
 
 def error_event(error: BaseException, *, behind_gateway: bool = False) -> bytes:
-    """An error in the middle of a stream; nothing may follow it."""
+    """An error event in a stream; it must be the last event."""
     return b"data: " + jsontext.dumps(error_object(error, behind_gateway=behind_gateway)) + b"\n\n"
 
 
 def not_found(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-    """The 404 for a path that nothing answers here."""
+    """The 404 for a path that is not served."""
     shown = path if len(path) <= 200 else path[:197] + "..."
-    message = f"{method} {shown} cannot be routed: fastroute answers chat completions and the list of models"
+    message = f"{method} {shown} cannot be routed; fastroute serves chat completions and the list of models"
     body = jsontext.dumps(_error(message, "invalid_request_error", None, "unknown_url"))
     return 404, {**JSON_HEADERS, "x-should-retry": "false"}, body
 
@@ -490,7 +489,7 @@ def not_found(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
 
 
 def models_bytes(client: Client) -> bytes:
-    """The body of ``GET /models``: what a call may name as its model, ``auto`` and the tiers among it."""
+    """The body of ``GET /models``: all names that a call may use as its model, also ``auto`` and tiers."""
     return jsontext.dumps({"object": "list", "data": [_model(*named) for named in _models(client)]})
 
 
@@ -498,12 +497,12 @@ def model_bytes(client: Client, name: str) -> bytes:
     """The body of ``GET /models/NAME``.
 
     Raises:
-        ModelNotFoundError: if nothing of that name is served.
+        ModelNotFoundError: if the name is unknown.
     """
     for known, owner in _models(client):
         if known == name:
             return jsontext.dumps(_model(known, owner))
-    raise errors.ModelNotFoundError("no model of that name is served here", param="model")
+    raise errors.ModelNotFoundError("unknown model; GET /models lists the known ones", param="model")
 
 
 def _models(client: Client) -> list[tuple[str, str]]:
