@@ -63,7 +63,7 @@ TRIALS = (
             "fastroute, with its client": fresh(
                 "import fastroute; fastroute.Client", {"fastroute.client", "requests"}
             ),
-            "openai": fresh("import openai; openai.OpenAI", {"openai._client"}, "openai"),
+            "openai": fresh("import openai; openai.OpenAI", {"openai.types.chat", "pydantic"}, "openai"),
             "litellm": fresh("import litellm; litellm.completion", {"litellm.main"}, "litellm"),
         },
         seconds=0.0,

@@ -54,6 +54,11 @@ class _Open:
         return copied
 
 
+def raw_of(part: Completion | Chunk | Choice | ChunkChoice | Message | Delta) -> Mapping[str, Any]:
+    """The provider's JSON for this part itself, which must not be changed."""
+    return part._raw
+
+
 # ---------------------------------------------------------------------------------------------- request
 
 

@@ -1,7 +1,8 @@
 """Tests, benchmarks and doors see the package through the names that its rooms give them, never private ones.
 
 A private name begins with a single underscore. What counts as reaching for one: an attribute of anything but
-``self`` and ``cls``, an import, a string handed to `setattr` and its like, and a script for another process.
+``self``, ``cls`` and ``super()``, an import, a string handed to `setattr` and its like, and the text of a
+script.
 """
 
 from __future__ import annotations
@@ -35,36 +36,22 @@ NOT_OURS = {
 ALLOWED: dict[str, int] = {
     "tests/anthropic_questions.py": 1,
     "tests/budget/test_budget_crowds.py": 1,
-    "tests/cli/test_cli.py": 2,
-    "tests/cli/test_demo.py": 1,
     "tests/client_processes.py": 7,
     "tests/config/test_config_secrets.py": 1,
-    "tests/core/twin/endpoint.py": 1,
-    "tests/core/twin/ranking.py": 1,
     "tests/faults/test_interrupts.py": 1,
     "tests/ledger/test_ledger_plot.py": 1,
     "tests/platform/test_gevent_core.py": 6,
     "tests/platform/test_processes.py": 3,
     "tests/platform/test_processes_locks.py": 6,
-    "tests/providers/test_providers_base.py": 2,
     "tests/quality/test_quality.py": 4,
-    "tests/routing/test_function_classifier.py": 4,
-    "tests/routing/test_plan.py": 1,
-    "tests/runtime/test_discovery.py": 1,
-    "tests/runtime/test_health.py": 1,
-    "tests/runtime/test_reload_watch.py": 1,
     "tests/soak/calls.py": 1,
     "tests/state/redis/test_redis_keys.py": 4,
     "tests/state/redis/test_redis_money.py": 2,
     "tests/state/redis/test_redis_sentinels.py": 1,
     "tests/state/test_segment_file.py": 6,
-    "tests/test_imports.py": 1,
     "tests/testing/test_testing_faults.py": 1,
     "tests/testing/test_testing_requests.py": 1,
     "tests/testing/test_testing_script.py": 2,
-    "benchmarks/start.py": 1,
-    "fastroute/integrations/flask.py": 2,
-    "fastroute/integrations/wire_openai.py": 10,
 }
 """How many reaches a file still has."""
 
@@ -85,7 +72,7 @@ def reaches(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and name of each reach."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+            if ast.unparse(node.value) not in ("self", "cls", "super()"):
                 yield node.lineno, node.attr
         elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("fastroute")):
             for name in [*private_in(node.module or ""), *(alias.name for alias in node.names)]:
@@ -129,7 +116,6 @@ def test_the_exceptions_are_real() -> None:
     [
         "client._held",
         "client.runtime()._held[0]",
-        "super()._held",
         "from fastroute.calls.queue import _Time",
         "from fastroute.testing._wire import take",
         "from .app import _held",
@@ -150,6 +136,7 @@ def test_a_reach_is_found(source: str) -> None:
     [
         "self._held",
         "cls._held",
+        "super()._held()",
         "os._exit(0)",
         "a.__dict__",
         "from fastroute import _core",

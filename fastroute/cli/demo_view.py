@@ -20,7 +20,7 @@ from .demo_run import CLASSES, KILLED, PARTS, PREMIUM, TIERS, Demo
 
 FRAME = 0.125  # seconds between two pictures
 _FIXED_LINES = 18  # all but the latest events
-_MARKS = {"closed": ("●", "green"), "half-open": ("◐", "yellow"), "open": ("✖", "red")}
+MARKS = {"closed": ("●", "green"), "half-open": ("◐", "yellow"), "open": ("✖", "red")}
 
 
 def watch(demo: Demo) -> None:
@@ -142,7 +142,7 @@ def _endpoint(
         return Text("·", style="bright_black")
     name = f"{provider}/{model}"
     own = figures[name]
-    mark, style = _MARKS[own["state"]]
+    mark, style = MARKS[own["state"]]
     failed = demo.board.failures_of[name]
     cell = Text(no_wrap=True)
     cell.append(mark, style=style)

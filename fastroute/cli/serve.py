@@ -82,7 +82,7 @@ def command(
                 f"{host} can be reached from elsewhere, and there are no keys: make one with "
                 "fastroute keys create, or say --allow-anonymous"
             )
-        serve(app, host, port, threads, grace, ready=_announce)
+        serve(app, host, port, threads, grace, ready=announce)
     finally:
         app.close()
 
@@ -97,7 +97,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _announce(host: str, port: int) -> None:
+def announce(host: str, port: int) -> None:
+    """Says where calls and figures are served."""
     shown = f"[{host}]" if ":" in host else host
     dim(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
     dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")

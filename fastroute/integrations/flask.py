@@ -59,8 +59,7 @@ class FlaskClient(Client):
     def around(cls, client: Client, user: UserOf | None) -> FlaskClient:
         """A `FlaskClient` that shares everything with ``client``; closing either closes both."""
         other = cls.__new__(cls)
-        other.__dict__.update(client.__dict__)
-        other._user = user
+        other.__dict__.update(client.__dict__, _user=user)
         other.chat = Chat(other)
         return other
 

@@ -24,7 +24,7 @@ from fastroute.calls.stream import Stream
 from fastroute.client import Client
 from fastroute.figures import decimal_dollars
 from fastroute.providers import jsontext
-from fastroute.types import Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall
+from fastroute.types import Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall, raw_of
 
 DONE = b"data: [DONE]\n\n"
 JSON_HEADERS: Mapping[str, str] = {"content-type": "application/json"}
@@ -242,7 +242,9 @@ def event_bytes(chunk: Chunk) -> bytes:
 
 
 def _body(value: Completion | Chunk, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    raw = value._raw if "choices" in value._raw else {}
+    raw = raw_of(value)
+    if "choices" not in raw:
+        raw = {}
     body: dict[str, Any] = {
         **raw,
         "id": value.id,
@@ -271,7 +273,9 @@ def events(stream: Iterable[Chunk], *, behind_gateway: bool = False) -> Iterator
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
-    raw = choice._raw if "message" in choice._raw else {}
+    raw = raw_of(choice)
+    if "message" not in raw:
+        raw = {}
     return {
         **raw,
         "index": choice.index,
@@ -282,17 +286,20 @@ def _choice(choice: Choice) -> dict[str, Any]:
 
 
 def _said(message: Message, *, own_format: bool) -> dict[str, Any]:
-    raw = message._raw if own_format else {}
-    said = {**raw, "role": message.role, "content": message.content, "refusal": message.refusal}
+    raw = raw_of(message)
+    said: dict[str, Any] = {**raw} if own_format else {}
+    said.update(role=message.role, content=message.content, refusal=message.refusal)
     said.pop("tool_calls", None)
     if message.tool_calls:
         said["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
-        _carry(message._raw, said["tool_calls"])
+        _carry(raw, said["tool_calls"])
     return said
 
 
 def _chunk_choice(choice: ChunkChoice) -> dict[str, Any]:
-    raw = choice._raw if "delta" in choice._raw else {}
+    raw = raw_of(choice)
+    if "delta" not in raw:
+        raw = {}
     return {
         **raw,
         "index": choice.index,
@@ -302,14 +309,15 @@ def _chunk_choice(choice: ChunkChoice) -> dict[str, Any]:
 
 
 def _added(delta: Delta, *, own_format: bool) -> dict[str, Any]:
-    added: dict[str, Any] = {**delta._raw} if own_format else {}
+    raw = raw_of(delta)
+    added: dict[str, Any] = {**raw} if own_format else {}
     for name in ("role", "content", "refusal"):
         value = getattr(delta, name)
         if value is not None:
             added[name] = value
     if delta.tool_calls:
         added["tool_calls"] = [_tool_call(call, place) for place, call in enumerate(delta.tool_calls)]
-        _carry(delta._raw, added["tool_calls"])
+        _carry(raw, added["tool_calls"])
     return added
 
 

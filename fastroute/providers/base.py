@@ -178,7 +178,8 @@ def rejects_stream_options(error: BaseException) -> bool:
 
 # Name to module for the formats that come with the package; imported when first used.
 _BUILT_IN = {"openai": "openai", "anthropic": "anthropic", "gemini": "gemini", "azure": "azure"}
-_registered: dict[str, Format] = {}
+registered: dict[str, Format] = {}
+"""Formats by name: those that `register` added, and those of the package that have been used."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -200,9 +201,9 @@ def register(format: Format, *, replace: bool = False) -> None:
     name = format.name
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"format.name: {name!r} is invalid; use lower-case letters, digits, - and _")
-    if not replace and (name in _BUILT_IN or _registered.get(name, format) is not format):
+    if not replace and (name in _BUILT_IN or registered.get(name, format) is not format):
         raise ValueError(f"format.name: {name!r} is already registered; pass replace=True to replace it")
-    _registered[name] = format
+    registered[name] = format
 
 
 _PARTS = ("name", "url", "headers", "encode", "decode", "decode_error", "stream")
@@ -214,19 +215,19 @@ def get(name: str) -> Format:
     Raises:
         ConfigError: if the name is unknown; the message lists the known ones.
     """
-    found = _registered.get(name)
+    found = registered.get(name)
     if found is None:
         module = _BUILT_IN.get(name)
         if module is None:
             raise errors.ConfigError(f"format: unknown format {name!r}; use one of {', '.join(names())}")
         built_in: Format = importlib.import_module("." + module, __package__).FORMAT
-        found = _registered.setdefault(name, built_in)
+        found = registered.setdefault(name, built_in)
     return found
 
 
 def names() -> tuple[str, ...]:
     """The names of all known formats, in alphabetical order."""
-    return tuple(sorted({*_BUILT_IN, *_registered}))
+    return tuple(sorted({*_BUILT_IN, *registered}))
 
 
 __all__ = [

@@ -33,7 +33,8 @@ Ask = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], object]
 
 Kind = Literal["raised", "timeout", "busy", "unknown-level", "bad-score", "tie", "unreadable"]
 
-_MOST_THREADS = 16
+MOST_THREADS = 16
+"""Threads of one client in which the function may run, or hang, at once."""
 _LOG_AGAIN = 60.0  # seconds between two log lines of one kind
 
 
@@ -176,11 +177,11 @@ class FunctionClassifier:
         opinion = _PendingOpinion(messages, params)
         with self._lock:
             self._asked += 1
-            if self._hanging >= _MOST_THREADS:
-                raise NoOpinion("busy", f"it hangs in all of its {_MOST_THREADS} threads")
+            if self._hanging >= MOST_THREADS:
+                raise NoOpinion("busy", f"it hangs in all of its {MOST_THREADS} threads")
             if self._closed:
                 raise NoOpinion("busy", "the client is closed")
-            if self._idle > 0 or self._threads >= _MOST_THREADS:
+            if self._idle > 0 or self._threads >= MOST_THREADS:
                 self._idle -= 1
             else:
                 self._start()

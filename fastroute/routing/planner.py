@@ -81,12 +81,12 @@ class Planner:
         self._tiers = tuple(self._models_of)
         self._tier_of = {**dict(zip(self._tiers, self._tiers)), **self._spread(classifier.levels)}
         self._factor_of = _factors(classifier.levels)
-        self._stages: dict[tuple[str, ...], Stage | None] = {}
+        self.stages: dict[tuple[str, ...], Stage | None] = {}
         self._of_tier: dict[str, tuple[Stage, ...]] = {}
         self._of_model: dict[str, tuple[Stage, ...]] = {}
         self._explain = self.explain  # bound once, as every plan has it
         self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
-        self._classifier_timeout = policy.classifier_timeout
+        self.classifier_timeout = policy.classifier_timeout
         self._drop_sampling = policy.drop_sampling
         self._confidence_threshold = policy.confidence_threshold
         self._floor = policy.quality_floor or 0.0
@@ -129,7 +129,7 @@ class Planner:
         judged = scan
         if at is None and self._function_classifier.wanted and self._chosen_by_class(request):
             judged, failure = self._function_classifier.ask(
-                request.messages, params, self._tier_of, self._classifier_timeout
+                request.messages, params, self._tier_of, self.classifier_timeout
             )
         level = judged.level if judged is not None else ""
         if at is None:
@@ -417,8 +417,8 @@ class Planner:
         return found
 
     def _stage(self, key: tuple[str, ...]) -> Stage | None:
-        if key in self._stages:
-            return self._stages[key]
+        if key in self.stages:
+            return self.stages[key]
         kind, *names = key
         if kind == "tier":
             tier, *models = names
@@ -427,7 +427,7 @@ class Planner:
             stage = self._build(f"model {names[0]} (policy.fixed_model)", None, names, by_value=False)
         else:
             stage = self._build(_CHAIN_NAMES[kind], None, names, by_value=False)
-        self._stages[key] = stage
+        self.stages[key] = stage
         return stage
 
     def _build(self, reason: str, tier: str | None, models: Sequence[str], by_value: bool) -> Stage | None:

@@ -123,7 +123,7 @@ def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
         found,
         status=status,
         models=listed,
-        lacking=tuple(_lacking(wanted, listed)) if listing.by_name and listed else (),
+        lacking=tuple(not_listed(wanted, listed)) if listing.by_name and listed else (),
         compared=listing.by_name and bool(listed),
     )
 
@@ -215,7 +215,7 @@ def page(
 # ------------------------------------------------------------------------------------------------ comparing
 
 
-def _lacking(wanted: dict[str, str], listed: tuple[str, ...]) -> Iterable[Lacking]:
+def not_listed(wanted: dict[str, str], listed: tuple[str, ...]) -> Iterable[Lacking]:
     served = {each for name in listed for each in (name, _DATED.sub("", name), name.removesuffix(":latest"))}
     for endpoint, upstream in wanted.items():
         if not _is_served(upstream.removeprefix("models/"), served):

@@ -21,9 +21,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastroute.cli import bench, chat, report
+from fastroute.cli import bench, report
 from fastroute.cli.group import COMMANDS, cli, visible
 from fastroute.cli.output import Column, fitted
+from fastroute.client import Completions
 from fastroute.testing import Fault, Provider
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -141,10 +142,10 @@ def test_a_misspelt_command_is_corrected() -> None:
 
 
 def test_an_interrupt_ends_with_130(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(given: str | None) -> str:
+    def interrupt(completions: Completions, **params: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "_prompt", interrupt)
+    monkeypatch.setattr(Completions, "create", interrupt)
     result = run("chat", "hello")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -531,9 +532,9 @@ def test_the_page_names_every_command_and_option(name: str) -> None:
 def test_serve_says_where_calls_and_figures_are(
     host: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastroute.cli.serve import _announce
+    from fastroute.cli.serve import announce
 
-    _announce(host, 8080)
+    announce(host, 8080)
     said = capsys.readouterr()
     assert f"http://{shown}:8080/v1 " in said.out + said.err
     assert f"http://{shown}:8080/admin " in said.out + said.err

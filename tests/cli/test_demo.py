@@ -259,6 +259,6 @@ def test_the_picture_fits_its_terminal(width: int, height: int, state: str) -> N
         "claude-sonnet-4.5",
     ):
         assert words in text
-    assert text.count(demo_view._MARKS[state][0] + " 234/56 234 ms") == len(
+    assert text.count(demo_view.MARKS[state][0] + " 234/56 234 ms") == len(
         scene(1, state).client.stats()["endpoints"]
     )

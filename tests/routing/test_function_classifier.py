@@ -161,7 +161,7 @@ def test_182_one_that_hangs_costs_a_call_its_budget_and_no_more(hanging: Any) ->
 def test_182_when_it_hangs_everywhere_calls_do_not_wait_for_it_any_more(
     hanging: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(function_classifier, "_MOST_THREADS", 2)
+    monkeypatch.setattr(function_classifier, "MOST_THREADS", 2)
     with Asked(hanging, policy={"classifier_timeout": 0.01}) as asked:
         for _ in range(4):
             assert asked.plan().tier == "standard"
@@ -178,7 +178,7 @@ def test_182_when_it_hangs_everywhere_calls_do_not_wait_for_it_any_more(
 def test_a_question_that_nobody_waits_for_any_more_is_not_asked(
     hanging: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(function_classifier, "_MOST_THREADS", 1)
+    monkeypatch.setattr(function_classifier, "MOST_THREADS", 1)
     ran: list[str] = []
 
     def ask(messages: Any, params: Any) -> object:
@@ -191,11 +191,11 @@ def test_a_question_that_nobody_waits_for_any_more_is_not_asked(
         while ran != ["first"]:
             first.join(0.001)
         # The one thread is taken but not late yet, so the second waits in line and gives up there.
-        monkeypatch.setattr(asked.client.runtime.generation.planner, "_classifier_timeout", 0.01)
+        monkeypatch.setattr(asked.client.runtime.generation.planner, "classifier_timeout", 0.01)
         assert asked.plan(user="second").tier == "standard"
         hanging.over.set()
         first.join()
-        monkeypatch.setattr(asked.client.runtime.generation.planner, "_classifier_timeout", 5)
+        monkeypatch.setattr(asked.client.runtime.generation.planner, "classifier_timeout", 5)
         assert asked.plan(user="third").tier == "premium"
         assert ran == ["first", "third"]
 

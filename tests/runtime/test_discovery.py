@@ -130,7 +130,7 @@ def test_what_the_configuration_names_in_vain() -> None:
     ],
 )
 def test_what_a_listed_name_stands_for(listed: str, upstream: str, served: bool) -> None:
-    assert (not list(discovery._lacking({"e": upstream}, (listed,)))) is served
+    assert (not list(discovery.not_listed({"e": upstream}, (listed,)))) is served
 
 
 def test_azure_s_deployments_are_not_compared() -> None:

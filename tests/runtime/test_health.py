@@ -296,7 +296,7 @@ def test_a_format_without_lists_is_checked_by_answer_or_not_at_all(
     class Listless(OpenAI):
         name = "listless"
 
-    monkeypatch.setitem(base._registered, "listless", Listless())
+    monkeypatch.setitem(base.registered, "listless", Listless())
     loop = start({"a": Provider()}, format="listless", policy=checking(kind))
     Looks(loop.client).later(1.05).look()
     assert loop.provider().received == count

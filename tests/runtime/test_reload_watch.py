@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,10 @@ def test_a_watch_ends_with_what_it_watches_for() -> None:
             return ()
 
     owner = Owner()
+    before = set(threading.enumerate())
     watch = FileWatch("change", (), owner.act)
     watch.ensure()
-    thread = watch._thread
-    assert thread is not None
+    (thread,) = set(threading.enumerate()) - before
     del owner
     thread.join(10)
     assert not thread.is_alive()

@@ -251,7 +251,7 @@ class Endpoint:
         now, times = now or clock(), self.latency
         failing = 1 - times.success_rate(now)
         if times.state.samples:
-            seconds = (times.state.ewma + times.spread) * times._fade(times.state.ewma_at, now)
+            seconds = (times.state.ewma + times.spread) * times.fade(times.state.ewma_at, now)
         elif self.in_flight or failing >= 0.05:
             seconds = 1e6
         else:

@@ -34,14 +34,14 @@ class Latency:
         self.tau = tau_s
         self.state = segment.find("latency", name, _Times)
 
-    def _fade(self, since: int, now: int) -> float:
+    def fade(self, since: int, now: int) -> float:
         return math.exp(-max(0, now - since) / SECOND / self.tau)
 
     def record(self, outcome: int, latency_s: float = 0.0, now: int = 0) -> None:
         now, s = now or clock(), self.state
         if outcome == IGNORED:
             return
-        s.failing = 0.9 * s.failing * self._fade(s.failing_at, now) + (0.0 if outcome == OK else 0.1)
+        s.failing = 0.9 * s.failing * self.fade(s.failing_at, now) + (0.0 if outcome == OK else 0.1)
         s.failing_at = now
         if outcome == OK:
             s.ok += 1
@@ -56,21 +56,21 @@ class Latency:
 
     def _measure(self, x: float, now: int) -> None:
         s = self.state
-        before, w = s.ewma, self._fade(s.ewma_at, now)
+        before, w = s.ewma, self.fade(s.ewma_at, now)
         s.ewma = x if x > before else w * before + (1 - w) * x
         s.spread = 0.75 * s.spread + 0.25 * abs(x - before) if s.samples else x / 2
         s.ewma_at = now
         s.samples.appendleft(x)
 
     def ewma(self, now: int = 0) -> float:
-        return self.state.ewma * self._fade(self.state.ewma_at, now or clock())
+        return self.state.ewma * self.fade(self.state.ewma_at, now or clock())
 
     @property
     def spread(self) -> float:
         return self.state.spread
 
     def success_rate(self, now: int = 0) -> float:
-        return 1 - self.state.failing * self._fade(self.state.failing_at, now or clock())
+        return 1 - self.state.failing * self.fade(self.state.failing_at, now or clock())
 
     @property
     def count(self) -> int:

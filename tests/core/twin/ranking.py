@@ -234,7 +234,7 @@ class Ranking:
             return prior
         measured = times.state.ewma + times.spread
         if prior > 0 or forget:
-            measured = prior + (measured - prior) * times._fade(times.state.ewma_at, now)
+            measured = prior + (measured - prior) * times.fade(times.state.ewma_at, now)
         return measured
 
     def key(self, strategy: int, i: int, price: int, now: int) -> float:
