@@ -259,35 +259,36 @@ class Hedged(Event):
 
 
 class Hooks:
-    """The callables that hear events.
+    """The callables that events are emitted to.
+
+    Attributes:
+        wanted: whether there is any; without one, events need not be built.
 
     Thread safety: adding and removing take a lock; emitting reads one tuple and takes none.
     """
 
-    __slots__ = ("_hooks", "_lock")
+    __slots__ = ("_hooks", "_lock", "wanted")
 
     def __init__(self) -> None:
         self._hooks: tuple[tuple[type[Event], Callable[[Any], object]], ...] = ()
+        self.wanted = False
         self.after_fork()
 
     def after_fork(self) -> None:
         """In a forked child: a thread that is not here may have held the lock."""
         self._lock = threading.Lock()
 
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody listens, so that an event need not be made for nobody."""
-        return bool(self._hooks)
-
     def add(self, hook: Callable[[Any], object], kind: type[Event] = Event) -> Callable[[], None]:
         """Calls ``hook`` with every event of that kind from now on; the result takes it off again."""
         entry = (kind, hook)
         with self._lock:
             self._hooks = (*self._hooks, entry)
+            self.wanted = True
 
         def remove() -> None:
             with self._lock:
                 self._hooks = tuple(known for known in self._hooks if known is not entry)
+                self.wanted = bool(self._hooks)
 
         return remove
 

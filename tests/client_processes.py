@@ -72,7 +72,7 @@ def unheard_fork() -> int:
     finally:
         forks._actions, forks._mutex = actions, mutex
     if pid == 0:
-        forks._done = 0
+        forks.handled = 0
     return pid
 
 

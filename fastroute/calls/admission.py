@@ -142,9 +142,9 @@ class Admission:
     def at_once(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
         """The next endpoint that lets the call in now; None if none does, for what ``refused`` says."""
         progress.refused = []
-        untried = self._untried(call, plan, progress)
         gate = self._pass_gate(call, progress)
         if gate is None:
+            untried = self._untried(call, plan, progress)
             progress.refused = [
                 _NotAdmitted(ALL, endpoint, tier, _core.BUSY, 0.0)
                 for endpoint, tier in itertools.islice(untried, 1)
@@ -156,10 +156,10 @@ class Admission:
             entered = self._planner.admit(plan)
             if entered is not None:
                 endpoint, ranked = entered
-                call.tier = plan.tier
+                call.tier = plan.stages[0].tier
                 call.held = Grant(endpoint, ranked.take(), ranked.tokens, gate)
                 return call.held
-        for endpoint, tier in untried:
+        for endpoint, tier in self._untried(call, plan, progress):
             answer = self._ask(call, progress, endpoint, gate)
             if answer >= 0 and call.held is not None:
                 call.tier = tier

@@ -9,6 +9,7 @@ import copy
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from attrs import frozen
@@ -24,23 +25,23 @@ from .retry import Verdict
 
 
 class _Ids:
-    """Ids unique among processes: a random prefix per process and a count."""
+    """Ids unique among processes: a random prefix for each process, and a count.
+
+    ``next`` is a method of an iterator in C: it runs for every call and every attempt.
+    """
+
+    next: Callable[[], str]
 
     def __init__(self) -> None:
-        self._count = itertools.count()
         self.renew()
 
     def renew(self) -> None:
         """In a forked child: ids of its own."""
-        self._prefix = os.urandom(8).hex()
-
-    def next(self) -> str:
-        return f"{self._prefix}-{next(self._count):x}"
+        self.next = map(f"{os.urandom(8).hex()}-{{:x}}".format, itertools.count()).__next__
 
 
-_ids = _Ids()
-forks.in_child(_ids.renew)
-next_id = _ids.next
+ids = _Ids()
+forks.in_child(ids.renew)
 
 
 class UnderWay(Protocol):
@@ -100,7 +101,7 @@ class Call:
         started: float,
         deadline: float,
     ) -> None:
-        self.id = next_id()
+        self.id = ids.next()
         self.request = request
         self.estimate = estimate
         self.level = judgement.level

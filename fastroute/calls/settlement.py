@@ -26,7 +26,7 @@ from fastroute.transport import Exchange
 from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Attempt, Outcome, Usage
 
-from .call import Call, Grant, Superseded, next_id
+from .call import Call, Grant, Superseded, ids
 from .queue import WaitQueue
 from .retry import RetryPolicy, Verdict
 from .upstream import Upstream
@@ -96,7 +96,7 @@ class Settlement:
         self._call = call
         self._upstream = upstream
         self._grant = grant
-        self._id = next_id()
+        self._id = ids.next()
         self._exchange: Exchange | None = None
         self._handed_out = False
         self._settled = False

@@ -25,6 +25,7 @@ from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
+from fastroute import _core
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
 from fastroute.platform import forks
@@ -115,7 +116,8 @@ class Ledger:
 
     def _own(self) -> Writer:
         """The writer of this process; after a fork that ran no hooks, made now."""
-        forks.ensure()
+        if _core.fork_count() != forks.handled:
+            forks.ensure()
         return self.writer
 
     def _restart(self) -> None:

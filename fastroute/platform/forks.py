@@ -15,7 +15,7 @@ from collections.abc import Callable
 from fastroute import _core
 
 _actions: list[Callable[[], None]] = []
-_done = _core.fork_count()
+handled = _core.fork_count()  # the count at the last run of the actions
 _locks: dict[int, threading.Lock] = {}
 _mutex = threading.RLock()
 
@@ -27,7 +27,7 @@ def in_child(action: Callable[[], None]) -> None:
 
 def ensure() -> None:
     """Runs the actions if this process is a child in which they have not run; cheap otherwise."""
-    if _core.fork_count() != _done:
+    if _core.fork_count() != handled:
         _catch_up()
 
 
@@ -45,16 +45,16 @@ def _catch_up() -> None:
     # Several threads of the child may arrive here at once. The parent's threads cannot hold this lock,
     # because their count differs.
     with _locks.setdefault(count, threading.Lock()):
-        if _done != count:
+        if handled != count:
             _act()
 
 
 def _act() -> None:
-    global _done, _mutex
+    global handled, _mutex
     _mutex = threading.RLock()  # the thread that held the other one is not in the child
     for action in _actions:
         action()
-    _done = _core.fork_count()
+    handled = _core.fork_count()
 
 
 os.register_at_fork(

@@ -29,23 +29,18 @@ def _patched() -> frozenset[str]:
     return frozenset(part for part in _PARTS if monkey.is_module_patched(part))
 
 
-_get_ident = threading.get_ident
+# Patching replaces this function, so one comparison tells a call that gevent has patched since the import: a
+# server may fork a process that has a client and patch the child afterwards.
+GET_IDENT = threading.get_ident
 _at_import = _patched()
 
 
-def ensure() -> None:
-    """Makes sure that what was imported is still what the standard library has. Costs next to nothing.
+def check() -> None:
+    """Checks that what was imported is still what the standard library has.
 
     Raises:
-        Error: gevent has patched more since. A process that a server forks and then patches has its client
-            from before, so calls ask as well.
+        Error: gevent has patched more since.
     """
-    if threading.get_ident is not _get_ident:
-        check()
-
-
-def check() -> None:
-    """As `ensure`, looking at every part."""
     late = _patched() - _at_import
     if late:
         raise Error(

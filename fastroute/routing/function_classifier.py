@@ -98,6 +98,7 @@ class FunctionClassifier:
             if inspect.iscoroutinefunction(ask) or inspect.iscoroutinefunction(call):
                 raise ConfigError("classifier: a coroutine function is never awaited; use a plain function")
         self._ask = ask
+        self.wanted = self._ask is not None
         self._hooks = hooks
         self.name = "" if ask is None else getattr(ask, "__name__", type(ask).__name__)
         self._asked = 0
@@ -113,11 +114,6 @@ class FunctionClassifier:
         self._threads = 0
         self._idle = 0
         self._hanging = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is a function to ask."""
-        return self._ask is not None
 
     def ask(
         self,

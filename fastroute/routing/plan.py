@@ -86,8 +86,6 @@ class Stage:
 
     def choice_for(self, estimate: int) -> _core.Choice:
         """The choice by the prices of such a prompt, as the model counts it that counts the most."""
-        if self.base_tokens == ENDLESS:
-            return self.choice
         most = max(endpoint.calibration.apply(estimate) for endpoint in self.endpoints)
         return self.choice if most <= self.base_tokens else self.longer(most)
 
@@ -128,15 +126,14 @@ class Judgement(partial[Classification]):
 
     It does not keep the request alive. Its arguments are a function that explains, a scan or an opinion (None
     if the classifier failed), and why it failed.
+
+    Attributes:
+        level: the class alone, which costs less than the classification; None if the classifier failed.
     """
 
-    __slots__ = ()
+    __slots__ = ("level",)
 
-    @property
-    def level(self) -> str | None:
-        """The class alone, which costs less than the classification; None if the classifier failed."""
-        found = self.args[0]
-        return None if found is None else found.level
+    level: str | None
 
 
 class Plan:

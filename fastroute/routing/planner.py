@@ -107,15 +107,11 @@ class Planner:
         """
         scan, failure = self._scan(request)
         params = request.params
-        wanted = request.max_tokens
         if scan is None:
             chars, utf8, messages, images = _count(request.messages)
         else:
             chars, utf8, messages, images = scan.chars, scan.utf8, scan.messages, scan.images
         tools = params.get("tools") or params.get("functions")
-        tokens_in = estimate_input(chars, utf8, messages, images)
-        if tools:
-            tokens_in += _json_tokens(tools)
         needs = STREAMING if request.stream else 0
         if tools:
             needs |= TOOLS
@@ -136,22 +132,28 @@ class Planner:
             stages = self._stages_for(request, level, judged.confidence if judged is not None else 0.0)
         else:
             stages = (self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False),)
-        estimate = self._estimate(tokens_in, wanted, level, stages[0])
+        wanted = request.max_tokens
+        tokens_in = estimate_input(chars, utf8, messages, images)
+        if tools:
+            tokens_in += _json_tokens(tools)
+        tokens_out = self._state.outputs.expected_output(wanted, stages[0].endpoints[0].model)
+        estimate = Estimate(tokens_in, tokens_out, self._timeout(level, wanted))
         judgement = Judgement(self._explain, judged, failure)
+        judgement.level = level or None
         return Plan(request, estimate, needs, judgement, stages)
 
-    def _estimate(self, tokens_in: int, wanted: int | None, level: str, stage: Stage) -> Estimate:
-        tokens_out = self._state.outputs.expected_output(wanted, stage.endpoints[0].model)
-        factor = self._factor_of.get(level, 1.0)
-        timeout = self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
-        return Estimate(tokens_in, tokens_out, timeout)
+    def _timeout(self, level: str | None, wanted: int | None) -> float:
+        """Seconds that an attempt may take, by the tokens asked for and the class of the request."""
+        factor = self._factor_of.get(level or "", 1.0)
+        return self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
 
     # --------------------------------------------------------------------- another plan for the same request
 
     def lengthened(self, plan: Plan, request: Request) -> Plan:
         """The plan for the same request with another ``max_tokens``, of the same class and tier."""
-        tokens_in = plan.estimate.input_tokens
-        estimate = self._estimate(tokens_in, request.max_tokens, plan.judgement.level or "", plan.stages[0])
+        tokens_in, wanted = plan.estimate.input_tokens, request.max_tokens
+        tokens_out = self._state.outputs.expected_output(wanted, plan.stages[0].endpoints[0].model)
+        estimate = Estimate(tokens_in, tokens_out, self._timeout(plan.judgement.level, wanted))
         return Plan(request, estimate, plan.needs, plan.judgement, plan.stages)
 
     def higher(self, plan: Plan) -> Plan | None:
@@ -258,7 +260,9 @@ class Planner:
         """The stage's wishes, or the request's where it has its own."""
         options = plan.request.options
         cost, quality, latency = options.max_cost, options.quality, options.max_latency
-        choice = stage.choice_for(plan.estimate.input_tokens)
+        choice = stage.choice
+        if stage.base_tokens != ENDLESS:
+            choice = stage.choice_for(plan.estimate.input_tokens)
         if cost is None and quality is None and latency is None:
             return choice
         return choice.ranking.choice(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from fastroute import errors, events
+from fastroute import _core, errors, events
 from fastroute.calls.call import Call
 from fastroute.calls.queue import WaitQueue
 from fastroute.calls.stream import Stream
@@ -152,8 +152,10 @@ class Runtime:
 
     def enter(self, token: object) -> Generation:
         """The generation in force, kept whole until `leave` is called with the same token."""
-        forks.ensure()
-        greenlets.ensure()
+        if _core.fork_count() != forks.handled:
+            forks.ensure()
+        if threading.get_ident is not greenlets.GET_IDENT:
+            greenlets.check()  # gevent has patched since: raises
         if self.closed:
             raise errors.Error("the client is closed")
         if self.watch is not None:
@@ -286,7 +288,10 @@ class Runtime:
         started = time.monotonic()
         deadline = started + timeout
         hooks = self.hooks
-        generation.state.tend(hooks)
+        # Takes back what killed workers held; one process of all does it every few seconds.
+        generation.state.segment.tend()
+        if generation.state.untold:
+            generation.state.tell(hooks)
         try:
             answer = self._answer(generation, request, started, deadline)
         except errors.Error as error:

@@ -97,6 +97,7 @@ class State:
         outputs: the lengths of each model's answers.
         gate: permits for all endpoints together; None without such a limit.
         panic: limits early probes while every breaker is open, to one a second over all processes.
+        untold: whether `tell` has an event to emit, because the state is shared less than configured.
 
     Raises:
         ConfigError: if the segment has no room for all endpoints, or its file cannot be used.
@@ -107,7 +108,7 @@ class State:
     def __init__(self, config: Config, catalog: Catalog, previous: State | None = None) -> None:
         self.home: Home = open_home(config) if previous is None else previous.home
         self.segment: _core.Segment = self.home.segment
-        self._untold = previous is None and self.home.reason is not None
+        self.untold = previous is None and self.home.reason is not None
         self.outputs: OutputHistory = OutputHistory() if previous is None else previous.outputs
         known = previous.endpoints if previous is not None else ()
         calibrations = {endpoint.model.name: endpoint.calibration for endpoint in known}
@@ -182,14 +183,10 @@ class State:
         if self.gate is not None and newer.gate is not None:
             self.gate.configure(max_in_flight=newer.gate.max_in_flight)
 
-    def tend(self, hooks: events.Hooks) -> None:
-        """Reclaims what killed workers held, every few seconds, at the start of a call.
-
-        Only one of the processes that share the state does it, so most calls only read a clock.
-        """
-        self.segment.tend()
-        if self._untold and hooks.wanted:
-            self._untold = False
+    def tell(self, hooks: events.Hooks) -> None:
+        """Emits `events.StateDegraded`, once."""
+        if hooks.wanted:
+            self.untold = False
             hooks.emit(events.StateDegraded(self.home.reason or ""))
 
     def sharing(self) -> dict[str, Any]:
