@@ -16,7 +16,7 @@ from needs import need
 
 from fastroute import errors, types
 from fastroute.providers import Target, get
-from fastroute.testing._anthropic_question import question_in
+from fastroute.testing.anthropic_question import question_in
 
 pydantic = need("pydantic")
 params = need("anthropic.types.message_create_params")

@@ -34,7 +34,6 @@ NOT_OURS = {
 """Names of the standard library and of other packages, and why there is no other way."""
 
 ALLOWED: dict[str, int] = {
-    "tests/anthropic_questions.py": 1,
     "tests/budget/test_budget_crowds.py": 1,
     "tests/client_processes.py": 7,
     "tests/config/test_config_secrets.py": 1,
@@ -49,9 +48,6 @@ ALLOWED: dict[str, int] = {
     "tests/state/redis/test_redis_money.py": 2,
     "tests/state/redis/test_redis_sentinels.py": 1,
     "tests/state/test_segment_file.py": 6,
-    "tests/testing/test_testing_faults.py": 1,
-    "tests/testing/test_testing_requests.py": 1,
-    "tests/testing/test_testing_script.py": 2,
 }
 """How many reaches a file still has."""
 

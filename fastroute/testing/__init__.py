@@ -10,15 +10,15 @@ goes wrong, `Answer` what is said, `Received` what arrived. ``python -m fastrout
 hand.
 """
 
-from ._answers import Answer, count_tokens
-from ._faults import Fault
-from ._formats import FORMATS
-from ._latency import Fixed, Lognormal, Uniform
-from ._limits import go_duration
-from ._openai import ERRORS, StreamStyle
-from ._provider import Provider
-from ._settings import Received
-from ._wire import FRAMINGS, Repeat
+from .answer_source import Answer, count_tokens
+from .faults import Fault
+from .formats import FORMATS
+from .latency import Fixed, Lognormal, Uniform
+from .openai_format import ERRORS, StreamStyle
+from .provider import Provider
+from .rate_limits import go_duration
+from .settings import Received
+from .wire import FRAMINGS, Repeat
 
 __all__ = [
     "ERRORS",

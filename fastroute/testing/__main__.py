@@ -11,10 +11,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from ._formats import FORMATS
-from ._hosts import serve_commands
-from ._latency import Lognormal
-from ._provider import Provider
+from .formats import FORMATS
+from .hosts import serve_commands
+from .latency import Lognormal
+from .provider import Provider
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

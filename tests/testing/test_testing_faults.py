@@ -37,7 +37,7 @@ from fastroute.testing import (
     Provider,
     Repeat,
 )
-from fastroute.testing._wire import take
+from fastroute.testing.wire import take
 
 DOCS = pathlib.Path(__file__).parent.parent.parent / "docs" / "testing.md"
 

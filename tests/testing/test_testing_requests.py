@@ -23,7 +23,7 @@ from fastroute.testing import (
     Fault,
     Provider,
 )
-from fastroute.testing._http import BadRequest, parse_head, read_chunks
+from fastroute.testing.http_connection import BadRequest, parse_head, read_chunks
 
 
 def test_pipelined_requests_are_answered_in_order(provider: Provider) -> None:

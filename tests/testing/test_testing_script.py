@@ -30,7 +30,7 @@ from fastroute.testing import (
     Uniform,
     go_duration,
 )
-from fastroute.testing._limits import RateLimits
+from fastroute.testing.rate_limits import RateLimits
 
 # ---------------------------------------------------------------------------------------- time and limits
 
@@ -231,7 +231,7 @@ def test_wait_until_gives_up_with_the_counts(provider: Provider) -> None:
 
 
 def test_the_logs_bodies_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastroute.testing._server.LOG_BYTES", 300)
+    monkeypatch.setattr("fastroute.testing.server.LOG_BYTES", 300)
     with Provider() as provider:
         for turn in range(9):
             ask(provider, {**HELLO, "user": str(turn)})

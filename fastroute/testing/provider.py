@@ -12,14 +12,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from ._answers import AnswerSource
-from ._faults import Fault
-from ._formats import FORMATS
-from ._hosts import Host, ProcessHost, ThreadHost
-from ._latency import Latency
-from ._openai import StreamStyle
-from ._server import ScriptFunction
-from ._settings import CHANGEABLE, Received, Settings
+from .answer_source import AnswerSource
+from .faults import Fault
+from .formats import FORMATS
+from .hosts import Host, ProcessHost, ThreadHost
+from .latency import Latency
+from .openai_format import StreamStyle
+from .server import ScriptFunction
+from .settings import CHANGEABLE, Received, Settings
 
 
 def _setting(name: str, doc: str) -> Any:

@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from ._answers import Question, Said
-from ._openai import OpenAIServerFormat, ProviderError, StreamStyle
-from ._wire import Headers, Piece
+from .answer_source import Question, Said
+from .openai_format import OpenAIServerFormat, ProviderError, StreamStyle
+from .wire import Headers, Piece
 
 _SAFE = {
     name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")

@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from ._answers import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, count_tokens
-from ._openai import ProviderError
+from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, count_tokens
+from .openai_format import ProviderError
 
 _FIELDS = frozenset(
     [

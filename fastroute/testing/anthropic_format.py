@@ -16,11 +16,11 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from ._answers import Question, Said, fragments
-from ._anthropic_question import question_in
-from ._limits import LimitExceeded
-from ._openai import StreamStyle
-from ._wire import Headers, Piece
+from .answer_source import Question, Said, fragments
+from .anthropic_question import question_in
+from .openai_format import StreamStyle
+from .rate_limits import LimitExceeded
+from .wire import Headers, Piece
 
 _STOP_REASONS = {
     "stop": "end_turn",

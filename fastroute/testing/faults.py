@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import orjson
 
-from ._changes import (
+from .changes import (
     AddHeaders,
     AfterEnd,
     AsStream,
@@ -34,9 +34,9 @@ from ._changes import (
     SetUsage,
     WithoutEnd,
 )
-from ._latency import check_seconds
-from ._openai import ERRORS, ServerFormat
-from ._wire import ENDINGS, FRAMINGS, SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, check_pieces
+from .latency import check_seconds
+from .openai_format import ERRORS, ServerFormat
+from .wire import ENDINGS, FRAMINGS, SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, check_pieces
 
 
 def _after(after: int | str, part: str) -> tuple[int, bool]:

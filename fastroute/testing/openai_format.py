@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from ._answers import (
+from .answer_source import (
     TOKENS_PER_IMAGE,
     TOKENS_PER_MESSAGE,
     Question,
@@ -22,8 +22,8 @@ from ._answers import (
     count_tokens,
     fragments,
 )
-from ._limits import LimitExceeded, go_duration
-from ._wire import Headers, Piece
+from .rate_limits import LimitExceeded, go_duration
+from .wire import Headers, Piece
 
 MOST_CHOICES = 128
 

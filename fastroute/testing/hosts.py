@@ -22,9 +22,9 @@ from typing import IO, Any, Protocol
 
 import orjson
 
-from . import _answers, _changes, _faults, _latency, _openai, _settings, _wire
-from ._server import COMMANDS, Server, listen
-from ._settings import Received, Settings
+from . import answer_source, changes, faults, latency, openai_format, settings, wire
+from .server import COMMANDS, Server, listen
+from .settings import Received, Settings
 
 STOP_SECONDS = 10.0
 
@@ -111,7 +111,7 @@ class ThreadHost:
 
 _VALUES: dict[str, type[Any]] = {
     value.__name__: value
-    for module in (_answers, _changes, _faults, _latency, _openai, _settings, _wire)
+    for module in (answer_source, changes, faults, latency, openai_format, settings, wire)
     for value in vars(module).values()
     if isinstance(value, type) and dataclasses.is_dataclass(value)
 }

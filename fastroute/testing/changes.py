@@ -15,8 +15,8 @@ from typing import Literal
 
 import orjson
 
-from ._openai import ServerFormat
-from ._wire import SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, take, unroll
+from .openai_format import ServerFormat
+from .wire import SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, take, unroll
 
 JSON = "application/json"
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from ._answers import (
+from .answer_source import (
     TOKENS_PER_IMAGE,
     TOKENS_PER_MESSAGE,
     Question,
@@ -22,9 +22,9 @@ from ._answers import (
     count_tokens,
     fragments,
 )
-from ._limits import LimitExceeded
-from ._openai import ERRORS, ProviderError, StreamStyle
-from ._wire import Headers, Piece
+from .openai_format import ERRORS, ProviderError, StreamStyle
+from .rate_limits import LimitExceeded
+from .wire import Headers, Piece
 
 MOST_CANDIDATES = 8
 MOST_STOPS = 5

@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ._answers import Question, Said, settle
-from ._faults import Fault
-from ._formats import FORMATS
-from ._http import Head, ServerConnection, parse_head
-from ._latency import check_seconds
-from ._limits import RateLimits
-from ._openai import ERRORS, ProviderError, ServerFormat
-from ._settings import Received, Settings
-from ._wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
+from .answer_source import Question, Said, settle
+from .faults import Fault
+from .formats import FORMATS
+from .http_connection import Head, ServerConnection, parse_head
+from .latency import check_seconds
+from .openai_format import ERRORS, ProviderError, ServerFormat
+from .rate_limits import RateLimits
+from .settings import Received, Settings
+from .wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
 
 logger = logging.getLogger("fastroute.testing")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ._anthropic import AnthropicServerFormat
-from ._azure import AzureServerFormat
-from ._gemini import GeminiServerFormat
-from ._openai import OpenAIServerFormat, ServerFormat
+from .anthropic_format import AnthropicServerFormat
+from .azure_format import AzureServerFormat
+from .gemini_format import GeminiServerFormat
+from .openai_format import OpenAIServerFormat, ServerFormat
 
 FORMATS: dict[str, type[ServerFormat]] = {
     "openai": OpenAIServerFormat,

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from ._answers import AnswerSource
-from ._faults import Fault
-from ._formats import FORMATS
-from ._latency import Latency, check_seconds
-from ._openai import StreamStyle
+from .answer_source import AnswerSource
+from .faults import Fault
+from .formats import FORMATS
+from .latency import Latency, check_seconds
+from .openai_format import StreamStyle
 
 
 @dataclass(frozen=True, slots=True)
