@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,77 +15,114 @@ import fastroute
 
 PACKAGE = Path(fastroute.__file__).parent
 
-# One line a row; what stands further down may import what stands above it, never the other way round and
-# never its neighbours. A folder is one module: what is inside it may import each other.
+# The rows of docs/architecture.md. A room imports from rows above its own only: not from its neighbours, and
+# not from below, be it lazily or for type checking. Files of one room may import each other, not in a circle.
 ROWS = [
-    {"errors", "_core", "figures"},
-    {"types", "platform"},
-    {"events"},
-    {"providers", "config"},
-    {"ledger", "quality", "budget"},
-    {"state", "transport"},
+    {"_core", "figures"},
+    {"types", "testing"},
+    {"errors", "events"},
+    {"platform"},
+    {"config", "providers"},
+    {"transport", "budget", "ledger", "quality"},
+    {"state"},
     {"routing"},
     {"calls"},
     {"runtime"},
     {"client"},
-    {"testing"},
     {"integrations"},
     {"gateway"},
     {"cli"},
 ]
-ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
-MAY_IMPORT_REQUESTS = {
-    "transport",
-    "calls",
-    "runtime",
-    "client",
-    "testing",
-    "integrations",
-    "cli",
-}
-
-
-def module_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> list[str]:
-    """The package's modules that a file imports, lazily or not, but for type checking."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    parents = list(path.relative_to(PACKAGE).parent.parts)
-    guarded = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in guarded:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = parents[: len(parents) - node.level + 1]
-            dotted = [*base, *(node.module.split(".") if node.module else [])]
-            found += [dotted[0]] if dotted else [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fastroute":
-            dotted = (node.module or "").split(".")[1:]
-            found += [dotted[0]] if dotted else [alias.name for alias in node.names]
-        elif isinstance(node, ast.Import):
-            found += [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("fastroute.")]
-    return found
-
-
+ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
+MAY_IMPORT_REQUESTS = {"transport", "calls", "runtime", "client", "testing", "integrations", "cli"}
+GROUND = {"__init__", "client", "errors", "events", "figures", "types"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_upward(path: Path) -> None:
-    module = module_of(path)
-    assert module in ROW_OF, f"{module} has no row: give it one"
-    for name in imported(path):
-        if name in (module, "__version__") or name not in ROW_OF:
-            continue
-        assert ROW_OF[name] < ROW_OF[module], f"{module} (row {ROW_OF[module]}) imports {name}"
+def module_of(path: Path) -> str:
+    """A file's module, as a dotted name below the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+MODULES = {module_of(path): path for path in FILES} | {"_core": PACKAGE / "_core.pyi"}
+
+
+def imported(path: Path) -> set[str]:
+    """The package's modules that a file imports, lazily and for type checking too."""
+    found = set()
+    package = list(path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) - node.level + 1]
+                dotted = [*base, *(node.module.split(".") if node.module else [])]
+            elif (node.module or "").split(".")[0] == "fastroute":
+                dotted = (node.module or "").split(".")[1:]
+            else:
+                continue
+            for alias in node.names:
+                whole = ".".join([*dotted, alias.name])
+                found.add(whole if whole in MODULES else ".".join(dotted))
+        elif isinstance(node, ast.Import):
+            found |= {alias.name[len("fastroute.") :] for alias in node.names if "fastroute." in alias.name}
+    return found - {"", module_of(path)}
+
+
+IMPORTS = {module: imported(path) for module, path in MODULES.items() if path.suffix == ".py"}
+
+
+@pytest.mark.parametrize("module", sorted(IMPORTS))
+def test_rooms_import_from_rows_above_only(module: str) -> None:
+    room = room_of(module)
+    assert room in ROW_OF, f"{room} has no row: give it one here and in docs/architecture.md"
+    for name in IMPORTS[module]:
+        other = room_of(name)
+        assert other == room or ROW_OF[other] < ROW_OF[room], f"{module} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A package's own `__init__` only hands names on, so reaching one through it is no tie to the others."""
+    left = {
+        module: {name for name in names if name in IMPORTS and not is_face(name)}
+        for module, names in IMPORTS.items()
+        if not is_face(module)
+    }
+    while free := [module for module, names in left.items() if not names & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"in a circle, or importing one: {sorted(left)}"
+
+
+def is_face(module: str) -> bool:
+    """Whether it is a package's `__init__` that defines nothing itself."""
+    path = MODULES[module]
+    if path.name != "__init__.py":
+        return False
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return not any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in body)
+
+
+def test_no_headers_include_each_other_in_a_circle() -> None:
+    headers = sorted((PACKAGE / "core").glob("*.h"))
+    assert len(headers) > 3
+    left = {
+        path.name: set(re.findall(r'#include "(\w+\.h)"', path.read_text(encoding="utf-8")))
+        for path in headers
+    }
+    while free := [name for name, names in left.items() if not names & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left
+
+
+def test_only_the_ground_lies_beside_the_rooms() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == GROUND
+    assert {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))} < ROW_OF.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -97,13 +135,12 @@ def test_only_the_network_modules_import_requests(path: Path) -> None:
         for alias in node.names
     }
     if names & {"requests", "urllib3"}:
-        assert module_of(path) in MAY_IMPORT_REQUESTS
+        assert room_of(module_of(path)) in MAY_IMPORT_REQUESTS
 
 
 def test_the_rows_are_real() -> None:
-    """A row for a module that is gone would let a new one of that name slip in unseen."""
-    there = {module_of(path) for path in FILES} | {"_core"}
-    assert set(ROW_OF) <= there
+    """A row for a room that is gone would let a new one of that name slip in unseen."""
+    assert set(ROW_OF) == {room_of(module) for module in MODULES}
 
 
 def test_importing_the_package_imports_nothing_heavy_and_starts_nothing() -> None:

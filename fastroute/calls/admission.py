@@ -17,11 +17,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from fastroute import _core, errors, events
 from fastroute.config import Policy
-from fastroute.config.catalog import Model
 from fastroute.figures import duration
 from fastroute.routing.plan import Plan
 from fastroute.routing.planner import Planner
@@ -29,66 +28,12 @@ from fastroute.state.endpoints import Endpoint, State
 from fastroute.types import Usage
 
 from .call import Call, Grant
-from .queue import ALL, RANKS, Waiter, WaitQueue
+from .progress import NotAdmitted, Progress
+from .queue import ALL, RANKS, WaitQueue
 from .retry import RetryPolicy
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
 _SOON = 0.02  # seconds that a wait for a permit is taken to last
-
-
-@frozen
-class _NotAdmitted:
-    """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
-
-    name: str
-    endpoint: Endpoint
-    tier: str | None
-    reason: int
-    wait: float
-
-
-class Progress:
-    """One call's way through its plan.
-
-    Attributes:
-        tried: names of the endpoints that were asked.
-        excluded: of those that may not be asked any more.
-    """
-
-    __slots__ = (
-        "chain",
-        "excluded",
-        "failed",
-        "failed_slowly",
-        "primary",
-        "refused",
-        "retry",
-        "too_small",
-        "tried",
-        "waiter",
-        "wider_than",
-        "without_usage",
-    )
-
-    def __init__(self) -> None:
-        self.tried: set[str] = set()
-        self.excluded: set[str] = set()
-        # Tried, and may be asked again: with what each failed last, the longest ago first.
-        self.retry: list[tuple[Endpoint, errors.APIError]] = []
-        self.refused: list[_NotAdmitted] = []
-        self.waiter: Waiter | None = None  # in line, while it waits
-        self.primary: errors.Error | None = None
-        self.failed: Endpoint | None = None
-        self.failed_slowly = False
-        self.too_small: set[str] = set()  # models whose window the request does not fit
-        self.without_usage: set[str] = set()  # endpoints that were to be asked again without stream_options
-        self.wider_than = 0  # only models with a larger window than this are left to ask
-        self.chain: tuple[str, Model] | None = None  # the chain that took the plan's place, and whose it is
-
-    def detour(self, chain: str, model: Model) -> None:
-        """Leaves the plan for a chain of models that can take what this one could not, if it has one."""
-        if getattr(model, chain):
-            self.chain = (chain, model)
 
 
 class Admission:
@@ -146,7 +91,7 @@ class Admission:
         if gate is None:
             untried = self._untried(call, plan, progress)
             progress.refused = [
-                _NotAdmitted(ALL, endpoint, tier, _core.BUSY, 0.0)
+                NotAdmitted(ALL, endpoint, tier, _core.BUSY, 0.0)
                 for endpoint, tier in itertools.islice(untried, 1)
             ]
             return None
@@ -165,7 +110,7 @@ class Admission:
                 call.tier = tier
                 return call.held
             wait = (-answer >> 3) / 1e9
-            progress.refused.append(_NotAdmitted(endpoint.name, endpoint, tier, -answer & 7, wait))
+            progress.refused.append(NotAdmitted(endpoint.name, endpoint, tier, -answer & 7, wait))
         self._leave_gate(call, gate)
         return None
 
@@ -368,7 +313,7 @@ class Admission:
         return None
 
     def _wait_in_queue(
-        self, call: Call, progress: Progress, limited: _NotAdmitted, left: float
+        self, call: Call, progress: Progress, limited: NotAdmitted, left: float
     ) -> Grant | None:
         """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
         policy, queue = self._policy, self._queue
@@ -395,7 +340,7 @@ class Admission:
             call.waited += time.monotonic() - start
 
     def _sleep_in_queue(
-        self, call: Call, progress: Progress, limited: _NotAdmitted, patience: float
+        self, call: Call, progress: Progress, limited: NotAdmitted, patience: float
     ) -> Grant | None:
         endpoint = limited.endpoint
         tokens = self._tokens(call, endpoint)

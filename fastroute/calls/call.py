@@ -17,7 +17,8 @@ from attrs import frozen
 from fastroute.errors import APIError
 from fastroute.platform import forks
 from fastroute.quality import Validator
-from fastroute.routing.plan import Estimate, Judgement
+from fastroute.routing.plan import Judgement
+from fastroute.routing.stage import Estimate
 from fastroute.state.endpoints import Endpoint
 from fastroute.types import Attempt, Request, Route
 

@@ -21,10 +21,11 @@ from fastroute.routing.planner import Planner
 from fastroute.state.endpoints import Endpoint
 from fastroute.types import Completion
 
-from .admission import Admission, Progress
+from .admission import Admission
 from .attempt import Attempts
 from .call import Call, Grant
 from .hedge import Hedge, Hedging
+from .progress import Progress
 from .retry import Action, RetryPolicy
 from .stream import Stream
 from .upstream import Upstream

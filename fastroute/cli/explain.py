@@ -21,7 +21,8 @@ from .output import Column, optional, print_json, print_table
 if TYPE_CHECKING:
     from fastroute.config import Config
     from fastroute.routing.classifier import Classifier
-    from fastroute.routing.plan import Candidate, Plan
+    from fastroute.routing.explain import Candidate
+    from fastroute.routing.plan import Plan
     from fastroute.types import Classification
 
 

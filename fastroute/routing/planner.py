@@ -30,7 +30,8 @@ from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenP
 
 from .classifier import Classifier
 from .function_classifier import FunctionClassifier, Opinion, classification
-from .plan import ENDLESS, Estimate, Judgement, Plan, Stage
+from .plan import Judgement, Plan
+from .stage import ENDLESS, Estimate, Stage
 
 STRATEGIES: Mapping[str, int] = {
     "latency": _core.LATENCY,

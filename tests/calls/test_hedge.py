@@ -19,7 +19,7 @@ from fastroute.config import HedgingConfig
 from fastroute.platform import timer
 from fastroute.platform.timer import Alarm
 from fastroute.platform.workers import Workers
-from fastroute.routing.plan import Estimate
+from fastroute.routing.stage import Estimate
 
 
 class Later:

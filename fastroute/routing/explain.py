@@ -1,0 +1,221 @@
+"""Why a plan is as it is: each endpoint with its figures and verdict, as values, as text, as an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from fastroute import _core
+from fastroute.config.catalog import (
+    JSON_SCHEMA,
+    SAMPLING,
+    SAMPLING_WITHOUT_REASONING,
+    STREAMING,
+    TOOLS,
+    VISION,
+)
+from fastroute.errors import (
+    BudgetExceeded,
+    ContextLengthExceeded,
+    Error,
+    NoEndpointError,
+    RequestTooLargeForLimit,
+)
+from fastroute.figures import dollars, duration
+from fastroute.state.endpoints import STATE_NAMES, BlockReason, Endpoint
+from fastroute.types import NANO, Classification
+
+from .stage import Estimate, Stage
+
+_CAPABILITIES = {
+    STREAMING: "streaming",
+    TOOLS: "tools",
+    VISION: "vision",
+    JSON_SCHEMA: "JSON schema",
+    SAMPLING: "temperature or top_p (policy.drop_sampling leaves them out)",
+    SAMPLING_WITHOUT_REASONING: "temperature or top_p (policy.drop_sampling leaves them out)",
+}
+
+
+@frozen
+class Candidate:
+    """One endpoint as a plan saw it.
+
+    Attributes:
+        rank: 0 is asked first; None: left out.
+        verdict: why it is in or out.
+        price: USD by estimate; None if unknown.
+        latency: expected seconds; 0 if never measured.
+        state: of its breaker.
+        value: price / (quality × speed), lower is better.
+        available_requests, available_tokens: what its limits let in at this moment; None: no limit.
+    """
+
+    endpoint: str
+    model: str
+    provider: str
+    stage: str
+    rank: int | None
+    verdict: str
+    price: float | None
+    quality: float
+    latency: float
+    success_rate: float
+    in_flight: int
+    state: str
+    value: float
+    available_requests: int | None
+    available_tokens: int | None
+
+
+class Ranking:
+    """One stage as it was ranked, its figures taken out once, with what the request needs."""
+
+    __slots__ = ("estimate", "needs", "now", "order", "prices", "stage", "values", "verdicts")
+
+    def __init__(self, stage: Stage, ranked: _core.Ranked, estimate: Estimate, needs: int) -> None:
+        self.stage = stage
+        self.estimate = estimate
+        self.needs = needs
+        self.order = ranked.order
+        self.verdicts = ranked.verdicts
+        self.values = ranked.values
+        self.prices = ranked.prices
+        self.now = _core.clock()
+
+    def candidate(self, place: int, rank: int | None) -> Candidate:
+        """The endpoint at a place of the stage; ``rank`` is None if it is left out."""
+        stage = self.stage
+        endpoint = stage.endpoints[place]
+        core, model, now = endpoint.core, endpoint.model, self.now
+        price = self.prices[place]
+        return Candidate(
+            endpoint=endpoint.name,
+            model=model.name,
+            provider=endpoint.config.provider,
+            stage=stage.reason,
+            rank=rank,
+            verdict=self.verdict(place),
+            price=None if price < 0 else price / NANO,
+            quality=model.quality,
+            latency=core.ewma(now) or model.latency,
+            success_rate=core.success_rate(now),
+            in_flight=core.in_flight,
+            state=STATE_NAMES[core.state(now)],
+            value=self.values[place],
+            available_requests=_limited(core.available_requests(now)),
+            available_tokens=_limited(core.available_tokens(now)),
+        )
+
+    def verdict(self, place: int) -> str:
+        """Why the endpoint at a place of the stage is in or out."""
+        stage = self.stage
+        code = self.verdicts[place]
+        if code == 0:
+            return stage.reason
+        endpoint = stage.endpoints[place]
+        model = endpoint.model
+        estimate = self.estimate
+        tokens_in = endpoint.calibration.apply(estimate.input_tokens)
+        price = self.prices[place]
+        cost = "unknown" if price < 0 else dollars(price)
+        if code == _core.OUT_CAPABILITY:
+            lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.capabilities & bit]
+            return f"left out: no {', '.join(lacking)}"
+        if code == _core.OUT_WINDOW:
+            return (
+                f"left out: about {tokens_in} + "
+                f"{estimate.output_tokens} tokens, "
+                f"window {model.context_window}"
+            )
+        if code == _core.OUT_PRICE_CAP:
+            return f"left out: would cost {cost}, over the cap"
+        if code == _core.OUT_BLOCKED:
+            _, reason = endpoint.core.blocked()
+            words = BlockReason(reason).words
+            return f"left out: blocked for {duration(_reopens(endpoint, _core.clock()))} ({words})"
+        if code == _core.OUT_BREAKER:
+            state = STATE_NAMES[endpoint.core.state()]
+            return f"left out: breaker {state}, next try in {duration(_reopens(endpoint, _core.clock()))}"
+        if code == _core.OUT_TOO_LARGE:
+            return (
+                f"left out: about {tokens_in + estimate.output_tokens} tokens, "
+                "more than its limit lets in at once"
+            )
+        if code == _core.SOFT_QUALITY:
+            return f"left out: quality {model.quality:g} is under the floor"
+        if code == _core.SOFT_LATENCY:
+            return f"left out: {duration(endpoint.core.ewma() or model.latency)} is over the latency budget"
+        return f"left out: {cost} is over the price ceiling"
+
+
+def candidates_of(rankings: Sequence[Ranking]) -> tuple[Candidate, ...]:
+    """Every endpoint of every stage, those that are asked first, in order."""
+    inside: list[Candidate] = []
+    outside: list[Candidate] = []
+    for ranking in rankings:
+        order = ranking.order
+        for place in order:
+            inside.append(ranking.candidate(place, len(inside)))
+        for place in range(len(ranking.stage.endpoints)):
+            if place not in order:
+                outside.append(ranking.candidate(place, None))
+    return (*inside, *outside)
+
+
+def refusal_of(rankings: Sequence[Ranking]) -> Error:
+    """The error that says why nobody can serve it, each endpoint with its reason."""
+    codes = set()
+    lines = []
+    waits = []
+    now = _core.clock()
+    for ranking in rankings:
+        for place, endpoint in enumerate(ranking.stage.endpoints):
+            code = ranking.verdicts[place]
+            codes.add(code)
+            lines.append(f"{endpoint.name}: {ranking.verdict(place)}")
+            if code in (_core.OUT_BLOCKED, _core.OUT_BREAKER):
+                waits.append(_reopens(endpoint, now))
+    text = "; ".join(lines)
+    if waits:
+        return NoEndpointError(f"no endpoint can serve the request: {text}", retry_after=min(waits))
+    if codes <= {_core.OUT_PRICE_CAP}:
+        return BudgetExceeded(f"every endpoint would cost more than the cap: {text}")
+    if codes <= {_core.OUT_WINDOW}:
+        return ContextLengthExceeded(f"the request is longer than every context window: {text}")
+    if codes <= {_core.OUT_TOO_LARGE}:
+        return RequestTooLargeForLimit(f"the request is larger than every limit: {text}")
+    return NoEndpointError(f"no endpoint can serve the request: {text}", status_code=400)
+
+
+def text_of(rankings: Sequence[Ranking], classification: Classification, asked: str, relaxed: bool) -> str:
+    """The plan as lines of text: the class and why, what was asked for, and every endpoint."""
+    stage, estimate = rankings[0].stage, rankings[0].estimate
+    words = ", ".join(word for group in classification.matches.values() for word in group)
+    score = "" if classification.score is None else f", score {classification.score:g}"
+    lines = [
+        f"class     {classification.level} ({classification.classifier}{score}, "
+        f"confidence {classification.confidence:.2f})" + (f": {words}" if words else ""),
+        f"why       {classification.reason}",
+        f"asked     {asked}, served from {stage.reason}"
+        + (", nothing meets the wishes: best quality first" if relaxed else ""),
+        f"estimate  {estimate.input_tokens} tokens in, {estimate.output_tokens} out",
+    ]
+    for candidate in candidates_of(rankings):
+        place = "-" if candidate.rank is None else str(candidate.rank + 1)
+        price = "price ?" if candidate.price is None else dollars(round(candidate.price * NANO))
+        lines.append(
+            f"{place:>3} {candidate.endpoint:<36} {price:>11} {duration(candidate.latency):>8} "
+            f"{candidate.in_flight:4d} in flight  {candidate.state:<9} {candidate.verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _reopens(endpoint: Endpoint, now: int) -> float:
+    blocked, _ = endpoint.core.blocked(now)
+    return max(blocked, endpoint.core.reopens_in(now)) / 1e9
+
+
+def _limited(available: int) -> int | None:
+    return None if available >= 2**62 else available  # the core's word for no limit is its largest number
