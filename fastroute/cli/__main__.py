@@ -1,4 +1,4 @@
-"""``python -m fastroute.cli``: the command line where no script is on the path."""
+"""``python -m fastroute.cli``: the command line without an installed script."""
 
 from . import main
 

@@ -1,9 +1,8 @@
-"""``fastroute bench``: what routing costs on this machine, measured here and now.
+"""``fastroute bench``: measures the cost of routing on this machine.
 
-Owns the measurements and their printing. Everything that a user has on is on (limits, breakers, ledger), the
-cache is off, and each figure stands beside a peer measured in the same run, in turns, so that a busy machine
-is unfair to none of them. The local server runs in a process of its own, and its own greatest rate is
-measured too: a comparison of clients means something only while that is well above what any of them reaches.
+Limits, breakers and the ledger are on, the cache is off. fastroute and its peers are measured in turns in one
+run, so that a busy machine affects all of them. The local server runs in a process of its own. Its highest
+rate is measured too, since a comparison of clients is valid only while that is well above their rates.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ MESSAGES = [{"role": "user", "content": PROMPT}]
 ANSWER = "All three cases are read by the second way."
 ENDPOINTS = 10
 THREADS = (1, 8, 32)
-SPANS = {True: (1, 0.4), False: (3, 1.0)}  # quick or not → turns, and seconds of each
-PIPELINE = 64  # requests that the raw client has on their way at once
+SPANS = {True: (1, 0.4), False: (3, 1.0)}  # quick or not → number of turns, seconds of each
+PIPELINE = 64  # requests that the raw client pipelines
 
 
 @frozen
 class Timing:
-    """Seconds one operation takes.
+    """Seconds of one operation.
 
     Attributes:
         median: over all samples; ``low`` and ``high`` are the tenth and ninetieth percentile.
@@ -61,14 +60,14 @@ class Timing:
 
 @frozen
 class BenchResult:
-    """All that was measured; times in seconds, rates in calls a second.
+    """All results; times in seconds, rates in calls per second.
 
     Attributes:
-        decision: classify, rank, admit and finish, natively.
-        plan: ``client.plan``, reasons and all.
+        decision: classify, rank, admit and finish in the core.
+        plan: ``client.plan``, with its explanations.
         calls: one call on loopback, by client.
-        rates: by client, then by number of threads.
-        server_rate: what the local server answers to a raw client that pipelines.
+        rates: rates by client, then by number of threads.
+        server_rate: the local server's rate for a raw client that pipelines.
     """
 
     decision: Timing
@@ -80,14 +79,14 @@ class BenchResult:
 
 
 @click.command("bench")
-@click.option("--quick", is_flag=True, help="A few seconds; the figures are rougher.")
+@click.option("--quick", is_flag=True, help="Take only a few seconds, with less precise results.")
 @json_option
 def command(quick: bool, as_json: bool) -> None:
     """Measure fastroute on this machine.
 
-    How long a decision takes, what one call costs beside requests.post and a requests.Session on a local
-    server, and how many calls a second 1, 8 and 32 threads make. Limits, breakers and the ledger are on, the
-    cache is off.
+    Measures the time of a routing decision, the time of one call beside requests.post and requests.Session on
+    a local server, and the calls per second of 1, 8 and 32 threads. Limits, breakers and the ledger are on,
+    the cache is off.
     """
     with no_warnings():
         figures = measure(quick=quick, say=None if as_json else dim)
@@ -133,7 +132,7 @@ def _version(package: str = "fastroute") -> str:
 
 @contextmanager
 def _client(base_url: str) -> Iterator[Client]:
-    """A client with ten endpoints, all of them the one local server, and everything on but the cache."""
+    """A client with ten endpoints, all at the one local server, and everything on but the cache."""
     from fastroute.client import Client
 
     with tempfile.TemporaryDirectory(prefix="fastroute-bench-") as folder:
@@ -159,7 +158,7 @@ def _timing(samples: list[float]) -> Timing:
 
 
 def _loop(operation: Callable[[], object], times: int, rounds: int) -> Timing:
-    """An operation too quick for the clock: rounds of many, the loop's own time among them."""
+    """Times an operation that is too quick for the clock, in rounds of many; the loop's time is included."""
     samples = []
     for _ in range(rounds):
         begun = time.perf_counter()
@@ -225,10 +224,10 @@ def _content(response: requests.Response) -> str:
 
 
 def check(answer: str) -> None:
-    """Stops a measurement whose answer is not the local server's.
+    """Checks an answer, so that a measurement with wrong answers fails.
 
     Raises:
-        RuntimeError: the answer is another one.
+        RuntimeError: if it is not the local server's answer.
     """
     if answer != ANSWER:
         raise RuntimeError(f"the local server must answer {ANSWER!r}, not {answer!r:.200}")
@@ -256,13 +255,13 @@ def _calls(client: Client, base_url: str, quick: bool) -> dict[str, Timing]:
             for name, call in clients.items():
                 begun = time.perf_counter()
                 check(call())
-                if turn >= 10:  # the first ones open connections and warm up
+                if turn >= 10:  # the first turns open connections and warm up
                     samples[name].append(time.perf_counter() - begun)
     return {name: _timing(taken) for name, taken in samples.items()}
 
 
 def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, float]]:
-    """Calls a second by number of threads; the two clients in turns, the median of the turns."""
+    """Calls per second by number of threads, measured in turns; the median of the turns."""
     import requests
 
     url, body = f"{base_url}/chat/completions", _body()
@@ -292,10 +291,10 @@ def _rates(client: Client, base_url: str, quick: bool) -> dict[str, dict[str, fl
 
 
 def rate(begin: Callable[[], Callable[[], str]], threads: int, span: float) -> float:
-    """Calls a second of so many threads over ``span`` seconds, connections open already.
+    """Calls per second of ``threads`` threads over ``span`` seconds, with connections already open.
 
     Raises:
-        Exception: whatever a thread raised first; RuntimeError if an answer is not the local server's.
+        Exception: the first exception of a thread; RuntimeError if an answer is not the local server's.
     """
     counts = [0] * threads
     ready = threading.Barrier(threads + 1)
@@ -345,7 +344,7 @@ def rate(begin: Callable[[], Callable[[], str]], threads: int, span: float) -> f
 
 
 def _server_rate(port: int, span: float) -> float:
-    """Answers a second to one raw connection with many requests on their way at once."""
+    """Answers per second to one raw connection that pipelines its requests."""
     body = _body()
     request = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
@@ -365,14 +364,14 @@ def _server_rate(port: int, span: float) -> float:
                     raise ConnectionError("the local server closed the raw connection")
                 data = tail + piece
                 heads += data.count(b"HTTP/1.1 200")
-                tail = data[-11:]  # a status line may be cut in two; it is one byte shorter than the mark
+                tail = data[-11:]  # a status line may be split; one byte less, so that none counts twice
             answered += heads
             _drain(raw)
         return answered / (time.perf_counter() - begun)
 
 
 def _drain(raw: socket.socket) -> None:
-    """Reads what is left of a batch's last answer."""
+    """Reads the rest of a batch's last answer."""
     raw.setblocking(False)
     try:
         while raw.recv(1 << 18):
@@ -387,7 +386,7 @@ def _drain(raw: socket.socket) -> None:
 
 
 def text_of(figures: BenchResult) -> str:
-    """The figures for people, with how each was measured."""
+    """The results as text, with how each was measured."""
     machine = figures.machine
     lines = [
         f"fastroute {machine['fastroute']}, Python {machine['python']}, {machine['system']}, "
@@ -414,7 +413,7 @@ def text_of(figures: BenchResult) -> str:
     lines.append(plain_table([*times, Column("× Session", right=True)], rows))
     lines.append("")
     columns = [
-        Column("calls a second"),
+        Column("calls per second"),
         *(Column(f"{threads} thread{'s' if threads > 1 else ''}", right=True) for threads in THREADS),
     ]
     pooled, routed = figures.rates.values()
@@ -429,10 +428,10 @@ def text_of(figures: BenchResult) -> str:
     best = max(rate for rates in figures.rates.values() for rate in rates.values())
     lines += [
         "",
-        f"The local server, in its own process, answers {figures.server_rate:,.0f} a second to a raw client: "
-        f"{figures.server_rate / best:.1f} times the best rate above."
-        + ("" if figures.server_rate > 1.5 * best else " It may be what limits the figures above."),
-        "Calls took turns, so all of them saw the same machine; client and server share its CPUs.",
+        f"The local server, in its own process, answers {figures.server_rate:,.0f} calls per second of a raw "
+        f"client: {figures.server_rate / best:.1f} times the best rate above."
+        + ("" if figures.server_rate > 1.5 * best else " It may limit the rates above."),
+        "The clients were measured in turns; clients and server share the machine's CPUs.",
     ]
     return "\n".join(lines)
 

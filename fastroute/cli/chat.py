@@ -1,7 +1,4 @@
-"""``fastroute chat``: one question, or a conversation, through the router.
-
-Owns reading the prompt and showing the answer; the call is `fastroute.client`'s.
-"""
+"""``fastroute chat``: asks one question, or runs a conversation."""
 
 from __future__ import annotations
 
@@ -44,14 +41,14 @@ def command(
     config: str | None,
     as_json: bool,
 ) -> None:
-    """Ask one question, or talk, through the router.
+    """Ask one question, or have a conversation.
 
-    PROMPT is the question; - or nothing reads it from standard input. With no PROMPT on a terminal a
-    conversation begins, which Ctrl-D ends. The answer goes to standard output; which model gave it, at which
-    endpoint, and what it cost go to standard error.
+    PROMPT is the question; - or nothing reads it from standard input. Without PROMPT on a terminal a
+    conversation starts, which Ctrl-D ends. The answer is printed on standard output; the model, the endpoint
+    and the cost are printed on standard error.
     """
     if as_json and stream:
-        raise click.UsageError("--json prints the whole answer at once; leave out --stream")
+        raise click.UsageError("--json prints the complete answer; leave out --stream")
     talk = prompt is None and sys.stdin.isatty()
     if talk and as_json:
         raise click.UsageError("--json needs a PROMPT")
@@ -86,7 +83,7 @@ def _prompt(given: str | None) -> str:
             text = sys.stdin.read()
         except UnicodeDecodeError as error:
             raise click.UsageError(
-                f"standard input is no {error.encoding} text (byte {error.start})"
+                f"standard input is not {error.encoding} text (byte {error.start})"
             ) from None
     if not text.strip():
         raise click.UsageError("the prompt is empty; give one as an argument or on standard input")
@@ -98,7 +95,7 @@ def _user(text: str) -> dict[str, str]:
 
 
 def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any], stream: bool) -> None:
-    """Questions and answers until Ctrl-D; Ctrl-C ends an answer, or the conversation between two."""
+    """Runs a conversation until Ctrl-D. Ctrl-C ends the current answer, or at the prompt the conversation."""
     import contextlib
 
     from fastroute.errors import Error
@@ -118,7 +115,7 @@ def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any],
             answer = _answer(client, [*history, _user(question)], params, stream)
         except KeyboardInterrupt:
             click.echo()
-            dim("the answer was cut short and is not part of the conversation")
+            dim("the answer was interrupted and is not part of the conversation")
             continue
         except Error as error:
             click.secho(f"Error: {visible(str(error))}", fg="red", err=True)
@@ -128,7 +125,7 @@ def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any],
 
 def _answer(client: Client, messages: list[dict[str, str]], params: dict[str, Any], stream: bool) -> str:
     """Prints one answer and the line about it; returns the answer's text."""
-    # A terminal obeys control characters, and an answer is a stranger's text; a pipe gets it as it is.
+    # An answer is untrusted text and a terminal obeys control characters; a pipe gets the text unchanged.
     safe: Callable[[str], str] = visible if sys.stdout.isatty() else str
     if not stream:
         completion: Completion = client.chat.completions.create(messages=messages, **params)
@@ -155,7 +152,7 @@ def _answer(client: Client, messages: list[dict[str, str]], params: dict[str, An
 
 
 def _about(route: Route | None, usage: Usage | None) -> None:
-    """The dim line under an answer."""
+    """Prints the dim line below an answer."""
     if route is None:
         return
     parts = [route.model, route.endpoint]

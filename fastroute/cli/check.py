@@ -1,7 +1,4 @@
-"""``fastroute check``: everything that is wrong with a configuration, at once.
-
-Owns the printing; finding the problems is `fastroute.config`.
-"""
+"""``fastroute check``: prints everything that is wrong with a configuration."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ from .group import visible
 def command(file: str | None) -> None:
     """List every problem of a configuration.
 
-    Reads FILE, or the configuration that would be used without --config, together with the FASTROUTE_…
-    variables of the environment. Every problem and warning is printed with its path. Exit status 1 if there
-    is a problem, 0 if there are none or only warnings.
+    Reads FILE, or the configuration that is used without --config, and the FASTROUTE_… variables of the
+    environment. Every problem and warning is printed with its path. The exit status is 1 if there is a
+    problem, otherwise 0.
     """
     from fastroute.config import check
     from fastroute.providers import names

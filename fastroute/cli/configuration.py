@@ -1,7 +1,6 @@
-"""The configuration as the commands find it.
+"""Finds the configuration for a command.
 
-Owns the difference between "there is none", which some commands can live with, and "there is a broken one",
-which is always an error. Reading it is `fastroute.config`'s.
+Without a configuration some commands still work; an invalid one is always an error.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from fastroute.providers import names
 
 @frozen
 class Found:
-    """What was found.
+    """The result of the search.
 
     Attributes:
-        config: the configuration; None if there is none anywhere.
-        missing: if there is none, what to do to have one.
+        config: the configuration, or None.
+        missing: if there is none, how to provide one.
     """
 
     config: Config | None
@@ -29,10 +28,10 @@ class Found:
 
 
 def find(path: str | None) -> Found:
-    """The configuration at ``path``, or the one that is used without one.
+    """The configuration at ``path``, or the default one.
 
     Raises:
-        ConfigError: the file that is named, or that lies here, cannot be used.
+        ConfigError: if the configuration exists but is invalid.
     """
     try:
         return Found(load(path, formats=names()))

@@ -1,7 +1,6 @@
-"""``fastroute demo``: the router at work on local providers that fail, with no key and no server.
+"""``fastroute demo``: routes calls to local providers that fail, without keys and servers.
 
-Owns the command: its options, the prompts file, what is printed and the exit status. The providers, the
-configuration and the calls are `demo_run.py`, the live picture is `demo_view.py`.
+The providers, the configuration and the calls are in `demo_run.py`, the live display in `demo_view.py`.
 """
 
 from __future__ import annotations
@@ -34,19 +33,22 @@ Messages = Sequence[Mapping[str, Any]]
 @click.option(
     "--prompts",
     type=click.Path(exists=True, dir_okay=False),
-    help="JSON lines, each with messages. [default: 300 prompts that come with fastroute]",
+    help="A file of JSON lines, each with messages. [default: 300 prompts of the package]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), default=16, show_default=True, help="Calls at once.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the providers' times and faults.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Seed of the providers' times and faults."
+)
 @click.option("--fast", is_flag=True, help="Providers answer four times as fast.")
 @json_option
 def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: bool) -> None:
-    """Watch the router at work on local providers that fail.
+    """Watch fastroute route calls to local providers that fail.
 
     Starts four providers on this machine, each in a process of its own, one of them flaky, and sends them
-    real-looking prompts from many threads with model="auto". When 35 % are done the main provider of the
-    standard tier is killed, at 55 % it comes back. Nothing leaves this machine, and no key is needed: the
-    answers are made up, and the prices are the catalogue's. Exit status 0 only if every prompt was answered.
+    realistic prompts from many threads with model="auto". When 35 % are done the main provider of the
+    standard tier is killed; at 55 % it is started again. Nothing leaves this machine and no key is needed:
+    the answers are made up, and the prices are the catalogue's. The exit status is 0 only if every prompt was
+    answered.
     """
     from .demo_run import Demo
 
@@ -61,7 +63,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
                 result = demo.result()
                 spent = None if as_json else demo.spent()
         except KeyboardInterrupt:
-            dim("interrupted; the providers are stopped")
+            dim("interrupted; the providers have been stopped")
             raise SystemExit(INTERRUPTED) from None
         except _Terminated as ended:
             raise SystemExit(128 + ended.signal) from None
@@ -77,7 +79,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
 
 
 class _Terminated(BaseException):
-    """The process was told to end."""
+    """A signal asked the process to end."""
 
     def __init__(self, signal: int) -> None:
         super().__init__()
@@ -86,13 +88,13 @@ class _Terminated(BaseException):
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """A closed terminal or a kill ends the demonstration as Ctrl-C does, so that nothing is left of it."""
+    """Makes SIGTERM and SIGHUP end the demo like Ctrl-C, so that its providers are stopped."""
 
     def end(number: int, frame: object) -> None:
         raise _Terminated(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only there can signals be handled
+        yield  # signals can only be handled in the main thread
         return
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -103,7 +105,7 @@ def _signals_end_it() -> Iterator[None]:
 
 
 def _watch(demo: Demo, *, quiet: bool) -> None:
-    """Runs the calls and shows them: live on a terminal, else a few lines on standard error."""
+    """Runs the calls and shows them: live on a terminal, otherwise as a few lines on standard error."""
     if not quiet and sys.stdout.isatty():
         from .demo_view import watch
 
@@ -124,7 +126,7 @@ def _watch(demo: Demo, *, quiet: bool) -> None:
 
 
 def read_prompts(path: str | None) -> list[Messages]:
-    """The messages of every line of a JSON-lines file; of the file in the package without a path."""
+    """The messages of every line of a JSON-lines file, or without a path of the package's own file."""
     if path is None:
         data = resources.files("fastroute").joinpath("cli/demo_prompts.jsonl").read_bytes()
         name = "demo_prompts.jsonl"
@@ -140,20 +142,20 @@ def read_prompts(path: str | None) -> list[Messages]:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise click.ClickException(f"{where}: no JSON ({error})") from None
+            raise click.ClickException(f"{where}: is not JSON ({error})") from None
         messages = value.get("messages") if isinstance(value, dict) else None
         if not isinstance(messages, list) or not messages:
-            raise click.ClickException(f'{where}: an object with a list "messages" is wanted')
+            raise click.ClickException(f'{where}: must be an object with a list "messages"')
         for message in messages:
             if (
                 not isinstance(message, dict)
                 or not isinstance(message.get("role"), str)
                 or "content" not in message
             ):
-                raise click.ClickException(f"{where}: every message needs a role and content")
+                raise click.ClickException(f"{where}: every message must have a role and content")
         found.append(messages)
     if not found:
-        raise click.ClickException(f"{name}: there is no prompt in it")
+        raise click.ClickException(f"{name}: has no prompts; must have an object with messages on each line")
     return found
 
 
@@ -164,7 +166,7 @@ def _summary(result: Result) -> str:
     lines = [
         "",
         f"{result.ok} of {result.calls} calls answered, {lost}, in {duration(result.wall_s)} "
-        f"({result.calls / result.wall_s:.0f} a second)",
+        f"({result.calls / result.wall_s:.0f} per second)",
         f"attempts    {result.attempts}, of which {result.failed_attempts} failed; "
         f"{result.failovers} fail-overs",
         f"breakers    opened {_times(result.breakers_opened)}, closed again {_times(result.breakers_closed)}"

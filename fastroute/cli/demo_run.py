@@ -1,9 +1,8 @@
-"""The demonstration itself: four local providers, a configuration over them, and the calls.
+"""Runs the demo: four local providers, a configuration for them, and the calls.
 
-Owns the scene (who serves what, how fast, who fails when) and the counting. Every figure comes from what the
-client, its events and its ledger say; none is made up here. Showing them is `demo_view.py` and `demo.py`.
+All figures come from the client, its events and its ledger. `demo_view.py` and `demo.py` show them.
 
-Who serves which model. Every one is at three providers, so that one that is killed loses nothing::
+Each model is served by three providers, so that no call is lost when one is killed::
 
                            aurora      borealis    cumulus     dune
                            killed      flaky
@@ -50,19 +49,19 @@ CLASSES = {
     "expert": "premium",
 }
 PREMIUM = TIERS["premium"]
-ANSWER_TOKENS = 200  # asked for at most; the providers say the prompt again, up to this length
+ANSWER_TOKENS = 200  # max_tokens of each call; the providers repeat the prompt up to this length
 
-KILL_AT, RESTART_AT = 0.35, 0.55  # shares of all calls
+KILL_AT, RESTART_AT = 0.35, 0.55  # as shares of all calls
 
 
 @frozen
 class Part:
-    """One provider's part in the play.
+    """One provider of the demo.
 
     Attributes:
-        tiers: whose models it serves.
-        latency: median seconds until it begins to answer.
-        pace: tokens a second from then on.
+        tiers: the tiers whose models it serves.
+        latency: median seconds until the answer starts.
+        pace: tokens per second after that.
         fail_rate: share of requests that fail.
     """
 
@@ -93,7 +92,7 @@ FAULTS = (
 
 @frozen
 class Result:
-    """What came of it; times in milliseconds and seconds, money in nano-dollars."""
+    """The results; times in milliseconds and seconds, money in nano-dollars."""
 
     calls: int
     ok: int
@@ -116,7 +115,7 @@ class Result:
     errors: Mapping[str, int] = field(factory=dict)
 
     def figures(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """The object that ``--json`` prints."""
         names = (
             "calls",
             "ok",
@@ -137,12 +136,12 @@ class Result:
 
 
 class Board:
-    """What has happened so far.
+    """Counts what has happened so far.
 
     Attributes:
-        happenings: the latest lines for people, newest last.
+        happenings: the latest lines of text, newest last.
 
-    Thread safety: every method takes the one lock, briefly; an attribute gives the figure of the moment.
+    Thread safety: every method briefly takes the one lock; attributes may be read at any time.
     """
 
     def __init__(self) -> None:
@@ -169,7 +168,7 @@ class Board:
         return self.ok + self.failed
 
     def begin(self) -> None:
-        """Times are told from here on."""
+        """Starts the clock of `say` and `news`."""
         self._begun = time.monotonic()
 
     def answered(self, completion: Completion, premium_nano: int) -> None:
@@ -191,7 +190,7 @@ class Board:
             self.errors[type(error).__name__] += 1
 
     def heard(self, event: events.Event) -> None:
-        """The client's events; runs in the threads of the calls."""
+        """Counts one of the client's events; runs in the threads of the calls."""
         with self._lock:
             if isinstance(event, events.AttemptFinished):
                 attempt = event.attempt
@@ -217,7 +216,7 @@ class Board:
         self.happenings.append(line)
 
     def news(self) -> list[str]:
-        """The lines since the last time this was asked."""
+        """The lines since the last call of this method."""
         with self._lock:
             lines = list(self._news)
             self._news.clear()
@@ -232,23 +231,23 @@ class Board:
         return percentile(latencies, 50), percentile(latencies, 95), percentile(latencies, 99)
 
 
-# ------------------------------------------------------------------------------------------------ the play
+# -------------------------------------------------------------------------------------------------- the run
 
 
 class Demo:
-    """One run. A context manager: whatever way it ends, no process, thread or file is left.
+    """One run. As a context manager it leaves no process, thread or file behind, however it ends.
 
     Attributes:
-        total: how many calls there are.
-        board: what has happened so far.
-        down: whether the provider that gets killed is down at this moment.
+        total: number of calls.
+        board: counts of what has happened so far.
+        down: whether the provider that gets killed is down now.
 
     Args:
         prompts: the messages of each call.
         ledger: path of the ledger.
-        threads: calls at once.
-        seed: of the providers' times and faults.
-        speed: how many times as fast as usual everything goes.
+        threads: number of threads that make calls.
+        seed: seed of the providers' times and faults.
+        speed: factor by which everything is faster than usual.
     """
 
     def __init__(
@@ -284,7 +283,7 @@ class Demo:
         try:
             for place, part in enumerate(PARTS):
                 self._providers[part.name] = self._provider(part, self._seed + place)
-            with ThreadPoolExecutor() as pool:  # a process takes a while to begin: all of them at once
+            with ThreadPoolExecutor() as pool:  # starting a process takes a while: start all at once
                 list(pool.map(Provider.start, self._providers.values()))
             self._client = Client(self.configuration())
             self._client.on(self.board.heard)
@@ -315,7 +314,7 @@ class Demo:
         )
 
     def configuration(self) -> dict[str, Any]:
-        """What a user would write in fastroute.toml for these providers, with shorter waits."""
+        """The configuration that a user would write for these providers, with shorter waits."""
         speed = self._speed
         return {
             "fastroute": {"ledger": self._ledger, "timeout": 60.0},
@@ -336,10 +335,10 @@ class Demo:
             },
         }
 
-    # ---------------------------------------------------------------------------------------------- the run
+    # ------------------------------------------------------------------------------------------- the calls
 
     def start(self) -> None:
-        """Begins the calls; `wait` says when they have ended."""
+        """Starts the calls; `wait` waits for their end."""
         self._began = time.monotonic()
         self.board.begin()
         for thread in (self._director, *self._threads):
@@ -350,12 +349,12 @@ class Demo:
         return (self._ended or time.monotonic()) - self._began
 
     def wait(self, timeout: float) -> bool:
-        """Waits until all calls have ended, at most ``timeout`` seconds; whether they have."""
+        """Waits at most ``timeout`` seconds for the end of all calls; returns whether they have ended."""
         with self._progress:
             return self._progress.wait_for(lambda: self._ended > 0, timeout)
 
     def _calls(self) -> None:
-        """One thread: call after call until there are no more prompts."""
+        """Makes one call after another in one thread, until there are no more prompts."""
         client = self.client
         create = client.chat.completions.create
         prices = self._prices(PREMIUM)
@@ -368,7 +367,7 @@ class Demo:
             messages = self._prompts[place]
             try:
                 completion = create(model="auto", messages=messages, max_tokens=ANSWER_TOKENS)
-            except Exception as error:  # a bug of ours is a lost call too, and must not hang the rest
+            except Exception as error:  # a bug in fastroute is a lost call too, and must not block the rest
                 if self._stop.is_set():
                     break
                 self.board.lost(error, self._level(messages))
@@ -381,18 +380,18 @@ class Demo:
                 self._progress.notify_all()
 
     def _level(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The class of a call that was lost."""
+        """The class of a lost call."""
         try:
             return self.client.plan(model="auto", messages=messages).classification.level
         except Error:
             return "unknown"
 
     def _direct(self) -> None:
-        """Kills the main provider of the standard tier and brings it back."""
+        """Kills the main provider of the standard tier and restarts it."""
         provider = self._providers[KILLED]
         if self._reached(KILL_AT):
             self.down = True
-            self.board.say(f"{KILLED} is killed: its connections are reset, its port is closed")
+            self.board.say(f"{KILLED} is killed: its connections are reset and its port is closed")
             provider.kill()
         if self._reached(RESTART_AT):
             provider.restart()
@@ -400,13 +399,13 @@ class Demo:
             self.board.say(f"{KILLED} is back")
 
     def _reached(self, share: float) -> bool:
-        """Waits for that share of the calls; False if the demonstration is stopped before."""
+        """Waits until this share of the calls is done; returns False if the demo is stopped before."""
         with self._progress:
             self._progress.wait_for(lambda: self._stop.is_set() or self.board.done >= share * self.total)
         return not self._stop.is_set()
 
     def _close(self) -> None:
-        """Stops everything; calls that run end because their providers are gone."""
+        """Stops everything; running calls end because their providers are stopped."""
         self._stop.set()
         with self._progress:
             self._progress.notify_all()
@@ -420,7 +419,7 @@ class Demo:
         if self._client is not None:
             self._client.close()
 
-    # ------------------------------------------------------------------------------------- what came of it
+    # --------------------------------------------------------------------------------------------- results
 
     def _prices(self, name: str) -> TokenPrices:
         from fastroute.config import catalog_of
@@ -430,11 +429,11 @@ class Demo:
         return prices
 
     def breakers(self) -> dict[str, str]:
-        """State of every endpoint's breaker at this moment."""
+        """The state of every endpoint's breaker."""
         return {name: figures["state"] for name, figures in self.client.stats()["endpoints"].items()}
 
     def result(self) -> Result:
-        """The figures, money from the ledger; to be asked once all calls have ended."""
+        """The results, with money from the ledger; call it after all calls have ended."""
         board = self.board
         ledger = self.client.ledger
         totals = ledger.totals()
@@ -465,7 +464,7 @@ class Demo:
         )
 
     def spent(self) -> Report:
-        """The ledger's own report by model."""
+        """The ledger's report by model."""
         from fastroute.ledger.report import report
 
         return report(self.client.ledger, by=("model",))

@@ -1,7 +1,6 @@
-"""The live picture of the demonstration on a terminal.
+"""The live display of the demo on a terminal.
 
-Owns the layout, which fits 80 columns and 24 lines and uses more lines for the latest events. It reads the
-board and the client's figures a few times a second and changes nothing.
+It fits 80 columns and 24 lines, and uses more lines for the latest events.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from fastroute.figures import dollars, duration
 
 from .demo_run import CLASSES, KILLED, PARTS, PREMIUM, TIERS, Demo
 
-FRAME = 0.125  # seconds between two pictures
-_FIXED_LINES = 18  # all but the latest events
+FRAME = 0.125  # seconds between two frames
+_FIXED_LINES = 18  # all lines but the latest events
 MARKS = {"closed": ("●", "green"), "half-open": ("◐", "yellow"), "open": ("✖", "red")}
 
 
 def watch(demo: Demo) -> None:
-    """Runs the demonstration and shows it until its calls have ended; the picture is then taken away."""
+    """Runs the demo and shows it until its calls have ended; the display is removed then."""
     console = Console(highlight=False)
     demo.start()
     with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as live:
@@ -89,7 +88,7 @@ def _money(demo: Demo) -> Text:
 
 
 def _traffic(demo: Demo, width: int) -> Table:
-    """Calls by class and, beside them, by model."""
+    """Calls by class and by model, side by side."""
     board = demo.board
     room = max(4, (width - 52) // 2)
     most = max([1, *board.by_class.values(), *board.by_model.values()])
@@ -119,7 +118,7 @@ def _bar(count: int, most: int, room: int, style: str) -> Text:
 
 
 def _endpoints(demo: Demo) -> Table:
-    """Providers down, models across: calls, failures, latency and breaker of each endpoint."""
+    """A row for each provider and a column for each model: calls, failures, latency and breaker."""
     figures = demo.client.stats()["endpoints"]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("provider", no_wrap=True, width=9)

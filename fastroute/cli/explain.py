@@ -1,7 +1,7 @@
-"""``fastroute explain``: how a prompt would be routed, and why, without sending it.
+"""``fastroute explain``: shows how a prompt would be routed, and why, without sending it.
 
-Owns the showing; the decision is `fastroute.routing.plan`'s, and trying a classifier on a file
-`trial`'s. It needs neither keys nor a ledger, so it builds the planner alone and not a client.
+It needs neither keys nor a ledger, so it builds only the planner and not a client. Trying a classifier on a
+file is in `trial.py`.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ def command(
     """Show how a prompt would be routed, without sending it.
 
     Prints the class of PROMPT with the words that decided it, and every endpoint that could serve it with its
-    price, latency, limits and breaker, and why it is in or out. - reads PROMPT from standard input. No key is
-    needed and nothing is sent. A new process has measured nothing yet: latencies are the catalogue's.
+    price, latency, limits and breaker, and why it is used or not. - reads PROMPT from standard input. No key
+    is needed and nothing is sent. A new process has no measurements, so latencies are the catalogue's.
 
-    With --file it prints how many of the file's prompts come to each level, with examples and the time that
-    classifying takes. With --classifier and PROMPT it prints the class alone.
+    With --file it prints how many of the file's prompts are of each level, with examples and the time of
+    classifying. With --classifier and PROMPT it prints only the class.
     """
     if (prompt is None) == (file is None):
         raise click.UsageError("give either a PROMPT or --file")
     if file is not None:
         if model is not None or system is not None or max_tokens is not None:
-            raise click.UsageError("--model, --system and --max-tokens go with a PROMPT, not with --file")
+            raise click.UsageError("--model, --system and --max-tokens need a PROMPT; leave out --file")
         from .configuration import find
         from .trial import run
 
@@ -80,7 +80,7 @@ def command(
     params = {} if max_tokens is None else {"max_tokens": max_tokens}
     if found.config is None or classifier is not None:
         if model is not None and classifier is not None:
-            raise click.UsageError("--classifier shows the class alone, so --model has no effect beside it")
+            raise click.UsageError("--classifier shows only the class; leave out --model")
         if model is not None:
             raise click.UsageError(f"--model needs a configuration: {found.missing}")
         classification, _ = _classifier(found.config, classifier).classify(messages, params)
@@ -89,7 +89,7 @@ def command(
         else:
             _print_class(classification)
             if found.config is None:
-                click.echo(f"\nonly the class: {visible(found.missing)}")
+                click.echo(f"\nonly the class is shown: {visible(found.missing)}")
         return
     plan = _plan(found.config, messages, model, params)
     if as_json:
@@ -107,7 +107,7 @@ def _classifier(config: Config | None, name: str | None) -> Classifier:
     own = {} if config is None else config.classifiers
     known = [*load_builtin(), *own]
     if name not in known:
-        raise click.UsageError(f"there is no classifier {name!r}; there are {', '.join(known)}")
+        raise click.UsageError(f"unknown classifier {name!r}; use one of {', '.join(known)}")
     return Classifier.named(name, own)
 
 
@@ -143,7 +143,7 @@ def _print_plan(plan: Plan) -> None:
     click.echo(f"estimate  {estimate.input_tokens} tokens in, {estimate.output_tokens} out")
     if plan.relaxed:
         click.echo(
-            "note      nothing meets the wishes for quality, latency and price: the best quality goes first"
+            "note      no endpoint meets the limits of quality, latency and price: the best quality is first"
         )
     click.echo()
     columns = [
@@ -175,7 +175,7 @@ def _row(candidate: Candidate) -> list[str]:
 
 
 def _room(count: int | None) -> int | None:
-    """What a limit lets in now; None for no limit, which the core writes as its greatest number."""
+    """What a limit admits now; None without a limit, for which the core returns a huge number."""
     return None if count is None or count >= 2**62 else count
 
 

@@ -1,8 +1,6 @@
-"""The list of commands, and what all of them share.
+"""The list of commands, their common options, and the translation of errors into messages and exit statuses.
 
-Owns the names of the commands with their one-line descriptions, so that ``--help`` imports none of them; how
-errors become messages and exit statuses; and the options that several commands take. What a command does is
-its own file's business.
+The one-line descriptions are here, so that ``--help`` imports no command.
 """
 
 from __future__ import annotations
@@ -18,25 +16,25 @@ from fastroute import __version__
 from fastroute.errors import Error
 
 COMMANDS: Mapping[str, str] = {
-    "chat": "Ask one question, or talk, through the router.",
+    "chat": "Ask one question, or have a conversation.",
     "explain": "Show how a prompt would be routed, without sending it.",
     "check": "List every problem of a configuration.",
-    "models": "List the models, their prices and who serves them.",
-    "probe": "Measure how quick and how reliable each endpoint is.",
+    "models": "List the models, their prices and their endpoints.",
+    "probe": "Measure the speed and reliability of each endpoint.",
     "report": "Show what was spent, from the ledger.",
     "serve": "Serve an OpenAI-compatible API over HTTP.",
-    "keys": "Make, list, rotate and revoke the keys of the gateway's callers.",
-    "demo": "Watch the router at work on local providers that fail.",
+    "keys": "Create, list, rotate and revoke the keys of the gateway's callers.",
+    "demo": "Watch fastroute route calls to local providers that fail.",
     "bench": "Measure fastroute on this machine.",
 }
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class CommandError(click.ClickException):
-    """An error of fastroute's as the command line shows it."""
+    """A fastroute error, shown as a message of the command line."""
 
     def __init__(self, error: Error) -> None:
         super().__init__(str(error))
@@ -46,7 +44,7 @@ class CommandError(click.ClickException):
 
 
 class Commands(click.Group):
-    """The commands by name, each imported when it is asked for."""
+    """The commands by name, each imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -62,8 +60,8 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise click.UsageError(f"there is no command {args[0]!r}; {hint}", ctx)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+            raise click.UsageError(f"unknown command {args[0]!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -90,7 +88,7 @@ def cli() -> None:
 
 
 def config_option(command: _Command) -> _Command:
-    """``--config``: which configuration to use instead of the one that would be found."""
+    """``--config``: the configuration to use instead of the default one."""
     return click.option(
         "-c",
         "--config",
@@ -106,12 +104,12 @@ def json_option(command: _Command) -> _Command:
 
 
 def read_tags(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
-    """``--tag NAME=VALUE``, as often as given, as a mapping."""
+    """The values of ``--tag NAME=VALUE`` as a mapping."""
     tags = {}
     for text in value:
         name, equals, content = text.partition("=")
         if not name or not equals:
-            raise click.BadParameter(f"{text!r} is no tag; write NAME=VALUE", ctx, param)
+            raise click.BadParameter(f"{text!r} is not a tag; write NAME=VALUE", ctx, param)
         tags[name] = content
     return tags
 
@@ -122,7 +120,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def visible(text: str) -> str:
-    """Text from elsewhere, made unable to steer a terminal: control characters shown, not sent."""
+    """Text with its control characters escaped, so that it cannot control the terminal."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)

@@ -1,7 +1,6 @@
-"""``fastroute keys``: the keys of the gateway's callers.
+"""``fastroute keys``: creates and lists the keys of the gateway's callers.
 
-Owns the options and how keys are shown; the file is `fastroute.gateway.keys`'. Keys are made here only, on
-the machine, and never over HTTP.
+Keys are created only here, on the machine, and never over HTTP.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def read_duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """``30m``, ``24h`` and the like, or 0, in seconds."""
+    """Seconds of a duration such as ``30m`` or ``24h``, or of 0."""
     found = _DURATION.fullmatch(value)
     if found is None:
         if value == "0":
             return 0.0
-        raise click.BadParameter(f"{value!r} is no duration; write 0, 30m, 24h or 7d", ctx, param)
+        raise click.BadParameter(f"{value!r} is not a duration; write 0, 30m, 24h or 7d", ctx, param)
     return float(int(found[1]) * _SECONDS[found[2]])
 
 
@@ -52,22 +51,22 @@ def _file_options(command: _Command) -> _Command:
 
 @click.group("keys")
 def command() -> None:
-    """Make, list, rotate and revoke the keys of the gateway's callers.
+    """Create, list, rotate and revoke the keys of the gateway's callers.
 
-    A key is shown once, when it is made; the file holds its hash. A running gateway hears of changes within
-    two seconds.
+    A key is shown once, when it is created; the file contains only its hash. A running gateway applies
+    changes within two seconds.
     """
 
 
 @command.command("create")
 @click.argument("name")
-@click.option("--admin", is_flag=True, help="A key that sees the figures under /admin and makes no calls.")
+@click.option("--admin", is_flag=True, help="A key for the figures under /admin that cannot make calls.")
 @click.option(
     "-m",
     "--model",
     multiple=True,
     metavar="NAME",
-    help="May ask for this only: model, tier or auto; repeatable.",
+    help="Allow only this model, tier or auto; repeatable.",
 )
 @click.option("--rpm", type=click.IntRange(0), help="Requests a minute.")
 @click.option("--tpm", type=click.IntRange(0), help="Tokens a minute.")
@@ -91,7 +90,7 @@ def create(
     pepper_env: str | None,
     as_json: bool,
 ) -> None:
-    """Make a key for NAME and print it, this once."""
+    """Create a key for NAME and print it once."""
     from fastroute.gateway.keys import Caller, KeyFile, budgets_of
 
     caller = Caller(name, admin, model or None, rpm, tpm, budgets_of(budget), tag)
@@ -106,12 +105,12 @@ def create(
     show_default=True,
     callback=read_duration,
     metavar="TIME",
-    help="How long the present key goes on working: 0, 30m, 24h, 7d.",
+    help="How long the current key stays valid: 0, 30m, 24h, 7d.",
 )
 @_file_options
 @json_option
 def rotate(name: str, overlap: float, path: str, pepper_env: str | None, as_json: bool) -> None:
-    """Make another key for NAME and print it; the present one ends after the overlap."""
+    """Create another key for NAME and print it; the current one expires after the overlap."""
     from fastroute.gateway.keys import KeyFile
 
     _show_key(name, KeyFile(path, pepper_env=pepper_env).rotate(name, overlap), as_json)
@@ -121,7 +120,7 @@ def rotate(name: str, overlap: float, path: str, pepper_env: str | None, as_json
 @click.argument("name")
 @_file_options
 def revoke(name: str, path: str, pepper_env: str | None) -> None:
-    """End all keys of NAME; a running gateway refuses them within two seconds."""
+    """Revoke all keys of NAME; a running gateway refuses them within two seconds."""
     from fastroute.gateway.keys import KeyFile
 
     KeyFile(path, pepper_env=pepper_env).revoke(name)
@@ -132,7 +131,7 @@ def revoke(name: str, path: str, pepper_env: str | None) -> None:
 @_file_options
 @json_option
 def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
-    """Show who may call, and how much."""
+    """Show the callers and their limits."""
     from fastroute.gateway.keys import KeyFile, describe
 
     table = KeyFile(path, pepper_env=pepper_env).read()
@@ -181,4 +180,4 @@ def _show_key(name: str, token: str, as_json: bool) -> None:
         print_json({"name": name, "key": token})
         return
     click.echo(token)
-    dim("This is the only time that it is shown.")
+    dim("The key is not shown again.")

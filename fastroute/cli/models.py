@@ -1,8 +1,4 @@
-"""``fastroute models``: the catalogue in force, and which of its models somebody serves.
-
-Owns the showing; the data is `fastroute.catalog`'s, bringing it up to date `fastroute.prices`', and asking a
-provider what it has `fastroute.runtime.discovery`'s.
-"""
+"""``fastroute models``: lists models and their endpoints, updates prices, checks a provider."""
 
 from __future__ import annotations
 
@@ -25,14 +21,14 @@ _PER_MILLION = 1_000_000_000  # nano-dollars per million tokens → dollars per 
 
 @click.command("models")
 @config_option
-@click.option("--all", "everything", is_flag=True, help="Also the models that no endpoint serves.")
-@click.option("--update", is_flag=True, help="Write the newest prices into a catalogue file of yours.")
+@click.option("--all", "everything", is_flag=True, help="Also list models without an endpoint.")
+@click.option("--update", is_flag=True, help="Write the newest prices into your own catalogue file.")
 @click.option(
     "--from",
     "origin",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="With --update: a catalogue file to take them from. [default: the genai-prices package]",
+    help="With --update: the catalogue file to read prices from. [default: the genai-prices package]",
 )
 @click.option(
     "--to",
@@ -41,7 +37,7 @@ _PER_MILLION = 1_000_000_000  # nano-dollars per million tokens → dollars per 
     metavar="FILE",
     help="With --update: the file to write. [default: the configuration's catalog, else ./catalog.toml]",
 )
-@click.option("--provider", metavar="NAME", help="Ask this provider for its own list, and check the key.")
+@click.option("--provider", metavar="NAME", help="Read this provider's own list, and check the key.")
 @json_option
 def command(
     config: str | None,
@@ -52,13 +48,15 @@ def command(
     target: str | None,
     as_json: bool,
 ) -> None:
-    """List the models, their prices and who serves them.
+    """List the models, their prices and their endpoints.
 
-    Prices are US dollars per million tokens. With a configuration, the models that it serves; without one, or
-    with --all, the whole catalogue. Capabilities: s streaming, t tools, v vision, j answers by JSON schema.
+    Prices are US dollars per million tokens. With a configuration the models that it serves are listed;
+    without one, or with --all, the whole catalogue. Capabilities: s streaming, t tools, v vision, j answers
+    by JSON schema.
 
-    With --provider, what that provider lists, whether it takes the key, and which endpoints ask it for what
-    it does not list; the exit status is 1 unless all is well. It sends no prompt and costs nothing.
+    With --provider it prints the models that the provider lists, whether the key is valid, and which
+    endpoints use a model that is not listed; the exit status is 0 only if everything is in order. It sends no
+    prompt and costs nothing.
     """
     from fastroute.config import catalog_of
     from fastroute.config.catalog import Catalog
@@ -69,7 +67,7 @@ def command(
     loaded = found.config
     if provider is not None:
         if everything or update or origin or target:
-            raise click.UsageError("--provider goes with no option but --config and --json")
+            raise click.UsageError("--provider can be combined with --config and --json only")
         _ask(loaded if loaded is not None else refuse(found.missing), provider, as_json)
         return
     if update:
@@ -77,7 +75,7 @@ def command(
         _update(origin, target or configured or "catalog.toml", configured, as_json)
         return
     if origin or target:
-        raise click.UsageError("--from and --to go with --update")
+        raise click.UsageError("--from and --to need --update")
     catalog = Catalog.builtin() if loaded is None else catalog_of(loaded)
     endpoints: dict[str, list[str]] = {}
     for endpoint in loaded.endpoints if loaded is not None else ():
@@ -134,11 +132,11 @@ def command(
         rows.append(row)
     print_table(columns, rows)
     if loaded is None:
-        click.echo("\nNo configuration was found, so nothing is served yet.")
+        click.echo("\nNo configuration was found, so no model has an endpoint.")
 
 
 def _ask(config: Config, name: str, as_json: bool) -> None:
-    """Shows what a provider says of itself; ends with status 1 unless all is well."""
+    """Shows what a provider lists; ends with status 1 unless everything is in order."""
     from fastroute.runtime.discovery import models
 
     with no_warnings():
@@ -170,17 +168,17 @@ def _ask(config: Config, name: str, as_json: bool) -> None:
             click.echo()
         asked = config.providers[name]
         keyless = found.status == "valid" and not asked.api_key_env and not asked.api_key_file
-        said = "it wants no key, and none is configured" if keyless else _SAID[found.status]
+        said = "no key is configured, and none is needed" if keyless else _SAID[found.status]
         click.echo(visible(f"{found.provider} ({found.format}, {found.base_url}): {said}"))
         if found.error is not None:
             click.echo(visible(f"  {found.error}"))
         elif not found.models:
-            click.echo(visible(f"  {found.provider} lists no models at all, so nothing was compared"))
+            click.echo(visible(f"  {found.provider} lists no models, so nothing was compared"))
         for lack in found.lacking:
-            near = f"; near names are {', '.join(lack.near)}" if lack.near else ""
-            click.echo(visible(f"lacking  {lack.endpoint} asks for {lack.upstream}{near}"))
+            near = f"; similar names: {', '.join(lack.near)}" if lack.near else ""
+            click.echo(visible(f"not listed  {lack.endpoint} uses {lack.upstream}{near}"))
         if found.models and not found.compared:
-            dim("endpoints here name deployments, which cannot be listed: they were not compared")
+            dim("the endpoints name deployments, which cannot be listed, so they were not compared")
     if not found.ok:
         click.get_current_context().exit(1)
 
@@ -188,14 +186,14 @@ def _ask(config: Config, name: str, as_json: bool) -> None:
 _SAID = {
     "valid": "the key is valid",
     "refused": "the key was refused",
-    "open": "the list is open to anyone, so it does not show whether the key is valid",
-    "unreachable": "no answer came",
-    "unknown": "the answer does not say whether the key is valid",
+    "open": "the list is public, so it does not show whether the key is valid",
+    "unreachable": "the provider did not answer",
+    "unknown": "the answer does not show whether the key is valid",
 }
 
 
 def _update(origin: str | None, target: str, configured: str, as_json: bool) -> None:
-    """Brings a catalogue file up to date and says what changed."""
+    """Updates a catalogue file and prints what changed."""
     from fastroute.config import price_update
 
     done = price_update.update(
@@ -246,9 +244,9 @@ def _update(origin: str | None, target: str, configured: str, as_json: bool) -> 
         f"{done.path}: prices of {done.date.isoformat()} from {done.source} for {len(done.updated)} models, "
         f"{len(done.changes) or 'no'} figures changed"
     )
-    for names, why in ((done.unknown, "not in the source"), (done.own, "your own words, without providers")):
+    for names, why in ((done.unknown, "not in the source"), (done.own, "your own, without providers")):
         if names:
-            dim(f"as they were ({why}): {', '.join(names)}")
+            dim(f"unchanged ({why}): {', '.join(names)}")
     if os.path.realpath(done.path) != os.path.realpath(configured or ""):
         dim(f'to use it, set catalog = "{done.path}" in [fastroute]')
 
@@ -265,7 +263,7 @@ def _aliases(catalog: Catalog) -> dict[str, list[str]]:
         try:
             found.setdefault(catalog.resolve(alias), []).append(alias)
         except ModelNotFoundError:
-            continue  # its model was taken off by the configuration
+            continue  # the configuration has removed its model
     return found
 
 

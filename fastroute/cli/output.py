@@ -1,7 +1,4 @@
-"""How results are written: tables for a terminal, aligned text for everything else, JSON for programs.
-
-Owns the choice between these and how figures are spelled for people. What is in a table is each command's.
-"""
+"""Writes results: tables on a terminal, aligned text elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ class Column:
     """One column of a table.
 
     Attributes:
-        right: numbers are set flush right.
-        give: gives way where the terminal is too narrow: its text is cut, or goes on a line of its own.
+        right: whether it is right-aligned, for numbers.
+        give: whether its text may be cut, or moved to a line of its own, if the terminal is too narrow.
     """
 
     title: str
@@ -38,12 +35,12 @@ Line = Sequence[str]
 
 
 def print_json(value: Any) -> None:
-    """One object, indented, in UTF-8; what JSON cannot hold becomes null."""
+    """Prints one object, indented, in UTF-8; NaN and infinities become null."""
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Line]) -> None:
-    """A table on standard output: coloured and fitted on a terminal, whole and plain otherwise."""
+    """Prints a table: coloured and fitted to the width of a terminal, otherwise complete and plain."""
     shown = [[visible(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         click.echo(plain_table(columns, shown))
@@ -58,9 +55,9 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Line]) -> str:
 
 
 def fitted(columns: Sequence[Column], rows: Sequence[Line], width: int) -> list[str]:
-    """The lines of a table, none longer than ``width`` if columns that give can make it so.
+    """The lines of a table, not longer than ``width`` if shortening the ``give`` columns is enough.
 
-    They are cut to share the room that is left; with too little of it they go below their row, indented.
+    These columns are cut to share the space that is left; if that is too little, they go below their row.
     """
     lines = [[column.title for column in columns], *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
@@ -83,7 +80,7 @@ def fitted(columns: Sequence[Column], rows: Sequence[Line], width: int) -> list[
     return [line(cells) for cells in lines]
 
 
-_LEAST = 12  # columns of the terminal below which a cut text says too little
+_LEAST = 12  # the fewest characters to which a text is cut
 
 
 def _folded(columns: Sequence[Column], rows: Sequence[Line], giving: Sequence[int], width: int) -> list[str]:
@@ -115,13 +112,13 @@ _COLOURS = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
 def dim(text: str) -> None:
-    """One dim line on standard error; only the text where that is no terminal."""
+    """Prints one dim line on standard error; without colour if that is not a terminal."""
     click.secho(visible(text), err=True, dim=True)
 
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Keeps the library's warnings back: they are for those who run a service, and would tear a picture."""
+    """Hides the library's warnings, which are meant for services and would disturb the output."""
     log = logging.getLogger("fastroute")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -132,7 +129,7 @@ def no_warnings() -> Iterator[None]:
 
 
 def optional(value: Any, spell: Callable[[Any], str] = str) -> str:
-    """A figure, or a dash where there is none."""
+    """The value as text, or a dash for None."""
     return "-" if value is None else spell(value)
 
 

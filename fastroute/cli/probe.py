@@ -1,7 +1,6 @@
-"""``fastroute probe``: how quick and how reliable each endpoint is, by calls to it alone.
+"""``fastroute probe``: measures the speed and reliability of each endpoint.
 
-Owns the options, the question before money is spent, and the showing. Making the calls and adding them up is
-`probe_run.py`.
+The calls are made and counted in `probe_run.py`.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from .probe_run import Asked, EndpointTally, Measurement
 
 ASK_ABOVE_USD = 0.05
-ASK_ABOVE_TOKENS = 50_000  # where a price is not known
+ASK_ABOVE_TOKENS = 50_000  # for models without a known price
 
 
 @click.command("probe")
 @config_option
 @click.option(
-    "-n", "--calls", type=click.IntRange(1, 10_000), default=10, help="Calls to each. [default: 10]"
+    "-n", "--calls", type=click.IntRange(1, 10_000), default=10, help="Calls per endpoint. [default: 10]"
 )
 @click.option(
     "-e",
@@ -39,16 +38,16 @@ ASK_ABOVE_TOKENS = 50_000  # where a price is not known
     "names",
     multiple=True,
     metavar="NAME",
-    help="Only this one; repeatable. [default: all]",
+    help="Only this endpoint; repeatable. [default: all]",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 256),
     default=1,
     metavar="K",
-    help="Calls at once to each. [default: 1]",
+    help="Calls at once per endpoint. [default: 1]",
 )
-@click.option("--prompt", metavar="TEXT", help="What is asked. [default: a few words]")
+@click.option("--prompt", metavar="TEXT", help="The prompt. [default: a few words]")
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=16, help="Longest answer, in tokens. [default: 16]"
 )
@@ -57,9 +56,9 @@ ASK_ABOVE_TOKENS = 50_000  # where a price is not known
     "--timeout",
     type=click.FloatRange(0, 86_400, min_open=True),
     metavar="SECONDS",
-    help="Time for each call. [default: as for any call]",
+    help="Time limit of each call. [default: the configuration's]",
 )
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, whatever it costs.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before spending money.")
 @json_option
 def command(
     config: str | None,
@@ -73,11 +72,11 @@ def command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Measure how quick and how reliable each endpoint is.
+    """Measure the speed and reliability of each endpoint.
 
-    Small calls to each endpoint by itself: nothing from the cache, no second attempt, nobody else when one
-    fails. They count for limits, breakers and budgets, and stand in the ledger with the tag probe=command.
-    The exit status is 1 when an endpoint gave no good answer at all.
+    Makes small calls to each endpoint, without cache, retries or fallbacks. They count for limits, breakers
+    and budgets, and are in the ledger with the tag probe=command. The exit status is 1 if an endpoint gave no
+    good answer.
     """
     from .configuration import find
     from .probe_run import Asked
@@ -88,7 +87,7 @@ def command(
     from fastroute.runtime.health import PROMPT
 
     if prompt is not None and not prompt.strip():
-        raise click.BadParameter("is empty", param_hint="--prompt")
+        raise click.BadParameter("is empty; must be some text", param_hint="--prompt")
     asked = Asked(calls, concurrency, prompt or PROMPT, max_tokens, stream, timeout)
     _agree(loaded, chosen, asked, yes)
 
@@ -105,7 +104,7 @@ def command(
         else:
             _show(tallies, stream)
         if interrupted:
-            dim("interrupted; calls under way are waited for, Ctrl-C again leaves them")
+            dim("interrupted; waiting for the running calls (Ctrl-C again to leave them)")
         with suppress(KeyboardInterrupt):
             measurement.wait()
     if interrupted:
@@ -120,15 +119,13 @@ def _chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
     known = [entry.name for entry in config.endpoints]
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-            raise click.BadParameter(
-                visible(f"there is no endpoint {show(name)}{hint}"), param_hint="--endpoint"
-            )
+            hint = did_you_mean(name, known) or f"; use one of {', '.join(known)}"
+            raise click.BadParameter(visible(f"unknown endpoint {show(name)}{hint}"), param_hint="--endpoint")
     return tuple(dict.fromkeys(names)) or tuple(known)
 
 
 def _agree(config: Config, names: Sequence[str], asked: Asked, yes: bool) -> None:
-    """Says what it will cost by estimate; more than a little is asked about."""
+    """Prints the estimated cost, and asks for confirmation if it is more than a little."""
     from fastroute.config import catalog_of
     from fastroute.state.tokens import estimate_input
     from fastroute.types import NANO, Usage
@@ -151,16 +148,16 @@ def _agree(config: Config, names: Sequence[str], asked: Asked, yes: bool) -> Non
     if yes or (total <= ASK_ABOVE_USD * NANO and unknown <= ASK_ABOVE_TOKENS):
         dim(said)
     elif sys.stdin.isatty():
-        click.confirm(f"{said}. Go on?", abort=True, err=True)
+        click.confirm(f"{said}. Continue?", abort=True, err=True)
     else:
-        raise click.UsageError(f"{said}: add --yes if that is meant")
+        raise click.UsageError(f"{said}; add --yes to confirm")
 
 
 def _measured_by(config: Config) -> Config:
-    """The configuration to measure with.
+    """The configuration for measuring.
 
-    By failures in a row a breaker still opens, so that a dead endpoint is soon left alone. By a rate it does
-    not: it could not be measured how unreliable an unreliable endpoint is.
+    Breakers still open after failures in a row, so that few calls go to a dead endpoint. They do not open by
+    the failure rate, since that would stop the measurement of an unreliable endpoint.
     """
     from attrs import evolve
 
@@ -173,7 +170,7 @@ def _measured_by(config: Config) -> Config:
 
 
 def _interrupted(measurement: Measurement, total: int) -> bool:
-    """Makes the calls; False when all have been made."""
+    """Makes the calls and shows the progress; returns whether it was interrupted."""
     try:
         with ExitStack() as stack:
             bar = None

@@ -1,10 +1,7 @@
-"""Calls to each endpoint by itself, and what they come to: the measuring behind ``fastroute probe``.
+"""Makes the calls of ``fastroute probe`` with `Client.probe`, and counts their results.
 
-Owns the threads, when an endpoint is given up, and the sums. The calls are `Client.probe`'s; what is shown of
-them is `probe.py`.
-
-Endpoints are probed side by side, each by its own threads. The first calls to one go one by one, as many as
-close a breaker that is open; so a key that is refused is asked with once, not by all threads at once.
+Endpoints are probed concurrently by a pool of threads. The first calls to an endpoint are made one by one, as
+many as close an open breaker, so a key that is refused is used once and not by all threads at once.
 """
 
 from __future__ import annotations
@@ -35,25 +32,25 @@ KINDS: Mapping[type[BaseException], str] = {
     errors.APITimeoutError: "time-out",
     errors.DeadlineExceeded: "time-out",
     errors.TLSError: "TLS refused",
-    errors.UpstreamProtocolError: "garbled",
+    errors.UpstreamProtocolError: "malformed answer",
     errors.APIConnectionError: "unreachable",
     errors.InternalServerError: "server error",
     errors.BadRequestError: "refused",
     errors.StreamInterrupted: "cut off",
     errors.BudgetExceeded: "over budget",
-    errors.NoEndpointError: "not let in",
+    errors.NoEndpointError: "not admitted",
 }
 
 
 @frozen
 class Asked:
-    """What every call asks for.
+    """The settings of a measurement.
 
     Attributes:
-        calls: to each endpoint.
-        at_once: calls under way at an endpoint at most.
-        prompt, max_tokens, stream: of each call.
-        timeout: seconds a call may take; None: the configuration's.
+        calls: number of calls to each endpoint.
+        at_once: the most concurrent calls to an endpoint.
+        prompt, max_tokens, stream: parameters of each call.
+        timeout: seconds a call may take; None for the configuration's limit.
     """
 
     calls: int
@@ -69,9 +66,10 @@ class Failure:
     """One kind of error, with the message of the first.
 
     Attributes:
-        error: its class name.
+        error: the name of the class.
         kind: the same in a word or two.
-        message: without the endpoint before it.
+        message: the first message, without the endpoint's name.
+        count: number of errors.
     """
 
     error: str
@@ -82,15 +80,15 @@ class Failure:
 
 @define(eq=False)
 class EndpointTally:
-    """What one endpoint's calls came to so far.
+    """The results of one endpoint's calls so far.
 
     Attributes:
-        calls: those that it was to get.
-        latencies: of the good ones, seconds, from the request to the end of the answer.
-        ttfts: seconds to the first content, where it was streamed.
-        failures: by class name.
-        cost: nano-dollars, all calls together; None once that of one is unknown.
-        stopped: why the rest was not sent, if it was not.
+        calls: number of calls to make.
+        latencies: seconds from request to end of answer, of successful calls.
+        ttfts: seconds to the first content, of streamed calls.
+        failures: errors by class name.
+        cost: nano-dollars of all calls together; None once the cost of one is unknown.
+        stopped: why the remaining calls were not sent; None if all were.
     """
 
     endpoint: str
@@ -122,7 +120,7 @@ class EndpointTally:
         return math.fsum(self.latencies) / self.ok if self.latencies else None
 
     def percentile(self, percent: int) -> float | None:
-        """A percentile of the latencies of good calls, seconds; None without any."""
+        """A percentile of the latencies of successful calls, in seconds; None without any."""
         return percentile(self.latencies, percent) if self.latencies else None
 
     @property
@@ -145,13 +143,13 @@ class EndpointTally:
 
 
 def kind_of(error: errors.Error) -> str:
-    """What an error is, in a word or two."""
+    """The kind of an error, in a word or two."""
     return next((KINDS[kind] for kind in type(error).__mro__ if kind in KINDS), "failed")
 
 
 @frozen
 class _EndedCall:
-    """A call that has ended: with an answer, if there is no error."""
+    """A finished call; it was answered if there is no error."""
 
     endpoint: str
     attempts: Sequence[Attempt]
@@ -159,18 +157,18 @@ class _EndedCall:
 
 
 class Measurement:
-    """Calls to endpoints.
+    """Calls to endpoints and their results.
 
     Args:
-        client: through which they go.
-        names: of the endpoints.
-        asked: what each gets.
-        alone: how many good calls an endpoint must have given before it gets several at once.
+        client: makes the calls.
+        names: the endpoints' names.
+        asked: the settings of the calls.
+        alone: number of successful calls to an endpoint before it gets concurrent ones.
 
     Attributes:
-        tallies: by endpoint, in the order given; they grow while `run` is iterated over.
+        tallies: results by endpoint, in the given order; they grow while `run` is iterated over.
 
-    Thread safety: one thread works with it; those that make the calls only hand over what came of them.
+    Thread safety: use it in one thread. The threads that make the calls pass their results through a queue.
     """
 
     def __init__(self, client: Client, names: Sequence[str], asked: Asked, alone: int) -> None:
@@ -185,9 +183,9 @@ class Measurement:
         self._threads: list[threading.Thread] = []
 
     def run(self) -> Iterator[int]:
-        """Makes the calls; yields how many have been dealt with, whenever it is more.
+        """Makes the calls; yields how many are done, after each.
 
-        Left early, it begins no more of them; `wait` then waits for those under way.
+        If iteration stops early, no more calls are started; `wait` waits for the running ones.
         """
         try:
             for place in range(min(len(self.tallies) * self._asked.at_once, MOST_THREADS)):
@@ -204,7 +202,7 @@ class Measurement:
                 self._todo.put(None)
 
     def wait(self) -> None:
-        """Returns when no call is under way any more."""
+        """Waits for the running calls."""
         while self._threads:
             self._threads[-1].join()
             self._threads.pop()
@@ -215,7 +213,7 @@ class Measurement:
         return given - sum(self._under_way.values())
 
     def _send(self, name: str) -> None:
-        """Has as many calls begin as the endpoint may have now."""
+        """Starts as many calls as the endpoint may have now."""
         room = self._asked.at_once if self.tallies[name].ok >= self._alone else 1
         while self._left[name] and self._under_way[name] < room:
             self._left[name] -= 1
@@ -237,7 +235,7 @@ class Measurement:
         elif ended.attempts:
             tally.fail(error)
         else:
-            # It was not let in: blocked, its breaker open, a limit that is too far off, no money left.
+            # It was not admitted: the endpoint is blocked, its breaker open, or a limit or budget is used up.
             self._left[name] = 0
             tally.stopped = tally.stopped or str(error)
         self._send(name)

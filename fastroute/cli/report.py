@@ -1,7 +1,4 @@
-"""``fastroute report``: what was spent, from the ledger.
-
-Owns the options; sums, comparisons and their forms are `fastroute.ledger`'s.
-"""
+"""``fastroute report``: shows what was spent, from the ledger."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """A date, a date and time (UTC unless it says otherwise), or so long ago, such as 7d."""
+    """A date, a date and time (UTC by default), or a time ago such as 7d."""
     if value is None:
         return None
     ago = _AGO.fullmatch(value)
@@ -41,7 +38,9 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
         moment = datetime.fromisoformat(value.removesuffix("Z"))
     except ValueError:
         raise click.BadParameter(
-            f"{value!r}: write 2025-03-31, 2025-03-31T18:00, or 30m, 24h, 7d, 2w for so long ago", ctx, param
+            f"{value!r} is not a time; write 2025-03-31, 2025-03-31T18:00, or 30m, 24h, 7d, 2w ago",
+            ctx,
+            param,
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
@@ -65,13 +64,17 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
     "--since",
     callback=read_moment,
     metavar="WHEN",
-    help="Only entries from then on: 2025-03-31, or 7d for so long ago.",
+    help="Only entries from this time on: 2025-03-31, or 7d for seven days ago.",
 )
-@click.option("--until", callback=read_moment, metavar="WHEN", help="Only entries before then.")
+@click.option("--until", callback=read_moment, metavar="WHEN", help="Only entries before this time.")
 @click.option(
-    "--tag", multiple=True, callback=read_tags, metavar="NAME=VALUE", help="Only entries with it; repeatable."
+    "--tag",
+    multiple=True,
+    callback=read_tags,
+    metavar="NAME=VALUE",
+    help="Only entries with this tag; repeatable.",
 )
-@click.option("--against", multiple=True, metavar="MODEL", help="Also what this model alone would have cost.")
+@click.option("--against", multiple=True, metavar="MODEL", help="Also the cost with this model alone.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
 )
@@ -80,7 +83,7 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
     "page",
     type=click.Path(dir_okay=False, writable=True),
     metavar="FILE",
-    help="Also draw the days as a web page: cost by model, class and --by, savings --against, latency, "
+    help="Also draw a web page of the days: cost by model, class and --by, savings --against, latency, "
     "calls, failures.",
 )
 def command(
@@ -96,8 +99,8 @@ def command(
 ) -> None:
     """Show what was spent, from the ledger.
 
-    Calls, tokens, cost and latency by whatever --by says, and with --against what one model alone would have
-    cost for the same tokens.
+    Prints calls, tokens, cost and latency, grouped by --by, and with --against the cost of the same tokens
+    with one model alone.
     """
     from fastroute.ledger import configured_ledger, open_ledger
     from fastroute.ledger.plot import days, to_html
@@ -106,16 +109,16 @@ def command(
     catalog, settings = _source(config)
     location = path or settings.ledger
     if not location:
-        refuse('the configuration keeps no ledger (ledger = ""); name one with --ledger FILE')
+        refuse('the configuration has no ledger (ledger = ""); name one with --ledger FILE')
     if "://" not in location and not os.path.exists(location):
-        refuse(f"there is no ledger at {location} yet: it begins with the first call")
+        refuse(f"the ledger {location} does not exist yet; the first call creates it")
     keys = tuple(key.strip() for text in by or ("model",) for key in text.split(",") if key.strip())
     names = [catalog.resolve(name) for name in against]
 
     def prices(name: str) -> TokenPrices:
         known = catalog.model(name).prices
         if known is None:
-            refuse(f'--against {name}: the catalogue knows no price of it; set one in [models."{name}"]')
+            refuse(f'--against {name}: the catalogue has no price for it; set one in [models."{name}"]')
         return known
 
     ledger = open_ledger(location) if path else configured_ledger(settings)
@@ -168,11 +171,11 @@ def _write(path: str, text: str) -> None:
             stream.write(text)
     except OSError as error:
         refuse(f"{path} cannot be written: {error.strerror}")
-    dim(f"the days are drawn in {path}")
+    dim(f"the page was written to {path}")
 
 
 def print_compact(result: Report) -> None:
-    """The report's table with what matters most, for a terminal too narrow for all of it."""
+    """Prints the report's table with its main columns, for a narrow terminal."""
     columns = [Column(key, give=True) for key in result.keys or ("",)]
     columns += [Column(title, right=True) for title in ("calls", "failed", "in", "out", "cost", "p50", "p95")]
     groups = [
@@ -199,6 +202,6 @@ def _source(config: str | None) -> tuple[Catalog, Config]:
 
     loaded = find(config).config
     if loaded is None:
-        # The built-in prices, and the place where a ledger is by default.
+        # The built-in prices and the default path of the ledger.
         return Catalog.builtin(), Config()
     return catalog_of(loaded), loaded

@@ -1,8 +1,4 @@
-"""``fastroute serve``: the gateway on waitress.
-
-Owns the server's settings, and ending it so that no call that has begun is lost; what is served is
-`fastroute.gateway`.
-"""
+"""``fastroute serve``: runs the gateway on waitress, and shuts it down without losing running calls."""
 
 from __future__ import annotations
 
@@ -23,9 +19,9 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES = 32 * 1024
 _BODY_BYTES = 10 * 1024 * 1024
-_UNSENT_BYTES = 1024 * 1024  # that a slow client may leave waiting before its stream is held up
+_UNSENT_BYTES = 1024 * 1024  # buffered for a slow client before its stream is paused
 _CONNECTIONS = 2000
-_TICK = 0.5  # seconds between two looks at what else there is to do
+_TICK = 0.5  # seconds between two checks for a signal
 
 
 @click.command("serve")
@@ -42,7 +38,7 @@ _TICK = 0.5  # seconds between two looks at what else there is to do
 )
 @click.option("--pepper-env", metavar="NAME", help="Environment variable with the keys' pepper.")
 @click.option(
-    "--allow-anonymous", is_flag=True, help="Without keys, serve everybody who can reach this address."
+    "--allow-anonymous", is_flag=True, help="Without keys, serve everyone who can reach this address."
 )
 @click.option("--metrics/--no-metrics", default=True, show_default=True, help="Serve /metrics.")
 @click.option(
@@ -50,7 +46,7 @@ _TICK = 0.5  # seconds between two looks at what else there is to do
     type=click.FloatRange(0, 3600),
     default=30.0,
     show_default=True,
-    help="Seconds that running calls have after SIGTERM.",
+    help="Seconds to wait for running calls after SIGTERM.",
 )
 @config_option
 def command(
@@ -66,11 +62,11 @@ def command(
 ) -> None:
     """Serve an OpenAI-compatible API over HTTP.
 
-    Callers need a key that fastroute keys made; without any, only programs on this machine are served.
-    SIGTERM ends it once the running calls have ended; a second one at once.
+    Callers need a key made by "fastroute keys create". Without any keys, only programs on this machine are
+    served. SIGTERM ends the server after the running calls; a second one ends it at once.
     """
     if find_spec("waitress") is None:
-        refuse("serving needs waitress: pip install 'fastroute[gateway]'")
+        refuse("fastroute serve needs waitress: pip install 'fastroute[gateway]'")
     from fastroute.gateway import create_app
 
     app = create_app(
@@ -79,8 +75,8 @@ def command(
     try:
         if not (app.needs_keys or allow_anonymous or is_loopback(host)):
             refuse(
-                f"{host} can be reached from elsewhere, and there are no keys: make one with "
-                "fastroute keys create, or say --allow-anonymous"
+                f"--host: {host} can be reached from other machines, and there are no keys; make one with "
+                "fastroute keys create, or add --allow-anonymous"
             )
         serve(app, host, port, threads, grace, ready=announce)
     finally:
@@ -88,7 +84,7 @@ def command(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -100,7 +96,7 @@ def is_loopback(host: str) -> bool:
 def announce(host: str, port: int) -> None:
     """Says where calls and figures are served."""
     shown = f"[{host}]" if ":" in host else host
-    dim(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
+    dim(f"serving http://{shown}:{port}/v1 (Ctrl-C to stop)")
     dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")
 
 
@@ -116,9 +112,9 @@ def serve(
     """Serves until SIGTERM or SIGINT, then lets running calls end.
 
     Args:
-        threads: calls served at once; more wait.
-        grace: seconds that running calls have to end.
-        ready: is told the address once it is listened on.
+        threads: calls served at once; more calls wait.
+        grace: seconds to wait for running calls.
+        ready: called with host and port once the server listens.
     """
     from waitress import wasyncore
     from waitress.server import BaseWSGIServer, create_server
@@ -135,13 +131,13 @@ def serve(
             max_request_body_size=_BODY_BYTES,
             outbuf_high_watermark=_UNSENT_BYTES,
             connection_limit=_CONNECTIONS,
-            # They are not trusted, only seen: without keys, a call that was forwarded is refused.
+            # The headers are kept but not trusted: without keys, a forwarded call is refused.
             clear_untrusted_proxy_headers=False,
             asyncore_use_poll=True,
             ident=None,
         )
     except OSError as error:
-        refuse(f"{host}:{port} cannot be listened on: {error.strerror}")
+        refuse(f"cannot listen on {host}:{port}: {error.strerror}")
     for listener in [known for known in sockets.values() if isinstance(known, BaseWSGIServer)]:
         listener.channel_class = _channel_class()
     asked: list[int] = []
@@ -168,9 +164,10 @@ def serve(
 
 
 def _channel_class() -> Any:
-    """Waitress's connection, but for a request with both a length and chunks, which it would take.
+    """Waitress's connection class that also refuses a request with both a length and chunks.
 
-    Where a proxy before it goes by the other of the two, one of them sees a second request inside the first.
+    If a proxy in front of it uses the other of the two, one of them reads a second request in the first one's
+    body (request smuggling).
     """
     from waitress.channel import HTTPChannel
     from waitress.parser import HTTPRequestParser, ParsingError
@@ -188,7 +185,7 @@ def _channel_class() -> Any:
 
 
 def _drain(sockets: dict[int, Any], ends: float) -> None:
-    """Takes no more connections, and goes on until each one's calls are answered."""
+    """Accepts no more connections, and serves the open ones until their calls are answered."""
     from waitress import wasyncore
     from waitress.channel import HTTPChannel
     from waitress.server import BaseWSGIServer

@@ -1,8 +1,4 @@
-"""A classifier tried on a file of prompts: how many come to each level, with examples, and the time it takes.
-
-Owns the reading of the file, the counting and the showing for ``fastroute explain --file``. What level a
-prompt is of, `fastroute.classify` decides.
-"""
+"""``fastroute explain --file``: classifies a file of prompts; shows counts by level, examples and times."""
 
 from __future__ import annotations
 
@@ -33,9 +29,9 @@ class Prompt:
     """One line of the file.
 
     Attributes:
-        line: counted from 1.
+        line: the line's number, from 1.
         messages: OpenAI's message mappings.
-        params: what else the line holds; ``max_tokens``, ``tools`` and ``functions`` may count.
+        params: the line's other keys; a classifier may use ``max_tokens``, ``tools`` and ``functions``.
     """
 
     line: int
@@ -44,7 +40,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The beginning of what the user said, on one line."""
+        """The beginning of the first user message, on one line."""
         said = next((message for message in self.messages if message.get("role") == "user"), {})
         content = said.get("content")
         words = " ".join((content if isinstance(content, str) else "")[:1000].split())
@@ -52,30 +48,30 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> Iterator[Prompt]:
-    """The prompts of a file of JSON lines, each an object with ``messages``; empty lines are passed over."""
+    """The prompts of a file of JSON lines, each an object with ``messages``; empty lines are skipped."""
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
         try:
             value = orjson.loads(line)
         except ValueError:
-            refuse(f"{path}, line {number}: is not JSON, must be an object with messages")
+            refuse(f"{path}, line {number}: is not JSON; must be an object with messages")
         messages = value.get("messages") if isinstance(value, dict) else None
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            refuse(f"{path}, line {number}: has no list of messages, must be an object with messages")
+            refuse(f"{path}, line {number}: has no list of messages; must be an object with messages")
         yield Prompt(number, messages, {key: item for key, item in value.items() if key != "messages"})
 
 
 def run(classifier: Classifier, path: Path, as_json: bool) -> None:
-    """Classifies every prompt of the file and prints what came of it."""
+    """Classifies every prompt of the file and prints the result."""
     prompts = list(read_prompts(path))
     if not prompts:
-        refuse(f"{path}: holds no prompts, must have an object with messages on a line")
+        refuse(f"{path}: has no prompts; must have an object with messages on each line")
     found: dict[str, list[tuple[Prompt, Classification]]] = {level: [] for level in classifier.levels}
     for prompt in prompts:
         classification = classifier.classify(prompt.messages, prompt.params)[0]
         found[classification.level].append((prompt, classification))
-    # Once more, for the time alone: the first round has touched everything there is to touch.
+    # A second round for the times: the first one has warmed everything up.
     times = [_timed(classifier, prompt) for prompt in prompts]
     median, slowest = percentile(times, 50), percentile(times, 99)
     if as_json:
@@ -111,7 +107,7 @@ def run(classifier: Classifier, path: Path, as_json: bool) -> None:
         for prompt, classification in members[:_EXAMPLES]:
             click.echo(f"  line {prompt.line}: {visible(prompt.text)}")
             click.echo(f"    {classification.reason}{_words(classification)}")
-    click.echo(f"\ntime a prompt: {duration(median)} median, {duration(slowest)} p99")
+    click.echo(f"\ntime per prompt: {duration(median)} median, {duration(slowest)} p99")
 
 
 def _timed(classifier: Classifier, prompt: Prompt) -> float:

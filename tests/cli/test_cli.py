@@ -138,7 +138,7 @@ def test_a_misspelt_command_is_corrected() -> None:
     assert "did you mean explain?" in result.stderr
     result = run("xyz")
     assert result.exit_code == 2
-    assert "there are chat, explain" in result.stderr
+    assert "use one of chat, explain" in result.stderr
 
 
 def test_an_interrupt_ends_with_130(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_models_are_those_that_are_served_or_all(config: Path) -> None:
 
 def test_models_without_a_configuration_are_all() -> None:
     text = done("models")
-    assert "nothing is served yet" in text
+    assert "no model has an endpoint" in text
     assert "claude-sonnet" in text
 
 
@@ -428,7 +428,7 @@ def test_report_says_what_is_wrong(spent: Path, arguments: list[str], status: in
 def test_a_report_makes_no_ledger(config: Path, elsewhere: Path) -> None:
     result = run("report")
     assert result.exit_code == 1
-    assert "it begins with the first call" in result.stderr
+    assert "the first call creates it" in result.stderr
     assert not (elsewhere / "spent.db").exists()
 
 
@@ -461,7 +461,7 @@ def test_bench_measures_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert figures.server_rate > 0
     text = bench.text_of(figures)
     assert "2 threads" in text
-    assert f"{figures.server_rate:,.0f} a second" in text
+    assert f"{figures.server_rate:,.0f} calls per second" in text
 
 
 def test_bench_fails_where_a_thread_does_or_an_answer_is_another() -> None:

@@ -190,7 +190,7 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_sent(serve: Serve) -> Non
     (a,) = serve(a=Provider()).values()
     for arguments, words in [
         (["--endpoint", "a/gpt4.1"], f"did you mean a/{MODEL}?"),
-        (["--endpoint", "xyz"], f"there are a/{MODEL}"),
+        (["--endpoint", "xyz"], f"use one of a/{MODEL}"),
         (["--calls", "0"], "--calls"),
         (["--concurrency", "0"], "--concurrency"),
         (["--max-tokens", "0"], "--max-tokens"),
@@ -235,7 +235,7 @@ def test_on_a_terminal_it_asks_before_it_spends(serve: Serve, answer: bytes, sta
     os.close(slave)
     seen = b""
     try:
-        while b"Go on? [y/N]" not in seen:
+        while b"Continue? [y/N]" not in seen:
             seen += os.read(master, 4096)
         os.write(master, answer)
         while True:
@@ -281,7 +281,7 @@ def test_ctrl_c_shows_what_there_is_and_waits_for_calls_under_way(serve: Serve) 
     assert child.returncode == 130, err
     found = json.loads(out)
     assert (found["interrupted"], found["endpoints"][0]["ok"]) == (True, 2)
-    assert "waited for" in err
+    assert "waiting for" in err
     assert "Traceback" not in err
     assert a.received == 3
     with open_ledger("spent.db") as ledger:
@@ -294,7 +294,7 @@ def test_ctrl_c_again_leaves_them(serve: Serve) -> None:
     with begun(a, "--calls", "50") as child:
         child.send_signal(signal.SIGINT)
         assert child.stderr is not None
-        assert any("waited for" in line for line in iter(child.stderr.readline, ""))
+        assert any("waiting for" in line for line in iter(child.stderr.readline, ""))
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=20)
     assert child.returncode == 130, err
@@ -320,7 +320,7 @@ def test_nothing_measured_is_nothing_and_no_zero() -> None:
     ("error", "kind"),
     [
         (errors.ContentFilterError("x"), "refused"),
-        (errors.EmptyResponse("x"), "garbled"),
+        (errors.EmptyResponse("x"), "malformed answer"),
         (errors.StreamTruncated("x"), "cut off"),
         (errors.ModelNotFoundError("x"), "not found"),
         (errors.Error("x"), "failed"),

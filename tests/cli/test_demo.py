@@ -141,7 +141,7 @@ def test_a_signal_leaves_nothing(
     _, err = running.communicate(timeout=30)
     assert running.returncode == status
     if number == signal.SIGINT:
-        assert err.splitlines()[-1] == "interrupted; the providers are stopped"
+        assert err.splitlines()[-1] == "interrupted; the providers have been stopped"
     assert "Traceback" not in err
     assert [pid for pid in children if os.path.exists(f"/proc/{pid}")] == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("fastroute-demo-")] == []
@@ -168,13 +168,13 @@ def test_the_prompts_that_come_with_it_cover_every_class() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"{", "no JSON"),
+        (b"{", "is not JSON"),
         (b"[1]", 'a list "messages"'),
         (b'{"messages": []}', 'a list "messages"'),
         (b'{"messages": "Hello"}', 'a list "messages"'),
         (b'{"messages": [{"content": "Hello"}]}', "a role and content"),
         (b'{"messages": [{"role": "user"}]}', "a role and content"),
-        (b"\xff\xfe", "no JSON"),
+        (b"\xff\xfe", "is not JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:

@@ -474,4 +474,4 @@ def test_its_options_belong_together(elsewhere: Path) -> None:
     (elsewhere / "new.toml").write_text(GOOD)
     result = CliRunner().invoke(cli, ["models", "--from", "new.toml"])
     assert result.exit_code == 2
-    assert "go with --update" in result.stderr
+    assert "need --update" in result.stderr

@@ -469,7 +469,7 @@ def test_a_file_of_prompts_is_counted_by_level(prompts: Path) -> None:
     assert re.search(r"^hard +2 +40.0%$", result.stdout, re.MULTILINE)
     assert "line 1: Prove it" in result.stdout
     assert "\x1b" not in result.stdout
-    assert "time a prompt" in result.stdout
+    assert "time per prompt" in result.stdout
     told = json.loads(explain("--file", str(prompts), "--config", "own.toml", "--json").stdout)
     assert (told["classifier"], told["prompts"], told["levels"]["hard"]["share"]) == ("own", 5, 0.4)
     assert [example["line"] for example in told["levels"]["easy"]["examples"]] == [2, 4, 6]
@@ -490,9 +490,9 @@ def test_a_classifier_can_be_tried_on_one_prompt_and_without_a_configuration(pro
     [
         ((), "either a PROMPT or --file"),
         (("--file", "prompts.jsonl", "hello"), "either a PROMPT or --file"),
-        (("--file", "prompts.jsonl", "--model", "x"), "go with a PROMPT"),
-        (("--classifier", "own", "hello"), "there is no classifier 'own'; there are five-level"),
-        (("--classifier", "own", "--config", "own.toml", "--model", "small", "x"), "--model has no effect"),
+        (("--file", "prompts.jsonl", "--model", "x"), "need a PROMPT"),
+        (("--classifier", "own", "hello"), "unknown classifier 'own'; use one of five-level"),
+        (("--classifier", "own", "--config", "own.toml", "--model", "small", "x"), "leave out --model"),
         (("--file", "own.toml"), "line 2: is not JSON"),
     ],
 )
@@ -509,7 +509,7 @@ def test_a_line_without_messages_is_refused_with_its_number(prompts: Path, text:
     assert result.exit_code == 1
     assert "line 2: has no list of messages" in result.stderr
     prompts.write_text("\n", encoding="utf-8")
-    assert "holds no prompts" in explain("--file", str(prompts)).stderr
+    assert "has no prompts" in explain("--file", str(prompts)).stderr
 
 
 # --------------------------------------------------------------------------------------------------- page

@@ -256,7 +256,7 @@ def test_the_command_calls_no_key_valid_where_there_is_none() -> None:
         )
         done = run("--provider", "one")
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[-1].endswith("it wants no key, and none is configured")
+    assert done.stdout.splitlines()[-1].endswith("no key is configured, and none is needed")
 
 
 def test_the_command_names_what_is_lacking() -> None:
@@ -265,7 +265,7 @@ def test_the_command_names_what_is_lacking() -> None:
         done = run("--provider", "one")
         told = json.loads(run("--provider", "one", "--json").stdout)
     assert done.exit_code == 1
-    assert "lacking  one/gpt-4.1 asks for gpt-4.1-mni; near names are gpt-4.1-mini, gpt-4.1" in done.stdout
+    assert "not listed  one/gpt-4.1 uses gpt-4.1-mni; similar names: gpt-4.1-mini, gpt-4.1" in done.stdout
     assert told["status"] == "valid"
     assert told["models"] == NAMES
     assert told["lacking"] == [
