@@ -65,12 +65,12 @@ def forked(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Callab
 
 def unheard_fork() -> int:
     """As by a server that forks below Python: nothing of fastroute's is done (Python's own is)."""
-    actions, forks._actions = forks._actions, []
-    mutex, forks._mutex = forks._mutex, threading.RLock()
+    actions, forks.actions = forks.actions, []
+    mutex, forks.mutex = forks.mutex, threading.RLock()
     try:
         pid = os.fork()
     finally:
-        forks._actions, forks._mutex = actions, mutex
+        forks.actions, forks.mutex = actions, mutex
     if pid == 0:
         forks.handled = 0
     return pid

@@ -33,24 +33,6 @@ NOT_OURS = {
 }
 """Names of the standard library and of other packages, and why there is no other way."""
 
-ALLOWED: dict[str, int] = {
-    "tests/budget/test_budget_crowds.py": 1,
-    "tests/client_processes.py": 7,
-    "tests/config/test_config_secrets.py": 1,
-    "tests/faults/test_interrupts.py": 1,
-    "tests/ledger/test_ledger_plot.py": 1,
-    "tests/platform/test_gevent_core.py": 6,
-    "tests/platform/test_processes.py": 3,
-    "tests/platform/test_processes_locks.py": 6,
-    "tests/quality/test_quality.py": 4,
-    "tests/soak/calls.py": 1,
-    "tests/state/redis/test_redis_keys.py": 4,
-    "tests/state/redis/test_redis_money.py": 2,
-    "tests/state/redis/test_redis_sentinels.py": 1,
-    "tests/state/test_segment_file.py": 6,
-}
-"""How many reaches a file still has."""
-
 _BY_NAME = {"setattr", "getattr", "delattr", "hasattr", "object"}  # the last one is that of `patch.object`
 _PRIVATE = re.compile(r"_(?!_)\w+")
 _DOTTED = re.compile(r"(?<![\w.`])(?!self\b|cls\b)[\w.\[\]()'\"]*[\w\])]\.(_(?!_)\w+)")
@@ -96,15 +78,12 @@ def reaches(tree: ast.AST) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TOP)))
 def test_nobody_reaches_for_a_private_name(path: Path) -> None:
     found = sorted(reaches(ast.parse(path.read_text(encoding="utf-8"))))
-    assert len(found) <= ALLOWED.get(str(path.relative_to(TOP)), 0), found
+    assert found == []
 
 
 def test_the_exceptions_are_real() -> None:
-    """A name that nothing uses any more, or a file without reaches, does not stay on the lists."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
     assert [name for name in NOT_OURS if not re.search(rf"\b{name}\b", text)] == []
-    for name in ALLOWED:
-        assert next(reaches(ast.parse((TOP / name).read_text(encoding="utf-8"))), None) is not None, name
 
 
 @pytest.mark.parametrize(

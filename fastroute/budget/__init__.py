@@ -140,7 +140,7 @@ class Budgets:
     ) -> None:
         self._budgets = tuple(Budget(config) for config in configs)
         self._segment = segment
-        self._spent = spent
+        self.spent = spent
         self._hooks = hooks
         self._now = now
         self._clock = clock
@@ -288,7 +288,7 @@ class Budgets:
         limit = scope.budget.limit
 
         def spent() -> int:
-            return min(self._spent(window.start, scope.tags), _core.MOST_NANO)
+            return min(self.spent(window.start, scope.tags), _core.MOST_NANO)
 
         try:
             return bank.lease(scope.name, window, counter, limit, limit - most, self._now(), spent)
@@ -301,7 +301,7 @@ class Budgets:
         stamp = counter.stamp
         if counter.window == window.number:
             return stamp
-        with self._lock():
+        with self.window_lock():
             stamp = counter.stamp
             if counter.window != window.number:
                 if self._clock() < scope.unreadable_until:
@@ -311,7 +311,7 @@ class Budgets:
                     # Of what many machines share, this one has committed nothing yet; the rest is the bank's.
                     spent = 0
                     if self._bank is None:
-                        spent = min(self._spent(window.start, scope.tags), _core.MOST_NANO)
+                        spent = min(self.spent(window.start, scope.tags), _core.MOST_NANO)
                 except errors.Error as error:
                     scope.unreadable_until = self._clock() + _RETRY_NS
                     log.error("budget %s: what has been spent cannot be read: %s", name, error)
@@ -323,7 +323,7 @@ class Budgets:
                     log.warning(text, name, window.label, dollars(spent), dollars(scope.budget.limit))
             return counter.stamp
 
-    def _lock(self) -> threading.Lock:
+    def window_lock(self) -> threading.Lock:
         # A thread of the parent may have held it while forking.
         if self._pid != os.getpid():
             self._beginning, self._pid = threading.Lock(), os.getpid()

@@ -66,11 +66,11 @@ class Admission:
         self._queue = queue
         self._state = state
         self._hooks = hooks
-        self._random = random.Random()
+        self.random = random.Random()
 
     def after_fork(self) -> None:
         """In a forked child: other random choices than the parent's."""
-        self._random = random.Random()
+        self.random = random.Random()
 
     def grant(self, call: Call, plan: Plan, progress: Progress) -> Grant:
         """The next endpoint that lets the call in, waiting if it must; raises when there is none."""
@@ -289,7 +289,7 @@ class Admission:
         if not progress.retry:
             return 0.0, None
         endpoint, error = min(progress.retry, key=lambda known: known[1].retry_after or 0.0)
-        pause = self._retries.backoff(len(call.attempts) - 1, error, self._random.random())
+        pause = self._retries.backoff(len(call.attempts) - 1, error, self.random.random())
         return (math.inf if pause is None else pause), endpoint
 
     def _hurried(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:

@@ -81,6 +81,7 @@ class Gateway:
     Attributes:
         client: what calls go through.
         routes: method and handler by path.
+        limits, budgets: those of the callers' keys.
 
     Thread safety: it serves any number of threads, and goes on in forked children.
     """
@@ -102,9 +103,9 @@ class Gateway:
         self._allow_anonymous = allow_anonymous
         segment = client.runtime.generation.state.segment
         shared = client.runtime.shared
-        self._limits = KeyLimits(segment, shared)
+        self.limits = KeyLimits(segment, shared)
         bank = None if shared is None else shared.bank
-        self._budgets = KeyBudgets(segment, spent_in(client.ledger), client.runtime.hooks, bank)
+        self.budgets = KeyBudgets(segment, spent_in(client.ledger), client.runtime.hooks, bank)
         self._served: ServedModels | None = None
         self.after_fork()
         self.routes: dict[str, tuple[str, Callable[[Environ, str], Response]]] = {
@@ -243,7 +244,7 @@ class Gateway:
         params = _tidied(asked)
         call = evolve(asked, model=model, route=route, params=params)
         tokens = tokens_of(call.messages, params) if caller.tpm is not None else 0
-        permit = self._limits.admit(caller, tokens)
+        permit = self.limits.admit(caller, tokens)
         try:
             answer = call.run(self._client_for(caller))
         except errors.Error as error:
@@ -258,7 +259,7 @@ class Gateway:
         return completion_response(answer)
 
     def _client_for(self, caller: Caller) -> Client:
-        budgets = self._budgets.of(caller)
+        budgets = self.budgets.of(caller)
         if budgets is None:
             return self.client
         lease = self.client.config.timeout + _LEASE_SLACK
@@ -326,7 +327,7 @@ class Gateway:
         self._caller(environ, admin=True)
         keyring = self._keyring()
         callers = () if keyring is None else keyring.callers
-        return json_response(self._collector.collect(self._budgets.snapshot(callers)))
+        return json_response(self._collector.collect(self.budgets.snapshot(callers)))
 
 
 def _password(header: str) -> bytes:

@@ -79,7 +79,7 @@ class _Scale:
         return [self.step * count for count in range(round(self.top / self.step) + 1)]
 
 
-def _scale(values: Iterable[float | None], *, least: float = 0.0) -> _Scale:
+def scale_of(values: Iterable[float | None], *, least: float = 0.0) -> _Scale:
     """An axis for the values, up to five steps of 1, 2 or 5 times a power of ten, ``least`` or more each."""
     most = max((value for value in values if value is not None), default=0.0) or least or 1.0
     step = 10.0 ** math.floor(math.log10(most))
@@ -102,8 +102,8 @@ def _charts(found: Days) -> list[str]:
     calls = [float(day.totals.calls) for day in days]
     failed = [day.totals.failures / day.totals.attempts if day.totals.attempts else None for day in days]
 
-    money, total, latency = _scale(daily, least=1), _scale(running, least=1), _scale([*p50, *p95])
-    count, share = _scale(calls, least=1), _scale(failed, least=0.01)
+    money, total, latency = scale_of(daily, least=1), scale_of(running, least=1), scale_of([*p50, *p95])
+    count, share = scale_of(calls, least=1), scale_of(failed, least=0.01)
     return [
         _stacked(
             "Cost per day", found, Breakdown("model", found.models, tuple(day.costs for day in days)), money
@@ -192,7 +192,7 @@ def _against(found: Days) -> str:
     shown = found.comparisons[: _MOST_COLOURS - 1]
     names = (_ROUTED, *(f"{each.model} alone" for each in shown))
     lines = [list(accumulate(shown[0].actual_nano)), *(list(accumulate(each.alone_nano)) for each in shown)]
-    scale = _scale([value for line in lines for value in line], least=1)
+    scale = scale_of([value for line in lines for value in line], least=1)
     labels = []
     for values in zip(*lines):
         paid, *others = values

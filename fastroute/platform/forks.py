@@ -14,15 +14,17 @@ from collections.abc import Callable
 
 from fastroute import _core
 
-_actions: list[Callable[[], None]] = []
+actions: list[Callable[[], None]] = []
+"""What a child runs, the first first."""
 handled = _core.fork_count()  # the count at the last run of the actions
 _locks: dict[int, threading.Lock] = {}
-_mutex = threading.RLock()
+mutex = threading.RLock()
+"""Held over a fork by `os.fork`, and by whoever holds `blocked`."""
 
 
 def in_child(action: Callable[[], None]) -> None:
     """Runs ``action`` in every child, after those that were registered before it."""
-    _actions.append(action)
+    actions.append(action)
 
 
 def ensure() -> None:
@@ -37,7 +39,7 @@ def blocked() -> threading.RLock:
     `os.fork` waits for it, so no child gets a descriptor that is open but not registered. A fork that runs no
     hooks does not wait: that child keeps such a descriptor open until it ends.
     """
-    return _mutex
+    return mutex
 
 
 def _catch_up() -> None:
@@ -50,15 +52,15 @@ def _catch_up() -> None:
 
 
 def _act() -> None:
-    global handled, _mutex
-    _mutex = threading.RLock()  # the thread that held the other one is not in the child
-    for action in _actions:
+    global handled, mutex
+    mutex = threading.RLock()  # the thread that held the other one is not in the child
+    for action in actions:
         action()
     handled = _core.fork_count()
 
 
 os.register_at_fork(
-    before=lambda: _mutex.acquire(),
-    after_in_parent=lambda: _mutex.release(),
+    before=lambda: mutex.acquire(),
+    after_in_parent=lambda: mutex.release(),
     after_in_child=_act,
 )

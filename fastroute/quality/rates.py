@@ -59,16 +59,20 @@ class Rates:
     Args:
         config: ``[quality]``: drift, window, min_samples.
         hooks: hear `DriftDetected`.
+
+    Attributes:
+        window, min_samples: results that a rate is of, and that there must be before one is compared.
+        series: the results so far, by model, tier and measure, under `lock`.
     """
 
     def __init__(self, config: QualityConfig, hooks: Hooks) -> None:
-        self._window = config.window
-        self._least = min(config.min_samples or config.window, config.window)
+        self.window = config.window
+        self.min_samples = min(config.min_samples or config.window, config.window)
         # Shares are compared as whole numbers, so that "more than 5 points" has no rounding in it.
         self._drift = Decimal(str(config.drift)).as_integer_ratio()
         self._hooks = hooks
-        self._series: dict[tuple[str, str | None, Measure], _Series] = {}
-        self._lock = threading.Lock()
+        self.series: dict[tuple[str, str | None, Measure], _Series] = {}
+        self.lock = threading.Lock()
 
     def record(self, model: str, tier: str | None, ok: bool, valid: bool | None = None) -> None:
         """Counts one attempt.
@@ -80,7 +84,7 @@ class Rates:
             valid: whether the answer passed; None if it was not judged.
         """
         found: list[DriftDetected] = []
-        with self._lock:
+        with self.lock:
             self._count(model, tier, "success", ok, found)
             if valid is not None:
                 self._count(model, tier, "validation", valid, found)
@@ -91,11 +95,11 @@ class Rates:
         self, model: str, tier: str | None, measure: Measure, good: bool, found: list[DriftDetected]
     ) -> None:
         key = (model, tier, measure)
-        series = self._series.get(key)
+        series = self.series.get(key)
         if series is None:
-            series = self._series[key] = _Series(self._window)
+            series = self.series[key] = _Series(self.window)
         series.add(good)
-        if series.moved(self._drift, self._least):
+        if series.moved(self._drift, self.min_samples):
             recent, baseline = series.samples, series.baseline_samples
             found.append(
                 DriftDetected(
@@ -111,13 +115,13 @@ class Rates:
 
     def snapshot(self) -> tuple[Rate, ...]:
         """All rates at this moment, in the order in which they first appeared."""
-        with self._lock:
-            return tuple(series.rate(*key) for key, series in self._series.items())
+        with self.lock:
+            return tuple(series.rate(*key) for key, series in self.series.items())
 
     def after_fork(self) -> None:
         """In a forked child: the lock may be held by a thread that is not there, half-way through a count."""
-        self._lock = threading.Lock()
-        for series in self._series.values():
+        self.lock = threading.Lock()
+        for series in self.series.values():
             series.recount()
 
 

@@ -31,9 +31,11 @@ from fastroute.platform import files
 
 log = logging.getLogger("fastroute")
 
-_MEMORY_FOLDER = "/dev/shm"
+MEMORY_FOLDER = "/dev/shm"
+"""Where a machine's state lies; without such a folder it lies among temporary files."""
 _PATIENCE = 10.0  # seconds to wait for another process that creates the same file
-_ABANDONED = 3600.0  # seconds unused after which a file of a machine's state is removed
+ABANDONED = 3600.0
+"""Seconds unused after which a file of a machine's state is removed."""
 _LOCK, _ASIDE, _NEW = ".lock", ".aside", ".new"  # suffixes of the files beside a segment file
 _KEEP = ".keep"  # marks a file that is not removed: without a ledger only it knows what was spent
 _MACHINE_FILE = re.compile(r"(.+\.[0-9]+-[0-9a-f]+(?:\.[0-9a-f]+)?)(?:\.lock|\.aside|\.new|\.keep)?")
@@ -103,7 +105,7 @@ def machine_path(config: Config) -> str:
     Raises:
         ConfigError: if the directory exists but other users could open it.
     """
-    base = _MEMORY_FOLDER if os.path.isdir(_MEMORY_FOLDER) else tempfile.gettempdir()
+    base = MEMORY_FOLDER if os.path.isdir(MEMORY_FOLDER) else tempfile.gettempdir()
     folder = os.path.join(base, f"fastroute-{os.geteuid()}")
     try:
         files.make_private_folder(folder)
@@ -112,7 +114,7 @@ def machine_path(config: Config) -> str:
     except OSError as problem:
         raise _UnavailableError(f"{folder} cannot be created: {problem.strerror}") from None
     name = config.local_state.partition(":")[2] or _fingerprint(config)
-    return os.path.join(folder, f"{name}.{_core.LAYOUT}-{_pid_namespace():x}")
+    return os.path.join(folder, f"{name}.{_core.LAYOUT}-{pid_namespace():x}")
 
 
 def remove_abandoned(folder: str) -> None:
@@ -149,7 +151,7 @@ def _remove_if_abandoned(path: str) -> bool:
     except FileNotFoundError:
         return True
     with files.closing(fd):
-        if time.time() - os.fstat(fd).st_mtime < _ABANDONED or not files.lock(fd):
+        if time.time() - os.fstat(fd).st_mtime < ABANDONED or not files.lock(fd):
             return False
         try:
             segment = _core.Segment.in_file(fd)
@@ -158,7 +160,7 @@ def _remove_if_abandoned(path: str) -> bool:
         else:
             # A daemon that closed all its descriptors has lost the lock but still uses the mapping.
             segment.reap()
-            unused = segment.tended == 0 or _core.clock() - segment.tended > _ABANDONED * 1e9
+            unused = segment.tended == 0 or _core.clock() - segment.tended > ABANDONED * 1e9
             if segment.workers_known or not unused:
                 return False
         os.unlink(path)
@@ -183,7 +185,7 @@ def _alone(kind: str, why: str) -> Home:
     return Home(_core.Segment(), kind, None, reason)
 
 
-def _pid_namespace() -> int:
+def pid_namespace() -> int:
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -198,7 +200,7 @@ def _open(path: str) -> tuple[str, _core.Segment]:
         )
     segment = _locked_join(path)
     if segment is None:
-        path = f"{path}.{_pid_namespace():x}"
+        path = f"{path}.{pid_namespace():x}"
         segment = _locked_join(path)
         if segment is None:
             raise errors.ConfigError(

@@ -94,7 +94,7 @@ def test_a_childs_copy_of_a_reservation_is_without_effect(make: Make) -> None:
 def test_a_fork_while_a_window_begins_hangs_nobody(make: Make, spending: Spending) -> None:
     budgets = make(budget(limit=10))
     # The lock as a forked child finds it when another thread of the parent was at the ledger.
-    with budgets._lock():
+    with budgets.window_lock():
         killed_child(lambda: budgets.reserve(1, {}, 60))
     assert spending.asked == []
 

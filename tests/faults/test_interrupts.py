@@ -18,6 +18,7 @@ from walks import Variant
 
 import fastroute
 from fastroute import Client, Completion, _core
+from fastroute.budget.allowance import Allowance
 from fastroute.calls.cache import Cache
 from fastroute.calls.queue import Waiter
 from fastroute.platform import timer
@@ -225,9 +226,8 @@ def test_140_a_hurried_probe(tmp_path: Path) -> None:
 def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> None:
     with staged(tmp_path) as stage:
         stage.servers[0].say = PLAIN
-        stage.client = stage.client.with_options(budget=1000.0)
-        allowance = stage.client._allowance
-        assert allowance is not None
+        allowance = Allowance(10**12)
+        stage.client = stage.client.with_options(budget=allowance)
 
         def check(where: str) -> None:
             usual(where)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastroute.cli.group import cli
 from fastroute.ledger import Ledger, NullLedger, Totals
 from fastroute.ledger.days import Breakdown, Comparison, Day, Days
-from fastroute.ledger.plot import _scale, days, to_html
+from fastroute.ledger.plot import days, scale_of, to_html
 from fastroute.types import NANO, Attempt, TokenPrices
 
 START = datetime(2026, 3, 30, 12, tzinfo=timezone.utc)
@@ -269,7 +269,7 @@ def test_an_empty_ledger_says_so() -> None:
 @given(st.lists(st.none() | st.floats(0, 1e12, allow_subnormal=False), max_size=5))
 def test_an_axis_holds_its_values_in_a_few_round_steps(values: list[float | None]) -> None:
     known = [value for value in values if value is not None and value > 1e-9]
-    scale = _scale(known)
+    scale = scale_of(known)
     most = max(known, default=0.0)
     assert scale.top >= most * (1 - 1e-9)
     assert 2 <= len(scale.ticks) <= 6

@@ -29,7 +29,7 @@ timing = False
 
 def raw(value):
     if isinstance(value, Timed):
-        return value._raw
+        return value.wrapped
     if type(value) in (list, tuple):
         return type(value)(map(raw, value))
     return value
@@ -42,34 +42,34 @@ def timed(value):
     return value
 
 class Timed:
-    __slots__ = ("_raw",)
+    __slots__ = ("wrapped",)
 
     def __init__(self, value):
-        object.__setattr__(self, "_raw", value)
+        object.__setattr__(self, "wrapped", value)
 
     def __getattr__(self, name):
-        return timed(getattr(self._raw, name))
+        return timed(getattr(self.wrapped, name))
 
     def __call__(self, *values, **named):
         values, named = raw(values), {name: raw(value) for name, value in named.items()}
         begun = time.thread_time_ns()
         try:
-            result = self._raw(*values, **named)
+            result = self.wrapped(*values, **named)
         finally:
             taken = time.thread_time_ns() - begun
             if timing:
-                name = getattr(self._raw, "__qualname__", str(self._raw))
+                name = getattr(self.wrapped, "__qualname__", str(self.wrapped))
                 worst[name] = max(worst.get(name, 0), taken)
         return timed(result)
 
     def __len__(self):
-        return len(self._raw)
+        return len(self.wrapped)
 
     def __eq__(self, other):
-        return self._raw == raw(other)
+        return self.wrapped == raw(other)
 
     def __hash__(self):
-        return hash(self._raw)
+        return hash(self.wrapped)
 
 standin = types.ModuleType("fastroute._core")
 for name, value in vars(core).items():

@@ -130,7 +130,7 @@ def test_nobody_gets_anothers_answer(
                 )
         assert client.submit(model="m", messages=[{"role": "user", "content": name}]).result(20)
         client.ledger.flush()
-        return {"ids": ids, "random": client.runtime.generation.admission._random.random()}
+        return {"ids": ids, "random": client.runtime.generation.admission.random.random()}
 
     base = dict(upstream)
     with Client(tables(base.pop("base_url"), tmp_path, provider=base)) as client:
@@ -220,8 +220,8 @@ def test_seeds_differ_after_a_fork(tmp_path: Path) -> None:
     random.seed(1)
     with Client(tables("http://127.0.0.1:1/v1", tmp_path)) as client:
         admission = client.runtime.generation.admission
-        children = [forked(lambda: client.runtime.generation.admission._random.random()) for _ in range(3)]
-        assert len({admission._random.random(), *(child() for child in children)}) == 4
+        children = [forked(lambda: client.runtime.generation.admission.random.random()) for _ in range(3)]
+        assert len({admission.random.random(), *(child() for child in children)}) == 4
 
 
 # ------------------------------------------------------------------------------------- what doors begin with

@@ -54,7 +54,7 @@ def every_lock_held(fork: Callable[[], int], *roots: object) -> Iterator[int]:
     held, go = threading.Event(), threading.Event()
     kept: list[Any] = []
     # This one is held over a fork that is heard: `os.fork` waits for whoever holds it.
-    spared = forks._mutex if fork is os.fork else None
+    spared = forks.mutex if fork is os.fork else None
 
     def hold() -> None:
         for lock in locks_of(*roots):
@@ -69,7 +69,7 @@ def every_lock_held(fork: Callable[[], int], *roots: object) -> Iterator[int]:
     holder.start()
     held.wait()
     try:
-        assert (spared is None) == (forks._mutex in kept)
+        assert (spared is None) == (forks.mutex in kept)
         yield len(kept)
     finally:
         go.set()
@@ -141,7 +141,7 @@ def test_whatever_a_child_that_nobody_heard_of_does_first(busy: Client) -> None:
 
 
 BELOW = """
-import ctypes, json, os, signal, sys, threading
+import contextlib, ctypes, json, os, signal, sys, threading
 from fastroute import Attempt, Client
 from fastroute.platform import forks
 client = Client(json.loads(sys.argv[1]))
@@ -150,8 +150,13 @@ client.ledger.flush()
 writer = client.ledger.writer
 while writer.awake: pass  # now its thread waits for a word, and is not in Python
 held, go = threading.Event(), threading.Event()
+owners = writer, client.runtime.workers, client.runtime.queue
+locks = [value for owner in owners for value in vars(owner).values() if type(value) is type(threading.Lock())]
+assert len(locks) >= 3
 def hold():
-    with forks._mutex, writer._starting, client.runtime.workers._lock, client.runtime.queue._lock:
+    with contextlib.ExitStack() as stack:
+        for lock in (forks.mutex, *locks):
+            stack.enter_context(lock)
         held.set()
         go.wait()
 holder = threading.Thread(target=hold)

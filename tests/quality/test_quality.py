@@ -478,7 +478,7 @@ def test_with_the_usual_settings_chance_alone_is_no_drift() -> None:
             rates.record("m", None, good)
         assert (len(heard) >= alarms) if alarms else (heard == [])
     usual, heard = listening()
-    assert usual._window == usual._least == 500
+    assert usual.window == usual.min_samples == 500
     for good in results:
         usual.record("m", None, good)
     for _ in range(400):
@@ -559,13 +559,13 @@ def test_a_forked_child_counts_on_though_the_lock_was_held() -> None:
     for number in range(150):
         rates.record("m", None, number % 3 != 0)
     before = rates.snapshot()
-    rates._series["m", None, "success"].good += 5  # as a thread that was half-way through would leave it
+    rates.series["m", None, "success"].good += 5  # as a thread that was half-way through would leave it
 
     def look() -> None:
         rates.after_fork()
         assert rates.snapshot() == before
 
-    with rates._lock:
+    with rates.lock:
         child = forked(look)
     assert ended(child) == 0
 

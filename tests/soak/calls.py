@@ -369,7 +369,7 @@ def check(client: fastroute.Client, folder: Path, estimate: int, threads: int, f
     generation.state.segment.reap()
     generation.budgets.sweep()
     for team in range(3):  # statuses are given of tags that this process has seen
-        generation.budgets._budgets[1].scope({"team": f"team{team}"})
+        generation.budgets.reserve(1, {"team": f"team{team}"}, 60).settle(0)
     stats = client.stats()
     budgets = {(each.budget, each.value): each for each in stats["budgets"]}
     assert all(each.reserved_nano == 0 for each in budgets.values()), "money is still reserved"

@@ -140,7 +140,7 @@ class TestSharing:
 class TestMachine:
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(segment_file, "_MEMORY_FOLDER", str(tmp_path))
+        monkeypatch.setattr(segment_file, "MEMORY_FOLDER", str(tmp_path))
 
     def test_one_configuration_is_one_state_whatever_its_limits(self) -> None:
         one = open_home(config("machine"))
@@ -182,7 +182,7 @@ class TestMachine:
     def test_without_a_memory_folder_it_is_in_the_temporary_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(segment_file, "_MEMORY_FOLDER", str(tmp_path / "none"))
+        monkeypatch.setattr(segment_file, "MEMORY_FOLDER", str(tmp_path / "none"))
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
         (tmp_path / "temporary").mkdir()
         assert segment_file.machine_path(config("machine")).startswith(str(tmp_path / "temporary"))
@@ -193,7 +193,7 @@ class TestAbandoned:
 
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(segment_file, "_MEMORY_FOLDER", str(tmp_path))
+        monkeypatch.setattr(segment_file, "MEMORY_FOLDER", str(tmp_path))
         return tmp_path / f"fastroute-{os.geteuid()}"
 
     def left(self, name: str = "old", used: float = 2 * 3600.0, ledger: str = "x.db") -> Path:
@@ -297,7 +297,7 @@ IN_AND_OUT = """
 import os, random, sys
 from fastroute.state import segment_file
 from fastroute.config import load
-segment_file._MEMORY_FOLDER, segment_file._ABANDONED = sys.argv[1], -1.0
+segment_file.MEMORY_FOLDER, segment_file.ABANDONED = sys.argv[1], -1.0
 draw = random.Random(int(sys.argv[2]))
 configs = [load({
     "fastroute": {"state": f"machine:{name}", "ledger": "x.db"},
@@ -396,7 +396,7 @@ class TestMisfits:
             holder.stdout.readline()
             path.write_bytes(header(path.read_bytes(), namespace=1))
             one, two = opened(path), opened(path)
-            assert one.path == two.path == f"{path}.{segment_file._pid_namespace():x}"
+            assert one.path == two.path == f"{path}.{segment_file.pid_namespace():x}"
             assert "not shared with this process" in (one.reason or "")
             bucket(one).acquire(4)
             assert bucket(two).available() == 6

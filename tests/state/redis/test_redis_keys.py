@@ -68,15 +68,15 @@ def test_a_callers_requests_are_counted_on_all_machines_together(serve: Serve) -
 def test_a_callers_tokens_are_counted_on_all_machines_together_and_put_right(serve: Serve) -> None:
     first, second = (served.app for served in serve(Caller("web", tpm=1000)))
     caller = Caller("web", tpm=1000)
-    permits = [app._limits.admit(caller, 300) for app in (first, second, first)]
+    permits = [app.limits.admit(caller, 300) for app in (first, second, first)]
     with pytest.raises(LimitReached):
-        second._limits.admit(caller, 300)
+        second.limits.admit(caller, 300)
     permits[0].settle(10)
     for app in (first, first, second):  # what nobody takes is given back, and heard of
         shared = app.client.runtime.shared
         assert shared is not None
         shared.beat()
-    second._limits.admit(caller, 300)
+    second.limits.admit(caller, 300)
 
 
 def test_the_usual_call_of_a_caller_asks_nobody(redis: RedisServer) -> None:
@@ -105,7 +105,7 @@ def test_while_redis_is_away_each_machine_has_its_part(serve: Serve, redis: Redi
 
 def test_a_callers_budget_is_spent_on_all_machines_together(serve: Serve) -> None:
     gateways = serve(Caller("web", budgets={"day": 0.001}))
-    budgets = [served.app._budgets.of(Caller("web", budgets={"day": 0.001})) for served in gateways]
+    budgets = [served.app.budgets.of(Caller("web", budgets={"day": 0.001})) for served in gateways]
     spent = 0
     for number in range(40):
         of_one = budgets[number % 2]

@@ -28,7 +28,7 @@ def make(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     def client(budgets: list[dict[str, Any]] = DAY, spent: int | None = None) -> fastroute.Client:
         made.append(fastroute.Client(redis.config(timeout=5.0, budgets=budgets)))
         if spent is not None:
-            monkeypatch.setattr(budgets_of(made[-1]), "_spent", lambda since, tags: spent)
+            monkeypatch.setattr(budgets_of(made[-1]), "spent", lambda since, tags: spent)
         return made[-1]
 
     yield client
@@ -123,7 +123,7 @@ def test_what_the_ledger_knows_is_spent_when_redis_knows_nothing(make: Any, redi
     with redis.connect() as connection:
         connection.flushall()
     for client in (first, second):
-        budgets_of(client)._spent = lambda since, tags: DOLLAR
+        budgets_of(client).spent = lambda since, tags: DOLLAR
     assert spend(first, 1) == spend(second, 1) == 0
 
 

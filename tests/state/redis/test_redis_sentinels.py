@@ -104,7 +104,7 @@ def test_a_gateways_limits_and_budgets_of_callers_hold_over_it(
             gateways.append(Served(app, Client(app), provider, keys, token, admin))
         shared = [served.app.client.runtime.shared for served in gateways]
         payer = Caller("payer", budgets={"day": 0.001})
-        budgets = [served.app._budgets.of(payer) for served in gateways]
+        budgets = [served.app.budgets.of(payer) for served in gateways]
 
         began = time.monotonic()
         statuses = [gateways[number % 2].post().status_code for number in range(6)]
