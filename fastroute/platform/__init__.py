@@ -1,1 +1,1 @@
-"""The process that the package lives in: forks, gevent, hosting servers, worker threads, locks, mounts."""
+"""The process: forks, gevent, hosting servers, threads, the timer, private files and locks, mounts."""

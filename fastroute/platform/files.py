@@ -1,13 +1,13 @@
-"""Private files, file locks, and whether a file has changed.
+"""Private files, file locks, and stamps that show whether a file has changed.
 
-Files that the package makes (shared state, keys, journals, marks) have mode 0600 and are never opened through
-a symbolic link. What cannot be opened safely raises `UnsafeFileError`, an `OSError` whose ``strerror`` says
-what is there and what would be right, so callers word it as any other failure to open a file.
+Files that the package creates (shared state, keys, journals) have mode 0600 and are never opened through a
+symbolic link. A file that cannot be opened safely raises `UnsafeFileError`, an `OSError` whose ``strerror``
+says what is there and what would be right, so callers report it like any other failure to open a file.
 
-Locks are those of `flock`. A forked child gets copies of its parent's descriptors, and with them a share in
-the locks: a dead parent's lock would be held for as long as its child lives. So every descriptor that is
-opened here is registered and closed in the child. An object that holds one is to be dropped there and never
-closed, since the number may already stand for another file.
+Locks are those of `flock`. A forked child inherits its parent's descriptors and shares their locks: a lock
+of a dead parent would be held for as long as a child lives. So every descriptor that is opened here is
+registered, and a child closes them all. In the child, do not close an object that holds such a descriptor:
+the number may already stand for another file.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from . import forks
 
 _POLL_SECONDS = 0.002
 _open: set[int] = set()
-# What `os.open` answers for something that is no regular file: a link, a directory, a pipe or socket.
+# `os.open` fails with these for something other than a regular file: a link, a folder, a pipe or socket.
 _NOT_REGULAR = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 _KINDS = {stat.S_IFREG: "a regular file", stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link"}
 
 
 class UnsafeFileError(OSError):
-    """Something else than a regular file, or than a private one, is at a path."""
+    """What is at a path is not a regular file, not a folder, or not private, as it must be."""
 
 
 # -------------------------------------------------------------------------------------------- opening files
 
 
 def open_regular(path: str, flags: int, *, follow: bool = False) -> int:
-    """Opens a regular file; one that it creates has mode 0600. The descriptor is to be closed with `close`.
+    """Opens a regular file; a new one has mode 0600. Close the descriptor with `close`.
 
     Args:
         flags: as of `os.open`.
         follow: whether the path may be a symbolic link.
 
     Raises:
-        UnsafeFileError: it is no regular file.
+        UnsafeFileError: it is not a regular file.
         OSError: as `os.open`.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for its other end.
@@ -67,10 +67,10 @@ def open_regular(path: str, flags: int, *, follow: bool = False) -> int:
 
 
 def open_private(path: str, flags: int) -> int:
-    """As `open_regular`, if no other user can open the file and it belongs to this user or to root.
+    """Opens a regular file that belongs to this user or to root and that no other user can open.
 
     Raises:
-        UnsafeFileError: it is no regular file, or not private.
+        UnsafeFileError: it is not a regular file, or not private.
         OSError: as `os.open`.
     """
     fd = open_regular(path, flags)
@@ -83,7 +83,7 @@ def open_private(path: str, flags: int) -> int:
 
 
 def close(fd: int) -> None:
-    """Closes a registered descriptor, and with it releases its lock."""
+    """Closes a registered descriptor, which releases its lock."""
     with forks.blocked():
         _open.discard(fd)
         os.close(fd)
@@ -99,17 +99,17 @@ def closing(fd: int) -> Iterator[int]:
 
 
 def check_regular(path: str) -> None:
-    """Checks what is at a path, unopened: closing a file drops the POSIX locks that this process has on it.
+    """Checks a file without opening it: closing one drops all POSIX locks that this process has on it.
 
     Raises:
-        UnsafeFileError: it is no regular file.
-        OSError: nothing is there, or it cannot be looked at.
+        UnsafeFileError: it is not a regular file.
+        OSError: as `os.lstat`.
     """
     _require_kind(path, os.lstat(path), stat.S_IFREG)
 
 
 def check_private(path: str) -> None:
-    """As `check_regular`, with the conditions of `open_private`."""
+    """Checks a file as `open_private` does, without opening it."""
     found = os.lstat(path)
     _require_kind(path, found, stat.S_IFREG)
     _require_private(path, found, 0o600)
@@ -146,11 +146,11 @@ forks.in_child(_close_inherited)
 
 
 def create(path: str, content: bytes = b"") -> None:
-    """Creates a private file, on the disk when this returns.
+    """Creates a private file and waits for the disk.
 
     Raises:
-        FileExistsError: something is there already.
-        OSError: it cannot be made; nothing is left of it.
+        FileExistsError: the path exists.
+        OSError: it cannot be created or written; then it is removed.
     """
     with closing(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as fd:
         try:
@@ -162,14 +162,14 @@ def create(path: str, content: bytes = b"") -> None:
 
 @contextmanager
 def replacing(path: str, scratch: str) -> Iterator[int]:
-    """Puts a new private file in the place of another in one step: readers see the one or the other.
+    """Replaces a file by a new private one atomically: readers see the old one or the new one.
 
-    The block fills the descriptor that it gets; then the file is synced and takes the path's name. If the
-    block raises, the old file stays.
+    The block writes to the descriptor that it gets. Then the new file is synced and renamed to ``path``. If
+    the block raises, the new file is removed and the old one stays.
 
     Args:
-        scratch: the new file's name until then, in the same folder and this process's alone: a file of that
-            name is removed first.
+        scratch: path of the new file until then, in the same folder. No other process may use it: a file
+            there is removed first.
     """
     with suppress(FileNotFoundError):
         os.unlink(scratch)
@@ -193,10 +193,10 @@ def write(fd: int, content: bytes) -> None:
 
 
 def make_private_folder(path: str) -> None:
-    """Makes a folder that only this user can open, unless it is there.
+    """Makes a folder that only this user can open, unless it exists.
 
     Raises:
-        UnsafeFileError: what is there is something else.
+        UnsafeFileError: the path exists and is not such a folder.
         OSError: it cannot be made.
     """
     with suppress(FileExistsError):
@@ -207,7 +207,7 @@ def make_private_folder(path: str) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Waits until the names in a folder are on disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -219,7 +219,7 @@ def sync_folder(path: str) -> None:
 
 
 def lock(fd: int, *, shared: bool = False, timeout: float = 0.0) -> bool:
-    """Locks a file until `unlock` or `close`; False if others hold it for longer than ``timeout`` seconds."""
+    """Locks a file until `unlock` or `close`; False if it is not free within ``timeout`` seconds."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + timeout
     while True:
@@ -238,7 +238,7 @@ def unlock(fd: int) -> None:
 
 
 def is_deleted(fd: int) -> bool:
-    """Whether an open file has lost its name: another process has removed it."""
+    """Whether an open file has been removed."""
     return os.fstat(fd).st_nlink == 0
 
 
@@ -246,7 +246,7 @@ def is_deleted(fd: int) -> bool:
 
 
 class Stamp(NamedTuple):
-    """What differs once a file has changed, but for two changes within one tick of the system's clock."""
+    """Differs after a change of the file, unless both versions are of one tick of the system's clock."""
 
     mtime_ns: int
     inode: int
@@ -254,7 +254,7 @@ class Stamp(NamedTuple):
 
 
 def stamp(path: str) -> Stamp | None:
-    """The stamp of the file at a path, links followed; None if it cannot be had."""
+    """The stamp of a file; None if it does not exist or cannot be examined. Follows links."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # ValueError: a NUL in the path
@@ -263,7 +263,7 @@ def stamp(path: str) -> Stamp | None:
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Device and inode of what is at a path, which a file keeps for its life; None if nothing can be seen."""
+    """Device and inode of a file, which stay the same for its life; None as in `stamp`. Follows no links."""
     try:
         found = os.lstat(path)
     except OSError:

@@ -1,11 +1,9 @@
-"""gevent: whether its patches came in time, and what is done about waits that they cannot reach.
+"""gevent: checks that its patches were applied before the package was imported, and runs C calls apart.
 
-Owns what the package knows of gevent, which it never imports. Threads, locks, queues and sockets are the
-standard library's everywhere else; patched before they are imported from it, they are greenlets'.
-
-Patched later they are a mixture that fails in ways nobody would connect with the patching: locks and
-thread-local values made at import belong to the one real thread, so all its greenlets would share them, and
-one call's deadline would shut the connection of another. That is refused as soon as it can be seen.
+The package never imports gevent. It uses the threads, locks, queues and sockets of the standard library,
+which gevent's patches turn into greenlet versions. Patched after the import, the package would have both
+kinds: locks and thread-local values made at import belong to the one real thread, all its greenlets would
+share them, and one call's deadline would close the connection of another. So that is an error.
 """
 
 from __future__ import annotations
@@ -36,10 +34,12 @@ _at_import = _patched()
 
 
 def check() -> None:
-    """Checks that what was imported is still what the standard library has.
+    """Checks that gevent has not patched the standard library since the import.
+
+    Each call checks too: a server may fork a process that has a client, and patch in the child.
 
     Raises:
-        Error: gevent has patched more since.
+        Error: gevent has patched more of it.
     """
     late = _patched() - _at_import
     if late:
@@ -52,9 +52,9 @@ def check() -> None:
 
 
 def apart(function: Callable[..., _Result], *values: Any) -> _Result:
-    """Calls a function that waits inside C, where no patch reaches, without stopping other greenlets.
+    """Calls a function that blocks in C code, which gevent cannot patch, without blocking other greenlets.
 
-    Under gevent's patches it runs in a thread of gevent's pool; without them it is a plain call.
+    If gevent has patched threading, it runs in a thread of gevent's pool; otherwise it is a plain call.
     """
     if "threading" not in _at_import:
         return function(*values)

@@ -1,8 +1,7 @@
-"""The server that runs this process: whether it gives a call the time that it may take.
+"""Warns if the server that runs this process (gunicorn or uWSGI) kills workers before a call times out.
 
-Owns what the package knows of gunicorn and uWSGI, which it never imports. Both may kill a worker that is busy
-with one request for too long. What is lost by that comes back (see docs/processes.md), but for the answer;
-so it is said as soon as it can be seen.
+Both may kill a worker that is busy with one request for too long. Limits and budgets recover from that (see
+docs/processes.md), but the answer is lost. The package imports neither server.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ log = logging.getLogger("fastroute")
 
 @frozen
 class Killer:
-    """Who kills a worker, after how many seconds, and by which setting."""
+    """A server that kills busy workers, after how many seconds, and by which setting."""
 
     server: str
     seconds: float
@@ -27,7 +26,7 @@ class Killer:
 
 
 def check(timeout: float) -> None:
-    """Warns if a call may take longer than the server lets a worker be busy.
+    """Logs a warning if a call may take longer than the server allows a worker to be busy.
 
     Args:
         timeout: seconds a call may take.
@@ -35,12 +34,13 @@ def check(timeout: float) -> None:
     killer = _uwsgi() or _gunicorn()
     if killer is not None and killer.seconds <= timeout:
         log.warning(
-            "%s kills a worker that is busy for %g s (%s), in the middle of a call that may take %g s "
-            "([fastroute] timeout): the one must be above the other",
+            "%s kills a worker that is busy for %g s (%s), but a call may take %g s ([fastroute] timeout); "
+            "set %s above the call's timeout",
             killer.server,
             killer.seconds,
             killer.setting,
             timeout,
+            killer.setting,
         )
 
 
@@ -54,7 +54,7 @@ def _uwsgi() -> Killer | None:
 
 
 def _gunicorn() -> Killer | None:
-    """By the settings of the worker that runs this code, or of the master that loads it beforehand."""
+    """Reads the settings of the worker that runs this code, or of the master that preloads it."""
     if "gunicorn.config" not in sys.modules:
         return None
     frame: FrameType | None = sys._getframe()
@@ -62,7 +62,7 @@ def _gunicorn() -> Killer | None:
         if str(frame.f_globals.get("__name__")).startswith("gunicorn."):
             settings = getattr(frame.f_locals.get("self"), "cfg", None)
             seconds = getattr(settings, "timeout", None)
-            # Workers of other kinds answer the master while they wait for a call.
+            # Workers of other kinds send heartbeats to the master during a call.
             if seconds is not None and getattr(settings, "worker_class_str", "") == "sync":
                 return Killer("gunicorn", seconds, "--timeout") if seconds > 0 else None
         frame = frame.f_back

@@ -1,8 +1,4 @@
-"""What kind of file system a path is on.
-
-Owns reading the kernel's list of mounts and which kinds count as another machine's or as layers. What a
-ledger does about it is `sqlite.py`'s and `postgres.py`'s.
-"""
+"""The kind of file system that a path is on: local, network or layered."""
 
 from __future__ import annotations
 
@@ -37,15 +33,15 @@ NETWORK = frozenset(
         "vmhgfs",
     }
 )
-"""Kinds whose locks and shared memory do not reach every program that can write the file."""
+"""Kinds whose locks and shared memory may not work between all programs that can write the file."""
 _NETWORK_FUSE = re.compile(r"fuse\.(?:sshfs|s3fs|gcsfuse|goofys|rclone|glusterfs|ceph|davfs|smbnetfs|vmhgfs)")
 
 LAYERED = frozenset({"overlay", "aufs", "unionfs", "fuse.fuse-overlayfs"})
-"""Kinds where a file that comes from a lower layer changes its identity at the first write."""
+"""Kinds where a file of a lower layer becomes another file (inode) at the first write."""
 
 
 def kind_of(path: str) -> str | None:
-    """The name of the file system that a path is on, as ``ext4`` or ``nfs4``; None where it is not known."""
+    """The kind of file system that a path is on, as ``ext4`` or ``nfs4``; None if unknown."""
     try:
         with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.readlines()
@@ -60,14 +56,14 @@ def kind_of(path: str) -> str | None:
             continue
         point = _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), fields[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
-        # The last of equals hides those before it.
+        # Of several mounts at one point the last hides the others.
         if inside and len(point) >= best:
             best, kind = len(point), after.split(" ")[0]
     return kind
 
 
 def is_network(kind: str | None) -> bool:
-    """Whether files there may be another machine's."""
+    """Whether other machines may use the files too."""
     return kind is not None and (kind in NETWORK or _NETWORK_FUSE.fullmatch(kind) is not None)
 
 

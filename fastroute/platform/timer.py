@@ -1,7 +1,8 @@
-"""One thread for everything that is due at a time: the deadlines of requests, and alarms.
+"""The timer thread: runs what is due at a time, such as the deadlines of requests.
 
-The thread starts when the first item is added, sleeps while there is none, and looks every 50 ms. An item's
-action runs in this thread, up to one tick late; it must neither wait nor fail, since all others wait for it.
+The thread starts with the first item, sleeps while there is none, and checks all items every 50 ms. An item
+expires in this thread, up to one tick late. Its `expire` must neither block nor raise, because it delays
+every other item.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Protocol
 
 from . import forks
 
-_TICK = 0.05  # seconds between two looks, so also how late an item may be
-_QUIET_TICKS = 40  # ticks with nothing to watch before the thread goes to sleep
+_TICK = 0.05  # seconds between two checks; the most that an item may be late
+_QUIET_TICKS = 40  # ticks without items until the thread sleeps
 
 
 class Timed(Protocol):
     """An item: `expire` is called once ``deadline`` (time.monotonic) has passed.
 
-    The deadline may be moved while the item waits.
+    The deadline may change while the item is scheduled.
     """
 
     @property
@@ -46,12 +47,12 @@ class Alarm:
         self._action()
 
     def cancel(self) -> None:
-        """Takes the alarm back, unless its function is running already."""
+        """Cancels the alarm, unless its function is running already."""
         unschedule(self)
 
 
 class _TimerThread:
-    """The items that wait, and the thread that looks at them."""
+    """The scheduled items and the thread that checks them."""
 
     def __init__(self) -> None:
         self.items: dict[int, Timed] = {}
@@ -73,8 +74,8 @@ class _TimerThread:
     def discard(self, item: Timed) -> None:
         self.items.pop(id(item), None)
 
-    def _look(self) -> None:
-        # A function of its own: a name left over in the loop below would keep the last answer alive.
+    def _expire_due(self) -> None:
+        # Not inlined into the loop of `_run`: a name left over there would keep the last item alive.
         now = time.monotonic()
         for item in list(self.items.values()):
             if item.deadline <= now:
@@ -86,11 +87,11 @@ class _TimerThread:
         while True:
             if self.items:
                 quiet = 0
-                self._look()
+                self._expire_due()
             else:
                 quiet += 1
                 if quiet > _QUIET_TICKS:
-                    # Cleared before the last look: an `add` after that look sees `_asleep` and sets it.
+                    # Cleared before the last check of `items`: an `add` after it sees `_asleep` and wakes.
                     self._wake.clear()
                     self._asleep = True
                     if not self.items:
@@ -105,22 +106,22 @@ _thread = _TimerThread()
 
 
 def schedule(item: Timed) -> None:
-    """Has an item expire at its deadline."""
+    """Schedules an item to expire at its deadline."""
     _thread.add(item)
 
 
 def unschedule(item: Timed) -> None:
-    """Takes an item back; one that does not wait is left alone."""
+    """Removes an item. Idempotent."""
     _thread.discard(item)
 
 
 def pending() -> tuple[Timed, ...]:
-    """The items that wait now."""
+    """The items scheduled now."""
     return tuple(_thread.items.values())
 
 
 def _after_fork() -> None:
-    # The parent's thread is not in the child, and none of the parent's requests are.
+    # Neither the parent's thread nor its requests exist in the child.
     global _thread
     _thread = _TimerThread()
 

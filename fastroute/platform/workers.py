@@ -1,8 +1,7 @@
-"""The thread pools: behind `Client.submit`, and of hedges.
+"""A bounded thread pool, for `Client.submit` and for hedges.
 
-Owns their threads and the bound on what waits for them. A call runs in a copy of the context it comes
-from. Threads start with the first submission, and anew in a forked child: an executor that crossed a fork
-would accept work and never do it.
+A call runs in a copy of the context in which it was submitted. Threads start with the first submission, and
+again in a forked child: an executor inherited from the parent accepts work and never runs it.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class Workers:
 
     Args:
         threads: how many calls run at once.
-        pending: how many more may wait; `submit` blocks while there is no room.
-        name: begins the threads' names.
+        pending: how many more may be queued; `submit` blocks while the queue is full.
+        name: prefix of the threads' names.
 
     Thread safety: all methods.
     """
@@ -39,13 +38,13 @@ class Workers:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: starts over, with none of the parent's calls."""
+        """In a forked child: starts again without the parent's calls."""
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(self._threads + self._pending)
         self._executor: ThreadPoolExecutor | None = None
 
     def submit(self, call: Callable[[], _Result]) -> Future[_Result]:
-        """Runs ``call`` in a thread; blocks while as many as allowed are running and waiting.
+        """Runs ``call`` in a thread; blocks while the queue is full.
 
         Raises:
             Error: after `close`.
@@ -55,7 +54,7 @@ class Workers:
         return self._begin(room, contextvars.copy_context(), call)
 
     def start(self, context: contextvars.Context, call: Callable[[], object]) -> bool:
-        """Runs ``call`` in a thread and in this context; False, and nothing done, when there is no room.
+        """Runs ``call`` in a thread and in this context, or returns False if the queue is full.
 
         Raises:
             Error: after `close`.
@@ -88,7 +87,7 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Lets running calls finish and drops those that have not begun. May be called again."""
+        """Waits for running calls and drops those that have not begun. Idempotent."""
         with self._lock:
             self._closed = True
             executor, self._executor = self._executor, None
