@@ -1,17 +1,13 @@
-"""The ledger: one line for every request sent, kept whatever happens, and its exact sums.
+"""The ledger: a durable record of every request sent, and exact sums over it.
 
-Owns when an entry is safe, and what happens to a ledger on fork and exit. The journal's files are
-`journal.py`, the thread that empties them `writer.py`, the SQL `sqlite.py` and `postgres.py`, what those two
-have in common `database.py`, reports `report.py`.
-
-The way of an entry::
+An entry passes through these steps::
 
     append     encode, write to this process's journal (safe from here), queue      the caller's thread
-    drain      one transaction for many entries, every 50 ms                        the ledger's thread
-    settle     a journal segment whose entries are all committed is removed         the ledger's thread
+    drain      commit many entries in one transaction, every 50 ms                  the ledger's thread
+    settle     remove a journal segment once all its entries are committed          the ledger's thread
 
-A segment left by a process that was killed is drained by any other that reads or writes the ledger; ids
-make a second insert of the same entry nothing.
+If a process is killed, the next process that reads or writes the ledger drains its journal. Entries have
+unique ids, so inserting one again is idempotent.
 """
 
 from __future__ import annotations
@@ -50,22 +46,23 @@ FLUSH_SECONDS_IN_TROUBLE = 1.0
 class Ledger:
     """The record of attempts, in one SQLite file or one PostgreSQL database.
 
-    Thread safety: every method may be called from any thread, and from any process forked from this one;
-    any number of processes may use the same ledger. `append` takes no lock.
+    Thread safety: all methods, from any thread and from any process forked from this one. Any number of
+    processes may use the same ledger. `append` takes no lock.
 
     Attributes:
         path: the file, or the database's address without its secrets.
         durability: as given.
 
     Args:
-        path: the file, or an address ``postgresql://USER@HOST/DATABASE``. Beside the file appear SQLite's own
-            ``-wal`` and ``-shm`` files and a directory ``PATH.journal``; its directory must exist.
-        hooks: hear `LedgerDegraded`.
-        durability: ``process``: an entry survives the process, however it ends; a power cut may take the
-            last ones. ``power``: `append` also waits for the disk, milliseconds each.
-        journal: for PostgreSQL, the local directory in which entries are safe until the server has them; None
-            is one below ``~/.local/state/fastroute`` (or ``$XDG_STATE_HOME``).
-        wal: for SQLite, whether it keeps a write-ahead log; None decides by the file system.
+        path: the file, or an address ``postgresql://USER@HOST/DATABASE``. The file's directory must exist.
+            Next to the file SQLite keeps ``-wal`` and ``-shm`` files, and the ledger a directory
+            ``PATH.journal``.
+        hooks: `LedgerDegraded` is emitted to them.
+        durability: ``process``: an entry survives the process, however it ends, but a power cut may lose the
+            last ones. ``power``: `append` also waits for the disk, which takes milliseconds.
+        journal: for PostgreSQL, the local directory that holds entries until the server has them. Default: a
+            directory in ``~/.local/state/fastroute`` (or ``$XDG_STATE_HOME/fastroute``).
+        wal: for SQLite, whether to use a write-ahead log. Default: as the file system allows.
 
     Raises:
         ConfigError: the path cannot be a ledger, its schema is newer than this release, or psycopg is
@@ -82,7 +79,7 @@ class Ledger:
         wal: bool | None = None,
     ) -> None:
         if durability not in ("process", "power"):
-            raise ConfigError(f"ledger: durability is {durability!r}; it must be 'process' or 'power'")
+            raise ConfigError(f"ledger: unknown durability {durability!r}; use 'process' or 'power'")
         self.storage = _storage(path, durability, journal, wal)
         self.path = self.storage.name
         self.durability: Durability = durability
@@ -93,12 +90,12 @@ class Ledger:
         _ledgers.add(self)
 
     def _begin(self) -> None:
-        """Makes all that belongs to one process; none of it may cross a fork."""
+        """Makes the parts that belong to one process and that a forked child must not use."""
         self.journal = journals.Journal(self.storage.journal, sync=self.durability == "power")
         self.writer = Writer(self.storage, self.journal, self._hooks)
 
     def _prepare(self) -> None:
-        """Finds out at once whether the place can be a ledger; being busy is no reason to fail."""
+        """Fails at once if the path cannot be a ledger; a database that is only unavailable is logged."""
         try:
             reason = self.storage.prepare()
         except DatabaseCorrupt as damage:
@@ -109,13 +106,13 @@ class Ledger:
         unsure = self.storage.unsure_until()
         if unsure is not None:
             log.warning(
-                "ledger %s: it was damaged, and entries from before that may be missing: see %s",
+                "ledger %s: the database was damaged, and earlier entries may be missing; see %s",
                 self.path,
                 unsure[1],
             )
 
     def _own(self) -> Writer:
-        """The writer of this process; after a fork that ran no hooks, made now."""
+        """The writer of this process, made anew after a fork that ran no Python hooks."""
         if _core.fork_count() != forks.handled:
             forks.ensure()
         return self.writer
@@ -123,17 +120,18 @@ class Ledger:
     def _restart(self) -> None:
         database = self.writer.held_database
         if database is not None:
-            # Closed or collected here, it would drop the locks that the parent has on the file.
+            # To close or collect it here would release the locks that the parent has on the file.
             inherited_connections.append(database)
         self._begin()
 
     # ------------------------------------------------------------------------------------------- writing
 
     def append(self, attempt: Attempt) -> None:
-        """Records one attempt; it is safe from the end of this process when this returns.
+        """Records one attempt, which survives the end of this process once this returns.
 
         Never raises and never waits for the database: while that cannot be written, entries stay in the
-        journal and `health` says so. After `close`, an entry waits in the journal for the next to open it.
+        journal, and `health` says so. After `close`, an entry stays in the journal until a ledger is opened
+        there again.
         """
         writer = self._own()
         record = journals.encode(attempt)
@@ -151,22 +149,22 @@ class Ledger:
         writer.put(segment, record)
 
     def flush(self, timeout: float = 5.0) -> None:
-        """Returns once all entries that this process has appended are in the database.
+        """Waits until all entries that this process has appended are in the database.
 
         Args:
             timeout: seconds.
 
         Raises:
-            LedgerError: they are not in the database in that time; they stay in the journal.
+            LedgerError: the time is up; the entries stay in the journal.
         """
         writer = self._own()
         if not self._closed:
             writer.flush(timeout)
 
     def close(self) -> None:
-        """Brings the database up to date and lets go of thread and files; closing twice is nothing.
+        """Writes all entries to the database, ends the thread and closes the files. Idempotent.
 
-        If the database cannot be written, the entries stay in the journal for the next to open it.
+        If the database cannot be written, the entries stay in the journal until a ledger is opened there.
         """
         writer = self._own()
         if not self._closed:
@@ -181,13 +179,13 @@ class Ledger:
 
     @property
     def health(self) -> LedgerHealth:
-        """Whether entries reach the database at present."""
+        """Whether entries reach the database now."""
         return self._own().health
 
     # ------------------------------------------------------------------------------------------- reading
 
     def totals(self, **where: Any) -> Totals:
-        """Sums over all entries that match.
+        """Sums over all matching entries.
 
         Args:
             **where: as in `by`.
@@ -207,18 +205,18 @@ class Ledger:
         provider: str | None = None,
         outcome: str | None = None,
     ) -> list[Totals]:
-        """Sums of every group of entries, in the order of the groups' values.
+        """Sums of each group of entries, ordered by the groups' values.
 
         Args:
             *keys: up to four of ``model``, ``tier``, ``level``, ``endpoint``, ``provider``, ``day``,
                 ``outcome`` and ``tag:NAME``.
-            since, until: seconds since the epoch or aware datetimes; ``until`` itself is not included.
-            tags: entries must carry all of these; an empty value stands for entries without that tag.
-            model, tier, endpoint, provider, outcome: entries must have this value.
+            since, until: seconds since the epoch or aware datetimes; ``until`` is exclusive.
+            tags: only entries with all of these tags; an empty value selects entries without that tag.
+            model, tier, endpoint, provider, outcome: only entries with this value.
 
         Raises:
-            ValueError: a key that is not one of those, or a datetime without a zone.
-            LedgerError: this process's own entries cannot be brought into the database, or it cannot be read.
+            ValueError: an unknown key, or a datetime without a time zone.
+            LedgerError: this process's entries cannot be written to the database, or it cannot be read.
         """
         from . import database
 
@@ -249,11 +247,11 @@ class Ledger:
         until: float | datetime | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> list[Saving]:
-        """What the successful entries would have cost with one model only, for each model.
+        """What the successful entries would have cost with one model only, for each of the models.
 
         Args:
-            prices: what a model costs; what it raises on an unknown name comes through.
-            models: their catalogue names.
+            prices: a function from a model to its prices; its exceptions are passed on.
+            models: catalogue names.
             since, until, tags: as in `by`.
         """
         return [
@@ -270,7 +268,7 @@ class Ledger:
         until: float | datetime | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> dict[str, Saving]:
-        """As `savings`, of one model, for each day (``YYYY-MM-DD``, UTC) that has successful entries."""
+        """As `savings`, for one model and each day (``YYYY-MM-DD``, UTC) with successful entries."""
         found = self._compared(prices, model, since, until, tags)
         return {day: saving for day, saving in found.items() if day is not None}
 
@@ -282,7 +280,7 @@ class Ledger:
         until: float | datetime | None,
         tags: Mapping[str, str] | None,
     ) -> dict[str | None, Saving]:
-        """The comparison with one model by day, and over all of them under None."""
+        """The comparison with one model for each day, and for all days under None."""
         from . import database
 
         price = prices(model)
@@ -314,23 +312,23 @@ class Ledger:
         """Entries, newest first.
 
         Args:
-            limit: at most so many; None for all.
+            limit: the most to return; None for all.
             since, until, tags: as in `by`.
         """
         from . import database
 
         if limit is not None and limit < 0:
-            raise ValueError(f"limit is {limit}; it must be 0 or more, or None for all")
+            raise ValueError(f"limit: must be 0 or more, or None for all, not {limit}")
         where = database.filters(_seconds(since), _seconds(until), tags)
         with self._reading() as reader:
             return reader.entries(where, limit)
 
     def spent(self, since: float | datetime | None = None, tags: Mapping[str, str] | None = None) -> int:
-        """The exact sum of known costs since a time, nano-dollars; arguments as in `by`.
+        """The exact sum of known costs since a time, in nano-dollars; arguments as in `by`.
 
         Raises:
-            LedgerError: the ledger cannot be read, or entries since then may be missing because the database
-                was damaged: what was spent is then not known, and must not be taken for less than it was.
+            LedgerError: the ledger cannot be read, or entries since that time may be missing because the
+                database was damaged, so that the sum could be too low.
         """
         from . import database
 
@@ -338,8 +336,8 @@ class Ledger:
         unsure = self.storage.unsure_until()
         if unsure is not None and (start is None or start < unsure[0]):
             raise LedgerError(
-                f"the ledger {self.path} was damaged, and entries may be missing: what was spent cannot be "
-                f"told for sure. Delete {unsure[1]} to count on with what is there"
+                f"the ledger {self.path} was damaged and may lack entries, so what was spent is unknown; "
+                f"delete {unsure[1]} to accept the entries that are left"
             )
         where = database.filters(start, None, tags)
         with self._reading() as reader:
@@ -347,7 +345,7 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[LedgerConnection]:
-        # A database known to be in trouble has been waited for before, and a call may be waiting for the sum.
+        # Shorter for a database that is known to fail: a call may wait for this sum.
         self.flush(FLUSH_SECONDS if self.health.ok else FLUSH_SECONDS_IN_TROUBLE)
         try:
             with closing(self.writer.connect()) as database:
@@ -361,7 +359,7 @@ class Ledger:
 def _seconds(when: float | datetime | None) -> float | None:
     if isinstance(when, datetime):
         if when.tzinfo is None:
-            raise ValueError(f"{when} has no time zone; use datetime(..., tzinfo=timezone.utc)")
+            raise ValueError(f"{when}: has no time zone; use datetime(..., tzinfo=timezone.utc)")
         return when.timestamp()
     return when
 
@@ -376,7 +374,7 @@ def _shown(key: str, value: Any) -> str | None:
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
 inherited_connections: list[object] = []
-"""Connections that belong to a parent process: neither closed nor collected here."""
+"""Connections of a parent process, which a child must neither close nor collect."""
 
 
 def _restart_in_child() -> None:
@@ -398,7 +396,7 @@ atexit.register(_at_exit)
 
 
 class NullLedger(Ledger):
-    """A ledger that keeps nothing, for those who want none; every sum is zero."""
+    """A ledger that records nothing, for ``ledger = \"\"``; every sum is zero."""
 
     def __init__(self) -> None:
         self.path = ""
@@ -415,18 +413,18 @@ class NullLedger(Ledger):
 
     @property
     def health(self) -> LedgerHealth:
-        """Always well."""
+        """Always ok."""
         return LedgerHealth(True, None, 0, 0, 0)
 
     def by(self, *keys: str, **where: Any) -> list[Totals]:
-        """No groups; the keys are checked all the same."""
+        """No groups; unknown keys are still an error."""
         from .database import check_keys
 
         check_keys(keys)
         return []
 
     def savings(self, prices: Prices, models: Iterable[str], **where: Any) -> list[Saving]:
-        """Nothing spent, nothing saved."""
+        """Zero for each model."""
         return [Saving(model, 0, 0, 0, 0) for model in models]
 
     def daily_savings(self, prices: Prices, model: str, **where: Any) -> dict[str, Saving]:
@@ -449,14 +447,14 @@ def open_ledger(
     journal: str | os.PathLike[str] | None = None,
     wal: bool | None = None,
 ) -> Ledger:
-    """The ledger that a configuration's ``ledger`` setting names.
+    """Opens the ledger of a configuration's ``ledger`` setting.
 
     Args:
-        setting: a path, a ``postgresql://`` address, or "" for none.
+        setting: a path, a ``postgresql://`` address, or "" for no ledger.
         hooks, durability, journal, wal: see `Ledger`.
 
     Raises:
-        ConfigError: it names something that cannot be a ledger.
+        ConfigError: as `Ledger`.
     """
     if not os.fspath(setting):
         return NullLedger()
@@ -464,7 +462,7 @@ def open_ledger(
 
 
 def configured_ledger(config: Config, hooks: Hooks | None = None) -> Ledger:
-    """The ledger of a configuration; errors as in `open_ledger`."""
+    """Opens the ledger of a configuration; errors as in `open_ledger`."""
     return open_ledger(
         config.ledger,
         hooks,
@@ -485,16 +483,16 @@ def _storage(
         from .postgres import PostgresStorage
 
         if wal is not None:
-            raise ConfigError("ledger: wal says how an SQLite file is kept; PostgreSQL has no use for it")
+            raise ConfigError("ledger: wal is set for a PostgreSQL ledger; it applies to SQLite files only")
         return PostgresStorage(os.fspath(path), journal)
     if separator:
         raise ConfigError(
-            f'ledger: {scheme}:// is no ledger known here; name a file, postgresql://…, or "" for no ledger'
+            f'ledger: unknown scheme {scheme}://; use a file, postgresql://…, or "" for no ledger'
         )
     from .sqlite import SQLiteStorage
 
     if journal is not None:
-        raise ConfigError("ledger: a journal is named for a PostgreSQL ledger; a file has its own beside it")
+        raise ConfigError("ledger: journal is set for an SQLite file; it applies to PostgreSQL only")
     return SQLiteStorage(path, durability, wal)
 
 

@@ -1,4 +1,4 @@
-"""What a ledger needs of a database, whichever it is: its failures, its readings, its connections.
+"""The interface of the ledger's two databases, SQLite and PostgreSQL, and what they share.
 
 A `LedgerStorage` says where entries are kept and opens connections; a `LedgerConnection` is one connection,
 used by one thread of one process at a time.
@@ -20,7 +20,7 @@ Durability = Literal["process", "power"]
 DAY_SECONDS = 86_400
 MOST_KEYS = 4
 GROUPS = ("model", "tier", "level", "endpoint", "provider", "day", "outcome")
-"""What entries may be grouped by, beside ``tag:NAME``."""
+"""Keys to group entries by, besides ``tag:NAME``."""
 USAGE = (
     "prompt_tokens",
     "completion_tokens",
@@ -33,18 +33,18 @@ FILTERS = ("model", "tier", "endpoint", "provider", "outcome")
 
 
 class DatabaseUnavailable(Exception):
-    """The database cannot be had or written at present; nothing was committed."""
+    """The database cannot be reached or written now; nothing was committed."""
 
 
 class RowsRejected(Exception):
-    """The database will never take one of the rows; nothing was committed."""
+    """The database can never accept one of the rows; nothing was committed."""
 
 
 class DatabaseCorrupt(Exception):
-    """The file is a damaged database, or none at all.
+    """The file is a damaged database or no database.
 
     Attributes:
-        inode: which file was found so, for another process may have replaced it since.
+        inode: device and inode of that file. Another process may have replaced it since.
     """
 
     def __init__(self, reason: str, inode: tuple[int, int] | None) -> None:
@@ -53,42 +53,42 @@ class DatabaseCorrupt(Exception):
 
 
 class LedgerConnection(Protocol):
-    """One connection, its schema brought up to date.
+    """One connection to a database with the current schema.
 
-    Every method but `close` raises `DatabaseUnavailable`; those of a file `DatabaseCorrupt` too.
+    Every method except `close` raises `DatabaseUnavailable`, and for a file `DatabaseCorrupt`.
     """
 
     def insert(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Commits rows in the order of `FIELDS`, all or none; one whose id is there already is passed over.
+        """Commits rows, with values in the order of `FIELDS`, all or none. Rows with a known id are skipped.
 
         Raises:
-            RowsRejected: one of them can never be taken.
+            RowsRejected: the database can never accept one of them.
         """
 
     @property
     def replaced(self) -> bool:
-        """Whether the place now names another database than the one this connection writes to."""
+        """Whether the storage's path now names another file than the one of this connection."""
 
     def check(self) -> None:
-        """Looks for damage; in a file that takes about a second a gigabyte.
+        """Checks for damage; about one second for a gigabyte of a file.
 
         Raises:
-            DatabaseCorrupt: there is some.
+            DatabaseCorrupt: the database is damaged.
         """
 
     def close(self) -> None:
         """Closes the connection."""
 
     def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """The values of ``keys`` and the sums of every group, in the order of the keys' values."""
+        """The keys' values and the sums of each group, ordered by the keys' values."""
 
     def spent(self, where: Mapping[str, Any]) -> int:
-        """The exact sum of known costs, nano-dollars."""
+        """The exact sum of known costs, in nano-dollars."""
 
     def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
-        """Successful entries by day and tokens, with their count and cost; see `USAGE`.
+        """Successful entries with a known cost, grouped by day and tokens, with count and cost; see `USAGE`.
 
-        Beside them, by day, how many successful entries have no known cost and are therefore left out.
+        The second list counts, for each day, the successful entries with an unknown cost.
         """
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
@@ -96,10 +96,10 @@ class LedgerConnection(Protocol):
 
 
 class LedgerStorage(Protocol):
-    """Where a ledger's entries are kept.
+    """Where a ledger keeps its entries.
 
     Attributes:
-        name: for people and logs; it holds no secret.
+        name: for messages and logs; contains no secret.
         journal: the directory of this machine's journal.
     """
 
@@ -107,33 +107,33 @@ class LedgerStorage(Protocol):
     journal: str
 
     def prepare(self) -> str | None:
-        """Finds out at once whether this can be a ledger; being busy or away is no reason to fail.
+        """Checks whether the database can be a ledger.
 
         Returns:
-            Why it cannot be used at present, or None.
+            Why it is unavailable now, or None.
 
         Raises:
             ConfigError: it cannot be a ledger.
-            DatabaseCorrupt: it is one, and damaged.
+            DatabaseCorrupt: it is damaged.
         """
 
     def connect(self) -> LedgerConnection:
-        """A new connection.
+        """Opens a new connection.
 
         Raises:
-            ConfigError: what is there is no ledger, or of a newer release.
-            DatabaseCorrupt, DatabaseUnavailable: as the names say.
+            ConfigError: the database is not a ledger, or of a newer release.
+            DatabaseCorrupt, DatabaseUnavailable: see there.
         """
 
     def set_aside(self, damage: DatabaseCorrupt) -> str | None:
-        """Puts a damaged database out of the way, so that a new one can take its place.
+        """Moves a damaged database away, so that a new one can be created.
 
         Returns:
-            What was done, for the log; None if another process was faster.
+            What was done, for the log; None if another process has done it.
         """
 
     def unsure_until(self) -> tuple[float, str] | None:
-        """The time before which entries may be missing, and where that is written; None if all are there."""
+        """The time before which entries may be missing, and the file that says so; None if none are."""
 
 
 def filters(
@@ -142,7 +142,7 @@ def filters(
     tags: Mapping[str, str] | None,
     **equal: str | None,
 ) -> dict[str, Any]:
-    """The bound values of a reading's conditions."""
+    """The bound values of a query's conditions."""
     return {
         "since": -1e300 if since is None else since,
         "until": 1e300 if until is None else until,
@@ -152,16 +152,16 @@ def filters(
 
 
 def check_keys(keys: Sequence[str]) -> None:
-    """Refuses what entries cannot be grouped by."""
+    """Raises ValueError if entries cannot be grouped by these keys."""
     for key in keys:
         if key not in GROUPS and not (key.startswith("tag:") and len(key) > 4):
-            raise ValueError(f"cannot group by {key!r}: use one of {', '.join(GROUPS)} or tag:NAME")
+            raise ValueError(f"cannot group by {key!r}; use one of {', '.join(GROUPS)} or tag:NAME")
     if len(keys) > MOST_KEYS:
-        raise ValueError(f"cannot group by {len(keys)} keys at once: use {MOST_KEYS} at most")
+        raise ValueError(f"cannot group by {len(keys)} keys; use at most {MOST_KEYS}")
 
 
 def grouped(keys: Sequence[str], where: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of sums by these keys: `filters`' own, and for each place a key and the tag it names."""
+    """The bound values of a query for sums: those of `filters`, and for each position a key and its tag."""
     chosen = dict(where)
     for n in range(MOST_KEYS):
         key, _, tag = clean_text(keys[n] if n < len(keys) else "").partition(":")
@@ -171,7 +171,7 @@ def grouped(keys: Sequence[str], where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_attempt(row: Sequence[Any]) -> Attempt:
-    """An entry as it was recorded, from its columns in the order of `FIELDS`; tags are JSON text or None."""
+    """The entry of a row with columns in the order of `FIELDS`; tags are JSON text or None."""
     values = dict(zip(FIELDS, row))
     values["tags"] = orjson.loads(values["tags"]) if values["tags"] else {}
     values["stream"] = bool(values["stream"])
@@ -180,8 +180,8 @@ def as_attempt(row: Sequence[Any]) -> Attempt:
 
 
 def newer_schema(name: str, found: int, known: int) -> str:
-    """What to say of a database that a later release has written."""
+    """The message for a database that a later release has written."""
     return (
-        f"{name} was written by a newer fastroute (schema {found}; this one knows up to {known}); "
-        "upgrade fastroute or name another ledger"
+        f"{name} was written by a newer fastroute (schema {found}; this release knows up to {known}); "
+        "upgrade fastroute or use another ledger"
     )

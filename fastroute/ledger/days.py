@@ -1,7 +1,4 @@
-"""A ledger's days: what each cost, by what, and what it would have cost with one model alone.
-
-Owns which sums belong to a day; the sums themselves are the ledger's own, drawing them is `plot.py`.
-"""
+"""A ledger's sums for each day: cost by model and other keys, and the cost with one model alone."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from attrs import frozen
 
 from . import Ledger, Prices, Saving, Totals
 
-# A ledger with a longer gap than this holds an entry of a wrong clock; days between are then left out.
+# Days. A longer span comes from an entry with a wrong clock; days without entries are then left out.
 _LONGEST_SPAN = 3660
 _NAMES = {"model": ("model", "models"), "level": ("class", "classes"), "tier": ("tier", "tiers")}
 
@@ -23,8 +20,8 @@ class Day:
 
     Attributes:
         day: in UTC.
-        totals: over the whole day; zeros if nothing was recorded.
-        costs: nano-dollars by model, of those that cost anything.
+        totals: over the whole day; zeros without entries.
+        costs: nano-dollars by model, if not zero.
     """
 
     day: date
@@ -34,11 +31,11 @@ class Day:
 
 @frozen
 class Breakdown:
-    """What the days cost by something else than models.
+    """The cost of the days by the values of one key.
 
     Attributes:
         key: as in `Ledger.by`.
-        names: its values that cost anything, dearest first.
+        names: the values with a cost, highest first.
         costs: nano-dollars by value, for each day.
     """
 
@@ -49,7 +46,7 @@ class Breakdown:
 
 @frozen
 class Comparison:
-    """What the successful entries cost and would have cost with one model only; see `Saving`.
+    """What the successful entries cost, and would have cost with one model only; see `Saving`.
 
     Attributes:
         actual_nano, alone_nano: nano-dollars, for each day.
@@ -62,14 +59,14 @@ class Comparison:
 
 @frozen
 class Days:
-    """What the charts are drawn from.
+    """The data of the charts.
 
     Attributes:
-        days: one after the other, oldest first, those without entries among them.
-        totals: sums over all of it.
-        models: that cost anything, dearest first.
-        breakdowns: of the cost, by whatever was asked for.
-        comparisons: with one model alone, for each model asked about.
+        days: consecutive days, oldest first, including those without entries.
+        totals: sums over all days.
+        models: those with a cost, highest first.
+        breakdowns: of the cost, for each key asked for.
+        comparisons: with one model alone, for each model in question.
     """
 
     days: tuple[Day, ...]
@@ -92,14 +89,14 @@ def days(
     """The sums of each day.
 
     Args:
-        ledger: any, a closed one too.
+        ledger: open or closed.
         since, until, tags: which entries count, as in `Ledger.by`.
-        by: what the cost is broken down by beside models: keys of `Ledger.by`.
-        against: models to compare with: what each alone would have cost.
-        prices: needed with ``against``; what it raises on an unknown model comes through.
+        by: keys of `Ledger.by` to break the cost down by, besides the model.
+        against: models to compare with, as in `Ledger.savings`.
+        prices: required with ``against``; its exceptions are passed on.
 
     Raises:
-        ValueError: an unknown key, a datetime without a zone, or ``against`` without ``prices``.
+        ValueError: an unknown key, a datetime without a time zone, or ``against`` without ``prices``.
         Error: the ledger cannot be read.
     """
     totals: dict[date, Totals] = {}
@@ -121,7 +118,7 @@ def days(
 
     def compared(model: str) -> Comparison:
         if prices is None:
-            raise ValueError("a comparison needs prices: pass prices=, a function from a model to its prices")
+            raise ValueError("prices: required with against=; pass a function from a model to its prices")
         found = ledger.daily_savings(prices, model, since=since, until=until, tags=tags)
         days = [found.get(str(day), Saving(model, 0, 0, 0, 0)) for day in whole]
         return Comparison(
@@ -139,7 +136,7 @@ def days(
 
 
 def spelt(key: str) -> tuple[str, str]:
-    """What a key is called, one of it and many."""
+    """A key's name in the singular and in the plural."""
     name = key.removeprefix("tag:")
     return _NAMES.get(key, (name, f"values of {name}" if key != name else f"{name}s"))
 

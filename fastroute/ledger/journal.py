@@ -1,15 +1,12 @@
-"""The write-ahead journal of the ledger: what makes an entry safe before the database has it.
+"""The write-ahead journal of the ledger, which keeps an entry safe until the database has it.
 
-Owns the record format and the segment files. Deciding when records go into the database, and when a
-segment may be removed, is `writer.py`; nothing here knows a database.
-
-A process appends to a segment file of its own, one `write` per record, straight into the page cache, so
-a process killed the instant after the write has lost nothing. Its owner holds an exclusive `flock` on the
-segment for as long as it lives: a segment whose lock can be had belongs to nobody and is to be drained.
+Each process appends to a segment file of its own, with one `write` for each record. The record is then in
+the kernel's page cache, so it survives a kill of the process. The process holds an exclusive `flock` on its
+segment. A segment that another process can lock is an orphan: its owner has ended, and it must be drained.
 
 A record is a line feed, eight hexadecimal digits of CRC-32, and a JSON array of the attempt's fields in
-their order. The line feed leads, so a record torn by a kill or a full disk spoils itself and never the
-next one.
+their order. The line feed comes first, so a record that was cut off by a kill or a full disk does not
+damage the next one.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ from fastroute.types import Attempt
 log = logging.getLogger("fastroute")
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in attrs.fields(Attempt))
-"""The order of a record's values; a release that adds a field to `Attempt` raises `SUFFIX`."""
+"""The order of a record's values. A release that adds a field to `Attempt` must change `SUFFIX`."""
 
 SUFFIX = ".v2"
 MAX_TEXT = 1024
@@ -61,10 +58,10 @@ _OPTIONAL = frozenset({"tier", "level", "status_code", "error", "cost_nano", "tt
 
 
 def encode(attempt: Attempt) -> bytes:
-    """One record; whatever the attempt's fields hold, it is one that the database takes.
+    """Encodes an attempt as a record that the database can accept, whatever the attempt's fields contain.
 
-    Text is cut at `MAX_TEXT` characters; lone surrogates and NUL are written as escapes. A cost that is
-    no 64-bit integer becomes unknown.
+    Text is cut at `MAX_TEXT` characters; lone surrogates and NUL are escaped. A cost that is not a 64-bit
+    integer becomes unknown.
     """
     values = _values(attempt)
     try:
@@ -77,7 +74,7 @@ def encode(attempt: Attempt) -> bytes:
 
 
 def _is_plain(values: tuple[Any, ...]) -> bool:
-    """Whether JSON can hold the values without loss; what it leaves open, `orjson` refuses."""
+    """Whether JSON can represent the values without loss, as far as `orjson` does not check that itself."""
     tags = values[_TAGS]
     return (
         ((cost := values[_COST]) is None or (type(cost) is int and -_MAX_INT < cost < _MAX_INT))
@@ -88,7 +85,7 @@ def _is_plain(values: tuple[Any, ...]) -> bool:
 
 
 def _tame(name: str, value: Any) -> Any:
-    """The nearest value that the column can hold."""
+    """The nearest value that the database column can hold."""
     if name == "tags":
         return clean_tags(value) if isinstance(value, Mapping) else {}
     if value is None and name in _OPTIONAL:
@@ -107,13 +104,13 @@ def _tame(name: str, value: Any) -> Any:
 
 
 def clean_tags(tags: Mapping[Any, Any]) -> dict[str, str]:
-    """Tags as the ledger holds them: at most `MAX_TAGS`, all text."""
+    """Tags as the ledger stores them: at most `MAX_TAGS`, all text."""
     pairs = itertools.islice(dict(tags).items(), MAX_TAGS)
     return {clean_text(key): clean_text(item) for key, item in pairs}
 
 
 def clean_text(value: Any) -> str:
-    """Text as the ledger holds it."""
+    """Text as the ledger stores it."""
     text = value if isinstance(value, str) else str(value)
     if len(text) > MAX_TEXT:
         text = text[: MAX_TEXT - 1] + "…"
@@ -121,7 +118,7 @@ def clean_text(value: Any) -> str:
 
 
 def decode(record: bytes) -> list[Any] | None:
-    """The values of one record, its leading line feed taken off or not; None if it is torn."""
+    """The values of a record, with or without its line feed; None if it is incomplete."""
     line = record.strip(b"\n")
     body = line[8:]
     try:
@@ -137,7 +134,10 @@ def decode(record: bytes) -> list[Any] | None:
 
 
 class _Tally:
-    """A count that many threads raise and one reads, without a lock: `next` on a C iterator is one step."""
+    """A counter that many threads increment and one reads, without a lock.
+
+    `next` of an iterator in C is atomic.
+    """
 
     __slots__ = ("_count", "_reads", "add")
 
@@ -153,18 +153,18 @@ class _Tally:
 
 
 class JournalSegment:
-    """One file of records, and the account of who may still be writing to it.
+    """One file of records, with counts that show when it can be removed.
 
-    Every append announces itself (`begun`) before it looks whether the segment is retired, and ends either
-    as a queued entry, which the ledger's thread counts in `settled` once it is committed, or in `skipped`.
-    When the two sides agree on a retired segment, no record can follow and none is unaccounted for.
+    Every append increments `begun` before it checks whether the segment is retired. It ends in `skipped`, or
+    as a queued entry, which the ledger's thread counts in `settled` once it is committed. If a retired
+    segment has ``begun == settled + skipped``, no record can follow and all are in the database.
 
     Attributes:
-        begun: appends that announced themselves.
-        skipped: appends that will not come through the queue.
-        settled: queued entries that are in the database; touched by the ledger's thread only.
-        spilled: some records are in the file only, so it must be read before it is removed.
-        retired: a newer segment has taken over.
+        begun: appends that have started.
+        skipped: appends that do not come through the queue.
+        settled: queued entries that are in the database; used by the ledger's thread only.
+        spilled: whether some records are in the file only, so that it must be read before it is removed.
+        retired: whether a newer segment is in use.
     """
 
     __slots__ = ("begun", "fd", "path", "retired", "settled", "skipped", "spilled")
@@ -180,25 +180,25 @@ class JournalSegment:
 
     @property
     def complete(self) -> bool:
-        """Whether every record is accounted for and none can follow; for the ledger's thread only."""
-        # The order matters: a late-comer that announces itself and is turned away between the two reads
-        # makes them differ, never agree by accident.
+        """Whether all records are in the database and none can follow; for the ledger's thread only."""
+        # The order matters: an append that starts and is skipped between the two reads must make them
+        # differ, so `skipped` is read first.
         skipped = self.skipped.value()
         return self.retired and self.begun.value() == self.settled + skipped
 
     def spill(self) -> None:
-        """The record just written stays in the file only."""
+        """Marks that the record just written is in the file only."""
         self.spilled = True
         self.skipped.add()
 
     def remove(self) -> None:
-        """Deletes the file and gives up its lock."""
+        """Deletes the file and releases its lock."""
         with suppress(FileNotFoundError):
             os.unlink(self.path)
         self.release()
 
     def release(self) -> None:
-        """Gives up the lock; whoever comes next drains the file."""
+        """Releases the lock, so that another process can drain the file."""
         if self.fd >= 0:
             files.close(self.fd)
             self.fd = -1
@@ -206,10 +206,10 @@ class JournalSegment:
 
 @cache
 def _page_cache_write() -> Callable[[int, bytes], None]:
-    """A `write` that keeps the interpreter lock.
+    """A `write` that does not release the interpreter lock.
 
-    It copies a few hundred bytes into the page cache, a microsecond. `os.write` gives the interpreter
-    lock away around it, and among busy threads getting that back takes milliseconds at the 99th percentile.
+    Copying a few hundred bytes into the page cache takes a microsecond. `os.write` releases the interpreter
+    lock for it, and among busy threads acquiring it again takes milliseconds at the 99th percentile.
     """
     import ctypes
 
@@ -237,12 +237,12 @@ def _write_through(fd: int, record: bytes) -> None:
 class Journal:
     """The segments of this process for one ledger.
 
-    Thread safety: `write` may be called from any number of threads and takes no lock but to open the first
-    segment; everything else belongs to one thread.
+    Thread safety: `write` may be called from any thread, and takes a lock only to create the first segment.
+    The other methods are for one thread.
 
     Args:
         directory: where segments are kept; created with mode 0700.
-        sync: wait for the disk on every record.
+        sync: whether to wait for the disk with every record.
     """
 
     def __init__(self, directory: str, *, sync: bool = False) -> None:
@@ -256,10 +256,10 @@ class Journal:
         self._numbers = itertools.count(1)
 
     def write(self, record: bytes) -> JournalSegment:
-        """Puts a record where a kill cannot take it; the caller settles, spills or skips it.
+        """Writes a record, which then survives a kill. The caller settles, spills or skips it.
 
         Raises:
-            OSError: the record is not safe, and need not be settled.
+            OSError: the record is not safe. It counts as skipped.
         """
         while True:
             segment = self._segment
@@ -280,7 +280,7 @@ class Journal:
         return segment
 
     def write_alone(self, record: bytes) -> None:
-        """Puts a record in a segment of its own that nobody holds: for a ledger that is closed already."""
+        """Writes a record to a new segment and unlocks it, for a ledger that is closed already."""
         segment = self._create()
         try:
             _write_through(segment.fd, record)
@@ -306,9 +306,9 @@ class Journal:
         return segment
 
     def rotate(self, size: int) -> None:
-        """Retires the current segment if it holds more than ``size`` bytes, or records not queued.
+        """Retires the current segment if it is larger than ``size`` bytes or has records that are not queued.
 
-        Also if somebody has deleted its file, for then it keeps nothing.
+        Also if its file has been deleted, because then its records are not safe.
         """
         current = self._segment
         if current is None:
@@ -319,7 +319,7 @@ class Journal:
             self._retire(current)
 
     def retire(self) -> None:
-        """Retires the current segment; the next record opens another."""
+        """Retires the current segment; the next record creates another."""
         with self._lock:
             current, self._segment = self._segment, None
         if current is not None:
@@ -330,13 +330,13 @@ class Journal:
         self._retired.append(segment)
 
     def reread(self) -> None:
-        """Takes every record still on file for one that is nowhere else: the database has forgotten it."""
+        """Marks the records of all segments as not in the database, because it was replaced."""
         for segment in (*self._retired, self._segment):
             if segment is not None:
                 segment.spilled = True
 
     def retired(self) -> tuple[JournalSegment, ...]:
-        """Segments that a newer one has taken over from."""
+        """The retired segments."""
         return tuple(self._retired)
 
     def remove(self, segment: JournalSegment) -> None:
@@ -345,7 +345,7 @@ class Journal:
         segment.remove()
 
     def release(self) -> None:
-        """Gives up the locks of all segments and leaves their files for the next to come."""
+        """Releases the locks of all segments and leaves their files for other processes to drain."""
         segments = [*self._retired, self._segment]
         self._retired, self._segment = [], None
         for segment in segments:
@@ -366,7 +366,7 @@ def _claim(path: str, flags: int) -> JournalSegment | None:
 
 
 def orphans(directory: str) -> Iterator[JournalSegment]:
-    """Segments whose owner is gone, each locked by the caller until it removes or releases it."""
+    """Segments whose process has ended. Each is locked until the caller removes or releases it."""
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -384,7 +384,7 @@ def orphans(directory: str) -> Iterator[JournalSegment]:
 
 
 def has_orphans(directory: str) -> bool:
-    """Whether a process ended without closing its ledger."""
+    """Whether a process has ended without closing its ledger."""
     found = False
     for segment in orphans(directory):
         segment.release()
@@ -393,7 +393,7 @@ def has_orphans(directory: str) -> bool:
 
 
 def read(path: str) -> Iterator[list[Any]]:
-    """The values of every whole record of a segment; torn ones are passed over."""
+    """The values of every complete record of a segment; others are skipped and logged."""
     torn = 0
     with open(path, "rb") as file:
         for line in file:
@@ -404,4 +404,4 @@ def read(path: str) -> Iterator[list[Any]]:
                 else:
                     yield values
     if torn:
-        log.warning("%s: %d torn journal record(s), never acknowledged, passed over", path, torn)
+        log.warning("%s: skipped %d incomplete journal record(s), whose calls never returned", path, torn)

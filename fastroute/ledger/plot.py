@@ -1,12 +1,10 @@
-"""A ledger's days as one HTML page: cost, savings, latency, calls and failures over time, drawn as SVG.
+"""A ledger's days as an HTML page with SVG charts: cost, savings, latency, calls and failures over time.
 
-Owns which charts there are and how they are drawn; the sums are `days.py`'s, tables and files for programs
-are `report.py`. The page is one file with no script and nothing to load, for any browser, light or
-dark, wide or as narrow as a phone.
+The page is one file without scripts or external resources. It has a light and a dark scheme and fits wide
+screens and phones.
 
-Only shapes are inside the SVG, which is stretched to whatever room there is. Text lies beside it as HTML, so
-that it keeps its size on a narrow screen. Figures of a day show when it is pointed at, and all of them stand
-in a table at the end.
+The SVG contains only shapes, because it is stretched to the available width. Text is HTML next to it, so
+that it keeps its size. The figures of a day show on hover, and a table at the end has all of them.
 """
 
 from __future__ import annotations
@@ -23,22 +21,22 @@ from fastroute.figures import decimal_dollars, dollars, duration
 
 from .days import Breakdown, Day, Days, days, spelt
 
-_MOST_COLOURS = 7  # as many as can be told apart; the rest are drawn as one
+_MOST_COLOURS = 7  # that can be told apart; the rest share the last one
 _ROUTED = "as routed"
 _MOST_DATES = 5
 _MOST_WITHOUT_YEAR = 300
-_MOST_APART = 92  # days up to which bars stand apart; more of them would be mostly gaps
+_MOST_APART = 92  # days with gaps between their bars; with more days the page would be mostly gaps
 _SLOT = 10.0  # width of one day in the SVG's units
 _HEIGHT = 100.0
 
 
-def to_html(found: Days, *, title: str = "What was spent", made: datetime | None = None) -> str:
-    """The page.
+def to_html(found: Days, *, title: str = "Spending", made: datetime | None = None) -> str:
+    """Renders the page.
 
     Args:
-        found: what `days` found.
+        found: the result of `days`.
         title: the heading.
-        made: the moment named at its end; by default none.
+        made: the time of creation, shown at the end; default: none.
     """
     body = [f"<h1>{_text(title)}</h1>"]
     if found.days:
@@ -46,12 +44,12 @@ def to_html(found: Days, *, title: str = "What was spent", made: datetime | None
         span = f"{first}" if first == last else f"{first} to {last}"
         body += [f'<p class="quiet">{span}, days in UTC</p>', _tiles(found), *_charts(found), _table(found)]
     else:
-        body.append("<p>The ledger holds no entry of this time.</p>")
+        body.append("<p>The ledger has no entries in this time range.</p>")
     if made is not None:
-        body.append(f'<p class="quiet">Made {made.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC.</p>')
+        body.append(f'<p class="quiet">Created {made.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC.</p>')
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        # The page needs nothing but its own styles, so that is all it may have.
+        # The page may load nothing and run no script.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -66,7 +64,7 @@ def to_html(found: Days, *, title: str = "What was spent", made: datetime | None
 
 @frozen
 class _Scale:
-    """A vertical axis from 0 to ``top``, with a line at every ``step``."""
+    """A vertical axis from 0 to ``top`` with a line at every ``step``."""
 
     top: float
     step: float
@@ -80,7 +78,7 @@ class _Scale:
 
 
 def scale_of(values: Iterable[float | None], *, least: float = 0.0) -> _Scale:
-    """An axis for the values, up to five steps of 1, 2 or 5 times a power of ten, ``least`` or more each."""
+    """An axis for the values with up to five steps of 1, 2 or 5 times a power of ten, at least ``least``."""
     most = max((value for value in values if value is not None), default=0.0) or least or 1.0
     step = 10.0 ** math.floor(math.log10(most))
     for factor in (0.2, 0.5, 1.0):
@@ -114,7 +112,7 @@ def _charts(found: Days) -> list[str]:
             if any(not name.startswith("(no ") for name in each.names)
         ),
         _chart(
-            "Cost added up",
+            "Cumulative cost",
             days,
             total,
             _dollars,
@@ -123,16 +121,16 @@ def _charts(found: Days) -> list[str]:
         ),
         *([_against(found)] if found.comparisons else []),
         _chart(
-            "Latency of answers",
+            "Latency",
             days,
             latency,
             duration,
             _line(p50, latency, 0) + _line(p95, latency, 1),
             [
                 [
-                    "no answers"
+                    "no successful attempts"
                     if low is None or high is None
-                    else f"half within {duration(low)}, 95 % within {duration(high)}"
+                    else f"p50 {duration(low)}, p95 {duration(high)}"
                 ]
                 for low, high in zip(p50, p95)
             ],
@@ -165,7 +163,7 @@ def _charts(found: Days) -> list[str]:
 
 
 def _stacked(title: str, found: Days, parts: Breakdown, scale: _Scale) -> str:
-    """Each day's cost as one bar in as many colours as can be told apart."""
+    """Each day's cost as one bar with a colour for each part."""
     shown, rest = parts.names, f"other {spelt(parts.key)[1]}"
     if len(shown) > _MOST_COLOURS:
         shown = (*shown[: _MOST_COLOURS - 1], rest)
@@ -188,7 +186,7 @@ def _stacked(title: str, found: Days, parts: Breakdown, scale: _Scale) -> str:
 
 
 def _against(found: Days) -> str:
-    """What was paid, added up, beside what one model alone would have cost for the same tokens."""
+    """The cumulative cost, and what one model alone would have cost for the same tokens."""
     shown = found.comparisons[: _MOST_COLOURS - 1]
     names = (_ROUTED, *(f"{each.model} alone" for each in shown))
     lines = [list(accumulate(shown[0].actual_nano)), *(list(accumulate(each.alone_nano)) for each in shown)]
@@ -201,7 +199,7 @@ def _against(found: Days) -> str:
             saved = f"saved {dollars(alone - paid)}" if alone >= paid else f"{dollars(paid - alone)} less"
             labels[-1].append(f"{each.model} alone: {dollars(alone)}, {saved}")
     return _chart(
-        "Cost added up, and with one model alone",
+        "Cumulative cost, and with one model alone",
         found.days,
         scale,
         _dollars,
@@ -228,7 +226,7 @@ def _chart(
     labels: Sequence[Sequence[str]],
     names: Sequence[str] = (),
 ) -> str:
-    """One figure: heading, legend, axes, shapes, and a strip over each day that tells its figures."""
+    """One figure: heading, legend, axes, shapes, and a strip for each day with its figures on hover."""
     width = _SLOT * len(days)
     grid = "".join(f"M0 {_n(scale.y(tick))}h{_n(width)}" for tick in scale.ticks)
     strips = "".join(
@@ -252,7 +250,7 @@ def _chart(
 
 
 def _across(days: Sequence[Day]) -> str:
-    """At most five days named below a chart: more would run into each other on a phone."""
+    """At most five dates below a chart: more would overlap on a phone."""
     count = len(days)
     every = max(1, -(-count // _MOST_DATES))
     spell = _month if count > _MOST_WITHOUT_YEAR else _day
@@ -263,7 +261,7 @@ def _across(days: Sequence[Day]) -> str:
 
 
 def _bars(stacks: Sequence[Sequence[float]], scale: _Scale) -> str:
-    """One upright bar a day, in as many pieces as there are stacks; the first is the lowest."""
+    """One vertical bar for each day, with a part for each stack; the first stack is the lowest."""
     count = len(stacks[0]) if stacks else 0
     gap = _SLOT * (0.12 if count <= _MOST_APART else 0.0)
     below = [0.0] * count
@@ -282,11 +280,11 @@ def _bars(stacks: Sequence[Sequence[float]], scale: _Scale) -> str:
 
 
 def _line(values: Sequence[float | None], scale: _Scale, colour: int, *, filled: bool = False) -> str:
-    """A line through the middles of the days, broken where there is no value."""
+    """A line through the middles of the days, with gaps where there is no value."""
     path, last = [], False
     for place, value in enumerate(values):
         if value is not None:
-            # A day alone is a line of no length, whose round ends make it a dot.
+            # A single day is a line of length 0, which its round ends make a dot.
             path.append(
                 f"{'L' if last else 'M'}{_n((place + 0.5) * _SLOT)} {_n(scale.y(value))}"
                 + ("" if last else "h0")
@@ -323,7 +321,7 @@ def _tiles(found: Days) -> str:
     if sums.latency_p50 is not None and sums.latency_p95 is not None:
         tiles.append(
             (
-                "median answer",
+                "median latency",
                 duration(sums.latency_p50),
                 f"95 % within {duration(sums.latency_p95)}",
             )
@@ -333,12 +331,12 @@ def _tiles(found: Days) -> str:
     )
     note = ""
     if sums.unknown_cost:
-        note = f"<p>Attempts of unknown price, which are not in the cost: {sums.unknown_cost:,}.</p>"
+        note = f"<p>Attempts with an unknown price, not in the cost: {sums.unknown_cost:,}.</p>"
     return f"<dl>{drawn}</dl>{note}"
 
 
 def _table(found: Days) -> str:
-    heads = ["day", "cost USD", "calls", "attempts", "not ok", "p50", "p95"]
+    heads = ["day", "cost USD", "calls", "attempts", "failed", "p50", "p95"]
     heads += [f"{_text(each.model)} alone USD" for each in found.comparisons]
     rows = "".join(
         f"<tr><th scope=row>{day.day}</th>"
@@ -374,7 +372,7 @@ def _text(text: str) -> str:
 
 
 def _n(number: float) -> str:
-    """A coordinate, short."""
+    """A coordinate with at most two decimals."""
     return f"{number:.2f}".rstrip("0").rstrip(".")
 
 
@@ -387,7 +385,7 @@ def _month(day: date) -> str:
 
 
 def _dollars(nano: float) -> str:
-    """A place on an axis of nano-dollars."""
+    """The label of a value in nano-dollars."""
     return dollars(round(nano))
 
 
@@ -401,7 +399,7 @@ def _percent(share: float) -> str:
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
-# Colours that stay apart from each other for the common kinds of colour blindness, on light and on dark.
+# Distinct for the common kinds of colour blindness, on a light and on a dark background.
 _LIGHT = ("#2a78d6", "#1baf7a", "#eda100", "#4a3aa7", "#e87ba4", "#e34948", "#8b8a84")
 _DARK = ("#3987e5", "#199e70", "#c98500", "#9085e9", "#d55181", "#e66767", "#8b8a84")
 

@@ -1,10 +1,11 @@
-"""The ledger in a PostgreSQL database: address, schema, connection, inserts and sums.
+"""The ledger in a PostgreSQL database: address, schema, connections, inserts and sums.
 
-Owns everything that is PostgreSQL. psycopg is imported when a ledger has such an address, not before.
+psycopg is imported only when a ledger has such an address. The tables are `fastroute_attempts` and
+`fastroute_ledger`, in the first schema of the role's search path.
 
-The tables are `fastroute_attempts` and `fastroute_ledger`, in the first schema of the role's search path. An
-entry is safe in this machine's journal before the server hears of it, so a server that is slow, away or
-restarted costs nothing but time; a server that was told of an entry and died before it said so is told again.
+An entry is safe in this machine's journal before it is sent to the server, so a server that is slow,
+unavailable or restarted only delays it. If the server dies after a commit and before it confirms it, the
+entry is sent again, which is idempotent.
 
 All SQL is constant text with bound values. Sums of money are `numeric`, so they are exact.
 """
@@ -52,7 +53,7 @@ LOCK_SECONDS = 5.0
 WRITE_SECONDS = 10.0
 READ_SECONDS = 60.0
 
-_MIGRATION_LOCK = 0x666173746C656467  # the same in every release
+_MIGRATION_LOCK = 0x666173746C656467  # must be the same in every release
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE fastroute_ledger (version integer NOT NULL)",
@@ -116,7 +117,7 @@ def _array(column: str) -> str:
     return "%s::float8[]" if column in _FLOATS else "%s::bigint[]" if column in _INTEGERS else "%s::text[]"
 
 
-# One array a column: the statement is the same for any number of rows.
+# One array for each column, so that the statement is the same for any number of rows.
 _INSERT = " ".join(
     (
         "INSERT INTO fastroute_attempts (",
@@ -136,8 +137,8 @@ _BEGIN_SESSION = """
                       CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
                       ELSE current_setting('synchronous_commit') END, false)
 """
-# The catalogue's rows, and not `to_regclass`: that answers from a cache, which after waiting for the
-# migration lock may not know yet what the one that held it has made.
+# Not `to_regclass`: it uses a cache, which may not contain yet what another process has created while this
+# one waited for the migration lock.
 _LOOK = """
     SELECT current_setting('server_encoding'),
            count(*) FILTER (WHERE relname = 'fastroute_ledger') > 0,
@@ -166,7 +167,7 @@ def _group_column(n: int) -> str:
     return f"CASE %(key{n})s::text {columns} WHEN 'tag' THEN tags ->> %(tag{n})s::text END AS k{n}"
 
 
-# The rank of `figures.percentile`, computed where the samples are, and over whole microseconds as in a file.
+# The nearest rank, as in `figures.percentile`, over latencies in whole microseconds, as in a file.
 _MICROSECONDS = "floor(least(latency, 9e12) * 1e6 + 0.5)::bigint"
 _LATENCIES = f"array_agg({_MICROSECONDS} ORDER BY latency) FILTER (WHERE outcome = 'ok')"
 _SUMS = " ".join(
@@ -219,8 +220,8 @@ class PostgresStorage:
         journal: the local directory of the journal.
 
     Args:
-        url: ``postgresql://USER@HOST:PORT/DATABASE?PARAMETER=…`` as libpq reads it. What it leaves out comes
-            from libpq's environment: ``PGPASSWORD``, ``PGPASSFILE``, ``PGSSLMODE`` and so on.
+        url: ``postgresql://USER@HOST:PORT/DATABASE?PARAMETER=…``, as libpq reads it. Missing parts come from
+            libpq's environment variables: ``PGPASSWORD``, ``PGPASSFILE``, ``PGSSLMODE`` and so on.
         journal: see `Ledger`.
 
     Raises:
@@ -234,14 +235,14 @@ class PostgresStorage:
             from psycopg.conninfo import conninfo_to_dict
         except ImportError as error:
             raise ConfigError(
-                f"ledger: a PostgreSQL ledger needs psycopg ({error}); pip install 'fastroute[postgres]'"
+                f"ledger: a PostgreSQL ledger needs psycopg ({error}); run pip install 'fastroute[postgres]'"
             ) from None
         try:
             given = conninfo_to_dict(url)
         except psycopg.Error:
-            # What libpq says repeats the address, and with it a password.
+            # libpq's message contains the address, which may contain a password.
             raise ConfigError(
-                "ledger: the address cannot be read, must be like postgresql://user@db.example.com:5432/name"
+                "ledger: the address is not valid; use the form postgresql://user@db.example.com:5432/name"
             ) from None
         self._secret = str(given.get("password") or "")
         user, host, port, database = (str(given.get(key) or "") for key in ("user", "host", "port", "dbname"))
@@ -260,7 +261,7 @@ class PostgresStorage:
         kind = mounts.kind_of(self.journal)
         if mounts.is_network(kind):
             raise ConfigError(
-                f"ledger: its journal {self.journal} would be on a network file system ({kind}); "
+                f"ledger: the journal {self.journal} would be on a network file system ({kind}); "
                 "set ledger_journal to a directory on a local disk"
             )
 
@@ -269,8 +270,8 @@ class PostgresStorage:
             os.makedirs(self.journal, mode=0o700, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"ledger: its journal {self.journal} cannot be made: {error.strerror}; "
-                "set ledger_journal to a directory that can be written"
+                f"ledger: the journal {self.journal} cannot be created: {error.strerror}; "
+                "set ledger_journal to a writable directory"
             ) from None
         try:
             self.connect().close()
@@ -281,7 +282,7 @@ class PostgresStorage:
     def connect(self) -> PostgresConnection:
         import psycopg
 
-        # No fork in between: the child could not know of the socket.
+        # No fork in between: the child could not take itself out of a connection that is not registered.
         with self.judging(), forks.blocked():
             connection = psycopg.connect(autocommit=True, prepare_threshold=None, **self._parameters)
             session = PostgresConnection(self, connection)
@@ -293,7 +294,7 @@ class PostgresStorage:
         return session
 
     def set_aside(self, damage: DatabaseCorrupt) -> str | None:
-        """Nothing: damage to its files is the server's business."""
+        """Does nothing: the server handles damage."""
         return None
 
     def unsure_until(self) -> tuple[float, str] | None:
@@ -301,24 +302,24 @@ class PostgresStorage:
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Turns psycopg's errors into the ledger's words for them, without values and secrets."""
+        """Translates psycopg's errors into those of `.database`, without values or secrets."""
         import psycopg
 
         try:
             yield
         except (psycopg.IntegrityError, psycopg.DataError) as error:
-            raise RowsRejected(self._said(error)) from None
+            raise RowsRejected(self._reason(error)) from None
         except psycopg.Error as error:
-            raise DatabaseUnavailable(self._said(error)) from None
+            raise DatabaseUnavailable(self._reason(error)) from None
 
-    def _said(self, error: psycopg.Error) -> str:
-        # The primary message only: a detail may hold the row.
+    def _reason(self, error: psycopg.Error) -> str:
+        # Only the primary message: the detail may contain the row.
         text = error.diag.message_primary or " ".join(str(error).split()) or type(error).__name__
         return text.replace(self._secret, "***") if self._secret else text
 
 
 class PostgresConnection:
-    """One connection to the server; `fastroute.ledger.database.LedgerConnection` says what it does."""
+    """One connection to the server; see `fastroute.ledger.database.LedgerConnection`."""
 
     def __init__(self, storage: PostgresStorage, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self._storage = storage
@@ -327,11 +328,11 @@ class PostgresConnection:
         _sessions.add(self)
 
     def begin(self) -> None:
-        """Sets the session up and brings the schema up to date.
+        """Sets up the session and updates the schema.
 
         Raises:
-            ConfigError: what is there is no ledger, cannot be made one, or is of a newer release.
-            DatabaseUnavailable: the server cannot at present.
+            ConfigError: the database is not a ledger, cannot become one, or is of a newer release.
+            DatabaseUnavailable: the server is unavailable now.
         """
         milliseconds = {"statement": f"{READ_SECONDS * 1000:.0f}", "lock": f"{LOCK_SECONDS * 1000:.0f}"}
         with self._bounded(WRITE_SECONDS):
@@ -339,12 +340,12 @@ class PostgresConnection:
             encoding, is_ledger, has_attempts = self._one(_LOOK)
             if encoding != "UTF8":
                 raise ConfigError(
-                    f"ledger: {self._storage.name} holds {encoding} text, must be a database made with UTF8"
+                    f"ledger: {self._storage.name} is encoded in {encoding}; use a database created with UTF8"
                 )
             if has_attempts and not is_ledger:
                 raise ConfigError(
-                    f"ledger: {self._storage.name} has a table fastroute_attempts of some other program; "
-                    "name another database, or another schema in the role's search_path"
+                    f"ledger: {self._storage.name} has a table fastroute_attempts of another program; "
+                    "use another database, or another schema in the role's search_path"
                 )
             version = self._one(_VERSION)[0] if is_ledger else 0
         if version < VERSION:
@@ -353,7 +354,7 @@ class PostgresConnection:
             raise ConfigError(f"ledger: {newer_schema(self._storage.name, version, VERSION)}")
 
     def _migrate(self) -> None:
-        """Brings the schema up to this version, all of it or nothing; one process at a time does it."""
+        """Updates the schema to this version in one transaction, in one process at a time."""
         import psycopg
 
         with self._bounded(READ_SECONDS):
@@ -380,7 +381,7 @@ class PostgresConnection:
         except (TypeError, ValueError) as error:
             raise RowsRejected(str(error)) from None
         with self._bounded(WRITE_SECONDS), self.connection.transaction():
-            # Another process may be of a newer release, and have changed the tables since this one connected.
+            # A process of a newer release may have changed the tables since this one connected.
             version = self._one(_VERSION)[0]
             if version != VERSION:
                 raise DatabaseUnavailable(newer_schema(self._storage.name, version, VERSION))
@@ -391,14 +392,14 @@ class PostgresConnection:
         return False
 
     def check(self) -> None:
-        """Nothing: that is the server's business."""
+        """Does nothing: the server checks its own files."""
 
     def close(self) -> None:
         with self._cutting:
             self.connection.close()
 
     def point_at(self, descriptor: int) -> None:
-        """Puts another file in the place of the connection's socket, in this process alone."""
+        """Replaces the connection's socket by another file, in this process only."""
         import psycopg
 
         with suppress(psycopg.Error, OSError):
@@ -416,7 +417,7 @@ class PostgresConnection:
             *counts, mean, median, high = row[MOST_KEYS:]
             percentiles = (None if value is None else value / 1e6 for value in (median, high))
             found.append((*groups, *map(int, counts), mean, *percentiles))
-        # Here and not in the server, whose order of text depends on its locale.
+        # Not in the server, whose order of text depends on its locale.
         found.sort(key=lambda row: [(value is not None, value) for value in row[: len(keys)]])
         return found
 
@@ -444,15 +445,15 @@ class PostgresConnection:
 
     @contextmanager
     def _bounded(self, seconds: float) -> Iterator[None]:
-        """Ends what is under way by shutting the connection when the server has not answered in time.
+        """Shuts the connection if the block takes longer.
 
-        The server's own time-outs cover a server that works; a stopped one keeps a client waiting for good.
+        The server's own timeouts work only if the server does; a client of a stopped one would wait forever.
         """
         timer = threading.Timer(seconds, self._cut)
         timer.daemon = True
         try:
             timer.start()
-        except RuntimeError:  # no threads while the interpreter goes down
+        except RuntimeError:  # no thread can start while the interpreter shuts down
             timer.finished.set()
         try:
             with self._storage.judging():
@@ -466,7 +467,7 @@ class PostgresConnection:
         with self._cutting:
             if self.connection.closed:
                 return
-            log.error("ledger %s: no answer in time; the connection is given up", self._storage.name)
+            log.error("ledger %s: no response in time; the connection is closed", self._storage.name)
             with suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as line:
                 line.shutdown(socket.SHUT_RDWR)
 
@@ -476,7 +477,7 @@ def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _column(name: str, values: Sequence[Any]) -> list[Any]:
-    """A column's values, all of one type; what cannot be of it is a TypeError or ValueError."""
+    """A column's values, converted to one type; TypeError or ValueError if that is impossible."""
     if name == "tags":
         return [orjson.dumps(value).decode() if value else None for value in values]
     kind = float if name in _FLOATS else int if name in _INTEGERS else str
@@ -484,7 +485,7 @@ def _column(name: str, values: Sequence[Any]) -> list[Any]:
 
 
 def _journal_of(parameters: Mapping[str, Any]) -> str:
-    """The usual directory of the journal for a database: the same for every process of a user."""
+    """The default directory of the journal for a database, the same for every process of a user."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     digest = hashlib.sha256(orjson.dumps(sorted((key, str(value)) for key, value in parameters.items())))
     return os.path.join(state, "fastroute", f"ledger-{digest.hexdigest()[:16]}.journal")
@@ -496,10 +497,10 @@ _sessions: weakref.WeakSet[PostgresConnection] = weakref.WeakSet()
 
 
 def _leave_to_parent() -> None:
-    """In a forked child: takes it out of its parent's connections, which themselves are left as they are.
+    """In a forked child: closes the child's copies of the parent's sockets, but not the connections.
 
-    While anybody has the socket open the server waits, and holds the locks of a parent that was killed in the
-    middle. To close the connection would be to say goodbye in the parent's name.
+    While any process has a socket open, the server keeps the session and its locks, even if the parent was
+    killed in a transaction. Closing the connection would end the session, which is the parent's.
     """
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for session in tuple(_sessions):

@@ -1,7 +1,6 @@
-"""The cost report: a ledger's sums as one frozen value, and that value as text, JSON or CSV.
+"""The cost report: a ledger's sums as one frozen value, written as text, JSON or CSV.
 
-Owns which figures a report shows and how they are written; the sums are the ledger's own. Amounts are
-exact in JSON and CSV: nano-dollars as integers, US dollars with nine decimals.
+Amounts in JSON and CSV are exact: nano-dollars as integers, US dollars with nine decimals.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from . import Ledger, Prices, Saving, Totals
 
 @frozen
 class Report:
-    """What a ledger says about a span of time.
+    """The sums of a ledger over a time range.
 
     Attributes:
-        keys: what the groups are by, as in `Ledger.by`.
-        totals: sums over everything.
-        groups: sums of each group, dearest first (by day: oldest first).
-        savings: what one model alone would have cost, for each model asked about.
-        since, until: the span, ISO 8601 in UTC; None where it is open.
-        tags: what every entry counted carries.
+        keys: the keys of the groups, as in `Ledger.by`.
+        totals: sums over all entries.
+        groups: sums of each group, highest cost first; by day, oldest first.
+        savings: what one model alone would have cost, for each model in question.
+        since, until: the range, ISO 8601 in UTC; None where it is open.
+        tags: the tags of every entry counted.
     """
 
     keys: tuple[str, ...]
@@ -52,22 +51,22 @@ def report(
     against: Iterable[str] = (),
     prices: Prices | None = None,
 ) -> Report:
-    """Sums up a ledger.
+    """Makes the report of a ledger.
 
     Args:
-        ledger: any, a closed one too.
-        by: the groups' keys, as in `Ledger.by`.
+        ledger: open or closed.
+        by: the keys of the groups, as in `Ledger.by`.
         since, until, tags: which entries count, as in `Ledger.by`.
-        against: models to compare with: what each alone would have cost.
-        prices: needed with ``against``; what it raises on an unknown model comes through.
+        against: models to compare with, as in `Ledger.savings`.
+        prices: required with ``against``; its exceptions are passed on.
 
     Raises:
-        ValueError: an unknown key, a datetime without a zone, or ``against`` without ``prices``.
+        ValueError: an unknown key, a datetime without a time zone, or ``against`` without ``prices``.
         Error: the ledger cannot be read.
     """
     models = tuple(against)
     if models and prices is None:
-        raise ValueError("a comparison needs prices: pass prices=, a function from a model to its prices")
+        raise ValueError("prices: required with against=; pass a function from a model to its prices")
     groups = ledger.by(*by, since=since, until=until, tags=tags)
     if "day" not in by:
         groups.sort(key=lambda group: -group.cost_nano)
@@ -105,7 +104,7 @@ _SUMS: tuple[tuple[str, Callable[[Totals], Any]], ...] = (
 
 
 def to_json(report: Report) -> str:
-    """All of it as one object; amounts both as ``…_nano`` integers and as ``…_usd`` decimal text."""
+    """The report as a JSON object, with amounts as ``…_nano`` integers and as ``…_usd`` decimal text."""
     value = {
         "since": report.since,
         "until": report.until,
@@ -132,9 +131,9 @@ def to_json(report: Report) -> str:
 
 
 def to_csv(report: Report) -> str:
-    """One line a group with a heading; totals and comparisons are in the other forms.
+    """A header and a line for each group, without totals and comparisons.
 
-    Text that a spreadsheet would take for a formula is led by an apostrophe.
+    Text that a spreadsheet would read as a formula gets a leading apostrophe.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -145,7 +144,7 @@ def to_csv(report: Report) -> str:
 
 
 def to_table(report: Report) -> str:
-    """Plain text for people: groups, the total, and the comparisons."""
+    """Plain text: the groups, the total and the comparisons."""
     heads = ("calls", "attempts", "failed", "in", "out", "cached", "cost", "p50", "p95")
     labels = report.keys or ("",)
     rows = [(*labels, *heads)]
@@ -155,7 +154,7 @@ def to_table(report: Report) -> str:
     rows.append(("total", *("" for _ in labels[1:]), *_figures(report.totals)))
     lines = _aligned(rows, text_columns=len(labels))
     if report.totals.unknown_cost:
-        lines += ["", f"{report.totals.unknown_cost} attempt(s) of unknown price are not in the cost."]
+        lines += ["", f"{report.totals.unknown_cost} attempt(s) with an unknown price are not in the cost."]
     for saving in report.savings:
         lines += ["", _sentence(saving)]
     return "\n".join(lines) + "\n"
@@ -183,15 +182,13 @@ def _figures(sums: Totals) -> tuple[str, ...]:
 
 
 def _sentence(saving: Saving) -> str:
-    verb, amount = (
-        ("saved", saving.saved_nano) if saving.saved_nano >= 0 else ("paid over it", -saving.saved_nano)
-    )
+    amount, word = abs(saving.saved_nano), "saved" if saving.saved_nano >= 0 else "more"
     share = f" ({100 * amount / saving.alone_nano:.1f} %)" if saving.alone_nano else ""
-    left_out = f"; {saving.unknown_cost} of unknown price left out" if saving.unknown_cost else ""
+    left_out = f"; {saving.unknown_cost} with an unknown price are not counted" if saving.unknown_cost else ""
     return (
         f"With {_visible(saving.model)} alone, the {saving.entries:,} successful attempts would have cost "
         f"{dollars(saving.alone_nano)}; they cost {dollars(saving.actual_nano)}: "
-        f"{verb} {dollars(amount)}{share}{left_out}."
+        f"{dollars(amount)} {word}{share}{left_out}."
     )
 
 
@@ -209,7 +206,7 @@ def _aligned(rows: Sequence[Sequence[str]], *, text_columns: int) -> list[str]:
 
 
 def _visible(text: str | None) -> str:
-    """Text that cannot steer a terminal."""
+    """Text without control characters, which could change the terminal."""
     if text is None:
         return "-"
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

@@ -1,10 +1,7 @@
-"""What is left after a ledger's file was damaged: the rows that can be read, and the mark that some cannot.
+"""Reads what is readable of a damaged ledger file, and keeps the mark that entries may be missing.
 
-Owns reading a damaged file and the mark's form. When a file counts as damaged and where it goes is
-`sqlite.py`'s; what an unsure sum means for a reader, `Ledger`'s.
-
-Rows are read by their number, upward and then downward. After an error the reading leaps ahead, twice as far
-each time, until it finds readable rows again; going both ways, what one leap passes over the other finds.
+Rows are read by row number, upward and then downward. After an error, reading continues further on, at twice
+the distance each time, until it finds readable rows. The second direction finds rows that the first skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from .database import as_attempt
 log = logging.getLogger("fastroute")
 
 _BATCH = 512
-_MOST_FAILURES = 62  # leaps in a row: twice as far each time, they reach past any row number
+_MOST_FAILURES = 62  # errors in a row: as the distance doubles each time, this exceeds any row number
 _LAST = 2**62
 
 _ID, _TIME = journal.FIELDS.index("id"), journal.FIELDS.index("time")
@@ -37,10 +34,10 @@ _DOWNWARD = " ".join(("SELECT seq,", _COLUMNS, "FROM attempts NOT INDEXED WHERE 
 
 
 def batches(path: str) -> Iterator[list[list[Any]]]:
-    """The readable rows of a damaged file, in the order of `journal.FIELDS`; most of them twice."""
+    """The readable rows of a damaged file, in the order of `journal.FIELDS`; most of them come twice."""
     batch: list[list[Any]] = []
     try:
-        # Read-only, so that what is there is also left there for whoever looks into it.
+        # Read-only, so that the damaged file stays as it is for an investigation.
         connection = sqlite3.connect(
             f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
@@ -75,7 +72,7 @@ def _rows(connection: sqlite3.Connection, statement: str, start: int, sign: int)
 
 
 def _cleaned(row: tuple[Any, ...]) -> list[Any] | None:
-    """The row as the journal would hold it; None if it can be no entry's."""
+    """The row as the journal would contain it; None if it cannot be an entry."""
     if not isinstance(row[_ID], str) or not isinstance(row[_TIME], float):
         return None
     try:
@@ -88,10 +85,14 @@ def _cleaned(row: tuple[Any, ...]) -> list[Any] | None:
 
 
 def leave_mark(path: str, when: float, where: str) -> None:
-    """Writes down that entries before a time may be missing; an earlier mark gives way to it.
+    """Writes a mark that entries before a time may be missing, in place of an earlier mark.
+
+    Args:
+        when: seconds since the epoch.
+        where: the damaged file.
 
     Raises:
-        OSError: it cannot be written, and then nothing may be put aside.
+        OSError: it cannot be written. Then the damaged file must not be set aside.
     """
     with files.replacing(path, f"{path}.{os.getpid()}") as fd:
         files.write(fd, orjson.dumps({"until": when, "file": where}))
@@ -109,4 +110,4 @@ def read_mark(path: str) -> float | None:
     try:
         return float(orjson.loads(text)["until"])
     except (ValueError, TypeError, KeyError):
-        return float("inf")  # somebody's mark all the same
+        return float("inf")  # unreadable, but a mark

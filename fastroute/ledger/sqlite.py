@@ -1,12 +1,10 @@
-"""The ledger in an SQLite file: schema, connection, inserts, sums, and what damage leaves.
+"""The ledger in an SQLite file: schema, connections, inserts, sums, and setting a damaged file aside.
 
-Owns everything that is SQLite. Reading what can still be read of a damaged file is `salvage.py`.
+All SQL is constant text with bound values; parameters choose grouping and filters. All sums are SQLite
+integers, so they are exact.
 
-All SQL is constant text with bound values: grouping and filters are chosen by parameters. All sums are
-SQLite integers, so they are exact.
-
-A batch is inserted with many rows to a statement: the interpreter lock is given away once a statement, and
-in a busy process getting it back may cost milliseconds.
+A statement inserts many rows: SQLite releases the interpreter lock once for each statement, and in a busy
+process acquiring it again may take milliseconds.
 """
 
 from __future__ import annotations
@@ -92,13 +90,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 VERSION = len(MIGRATIONS)
 
 _COLUMNS = (*FIELDS, "day")
-# Rows a statement, largest first. SQLite takes 32766 values a statement since 3.32, 999 before.
+# Rows for each statement, largest first. SQLite allows 32766 values for each since 3.32, 999 before.
 _SIZES = (512, 64, 8, 1) if sqlite3.sqlite_version_info >= (3, 32) else (32, 8, 1)
 _ROW = "(" + ",".join("?" * len(_COLUMNS)) + ")"
 _TIME, _TAGS = FIELDS.index("time"), FIELDS.index("tags")
 
 _INTO = " ".join(("INSERT INTO attempts (", ",".join(_COLUMNS), ") VALUES"))
-_UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"  # OR IGNORE would also swallow rows it refuses
+_UNLESS_THERE = "ON CONFLICT (id) DO NOTHING"  # OR IGNORE also ignores violations of other constraints
 _INSERTS = tuple((size, " ".join((_INTO, ",".join([_ROW] * size), _UNLESS_THERE))) for size in _SIZES)
 
 _MATCHING = """
@@ -125,8 +123,8 @@ def _group_column(n: int) -> str:
 
 
 _GROUP_NAMES = ", ".join(f"k{n}" for n in range(MOST_KEYS))
-# The latencies of a group come as one text of microseconds: sorting them here is several times faster than
-# SQLite's window functions, and fetching them row by row would pass the interpreter lock around each time.
+# The latencies of a group come as one text of microseconds. Sorting them in Python is several times faster
+# than SQLite's window functions, and fetching them row by row would release the interpreter lock each time.
 _SUMS = " ".join(
     (
         "SELECT",
@@ -146,7 +144,7 @@ _SUMS = " ".join(
         _GROUP_NAMES,
     )
 )
-# SQLite's sums end with an error at 2^63, a few garbled entries of an absurd price: so the halves are summed.
+# A sum in SQLite fails above 2^63, which a few entries with wrong prices may reach. So halves are summed.
 _HALF = 32
 _SPENT = " ".join(
     ("SELECT coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0)", _MATCHING)
@@ -165,32 +163,32 @@ _UNPRICED = " ".join(
 )
 _ENTRIES = " ".join(("SELECT", ",".join(FIELDS), _MATCHING, "ORDER BY time DESC, seq DESC LIMIT :limit"))
 
-# What SQLite says of a value, and not of its file. The last two come from binding it.
+# Errors about a value, not about the file. The last two come from binding it.
 _REFUSALS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError)
 
 
 def one_checkpointer_needed(version: tuple[int, ...]) -> bool:
-    """Whether this SQLite may damage the WAL when two connections check-point and write at once."""
+    """Whether this SQLite may damage the WAL if two connections checkpoint and write at once."""
     backported = ((3, 50, 7), (3, 44, 6))
     mended = any(version[:2] == fix[:2] and version >= fix for fix in backported)
     return version < (3, 51, 3) and not mended
 
 
 class SQLiteStorage:
-    """A ledger in one file; beside it are its journal's directory and, after damage, the mark of it.
+    """A ledger in one file. Next to it are the journal's directory and, after damage, a mark that says so.
 
     Attributes:
-        name: the file, absolute.
+        name: the file's absolute path.
         journal: the directory of the journal.
 
     Args:
         path: the file; its directory must exist.
         durability: ``power`` waits for the disk at every commit.
-        wal: whether SQLite keeps a write-ahead log; None: on local disks it does, on layered file systems it
-            keeps a rollback journal, and files on network file systems are refused.
+        wal: whether SQLite keeps a write-ahead log. Default: a write-ahead log on local file systems, a
+            rollback journal on layered ones, and an error on network file systems.
 
     Raises:
-        ConfigError: the file is on a network file system, and nobody has said what to do there.
+        ConfigError: the file is on a network file system and ``wal`` is not given.
     """
 
     def __init__(self, path: str | os.PathLike[str], durability: Durability, wal: bool | None = None) -> None:
@@ -203,16 +201,16 @@ class SQLiteStorage:
         if wal is None and mounts.is_network(kind):
             raise ConfigError(
                 f"ledger: {self.name} is on a network file system ({kind}), where file locks and a "
-                "write-ahead log cannot be relied upon; name a file on a local disk or a PostgreSQL "
-                "database, or set ledger_wal to off (slower) or on, if no other machine ever writes the file"
+                "write-ahead log are unreliable; use a file on a local disk or a PostgreSQL database, or, if "
+                "no other machine ever writes the file, set ledger_wal to off (slower) or on"
             )
         self._wal = kind not in mounts.LAYERED if wal is None else wal
 
     def prepare(self) -> str | None:
         parent = os.path.dirname(self.name)
         if not os.path.isdir(parent):
-            raise ConfigError(f"ledger: {self.name}: there is no directory {parent}")
-        # The journal's directory tells a damaged ledger, to be set aside, from a file named by mistake.
+            raise ConfigError(f"ledger: {self.name} cannot be created: the directory {parent} does not exist")
+        # The journal's directory distinguishes a damaged ledger from another file named by mistake.
         ours = os.path.isdir(self.journal)
         try:
             with closing(self.connect()) as database:
@@ -222,7 +220,7 @@ class SQLiteStorage:
             if ours:
                 raise
             _remove_directory(self.journal)
-            raise ConfigError(f"ledger: {self.name} is no SQLite database; name another file") from None
+            raise ConfigError(f"ledger: {self.name} is not an SQLite database; use another file") from None
         except ConfigError:
             if not ours:
                 _remove_directory(self.journal)
@@ -245,9 +243,9 @@ class SQLiteStorage:
             raise DatabaseUnavailable(error.strerror or str(error)) from error
 
     def set_aside(self, damage: DatabaseCorrupt) -> str | None:
-        """Renames the damaged file and its log to ``….corrupt-TIME``, and saves what can still be read of it.
+        """Renames the damaged file to ``….corrupt-TIME`` and copies the readable entries to a new file.
 
-        First it leaves the mark that entries may be missing, so that no sum is taken for whole.
+        The mark that entries may be missing is written first, so that no sum is returned without it.
         """
         with files.closing(files.open_regular(self._lock_path, os.O_RDWR | os.O_CREAT)) as fd:
             files.lock(fd, timeout=math.inf)
@@ -262,9 +260,9 @@ class SQLiteStorage:
                     os.rename(self.name + ending, target + ending)
         saved = self._save(target)
         return (
-            f"the database is damaged ({damage}); it is now {target}, and a new one is begun with the "
-            f"{saved} entries that could be read of it. What was spent before now is not known for sure: "
-            f"delete {self.mark} to count on with what is there"
+            f"the database is damaged ({damage}); it was renamed to {target}, and a new one has the {saved} "
+            "entries that could be read. Entries may be missing, so what was spent before now is unknown; "
+            f"delete {self.mark} to accept the entries that are left"
         )
 
     def _save(self, target: str) -> int:
@@ -274,7 +272,7 @@ class SQLiteStorage:
                 for rows in salvage.batches(target):
                     saved += database.insert_what_fits(rows)
         except (DatabaseUnavailable, DatabaseCorrupt, ConfigError) as error:
-            log.error("ledger %s: entries of %s could not all be saved: %s", self.name, target, error)
+            log.error("ledger %s: not all entries of %s could be copied: %s", self.name, target, error)
         return saved
 
     def unsure_until(self) -> tuple[float, str] | None:
@@ -283,23 +281,23 @@ class SQLiteStorage:
 
 
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Failures of the system that may pass by themselves."""
+"""Errors of the system that may be temporary."""
 
 
 class SQLiteConnection:
-    """One connection to the ledger's file; `fastroute.ledger.database.LedgerConnection` says what it does.
+    """One connection to the ledger's file; see `fastroute.ledger.database.LedgerConnection`.
 
     Args:
-        path: the file, absolute; created with mode 0600.
-        lock_path: a file beside it; commits hold its `flock` shared, check-points, schema changes and
-            setting the file aside exclusively.
+        path: the file's absolute path; created with mode 0600.
+        lock_path: a file whose `flock` is held shared for commits, and exclusively for checkpoints, schema
+            changes and setting the ledger's file aside.
         durability: ``power`` waits for the disk at every commit.
-        wal: whether to keep a write-ahead log, or else a rollback journal.
+        wal: whether to keep a write-ahead log, otherwise a rollback journal.
 
     Raises:
-        ConfigError: the path is no ledger of ours, or of a newer version.
+        ConfigError: the file is not a ledger, or of a newer release.
         DatabaseCorrupt: it is damaged.
-        DatabaseUnavailable, OSError: it cannot be had at present.
+        DatabaseUnavailable, OSError: it is unavailable now.
     """
 
     def __init__(self, path: str, lock_path: str, durability: Durability, *, wal: bool = True) -> None:
@@ -343,17 +341,17 @@ class SQLiteConnection:
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
-        """Turns SQLite's errors into the ledger's words for them."""
+        """Translates SQLite's errors into those of `.database`."""
         try:
             yield
         except sqlite3.Error as error:
-            # SQLITE_CORRUPT and SQLITE_NOTADB are the two that come as the bare class.
+            # Only SQLITE_CORRUPT and SQLITE_NOTADB are raised as the base class itself.
             if type(error) is sqlite3.DatabaseError:
                 raise DatabaseCorrupt(str(error), self._inode) from error
             raise DatabaseUnavailable(str(error)) from error
 
     def _migrate(self) -> None:
-        """Brings the schema up to this version, all of it or nothing."""
+        """Updates the schema to this version in one transaction."""
         connection = self._open
         version = self._version()
         if version == VERSION:
@@ -361,7 +359,7 @@ class SQLiteConnection:
         if version > VERSION:
             raise ConfigError(f"ledger: {newer_schema(self.path, version, VERSION)}")
         if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise ConfigError(f"ledger: {self.path} is some other program's database; name another file")
+            raise ConfigError(f"ledger: {self.path} is another program's database; use another file")
         with self._transaction():
             for statements in MIGRATIONS[version:]:
                 for statement in statements:
@@ -381,14 +379,14 @@ class SQLiteConnection:
     # ------------------------------------------------------------------------------------------- writing
 
     def insert(self, rows: Sequence[Sequence[Any]]) -> None:
-        # A commit, and waiting for another process's, happen inside SQLite.
+        # SQLite blocks in C code: for the disk, and for commits of other processes.
         greenlets.apart(self._insert, rows)
 
     def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
         prepared = [_prepared(row) for row in rows]
         done = 0
         with self._judging(), self._locked(shared=True), self._transaction():
-            # Another process may be of a newer release, and have changed the tables since this one connected.
+            # A process of a newer release may have changed the tables since this one connected.
             if self._version() != VERSION:
                 raise DatabaseUnavailable(newer_schema(self.path, self._version(), VERSION))
             try:
@@ -403,7 +401,7 @@ class SQLiteConnection:
             self._checkpoint()
 
     def insert_what_fits(self, rows: Sequence[Sequence[Any]]) -> int:
-        """Commits rows one by one if they cannot be had together; how many are in."""
+        """Commits the rows that the database accepts; returns how many."""
         try:
             self.insert(rows)
             return len(rows)
@@ -455,7 +453,7 @@ class SQLiteConnection:
             raise DatabaseCorrupt(verdict, self._inode)
 
     def close(self) -> None:
-        """Closes the connection; the last one on the file check-points it."""
+        """Closes the connection; the last one on the file checkpoints it."""
         if self.connection is None:
             return
         try:
@@ -512,10 +510,10 @@ def _remove_directory(directory: str) -> None:
 
 
 def _percentiles(microseconds: str | None) -> tuple[float | None, float | None]:
-    """The 50th and 95th percentile, in seconds."""
+    """The 50th and 95th percentile, in seconds; None without values."""
     if not microseconds:
         return None, None
-    values = sorted(orjson.loads(f"[{microseconds}]"))  # once: what is sorted is quick to sort again
+    values = sorted(orjson.loads(f"[{microseconds}]"))  # `percentile` sorts sorted values quickly
     return percentile(values, 50) / 1e6, percentile(values, 95) / 1e6
 
 
@@ -527,7 +525,7 @@ def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
 
 @cache
 def log_single_checkpointer() -> None:
-    """Logs once a process that check-points are made by one process at a time."""
+    """Logs, once in a process, that one process at a time makes checkpoints."""
     # Not a warning: the user need not do anything.
     log.info(
         "SQLite %s can damage a database that several processes checkpoint at once (fixed in 3.51.3): "

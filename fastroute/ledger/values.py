@@ -1,7 +1,4 @@
-"""What a ledger answers with: sums, comparisons and its own health, as frozen values.
-
-Reading them out of the database is `sqlite.py` and `postgres.py`; writing them for people is `report.py`.
-"""
+"""The results of a ledger: sums, comparisons and health, as frozen values."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from attrs import frozen
 from fastroute.types import TokenPrices
 
 Prices = Callable[[str], TokenPrices]
-"""Model name → what its tokens cost."""
+"""A function from a model's name to its prices."""
 
 
 @frozen
@@ -20,15 +17,16 @@ class Totals:
     """Sums over entries.
 
     Attributes:
-        keys: the group's values, in the order asked for; empty for a total. A day is ``YYYY-MM-DD`` in UTC.
-        calls: different calls; one whose attempts fall in two groups counts in both.
-        attempts: entries, ``failures`` of which did not end well (cancelled ones among them).
-        prompt_tokens, completion_tokens: all of them, ``cached_tokens`` and ``cache_write_tokens`` (read from
-            a provider's cache, written to one) and ``reasoning_tokens`` included.
-        cost_nano: the exact sum of known costs, nano-dollars.
-        unknown_cost: entries whose model has no known price; they are not in ``cost_nano``.
+        keys: the group's values, in the order of the keys; empty for a total. A day is ``YYYY-MM-DD`` in UTC.
+        calls: distinct calls; one with attempts in two groups counts in both.
+        attempts: entries.
+        failures: entries that failed or were cancelled.
+        prompt_tokens, completion_tokens: including ``cached_tokens`` (read from a provider's cache),
+            ``cache_write_tokens`` (written to it) and ``reasoning_tokens``.
+        cost_nano: the exact sum of known costs, in nano-dollars.
+        unknown_cost: entries without a known cost; not in ``cost_nano``.
         latency_mean, latency_p50, latency_p95: seconds, over successful entries; None if there are none.
-            The percentiles are to the microsecond.
+            The percentiles are rounded to microseconds.
     """
 
     keys: tuple[str | None, ...] = ()
@@ -49,14 +47,14 @@ class Totals:
 
 @frozen
 class Saving:
-    """What the successful entries cost, against the same tokens at one model's prices.
+    """What the successful entries cost, and what the same tokens cost at one model's prices.
 
     Attributes:
         model: the one model.
-        entries: successful entries with a known cost: those compared.
-        unknown_cost: successful entries left out on both sides, because their cost is unknown.
-        actual_nano: what they did cost.
-        alone_nano: what they would have cost.
+        entries: successful entries with a known cost, which are compared.
+        unknown_cost: successful entries with an unknown cost, which are not.
+        actual_nano: nano-dollars that they cost.
+        alone_nano: nano-dollars at the one model's prices.
     """
 
     model: str
@@ -67,7 +65,7 @@ class Saving:
 
     @property
     def saved_nano(self) -> int:
-        """Nano-dollars saved; negative if the one model would have been cheaper."""
+        """Nano-dollars saved; negative if the one model is cheaper."""
         return self.alone_nano - self.actual_nano
 
 
@@ -76,13 +74,13 @@ class LedgerHealth:
     """Whether entries reach the database.
 
     Attributes:
-        ok: they do.
-        reason: why not.
+        ok: whether they do.
+        reason: why not, or None.
         waiting: entries in memory that are not in the database yet.
-        lost: entries that neither journal nor memory could take.
-        rejected: entries that the database refused for good.
-        unsure_until: seconds since the epoch; entries before it may be missing, because the database was
-            damaged then. None if there is no such time.
+        lost: entries that neither the journal nor the queue could hold.
+        rejected: entries that the database can never accept.
+        unsure_until: seconds since the epoch; earlier entries may be missing, because the database was
+            damaged then. None if none are missing.
     """
 
     ok: bool

@@ -1,11 +1,8 @@
-"""The ledger's thread: brings entries from the queue and the journals into the database.
+"""The ledger's thread, which commits entries from the queue and the journals to the database.
 
-Owns when entries are committed, what happens while the database cannot be written, and when a journal
-segment may be removed. The journal's files are `journal.py`, the SQL is `sqlite.py` and `postgres.py`.
-
-Entries are committed in batches, at most `BATCH_SECONDS` after they came in. While the database is locked,
-full or away, the queue holds up to `QUEUE_LIMIT` entries; what comes then is in the journal only and is read
-back from there. Segments of processes that were killed are drained on the way.
+Entries are committed in batches, `BATCH_SECONDS` after the first of a batch. While the database is locked,
+full or unavailable, the queue holds up to `QUEUE_LIMIT` entries; further ones are in the journal only and
+are read from there later. Every `ORPHAN_SECONDS` the segments of killed processes are drained.
 """
 
 from __future__ import annotations
@@ -43,15 +40,15 @@ RECOVERY_SECONDS = 1.0
 
 
 class Writer:
-    """The way from one process's journal into the database.
+    """Writes the entries of one process to the database, in a thread of its own.
 
-    Thread safety: `put`, `flush`, `stop` and `health` may be called from any thread. The thread that does
-    the work starts with the first of them, and belongs to one process: a forked child makes a new `Writer`.
+    Thread safety: `put`, `flush`, `stop` and `health` may be called from any thread. The writer's thread
+    starts with the first of these calls and does not survive a fork: a child makes a new `Writer`.
 
     Args:
         storage: where the database is.
-        journal: whose segments are settled here.
-        hooks: hear `LedgerDegraded`.
+        journal: the process's journal, whose segments are removed once they are in the database.
+        hooks: `LedgerDegraded` is emitted to them.
     """
 
     def __init__(self, storage: LedgerStorage, journal: journals.Journal, hooks: Hooks | None) -> None:
@@ -64,7 +61,7 @@ class Writer:
         self._flushes: list[_Flush] = []
         self._bell: SimpleQueue[None] = SimpleQueue()
         self.awake = False
-        self._hurry = True  # the first round comes at once: it also drains what killed processes left
+        self._hurry = True  # the first round starts at once: it also drains the journals of killed processes
         self._stopping = False
         self._suspect = False
         self._starting = threading.Lock()
@@ -79,7 +76,7 @@ class Writer:
     # ------------------------------------------------------------------------------------- any thread
 
     def put(self, segment: journals.JournalSegment | None, record: bytes) -> None:
-        """Takes over a record, and the segment that it is in if the journal could take it."""
+        """Queues a record, with its segment unless the journal could not be written."""
         if len(self._queue) < QUEUE_LIMIT:
             self._queue.append((segment, record))
         elif segment is not None:
@@ -91,20 +88,20 @@ class Writer:
             self._wake()
 
     def flush(self, timeout: float) -> None:
-        """Returns once everything put before is in the database; errors as in `Ledger.flush`."""
+        """Waits until everything queued before is in the database; errors as in `Ledger.flush`."""
         request = _Flush()
         self._queue.append(request)
         self._hurry = True
         self.awake = True
         self._wake()
         if not request.done.wait(timeout):
-            reason = self._reason or "the time was up"
+            reason = self._reason or "the time is up"
             raise LedgerError(
-                f"the ledger {self.name} could not be brought up to date in {timeout} s: {reason}"
+                f"the ledger {self.name} could not write its entries within {timeout} s: {reason}"
             )
 
     def stop(self) -> None:
-        """Writes what waits, removes what is settled, ends the thread; what is left stays in the journal."""
+        """Writes the queue, removes settled segments and ends the thread; the rest stays in the journal."""
         self._stopping = True
         if self._thread is None and self._queue:
             self._start()
@@ -120,36 +117,36 @@ class Writer:
 
     @property
     def health(self) -> LedgerHealth:
-        """Whether entries reach the database at present."""
+        """Whether entries reach the database now."""
         waiting = len(self._queue) + len(self._batch)
         reason = self._reason
         unsure = self._storage.unsure_until()
         return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected, unsure and unsure[0])
 
     def lose(self, error: OSError) -> None:
-        """Counts an entry that nothing could take."""
+        """Counts an entry that could be neither written nor queued."""
         self._lost += 1
         self.journal_failed(error)
 
     def suspect(self) -> None:
-        """Hears that a reader met damage; the thread looks into it, and sets the database aside if so."""
+        """Has the thread check the database for damage, which a reader has met."""
         self._suspect = True
         self._hurry = True
         self.awake = True
         self._wake()
 
     def journal_failed(self, error: OSError) -> None:
-        """Hears that the journal could not be written."""
+        """Records that the journal could not be written."""
         self._journal_failed_at = time.monotonic()
         self.trouble("journal", f"the journal cannot be written: {error.strerror or error}")
 
     def connect(self) -> LedgerConnection:
-        """A connection of the caller's own; errors as in `LedgerStorage.connect`."""
+        """Opens a connection for the caller; errors as in `LedgerStorage.connect`."""
         return self._storage.connect()
 
     @property
     def held_database(self) -> LedgerConnection | None:
-        """The thread's own connection, for a forked child to keep alive and never touch."""
+        """The thread's connection, which a forked child must neither use nor close."""
         return self._database
 
     def _wake(self) -> None:
@@ -165,7 +162,7 @@ class Writer:
             try:
                 thread.start()
             except RuntimeError as error:
-                # The interpreter is going down: what the journal has, the next process will find.
+                # The interpreter is shutting down. The next process drains the journal.
                 self.awake = False
                 self.trouble("database", str(error))
                 return
@@ -198,7 +195,7 @@ class Writer:
             self._bell.get(timeout=seconds)
 
     def _round(self) -> bool:
-        """Commits all that waits; False if the database would not take it."""
+        """Commits all queued entries; False if the database cannot be written."""
         try:
             if self._suspect:
                 self._disconnect()
@@ -206,9 +203,8 @@ class Writer:
                 self._database.check()
                 self._suspect = False
             if "database" in self._troubles and self._database is None:
-                self._database = (
-                    self.connect()
-                )  # with nothing to write, nothing would show that it works again
+                # Without entries to write, nothing else would show that the database works again.
+                self._database = self.connect()
             self._drain_queue()
             self._journal.rotate(SEGMENT_BYTES)
             self._settle()
@@ -217,7 +213,7 @@ class Writer:
             self.set_aside(error)
             return False
         except Exception as error:
-            # Whatever it is, the entries are in the journal and this thread must live to try again.
+            # Whatever happened, the entries are in the journal, and this thread must survive to retry.
             self._disconnect()
             self.trouble("database", f"the database cannot be written: {error}")
             return False
@@ -228,7 +224,7 @@ class Writer:
         return True
 
     def _drain_queue(self) -> None:
-        """Commits what is in the queue now; what comes meanwhile is for the next round, or none would end."""
+        """Commits what is in the queue at the start; a round that also took later entries might never end."""
         count = len(self._queue)
         while count or self._batch:
             while count and len(self._batch) < BATCH_ROWS:
@@ -251,7 +247,7 @@ class Writer:
         self._batch.clear()
 
     def _insert(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Commits rows to the database that the place names now."""
+        """Commits rows to the database that the storage names now."""
         while True:
             if self._database is None:
                 self._database = self.connect()
@@ -266,14 +262,14 @@ class Writer:
             self._announce(f"the database {self.name} was removed or replaced; a new one is in use")
 
     def _insert_singly(self, rows: Sequence[Sequence[Any]]) -> None:
-        """One row that the database refuses for good must not hold up the others."""
+        """Commits rows one by one, so that a row which the database rejects does not block the others."""
         assert self._database is not None
         for row in rows:
             try:
                 self._database.insert([row])
             except RowsRejected as error:
                 self._rejected += 1
-                log.error("ledger: entry %s cannot be recorded: %s", row[0], error)
+                log.error("ledger: the database rejects entry %s: %s", row[0], error)
 
     def _drain_orphans(self, *, now: bool) -> None:
         clock = time.monotonic()
@@ -289,6 +285,7 @@ class Writer:
             segment.remove()
 
     def _settle(self) -> None:
+        """Removes the retired segments whose records are all in the database."""
         for segment in self._journal.retired():
             if segment.spilled:
                 self._insert_segment(segment)
@@ -313,7 +310,7 @@ class Writer:
             try:
                 database.close()
             except Exception as error:
-                log.warning("ledger %s: closing its connection: %s", self.name, error)
+                log.warning("ledger %s: the connection cannot be closed: %s", self.name, error)
 
     # ---------------------------------------------------------------------------------------- trouble
 
@@ -322,7 +319,7 @@ class Writer:
         return "; ".join(tuple(self._troubles.values())) or None
 
     def trouble(self, part: str, reason: str) -> None:
-        """Hears why ``part`` (``journal`` or ``database``) cannot be written; says so once."""
+        """Records why ``part`` (``journal`` or ``database``) cannot be written, and reports it once."""
         if self._troubles.get(part) != reason:
             self._troubles[part] = reason
             self._announce(reason)
@@ -336,28 +333,28 @@ class Writer:
         if not self._troubles:
             return
         self._troubles.pop("database", None)
-        # One entry that came through proves little for a full disk: wait, or every entry would be an event.
+        # On a full disk a single entry may still fit. Without a pause each such entry would be an event.
         if time.monotonic() > self._journal_failed_at + RECOVERY_SECONDS:
             self._troubles.pop("journal", None)
         if not self._troubles:
-            log.info("ledger %s: entries reach journal and database again", self.name)
+            log.info("ledger %s: entries reach the journal and the database again", self.name)
 
     def set_aside(self, damage: DatabaseCorrupt) -> None:
-        """Has a damaged database put out of the way, so that a new one can take its place."""
+        """Moves a damaged database away, so that a new one can be created."""
         self._disconnect()
         self._suspect = False
         try:
-            said = self._storage.set_aside(damage)
+            report = self._storage.set_aside(damage)
         except OSError as error:
             self.trouble("database", f"the database is damaged ({damage}) and cannot be set aside: {error}")
             return
         self._journal.reread()
-        if said is not None:
-            self._announce(said)
+        if report is not None:
+            self._announce(report)
 
 
 class _Flush:
-    """A place in the queue; ``done`` is set when everything before it is in the database."""
+    """A mark in the queue; ``done`` is set once everything before it is in the database."""
 
     __slots__ = ("done",)
 

@@ -36,8 +36,6 @@ _at_import = _patched()
 def check() -> None:
     """Checks that gevent has not patched the standard library since the import.
 
-    Each call checks too: a server may fork a process that has a client, and patch in the child.
-
     Raises:
         Error: gevent has patched more of it.
     """

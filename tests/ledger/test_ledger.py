@@ -319,7 +319,7 @@ def test_report_as_table(filled: Ledger) -> None:
     text = to_table(report(filled, against=["large"], prices=lambda _: TokenPrices(2_000_000_000, 0)))
     assert "\x1b" not in text
     assert "large\\x1b[2J" in text
-    assert "1 attempt(s) of unknown price" in text
+    assert "1 attempt(s) with an unknown price" in text
     assert "With large alone, the 2 successful attempts would have cost $2.002; they cost $2.00" in text
     assert text.splitlines()[0].split()[0] == "model"
     assert len(to_table(report(filled, by=())).splitlines()) == 5
@@ -331,7 +331,7 @@ def test_report_of_nothing(ledger: Ledger) -> None:
     assert made.since == "2024-10-04T12:00:00.250000+00:00"
     assert "total" in to_table(made)
     assert to_csv(made).count("\n") == 1
-    with pytest.raises(ValueError, match="needs prices"):
+    with pytest.raises(ValueError, match="prices: required"):
         report(ledger, against=["m"])
 
 

@@ -134,7 +134,7 @@ def test_bars_stand_on_each_other_to_the_days_cost() -> None:
     assert [(low, high) for _, low, high in a] == [(75, 25)]
     assert b[0][0] == a[0][0]
     assert b[1][0] - b[0][0] == 20
-    line = next(path for path in drawn["Cost added up"] if path.get("class", "").startswith("line"))
+    line = next(path for path in drawn["Cumulative cost"] if path.get("class", "").startswith("line"))
     assert line.get("d") == "M5 62.5h0L15 62.5L25 12.5"
     strips = [title.text for title in drawn["Cost per day"].iter("title")]
     assert strips == [
@@ -180,20 +180,20 @@ def test_what_one_model_alone_would_have_cost_is_drawn_beside_what_was_paid(ledg
     page = to_html(found)
     paid, dear, free = (
         path.get("d")
-        for path in charts(page)["Cost added up, and with one model alone"]
+        for path in charts(page)["Cumulative cost, and with one model alone"]
         if path.get("class", "").startswith("line")
     )
     assert paid == "M5 87.5h0L15 87.5L25 75"  # the axis ends at 8 dollars
     assert dear == "M5 50h0L15 50L25 0"
     assert free == "M5 100h0L15 100L25 100"
-    last = list(charts(page)["Cost added up, and with one model alone"].iter("title"))[-1].text
+    last = list(charts(page)["Cumulative cost, and with one model alone"].iter("title"))[-1].text
     assert last == (
         "1 Apr 2026\nas routed: $2.00\ndear alone: $8.00, saved $6.00\nfree alone: $0, $2.00 less"
     )
     assert "<dt>saved</dt><dd>$6.00</dd><dd>75 % less than dear alone ($8.00)</dd>" in page
     assert "<dt>paid more</dt><dd>$2.00</dd><dd>free alone ($0)</dd>" in page
     assert "<th scope=col>dear alone USD</th>" in page
-    with pytest.raises(ValueError, match="needs prices"):
+    with pytest.raises(ValueError, match="prices: required"):
         days(ledger, against=["dear"])
 
 
@@ -206,12 +206,12 @@ def test_latency_breaks_where_nothing_answered() -> None:
         (),
     )
     drawn = charts(to_html(found))
-    p50, p95 = (path.get("d") for path in drawn["Latency of answers"] if "line" in path.get("class", ""))
+    p50, p95 = (path.get("d") for path in drawn["Latency"] if "line" in path.get("class", ""))
     assert p50 == "M5 50h0L15 50M35 50h0"
     assert p95 == "M5 0h0L15 0M35 0h0"
-    titles = [title.text or "" for title in drawn["Latency of answers"].iter("title")]
-    assert titles[0].endswith("half within 1 s, 95 % within 2 s")
-    assert titles[2].endswith("no answers")
+    titles = [title.text or "" for title in drawn["Latency"].iter("title")]
+    assert titles[0].endswith("p50 1 s, p95 2 s")
+    assert titles[2].endswith("no successful attempts")
     share = [title.text or "" for title in drawn["Attempts that failed or were cancelled"].iter("title")]
     assert share[2].endswith("1 of 1: 100 %")
 
@@ -254,14 +254,14 @@ def test_the_page_loads_nothing_and_runs_nothing(ledger: Ledger) -> None:
         assert not any(name.startswith("on") for name in attributes)
     assert "url(" not in page
     assert "@import" not in page
-    assert "Made 2026-03-30 12:00 UTC" in page
+    assert "Created 2026-03-30 12:00 UTC" in page
     assert len(charts(page)) == 5  # and none by class, since no entry has one
     assert page.count("<tr>") == 1 + 7
 
 
 def test_an_empty_ledger_says_so() -> None:
     page = to_html(days(NullLedger()))
-    assert "holds no entry" in page
+    assert "has no entries" in page
     assert charts(page) == {}
     _Page(page)
 
