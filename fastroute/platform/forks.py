@@ -1,7 +1,7 @@
 """What a forked child does before anything else, and a lock under which this process does not fork.
 
 `os.fork` runs the actions by itself. A server that forks below Python (uWSGI) runs none of Python's hooks,
-so whatever a program may call first calls `ensure`, which compares the core's count of forks (kept by the C
+so every entry point calls `ensure`, which compares the core's count of forks (kept by the C
 library's hooks) with the count at the last run. It does so before it takes any lock: one that another thread
 held at the fork is never released in the child.
 """
