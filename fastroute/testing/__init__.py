@@ -1,13 +1,13 @@
-"""A scriptable provider of language models on loopback, to test what happens when one misbehaves.
+"""A scriptable provider of language models on loopback, to test how a client handles failures.
 
     with Provider(models=["gpt-4.1"], latency=0.05) as provider:
         provider.script(Fault.status(503), Fault.reset())
-        ...  # a client with base_url=provider.base_url meets a 503, a reset, then good answers
+        ...  # a client with base_url=provider.base_url gets a 503, a reset, then good answers
         assert len(provider.requests) == 3
 
-A real HTTP/1.1 server with nothing of fastroute's own client in it. `Provider` is the server, `Fault` what
-goes wrong, `Answer` what is said, `Received` what arrived. ``python -m fastroute.testing`` starts one by
-hand.
+It is a real HTTP/1.1 server that shares no code with fastroute's client. `Provider` is the server, `Fault` a
+failure to simulate, `Answer` the content of an answer, `Received` a request that arrived. Start one from a
+shell with ``python -m fastroute.testing``.
 """
 
 from .answer_source import Answer, count_tokens

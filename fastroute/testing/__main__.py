@@ -1,6 +1,6 @@
-"""``python -m fastroute.testing``: a local provider started by hand, stopped by Ctrl-C.
+"""``python -m fastroute.testing``: runs a local provider until Ctrl-C.
 
-With ``--json-config`` it is instead the child of a ``Provider(process=True)`` and takes its settings and
+With ``--json-config`` it is the child process of a ``Provider(process=True)`` and reads its settings and
 commands from standard input.
 """
 
@@ -22,13 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m fastroute.testing", description="A local provider of language models."
     )
     add = parser.add_argument
-    add("--port", type=int, default=0, help="0 takes a free one (default)")
+    add("--port", type=int, default=0, help="0 for a free port (default)")
     add("--host", default="127.0.0.1")
     add("--format", choices=tuple(FORMATS), default="openai", help="the wire format (default: openai)")
-    add("--model", action="append", default=[], help="a model it serves; may be repeated; none: every name")
-    add("--answer", help="the text it answers; default: the last user message")
-    add("--tokens", type=int, help="answer so many tokens of lorem ipsum")
-    add("--latency", type=float, default=0.0, help="seconds until an answer begins")
+    add("--model", action="append", default=[], help="a model to serve; repeatable; default: every name")
+    add("--answer", help="the text of the answers; default: the last user message")
+    add("--tokens", type=int, help="answer with this many tokens of lorem ipsum")
+    add("--latency", type=float, default=0.0, help="seconds until an answer starts")
     add("--sigma", type=float, default=0.0, help="spread of the latency: log-normal around --latency")
     add("--tokens-per-second", type=float)
     add("--requests-per-minute", type=int)

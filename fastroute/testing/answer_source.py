@@ -1,10 +1,9 @@
-"""What a local provider answers: the question in no format, the answer in no format, tokens between them.
+"""Makes a local provider's answers and counts tokens, independent of the wire format.
 
-Owns the token rule and the deterministic content (echo, fixed text, so many words, a function, tool calls,
-JSON to a schema). Reading a question from the wire and writing an answer to it is a format's.
+Content is deterministic: echo, a fixed text, a number of tokens, a function, tool calls, or JSON by a schema.
 
-The token rule: four characters make a token, the last one may be shorter; a message costs four tokens more,
-an image part 85, tool definitions the tokens of their JSON. A streamed answer brings one token a chunk.
+The token rule: four characters are one token, and the last token may be shorter. A message adds four tokens,
+an image part 85, tool definitions the tokens of their JSON. A streamed answer has one token in each chunk.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _DEEPEST = 16
 
 
 def count_tokens(text: str) -> int:
-    """Tokens in a text: one for each four characters begun."""
+    """Tokens in a text: one for every four characters, rounded up."""
     return -(-len(text) // CHARS_PER_TOKEN)
 
 
@@ -39,7 +38,7 @@ def split_tokens(text: str) -> list[str]:
 
 @lru_cache(maxsize=64)
 def lorem(tokens: int) -> str:
-    """A text of exactly so many tokens, always the same."""
+    """A text of exactly this many tokens, always the same."""
     size = tokens * CHARS_PER_TOKEN
     text = (_WORDS * (size // len(_WORDS) + 1))[:size]
     return text[:-1] + "." if text.endswith(" ") else text
@@ -47,17 +46,17 @@ def lorem(tokens: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A chat completion as asked for, whatever the format.
+    """A request for a chat completion, independent of the format.
 
     Attributes:
-        model: as the caller named it.
-        text: the last user message's text.
-        prompt_tokens: by the token rule.
-        stream: whether it wants server-sent events.
-        include_usage: whether a stream shall end with its usage.
-        choices: how many answers.
-        max_tokens: None is no limit.
-        tool: the name of the tool that must be called, if one must.
+        model: the model's name in the request.
+        text: the text of the last user message.
+        prompt_tokens: counted by the token rule.
+        stream: whether server-sent events are requested.
+        include_usage: whether a stream ends with its usage.
+        choices: number of answers.
+        max_tokens: None for no limit.
+        tool: the name of the tool that must be called, or None.
         schema: JSON Schema of the tool's arguments, or of the content.
         json: whether the content must be JSON.
     """
@@ -76,15 +75,15 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the provider says; a function given as ``answer=`` may return one.
+    """The content of an answer; a function given as ``answer=`` may return one.
 
     Attributes:
-        content: the text; None where tools are called.
+        content: the text; None if tools are called.
         tool_calls: pairs of a function's name and its arguments as JSON text.
-        finish_reason: None takes what fits: ``stop``, ``length`` or ``tool_calls``.
-        prompt_tokens, completion_tokens: None counts them by the token rule; ``completion_tokens`` holds for
+        finish_reason: None for the one that fits: ``stop``, ``length`` or ``tool_calls``.
+        prompt_tokens, completion_tokens: None to count them by the token rule; ``completion_tokens`` is for
             all choices together and includes reasoning.
-        cached_tokens, reasoning_tokens: None takes the provider's settings.
+        cached_tokens, reasoning_tokens: None for the provider's settings.
     """
 
     content: str | None = None
@@ -98,10 +97,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer with everything settled: what a format writes.
+    """A complete answer, ready for a format to write.
 
     Attributes:
-        generated: tokens of one choice that are made one after the other (paced by tokens a second).
+        generated: tokens of one choice, which are generated one after the other (see `tokens_per_second`).
     """
 
     content: str | None
@@ -118,7 +117,7 @@ AnswerSource = None | str | int | Answer | Callable[[Any], str | Answer]
 
 
 def sample(schema: Mapping[str, Any], text: str, depth: int = 0) -> Any:
-    """A value that fits the common part of JSON Schema, the same for the same input; strings are ``text``."""
+    """A value that fits a schema of the common keywords; deterministic, with ``text`` as every string."""
     if depth > _DEEPEST:
         return None
     if "const" in schema:
@@ -144,7 +143,7 @@ def _dumps(value: Any) -> str:
 
 
 def _content(source: str | int | None, question: Question) -> Answer:
-    """The built-in answers: a tool call or JSON where that was asked for, else the text by its source."""
+    """The built-in answers: a tool call or JSON if requested, otherwise the text of the source."""
     text = question.text if source is None else lorem(source) if isinstance(source, int) else source
     if question.tool is not None:
         return Answer(tool_calls=((question.tool, _dumps(sample(question.schema or {}, text))),))
@@ -157,13 +156,13 @@ def _content(source: str | int | None, question: Question) -> Answer:
 def settle(
     source: AnswerSource, question: Question, received: object, *, cached_tokens: int, reasoning_tokens: int
 ) -> Said:
-    """The answer to a question, complete.
+    """The complete answer to a question.
 
     Args:
-        source: what the provider was told to answer.
-        received: handed to ``source`` where that is a function.
-        cached_tokens: of the prompt's tokens, at most so many count as cached.
-        reasoning_tokens: counted beside the visible ones.
+        source: the provider's setting ``answer``.
+        received: the argument for ``source`` if that is a function.
+        cached_tokens: the most of the prompt's tokens that count as cached.
+        reasoning_tokens: counted in addition to the visible ones.
     """
     if callable(source):
         given: str | int | Answer | None = source(received)

@@ -1,8 +1,6 @@
-"""Anthropic's Messages on the wire, seen from the provider's side.
+"""The server side of Anthropic's Messages API: paths, key header, answers, events, errors, limit headers.
 
-Owns paths, the key's header, the shape of answers, events and errors, and the names of the rate-limit
-headers. Reading a question is `_anthropic_question`; what is answered is `_answers`; when and how broken it
-is sent is not known here.
+Requests are read in `anthropic_question.py`.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ _SPENT = (
     "You have reached your specified API usage limits.",
     "enforced_spend_limit_reached",
 )
-# What OpenAI has a code for, in Anthropic's words: status, type, message, the code in the details.
+# Anthropic's counterparts of OpenAI's error codes: status, type, message, the code in the details.
 _BY_CODE: dict[str, tuple[int, str, str, str | None]] = {
     "context_length_exceeded": (
         400,
@@ -97,7 +95,7 @@ class AnthropicServerFormat:
         """The question in a request's body.
 
         Raises:
-            ProviderError: if it is nothing that Anthropic would answer.
+            ProviderError: if Anthropic would refuse it.
         """
         return question_in(body)
 
@@ -112,7 +110,7 @@ class AnthropicServerFormat:
         }
 
     def _usage(self, said: Said) -> dict[str, Any]:
-        """Cached input stands beside the other, thinking is among the output."""
+        """The usage; Anthropic counts cached input beside the other input, and thinking inside the output."""
         details = {"thinking_tokens": min(said.reasoning_tokens, said.completion_tokens)}
         return {
             **self._input(said),
@@ -158,8 +156,9 @@ class AnthropicServerFormat:
     ) -> Iterator[Piece]:
         """A stream's pieces, with ``pause`` seconds before every token after the first.
 
-        What brings no token goes out with its neighbour, so that pieces count alike in all formats: the
-        first opens the answer, then comes a token a piece, then the reason why it ended, then the end mark.
+        Events without a token are sent together with a neighbour, so that the pieces correspond in all
+        formats: the first opens the answer, then each has one token, then the finish reason, then the end
+        mark.
         """
         line = b"\r\n" if style.crlf else b"\n"
         sent = 0
@@ -224,7 +223,7 @@ class AnthropicServerFormat:
             yield event("message_stop")
 
     def models(self, names: tuple[str, ...], query: str = "") -> bytes:
-        """One page of the models; ``limit`` and ``after_id`` as Anthropic's."""
+        """One page of the models, with Anthropic's ``limit`` and ``after_id``."""
         asked = parse_qs(query)
         after = asked.get("after_id", [""])[0]
         start = names.index(after) + 1 if after in names else 0
@@ -257,14 +256,14 @@ class AnthropicServerFormat:
         return b"event: error\ndata: " + self.error(self.status_of(code), code, None) + b"\n\n"
 
     def text_event(self, text: bytes) -> bytes:
-        """A content event with these bytes as they are, for those that no JSON writer would write."""
+        """A content event with these bytes unchanged, also such as no JSON encoder writes."""
         return (
             b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
             b'"delta":{"type":"text_delta","text":"%b"}}\n\n' % text
         )
 
     def late_events(self) -> bytes:
-        """Content and a second end mark, for a stream that does not stop at its end."""
+        """Content and a second end mark, for a stream that continues after its end."""
         return self.text_event(b"late") + self.end_mark + b'\ndata: {"type":"message_stop"}\n\n'
 
     def broken_event(self) -> bytes:
@@ -276,7 +275,7 @@ class AnthropicServerFormat:
 
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers:
         now = datetime.now(timezone.utc)
-        # The resets are moments by this clock.
+        # The resets are times by this clock.
         headers = [("date", format_datetime(now, usegmt=True))] if state else []
         for kind, (limit, remaining, reset) in state.items():
             moment = now + timedelta(seconds=math.ceil(reset))

@@ -1,8 +1,4 @@
-"""Reading an Anthropic Messages request as strictly as Anthropic does.
-
-Owns what a request may hold and what must fit what: turns, content blocks, calls and their results. What is
-answered to it is `_answers`; writing that is `_anthropic`.
-"""
+"""Reads an Anthropic Messages request as strictly as Anthropic: parameters, turns, blocks, tool calls."""
 
 from __future__ import annotations
 
@@ -72,7 +68,7 @@ def question_in(body: bytes) -> Question:
     """The question in a request's body.
 
     Raises:
-        ProviderError: in the words, as near as may be, in which Anthropic refuses it.
+        ProviderError: if Anthropic would refuse it, with Anthropic's wording as far as known.
     """
     try:
         asked = orjson.loads(body)
@@ -199,7 +195,7 @@ def _tools(tools: Any) -> list[Mapping[str, Any]]:
     for place, tool in enumerate(_of(list, tools, "tools")):
         where = f"tools.{place}"
         if _of(dict, tool, where).get("type") not in (None, "custom"):
-            continue  # a tool that the provider runs
+            continue  # a tool that the provider runs itself
         _known(
             tool,
             where,
@@ -265,14 +261,14 @@ def _text(block: Mapping[str, Any], place: str) -> str:
 
 
 class _Turns:
-    """The turns in order, with the calls that wait for their results."""
+    """Reads the turns in order and keeps the tool calls without a result yet."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self.open: set[str] = set()
 
     def read(self, messages: list[Any]) -> tuple[str, int]:
-        """The last user's text, and the tokens of all turns."""
+        """The text of the last user turn, and the tokens of all turns."""
         if not messages:
             raise _refuse("messages", "at least one message is required")
         last, role = "", ""

@@ -1,7 +1,7 @@
-"""Azure OpenAI on the wire, seen from the provider's side: OpenAI's bodies at Azure's addresses.
+"""The server side of Azure OpenAI: OpenAI's bodies at Azure's addresses, in both layouts.
 
-Owns the paths of both layouts, the key's header, and what Azure adds: notes of its content filter in answers,
-a first chunk of them without choices in streams, and ``-1`` where it does not know a limit.
+Azure adds results of its content filter to answers, a first chunk without choices to streams, and limit
+headers with ``-1`` for unknown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a fault does to an otherwise good answer, one frozen class for each kind of change.
+"""The changes that a `Fault` makes to a good answer, one frozen class for each kind.
 
-A change acts at one of three levels, each a method: the events of a stream, the HTTP reply, the bytes on
-the wire. Putting changes together under a name is `Fault`'s.
+A change works at one of three levels, each a method: the events of a stream, the HTTP reply, or the bytes on
+the wire.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ JSON = "application/json"
 
 
 class Change:
-    """One thing that a fault does; the methods that a change leaves alone do nothing."""
+    """One change; methods that a subclass does not override change nothing."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ class Change:
 class Replace(Change):
     """Another status, other headers, another body.
 
-    Status 0 is the one that the format gives an error of that code; body None the format's error of both.
+    Status 0 stands for the format's status of the error code, body None for the format's error body.
     """
 
     status: int
@@ -62,7 +62,7 @@ class Replace(Change):
 
 @dataclass(frozen=True, slots=True)
 class AddHeaders(Change):
-    """More headers; those of the same name are replaced."""
+    """Additional headers; those of the same name are replaced."""
 
     headers: Headers
 
@@ -72,7 +72,7 @@ class AddHeaders(Change):
 
 @dataclass(frozen=True, slots=True)
 class LongBody(Change):
-    """A body of so many bytes, made while it is sent."""
+    """A body of ``size`` bytes, generated while it is sent."""
 
     status: int
     size: int
@@ -87,11 +87,11 @@ class LongBody(Change):
 
 @lru_cache(maxsize=2)
 def _bomb(decoded: int) -> bytes:
-    """A gzip file of ``decoded`` spaces: one block, compressed once, as often as it takes."""
+    """A gzip file of ``decoded`` spaces: one block that is compressed once and repeated."""
     block = b" " * min(decoded, 1 << 20)
     times = decoded // len(block) if block else 0
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    # After a full flush the compressor starts afresh, so equal blocks become equal bytes.
+    # A full flush resets the compressor, so equal blocks become equal bytes.
     packed = deflate.compress(block) + deflate.flush(zlib.Z_FULL_FLUSH)
     check = 0
     for _ in range(times):
@@ -104,7 +104,7 @@ def _bomb(decoded: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Compress(Change):
-    """A content encoding: a bomb of ``decoded`` bytes, rubbish, or so many layers around the good body."""
+    """A content encoding: a bomb of ``decoded`` bytes, invalid data, or several layers of the good body."""
 
     kind: Literal["bomb", "rubbish", "layers"]
     decoded: int = 0
@@ -134,7 +134,7 @@ class Compress(Change):
 
 @dataclass(frozen=True, slots=True)
 class Frame(Change):
-    """Another framing of the body; the names are in ``_wire.FRAMINGS``."""
+    """Another framing of the body; the names are in `FRAMINGS`."""
 
     framing: str
     after: int = 0
@@ -155,7 +155,7 @@ class Prelude(Change):
 
 @dataclass(frozen=True, slots=True)
 class Delay(Change):
-    """So many seconds more before the answer."""
+    """Additional seconds before the answer."""
 
     seconds: float
 
@@ -165,7 +165,7 @@ class Delay(Change):
 
 @dataclass(frozen=True, slots=True)
 class SetUsage(Change):
-    """Another value for ``usage``, in plain answers and in the events that carry one."""
+    """Another value of ``usage``, in plain answers and in the events that have one."""
 
     value: bytes
 
@@ -173,7 +173,7 @@ class SetUsage(Change):
         try:
             answer = orjson.loads(data)
         except ValueError:
-            return data  # another fault has been at it
+            return data  # another fault has changed it
         if isinstance(answer, dict) and answer.get("usage") is not None:
             answer["usage"] = orjson.Fragment(self.value)
             return orjson.dumps(answer)
@@ -197,7 +197,7 @@ class SetUsage(Change):
 
 
 def split_events(events: Iterator[Piece], after: int) -> Iterator[Piece]:
-    """So many events off the front, with their pauses; comments count for nothing."""
+    """The first ``after`` events with their pauses; comments are not counted."""
     while after > 0:
         piece = next(events, None)
         if piece is None:
@@ -209,7 +209,7 @@ def split_events(events: Iterator[Piece], after: int) -> Iterator[Piece]:
 
 @dataclass(frozen=True, slots=True)
 class Insert(Change):
-    """After so many events, pieces of one's own; then the stream goes on, or stops there."""
+    """Given pieces after ``after`` events; then the stream continues, or ends there."""
 
     after: int
     pieces: tuple[RawPiece, ...]
@@ -225,7 +225,7 @@ class Insert(Change):
 
 @dataclass(frozen=True, slots=True)
 class ErrorEvent(Change):
-    """After so many events, an error in the format's shape as the last one."""
+    """An error in the format's shape as the last event, after ``after`` others."""
 
     after: int
     code: str
@@ -237,7 +237,7 @@ class ErrorEvent(Change):
 
 @dataclass(frozen=True, slots=True)
 class Rewrite(Change):
-    """Replace bytes in every event; with ``drop``, leave out the events that hold them."""
+    """Other bytes in every event; with ``drop``, the events that contain them are left out."""
 
     old: bytes
     new: bytes = b""
@@ -255,7 +255,7 @@ class Rewrite(Change):
 
 @dataclass(frozen=True, slots=True)
 class WithoutEnd(Change):
-    """Leave out the event that ends the stream, where the format has one."""
+    """A stream without its end mark, if the format has one."""
 
     def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
         mark = format.end_mark
@@ -266,7 +266,7 @@ class WithoutEnd(Change):
 
 @dataclass(frozen=True, slots=True)
 class AfterEnd(Change):
-    """Pieces after the last event; the format's own late events if there are none."""
+    """Pieces after the last event; by default the format's late events."""
 
     pieces: tuple[RawPiece, ...]
 
@@ -277,7 +277,7 @@ class AfterEnd(Change):
 
 @dataclass(frozen=True, slots=True)
 class BrokenEvent(Change):
-    """After so many events, one that the format cannot hold: cut JSON, or text with bytes of no UTF-8."""
+    """An invalid event after ``after`` others: JSON that is cut off, or text that is not UTF-8."""
 
     after: int
     text: bytes = b""
@@ -291,7 +291,7 @@ class BrokenEvent(Change):
 
 @dataclass(frozen=True, slots=True)
 class AsStream(Change):
-    """These pieces as the whole body of an event stream, whatever was asked for."""
+    """These pieces as the complete body of an event stream, whatever was requested."""
 
     pieces: tuple[RawPiece, ...]
 
@@ -305,9 +305,9 @@ class AsStream(Change):
 
 @dataclass(frozen=True, slots=True)
 class Cut(Change):
-    """After so many bytes of the response (or of its body), a tail; then the rest if ``resume``.
+    """A tail after ``after`` bytes of the response (or of its body); then the rest if ``resume`` is set.
 
-    With ``connect`` the connection is ended when it is accepted, before any request.
+    With ``connect`` the connection is ended as soon as it is accepted, before any request.
     """
 
     after: int
@@ -324,7 +324,7 @@ class Cut(Change):
 
 @dataclass(frozen=True, slots=True)
 class Drip(Change):
-    """The header block, the body or all of it in small portions with pauses between."""
+    """The header block, the body or both in small portions with pauses between them."""
 
     part: Literal["headers", "body", "all"]
     size: int
@@ -356,7 +356,7 @@ class Drip(Change):
 
 @dataclass(frozen=True, slots=True)
 class Raw(Change):
-    """These pieces instead of the whole answer, status line and all; each is a send of its own."""
+    """These pieces instead of the answer, including the status line; each is sent by itself."""
 
     pieces: tuple[RawPiece, ...]
     keep: bool

@@ -1,4 +1,4 @@
-"""The wire formats that a local provider speaks, by name: a new one is a class and a line here."""
+"""The wire formats of local providers by name; a new format is a class and a line here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Gemini's generateContent on the wire, seen from the provider's side.
+"""The server side of Gemini's generateContent: paths, key header, requests, answers, events and errors.
 
-Owns paths, the key's header, the reading of a question, the shape of answers, events and errors. It is
-strict: what Google's API would refuse is refused, a field that it does not know among it. Streams are events
-only, asked for with ``?alt=sse``; they have no end mark.
+It is strict: it refuses what Google's API would refuse, such as unknown fields. Streams are server-sent
+events only, requested with ``?alt=sse``, and have no end mark.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def _refuse(message: str) -> ProviderError:
 
 
 def _object(value: Any, path: str, known: frozenset[str] | None = None) -> dict[str, Any]:
-    """A message's fields under their names in JSON; Google's API takes ``snake_case`` for them too."""
+    """An object's fields by their names in JSON; Google's API also accepts ``snake_case`` names."""
     if not isinstance(value, dict):
         raise _refuse(f"Invalid value at '{path}': must be an object.")
     fields = {_UNDERLINE.sub(lambda found: found[1].upper(), name): item for name, item in value.items()}
@@ -146,7 +145,7 @@ def _list(value: Any, path: str) -> list[Any]:
 
 
 class GeminiServerFormat:
-    """generateContent and streamGenerateContent as Google's API speaks them."""
+    """generateContent and streamGenerateContent of Google's API."""
 
     base_path = "/v1beta"
     end_mark = b""
@@ -168,7 +167,7 @@ class GeminiServerFormat:
         """The question in a request's address and body.
 
         Raises:
-            ProviderError: if Google's API would not answer it.
+            ProviderError: if Google's API would refuse it.
         """
         address, _, query = path.partition("?")
         found = _PATH.fullmatch(address)
@@ -251,7 +250,7 @@ class GeminiServerFormat:
 
     @staticmethod
     def _parts(content: Mapping[str, Any], path: str, found: dict[str, list[str]]) -> tuple[str, int]:
-        """The text of the parts and the tokens of all of them; names of functions go into ``found``."""
+        """The text of the parts and the tokens of all of them; adds names of functions to ``found``."""
         texts, tokens = [], 0
         for place, each in enumerate(_list(content.get("parts"), f"{path}.parts")):
             where = f"{path}.parts[{place}]"
@@ -285,7 +284,7 @@ class GeminiServerFormat:
 
     @staticmethod
     def _tool(asked: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any] | None]:
-        """The function that must be called, with the schema of its arguments."""
+        """The function that must be called, with the schema of its arguments, or None twice."""
         declared: dict[str, Mapping[str, Any]] = {}
         for place, each in enumerate(_list(asked.get("tools") or [], "tools")):
             tool = _object(each, f"tools[{place}]")
@@ -370,8 +369,8 @@ class GeminiServerFormat:
     ) -> Iterator[Piece]:
         """A stream's events, one piece each, with ``pause`` seconds before every token after the first.
 
-        The first brings the role and no text; each token of text is an event, each call of a function one
-        event whole.
+        The first event has the role and no text. Each token of text is one event, and so is each complete
+        function call.
         """
         end = b"\r\n\r\n" if style.crlf else b"\n\n"
         sent = 0
@@ -410,7 +409,7 @@ class GeminiServerFormat:
         yield from event([{"text": ""}], self._finish(said))
 
     def models(self, names: tuple[str, ...], query: str = "") -> bytes:
-        """One page of the models; ``pageSize`` and ``pageToken`` as Google's."""
+        """One page of the models, with Google's ``pageSize`` and ``pageToken``."""
         asked = parse_qs(query)
         size = min(int(asked.get("pageSize", [str(PAGE)])[0]), 1000)
         start = int(asked.get("pageToken", ["0"])[0])
@@ -443,21 +442,21 @@ class GeminiServerFormat:
         return orjson.dumps({"error": error})
 
     def status_of(self, code: str) -> int:
-        # Google takes a wrong key for a wrong argument.
+        # Google treats a wrong key as an invalid argument.
         return 400 if code == "invalid_api_key" else ERRORS[code][0]
 
     def error_event(self, code: str) -> bytes:
         return b"data: " + self.error(self.status_of(code), code, None) + b"\n\n"
 
     def text_event(self, text: bytes) -> bytes:
-        """A content event with these bytes as they are, for those that no JSON writer would write."""
+        """A content event with these bytes unchanged, also such as no JSON encoder writes."""
         return (
             b'data: {"candidates":[{"content":{"role":"model","parts":[{"text":"%b"}]},"index":0}],'
             b'"modelVersion":"x"}\n\n' % text
         )
 
     def late_events(self) -> bytes:
-        """Content for a candidate that has finished already."""
+        """Content for a candidate that has already finished."""
         return self.text_event(b"late")
 
     def broken_event(self) -> bytes:

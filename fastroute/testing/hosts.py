@@ -1,7 +1,7 @@
-"""Where a provider's server runs: in a thread of this process, or in a process of its own.
+"""Runs a provider's server in a thread of this process, or in a process of its own.
 
-Owns the event loop, its thread, the child process and the line of JSON that goes each way. Both hosts take
-the same commands (``Server``'s); what they mean is the server's.
+Both hosts accept the same commands, the methods of `Server` in `COMMANDS`. A process gets each command as a
+line of JSON and answers with another.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Host(Protocol):
 def _check_process(owner: int) -> None:
     if owner != os.getpid():
         raise RuntimeError(
-            "the provider belongs to the process that started it; a fork can only send requests"
+            "the provider can only be controlled by the process that started it; a fork can send requests"
         )
 
 
@@ -60,7 +60,7 @@ class ThreadHost:
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._server: Server | None = None
-        self._late: asyncio.Future[Any] | None = None  # a command that a scripted function gave
+        self._late: asyncio.Future[Any] | None = None  # a running command of a scripted function
         self._thread = threading.Thread(
             target=self._run, args=(settings, listener), name=f"fastroute-provider-{self.port}", daemon=True
         )
@@ -88,12 +88,14 @@ class ThreadHost:
         return await result if inspect.isawaitable(result) else result
 
     def call(self, command: str, *arguments: Any) -> Any:
-        """Carry out a command in the server's thread and return what it returns."""
+        """Run a command in the server's thread and return its result."""
         if command not in COMMANDS:
-            raise ValueError(f"{command!r} is no command")
+            raise ValueError(
+                f"command: unknown command {command!r}; use one of {', '.join(sorted(COMMANDS))}"
+            )
         _check_process(self._owner)
         if threading.get_ident() == self._thread.ident:
-            # From a script or answer function: waiting for our own loop would never end.
+            # Called by a script or answer function: waiting for our own loop would block forever.
             result = getattr(self._server, command)(*arguments)
             if inspect.isawaitable(result):
                 self._late = asyncio.ensure_future(result, loop=self._loop)
@@ -126,17 +128,15 @@ def _encode(value: object) -> Any:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {"!": type(value).__name__, **fields}
     if callable(value):
-        raise TypeError(
-            "a function cannot be sent to a provider in its own process; use process=False for it"
-        )
-    raise TypeError(f"{type(value).__name__} cannot be sent to a provider in its own process")
+        raise TypeError("a function cannot be sent to a provider in its own process; use process=False")
+    raise TypeError(f"{type(value).__name__} cannot be sent to a provider in its own process; use plain data")
 
 
 def dumps(value: object) -> bytes:
     """A value of this package as one line of JSON.
 
     Raises:
-        TypeError: if it holds a function, or anything else that is not data.
+        TypeError: if it contains a function, or anything else that is not data.
     """
     try:
         return orjson.dumps(value, default=_encode, option=orjson.OPT_PASSTHROUGH_DATACLASS) + b"\n"
@@ -159,12 +159,12 @@ def _decode(value: Any) -> Any:
 
 
 def loads(line: bytes) -> Any:
-    """The value that `dumps` wrote; lists come back as tuples."""
+    """The value that `dumps` wrote; lists become tuples."""
     return _decode(orjson.loads(line))
 
 
 class ProcessHost:
-    """A server in a process of its own, which ends with this one. Thread-safe."""
+    """A server in a process of its own that ends with this process. Thread-safe."""
 
     def __init__(self, settings: Settings, host: str, port: int) -> None:
         first = dumps({"settings": settings, "host": host, "port": port})
@@ -205,7 +205,7 @@ class ProcessHost:
         return told["result"]
 
     def call(self, command: str, *arguments: Any) -> Any:
-        """Send a command to the process and return what it returns."""
+        """Send a command to the process and return its result."""
         _check_process(self._owner)
         return self._exchange(dumps({"command": command, "arguments": arguments}))
 
@@ -214,8 +214,8 @@ class ProcessHost:
         assert child.stdin is not None
         assert child.stdout is not None
         if self._owner != os.getpid():
-            return  # a fork's copy: the server is the parent's
-        # The end of its input tells the process to stop; the same happens if this one dies.
+            return  # in a fork: the server belongs to the parent
+        # The process stops at the end of its input, which also comes if this process dies.
         with contextlib.suppress(OSError):
             child.stdin.close()
         try:
@@ -227,8 +227,8 @@ class ProcessHost:
 
 
 def serve_commands(source: IO[bytes], sink: IO[bytes]) -> None:
-    """The child's side: a server whose settings and commands come as lines, until they end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, who closes our input
+    """Run the server in the child process; settings and commands are read as lines until their end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes our input
     server: ThreadHost | None = None
     try:
         for line in source:

@@ -1,7 +1,6 @@
-"""HTTP/1.1 as a server hears it: request heads, chunked bodies, connections.
+"""The server side of HTTP/1.1: request heads, chunked bodies, and the order of answers on a connection.
 
-Owns the bytes of requests and the order of answers on one connection. What is answered is the
-`Application`'s; asyncio's transports do the sending. All of it runs in the event loop's thread.
+An `Application` makes the answers. Everything runs in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ LONGEST_BODY = 64 << 20
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
-# Two of one of these are read otherwise by the next server on the way, which is how requests are smuggled.
+# Servers read a repeated one of these differently, which allows request smuggling.
 _ONCE = {"content-length", "transfer-encoding", "host", "authorization"}
 
 
@@ -40,14 +39,14 @@ class Head(NamedTuple):
 
 
 class BadRequest(Exception):
-    """What arrived is no HTTP request."""
+    """The bytes that arrived are not an HTTP request."""
 
 
 def parse_head(block: bytes) -> Head:
     """The header block, without its empty line.
 
     Raises:
-        BadRequest: if it is none.
+        BadRequest: if it is malformed.
     """
     first, *lines = block.decode("latin-1").split("\r\n")
     words = first.split(" ")
@@ -60,13 +59,13 @@ def parse_head(block: bytes) -> Head:
             raise BadRequest("a header line is malformed")
         name = name.lower()
         if name in headers and name in _ONCE:
-            raise BadRequest(f"{name} stands there twice")
+            raise BadRequest(f"the header {name} is repeated")
         headers[name] = value.strip()
     length = headers.get("content-length")
     if length is not None and "transfer-encoding" in headers:
-        raise BadRequest("Content-Length stands beside Transfer-Encoding")
+        raise BadRequest("the request has both Content-Length and Transfer-Encoding")
     if length is not None and not (length.isascii() and length.isdigit() and len(length) < 16):
-        raise BadRequest("Content-Length is no number")
+        raise BadRequest("Content-Length is not a number")
     connection = headers.get("connection", "").lower()
     http10 = words[2] == "HTTP/1.0"
     return Head(
@@ -82,7 +81,7 @@ def parse_head(block: bytes) -> Head:
 
 
 def read_chunks(data: bytes | bytearray, start: int) -> tuple[bytes, int] | None:
-    """A chunked body and where it ends; None while it is not complete.
+    """A chunked body and the position of its end; None while it is incomplete.
 
     Raises:
         BadRequest: if the chunks are malformed.
@@ -113,7 +112,7 @@ def read_chunks(data: bytes | bytearray, start: int) -> tuple[bytes, int] | None
 
 
 class Application(Protocol):
-    """What a connection asks for its answers."""
+    """Makes the answers of a connection."""
 
     def opened(self, connection: ServerConnection) -> None: ...
     def closed(self, connection: ServerConnection) -> None: ...
@@ -123,13 +122,13 @@ class Application(Protocol):
 
 
 class ServerConnection(asyncio.Protocol):
-    """One accepted connection: reads requests one after the other, writes what the server says."""
+    """One accepted connection: reads requests one after the other and writes the answers."""
 
     def __init__(self, server: Application) -> None:
         self._server = server
         self._buffer = bytearray()
         self._written: list[bytes] = []  # answers to requests that arrived together, sent together
-        self._need = 0  # bytes without which reading on is useless
+        self._need = 0  # bytes that the next request has at least
         self._task: asyncio.Task[None] | None = None
         self._continued = False
         self._drained: asyncio.Future[None] | None = None
@@ -182,12 +181,12 @@ class ServerConnection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _advance(self) -> None:
-        """Serve the complete requests in the buffer until one takes its time."""
+        """Serve the complete requests in the buffer until one needs a task."""
         self._serve_buffered()
         self._flush()
 
     def write(self, data: bytes) -> None:
-        """Send an answer together with those to the requests that arrived with it."""
+        """Queue an answer; it is sent together with those to requests that arrived with it."""
         self._written.append(data)
 
     def _flush(self) -> None:
@@ -207,7 +206,7 @@ class ServerConnection(asyncio.Protocol):
                 self.end("close")
 
     def _next(self) -> bool:
-        """Serve one request if the buffer holds a whole one."""
+        """Serve one request if the buffer contains a complete one."""
         buffer = self._buffer
         split = buffer.find(b"\r\n\r\n")
         if split < 0:
@@ -241,7 +240,7 @@ class ServerConnection(asyncio.Protocol):
         return True
 
     def run(self, task: asyncio.Task[None]) -> None:
-        """Let a task answer the request that was read last; the next ones wait for it."""
+        """Let a task answer the request that was read last; later requests wait for it."""
         self._task = task
         task.add_done_callback(self._answered)
 
@@ -257,7 +256,7 @@ class ServerConnection(asyncio.Protocol):
     def end(self, how: str) -> None:
         """Close the connection: ``close`` sends what is written and FIN, ``reset`` sends RST.
 
-        A reset also ends a connection that is still busy closing, for a peer that reads nothing.
+        A reset also ends a connection that is still closing because its peer reads nothing.
         """
         if self.closing and how != "reset":
             return

@@ -1,8 +1,7 @@
-"""How long a local provider takes: distributions as frozen values.
+"""Latency distributions for local providers, as frozen values.
 
-Owns the draws only; waiting is the server's. A distribution is a callable that takes the provider's own
-random generator (seeded, so that a run can be repeated) and returns seconds; a user's function of that
-shape serves as well.
+A distribution is a callable that gets the provider's random generator (seeded, so that a run can be repeated)
+and returns seconds. Any function of that signature can be used.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ def check_seconds(name: str, value: object) -> float:
     """The value as seconds.
 
     Raises:
-        ValueError: if it is no finite number of 0 or more.
+        ValueError: if it is not a finite number, 0 or more.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name}: {value!r}; use a number of seconds, 0 or more")
+        raise ValueError(f"{name}: must be a number of seconds, 0 or more, not {value!r}")
     return float(value)
 
 
@@ -41,7 +40,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Evenly spread from ``low`` to ``high`` seconds."""
+    """Uniformly distributed from ``low`` to ``high`` seconds."""
 
     low: float
     high: float
@@ -50,7 +49,7 @@ class Uniform:
         check_seconds("Uniform.low", self.low)
         check_seconds("Uniform.high", self.high)
         if self.low > self.high:
-            raise ValueError(f"Uniform: low {self.low!r} is above high {self.high!r}")
+            raise ValueError(f"Uniform.low: must be at most high ({self.high!r}), not {self.low!r}")
 
     def __call__(self, rng: random.Random) -> float:
         return rng.uniform(self.low, self.high)
@@ -58,12 +57,13 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """The shape of real services: half of all answers within ``median`` seconds, and a long tail.
+    """The distribution of real services: half of all answers within ``median`` seconds, and a long tail.
 
     Attributes:
         median: seconds.
-        sigma: spread of the logarithm; with 0.5 one answer in a hundred takes 3.2 medians, with 1.0 ten.
-        limit: no draw is longer than this many seconds.
+        sigma: standard deviation of the logarithm; with 0.5 one answer in a hundred takes 3.2 medians or
+            longer, with 1.0 ten medians.
+        limit: the longest draw in seconds.
     """
 
     median: float
@@ -72,7 +72,7 @@ class Lognormal:
 
     def __post_init__(self) -> None:
         if check_seconds("Lognormal.median", self.median) == 0:
-            raise ValueError("Lognormal.median: 0; use a number of seconds above 0")
+            raise ValueError("Lognormal.median: must be a number of seconds above 0, not 0")
         check_seconds("Lognormal.sigma", self.sigma)
         check_seconds("Lognormal.limit", self.limit)
 

@@ -1,8 +1,6 @@
-"""OpenAI's chat completions on the wire, seen from the provider's side.
+"""The server side of OpenAI's chat completions: paths, key header, requests, answers, errors, limit headers.
 
-Owns paths, the key's header, the reading of a question, the shape of answers, chunks and errors, and the
-names of the rate-limit headers. What is answered is `_answers`, when and how broken it is sent is not
-known here. Another format is another class with these methods (`ServerFormat`) and a line in `_formats`.
+Another format is a class with the methods of `ServerFormat` and a line in `formats.py`.
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ class StreamStyle:
     """How a provider writes its streams; relays and servers differ in all of this.
 
     Attributes:
-        comment_every: a keep-alive comment after each so many events; 0 for none.
-        crlf: lines end in CR LF, not LF.
-        usage_in_every_chunk: running usage in all chunks, asked for or not.
+        comment_every: number of events after which a keep-alive comment is sent; 0 for none.
+        crlf: whether lines end in CR LF, not LF.
+        usage_in_every_chunk: whether all chunks have the usage so far, requested or not.
         done: whether ``data: [DONE]`` ends the stream.
-        usage: whether usage is sent where it was asked for.
+        usage: whether usage is sent if requested.
     """
 
     comment_every: int = 0
@@ -48,7 +46,7 @@ class StreamStyle:
 
 
 class ProviderError(Exception):
-    """The question cannot be answered; becomes an error in the format's shape."""
+    """The request is refused; becomes an error in the format's shape."""
 
     def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -59,7 +57,7 @@ class ServerFormat(Protocol):
     """One provider's wire format."""
 
     base_path: str
-    end_mark: bytes  # what only the last event of a stream holds; empty where there is no such event
+    end_mark: bytes  # bytes that only a stream's last event contains; empty if the format has no end mark
 
     def route(self, method: str, path: str) -> Literal["chat", "models"] | None: ...
     def key(self, headers: Mapping[str, str]) -> str | None: ...
@@ -82,7 +80,7 @@ class ServerFormat(Protocol):
     def refused(self, refused: LimitExceeded) -> tuple[Headers, bytes]: ...
 
 
-# The errors that matter to a router, by OpenAI's code: status, type, message, param.
+# The errors that matter for routing, by OpenAI's code: status, type, message, param.
 ERRORS: dict[str, tuple[int, str, str, str | None]] = {
     "context_length_exceeded": (
         400,
@@ -162,7 +160,7 @@ def _text(content: object) -> tuple[str, int]:
 
 
 def _chosen_tool(asked: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any] | None]:
-    """The tool that the request makes the model call, with the schema of its arguments."""
+    """The tool that the model must call, with the schema of its arguments, or None twice."""
     tools = [tool.get("function", {}) for tool in asked.get("tools") or () if isinstance(tool, dict)]
     choice = asked.get("tool_choice")
     if isinstance(choice, dict):
@@ -192,7 +190,7 @@ def _whole(asked: Mapping[str, Any], name: str) -> int | None:
 
 
 class OpenAIServerFormat:
-    """Chat completions as OpenAI, and all who copy it, speak them."""
+    """Chat completions of OpenAI and of compatible servers."""
 
     base_path = "/v1"
     end_mark = b"data: [DONE]"
@@ -220,7 +218,7 @@ class OpenAIServerFormat:
         """The question in a request's body.
 
         Raises:
-            ProviderError: if it is no chat completion.
+            ProviderError: if it is not a valid chat completion.
         """
         asked = self.asked(body)
         model, messages = asked.get("model"), asked.get("messages")
@@ -397,14 +395,14 @@ class OpenAIServerFormat:
         return b"data: " + self.error(ERRORS[code][0], code, None) + b"\n\n"
 
     def text_event(self, text: bytes) -> bytes:
-        """A content event with these bytes as they are, for those that no JSON writer would write."""
+        """A content event with these bytes unchanged, also such as no JSON encoder writes."""
         return (
             b'data: {"id":"x","object":"chat.completion.chunk","created":0,"model":"x","choices":'
             b'[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % text
         )
 
     def late_events(self) -> bytes:
-        """Content and a second end mark, for a stream that does not stop at its end."""
+        """Content and a second end mark, for a stream that continues after its end."""
         return self.text_event(b"late") + self.end_mark + b"\n\n"
 
     def broken_event(self) -> bytes:

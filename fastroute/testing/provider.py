@@ -1,8 +1,4 @@
-"""`Provider`: what a test holds in its hand.
-
-Owns the public face only: arguments are checked here, everything else is a command to the server, which runs
-in a thread or a process (`_hosts`).
-"""
+"""`Provider`, the public class: checks arguments and sends commands to the server's thread or process."""
 
 from __future__ import annotations
 
@@ -40,34 +36,35 @@ def _count(name: str, doc: str) -> Any:
 
 
 class Provider:
-    """A provider of language models on loopback: a real HTTP server that answers as it is told.
+    """A provider of language models on loopback: a real HTTP server with scripted answers.
 
-    It starts on ``with`` or `start`, and is stopped at the end or by `stop`. All methods may be called from
-    any thread, scripted functions included.
+    It starts on ``with`` or `start`, and stops at the end of the block or by `stop`. All methods may be
+    called from any thread, also from scripted functions.
 
     Args:
-        models: names that it serves; any other is a 404. Empty serves every name.
+        models: names of the models to serve; any other is a 404. Empty to serve every name.
         format: the wire format: ``openai`` or another of ``FORMATS``.
-        answer: None echoes the last user message, a text is itself, a number is so many tokens of lorem
-            ipsum, an `Answer` is used as it stands, a function gets the `Received` and returns a text or an
-            `Answer`. A required tool call or JSON is made to its schema around the text.
-        latency: seconds until an answer begins: a number, `Fixed`, `Uniform`, `Lognormal`, or a function of
-            a ``random.Random``.
-        tokens_per_second: pace of a stream; a plain answer takes as long as its tokens. None: no time.
+        answer: None to echo the last user message; a text; a number of tokens of lorem ipsum; an `Answer`; or
+            a function that gets the `Received` and returns a text or an `Answer`. A required tool call or
+            JSON is generated from its schema with the text as strings.
+        latency: seconds until an answer starts: a number, `Fixed`, `Uniform`, `Lognormal`, or a function of a
+            ``random.Random``.
+        tokens_per_second: speed of a stream; a plain answer takes the time of all its tokens. None for no
+            delay.
         api_keys: if any are given, other keys get a 401.
-        requests_per_minute, tokens_per_minute: rate limits, with a minute's worth at once; an answer's
-            prompt and completion tokens count when the request arrives.
-        cached_tokens, reasoning_tokens: reported in the usage; cached ones at most up to the prompt's.
+        requests_per_minute, tokens_per_minute: rate limits; a minute's worth may be used at once. An answer's
+            prompt and completion tokens are counted when the request arrives.
+        cached_tokens, reasoning_tokens: reported in the usage; cached tokens at most up to the prompt's.
         style: how streams are written.
-        fail_rate: share of requests (0 to 1) that meet a random one of ``fail_with`` (500, 503, reset).
-        seed: of all random choices.
-        log_size: how many requests are remembered, the newest; at most 256 MiB of bodies.
-        host, port: where it listens; port 0 takes a free one.
+        fail_rate: share of requests (0 to 1) that get a random one of ``fail_with`` (500, 503, reset).
+        seed: seed of all random choices.
+        log_size: number of requests to keep, the newest; at most 256 MiB of bodies.
+        host, port: the address to listen on; port 0 for a free one.
         process: whether it runs in a process of its own, so that it shares neither the interpreter lock
             nor a fork's memory. Functions cannot be sent there.
 
     Raises:
-        ValueError, TypeError: for arguments that make no sense.
+        ValueError, TypeError: for invalid arguments.
     """
 
     def __init__(
@@ -94,7 +91,7 @@ class Provider:
     ) -> None:
         for name, texts in (("models", models), ("api_keys", api_keys)):
             if isinstance(texts, str):
-                raise TypeError(f"{name}: a string; use a list of strings")
+                raise TypeError(f"{name}: must be a list of strings, not a string")
         more: dict[str, Any] = {} if fail_with is None else {"fail_with": tuple(fail_with)}
         self._settings = Settings(
             models=tuple(models),
@@ -120,19 +117,19 @@ class Provider:
     # ------------------------------------------------------------------------------------------ life
 
     def start(self) -> Provider:
-        """Listen. A stopped provider may be started again: a new server, an empty log.
+        """Start listening. A stopped provider may be started again, with a new server and an empty log.
 
         Raises:
             OSError: if the address is in use.
-            RuntimeError: if it is running already.
+            RuntimeError: if it is already running.
         """
         if self._host is not None:
-            raise RuntimeError("the provider is running already")
+            raise RuntimeError("the provider is already running; call stop() first")
         self._host = (ProcessHost if self._process else ThreadHost)(self._settings, *self._address)
         return self
 
     def stop(self) -> None:
-        """Close all connections, the thread or process, and the port. Twice is once."""
+        """Close all connections, the thread or process, and the port. Idempotent."""
         host, self._host = self._host, None
         if host is not None:
             host.stop()
@@ -155,12 +152,12 @@ class Provider:
 
     @property
     def port(self) -> int:
-        """The port it listens on; the same after `kill` and `restart`."""
+        """The port that it listens on; unchanged by `kill` and `restart`."""
         return self._running().port
 
     @property
     def pid(self) -> int:
-        """Id of the process the server runs in."""
+        """The id of the server's process."""
         return self._running().pid
 
     @property
@@ -171,56 +168,58 @@ class Provider:
 
     @property
     def base_url(self) -> str:
-        """What a client is given: ``http://127.0.0.1:PORT/v1``."""
+        """The base URL for a client, such as ``http://127.0.0.1:PORT/v1``."""
         return self.url + FORMATS[self._settings.format].base_path
 
     def pause(self) -> None:
-        """Take requests and send nothing more, in running answers too, until `resume`."""
+        """Accept requests but send nothing, also in running answers, until `resume`."""
         self._call("pause")
 
     def resume(self) -> None:
-        """Go on with all that was held."""
+        """Continue after `pause`, and send what was held back."""
         self._call("resume")
 
     def kill(self) -> None:
-        """Go down: open connections are reset, new ones refused. The log and the port are kept."""
+        """Reset open connections and refuse new ones. The log and the port are kept."""
         self._call("kill")
 
     def restart(self) -> None:
-        """Come back on the same port, after `kill` or as a restart of its own."""
+        """Listen on the same port again, after `kill` or as a restart by itself."""
         self._call("restart")
 
     # ---------------------------------------------------------------------------------------- script
 
     def script(self, *faults: Fault | ScriptFunction | None, repeat: bool = False) -> None:
-        """Say what the next requests meet, one fault each in order; None is a good answer.
+        """Set the faults of the next requests, one each in order; None for a good answer.
 
-        More calls add to the end. With ``repeat`` the faults given start over when they are used up, until
-        the next call. A single function instead is asked about every request that finds the list empty: it
-        gets the `Received` and returns a fault or None. Every request counts, whatever its path.
+        More calls add to the end. With ``repeat`` the given faults start again when they are used up, until
+        the next call. A single function is called for every request while the list is empty: it gets the
+        `Received` and returns a fault or None. Every request counts, whatever its path.
 
         Raises:
             TypeError: for anything else.
         """
         if len(faults) == 1 and callable(faults[0]) and not isinstance(faults[0], Fault):
             if repeat:
-                raise TypeError("script: a function is asked every time; repeat is for faults")
+                raise TypeError("script: repeat needs faults; a function is called for every request anyway")
             self._call("script_function", faults[0])
             return
         for place, fault in enumerate(faults):
             if fault is not None and not isinstance(fault, Fault):
-                raise TypeError(f"script: argument {place} is {type(fault).__name__}; use Fault.…, or None")
+                raise TypeError(
+                    f"script: argument {place} must be a Fault or None, not {type(fault).__name__}"
+                )
         self._call("script", faults, repeat)
 
     def clear_script(self) -> None:
-        """Forget the faults that are left, and the function."""
+        """Remove the remaining faults and the function."""
         self._call("clear_script")
 
     def configure(self, **changes: Any) -> None:
-        """Change settings at once, while it runs or before; their names are the constructor's.
+        """Change settings at once, also while it runs; the names are those of the constructor.
 
         Raises:
-            TypeError: for a setting that is fixed once it runs.
+            TypeError: for a setting that cannot be changed.
         """
         unknown = sorted(set(changes) - set(CHANGEABLE))
         if unknown:
@@ -232,21 +231,21 @@ class Provider:
             self._call("configure", changes)
         self._settings = settings
 
-    answer = _setting("answer", "What it answers; see the constructor.")
-    latency = _setting("latency", "Seconds until an answer begins; see the constructor.")
-    tokens_per_second = _setting("tokens_per_second", "Pace of the answers; None for none.")
-    fail_rate = _setting("fail_rate", "Share of requests that meet a random fault, 0 to 1.")
+    answer = _setting("answer", "The answers; see the constructor.")
+    latency = _setting("latency", "Seconds until an answer starts; see the constructor.")
+    tokens_per_second = _setting("tokens_per_second", "Speed of the answers; None for no delay.")
+    fail_rate = _setting("fail_rate", "Share of requests that get a random fault, 0 to 1.")
 
     # ------------------------------------------------------------------------------------------- log
 
     @property
     def requests(self) -> tuple[Received, ...]:
-        """What it received, oldest first; at most ``log_size``."""
+        """The requests received, oldest first; at most ``log_size``."""
         received: tuple[Received, ...] = self._call("requests")
         return received
 
     def clear_requests(self) -> None:
-        """Empty the log; the counts stay."""
+        """Empty the log; the counts are kept."""
         self._call("clear_requests")
 
     received = _count("received", "Requests received since the start.")
@@ -254,13 +253,13 @@ class Provider:
     open_connections = _count("open_connections", "Connections that are open now.")
     in_flight = _count("in_flight", "Requests received and not yet answered in full.")
     peak_in_flight = _count("peak_in_flight", "The most that were in flight at once.")
-    abandoned = _count("abandoned", "Answers that a client, or `kill`, cut off before their end.")
+    abandoned = _count("abandoned", "Answers that the client or `kill` cut off before their end.")
 
     def wait_until(self, condition: Callable[[Provider], bool], timeout: float = 5.0) -> None:
         """Wait until a condition on this provider holds, such as ``lambda p: p.in_flight == 3``.
 
         Raises:
-            TimeoutError: if it does not within ``timeout`` seconds.
+            TimeoutError: if it does not hold within ``timeout`` seconds.
         """
         end = time.monotonic() + timeout
         while not condition(self):

@@ -1,8 +1,6 @@
-"""A provider's rate limits and the headers that tell of them.
+"""A local provider's rate limits: two token buckets, of requests and of tokens per minute.
 
-Owns two token buckets a provider (requests and tokens a minute, a minute's worth at once), and the
-durations of Go in which OpenAI writes its reset times. The clock is passed in. This is what a provider
-does to its callers; the router's own limits are the core's.
+The clock is passed in. Limits that fastroute itself keeps are in the core.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from dataclasses import dataclass, field
 
 
 def go_duration(seconds: float) -> str:
-    """Seconds as Go prints a duration, to the millisecond: ``6m0s``, ``1.5s``, ``12ms``, ``0s``."""
+    """Seconds as a Go duration, to the millisecond, as in OpenAI's headers: ``6m0s``, ``1.5s``, ``12ms``."""
     millis = max(0, math.ceil(round(seconds * 1000, 6)))
     if millis == 0:
         return "0s"
@@ -28,11 +26,11 @@ def go_duration(seconds: float) -> str:
 
 @dataclass(slots=True)
 class TokenBucket:
-    """So much a minute, refilled evenly; a minute's worth may be taken at once.
+    """A limit per minute that is refilled evenly; a minute's worth may be taken at once.
 
     Attributes:
-        limit: how much a minute; 0 refuses everything.
-        level: what is left, as of ``updated``.
+        limit: amount per minute; 0 refuses everything.
+        level: the amount left at the time ``updated``.
     """
 
     limit: int
@@ -48,7 +46,7 @@ class TokenBucket:
         self.updated = now
 
     def wait(self, cost: float) -> float:
-        """Seconds until ``cost`` is there; a minute where it never will be."""
+        """Seconds until ``cost`` is available; a minute if it never will be."""
         if self.level >= cost:
             return 0.0
         if cost > self.limit:
@@ -63,12 +61,12 @@ class TokenBucket:
 
 @dataclass(frozen=True, slots=True)
 class LimitExceeded:
-    """A request over a limit.
+    """A request that exceeds a limit.
 
     Attributes:
-        kind: ``requests`` or ``tokens``: which limit.
-        limit: how much a minute.
-        retry_after: seconds until it would be let through.
+        kind: ``requests`` or ``tokens``.
+        limit: amount per minute.
+        retry_after: seconds until the request would be admitted.
     """
 
     kind: str
@@ -77,7 +75,7 @@ class LimitExceeded:
 
 
 class RateLimits:
-    """Both limits of one provider, taken together or not at all. Not thread-safe: one loop uses it."""
+    """Both limits of one provider, taken together or not at all. Not thread-safe."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         self._buckets = {
@@ -90,7 +88,7 @@ class RateLimits:
         return bool(self._buckets)
 
     def take(self, tokens: int, now: float) -> LimitExceeded | None:
-        """Count one request of so many tokens, or say why not; ``now`` in seconds of any steady clock."""
+        """Count one request and its tokens, or return the limit it exceeds; ``now`` is monotonic seconds."""
         costs = {"requests": 1, "tokens": tokens}
         for kind, bucket in self._buckets.items():
             bucket.refill(now)
@@ -102,7 +100,7 @@ class RateLimits:
         return None
 
     def state(self, now: float) -> dict[str, tuple[int, int, float]]:
-        """By kind: the limit, what is left of it, and seconds until it is full again."""
+        """For each kind the limit, what is left of it, and seconds until it is full again."""
         for bucket in self._buckets.values():
             bucket.refill(now)
         return {

@@ -1,11 +1,10 @@
-"""The HTTP server behind a provider: connections, the log, the script, and one request's way to its answer.
+"""The HTTP server of a provider: connections, the log, the script, and the answer to each request.
 
-Owns everything that happens in the server's event loop; all of it runs in that loop's thread, so nothing
-here is locked. `Provider` reaches it through commands only: the methods of `Server` that are listed in
-`COMMANDS`. Formats, faults and framing are values that it is handed.
+Everything runs in the thread of the server's event loop, so nothing is locked. `Provider` uses it only
+through commands, the methods of `Server` in `COMMANDS`.
 
-Two ways lead to an answer. One that costs no time and that nothing is wrong with is written at once, in the
-call that received the request. Any other is a task that sends pieces and waits between them.
+A good answer without a delay is written at once, in the call that received the request. Any other answer is a
+task that sends pieces and waits between them.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from .wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
 
 logger = logging.getLogger("fastroute.testing")
 
-MOST_HEADS = 256  # parsed header blocks kept: clients send the same one again and again
-MOST_SAID = 256  # answers kept: a benchmark asks the same thing again and again
+MOST_HEADS = 256  # cached header blocks: clients send the same one repeatedly
+MOST_SAID = 256  # cached answers: a benchmark sends the same request repeatedly
 LONGEST_SAID = 4096
-LOG_BYTES = 256 << 20  # of bodies in the log, whatever their number
+LOG_BYTES = 256 << 20  # the most bytes of bodies in the log
 _JSON: Headers = (("content-type", "application/json"),)
 _EVENTS: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 
@@ -51,10 +50,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-        OSError: if the address is in use or not this machine's.
+        OSError: if the address is in use or not of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named.
+    # asyncio disables Nagle's algorithm only if the protocol is given.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -68,7 +67,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Server:
-    """The provider in its event loop. Not thread-safe: all calls are made in the loop's thread."""
+    """The provider in its event loop. Not thread-safe: call it only in the loop's thread."""
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._settings = settings
@@ -100,15 +99,15 @@ class Server:
         self._acceptor = await loop.create_server(lambda: ServerConnection(self), sock=self._listener)
 
     async def kill(self) -> None:
-        """Refuse and reset all connections; the port stays ours."""
+        """Refuse and reset all connections; the port stays reserved."""
         acceptor, listener = self._acceptor, self._listener
         if acceptor is None or listener is None:
             return
         self._acceptor = self._listener = None
         with contextlib.suppress(OSError):
-            # Ends the listening also where a forked child holds a copy of the socket.
+            # Also stops listening if a forked child has a copy of the socket.
             listener.shutdown(socket.SHUT_RDWR)
-        # What it has accepted is taken over first: of a closed one asyncio complains on standard error.
+        # Let asyncio take over what was accepted: it logs an error for a listener that is closed before that.
         asyncio.get_running_loop().remove_reader(listener)
         await asyncio.sleep(0)
         acceptor.close()
@@ -133,7 +132,7 @@ class Server:
             self._reserved = None
 
     async def restart(self) -> None:
-        """Listen on the same port again; after `kill` or not."""
+        """Listen on the same port again, after `kill` or not."""
         await self.kill()
         self._free()
         self._listener = listen(*self._address)
@@ -141,11 +140,11 @@ class Server:
         await self.open()
 
     async def close(self) -> None:
-        """Give everything back; the server cannot be used afterwards."""
+        """Release everything; the server cannot be used afterwards."""
         await self.kill()
         self._free()
         own = asyncio.current_task()
-        # Accepted at the last moment, not yet connections: they end by themselves in a turn or two.
+        # Sockets accepted at the last moment that are not connections yet end after a turn or two.
         for _ in range(100):
             others = [task for task in asyncio.all_tasks() if task is not own]
             if not others and not self._connections:
@@ -225,7 +224,7 @@ class Server:
         return known
 
     def malformed(self, message: str) -> bytes:
-        """The answer to what is no request."""
+        """The answer to bytes that are not a request."""
         return encode(Reply(400, _JSON, self._format.error(400, None, message)), keep=False)
 
     def _advance_script(self) -> None:
@@ -258,7 +257,7 @@ class Server:
             self._log_bytes -= len(log.popleft().body)
 
     def serve(self, connection: ServerConnection, head: Head, body: bytes) -> None:
-        """Answer one request, now or by a task."""
+        """Answer one request, now or in a task."""
         now = time.monotonic()
         self._serial += 1
         counts = self._counts
@@ -276,7 +275,7 @@ class Server:
             if callable(latency):
                 latency = check_seconds("latency", latency(self._rng))
         except Exception:
-            # A user's function failed; the caller must see a broken provider, not a dead one.
+            # A user's function failed; answer 500, so that the client does not wait for nothing.
             logger.exception("a function given to the provider failed")
             message = "A function given to the provider raised; its log has the traceback."
             reply = Reply(500, _JSON, self._format.error(500, None, message))
@@ -333,7 +332,7 @@ class Server:
         return Reply(200, common + _EVENTS, events)
 
     def _read(self, received: Received) -> tuple[Question | None, Said | None]:
-        """What is asked and what is said to it; nothing of either for the list of models."""
+        """The question and its answer; None twice for the list of models."""
         form, settings = self._format, self._settings
         path = received.path.partition("?")[0]
         route = form.route(received.method, path)
@@ -365,7 +364,7 @@ class Server:
         return question, said
 
     async def _carry_out(self, connection: ServerConnection, wire: Wire, delay: float) -> None:
-        """Wait, then send an answer's pieces at their times."""
+        """Wait, then send an answer's pieces with their pauses."""
         try:
             await self._send(connection, wire, delay)
         except asyncio.CancelledError:
@@ -376,7 +375,7 @@ class Server:
 
     async def _send(self, connection: ServerConnection, wire: Wire, delay: float) -> None:
         loop = asyncio.get_running_loop()
-        # Pauses are counted from one another's end by the clock, so that they add up to their sum.
+        # Each pause starts at the planned end of the one before, so that delays of the loop do not add up.
         due = loop.time() + delay
         if delay > 0:
             await asyncio.sleep(delay)

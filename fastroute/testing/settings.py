@@ -1,7 +1,4 @@
-"""What a provider is told, and what it remembers of each request.
-
-Owns the checked `Settings` and the frozen `Received`; acting on them is the server's.
-"""
+"""A provider's checked `Settings`, and the requests that it `Received`."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from .openai_format import StreamStyle
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a provider is told at its start; those in `CHANGEABLE` can be changed while it runs."""
+    """The settings of a provider; those in `CHANGEABLE` can be changed while it runs."""
 
     models: tuple[str, ...] = ()
     format: str = "openai"
@@ -40,39 +37,41 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise ValueError(f"format: {self.format!r} is unknown; use one of {', '.join(FORMATS)}")
+            raise ValueError(f"format: unknown format {self.format!r}; use one of {', '.join(FORMATS)}")
         for name, texts in (("models", self.models), ("api_keys", self.api_keys)):
             if not all(isinstance(text, str) and text for text in texts):
-                raise TypeError(f"{name}: use strings that are not empty")
+                raise TypeError(f"{name}: must be non-empty strings")
         if not callable(self.latency):
             check_seconds("latency", self.latency)
         rate = self.tokens_per_second
         if rate is not None and (
             isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0
         ):
-            raise ValueError(f"tokens_per_second: {rate!r}; use a number above 0, or None for no pace")
+            raise ValueError(
+                f"tokens_per_second: must be a number above 0, or None for no delay, not {rate!r}"
+            )
         for name in ("requests_per_minute", "tokens_per_minute", "cached_tokens", "reasoning_tokens"):
             value = getattr(self, name)
             if value is None and name.endswith("minute"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name}: {value!r}; use a whole number, 0 or more")
+                raise ValueError(f"{name}: must be an integer, 0 or more, not {value!r}")
         if isinstance(self.fail_rate, bool) or not 0 <= self.fail_rate <= 1:
-            raise ValueError(f"fail_rate: {self.fail_rate!r}; use a share from 0 to 1")
+            raise ValueError(f"fail_rate: must be from 0 to 1, not {self.fail_rate!r}")
         if not self.fail_with or not all(isinstance(fault, Fault) for fault in self.fail_with):
-            raise TypeError("fail_with: use one Fault or more")
+            raise TypeError("fail_with: must be one or more of Fault")
         source = self.answer
         if isinstance(source, bool) or not (
             source is None or isinstance(source, (str, int)) or hasattr(source, "content") or callable(source)
         ):
             raise TypeError(
-                f"answer: {type(source).__name__}; use None (echo), a text, a number of tokens, an Answer "
-                "or a function"
+                "answer: must be None (echo), a text, a number of tokens, an Answer or a function, not "
+                f"{type(source).__name__}"
             )
         if isinstance(source, int) and source < 0:
-            raise ValueError(f"answer: {source!r} tokens; use 0 or more")
+            raise ValueError(f"answer: must be 0 or more tokens, not {source!r}")
         if isinstance(self.log_size, bool) or not isinstance(self.log_size, int) or self.log_size < 1:
-            raise ValueError(f"log_size: {self.log_size!r}; use a whole number, 1 or more")
+            raise ValueError(f"log_size: must be an integer, 1 or more, not {self.log_size!r}")
 
 
 CHANGEABLE = (
@@ -91,12 +90,12 @@ class Received:
     """One request as a provider received it. Frozen; compares by identity.
 
     Attributes:
-        method, path: as sent, the query included.
-        headers: by lower-case name; of several of one name the last.
-        body: its bytes, decoded from chunks.
-        time: seconds of ``time.monotonic()`` when it was complete; one clock for all on this machine.
-        connection: number of the connection it came on, from 1 in the order they were accepted.
-        fault: name of the fault that it met, None for a good answer.
+        method, path: as sent, with the query.
+        headers: values by lower-case name; the last one of a repeated name.
+        body: the bytes of the body, decoded from chunks.
+        time: ``time.monotonic()`` when it was complete; the same clock for all processes of this machine.
+        connection: number of its connection, from 1 in the order of acceptance.
+        fault: name of the fault that it got, None for a good answer.
     """
 
     __slots__ = ("body", "connection", "fault", "headers", "method", "path", "time")
@@ -127,15 +126,15 @@ class Received:
 
     @property
     def json(self) -> Any:
-        """The body read as JSON.
+        """The body as JSON.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if it is not JSON.
         """
         return orjson.loads(self.body)
 
     def __repr__(self) -> str:
-        # Neither key nor prompt: neither headers nor body.
+        # Without headers and body, which contain the key and the prompt.
         return (
             f"Received({self.method} {self.path}, {len(self.body)} bytes, connection {self.connection}, "
             f"fault {self.fault})"

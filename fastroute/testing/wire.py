@@ -1,11 +1,7 @@
-"""An answer as bytes on a connection, and everything that can be wrong with its framing.
-
-Owns the `Reply` (status, headers, body), how it becomes a sequence of *pieces*, and the framings, valid and
-invalid. Which reply it is comes from a format, what is broken about it from a `Fault`, and sending the
-pieces is the server's.
+"""Turns a `Reply` (status, headers, body) into a sequence of *pieces*, with valid and invalid framings.
 
 A piece is ``bytes`` to send, a number of seconds to wait (0 ends a segment), or a word that ends the
-answer: ``"reset"`` (RST), ``"close"`` (FIN) or ``"hang"`` (stay silent until the peer leaves).
+answer: ``"reset"`` (RST), ``"close"`` (FIN) or ``"hang"`` (send nothing until the peer closes).
 """
 
 from __future__ import annotations
@@ -26,12 +22,12 @@ _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The same bytes many times, made only while they are sent.
+    """The same bytes many times, generated while they are sent.
 
     Attributes:
-        data: what is repeated.
-        times: how often; None for ever.
-        interval: seconds between two of them; None sends them without a break.
+        data: the bytes to repeat.
+        times: number of repetitions; None for endless ones.
+        interval: seconds between two repetitions; None for no pause.
     """
 
     data: bytes
@@ -54,8 +50,8 @@ def check_pieces(pieces: Iterable[object]) -> tuple[RawPiece, ...]:
     """The pieces as a tuple.
 
     Raises:
-        TypeError: if one is neither bytes, seconds, a `Repeat` nor an ending.
-        ValueError: if a pause is negative or an ending unknown.
+        TypeError: if one is not bytes, seconds, a `Repeat` or an ending.
+        ValueError: if a pause is negative or an ending is unknown.
     """
     checked: list[RawPiece] = []
     for place, piece in enumerate(pieces):
@@ -65,21 +61,23 @@ def check_pieces(pieces: Iterable[object]) -> tuple[RawPiece, ...]:
             checked.append(bytes(piece))
         elif isinstance(piece, (int, float)) and not isinstance(piece, bool):
             if not 0 <= piece < float("inf"):
-                raise ValueError(f"piece {place}: a pause of {piece!r} seconds; use 0 or more, or 'hang'")
+                raise ValueError(
+                    f"piece {place}: a pause must be 0 or more seconds, not {piece!r}; or use 'hang'"
+                )
             checked.append(float(piece))
         elif isinstance(piece, str):
             if piece not in ENDINGS:
-                raise ValueError(f"piece {place}: {piece!r} is no ending; use one of {', '.join(ENDINGS)}")
+                raise ValueError(f"piece {place}: unknown ending {piece!r}; use one of {', '.join(ENDINGS)}")
             checked.append(piece)
         else:
             raise TypeError(
-                f"piece {place}: {type(piece).__name__}; use bytes, seconds, Repeat(...) or an ending"
+                f"piece {place}: must be bytes, seconds, Repeat(...) or an ending, not {type(piece).__name__}"
             )
     return tuple(checked)
 
 
 def unroll(pieces: Iterable[RawPiece]) -> Iterator[Piece]:
-    """The pieces with every `Repeat` written out, lazily."""
+    """The pieces with every `Repeat` expanded, lazily."""
     for piece in pieces:
         if isinstance(piece, Repeat):
             yield from piece
@@ -121,14 +119,14 @@ class Reply:
     """One HTTP answer before it is framed.
 
     Attributes:
-        status: any three-digit number, known or not.
-        headers: name and value, in order; the framing adds its own.
+        status: any three-digit number.
+        headers: names and values, in order; the framing adds its own.
         body: all of it, or its pieces; pieces are sent chunked unless ``length`` is known.
-        length: bytes in ``body`` where that is an iterable of known size.
-        framing: a name in `FRAMINGS`, or "" for the right one.
-        framing_after: what the framing counts (see there).
+        length: bytes in ``body`` if that is an iterable of known size.
+        framing: a name in `FRAMINGS`, or "" for the correct one.
+        framing_after: the number that some framings need; see `FRAMINGS`.
         prelude: bytes before the status line, such as interim answers.
-        work: seconds the provider "thinks" before it answers, beside its latency.
+        work: seconds of generation before the answer, in addition to the latency.
     """
 
     status: int
@@ -141,7 +139,7 @@ class Reply:
     work: float = 0.0
 
     def with_headers(self, extra: Iterable[tuple[str, str]]) -> Reply:
-        """The same with headers added; those of the same name are replaced."""
+        """A copy with headers added; those of the same name are replaced."""
         extra = tuple(extra)
         names = {name.lower() for name, _ in extra}
         kept = tuple(pair for pair in self.headers if pair[0].lower() not in names)
@@ -153,7 +151,7 @@ class Reply:
 
     @property
     def size(self) -> int | None:
-        """Bytes in the body, if that is known."""
+        """Bytes in the body, if known."""
         return len(self.body) if isinstance(self.body, bytes) else self.length
 
 
@@ -161,9 +159,9 @@ class Wire(NamedTuple):
     """A framed answer.
 
     Attributes:
-        pieces: to be sent in order.
-        head_length: bytes up to the end of the header block, the prelude included.
-        keep: whether the connection serves another request afterwards.
+        pieces: the pieces in the order of sending.
+        head_length: bytes up to the end of the header block, including the prelude.
+        keep: whether the connection is kept for another request.
     """
 
     pieces: Iterable[Piece]
@@ -209,7 +207,7 @@ def _cut_chunk(pieces: Iterable[Piece], after: int) -> Iterator[Piece]:
 
 
 def _joined(reply: Reply) -> bytes:
-    """All bytes of the body at once: for framings that declare a length of a stream."""
+    """All bytes of the body, for framings that declare the length of a stream."""
     return b"".join(piece for piece in reply.pieces if isinstance(piece, bytes))
 
 
@@ -224,15 +222,15 @@ def _length_lines(reply: Reply, body: bytes) -> tuple[str, list[Piece], bool]:
     return f"content-length: {size}\r\ntransfer-encoding: chunked\r\n", list(_chunked([body])), True
 
 
-# What a reply's framing may be; each is a way in which servers and proxies get it wrong.
+# The framings of a reply: valid ones, and the errors that servers and proxies make.
 FRAMINGS = (
-    "chunked",  # valid, also where the length is known
+    "chunked",  # valid, even if the length is known
     "close",  # valid: the end of the connection ends the body
     "http10",  # valid: an HTTP/1.0 answer without keep-alive
     "truncated",  # declares framing_after more bytes than it sends
-    "cut-chunk",  # closes inside the chunk that follows framing_after whole ones
-    "duplicate-length",  # two Content-Length headers that differ
-    "length-and-chunked",  # Content-Length beside Transfer-Encoding
+    "cut-chunk",  # closes inside the chunk after framing_after complete ones
+    "duplicate-length",  # two different Content-Length headers
+    "length-and-chunked",  # both Content-Length and Transfer-Encoding
     "negative-length",  # Content-Length: -1
 )
 
@@ -242,7 +240,7 @@ def frame(reply: Reply, *, keep: bool = True, http10: bool = False) -> Wire:
 
     Args:
         keep: whether the request allows the connection to stay open.
-        http10: whether the client speaks HTTP/1.0, which knows no chunks.
+        http10: whether the client uses HTTP/1.0, which has no chunks.
     """
     framing = reply.framing
     size = reply.size
@@ -270,7 +268,7 @@ def frame(reply: Reply, *, keep: bool = True, http10: bool = False) -> Wire:
 
 
 def encode(reply: Reply, *, keep: bool) -> bytes:
-    """A plain reply in one piece: the short way for an answer that nothing is wrong with."""
+    """A correct reply with a plain body as one piece; a fast path."""
     body = reply.body
     assert isinstance(body, bytes)
     closing = "" if keep else "connection: close\r\n"

@@ -103,7 +103,7 @@ def test_stop_leaves_no_thread_and_start_begins_anew() -> None:
     with connect(provider) as sock:
         sock.sendall(request_bytes(STREAM))
         sock.recv(10)
-        with pytest.raises(RuntimeError, match="running already"):
+        with pytest.raises(RuntimeError, match="already running"):
             provider.start()
         provider.stop()
         provider.stop()
