@@ -107,7 +107,7 @@ def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> BenchRe
             decision, plan = _decision(quick), _plan(client, quick)
             tell("one call …")
             calls = _calls(client, server.base_url, quick)
-            tell("calls a second …")
+            tell("calls per second …")
             rates = _rates(client, server.base_url, quick)
         tell("the local server by itself …")
         server_rate = _server_rate(server.port, 0.3 if quick else 1.0)

@@ -55,7 +55,7 @@ class RoutingAdapter(HTTPAdapter):
         self._client = client
 
     def __reduce__(self) -> Any:
-        raise TypeError("a RoutingAdapter holds a client and cannot be pickled; mount a new one")
+        raise TypeError("a RoutingAdapter has a client and cannot be pickled; mount a new one")
 
     def send(
         self,

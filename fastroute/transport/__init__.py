@@ -142,7 +142,7 @@ class Exchange:
                     )
                 yield piece
         except GeneratorExit:
-            raise
+            raise  # the consumer stopped reading and closes the exchange itself
         except BaseException as error:
             self.close()
             raise translate(error, self._timer) from None
@@ -153,7 +153,7 @@ class Exchange:
         self.extend(time.monotonic() + _DRAIN)
         try:
             for piece in pieces:
-                if piece.strip():
+                if piece.strip():  # more content after the end: give up the connection
                     break
             else:
                 return
@@ -177,6 +177,7 @@ class Exchange:
             return
         self._released = True
         unschedule(self._timer)
+        # Shut first: closing alone would not wake another thread that is reading from the socket.
         self._timer.shut()
         try:
             self._raw.close()
@@ -277,6 +278,7 @@ class Transport:
                 timer.resent, timer.reused = True, False
                 status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
             timer.raw = raw
+            # Which of the two ends the body is ambiguous, and a proxy on the way may have used the other.
             if "transfer-encoding" in headers and "content-length" in headers:
                 raise errors.UpstreamProtocolError(
                     "the answer has both Content-Length and Transfer-Encoding", maybe_billed=True
@@ -293,6 +295,7 @@ class Transport:
             failure = translate(error, timer)
             if timer.resent and isinstance(failure, errors.APIConnectionError):
                 failure.maybe_billed = True
+            # Not chained: exceptions of the network stack may quote header values.
             raise failure from None
         finally:
             request_timer.current.timer = None
@@ -320,6 +323,7 @@ class Transport:
         session = self._session
         if session is None:
             adapter = self._adapter or self._open()
+            # No read time-out: the timer's deadline limits the reads.
             return adapter.exchange(prepared, body, Timeout(connect=connect_timeout, read=None))
         request = prepared.copy()
         request.body = body

@@ -12,6 +12,7 @@ from urllib3.util import Retry, Timeout
 
 from .connection import POOLS
 
+# total=False raises the original exceptions instead of MaxRetryError; a redirect is returned as an answer.
 _NO_RETRY = Retry(total=False, redirect=False)
 
 
@@ -24,6 +25,7 @@ class PooledAdapter(HTTPAdapter):
     def __init__(self, pool_size: int, verify: str | bool, proxies: Mapping[str, str]) -> None:
         self._verify = verify
         self._proxies = dict(proxies)
+        # The pool and the request target of each URL. URLs come from the configuration, so there are few.
         self._routes: dict[str, tuple[HTTPConnectionPool, str]] = {}
         super().__init__(pool_connections=4, pool_maxsize=pool_size, max_retries=0, pool_block=False)
 
@@ -58,7 +60,7 @@ class PooledAdapter(HTTPAdapter):
             assert_same_host=False,
             timeout=timeout,
             preload_content=False,
-            decode_content=False,
+            decode_content=False,  # `Exchange` decodes the body, with a limit on its decoded size
         )
         return raw.status, raw._original_response.fields, raw
 

@@ -76,6 +76,7 @@ def _connected(connection: Any, timer: RequestTimer) -> None:
 
 
 def _ready_to_read() -> None:
+    # The request is written: from here on the provider may charge for it, even if no answer comes.
     timer = _timer()
     if timer is not None:
         timer.sent = True
@@ -117,6 +118,8 @@ class Reporting:
         name: str = self._dns_host
         if is_address(name):
             return super()._new_conn()  # type: ignore[misc,no-any-return]
+        # urllib3 would resolve the name without a limit, and give every address the whole time-out. So the
+        # name is resolved here, and the base class connects to one address at a time.
         limit: float | None = self.timeout
         end = math.inf if limit is None else time.monotonic() + limit
         try:
@@ -142,6 +145,7 @@ class Reporting:
                 self.timeout = max(end - time.monotonic(), 0.001)
             return super()._new_conn()  # type: ignore[misc,no-any-return]
         finally:
+            # The object may connect again later, to whatever the name resolves to then.
             self._dns_host, self.timeout = name, limit
 
 
@@ -170,15 +174,17 @@ class _Dialing:
             sock.settimeout(self.timeout)
             if self.source_address:
                 sock.bind(self.source_address)
+            # Known to the timer before it connects, so that a deadline can end the attempt too.
             timer.open(sock)
             if timer.expired:  # a socket that is shut before `connect` would still connect
                 raise ConnectionAbortedError("cut before it was sent")
             sock.connect(address)
-            sys.audit("http.client.connect", self, self.host, self.port)
+            sys.audit("http.client.connect", self, self.host, self.port)  # as urllib3 does
             return sock
         except BaseException as error:
             if sock is not None:
                 sock.close()
+            # From here as in urllib3's own method, whose exceptions sessions and `translate` expect.
             connection = cast(HTTPConnection, self)
             if isinstance(error, socket.gaierror):
                 raise NameResolutionError(self.host, connection, error) from error
@@ -262,9 +268,11 @@ class _Direct(Reporting):
 
     def _head(self, method: str, url: str, headers: Mapping[str, str]) -> bytes:
         """The request line and headers, without the Content-Length and the final empty line."""
+        # All requests to an endpoint have the same headers, so the last head usually fits.
         known = self._written
         if known is not None and known[0] == method and known[1] == url and known[2] == headers:
             return known[3]
+        # Written by http.client itself, with its rules for Host, Accept-Encoding and invalid values.
         scribe = _Scribe(self._tunnel_host or self.host, self._tunnel_port or self.port)
         scribe.default_port = self.default_port
         names = {name.lower() for name in headers}
@@ -308,6 +316,7 @@ def report(pool: Any) -> None:
     They are unchanged otherwise, and for requests that are not ours.
     """
     kind: Any = getattr(pool, "ConnectionCls", None)
+    # A pool without a class of urllib3's kind is left alone, and so is one that was changed before.
     if isinstance(kind, type) and issubclass(kind, HTTPConnection) and not hasattr(kind, "reports"):
         pool.ConnectionCls = _reporting(cast(Any, kind))
 

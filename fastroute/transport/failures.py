@@ -45,6 +45,7 @@ def translate(error: BaseException, timer: RequestTimer) -> BaseException:
     def has(*wanted: type[BaseException]) -> bool:
         return any(issubclass(kind, wanted) for kind in kinds)
 
+    # The order matters, since an exception fits several checks: a TLS error is an OSError too.
     sent = timer.sent
     exceptions = urllib3.exceptions
     if has(exceptions.SSLError, *_TLS) and not (timer.fresh or timer.reused):

@@ -82,7 +82,7 @@ class RequestTimer:
         with self._lock:
             self._handle = sock.dup()
             self._sock = self._handle
-        if self.expired:
+        if self.expired:  # cut before there was a socket to shut
             self.shut()
 
     def hold(self, sock: socket.socket | None) -> None:
@@ -127,6 +127,7 @@ class RequestTimer:
                 except OSError:
                     pass
             elif raw is not None:
+                # A connection that does not report to the timer, of a caller's own adapter.
                 try:
                     raw.shutdown()
                 except (ValueError, RuntimeError, OSError, AttributeError):

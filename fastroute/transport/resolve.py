@@ -85,6 +85,7 @@ def _look_up(key: tuple[str, int], lookup: _Lookup) -> None:
     except (OSError, UnicodeError) as error:
         lookup.error = getattr(error, "strerror", None) or type(error).__name__
     finally:
+        # Removed before the waiting threads go on, so that a later call starts a new lookup.
         with _lock:
             if _lookups.get(key) is lookup:
                 del _lookups[key]

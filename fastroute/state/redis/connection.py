@@ -25,7 +25,7 @@ log = logging.getLogger("fastroute")
 
 FAILURES = 5
 OPEN_S = 5.0
-"""Seconds that Redis is left alone after it was found away; each pause is drawn anew, up to this."""
+"""The longest time (seconds) that the breaker stays open; each opening lasts a random half to all of it."""
 _WORST_POLICIES = "allkeys"
 
 
