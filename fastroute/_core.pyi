@@ -385,7 +385,7 @@ class Ranking:
         by_value: bool = False,
         limit: int = 0,
         decay: bool = True,
-    ) -> Choice: ...
+    ) -> RankingChoice: ...
     def rank(
         self,
         strategy: int,
@@ -405,7 +405,7 @@ class Ranking:
     def pick(self, strategy: int, seed: int = 0, decay: bool = False, now: int = 0) -> int: ...
 
 @final
-class Choice:
+class RankingChoice:
     def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @property
     def ranking(self) -> Ranking: ...

@@ -9,7 +9,7 @@ from loopback import MODEL, Loopback
 
 import fastroute
 from fastroute import Attempt, events
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 from fastroute.testing import Fault
 
 Start = Callable[..., Loopback]
@@ -21,7 +21,7 @@ def hedging(**rules: Any) -> dict[str, Any]:
     return {"hedging": {**HEDGING, **rules}}
 
 
-def endpoint(loop: Loopback, name: str = "a") -> Endpoint:
+def endpoint(loop: Loopback, name: str = "a") -> LiveEndpoint:
     return loop.client.runtime.generation.state.named(f"{name}/{MODEL}")
 
 

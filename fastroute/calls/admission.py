@@ -24,7 +24,7 @@ from fastroute.config import Policy
 from fastroute.figures import duration
 from fastroute.routing.plan import Plan
 from fastroute.routing.planner import Planner
-from fastroute.state.endpoints import Endpoint, State
+from fastroute.state.endpoints import LiveEndpoint, State
 from fastroute.types import Usage
 
 from .call import Call, Grant
@@ -115,7 +115,7 @@ class Admission:
         return None
 
     def beside(
-        self, first: Endpoint, second: Call, plan: Plan, progress: Progress, pay: Callable[[], bool]
+        self, first: LiveEndpoint, second: Call, plan: Plan, progress: Progress, pay: Callable[[], bool]
     ) -> Grant | None:
         """Another endpoint of the stage that lets a call's hedge in at once, over no limit.
 
@@ -161,7 +161,7 @@ class Admission:
             self._leave_gate(call, call.gate)
         call.settlement = None  # each holds the other, which would keep both until a collection
 
-    def _ask(self, call: Call, progress: Progress, endpoint: Endpoint, gate: int) -> int:
+    def _ask(self, call: Call, progress: Progress, endpoint: LiveEndpoint, gate: int) -> int:
         """As `_core.Endpoint.admit`: a ticket, which the call now holds with the gate's, or a refusal."""
         tokens = self._tokens(call, endpoint)
         answer = self._behind(call, progress, endpoint.name) if self._queue.waiting else 0
@@ -207,7 +207,9 @@ class Admission:
         wait = self._queue.reserved(name)
         return -(int(wait * 1e9) << 3 | _core.REQUESTS) if wait else 0
 
-    def _untried(self, call: Call, plan: Plan, progress: Progress) -> Iterator[tuple[Endpoint, str | None]]:
+    def _untried(
+        self, call: Call, plan: Plan, progress: Progress
+    ) -> Iterator[tuple[LiveEndpoint, str | None]]:
         planner = self._planner
         walk = planner.walk(plan) if progress.chain is None else planner.detour(plan, *progress.chain)
         for endpoint, tier in walk:
@@ -221,7 +223,7 @@ class Admission:
                 continue
             yield endpoint, tier
 
-    def _affordable(self, call: Call, plan: Plan, *endpoints: Endpoint) -> bool:
+    def _affordable(self, call: Call, plan: Plan, *endpoints: LiveEndpoint) -> bool:
         """Whether an attempt at each of these keeps the whole call under its price cap."""
         cap = self._planner.max_price(plan.request)
         if cap < 0:
@@ -236,7 +238,7 @@ class Admission:
             cost += prices.cost(wanted)
         return cost <= cap
 
-    def _tokens(self, call: Call, endpoint: Endpoint) -> int:
+    def _tokens(self, call: Call, endpoint: LiveEndpoint) -> int:
         """Tokens to reserve: the calibrated input and the expected output."""
         estimate = call.estimate
         output = estimate.output_tokens
@@ -284,7 +286,7 @@ class Admission:
             progress.tried.discard(endpoint.name)  # at its limit by now: it may be waited for like any other
         return None
 
-    def _backoff(self, call: Call, progress: Progress) -> tuple[float, Endpoint | None]:
+    def _backoff(self, call: Call, progress: Progress) -> tuple[float, LiveEndpoint | None]:
         """Seconds until an endpoint may be asked again, and which: who named no time, the longest ago."""
         if not progress.retry:
             return 0.0, None

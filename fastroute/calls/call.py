@@ -19,7 +19,7 @@ from fastroute.platform import forks
 from fastroute.quality import Validator
 from fastroute.routing.plan import Judgement
 from fastroute.routing.stage import Estimate
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 from fastroute.types import Attempt, Request, Route
 
 from .retry import Verdict
@@ -133,7 +133,7 @@ class Call:
         other.gate = -1
         return other
 
-    def route(self, endpoint: Endpoint, now: float, *, ttft: float | None = None) -> Route:
+    def route(self, endpoint: LiveEndpoint, now: float, *, ttft: float | None = None) -> Route:
         """How the call was served, once its last attempt has ended."""
         cost: int | None = 0
         for attempt in self.attempts:
@@ -164,7 +164,7 @@ class Grant:
         gate: the ticket of the limit over all endpoints; -1 where there is none.
     """
 
-    endpoint: Endpoint
+    endpoint: LiveEndpoint
     ticket: int
     tokens: int
     gate: int

@@ -18,7 +18,7 @@ from fastroute.config import QualityConfig
 from fastroute.quality import with_feedback
 from fastroute.routing.plan import Plan
 from fastroute.routing.planner import Planner
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 from fastroute.types import Completion
 
 from .admission import Admission
@@ -203,7 +203,7 @@ class Dispatcher:
         call: Call,
         plan: Plan,
         progress: Progress,
-        first: Endpoint,
+        first: LiveEndpoint,
         attempt: Callable[[Call, Upstream, Grant], _Answer],
         hedge: Hedge[_Answer],
     ) -> _Answer | None:
@@ -289,7 +289,7 @@ class Dispatcher:
     def _hooks(self) -> events.Hooks:
         return self._attempts.sinks.hooks
 
-    def _failed(self, call: Call, progress: Progress, endpoint: Endpoint, error: errors.APIError) -> None:
+    def _failed(self, call: Call, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> None:
         """Takes note of a failed attempt; raises when it was the last."""
         verdict, call.verdict = call.verdict, None
         progress.primary = progress.primary or error

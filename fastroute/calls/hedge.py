@@ -22,7 +22,7 @@ from fastroute import _core, errors
 from fastroute.config import HedgingConfig
 from fastroute.platform.timer import Alarm
 from fastroute.platform.workers import Workers
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 
 from .call import Call, Race
 
@@ -135,7 +135,7 @@ class Hedging:
         self._rule = rule
         self._workers = workers
 
-    def delay(self, call: Call, endpoint: Endpoint) -> float | None:
+    def delay(self, call: Call, endpoint: LiveEndpoint) -> float | None:
         """Seconds after which the call's first attempt, at this endpoint, is hedged; None if it is not."""
         rule, stream = self._rule, call.request.stream
         tail = endpoint.tail(stream)
@@ -149,13 +149,13 @@ class Hedging:
         return delay if time.monotonic() + delay < call.deadline else None
 
     def hedge(
-        self, call: Call, endpoint: Endpoint, send: Callable[[Hedge[_Answer]], _Answer | None]
+        self, call: Call, endpoint: LiveEndpoint, send: Callable[[Hedge[_Answer]], _Answer | None]
     ) -> Hedge[_Answer] | None:
         """The hedge of the call's first attempt, at this endpoint, not begun; None if it is to have none."""
         delay = self.delay(call, endpoint)
         return None if delay is None else Hedge(delay, send, self._workers)
 
-    def pay(self, call: Call, endpoint: Endpoint) -> bool:
+    def pay(self, call: Call, endpoint: LiveEndpoint) -> bool:
         """Takes one of the hedges that the endpoint's calls allow, if there is one left."""
         tail = endpoint.tail(call.request.stream)
         return tail is not None and tail.hedge(self._rule.max_share)

@@ -6,7 +6,7 @@ from attrs import frozen
 
 from fastroute import errors
 from fastroute.config.catalog import Model
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 
 from .queue import Waiter
 
@@ -16,7 +16,7 @@ class NotAdmitted:
     """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
 
     name: str
-    endpoint: Endpoint
+    endpoint: LiveEndpoint
     tier: str | None
     reason: int
     wait: float
@@ -49,11 +49,11 @@ class Progress:
         self.tried: set[str] = set()
         self.excluded: set[str] = set()
         # Tried, and may be asked again: with what each failed last, the longest ago first.
-        self.retry: list[tuple[Endpoint, errors.APIError]] = []
+        self.retry: list[tuple[LiveEndpoint, errors.APIError]] = []
         self.refused: list[NotAdmitted] = []
         self.waiter: Waiter | None = None  # in line, while it waits
         self.primary: errors.Error | None = None
-        self.failed: Endpoint | None = None
+        self.failed: LiveEndpoint | None = None
         self.failed_slowly = False
         self.too_small: set[str] = set()  # models whose window the request does not fit
         self.without_usage: set[str] = set()  # endpoints that were to be asked again without stream_options

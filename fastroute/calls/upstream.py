@@ -9,7 +9,7 @@ from fastroute.config import Config, Secret, is_loopback_url
 from fastroute.config.catalog import SAMPLING, SAMPLING_WITHOUT_REASONING, sampling_bit
 from fastroute.providers import get as get_format
 from fastroute.providers.base import Target
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 from fastroute.transport import Transport
 from fastroute.types import SAMPLING_PARAMETERS, Request
 
@@ -77,7 +77,7 @@ class Upstream:
     Thread safety: all threads share it. `forget_usage` is one attribute store.
     """
 
-    def __init__(self, endpoint: Endpoint, target: Target, transport: Transport) -> None:
+    def __init__(self, endpoint: LiveEndpoint, target: Target, transport: Transport) -> None:
         self.endpoint = endpoint
         self.format = format = get_format(endpoint.provider.format)
         self.target = target

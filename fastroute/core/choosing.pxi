@@ -2,8 +2,8 @@
 # Choosing: what is wished of a row of endpoints, what came of it, and letting a request in there
 # ======================================================================================================================
 #
-# What is wished of every choice from a row is checked once and kept as a Choice. Its rank only looks; its admit also
-# asks the endpoints in their order until one lets the request in.
+# What is wished of every choice from a row is checked once and kept as a RankingChoice. Its rank only looks; its
+# admit also asks the endpoints in their order until one lets the request in.
 
 # Classes --------------------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ cdef class Calibration:
 @cython.no_gc
 @cython.freelist(8)
 cdef class Ranked:
-    """What a ranking came to. Made by ``Choice.rank`` and ``Choice.admit`` only.
+    """What a ranking came to. Made by ``RankingChoice.rank`` and ``RankingChoice.admit`` only.
 
     The verdicts and who comes ``first`` are settled when it is made. The rest of the order is sorted out when it is
     asked for, and so are the figures of endpoints that were not in: ``keys``, ``values`` and ``prices`` are those of
@@ -71,7 +71,7 @@ cdef class Ranked:
     cdef bint soft_relaxed
 
     def __init__(self) -> None:
-        raise TypeError("a Ranked is made by Choice.rank() and Choice.admit()")
+        raise TypeError("a Ranked is made by RankingChoice.rank() and RankingChoice.admit()")
 
     def __dealloc__(self):
         if self.holds:
@@ -186,7 +186,7 @@ cdef class Ranked:
 
 
 @cython.final
-cdef class Choice:
+cdef class RankingChoice:
     """What is wished of choosing from a ``Ranking``, made by its ``choice``.
 
     Thread safety: it does not change; any number of threads may choose with it.
@@ -196,7 +196,7 @@ cdef class Choice:
     cdef Wish wish
 
     def __init__(self) -> None:
-        raise TypeError("a Choice is made by Ranking.choice()")
+        raise TypeError("a RankingChoice is made by Ranking.choice()")
 
     def rank(self, tokens_in=0, tokens_out=0, capabilities=0, seed=0, now=0) -> Ranked:
         """Judges and orders all endpoints, changing nothing.

@@ -126,7 +126,7 @@ cdef class Ranking:
     def choice(
         self, strategy, max_price=-1, price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0,
         bint by_value=False, limit=0, bint decay=True,
-    ) -> Choice:
+    ) -> RankingChoice:
         """What is wished of choosing from this row, checked once and kept.
 
         Args:
@@ -139,7 +139,7 @@ cdef class Ranking:
             limit: At most so many in the order; 0: all.
             decay: Let old latencies and failures fade.
         """
-        cdef Choice choice = Choice.__new__(Choice)
+        cdef RankingChoice choice = RankingChoice.__new__(RankingChoice)
         cdef Wish *wish = &choice.wish
         wish.strategy = self.checked_strategy(strategy)
         wish.max_price = whole("max_price", integer(max_price), -1, INT64_MAX)
@@ -161,7 +161,7 @@ cdef class Ranking:
         limit=0, seed=0, bint decay=True, now=0,
     ) -> Ranked:
         """``choice`` and its ``rank`` in one, for wishes that are needed once."""
-        cdef Choice choice = self.choice(
+        cdef RankingChoice choice = self.choice(
             strategy, max_price, price_ceiling, quality_floor, max_latency, by_value, limit, decay
         )
         return choice.ranked(tokens_in, tokens_out, capabilities, seed, moment(now) or fr_clock_coarse())
@@ -351,7 +351,7 @@ cdef class Ranking:
         return self.pick_ranked(kind, lot, decay, time)
 
     cdef int pick_ranked(self, int strategy, uint64_t seed, bint decay, int64_t now) except -2:
-        cdef Choice choice = self.choice(strategy, limit=1, decay=decay)
+        cdef RankingChoice choice = self.choice(strategy, limit=1, decay=decay)
         return choice.ranked(0, 0, 0, seed, now or fr_clock_coarse()).first
 
     cdef int pick_least_loaded(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:

@@ -23,7 +23,7 @@ from fastroute.errors import (
     RequestTooLargeForLimit,
 )
 from fastroute.figures import dollars, duration
-from fastroute.state.endpoints import STATE_NAMES, BlockReason, Endpoint
+from fastroute.state.endpoints import STATE_NAMES, BlockReason, LiveEndpoint
 from fastroute.types import NANO, Classification
 
 from .stage import Estimate, Stage
@@ -69,7 +69,7 @@ class Candidate:
     available_tokens: int | None
 
 
-class Ranking:
+class StageRanking:
     """One stage as it was ranked, its figures taken out once, with what the request needs."""
 
     __slots__ = ("estimate", "needs", "now", "order", "prices", "stage", "values", "verdicts")
@@ -150,7 +150,7 @@ class Ranking:
         return f"left out: {cost} is over the price ceiling"
 
 
-def candidates_of(rankings: Sequence[Ranking]) -> tuple[Candidate, ...]:
+def candidates_of(rankings: Sequence[StageRanking]) -> tuple[Candidate, ...]:
     """Every endpoint of every stage, those that are asked first, in order."""
     inside: list[Candidate] = []
     outside: list[Candidate] = []
@@ -164,7 +164,7 @@ def candidates_of(rankings: Sequence[Ranking]) -> tuple[Candidate, ...]:
     return (*inside, *outside)
 
 
-def refusal_of(rankings: Sequence[Ranking]) -> Error:
+def refusal_of(rankings: Sequence[StageRanking]) -> Error:
     """The error that says why nobody can serve it, each endpoint with its reason."""
     codes = set()
     lines = []
@@ -189,7 +189,9 @@ def refusal_of(rankings: Sequence[Ranking]) -> Error:
     return NoEndpointError(f"no endpoint can serve the request: {text}", status_code=400)
 
 
-def text_of(rankings: Sequence[Ranking], classification: Classification, asked: str, relaxed: bool) -> str:
+def text_of(
+    rankings: Sequence[StageRanking], classification: Classification, asked: str, relaxed: bool
+) -> str:
     """The plan as lines of text: the class and why, what was asked for, and every endpoint."""
     stage, estimate = rankings[0].stage, rankings[0].estimate
     words = ", ".join(word for group in classification.matches.values() for word in group)
@@ -212,7 +214,7 @@ def text_of(rankings: Sequence[Ranking], classification: Classification, asked: 
     return "\n".join(lines)
 
 
-def _reopens(endpoint: Endpoint, now: int) -> float:
+def _reopens(endpoint: LiveEndpoint, now: int) -> float:
     blocked, _ = endpoint.core.blocked(now)
     return max(blocked, endpoint.core.reopens_in(now)) / 1e9
 

@@ -13,7 +13,7 @@ from fastroute import _core
 from fastroute.errors import Error
 from fastroute.types import Classification, Request
 
-from .explain import Candidate, Ranking, candidates_of, refusal_of, text_of
+from .explain import Candidate, StageRanking, candidates_of, refusal_of, text_of
 from .stage import Estimate, Stage
 
 
@@ -99,5 +99,5 @@ class Plan:
     def __str__(self) -> str:
         return text_of(self._rankings(), self.classification, self.request.model, self.relaxed)
 
-    def _rankings(self) -> list[Ranking]:
-        return [Ranking(stage, ranked, self.estimate, self.needs) for stage, ranked in self.ranked]
+    def _rankings(self) -> list[StageRanking]:
+        return [StageRanking(stage, ranked, self.estimate, self.needs) for stage, ranked in self.ranked]

@@ -24,7 +24,7 @@ from fastroute.config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Cata
 from fastroute.config.messages import near, show
 from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
 from fastroute.events import Hooks
-from fastroute.state.endpoints import Endpoint, State
+from fastroute.state.endpoints import LiveEndpoint, State
 from fastroute.state.tokens import estimate_input
 from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
@@ -94,7 +94,7 @@ class Planner:
         self._max_latency = policy.max_latency or 0.0
         self._random = random.Random()
 
-    def plan(self, request: Request, at: Endpoint | None = None) -> Plan:
+    def plan(self, request: Request, at: LiveEndpoint | None = None) -> Plan:
         """Decides, sending nothing.
 
         Args:
@@ -182,7 +182,7 @@ class Planner:
             ranked.append((stage, self._order(plan, stage)))
         return plan
 
-    def admit(self, plan: Plan) -> tuple[Endpoint, _core.Ranked] | None:
+    def admit(self, plan: Plan) -> tuple[LiveEndpoint, _core.Ranked] | None:
         """Ranks the first stage and lets the request in at its first endpoint that can take it, in one step.
 
         Returns:
@@ -195,7 +195,7 @@ class Planner:
         plan.ranked.append((first, ranked))
         return None if ranked.chosen < 0 else (first.endpoints[ranked.chosen], ranked)
 
-    def walk(self, plan: Plan) -> Iterator[tuple[Endpoint, str | None]]:
+    def walk(self, plan: Plan) -> Iterator[tuple[LiveEndpoint, str | None]]:
         """Every endpoint that may serve it, with its tier, first choice first.
 
         A later stage is ranked when it is reached.
@@ -208,7 +208,7 @@ class Planner:
                 for place in ranked.order[1:]:
                     yield endpoints[place], tier
 
-    def beside(self, plan: Plan, endpoint: Endpoint) -> Iterator[Endpoint]:
+    def beside(self, plan: Plan, endpoint: LiveEndpoint) -> Iterator[LiveEndpoint]:
         """The others of the stage in which the endpoint is; nobody if it is in none."""
         for stage, ranked in self._reached(plan):
             if endpoint in stage.endpoints:
@@ -217,7 +217,7 @@ class Planner:
                         yield stage.endpoints[place]
                 return
 
-    def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[Endpoint, str | None]]:
+    def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[LiveEndpoint, str | None]]:
         """As `walk`, over a model's ``context_fallbacks`` or ``content_fallbacks``."""
         names = () if self._fixed is not None else getattr(model, chain)
         stage = self._stage((chain, *names)) if names else None
@@ -225,7 +225,7 @@ class Planner:
             for place in self._order(plan, stage).order:
                 yield stage.endpoints[place], None
 
-    def opened(self, plan: Plan) -> Iterator[tuple[Endpoint, str | None]]:
+    def opened(self, plan: Plan) -> Iterator[tuple[LiveEndpoint, str | None]]:
         """Endpoints that only their breaker keeps out, and their tier."""
         for stage, ranked in self._reached(plan):
             for place, endpoint in enumerate(stage.endpoints):
@@ -257,7 +257,7 @@ class Planner:
             estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
         )
 
-    def _choice(self, plan: Plan, stage: Stage) -> _core.Choice:
+    def _choice(self, plan: Plan, stage: Stage) -> _core.RankingChoice:
         """The stage's wishes, or the request's where it has its own."""
         options = plan.request.options
         cost, quality, latency = options.max_cost, options.quality, options.max_latency
@@ -447,7 +447,7 @@ class Planner:
         self,
         reason: str,
         tier: str | None,
-        endpoints: Sequence[tuple[int, Endpoint]],
+        endpoints: Sequence[tuple[int, LiveEndpoint]],
         *,
         by_value: bool,
     ) -> Stage:
@@ -457,9 +457,9 @@ class Planner:
             model.prices.long_context for endpoint in found if (model := endpoint.model).prices is not None
         }
         lengths = sorted(steps - {0})
-        made: dict[int, _core.Choice] = {}
+        made: dict[int, _core.RankingChoice] = {}
 
-        def longer(tokens: int) -> _core.Choice:
+        def longer(tokens: int) -> _core.RankingChoice:
             step = lengths[bisect_left(lengths, tokens) - 1]
             if step not in made:
                 made[step] = self._choice_of(endpoints, step + 1, by_value)
@@ -476,8 +476,8 @@ class Planner:
         )
 
     def _choice_of(
-        self, endpoints: Sequence[tuple[int, Endpoint]], tokens: int, by_value: bool
-    ) -> _core.Choice:
+        self, endpoints: Sequence[tuple[int, LiveEndpoint]], tokens: int, by_value: bool
+    ) -> _core.RankingChoice:
         """The choice from these endpoints by their prices of a prompt of so many tokens."""
         found = [endpoint for _, endpoint in endpoints]
         prices = [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from attrs import frozen
 
 from fastroute import _core
-from fastroute.state.endpoints import Endpoint
+from fastroute.state.endpoints import LiveEndpoint
 
 ENDLESS = 1 << 62  # tokens
 
@@ -47,13 +47,13 @@ class Stage:
 
     reason: str
     tier: str | None
-    endpoints: tuple[Endpoint, ...]
-    choice: _core.Choice
+    endpoints: tuple[LiveEndpoint, ...]
+    choice: _core.RankingChoice
     by_value: bool
     base_tokens: int
-    longer: Callable[[int], _core.Choice]
+    longer: Callable[[int], _core.RankingChoice]
 
-    def choice_for(self, estimate: int) -> _core.Choice:
+    def choice_for(self, estimate: int) -> _core.RankingChoice:
         """The choice by the prices of such a prompt, as the model counts it that counts the most."""
         most = max(endpoint.calibration.apply(estimate) for endpoint in self.endpoints)
         return self.choice if most <= self.base_tokens else self.longer(most)

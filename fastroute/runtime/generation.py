@@ -36,7 +36,7 @@ from fastroute.quality import Rates
 from fastroute.routing.classifier import Classifier
 from fastroute.routing.function_classifier import FunctionClassifier
 from fastroute.routing.planner import Planner
-from fastroute.state.endpoints import Endpoint, State
+from fastroute.state.endpoints import LiveEndpoint, State
 from fastroute.transport import Transport
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ class Generation:
             return previous.transports[name]
         return transport_to(self.config, name, session=session)
 
-    def _upstream(self, endpoint: Endpoint) -> Upstream:
+    def _upstream(self, endpoint: LiveEndpoint) -> Upstream:
         name = endpoint.config.provider
         target = target_at(
             self.config,

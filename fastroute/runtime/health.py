@@ -32,7 +32,7 @@ from fastroute.calls.call import Call
 from fastroute.calls.queue import WaitQueue
 from fastroute.calls.stream import Stream
 from fastroute.config import HealthCheckConfig
-from fastroute.state.endpoints import STATE_NAMES, Endpoint
+from fastroute.state.endpoints import STATE_NAMES, LiveEndpoint
 from fastroute.types import Completion, Request, RouteOptions
 
 from .generation import Generation
@@ -56,7 +56,7 @@ _TRY_AGAIN = 1.0  # seconds after a look that failed for a reason of its own
 
 
 def ask(
-    generation: Generation, endpoint: Endpoint, request: Request, timeout: float, *, wait: bool
+    generation: Generation, endpoint: LiveEndpoint, request: Request, timeout: float, *, wait: bool
 ) -> Completion | Stream:
     """One call to one endpoint: no cache, no other endpoint, no second attempt.
 
@@ -239,7 +239,7 @@ class HealthChecks:
     # ------------------------------------------------------------------------------------- when, and by whom
 
     def _due_in(
-        self, generation: Generation, endpoint: Endpoint, known: _Known, interval: int, now: int
+        self, generation: Generation, endpoint: LiveEndpoint, known: _Known, interval: int, now: int
     ) -> int:
         """ns after which to look at it again; 0: it is to be checked now, by this process."""
         core = endpoint.core
@@ -305,7 +305,7 @@ class HealthChecks:
     # ------------------------------------------------------------------------------------------------ a check
 
     def _check(
-        self, generation: Generation, endpoint: Endpoint, known: _Known, rule: HealthCheckConfig
+        self, generation: Generation, endpoint: LiveEndpoint, known: _Known, rule: HealthCheckConfig
     ) -> None:
         core = endpoint.core
         started = time.monotonic()
@@ -340,7 +340,7 @@ class HealthChecks:
                 events.HealthChecked(endpoint.name, rule.kind, outcome, took, known.error, state)
             )
 
-    def _complete(self, generation: Generation, endpoint: Endpoint, rule: HealthCheckConfig) -> bool:
+    def _complete(self, generation: Generation, endpoint: LiveEndpoint, rule: HealthCheckConfig) -> bool:
         """Asks for a short answer, as the breaker's probe if it is not closed. False: was not let in.
 
         The opening of a breaker is ended for it, or a recovery would not be seen before its time. While good
@@ -367,7 +367,7 @@ class HealthChecks:
         return True
 
     def _list(
-        self, generation: Generation, endpoint: Endpoint, rule: HealthCheckConfig, known: _Known
+        self, generation: Generation, endpoint: LiveEndpoint, rule: HealthCheckConfig, known: _Known
     ) -> bool:
         """Asks for the provider's list of models. False: was not let in, or there is none.
 
@@ -407,7 +407,7 @@ class HealthChecks:
         return True
 
     def _read_list(
-        self, generation: Generation, endpoint: Endpoint, listing: Listing, timeout: float
+        self, generation: Generation, endpoint: LiveEndpoint, listing: Listing, timeout: float
     ) -> None:
         from . import discovery
 
@@ -415,7 +415,7 @@ class HealthChecks:
         deadline = time.monotonic() + timeout
         discovery.page(upstream.transport, upstream.format, listing, upstream.target, None, deadline)
 
-    def _finish(self, endpoint: Endpoint, ticket: int, outcome: int) -> None:
+    def _finish(self, endpoint: LiveEndpoint, ticket: int, outcome: int) -> None:
         opened = endpoint.core.finish(ticket, outcome)  # closing it is left to a call
         if not opened:
             return

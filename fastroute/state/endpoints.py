@@ -54,7 +54,7 @@ class BlockReason(enum.IntEnum):
 
 
 @frozen(eq=False)
-class Endpoint:
+class LiveEndpoint:
     """One model at one provider.
 
     Attributes:
@@ -114,7 +114,7 @@ class State:
         calibrations = {endpoint.model.name: endpoint.calibration for endpoint in known}
         forgiven = {endpoint.name: endpoint.forgiven for endpoint in known}
         self._rules: dict[str, dict[str, Any]] = {}
-        endpoints: list[Endpoint] = []
+        endpoints: list[LiveEndpoint] = []
         for entry in config.endpoints:
             provider = config.providers[entry.provider]
             model = catalog.model(entry.model)
@@ -125,17 +125,19 @@ class State:
                 tails = [_core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds]
             calibration = calibrations.setdefault(model.name, _core.Calibration())
             counts = forgiven.get(entry.name) or dict.fromkeys(("missing_done", "invalid_utf8"), 0)
-            endpoints.append(Endpoint(entry.name, entry, provider, model, core, calibration, counts, *tails))
-        self.endpoints: tuple[Endpoint, ...] = tuple(endpoints)
+            endpoints.append(
+                LiveEndpoint(entry.name, entry, provider, model, core, calibration, counts, *tails)
+            )
+        self.endpoints: tuple[LiveEndpoint, ...] = tuple(endpoints)
         self.gate: _core.Endpoint | None = None
         with self._room(f"{len(endpoints)} leave no room for the counters of all together in"):
             self.panic: _core.Bucket = _core.Bucket(self.segment, "(panic)", 60, 1)
             if config.policy.max_in_flight is not None:
                 self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
-        by_model: dict[str, list[Endpoint]] = {}
+        by_model: dict[str, list[LiveEndpoint]] = {}
         for endpoint in endpoints:
             by_model.setdefault(endpoint.model.name, []).append(endpoint)
-        self.by_model: Mapping[str, tuple[Endpoint, ...]] = {
+        self.by_model: Mapping[str, tuple[LiveEndpoint, ...]] = {
             name: tuple(group) for name, group in by_model.items()
         }
 
@@ -152,7 +154,7 @@ class State:
                 f"limits, or, if others were configured before, restart the program{removed}"
             ) from None
 
-    def named(self, name: str) -> Endpoint:
+    def named(self, name: str) -> LiveEndpoint:
         """The endpoint of that name.
 
         Raises:

@@ -21,7 +21,7 @@ from .wire import SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, take
 JSON = "application/json"
 
 
-class Change:
+class ReplyChange:
     """One change; methods that a subclass does not override change nothing."""
 
     __slots__ = ()
@@ -40,7 +40,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Replace(Change):
+class Replace(ReplyChange):
     """Another status, other headers, another body.
 
     Status 0 stands for the format's status of the error code, body None for the format's error body.
@@ -61,7 +61,7 @@ class Replace(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class AddHeaders(Change):
+class AddHeaders(ReplyChange):
     """Additional headers; those of the same name are replaced."""
 
     headers: Headers
@@ -71,7 +71,7 @@ class AddHeaders(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class LongBody(Change):
+class LongBody(ReplyChange):
     """A body of ``size`` bytes, generated while it is sent."""
 
     status: int
@@ -103,7 +103,7 @@ def _bomb(decoded: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Compress(Change):
+class Compress(ReplyChange):
     """A content encoding: a bomb of ``decoded`` bytes, invalid data, or several layers of the good body."""
 
     kind: Literal["bomb", "rubbish", "layers"]
@@ -133,7 +133,7 @@ class Compress(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Frame(Change):
+class Frame(ReplyChange):
     """Another framing of the body; the names are in `FRAMINGS`."""
 
     framing: str
@@ -144,7 +144,7 @@ class Frame(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Prelude(Change):
+class Prelude(ReplyChange):
     """Bytes before the answer, such as interim answers."""
 
     data: bytes
@@ -154,7 +154,7 @@ class Prelude(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Delay(Change):
+class Delay(ReplyChange):
     """Additional seconds before the answer."""
 
     seconds: float
@@ -164,7 +164,7 @@ class Delay(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class SetUsage(Change):
+class SetUsage(ReplyChange):
     """Another value of ``usage``, in plain answers and in the events that have one."""
 
     value: bytes
@@ -208,7 +208,7 @@ def split_events(events: Iterator[Piece], after: int) -> Iterator[Piece]:
 
 
 @dataclass(frozen=True, slots=True)
-class Insert(Change):
+class Insert(ReplyChange):
     """Given pieces after ``after`` events; then the stream continues, or ends there."""
 
     after: int
@@ -224,7 +224,7 @@ class Insert(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorEvent(Change):
+class ErrorEvent(ReplyChange):
     """An error in the format's shape as the last event, after ``after`` others."""
 
     after: int
@@ -236,7 +236,7 @@ class ErrorEvent(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite(Change):
+class Rewrite(ReplyChange):
     """Other bytes in every event; with ``drop``, the events that contain them are left out."""
 
     old: bytes
@@ -254,7 +254,7 @@ class Rewrite(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class WithoutEnd(Change):
+class WithoutEnd(ReplyChange):
     """A stream without its end mark, if the format has one."""
 
     def on_events(self, events: Iterable[Piece], format: ServerFormat) -> Iterable[Piece]:
@@ -265,7 +265,7 @@ class WithoutEnd(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class AfterEnd(Change):
+class AfterEnd(ReplyChange):
     """Pieces after the last event; by default the format's late events."""
 
     pieces: tuple[RawPiece, ...]
@@ -276,7 +276,7 @@ class AfterEnd(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class BrokenEvent(Change):
+class BrokenEvent(ReplyChange):
     """An invalid event after ``after`` others: JSON that is cut off, or text that is not UTF-8."""
 
     after: int
@@ -290,7 +290,7 @@ class BrokenEvent(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class AsStream(Change):
+class AsStream(ReplyChange):
     """These pieces as the complete body of an event stream, whatever was requested."""
 
     pieces: tuple[RawPiece, ...]
@@ -304,7 +304,7 @@ class AsStream(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut(Change):
+class Cut(ReplyChange):
     """A tail after ``after`` bytes of the response (or of its body); then the rest if ``resume`` is set.
 
     With ``connect`` the connection is ended as soon as it is accepted, before any request.
@@ -323,7 +323,7 @@ class Cut(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Drip(Change):
+class Drip(ReplyChange):
     """The header block, the body or both in small portions with pauses between them."""
 
     part: Literal["headers", "body", "all"]
@@ -355,7 +355,7 @@ class Drip(Change):
 
 
 @dataclass(frozen=True, slots=True)
-class Raw(Change):
+class Raw(ReplyChange):
     """These pieces instead of the answer, including the status line; each is sent by itself."""
 
     pieces: tuple[RawPiece, ...]

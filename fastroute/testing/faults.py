@@ -17,7 +17,6 @@ from .changes import (
     AfterEnd,
     AsStream,
     BrokenEvent,
-    Change,
     Compress,
     Cut,
     Delay,
@@ -29,6 +28,7 @@ from .changes import (
     Prelude,
     Raw,
     Replace,
+    ReplyChange,
     Rewrite,
     SetUsage,
     WithoutEnd,
@@ -94,7 +94,7 @@ class Fault:
     """
 
     name: str
-    changes: tuple[Change, ...]
+    changes: tuple[ReplyChange, ...]
 
     def __or__(self, other: Fault) -> Fault:
         return Fault(f"{self.name} | {other.name}", self.changes + other.changes)

@@ -11,7 +11,7 @@ from twin import FAILURE, IN, LATENCY, OK, ORDERED, OUT_WINDOW
 from fastroute import _core
 
 
-class TestChoice:
+class TestRankingChoice:
     def test_it_ranks_by_the_wishes_it_was_made_with(self, make: Make) -> None:
         ranking = make(3, qualities=[0.9, 0.5, 0.8], input_prices=[3 * DOLLAR, DOLLAR, DOLLAR])
         wishes: Row = {"max_price": 2_000_000, "quality_floor": 0.6}

@@ -75,7 +75,7 @@ class Admitted:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RankingChoice:
     """Wishes kept."""
 
     ranking: Ranking
@@ -123,8 +123,8 @@ class Ranking:
         self.input_prices, self.output_prices = input_prices, output_prices
         self.qualities, self.latencies = qualities, latencies
 
-    def choice(self, strategy: int, **wishes: Any) -> Choice:
-        return Choice(self, {"strategy": strategy, **wishes})
+    def choice(self, strategy: int, **wishes: Any) -> RankingChoice:
+        return RankingChoice(self, {"strategy": strategy, **wishes})
 
     def rank(
         self,
