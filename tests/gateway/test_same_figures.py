@@ -136,7 +136,7 @@ def test_page_and_reports_write_the_same_texts(dashboard: Any) -> None:
     columns = to_table(report(served.app.client.ledger)).splitlines()[-1].split("  ")
     assert [text.strip() for text in columns[-3:]] == [cost, p50, p95]
     drawn = to_html(days(served.app.client.ledger))
-    for text in (cost, f"half within {p50}, 95 % within {p95}"):
+    for text in (cost, f"p50 {p50}, p95 {p95}"):
         assert text in drawn
 
 
