@@ -55,7 +55,7 @@ class _Open:
 
 
 def raw_of(part: Completion | Chunk | Choice | ChunkChoice | Message | Delta) -> Mapping[str, Any]:
-    """The provider's JSON for this part itself, which must not be changed."""
+    """The provider's JSON of this part. It is not a copy and must not be changed."""
     return part._raw
 
 

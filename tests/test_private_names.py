@@ -1,4 +1,4 @@
-"""Tests, benchmarks and doors see the package through the names that its rooms give them, never private ones.
+"""Tests, benchmarks and doors use the public and room-level names of the package, never private ones.
 
 A private name begins with a single underscore. What counts as reaching for one: an attribute of anything but
 ``self``, ``cls`` and ``super()``, an import, a string handed to `setattr` and its like, and the text of a
@@ -76,7 +76,7 @@ def reaches(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(TOP)))
-def test_nobody_reaches_for_a_private_name(path: Path) -> None:
+def test_no_private_name_is_used(path: Path) -> None:
     found = sorted(reaches(ast.parse(path.read_text(encoding="utf-8"))))
     assert found == []
 

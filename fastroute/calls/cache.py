@@ -57,7 +57,7 @@ class Cache:
         scope: the tags that keep answers apart, or ``all`` but that of a request's id.
 
     Attributes:
-        flights: the calls under way that equal calls wait for, by key.
+        flights: calls in progress that identical calls wait for, by key.
 
     Thread safety: all methods; the lock is never held while a call is made.
     """

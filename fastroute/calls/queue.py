@@ -57,7 +57,7 @@ class Waiter:
 
 
 class ReservedTime:
-    """A reserved time and whose it is."""
+    """A reserved time and the call that it belongs to."""
 
     __slots__ = ("due", "paid", "tokens", "waiter")
 
@@ -85,7 +85,7 @@ class ReservedTimes:
         self.credit = 0
 
     def insert(self, new: ReservedTime) -> None:
-        """Adds a call; lower classes make way."""
+        """Adds a call; calls of lower classes move back."""
         insort(self.entries, new)
         first = next((each for each in self.entries if each is new or each.waiter.key > new.waiter.key), new)
         if first is not new:
@@ -152,8 +152,8 @@ class WaitQueue:
 
     Attributes:
         waiting: how many there are.
-        waiters: who waits for a permit, by endpoint, the next first; without endpoints that have none.
-        times: the times reserved, by endpoint; without endpoints that have none.
+        waiters: the calls that wait for a permit, by endpoint, in the order in which they get one.
+        times: the reserved times, by endpoint. Both hold only endpoints that are waited for.
 
     Thread safety: all methods. Nothing is called while the lock is held but the core.
     """

@@ -94,7 +94,7 @@ def is_loopback(host: str) -> bool:
 
 
 def announce(host: str, port: int) -> None:
-    """Says where calls and figures are served."""
+    """Prints the addresses of the API and of the admin page."""
     shown = f"[{host}]" if ":" in host else host
     dim(f"serving http://{shown}:{port}/v1 (Ctrl-C to stop)")
     dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")

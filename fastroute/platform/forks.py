@@ -15,11 +15,11 @@ from collections.abc import Callable
 from fastroute import _core
 
 actions: list[Callable[[], None]] = []
-"""What a child runs, the first first."""
+"""What a forked child runs, in this order."""
 handled = _core.fork_count()  # the count at the last run of the actions
 _locks: dict[int, threading.Lock] = {}
 mutex = threading.RLock()
-"""Held over a fork by `os.fork`, and by whoever holds `blocked`."""
+"""`os.fork` waits for this lock; see `blocked`."""
 
 
 def in_child(action: Callable[[], None]) -> None:

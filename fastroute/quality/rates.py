@@ -61,7 +61,7 @@ class Rates:
         hooks: hear `DriftDetected`.
 
     Attributes:
-        window, min_samples: results that a rate is of, and that there must be before one is compared.
+        window, min_samples: results in a window, and results needed before rates are compared.
         series: the results so far, by model, tier and measure, under `lock`.
     """
 

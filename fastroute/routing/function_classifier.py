@@ -34,7 +34,7 @@ Ask = Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], object]
 Kind = Literal["raised", "timeout", "busy", "unknown-level", "bad-score", "tie", "unreadable"]
 
 MOST_THREADS = 16
-"""Threads of one client in which the function may run, or hang, at once."""
+"""The most threads of one client that run the function at once, hanging ones included."""
 _LOG_AGAIN = 60.0  # seconds between two log lines of one kind
 
 

@@ -32,7 +32,7 @@ from fastroute.platform import files
 log = logging.getLogger("fastroute")
 
 MEMORY_FOLDER = "/dev/shm"
-"""Where a machine's state lies; without such a folder it lies among temporary files."""
+"""Folder of the machine's state; the folder for temporary files is used where it does not exist."""
 _PATIENCE = 10.0  # seconds to wait for another process that creates the same file
 ABANDONED = 3600.0
 """Seconds unused after which a file of a machine's state is removed."""
