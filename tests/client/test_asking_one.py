@@ -54,7 +54,7 @@ def test_a_name_that_no_endpoint_has(start: Start) -> None:
     loop = start(2)
     with pytest.raises(errors.NoEndpointError, match=f"did you mean a/{MODEL}"):
         loop.client.probe("a/test-modle")
-    with pytest.raises(errors.NoEndpointError, match="there are a/"):
+    with pytest.raises(errors.NoEndpointError, match="use one of a/"):
         loop.client.probe("xyz")
     with pytest.raises(errors.BadRequestError, match=r"route\.validate"):
         loop.client.probe(f"a/{MODEL}", route={"validate": "x"})
