@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastroute.config import (
-    check,
-)
+from fastroute.config import check
 
 NOTHING: dict[str, str] = {}
 KEY = "sk-0123456789abcdefNEVERSHOWN"

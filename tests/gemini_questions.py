@@ -61,9 +61,4 @@ def answer(*parts: dict[str, Any], finish: str | None = "STOP", **more: Any) -> 
 
 
 def call(identity: str, name: str, arguments: str = "{}", **more: Any) -> dict[str, Any]:
-    return {
-        "id": identity,
-        "type": "function",
-        "function": {"name": name, "arguments": arguments},
-        **more,
-    }
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}, **more}

@@ -182,9 +182,7 @@ def test_anthropics_writes_cost_by_how_long_they_are_kept() -> None:
         settings = {
             "fastroute": {"ledger": ""},
             "providers": {"p": {"base_url": provider.base_url, "format": "anthropic"}},
-            "endpoints": [
-                {"provider": "p", "model": "claude-haiku-4.5", "upstream": "claude-haiku-4-5"},
-            ],
+            "endpoints": [{"provider": "p", "model": "claude-haiku-4.5", "upstream": "claude-haiku-4-5"}],
         }
         with fastroute.Client(settings) as client:
             reply = client.chat.completions.create(model="claude-haiku-4.5", messages=ASKED)

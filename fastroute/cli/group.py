@@ -126,13 +126,4 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
 
 
-__all__ = [
-    "COMMANDS",
-    "INTERRUPTED",
-    "cli",
-    "config_option",
-    "json_option",
-    "read_tags",
-    "refuse",
-    "visible",
-]
+__all__ = ["COMMANDS", "INTERRUPTED", "cli", "config_option", "json_option", "read_tags", "refuse", "visible"]

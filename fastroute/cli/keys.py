@@ -62,11 +62,7 @@ def command() -> None:
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="A key for the figures under /admin that cannot make calls.")
 @click.option(
-    "-m",
-    "--model",
-    multiple=True,
-    metavar="NAME",
-    help="Allow only this model, tier or auto; repeatable.",
+    "-m", "--model", multiple=True, metavar="NAME", help="Allow only this model, tier or auto; repeatable."
 )
 @click.option("--rpm", type=click.IntRange(0), help="Requests a minute.")
 @click.option("--tpm", type=click.IntRange(0), help="Tokens a minute.")

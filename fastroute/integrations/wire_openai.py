@@ -128,8 +128,7 @@ def parse(body: bytes, limits: BodyLimits = TRUSTED, *, route: str | None = None
     """
     if limits.max_bytes is not None and len(body) > limits.max_bytes:
         raise errors.RequestTooLargeError(
-            f"the body has {len(body)} bytes; the limit is {limits.max_bytes}",
-            type="invalid_request_error",
+            f"the body has {len(body)} bytes; the limit is {limits.max_bytes}", type="invalid_request_error"
         )
     value = _document(body, limits)
     if not isinstance(value, dict):

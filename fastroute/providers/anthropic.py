@@ -87,13 +87,12 @@ class Anthropic:
         if usage is not None:
             shown["usage"] = usage.to_dict()
         return types.Completion(
-            shown["id"],
-            shown["created"],
-            shown["model"],
-            (types.Choice(0, message, reason, choice),),
-            usage,
-            None,
-            shown,
+            id=shown["id"],
+            created=shown["created"],
+            model=shown["model"],
+            choices=(types.Choice(0, message, reason, choice),),
+            usage=usage,
+            raw=shown,
         )
 
     def decode_error(
@@ -223,7 +222,14 @@ def usage_from(value: Any) -> types.Usage | None:
     # Tokens written to the cache for an hour; the others are kept for the usual five minutes.
     kept = value.get("cache_creation")
     hour = (count(kept.get("ephemeral_1h_input_tokens")) or 0) if isinstance(kept, dict) else 0
-    return types.Usage(prompt, output, read, min(thought, output), "provider", written, min(hour, written))
+    return types.Usage(
+        prompt_tokens=prompt,
+        completion_tokens=output,
+        cached_tokens=read,
+        reasoning_tokens=min(thought, output),
+        cache_write_tokens=written,
+        cache_write_1h_tokens=min(hour, written),
+    )
 
 
 # -------------------------------------------------------------------------------------------------- streams
@@ -381,7 +387,9 @@ class _AnthropicStream(StreamDecoder):
         if not self._shows_usage or self.usage is None or self.usage.source != "provider":
             return None
         raw = {**self._shape(), "choices": [], "usage": self.usage.to_dict()}
-        return types.Chunk(self._id, self._created, self._model, (), self.usage, raw)
+        return types.Chunk(
+            id=self._id, created=self._created, model=self._model, choices=(), usage=self.usage, raw=raw
+        )
 
     # -- parts of events
 
@@ -447,12 +455,11 @@ class _AnthropicStream(StreamDecoder):
         delta = types.Delta(raw.get("role"), raw.get("content"), calls, raw.get("refusal"), raw)
         choice: dict[str, Any] = {"index": 0, "delta": raw, "finish_reason": reason, **(own_reason or {})}
         chunk = types.Chunk(
-            self._id,
-            self._created,
-            self._model,
-            (types.ChunkChoice(0, delta, reason, choice),),
-            None,
-            {**self._shape(), "choices": [choice]},
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=(types.ChunkChoice(0, delta, reason, choice),),
+            raw={**self._shape(), "choices": [choice]},
         )
         self._absorb(chunk)
         begun = self._input

@@ -32,9 +32,7 @@ def as_mapping(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def system_and_turns(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[str | list[Block], list[dict[str, Any]]]:
+def system_and_turns(messages: Sequence[Mapping[str, Any]]) -> tuple[str | list[Block], list[dict[str, Any]]]:
     """The system prompt (empty if there is none) and the turns.
 
     Instructions in the middle of a conversation move to its beginning and keep their order.

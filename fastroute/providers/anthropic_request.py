@@ -99,10 +99,7 @@ def body_of(request: types.Request, target: Target) -> dict[str, Any]:
         _reasoning(body, params, target.upstream, most)
     _labels(body, params)
     if "output_config" in params:
-        body["output_config"] = {
-            **body.get("output_config", {}),
-            **_mapping(params, "output_config"),
-        }
+        body["output_config"] = {**body.get("output_config", {}), **_mapping(params, "output_config")}
     if request.stream:
         body["stream"] = True
     return body

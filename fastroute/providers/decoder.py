@@ -223,4 +223,11 @@ class StreamDecoder(ABC):
         }
         if self.usage is not None:
             body["usage"] = self.usage.to_dict()
-        return types.Completion(self._id, self._created, self._model, tuple(choices), self.usage, None, body)
+        return types.Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=tuple(choices),
+            usage=self.usage,
+            raw=body,
+        )

@@ -108,7 +108,9 @@ class Gemini:
         model = string(value.get("modelVersion")) or target.upstream
         created = this_second()
         shape = _shape("chat.completion", answer_id, created, model, choices, usage)
-        return types.Completion(answer_id, created, model, choices, usage, None, shape)
+        return types.Completion(
+            id=answer_id, created=created, model=model, choices=choices, usage=usage, raw=shape
+        )
 
     def decode_error(
         self, status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
@@ -409,7 +411,13 @@ def usage_from(value: Any) -> types.Usage | None:
     if total != prompt + output and value.get("totalTokenCount") is not None:
         source = "estimated"
         output = max(output, total - prompt)
-    return types.Usage(prompt, output, cached if cached <= prompt else 0, thoughts, source)
+    return types.Usage(
+        prompt_tokens=prompt,
+        completion_tokens=output,
+        cached_tokens=cached if cached <= prompt else 0,
+        reasoning_tokens=thoughts,
+        source=source,
+    )
 
 
 # -------------------------------------------------------------------------------------------------- streams
@@ -497,7 +505,9 @@ class _GeminiStream(StreamDecoder):
         self, model: str, choices: tuple[types.ChunkChoice, ...], usage: types.Usage | None
     ) -> types.Chunk:
         raw = _shape("chat.completion.chunk", self._id, self._created, model, choices, usage)
-        chunk = types.Chunk(self._id, self._created, model, choices, usage, raw)
+        chunk = types.Chunk(
+            id=self._id, created=self._created, model=model, choices=choices, usage=usage, raw=raw
+        )
         self._absorb(chunk)
         return chunk
 

@@ -89,13 +89,12 @@ class OpenAI:
         choices = tuple([_choice(item, place, target) for place, item in enumerate(items)])
         usage = usage_from(value.get("usage"))
         return types.Completion(
-            string(value.get("id")),
-            count(value.get("created")) or 0,
-            string(value.get("model")) or target.upstream,
-            choices,
-            usage,
-            None,
-            value,
+            id=string(value.get("id")),
+            created=count(value.get("created")) or 0,
+            model=string(value.get("model")) or target.upstream,
+            choices=choices,
+            usage=usage,
+            raw=value,
         )
 
     def decode_error(
@@ -219,12 +218,12 @@ def usage_from(value: Any) -> types.Usage | None:
             source = "estimated"
         output += max(hidden, 0)
     return types.Usage(
-        prompt,
-        output,
-        cached,
-        min(reasoning, output),
-        source,
-        min(written, prompt - cached),
+        prompt_tokens=prompt,
+        completion_tokens=output,
+        cached_tokens=cached,
+        reasoning_tokens=min(reasoning, output),
+        source=source,
+        cache_write_tokens=min(written, prompt - cached),
     )
 
 
@@ -273,12 +272,12 @@ class _OpenAIStream(StreamDecoder):
         if not choices and usage is None:
             return ()
         chunk = types.Chunk(
-            string(value.get("id")),
-            count(value.get("created")) or 0,
-            string(value.get("model")) or self._model,
-            choices,
-            usage,
-            value,
+            id=string(value.get("id")),
+            created=count(value.get("created")) or 0,
+            model=string(value.get("model")) or self._model,
+            choices=choices,
+            usage=usage,
+            raw=value,
         )
         self._absorb(chunk)
         return (chunk,)

@@ -122,11 +122,20 @@ class State:
             with self._room(f"only {len(endpoints)} of {len(config.endpoints)} fit into"):
                 core = _core.Endpoint(self.segment, entry.name, **rules)
                 kinds = ("whole", "begun") if config.policy.hedging.enabled else ()
-                tails = [_core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds]
+                tails = {kind: _core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds}
             calibration = calibrations.setdefault(model.name, _core.Calibration())
             counts = forgiven.get(entry.name) or dict.fromkeys(("missing_done", "invalid_utf8"), 0)
             endpoints.append(
-                LiveEndpoint(entry.name, entry, provider, model, core, calibration, counts, *tails)
+                LiveEndpoint(
+                    name=entry.name,
+                    config=entry,
+                    provider=provider,
+                    model=model,
+                    core=core,
+                    calibration=calibration,
+                    forgiven=counts,
+                    **tails,
+                )
             )
         self.endpoints: tuple[LiveEndpoint, ...] = tuple(endpoints)
         self.gate: _core.Endpoint | None = None

@@ -188,14 +188,14 @@ def settle(
     reasoning = reasoning_tokens if answer.reasoning_tokens is None else answer.reasoning_tokens
     completion = answer.completion_tokens
     return Said(
-        answer.content,
-        answer.tool_calls,
-        reason or ("tool_calls" if answer.tool_calls else "stop"),
-        prompt,
-        (visible + reasoning) * question.choices if completion is None else completion,
-        min(prompt, cached_tokens if answer.cached_tokens is None else answer.cached_tokens),
-        reasoning,
-        visible + reasoning,
+        content=answer.content,
+        tool_calls=answer.tool_calls,
+        finish_reason=reason or ("tool_calls" if answer.tool_calls else "stop"),
+        prompt_tokens=prompt,
+        completion_tokens=(visible + reasoning) * question.choices if completion is None else completion,
+        cached_tokens=min(prompt, cached_tokens if answer.cached_tokens is None else answer.cached_tokens),
+        reasoning_tokens=reasoning,
+        generated=visible + reasoning,
     )
 
 

@@ -13,14 +13,7 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from .answer_source import (
-    TOKENS_PER_IMAGE,
-    TOKENS_PER_MESSAGE,
-    Question,
-    Said,
-    count_tokens,
-    fragments,
-)
+from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, Said, count_tokens, fragments
 from .openai_format import ERRORS, ProviderError, StreamStyle
 from .rate_limits import LimitExceeded
 from .wire import Headers, Piece
@@ -476,8 +469,6 @@ class GeminiServerFormat:
             "code": 429,
             "message": message,
             "status": "RESOURCE_EXHAUSTED",
-            "details": [
-                {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay},
-            ],
+            "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}],
         }
         return (), orjson.dumps({"error": error})

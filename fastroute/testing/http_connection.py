@@ -69,14 +69,14 @@ def parse_head(block: bytes) -> Head:
     connection = headers.get("connection", "").lower()
     http10 = words[2] == "HTTP/1.0"
     return Head(
-        words[0],
-        words[1],
-        headers,
-        None if length is None else int(length),
-        "chunked" in headers.get("transfer-encoding", "").lower(),
-        "keep-alive" in connection if http10 else "close" not in connection,
-        http10,
-        headers.get("expect", "").lower() == "100-continue",
+        method=words[0],
+        path=words[1],
+        headers=headers,
+        length=None if length is None else int(length),
+        chunked="chunked" in headers.get("transfer-encoding", "").lower(),
+        keep="keep-alive" in connection if http10 else "close" not in connection,
+        http10=http10,
+        expects=headers.get("expect", "").lower() == "100-continue",
     )
 
 

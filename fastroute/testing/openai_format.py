@@ -12,14 +12,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from .answer_source import (
-    TOKENS_PER_IMAGE,
-    TOKENS_PER_MESSAGE,
-    Question,
-    Said,
-    count_tokens,
-    fragments,
-)
+from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, Said, count_tokens, fragments
 from .rate_limits import LimitExceeded, go_duration
 from .wire import Headers, Piece
 

@@ -263,13 +263,16 @@ class Server:
         counts = self._counts
         counts["received"] += 1
         method, path, headers = head.method, head.path, head.headers
-        received = Received(method, path, headers, body, now, connection.number)
+        number = connection.number
+        received = Received(method, path, headers, body, time=now, connection=number)
         fault: Fault | None = None
         try:
             if self._script or self._function is not None or self._settings.fail_rate:
                 fault = self._fault(received)
             if fault is not None:
-                received = Received(method, path, headers, body, now, connection.number, fault.name)
+                received = Received(
+                    method, path, headers, body, time=now, connection=number, fault=fault.name
+                )
             reply = self._reply(received, now, fault)
             latency = self._settings.latency
             if callable(latency):

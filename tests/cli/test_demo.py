@@ -250,14 +250,7 @@ def test_the_picture_fits_its_terminal(width: int, height: int, state: str) -> N
     assert len(lines) < height
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
-    for words in (
-        "lost 1",
-        "fail-overs 321",
-        "p99 2.3 s",
-        "67 % saved",
-        "happening 19",
-        "claude-sonnet-4.5",
-    ):
+    for words in ("lost 1", "fail-overs 321", "p99 2.3 s", "67 % saved", "happening 19", "claude-sonnet-4.5"):
         assert words in text
     assert text.count(demo_view.MARKS[state][0] + " 234/56 234 ms") == len(
         scene(1, state).client.stats()["endpoints"]

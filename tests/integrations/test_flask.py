@@ -107,9 +107,7 @@ def test_calls_of_a_request_carry_its_tags(make: Callable[..., Any]) -> None:
     ]
 
 
-def test_submitted_calls_carry_the_tags_of_the_request_that_submitted_them(
-    make: Callable[..., Any],
-) -> None:
+def test_submitted_calls_carry_the_tags_of_the_request_that_submitted_them(make: Callable[..., Any]) -> None:
     asked: list[int] = []
 
     def user() -> int:

@@ -138,11 +138,7 @@ def test_tools() -> None:
     function = WEATHER["function"]
     assert isinstance(function, dict)
     assert body["tools"] == [
-        {
-            "name": "weather",
-            "description": "The weather in a city.",
-            "input_schema": function["parameters"],
-        },
+        {"name": "weather", "description": "The weather in a city.", "input_schema": function["parameters"]},
         {"name": "now", "input_schema": {"type": "object", "properties": {}}, "strict": True},
         native,
     ]

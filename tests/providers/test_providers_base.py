@@ -7,14 +7,7 @@ from typing import Any
 import pytest
 
 from fastroute import errors
-from fastroute.providers import (
-    Format,
-    base,
-    check_content_type,
-    get,
-    names,
-    register,
-)
+from fastroute.providers import Format, base, check_content_type, get, names, register
 
 # --------------------------------------------------------------------------------------------- content types
 

@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import errors, types
-from fastroute.providers import (
-    Target,
-    base,
-    get,
-    sse,
-)
+from fastroute.providers import Target, base, get, sse
 
 OPENAI = get("openai")
 TARGET = Target("openai/gpt", "openai", "gpt", "gpt-2025", "https://api.example.com/v1")

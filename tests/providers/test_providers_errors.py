@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from openai_answers import ANSWER, KEY, OPENAI, TARGET
 
 from fastroute import errors, types
-from fastroute.providers import (
-    rejects_stream_options,
-    sse,
-)
+from fastroute.providers import rejects_stream_options, sse
 from fastroute.providers.error_reader import redact
 
 REQUEST = types.Request("gpt", [{"role": "user", "content": "hello"}], {}, True)

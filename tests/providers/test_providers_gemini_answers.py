@@ -272,11 +272,7 @@ def fed(*events: Any, **params: Any) -> tuple[list[types.Chunk], Any]:
 
 
 def usage_of(prompt: int, visible: int) -> dict[str, int]:
-    return {
-        "promptTokenCount": prompt,
-        "candidatesTokenCount": visible,
-        "totalTokenCount": prompt + visible,
-    }
+    return {"promptTokenCount": prompt, "candidatesTokenCount": visible, "totalTokenCount": prompt + visible}
 
 
 def test_a_stream_adds_up_to_the_answer() -> None:

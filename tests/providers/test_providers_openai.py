@@ -15,10 +15,7 @@ from hypothesis import strategies as st
 from openai_answers import ANSWER, KEY, OPENAI, TARGET
 
 from fastroute import errors, types
-from fastroute.providers import (
-    Target,
-    sse,
-)
+from fastroute.providers import Target, sse
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

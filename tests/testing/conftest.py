@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fastroute.testing import (
-    Provider,
-)
+from fastroute.testing import Provider
 
 
 @pytest.fixture(scope="module")

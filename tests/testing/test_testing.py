@@ -10,23 +10,9 @@ from typing import Any
 
 import pytest
 import requests
-from raw_http import (
-    HELLO,
-    STREAM,
-    answer,
-    ask,
-    events,
-    stream,
-    text_of,
-)
+from raw_http import HELLO, STREAM, answer, ask, events, stream, text_of
 
-from fastroute.testing import (
-    Answer,
-    Provider,
-    Received,
-    StreamStyle,
-    count_tokens,
-)
+from fastroute.testing import Answer, Provider, Received, StreamStyle, count_tokens
 
 DOCS = pathlib.Path(__file__).parent.parent.parent / "docs" / "testing.md"
 

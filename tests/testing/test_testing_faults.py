@@ -30,13 +30,7 @@ from raw_http import (
     text_of,
 )
 
-from fastroute.testing import (
-    ERRORS,
-    FRAMINGS,
-    Fault,
-    Provider,
-    Repeat,
-)
+from fastroute.testing import ERRORS, FRAMINGS, Fault, Provider, Repeat
 from fastroute.testing.wire import take
 
 DOCS = pathlib.Path(__file__).parent.parent.parent / "docs" / "testing.md"

@@ -14,26 +14,9 @@ from typing import Any
 
 import pytest
 import requests
-from raw_http import (
-    HELLO,
-    STREAM,
-    answer,
-    ask,
-    connect,
-    exchange,
-    read_all,
-    request_bytes,
-)
+from raw_http import HELLO, STREAM, answer, ask, connect, exchange, read_all, request_bytes
 
-from fastroute.testing import (
-    Answer,
-    Fault,
-    Fixed,
-    Lognormal,
-    Provider,
-    Repeat,
-    Uniform,
-)
+from fastroute.testing import Answer, Fault, Fixed, Lognormal, Provider, Repeat, Uniform
 
 # ----------------------------------------------------------------------------------------------- life
 

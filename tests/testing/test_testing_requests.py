@@ -11,18 +11,9 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_http import (
-    HELLO,
-    STREAM,
-    connect,
-    read_all,
-    request_bytes,
-)
+from raw_http import HELLO, STREAM, connect, read_all, request_bytes
 
-from fastroute.testing import (
-    Fault,
-    Provider,
-)
+from fastroute.testing import Fault, Provider
 from fastroute.testing.http_connection import BadRequest, parse_head, read_chunks
 
 

@@ -13,23 +13,9 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
-from raw_http import (
-    HELLO,
-    STREAM,
-    answer,
-    ask,
-    connect,
-    request_bytes,
-)
+from raw_http import HELLO, STREAM, answer, ask, connect, request_bytes
 
-from fastroute.testing import (
-    Fault,
-    Fixed,
-    Lognormal,
-    Provider,
-    Uniform,
-    go_duration,
-)
+from fastroute.testing import Fault, Fixed, Lognormal, Provider, Uniform, go_duration
 from fastroute.testing.rate_limits import RateLimits
 
 # ---------------------------------------------------------------------------------------- time and limits

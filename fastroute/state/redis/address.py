@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from urllib.parse import urlencode
 
-from attrs import frozen
+from attrs import field, frozen
 
 from fastroute.config.redis_url import Service, read_redis_url
 from fastroute.config.secrets import read_secret_file
@@ -24,7 +24,7 @@ class AwayError(Exception):
         self.slow = slow
 
 
-@frozen(repr=False)
+@frozen(repr=False, kw_only=True)
 class Address:
     """The address of Redis from ``state = "redis://…"`` or ``"redis+sentinel://…"``.
 
@@ -39,14 +39,14 @@ class Address:
         sentinel_password: from FASTROUTE_REDIS_SENTINEL_PASSWORD, or the file named by the same with _FILE.
     """
 
-    url: str
-    service: Service | None
-    files: Mapping[str, str]
+    url: str = ""
+    service: Service | None = None
+    files: Mapping[str, str] = field(factory=dict)
     prefix: str
     timeout: float
     password: str | None
-    sentinel_user: str | None
-    sentinel_password: str | None
+    sentinel_user: str | None = None
+    sentinel_password: str | None = None
 
     def __repr__(self) -> str:
         return f"<Redis, prefix {self.prefix!r}>"
@@ -66,9 +66,16 @@ def address_of(state: str) -> Address:
     password = _password("FASTROUTE_REDIS_PASSWORD")
     if found.service is None:
         url = found.url + (f"?{urlencode(options)}" if options else "")
-        return Address(url, None, {}, prefix, timeout, password, None, None)
-    of_sentinels = _password("FASTROUTE_REDIS_SENTINEL_PASSWORD")
-    return Address("", found.service, options, prefix, timeout, password, sentinel_user, of_sentinels)
+        return Address(url=url, prefix=prefix, timeout=timeout, password=password)
+    return Address(
+        service=found.service,
+        files=options,
+        prefix=prefix,
+        timeout=timeout,
+        password=password,
+        sentinel_user=sentinel_user,
+        sentinel_password=_password("FASTROUTE_REDIS_SENTINEL_PASSWORD"),
+    )
 
 
 def _password(variable: str) -> str | None:

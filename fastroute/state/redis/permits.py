@@ -138,7 +138,7 @@ class Permits:
             return None
         self._shrink(held)
         leased, held, turn, _, _ = self._lease.permits()
-        return PermitRequest(turn, self._core.max_in_flight, self._part, held, 0, leased)
+        return self._request(turn, held, need=0, want=leased)
 
     def take(self, request: PermitRequest, answer: tuple[int, bool, int], begun: int) -> None:
         """Applies an answer, if the lease has not changed since the request.
@@ -190,7 +190,12 @@ class Permits:
             leased, held, turn, _, _ = self._lease.permits()
         spare = 0 if self.wanted else self._spare
         want = min(limit, max(leased, held + max(more, spare)))
-        return PermitRequest(turn, limit, self._part, held, held + more, want)
+        return self._request(turn, held, need=held + more, want=want)
+
+    def _request(self, turn: int, held: int, *, need: int, want: int) -> PermitRequest:
+        return PermitRequest(
+            turn=turn, limit=self._core.max_in_flight, part=self._part, floor=held, need=need, want=want
+        )
 
     def _shrink(self, many: int) -> None:
         """Makes the lease smaller, but not below what is in use; calls may be admitted in the meantime."""
