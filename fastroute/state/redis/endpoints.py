@@ -62,7 +62,7 @@ class SharedEndpoint(SharedLimits):
                 self._asking.release()
 
     def reserve(self, tokens: int, max_wait: int, now: int) -> int:
-        """Pays one request and ``tokens`` in the shared limit, to be used after a wait."""
+        """Pays one request and ``tokens`` in advance; returns the wait (ns) until their use, or a refusal."""
         interval_r, burst_r, interval_t, burst_t = self.lease.limits()
         if (interval_r >= 0 and burst_r < 1) or (interval_t >= 0 and tokens > burst_t):
             return refusal(_core.TOO_LARGE, 0)
@@ -77,7 +77,7 @@ class SharedEndpoint(SharedLimits):
         return refusal(_core.TOKENS, wait_t)
 
     def unreserve(self, tokens: int, now: int) -> None:
-        """Gives back what `reserve` paid."""
+        """Returns what `reserve` paid."""
         try:
             self._ask(0, (-1, -1, 0, 0), (-tokens, -1, 0, 0))
         except AwayError:
@@ -101,17 +101,20 @@ class SharedEndpoint(SharedLimits):
         self._wake()
 
     def judged(self, flags: int) -> None:
+        """Publishes that a probe has ended; nonzero ``flags`` mean that the breaker has changed."""
         self._told["probed"] = True
         if flags:
             self._told["breaker"] = True
         self._wake()
 
     def tightened(self, requests: int, tokens: int) -> None:
+        """Publishes what the provider's headers say is left; -1 for unknown."""
         self._left = (requests, tokens)
         self._told["limits"] = True
         self._wake()
 
     def blocked(self) -> None:
+        """Publishes that the endpoint is blocked."""
         self._told["block"] = True
         self._wake()
 

@@ -86,6 +86,7 @@ class SharedLimits:
                 asking.release()
 
     def low(self) -> None:
+        """Makes the sharing thread refill the pool."""
         if "low" not in self._told:
             self._told["low"] = True
             self._wake()
