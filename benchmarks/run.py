@@ -57,10 +57,19 @@ class Table:
 
     @classmethod
     def of(cls, measured: Comparison | Trial, rows: Sequence[Row]) -> Table:
+        columns: tuple[str, ...]
         if isinstance(measured, Comparison):
-            return cls(measured.title, measured.note, (), True, measured.added, tuple(rows))
-        ratio = measured.ratio is not None
-        return cls(measured.title, measured.note, measured.columns, ratio, False, tuple(rows))
+            columns, ratio, added = (), True, measured.added
+        else:
+            columns, ratio, added = measured.columns, measured.ratio is not None, False
+        return cls(
+            title=measured.title,
+            note=measured.note,
+            columns=columns,
+            ratio=ratio,
+            added=added,
+            rows=tuple(rows),
+        )
 
     def row(self, name: str) -> Row:
         """The row of a contender."""

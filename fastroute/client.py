@@ -402,7 +402,14 @@ class Client:
             raise errors.BadRequestError(
                 "route.validate: a streamed answer is handed out before it could be judged; leave out stream"
             )
-        return Request(model, messages, params, stream, options, self._allowance)
+        return Request(
+            model=model,
+            messages=messages,
+            params=params,
+            stream=stream,
+            options=options,
+            allowance=self._allowance,
+        )
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:
         if not route:

@@ -60,7 +60,7 @@ class BreakerChanged(Event):
     state: str
 
 
-@frozen
+@frozen(kw_only=True)
 class HealthChecked(Event):
     """A background check of an endpoint ended.
 
@@ -157,7 +157,7 @@ class StateDegraded(Event):
     reason: str
 
 
-@frozen
+@frozen(kw_only=True)
 class DriftDetected(Event):
     """A model's answers changed for better or worse: a rate left its baseline (see `quality`).
 
@@ -175,7 +175,7 @@ class DriftDetected(Event):
     baseline_samples: int
 
 
-@frozen
+@frozen(kw_only=True)
 class BudgetAlert(Event):
     """Spending in a budget's window has reached a share of its limit; told once, by one of all processes.
 
@@ -194,7 +194,7 @@ class BudgetAlert(Event):
     limit_nano: int
 
 
-@frozen
+@frozen(kw_only=True)
 class BudgetExceededEvent(Event):
     """A budget did not let a call in at the price it would have had; it may go on at a cheaper one.
 

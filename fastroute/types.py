@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, fields, frozen
@@ -96,7 +97,7 @@ REQUEST_ID_TAG = "client_request_id"
 """A tag that tells single calls apart, for the ledger; it says nothing of whose they are."""
 
 
-@frozen
+@frozen(kw_only=True)
 class RouteOptions:
     """The routing words of one call (the ``route=`` mapping), checked.
 
@@ -165,7 +166,7 @@ class Request:
 # --------------------------------------------------------------------------------------------- decision
 
 
-@frozen
+@frozen(kw_only=True)
 class Classification:
     """What kind of request it is, and why.
 
@@ -186,7 +187,7 @@ class Classification:
     reason: str = ""
 
 
-@frozen
+@frozen(kw_only=True)
 class Attempt:
     """One request sent to one endpoint: a line of the ledger.
 
@@ -236,7 +237,7 @@ class Attempt:
     cache_write_1h_tokens: int = 0
 
 
-@frozen
+@frozen(kw_only=True)
 class Route:
     """How a call was served.
 
@@ -286,7 +287,8 @@ class Route:
         return None if self.cost_nano is None else self.cost_nano / NANO
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, each.name.lstrip("_")) for each in fields(type(self)))
+        values = {each.alias: getattr(self, each.alias) for each in fields(type(self))}
+        return partial(type(self), **values), ()
 
 
 # ----------------------------------------------------------------------------------------------- answer
@@ -435,7 +437,7 @@ class Choice(_Open):
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
 
 
-@frozen
+@frozen(kw_only=True)
 class Completion(_Open):
     """An answer in OpenAI's shape, with ``.route`` beside it.
 
@@ -462,14 +464,14 @@ class Completion(_Open):
     def with_route(self, route: Route, usage: Usage | None = None) -> Completion:
         """The same answer, served another way; ``usage`` replaces its own where given."""
         return Completion(
-            self.id,
-            self.created,
-            self.model,
-            self.choices,
-            usage or self.usage,
-            route,
-            self._raw,
-            self.object,
+            id=self.id,
+            created=self.created,
+            model=self.model,
+            choices=self.choices,
+            usage=usage or self.usage,
+            route=route,
+            raw=self._raw,
+            object=self.object,
         )
 
 
@@ -492,7 +494,7 @@ class ChunkChoice(_Open):
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
 
 
-@frozen
+@frozen(kw_only=True)
 class Chunk(_Open):
     """One piece of a streamed answer; ``usage`` is set on the last one where it was asked for."""
 

@@ -36,12 +36,12 @@ class Secret:
 
 
 TARGET = Target(
-    "anthropic/claude",
-    "anthropic",
-    "claude",
-    "claude-opus-5-5",
-    "https://api.anthropic.com",
-    Secret(),
+    endpoint="anthropic/claude",
+    provider="anthropic",
+    model="claude",
+    upstream="claude-opus-5-5",
+    base_url="https://api.anthropic.com",
+    key=Secret(),
     max_output=64_000,
 )
 OLD = attrs.evolve(TARGET, upstream="claude-sonnet-4-5")

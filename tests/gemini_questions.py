@@ -20,12 +20,12 @@ class Secret:
 
 GEMINI = get("gemini")
 TARGET = Target(
-    "gemini/flash",
-    "gemini",
-    "flash",
-    "gemini-2.5-flash",
-    "https://api.example.com/v1beta",
-    Secret(),
+    endpoint="gemini/flash",
+    provider="gemini",
+    model="flash",
+    upstream="gemini-2.5-flash",
+    base_url="https://api.example.com/v1beta",
+    key=Secret(),
     max_output=100,
 )
 NEWER = attrs.evolve(TARGET, upstream="gemini-3-pro-preview")

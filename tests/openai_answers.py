@@ -19,7 +19,13 @@ class Secret:
 
 OPENAI = get("openai")
 TARGET = Target(
-    "openai/gpt", "openai", "gpt", "gpt-2025", "https://api.example.com/v1", Secret(), max_output=100
+    endpoint="openai/gpt",
+    provider="openai",
+    model="gpt",
+    upstream="gpt-2025",
+    base_url="https://api.example.com/v1",
+    key=Secret(),
+    max_output=100,
 )
 ANSWER: dict[str, Any] = {
     "id": "chatcmpl-1",

@@ -355,7 +355,14 @@ class Budgets:
             if failure == OVER:
                 spent, reserved = self._figures(scope, when) or (0, 0)
         event = events.BudgetExceededEvent(
-            config.name, value, name, config.on_breach, amount, spent, reserved, budget.limit_for(priority)
+            budget=config.name,
+            value=value,
+            window=name,
+            on_breach=config.on_breach,
+            amount_nano=amount,
+            spent_nano=spent,
+            reserved_nano=reserved,
+            limit_nano=budget.limit_for(priority),
         )
         if told and self._hooks.wanted:
             self._hooks.emit(event)
@@ -402,7 +409,14 @@ class Budgets:
         )
         if self._hooks.wanted:
             self._hooks.emit(
-                events.BudgetAlert(budget.config.name, scope.shown, window.label, share, spent, budget.limit)
+                events.BudgetAlert(
+                    budget=budget.config.name,
+                    value=scope.shown,
+                    window=window.label,
+                    share=share,
+                    spent_nano=spent,
+                    limit_nano=budget.limit,
+                )
             )
 
     # ------------------------------------------------------------------------------------------- sweeping
@@ -465,15 +479,15 @@ class Budgets:
                 spent, reserved = self._figures(scope, when) or (None, None)
                 found.append(
                     BudgetStatus(
-                        config.name,
-                        scope.shown,
-                        window.label,
-                        None if math.isinf(window.end) else window.end,
-                        budget.limit,
-                        spent,
-                        reserved,
-                        config.hard,
-                        config.on_breach,
+                        budget=config.name,
+                        value=scope.shown,
+                        window=window.label,
+                        ends=None if math.isinf(window.end) else window.end,
+                        limit_nano=budget.limit,
+                        spent_nano=spent,
+                        reserved_nano=reserved,
+                        hard=config.hard,
+                        on_breach=config.on_breach,
                     )
                 )
         return found

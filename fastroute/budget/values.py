@@ -63,7 +63,7 @@ def spent_in(ledger: Sums) -> Spent:
     return spent
 
 
-@frozen
+@frozen(kw_only=True)
 class BudgetStatus:
     """How a budget stands.
 

@@ -139,19 +139,18 @@ class Call:
         for attempt in self.attempts:
             cost = None if cost is None or attempt.cost_nano is None else cost + attempt.cost_nano
         return Route(
-            endpoint.model.name,
-            endpoint.name,
-            endpoint.config.provider,
-            self.tier,
-            self.judgement,
-            cost,
-            now - self.started,
-            ttft,
-            tuple(self.attempts),
-            False,
-            self.waited,
-            self.attempts[-1].request_id if self.attempts else None,
-            self.downgraded,
+            model=endpoint.model.name,
+            endpoint=endpoint.name,
+            provider=endpoint.config.provider,
+            tier=self.tier,
+            classification=self.judgement,
+            cost_nano=cost,
+            latency=now - self.started,
+            ttft=ttft,
+            attempts=tuple(self.attempts),
+            waited=self.waited,
+            request_id=self.attempts[-1].request_id if self.attempts else None,
+            downgraded=self.downgraded,
         )
 
 

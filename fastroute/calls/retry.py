@@ -91,7 +91,7 @@ def _not_negative(instance: object, attribute: Attribute[float], value: float) -
         raise ValueError(f"{attribute.name}: {value!r} is no number of seconds from 0 on")
 
 
-@frozen
+@frozen(kw_only=True)
 class RetryPolicy:
     """When to try again, where, and after how long. Immutable, so all threads share one.
 

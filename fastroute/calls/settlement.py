@@ -44,7 +44,7 @@ class Recorder(Protocol):
     def append(self, attempt: Attempt) -> None: ...
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class Sinks:
     """Where attempts are judged, written down and made known.
 
@@ -437,33 +437,33 @@ class Settlement:
             status = error.status_code if isinstance(error, errors.APIStatusError) else status
             request_id = error.request_id or request_id
         return Attempt(
-            self._id,
-            call.id,
-            self._time,
-            endpoint.name,
-            endpoint.config.provider,
-            endpoint.model.name,
-            call.tier,
-            call.level,
-            outcome,
-            status,
-            type(error).__name__ if error is not None else None,
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            usage.cached_tokens,
-            usage.reasoning_tokens,
-            usage.source,
-            cost,
-            latency,
-            ttft,
-            call.request.stream,
-            bool(getattr(error, "maybe_billed", False))
+            id=self._id,
+            call_id=call.id,
+            time=self._time,
+            endpoint=endpoint.name,
+            provider=endpoint.config.provider,
+            model=endpoint.model.name,
+            tier=call.tier,
+            level=call.level,
+            outcome=outcome,
+            status_code=status,
+            error=type(error).__name__ if error is not None else None,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            usage_source=usage.source,
+            cost_nano=cost,
+            latency=latency,
+            ttft=ttft,
+            stream=call.request.stream,
+            maybe_billed=bool(getattr(error, "maybe_billed", False))
             or (outcome == "hedge_lost" and usage is not _NOTHING)
             or (self._timer is not None and self._timer.resent),
-            request_id,
-            call.request.options.tags,
-            usage.cache_write_tokens,
-            usage.cache_write_1h_tokens,
+            request_id=request_id,
+            tags=call.request.options.tags,
+            cache_write_tokens=usage.cache_write_tokens,
+            cache_write_1h_tokens=usage.cache_write_1h_tokens,
         )
 
     def _settle(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:

@@ -58,7 +58,7 @@ class Timing:
     high: float
 
 
-@frozen
+@frozen(kw_only=True)
 class BenchResult:
     """All results; times in seconds, rates in calls per second.
 
@@ -118,7 +118,9 @@ def measure(*, quick: bool, say: Callable[[str], None] | None = None) -> BenchRe
         "fastroute": _version(),
         "requests": _version("requests"),
     }
-    return BenchResult(decision, plan, calls, rates, server_rate, machine)
+    return BenchResult(
+        decision=decision, plan=plan, calls=calls, rates=rates, server_rate=server_rate, machine=machine
+    )
 
 
 def _version(package: str = "fastroute") -> str:

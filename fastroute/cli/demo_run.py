@@ -90,7 +90,7 @@ FAULTS = (
 # ------------------------------------------------------------------------------------------------ figures
 
 
-@frozen
+@frozen(kw_only=True)
 class Result:
     """The results; times in milliseconds and seconds, money in nano-dollars."""
 

@@ -89,7 +89,9 @@ def create(
     """Create a key for NAME and print it once."""
     from fastroute.gateway.keys import Caller, KeyFile, budgets_of
 
-    caller = Caller(name, admin, model or None, rpm, tpm, budgets_of(budget), tag)
+    caller = Caller(
+        name=name, admin=admin, models=model or None, rpm=rpm, tpm=tpm, budgets=budgets_of(budget), tags=tag
+    )
     _show_key(name, KeyFile(path, pepper_env=pepper_env).create(caller), as_json)
 
 

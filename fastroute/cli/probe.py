@@ -88,7 +88,14 @@ def command(
 
     if prompt is not None and not prompt.strip():
         raise click.BadParameter("is empty; must be some text", param_hint="--prompt")
-    asked = Asked(calls, concurrency, prompt or PROMPT, max_tokens, stream, timeout)
+    asked = Asked(
+        calls=calls,
+        at_once=concurrency,
+        prompt=prompt or PROMPT,
+        max_tokens=max_tokens,
+        stream=stream,
+        timeout=timeout,
+    )
     _agree(loaded, chosen, asked, yes)
 
     from fastroute.client import Client

@@ -42,7 +42,7 @@ KINDS: Mapping[type[BaseException], str] = {
 }
 
 
-@frozen
+@frozen(kw_only=True)
 class Asked:
     """The settings of a measurement.
 
@@ -78,7 +78,7 @@ class Failure:
     count: int
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class EndpointTally:
     """The results of one endpoint's calls so far.
 
@@ -172,7 +172,7 @@ class Measurement:
     """
 
     def __init__(self, client: Client, names: Sequence[str], asked: Asked, alone: int) -> None:
-        self.tallies = {name: EndpointTally(name, asked.calls) for name in names}
+        self.tallies = {name: EndpointTally(endpoint=name, calls=asked.calls) for name in names}
         self._client = client
         self._asked = asked
         self._alone = alone

@@ -77,7 +77,7 @@ def _sampling(instance: Any, attribute: Any, value: Any) -> None:
 CHAINS = ("fallbacks", "context_fallbacks", "content_fallbacks")
 
 
-@frozen
+@frozen(kw_only=True)
 class ModelOverride:
     """What a file says of one model; None where it says nothing.
 
@@ -130,7 +130,7 @@ class ModelOverride:
     providers: Mapping[str, str] | None = field(default=None, validator=_optional(mapping_of(text())))
 
 
-@frozen
+@frozen(kw_only=True)
 class Model:
     """One model, as known.
 
@@ -245,13 +245,13 @@ def _prices_of(model: Model) -> TokenPrices | None:
             model.long_cache_write_1h_price,
         )
     return TokenPrices(
-        model.input_price,
-        model.output_price,
-        model.cached_input_price,
-        model.cache_write_price,
-        model.cache_write_1h_price,
-        model.long_context if long is not None else 0,
-        long,
+        input=model.input_price,
+        output=model.output_price,
+        cached_input=model.cached_input_price,
+        cache_write=model.cache_write_price,
+        cache_write_1h=model.cache_write_1h_price,
+        long_context=model.long_context if long is not None else 0,
+        long=long,
     )
 
 
@@ -272,7 +272,7 @@ def capability_mask(names: Iterable[str]) -> int:
     return mask
 
 
-@frozen
+@frozen(kw_only=True)
 class Catalog:
     """All models known, and the names they go by. Immutable, so any thread may use it.
 
@@ -323,10 +323,10 @@ class Catalog:
         """
         merged = dict(self.models)
         for name, override in models.items():
-            merged[name] = merged.get(name, Model(name)).over(override)
+            merged[name] = merged.get(name, Model(name=name)).over(override)
         served = tuple(served)
         for name in served:
-            merged.setdefault(name, Model(name))
+            merged.setdefault(name, Model(name=name))
         gone = {
             name: successor
             for name, successor in self.successors.items()
@@ -413,7 +413,7 @@ def replace(current: Catalog, path: str | os.PathLike[str]) -> Catalog:
 @lru_cache(maxsize=1)
 def _builtin() -> Catalog:
     path = Path(__file__).parent / "data" / "catalog.toml"
-    return _over(Catalog({}), toml.read(path), path.name)
+    return _over(Catalog(models={}), toml.read(path), path.name)
 
 
 def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:

@@ -39,7 +39,7 @@ def limit(most: int = MOST_PER_MINUTE, least: int = 0) -> Any:
     return field(default=None, validator=optional(whole(least=least, most=most)))
 
 
-@frozen
+@frozen(kw_only=True)
 class BreakerConfig:
     """``[policy.breaker]``: when an endpoint is left alone, and for how long.
 
@@ -88,7 +88,7 @@ class HealthCheckConfig:
     max_tokens: int = field(default=1, validator=whole(least=1, most=10_000))
 
 
-@frozen
+@frozen(kw_only=True)
 class HedgingConfig:
     """``[policy.hedging]``: a second request, to another endpoint, for a call that takes longer than most.
 
@@ -109,7 +109,7 @@ class HedgingConfig:
     max_share: float = field(default=0.05, validator=number(above=0, most=1))
 
 
-@frozen
+@frozen(kw_only=True)
 class Policy:
     """``[policy]``: how a model and an endpoint are chosen, and what happens on failure.
 

@@ -89,7 +89,7 @@ class Change:
     after: float | None
 
 
-@frozen
+@frozen(kw_only=True)
 class Update:
     """What an update did.
 
@@ -161,7 +161,15 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
         if name not in tables:
             text += _section(base.models[name], lines)
     _put(target, text, found)
-    return Update(str(path), source.date, source.name, tuple(changes), tuple(found), tuple(unknown), own)
+    return Update(
+        path=str(path),
+        date=source.date,
+        source=source.name,
+        changes=tuple(changes),
+        updated=tuple(found),
+        unknown=tuple(unknown),
+        own=own,
+    )
 
 
 # ------------------------------------------------------------------------------------------------- sources

@@ -90,7 +90,7 @@ class Score:
     high: float = 10.0
 
 
-@frozen
+@frozen(kw_only=True)
 class RuleSet:
     """How to tell a request's level, as data; checked when it is made.
 

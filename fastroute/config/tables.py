@@ -33,7 +33,7 @@ _MOST = 2**31 - 1
 # ------------------------------------------------------------------------------------------------- tables
 
 
-@frozen
+@frozen(kw_only=True)
 class CacheConfig:
     """``[cache]``: answers kept for equal requests.
 
@@ -54,7 +54,7 @@ class CacheConfig:
     scope: tuple[str, ...] | str = field(default="all", validator=validators.scope)
 
 
-@frozen
+@frozen(kw_only=True)
 class ProviderConfig:
     """``[providers.NAME]``: an account at a base URL.
 
@@ -104,7 +104,7 @@ class ProviderConfig:
         return f"the file {self.api_key_file}" if self.api_key_file else "nowhere: none is configured"
 
 
-@frozen
+@frozen(kw_only=True)
 class EndpointConfig:
     """``[[endpoints]]``: one model served at one provider.
 
@@ -154,7 +154,7 @@ class Limits:
     max_in_flight: int
 
 
-@frozen
+@frozen(kw_only=True)
 class BudgetConfig:
     """``[[budgets]]``: how much may be spent.
 
@@ -193,7 +193,7 @@ class BudgetConfig:
         return self.per.removeprefix("tag:") or None
 
 
-@frozen
+@frozen(kw_only=True)
 class QualityConfig:
     """``[quality]``: what is done about answers that fail their check, and when a model's rates drift.
 
@@ -217,7 +217,7 @@ class QualityConfig:
     lengthen: bool = field(default=True, validator=flag)
 
 
-@frozen
+@frozen(kw_only=True)
 class Config:
     """The whole configuration; the keys of ``[fastroute]`` are attributes of its own.
 

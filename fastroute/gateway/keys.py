@@ -280,15 +280,15 @@ class KeyFile:
         with self._opened() as database:
             callers = {
                 row[0]: Caller(
-                    row[0],
-                    bool(row[1]),
-                    None if row[2] is None else tuple(orjson.loads(row[2])),
-                    row[3],
-                    row[4],
-                    orjson.loads(row[5]),
-                    orjson.loads(row[6]),
-                    row[7],
-                    row[8],
+                    name=row[0],
+                    admin=bool(row[1]),
+                    models=None if row[2] is None else tuple(orjson.loads(row[2])),
+                    rpm=row[3],
+                    tpm=row[4],
+                    budgets=orjson.loads(row[5]),
+                    tags=orjson.loads(row[6]),
+                    created=row[7],
+                    revoked=row[8],
                 )
                 for row in database.execute("SELECT * FROM callers ORDER BY created, name")
             }

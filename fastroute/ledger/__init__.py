@@ -21,6 +21,8 @@ from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
+from attrs import fields
+
 from fastroute import _core
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from .database import Durability, LedgerConnection, LedgerStorage
 
 log = logging.getLogger("fastroute")
+
+_SUMS = tuple(field.name for field in fields(Totals) if field.name != "keys")
 
 FLUSH_SECONDS = 5.0
 FLUSH_SECONDS_IN_TROUBLE = 1.0
@@ -235,7 +239,11 @@ class Ledger:
             rows = reader.sums(keys, where)
         count = len(keys)
         return [
-            Totals(tuple(_shown(key, value) for key, value in zip(keys, row)), *row[count:]) for row in rows
+            Totals(
+                keys=tuple(_shown(key, value) for key, value in zip(keys, row)),
+                **dict(zip(_SUMS, row[count:])),
+            )
+            for row in rows
         ]
 
     def savings(
@@ -414,7 +422,7 @@ class NullLedger(Ledger):
     @property
     def health(self) -> LedgerHealth:
         """Always ok."""
-        return LedgerHealth(True, None, 0, 0, 0)
+        return LedgerHealth(ok=True, reason=None, waiting=0, lost=0, rejected=0)
 
     def by(self, *keys: str, **where: Any) -> list[Totals]:
         """No groups; unknown keys are still an error."""

@@ -19,7 +19,7 @@ from fastroute.figures import decimal_dollars, dollars, duration
 from . import Ledger, Prices, Saving, Totals
 
 
-@frozen
+@frozen(kw_only=True)
 class Report:
     """The sums of a ledger over a time range.
 

@@ -12,7 +12,7 @@ Prices = Callable[[str], TokenPrices]
 """A function from a model's name to its prices."""
 
 
-@frozen
+@frozen(kw_only=True)
 class Totals:
     """Sums over entries.
 
@@ -69,7 +69,7 @@ class Saving:
         return self.alone_nano - self.actual_nano
 
 
-@frozen
+@frozen(kw_only=True)
 class LedgerHealth:
     """Whether entries reach the database.
 

@@ -121,7 +121,14 @@ class Writer:
         waiting = len(self._queue) + len(self._batch)
         reason = self._reason
         unsure = self._storage.unsure_until()
-        return LedgerHealth(reason is None, reason, waiting, self._lost, self._rejected, unsure and unsure[0])
+        return LedgerHealth(
+            ok=reason is None,
+            reason=reason,
+            waiting=waiting,
+            lost=self._lost,
+            rejected=self._rejected,
+            unsure_until=unsure and unsure[0],
+        )
 
     def lose(self, error: OSError) -> None:
         """Counts an entry that could be neither written nor queued."""

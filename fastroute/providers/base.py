@@ -25,7 +25,7 @@ class Key(Protocol):
     def reveal(self) -> str: ...
 
 
-@frozen
+@frozen(kw_only=True)
 class Target:
     """One endpoint as a format sees it.
 

@@ -25,7 +25,7 @@ _BASELINE_WINDOWS = 10
 Measure = Literal["success", "validation"]
 
 
-@frozen
+@frozen(kw_only=True)
 class Rate:
     """One rate of one model in one tier.
 
@@ -103,13 +103,13 @@ class Rates:
             recent, baseline = series.samples, series.baseline_samples
             found.append(
                 DriftDetected(
-                    model,
-                    tier,
-                    measure,
-                    series.good / recent,
-                    series.baseline_good / baseline,
-                    recent,
-                    baseline,
+                    model=model,
+                    tier=tier,
+                    measure=measure,
+                    rate=series.good / recent,
+                    baseline=series.baseline_good / baseline,
+                    samples=recent,
+                    baseline_samples=baseline,
                 )
             )
 
@@ -188,12 +188,12 @@ class _Series:
     def rate(self, model: str, tier: str | None, measure: Measure) -> Rate:
         recent, baseline = self.samples, self.baseline_samples
         return Rate(
-            model,
-            tier,
-            measure,
-            self.good / recent if recent else None,
-            recent,
-            self.baseline_good / baseline if baseline else None,
-            baseline,
-            bool(self._side),
+            model=model,
+            tier=tier,
+            measure=measure,
+            rate=self.good / recent if recent else None,
+            samples=recent,
+            baseline=self.baseline_good / baseline if baseline else None,
+            baseline_samples=baseline,
+            drifting=bool(self._side),
         )

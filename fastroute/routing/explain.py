@@ -38,7 +38,7 @@ _CAPABILITIES = {
 }
 
 
-@frozen
+@frozen(kw_only=True)
 class Candidate:
     """One endpoint as a plan saw it.
 

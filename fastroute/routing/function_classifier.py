@@ -278,7 +278,12 @@ def classification(opinion: Opinion, name: str) -> Classification:
     """An opinion for people."""
     said = "the highest of its scores" if opinion.scored else "as the function said"
     return Classification(
-        opinion.level, opinion.confidence if opinion.scored else None, opinion.confidence, {}, name, said
+        level=opinion.level,
+        score=opinion.confidence if opinion.scored else None,
+        confidence=opinion.confidence,
+        matches={},
+        classifier=name,
+        reason=said,
     )
 
 

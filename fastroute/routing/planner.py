@@ -284,7 +284,14 @@ class Planner:
         """The classification for what the classifier found, or None and why it failed."""
         if scan is None:
             name = self._function_classifier.name or self._classifier.name
-            return Classification("unknown", None, 0.0, {}, name, f"the classifier failed: {failure}")
+            return Classification(
+                level="unknown",
+                score=None,
+                confidence=0.0,
+                matches={},
+                classifier=name,
+                reason=f"the classifier failed: {failure}",
+            )
         if isinstance(scan, Opinion):
             return classification(scan, self._function_classifier.name)
         return self._classifier.explain(scan)
@@ -466,13 +473,13 @@ class Planner:
             return made[step]
 
         return Stage(
-            reason,
-            tier,
-            tuple(found),
-            self._choice_of(endpoints, 0, by_value),
-            by_value,
-            lengths[0] if lengths else ENDLESS,
-            longer,
+            reason=reason,
+            tier=tier,
+            endpoints=tuple(found),
+            choice=self._choice_of(endpoints, 0, by_value),
+            by_value=by_value,
+            base_tokens=lengths[0] if lengths else ENDLESS,
+            longer=longer,
         )
 
     def _choice_of(

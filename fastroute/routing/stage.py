@@ -32,7 +32,7 @@ class Estimate:
         return 1.0 + self.input_tokens / 10_000
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class Stage:
     """Endpoints that are ranked together.
 

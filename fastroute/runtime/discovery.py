@@ -48,7 +48,7 @@ class Lacking:
     near: tuple[str, ...] = ()
 
 
-@frozen
+@frozen(kw_only=True)
 class Discovery:
     """What one provider said.
 
@@ -109,7 +109,7 @@ def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
     key = read_key(name, provider)
     target = target_at(config, name, key, endpoint=name)
     transport = transport_to(config, name, pool_size=1)
-    found = Discovery(name, provider.format, provider.base_url, "unknown")
+    found = Discovery(provider=name, format=provider.format, base_url=provider.base_url, status="unknown")
     deadline = time.monotonic() + timeout
     try:
         listed = _all_pages(transport, format, listing, target, deadline)

@@ -91,7 +91,7 @@ _NOT_SHAPING = frozenset(
 )
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class Surroundings:
     """What stays the same from one configuration to the next.
 
@@ -163,14 +163,14 @@ class Generation:
             spent = spent_in(around.ledger)
             self.budgets = Budgets(config.budgets, self.state.segment, spent, around.hooks)
         sinks = Sinks(
-            retries,
-            around.ledger,
-            around.hooks,
-            self.state.outputs,
-            self.rates,
-            self.budgets if config.budgets else None,
-            self.state.gate,
-            around.queue,
+            retries=retries,
+            ledger=around.ledger,
+            hooks=around.hooks,
+            outputs=self.state.outputs,
+            rates=self.rates,
+            budgets=self.budgets if config.budgets else None,
+            gate=self.state.gate,
+            queue=around.queue,
         )
         self.upstreams: Mapping[str, Upstream] = {
             endpoint.name: self._upstream(endpoint) for endpoint in self.state.endpoints

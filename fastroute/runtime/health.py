@@ -94,7 +94,7 @@ class Owner(Protocol):
     def leave(self, generation: Generation | None, token: object) -> None: ...
 
 
-@define(eq=False)
+@define(eq=False, kw_only=True)
 class _Known:
     """What this process knows of one endpoint.
 
@@ -207,7 +207,7 @@ class HealthChecks:
             waits, due = [interval], []
             found: dict[str, _Known] = {}
             for endpoint in generation.state.endpoints:
-                known = self._known.get(endpoint.name) or _Known(endpoint.core.counts, now)
+                known = self._known.get(endpoint.name) or _Known(counts=endpoint.core.counts, since=now)
                 found[endpoint.name] = known
                 wait = self._due_in(generation, endpoint, known, interval, now)
                 if wait > 0:
@@ -337,7 +337,14 @@ class HealthChecks:
         if self._hooks.wanted:
             state = STATE_NAMES[core.state()]
             self._hooks.emit(
-                events.HealthChecked(endpoint.name, rule.kind, outcome, took, known.error, state)
+                events.HealthChecked(
+                    endpoint=endpoint.name,
+                    kind=rule.kind,
+                    outcome=outcome,
+                    seconds=took,
+                    error=known.error,
+                    state=state,
+                )
             )
 
     def _complete(self, generation: Generation, endpoint: LiveEndpoint, rule: HealthCheckConfig) -> bool:

@@ -93,7 +93,12 @@ class Runtime:
         try:
             self.hedge_workers = Workers(config.workers, 0, "fastroute-hedge")
             self._around = Surroundings(
-                self.ledger, self.hooks, self.queue, self.function_classifier, session, self.hedge_workers
+                ledger=self.ledger,
+                hooks=self.hooks,
+                queue=self.queue,
+                function_classifier=self.function_classifier,
+                session=session,
+                hedges=self.hedge_workers,
             )
             self.generation = Generation(config, keys, self._around)
             self.shared: Shared | None = self._share()
@@ -322,16 +327,16 @@ class Runtime:
         route = completion.route
         return completion.with_route(
             Route(
-                route.model,
-                route.endpoint,
-                route.provider,
-                route.tier,
-                route._classification,
-                0,
-                time.monotonic() - started,
-                None,
-                (),
-                True,
+                model=route.model,
+                endpoint=route.endpoint,
+                provider=route.provider,
+                tier=route.tier,
+                classification=route._classification,
+                cost_nano=0,
+                latency=time.monotonic() - started,
+                ttft=None,
+                attempts=(),
+                cached=True,
             )
         )
 

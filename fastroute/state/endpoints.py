@@ -53,7 +53,7 @@ class BlockReason(enum.IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class LiveEndpoint:
     """One model at one provider.
 

@@ -51,7 +51,7 @@ Make = Callable[..., Budgets]
 
 
 def budget(name: str = "all", limit: float = 10, window: str = "day", **more: Any) -> BudgetConfig:
-    return BudgetConfig(name, limit, window, **more)
+    return BudgetConfig(name=name, limit=limit, window=window, **more)
 
 
 def figures(budgets: Budgets) -> dict[tuple[str, str | None], tuple[int | None, int | None]]:

@@ -140,7 +140,16 @@ class TestReserving:
         with pytest.raises(errors.BudgetExceeded):
             budgets.reserve(2 * NANO, {"team": "red"}, 60)
         assert heard == [
-            events.BudgetExceededEvent("team", "red", "2026-11-21", "downgrade", 2 * NANO, 0, 0, NANO)
+            events.BudgetExceededEvent(
+                budget="team",
+                value="red",
+                window="2026-11-21",
+                on_breach="downgrade",
+                amount_nano=2 * NANO,
+                spent_nano=0,
+                reserved_nano=0,
+                limit_nano=NANO,
+            )
         ]
 
     def test_no_message_shows_what_may_be_a_key(self, make: Make) -> None:
@@ -196,17 +205,27 @@ class TestBeginning:
             for number, (team, cost) in enumerate(teams):
                 ledger.append(
                     Attempt(
-                        str(number),
-                        "c",
-                        NOON,
-                        "e",
-                        "p",
-                        "m",
+                        id=str(number),
+                        call_id="c",
+                        time=NOON,
+                        endpoint="e",
+                        provider="p",
+                        model="m",
                         cost_nano=cost,
                         tags={"team": team} if team else {},
                     )
                 )
-            ledger.append(Attempt("old", "c", NOON - 86_400, "e", "p", "m", cost_nano=100))
+            ledger.append(
+                Attempt(
+                    id="old",
+                    call_id="c",
+                    time=NOON - 86_400,
+                    endpoint="e",
+                    provider="p",
+                    model="m",
+                    cost_nano=100,
+                )
+            )
         with Ledger(tmp_path / "ledger.db") as ledger:
             budgets = Budgets(
                 [budget("team", per="tag:team"), budget("all", window="day"), budget("ever", window="total")],

@@ -107,7 +107,14 @@ class TestAlerts:
             budgets.reserve(NANO, {}, 60).settle(NANO)
             told.append(len(heard))
         assert told == [0, 0, 0, 0, 1, 1, 1, 2, 3, 4]
-        assert heard[0] == events.BudgetAlert("all", None, "2026-11-21", 0.5, 5 * NANO, 10 * NANO)
+        assert heard[0] == events.BudgetAlert(
+            budget="all",
+            value=None,
+            window="2026-11-21",
+            share=0.5,
+            spent_nano=5 * NANO,
+            limit_nano=10 * NANO,
+        )
         assert caplog.messages[0] == "budget all: 50 % of $10.00 for 2026-11-21 is spent ($5.00)"
         assert len(caplog.messages) == 4
 

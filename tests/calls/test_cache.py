@@ -30,13 +30,13 @@ def request(**changes: Any) -> Request:
 def completion(text: str = "10,935 m", finish: str = "stop", usage: Usage | None = None) -> Completion:
     raw = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": finish}]}
     return Completion(
-        "id",
-        1,
-        "gpt-4.1",
-        (Choice(0, Message("assistant", text), finish),),
-        usage or Usage(9, 4),
-        None,
-        raw,
+        id="id",
+        created=1,
+        model="gpt-4.1",
+        choices=(Choice(0, Message("assistant", text), finish),),
+        usage=usage or Usage(9, 4),
+        route=None,
+        raw=raw,
     )
 
 

@@ -305,7 +305,7 @@ def test_of_two_that_end_together_one_answers_and_both_are_settled(
 
 @SEEDS
 def test_a_budget_for_ten_lets_ten_in(seed: int) -> None:
-    config = BudgetConfig("all", limit=10e-9, window="total", alerts=(0.5, 1.0))
+    config = BudgetConfig(name="all", limit=10e-9, window="total", alerts=(0.5, 1.0))
     asked: list[Any] = []
     alerts: list[Any] = []
     hooks = events.Hooks()
@@ -370,7 +370,15 @@ def test_an_allowance_for_ten_lets_ten_in(seed: int) -> None:
 
 def completion(text: str) -> Completion:
     raw = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
-    return Completion("id", 1, "m", (Choice(0, Message("assistant", text), "stop"),), Usage(1, 1), None, raw)
+    return Completion(
+        id="id",
+        created=1,
+        model="m",
+        choices=(Choice(0, Message("assistant", text), "stop"),),
+        usage=Usage(1, 1),
+        route=None,
+        raw=raw,
+    )
 
 
 @SEEDS
@@ -424,7 +432,17 @@ def test_every_entry_reaches_the_database_once(seed: int, small: None, tmp_path:
 
     def call(number: int) -> int:
         for turn in range(8):
-            ledger.append(Attempt(f"{number} {turn}", "call", 1e9, "p/m", "p", "m", cost_nano=1))
+            ledger.append(
+                Attempt(
+                    id=f"{number} {turn}",
+                    call_id="call",
+                    time=1e9,
+                    endpoint="p/m",
+                    provider="p",
+                    model="m",
+                    cost_nano=1,
+                )
+            )
             if turn % 4 == 3:
                 ledger.flush(LONG)
         return 8

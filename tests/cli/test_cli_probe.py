@@ -307,12 +307,12 @@ def test_ctrl_c_again_leaves_them(serve: Serve) -> None:
 
 @given(st.lists(st.floats(0.001, 100), min_size=1))
 def test_the_mean_is_not_below_the_least(values: list[float]) -> None:
-    tally = EndpointTally("e", len(values), latencies=values)
+    tally = EndpointTally(endpoint="e", calls=len(values), latencies=values)
     assert min(values) <= (tally.mean or 0) * (1 + 1e-12)
 
 
 def test_nothing_measured_is_nothing_and_no_zero() -> None:
-    tally = EndpointTally("e", 3)
+    tally = EndpointTally(endpoint="e", calls=3)
     assert (tally.mean, tally.percentile(50), tally.ttft, tally.error_rate) == (None,) * 4
 
 

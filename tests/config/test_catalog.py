@@ -184,7 +184,7 @@ def test_fallbacks_are_followed_by_the_models_own_names():
 
 @given(st.floats(min_value=1e-9, max_value=100_000))
 def test_any_price_is_rounded_up_to_whole_nano_dollars(usd):
-    model = Model("m").over(ModelOverride(input_price=usd))
+    model = Model(name="m").over(ModelOverride(input_price=usd))
     assert isinstance(model.input_price, int)
     assert usd * 1e9 - 1e-3 <= model.input_price <= usd * 1e9 + 1
 
@@ -195,7 +195,7 @@ def test_sampling_is_said_in_three_words():
         ("without-reasoning", SAMPLING_WITHOUT_REASONING),
         (False, 0),
     ):
-        model = Model("m").over(ModelOverride(sampling=said, capabilities=("tools",)))
+        model = Model(name="m").over(ModelOverride(sampling=said, capabilities=("tools",)))
         assert (model.capabilities, model.sampling) == (TOOLS | bits, said)
         assert model.over(ModelOverride(capabilities=("vision",))).sampling == said
     assert BUILTIN.model("claude-opus-5.5").sampling is False
@@ -206,13 +206,13 @@ def test_sampling_is_said_in_three_words():
 def test_a_price_says_what_reading_writing_and_length_cost():
     model = BUILTIN.model("claude-haiku-5.5")
     assert model.prices == TokenPrices(
-        100_000_000,
-        500_000_000,
-        10_000_000,
-        125_000_000,
-        200_000_000,
-        100_000,
-        TokenPrices(500_000_000, 2_500_000_000, 50_000_000, 625_000_000, 1_000_000_000),
+        input=100_000_000,
+        output=500_000_000,
+        cached_input=10_000_000,
+        cache_write=125_000_000,
+        cache_write_1h=200_000_000,
+        long_context=100_000,
+        long=TokenPrices(500_000_000, 2_500_000_000, 50_000_000, 625_000_000, 1_000_000_000),
     )
     assert BUILTIN.model("claude-opus-5.5").prices.cache_write_1h == 8_000_000_000
     assert BUILTIN.model("gemini-2.5-pro").prices.at(200_000).input == 1_250_000_000
@@ -220,7 +220,7 @@ def test_a_price_says_what_reading_writing_and_length_cost():
     # Discounts and surcharges belong to the price that they were told with.
     dearer = model.over(ModelOverride(input_price=1.0)).prices
     assert dearer == TokenPrices(1_000_000_000, 500_000_000)
-    assert Model("m").prices is None
+    assert Model(name="m").prices is None
 
 
 def test_what_was_given_up_is_answered_by_its_successor_where_nothing_else_does():
@@ -407,7 +407,7 @@ input_price = 3.0
         datetime.date(2026, 12, 1),
         lambda model: known if model.providers["openai"] == "known" else None,
     )
-    catalog = Catalog({}).with_file(write(tmp_path, before))
+    catalog = Catalog(models={}).with_file(write(tmp_path, before))
     after, missing = refresh_tool().refresh(before, catalog, source)
     assert missing == ["b"]
     assert after == before.replace("2000-01-01", "2026-12-01").replace(

@@ -31,14 +31,29 @@ def test_defaults_are_those_documented():
     config = load(tables(), environ=NOTHING)
     assert (config.default_model, config.state, config.ledger) == ("auto", "memory", "fastroute.db")
     assert (config.timeout, config.connect_timeout, config.max_response_bytes) == (600.0, 5.0, 32 << 20)
-    assert config.cache == CacheConfig(True, 3600.0, 10_000, 64 << 20, 1 << 20, "all")
+    assert config.cache == CacheConfig(
+        enabled=True, ttl=3600.0, max_entries=10_000, max_bytes=64 << 20, max_entry_bytes=1 << 20, scope="all"
+    )
     policy = config.policy
     assert (policy.backoff_base, policy.backoff_cap, policy.throttle_base, policy.throttle_cap) == (
         (0.5, 8.0, 1.0, 20.0)
     )
     assert (policy.max_attempts, policy.max_retry_after, policy.queue_timeout) == (3, 60.0, 30.0)
-    assert policy.breaker == BreakerConfig(5, 0.5, 20, 30.0, 5.0, 300.0, 60.0, 35.0, 2, 10.0)
-    assert config.endpoints[0] == EndpointConfig("one", "gpt-4.1", "gpt-4.1", "one/gpt-4.1")
+    assert policy.breaker == BreakerConfig(
+        failures=5,
+        rate=0.5,
+        min_calls=20,
+        window=30.0,
+        open=5.0,
+        max_open=300.0,
+        reset=60.0,
+        probe_lease=35.0,
+        probes_to_close=2,
+        ramp=10.0,
+    )
+    assert config.endpoints[0] == EndpointConfig(
+        provider="one", model="gpt-4.1", upstream="gpt-4.1", name="one/gpt-4.1"
+    )
 
 
 def test_a_file_is_read(tmp_path):

@@ -55,14 +55,14 @@ def test_copies_of_a_secret_work_and_pickles_lose_it():
         lost.reveal()
 
 
-FROM_ENV = ProviderConfig("https://x.example.com", api_key_env="THE_KEY")
+FROM_ENV = ProviderConfig(base_url="https://x.example.com", api_key_env="THE_KEY")
 
 
 def test_a_key_is_read_from_the_environment():
     found = read_key("one", FROM_ENV, {"THE_KEY": KEY})
     assert found is not None
     assert found.reveal() == KEY
-    assert read_key("one", ProviderConfig("https://x.example.com"), NOTHING) is None
+    assert read_key("one", ProviderConfig(base_url="https://x.example.com"), NOTHING) is None
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
@@ -142,7 +142,7 @@ def test_all_missing_keys_come_at_once_and_are_warnings_of_a_check():
 
 
 def from_file(path: Path) -> ProviderConfig:
-    return ProviderConfig("https://x.example.com", api_key_file=str(path))
+    return ProviderConfig(base_url="https://x.example.com", api_key_file=str(path))
 
 
 def test_a_key_is_read_from_a_file(tmp_path, caplog):

@@ -314,13 +314,13 @@ def test_prices_that_grow_with_the_prompt_and_of_writes_are_taken_and_go_again(t
     )
     price_update.update(target, package(grown, provider="anthropic"))
     assert BUILTIN.with_file(target).model("claude-haiku-4.5").prices == TokenPrices(
-        1_000_000_000,
-        5_000_000_000,
-        None,
-        1_250_000_000,
-        2_000_000_000,
-        200_000,
-        TokenPrices(3_000_000_000, 5_000_000_000, None, 1_250_000_000, 4_000_000_000),
+        input=1_000_000_000,
+        output=5_000_000_000,
+        cached_input=None,
+        cache_write=1_250_000_000,
+        cache_write_1h=2_000_000_000,
+        long_context=200_000,
+        long=TokenPrices(3_000_000_000, 5_000_000_000, None, 1_250_000_000, 4_000_000_000),
     )
     assert "long_context = 200000\n" in target.read_text()
     flat = _Listed("claude-haiku-4-5", lambda hour: Decimal(1), output_mtok=Decimal(5))

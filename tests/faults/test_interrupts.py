@@ -292,7 +292,7 @@ def follower_interrupted(at: int, fails: bool) -> bool:
         assert go.wait(LATE)
         if fails:
             raise fastroute.APIConnectionError("gone")
-        return Completion("id", 1, "m", (), None, None, {})
+        return Completion(id="id", created=1, model="m", choices=(), usage=None, route=None, raw={})
 
     def leader() -> None:
         with suppress(fastroute.APIConnectionError):

@@ -41,7 +41,7 @@ def start(start: Start, spoken: Spoken) -> Start:
 
 def test_038_every_split_gives_the_same_chunks(spoken: Spoken) -> None:
     format, wanted = get(spoken.format), types.Request("m", [], {}, True)
-    target = Target("a/m", "a", "m", "up", "http://127.0.0.1/v1")
+    target = Target(endpoint="a/m", provider="a", model="m", upstream="up", base_url="http://127.0.0.1/v1")
     body = framed(
         spoken.begin(),
         spoken.text("naïve 😀 "),

@@ -54,7 +54,14 @@ def test_a_key_is_never_in_the_file_and_the_files_are_private(tmp_path: Path) ->
 def test_what_was_created_is_read_back(tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.db", now=lambda: 5.0)
     caller = Caller(
-        "a.b-c", False, ("auto", "gpt-4.1"), 10, 2000, {"day": 1.5, "total": 9.0}, {"team": "x y"}, 5.0
+        name="a.b-c",
+        admin=False,
+        models=("auto", "gpt-4.1"),
+        rpm=10,
+        tpm=2000,
+        budgets={"day": 1.5, "total": 9.0},
+        tags={"team": "x y"},
+        created=5.0,
     )
     keys.create(caller)
     assert keys.read().callers["a.b-c"] == caller

@@ -175,7 +175,9 @@ def test_another_formats_answer_is_written_in_openais() -> None:
     usage = types.Usage(10, 5, 4, 3)
     raw = {"type": "message", "content": [{"type": "text", "text": "hi"}], "stop_reason": "end_turn"}
     choice = types.Choice(0, types.Message("assistant", "hi", (call,), None, raw), "tool_calls", raw)
-    completion = types.Completion("msg-1", 7, "claude", (choice,), usage, None, raw)
+    completion = types.Completion(
+        id="msg-1", created=7, model="claude", choices=(choice,), usage=usage, route=None, raw=raw
+    )
     assert json.loads(wire_openai.answer_bytes(completion)) == {
         "id": "msg-1",
         "object": "chat.completion",
@@ -207,7 +209,15 @@ def test_what_a_provider_wants_back_with_a_call_stays_with_it() -> None:
     choice = types.Choice(
         0, types.Message("assistant", None, (call,), None, raw), "tool_calls", {"parts": []}
     )
-    completion = types.Completion("x", 7, "gemini", (choice,), types.Usage(1, 1), None, {"candidates": []})
+    completion = types.Completion(
+        id="x",
+        created=7,
+        model="gemini",
+        choices=(choice,),
+        usage=types.Usage(1, 1),
+        route=None,
+        raw={"candidates": []},
+    )
     (written,) = json.loads(wire_openai.answer_bytes(completion))["choices"][0]["message"]["tool_calls"]
     assert written["extra_content"] == signed["extra_content"]
 
@@ -215,14 +225,16 @@ def test_what_a_provider_wants_back_with_a_call_stays_with_it() -> None:
 def test_fragments_of_tool_calls_keep_their_places() -> None:
     fragment = types.ToolCall(None, None, types.FunctionCall(None, '{"a'), 2)
     delta = types.Delta(tool_calls=(fragment,))
-    chunk = types.Chunk("c", 1, "m", (types.ChunkChoice(0, delta),))
+    chunk = types.Chunk(id="c", created=1, model="m", choices=(types.ChunkChoice(0, delta),))
     (choice,) = json.loads(wire_openai.event_bytes(chunk).removeprefix(b"data: "))["choices"]
     assert choice["delta"] == {"tool_calls": [{"function": {"arguments": '{"a'}, "index": 2}]}
 
 
 def test_44_half_a_character_does_not_break_the_writing() -> None:
     delta = types.Delta(content="\ud83d")
-    event = wire_openai.event_bytes(types.Chunk("c", 1, "m", (types.ChunkChoice(0, delta),)))
+    event = wire_openai.event_bytes(
+        types.Chunk(id="c", created=1, model="m", choices=(types.ChunkChoice(0, delta),))
+    )
     assert b"\\ud83d" in event
     assert b"\n" not in event[:-2]
 
@@ -315,7 +327,7 @@ def test_headers_say_how_a_call_was_routed(start: Start) -> None:
 
 
 def test_a_header_never_holds_what_it_cannot() -> None:
-    route = types.Route("mödel", "a\r\nb", "p")
+    route = types.Route(model="mödel", endpoint="a\r\nb", provider="p")
     assert set(wire_openai.route_headers(route)) == {
         "x-fastroute-attempts",
         "x-fastroute-cached",

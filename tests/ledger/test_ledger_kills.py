@@ -51,7 +51,8 @@ ledger = Ledger(place, journal=journal or None)
 if how == "handled SIGTERM":
     signal.signal(signal.SIGTERM, terminated)
 for n in range(500):
-    ledger.append(Attempt(f"{how}-{n}", "c", 1.7e9 + n, "e", "p", "m", cost_nano=1))
+    ledger.append(Attempt(
+        id=f"{how}-{n}", call_id="c", time=1.7e9 + n, endpoint="e", provider="p", model="m", cost_nano=1))
 if "SIGTERM" in how:
     os.kill(os.getpid(), signal.SIGTERM)
 elif how == "os._exit":

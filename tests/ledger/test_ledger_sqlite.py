@@ -68,7 +68,9 @@ from fastroute.ledger import Ledger
 from fastroute.types import Attempt
 ledger = Ledger(sys.argv[1])
 for n in range(300):
-    ledger.append(Attempt(os.urandom(16).hex(), "c", 1.7e9 + n, "e", "p", "m", cost_nano=n))
+    ledger.append(Attempt(
+        id=os.urandom(16).hex(), call_id="c", time=1.7e9 + n,
+        endpoint="e", provider="p", model="m", cost_nano=n))
 if sys.argv[2] == "exit":
     os._exit(0)
 """
@@ -155,7 +157,9 @@ ledger = Ledger(sys.argv[1])
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
 for n in range(1000):
-    ledger.append(Attempt(os.urandom(16).hex(), "c", 1.7e9 + n, "e", "p", "m", cost_nano=n))
+    ledger.append(Attempt(
+        id=os.urandom(16).hex(), call_id="c", time=1.7e9 + n,
+        endpoint="e", provider="p", model="m", cost_nano=n))
 try:
     ledger.flush(0.3)
 except Exception as error:

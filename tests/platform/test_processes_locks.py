@@ -145,7 +145,8 @@ import contextlib, ctypes, json, os, signal, sys, threading
 from fastroute import Attempt, Client
 from fastroute.platform import forks
 client = Client(json.loads(sys.argv[1]))
-client.ledger.append(Attempt("before", "call", 1e9, "p/m", "p", "m", cost_nano=1))
+client.ledger.append(Attempt(
+        id="before", call_id="call", time=1e9, endpoint="p/m", provider="p", model="m", cost_nano=1))
 client.ledger.flush()
 writer = client.ledger.writer
 while writer.awake: pass  # now its thread waits for a word, and is not in Python
@@ -189,7 +190,9 @@ def test_a_fork_below_python_while_another_thread_holds_locks(tmp_path: Path) ->
 
 def test_a_ledger_closed_before_the_fork_takes_a_childs_entry(tmp_path: Path) -> None:
     def entry(name: str) -> Attempt:
-        return Attempt(name, "call", 1e9, "p/m", "p", "m", cost_nano=1)
+        return Attempt(
+            id=name, call_id="call", time=1e9, endpoint="p/m", provider="p", model="m", cost_nano=1
+        )
 
     path = tmp_path / "ledger.db"
     with Ledger(path) as ledger:

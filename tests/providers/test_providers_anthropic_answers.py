@@ -14,7 +14,13 @@ from fastroute import errors, types
 from fastroute.providers import StreamDecoder, Target, get, sse
 
 ANTHROPIC = get("anthropic")
-TARGET = Target("anthropic/claude", "anthropic", "claude", "claude-5", "https://api.anthropic.com")
+TARGET = Target(
+    endpoint="anthropic/claude",
+    provider="anthropic",
+    model="claude",
+    upstream="claude-5",
+    base_url="https://api.anthropic.com",
+)
 TEXT: dict[str, Any] = {"type": "text", "text": "hello"}
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome"}}
 THOUGHT = {"type": "thinking", "thinking": "Let me think.", "signature": "c2ln"}

@@ -25,7 +25,14 @@ class Secret:
 
 
 AZURE = get("azure")
-TARGET = Target("azure/gpt", "azure", "gpt", "my deployment/4", "https://x.openai.azure.com", Secret())
+TARGET = Target(
+    endpoint="azure/gpt",
+    provider="azure",
+    model="gpt",
+    upstream="my deployment/4",
+    base_url="https://x.openai.azure.com",
+    key=Secret(),
+)
 OLD = "https://x.openai.azure.com/openai/deployments/my%20deployment%2F4/chat/completions"
 
 

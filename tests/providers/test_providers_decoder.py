@@ -13,7 +13,13 @@ from fastroute import errors, types
 from fastroute.providers import Target, base, get, sse
 
 OPENAI = get("openai")
-TARGET = Target("openai/gpt", "openai", "gpt", "gpt-2025", "https://api.example.com/v1")
+TARGET = Target(
+    endpoint="openai/gpt",
+    provider="openai",
+    model="gpt",
+    upstream="gpt-2025",
+    base_url="https://api.example.com/v1",
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

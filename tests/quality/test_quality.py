@@ -44,7 +44,7 @@ def answer(*texts: str | None, finish: str = "stop", **message: Any) -> Completi
     choices = tuple(
         Choice(index, Message(content=text, **message), finish) for index, text in enumerate(texts)
     )
-    return Completion("id", 0, "m", choices)
+    return Completion(id="id", created=0, model="m", choices=choices)
 
 
 # ------------------------------------------------------------------------------------------------- schemas
@@ -319,7 +319,10 @@ def test_every_choice_is_judged() -> None:
     validator = Validator("yes")
     assert validator.judge(answer("yes", "yes!")) is None
     assert (validator.judge(answer("yes", "no")) or "").startswith("choice 1: ")
-    assert validator.judge(Completion("id", 0, "m", ())) == "the answer holds no choices"
+    assert (
+        validator.judge(Completion(id="id", created=0, model="m", choices=()))
+        == "the answer holds no choices"
+    )
 
 
 def test_tool_calls_refusals_and_cut_answers() -> None:
@@ -357,8 +360,8 @@ def test_the_table_is_read_and_checked() -> None:
         "endpoints": [{"provider": "local", "model": "m"}],
     }
     read = config.load({**base, "quality": {"drift": 0.1, "window": 20, "min_samples": 10}}, environ={})
-    assert read.quality == QualityConfig(0.1, 20, 10)
-    assert config.load(base, environ={}).quality == QualityConfig(0.05, 500, None)
+    assert read.quality == QualityConfig(drift=0.1, window=20, min_samples=10)
+    assert config.load(base, environ={}).quality == QualityConfig(drift=0.05, window=500, min_samples=None)
     assert config.load(base, environ={"FASTROUTE_QUALITY__DRIFT": "0.2"}).quality.drift == 0.2
     for table, path in (
         ({"drift": 0}, "quality.drift"),
@@ -444,7 +447,17 @@ def test_a_fall_is_said_once_and_a_recovery_once() -> None:
     assert heard == []
     for number in range(200):
         rates.record("m", "premium", number % 5 != 0)
-    assert heard == [DriftDetected("m", "premium", "success", 0.94, 1.0, 100, 926)]
+    assert heard == [
+        DriftDetected(
+            model="m",
+            tier="premium",
+            measure="success",
+            rate=0.94,
+            baseline=1.0,
+            samples=100,
+            baseline_samples=926,
+        )
+    ]
     assert heard[0].rate < heard[0].baseline - 0.05
     assert rates.snapshot()[0].drifting
     for _ in range(1200):

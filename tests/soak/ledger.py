@@ -69,12 +69,12 @@ def cost_of(number: int) -> int:
 
 def _attempt(round_: int, name: str, number: int) -> Attempt:
     return Attempt(
-        f"{name}-{number}",
-        name,
-        START + round_ + 0.5,
-        "p/m",
-        "p",
-        "m",
+        id=f"{name}-{number}",
+        call_id=name,
+        time=START + round_ + 0.5,
+        endpoint="p/m",
+        provider="p",
+        model="m",
         cost_nano=cost_of(number),
         tags={"writer": name},
     )

@@ -110,7 +110,7 @@ class TestTooSmall:
         self.made(6)
         for number in range(self.segment.cells - self.segment.used):
             _core.Bucket(self.segment, f"another {number}", 1, 1)
-        config = BudgetConfig("all", limit=1.0, window="day")
+        config = BudgetConfig(name="all", limit=1.0, window="day")
         with pytest.raises(errors.ConfigError, match=r"^budgets: there is no room to count them beside"):
             Budgets([config], self.segment, lambda start, tags: 0, events.Hooks())
 

@@ -10,8 +10,8 @@ from fastroute._core import Calibration
 from fastroute.config.catalog import Model
 from fastroute.state.tokens import OutputHistory, estimate_input
 
-LIMITED = Model("limited", max_output_tokens=4096)
-UNLIMITED = Model("unlimited")
+LIMITED = Model(name="limited", max_output_tokens=4096)
+UNLIMITED = Model(name="unlimited")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_expected_output_without_a_limit_is_the_95th_percentile_and_at_least_256
     assert history.expected_output(None, LIMITED) == 950
     assert history.expected_output(None, UNLIMITED) == 256
     history.record("small", 0)
-    assert history.expected_output(None, Model("small", max_output_tokens=100)) == 100
+    assert history.expected_output(None, Model(name="small", max_output_tokens=100)) == 100
 
 
 def test_old_outputs_are_forgotten():

@@ -81,7 +81,15 @@ def test_usage_takes_cached_and_reasoning_tokens() -> None:
 
 
 def test_an_answer_may_set_all_of_its_usage() -> None:
-    given = Answer("x", (), "content_filter", 100, 20, 30, 5)
+    given = Answer(
+        content="x",
+        tool_calls=(),
+        finish_reason="content_filter",
+        prompt_tokens=100,
+        completion_tokens=20,
+        cached_tokens=30,
+        reasoning_tokens=5,
+    )
     with Provider(answer=given) as provider:
         reply = answer(provider)
     assert reply["choices"][0]["finish_reason"] == "content_filter"

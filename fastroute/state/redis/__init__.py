@@ -95,7 +95,12 @@ class Shared:
         """Makes these endpoints use the shared limits from now on."""
         for endpoint in endpoints:
             self.endpoints[endpoint.name] = SharedEndpoint(
-                endpoint, self.connection, self.machine, self._machines, self._wake_up, probe_lease_s
+                core=endpoint,
+                connection=self.connection,
+                machine=self.machine,
+                machines=self._machines,
+                wake=self._wake_up,
+                probe_lease_s=probe_lease_s,
             )
 
     def attach_quota(self, quota: _core.Quota) -> None:

@@ -34,7 +34,7 @@ _MOST = 4096
 _FULL_NS = 50_000_000  # pause after a refusal before the process asks again
 
 
-@frozen
+@frozen(kw_only=True)
 class PermitRequest:
     """One endpoint's request: six arguments of `scripts.PERMITS`.
 

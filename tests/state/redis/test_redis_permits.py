@@ -233,7 +233,7 @@ def test_a_late_answer_is_not_believed(machines: Machines) -> None:
 def test_a_machine_whose_state_was_made_anew_goes_on(machines: Machines) -> None:
     core = machines.core(limits={"max_in_flight": 10})
     shared = machines.shared[0].endpoints["a/m"]
-    asked = permits.PermitRequest(10**6, 10, 10, 0, 0, 5)
+    asked = permits.PermitRequest(turn=10**6, limit=10, part=10, floor=0, need=0, want=5)
     permits.ask(machines.shared[0].connection, machines.shared[0].machine, [shared.permits.key], [asked])
     assert len(calls(core, 20)) == 10
 
