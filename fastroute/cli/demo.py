@@ -16,12 +16,12 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
 
 from fastroute.figures import dollars, duration
 
-from .group import INTERRUPTED, json_option, visible
+from .group import INTERRUPTED, json_option, refuse, visible
 from .output import dim, no_warnings, print_json
+from .prompts import read_prompts
 
 if TYPE_CHECKING:
     from .demo_run import Demo, Result
@@ -52,7 +52,7 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
     """
     from .demo_run import Demo
 
-    asked = read_prompts(prompts)
+    asked = read_messages(prompts)
     with no_warnings(), tempfile.TemporaryDirectory(prefix="fastroute-demo-") as folder:
         demo = Demo(
             asked, os.path.join(folder, "demo.db"), threads=threads, seed=seed, speed=4 if fast else 1
@@ -125,38 +125,29 @@ def _watch(demo: Demo, *, quiet: bool) -> None:
             return
 
 
-def read_prompts(path: str | None) -> list[Messages]:
-    """The messages of every line of a JSON-lines file, or without a path of the package's own file."""
+def read_messages(path: str | None) -> list[Messages]:
+    """The messages of every prompt in a file, or without a path in the package's own file.
+
+    Raises:
+        ClickException: if a line is not a prompt that can be sent.
+    """
     if path is None:
-        data = resources.files("fastroute").joinpath("cli/demo_prompts.jsonl").read_bytes()
         name = "demo_prompts.jsonl"
+        data = resources.files("fastroute").joinpath(f"cli/{name}").read_bytes()
     else:
         name = path
         with open(path, "rb") as file:
             data = file.read()
     found: list[Messages] = []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise click.ClickException(f"{where}: is not JSON ({error})") from None
-        messages = value.get("messages") if isinstance(value, dict) else None
-        if not isinstance(messages, list) or not messages:
-            raise click.ClickException(f'{where}: must be an object with a list "messages"')
-        for message in messages:
-            if (
-                not isinstance(message, dict)
-                or not isinstance(message.get("role"), str)
-                or "content" not in message
-            ):
-                raise click.ClickException(f"{where}: every message must have a role and content")
-        found.append(messages)
-    if not found:
-        raise click.ClickException(f"{name}: has no prompts; must have an object with messages on each line")
+    for prompt in read_prompts(data, name):
+        if not prompt.messages or not all(map(_can_be_sent, prompt.messages)):
+            refuse(f"{name}, line {prompt.line}: must have messages, each with a role and content")
+        found.append(prompt.messages)
     return found
+
+
+def _can_be_sent(message: Mapping[str, Any]) -> bool:
+    return isinstance(message.get("role"), str) and "content" in message
 
 
 def _summary(result: Result) -> str:

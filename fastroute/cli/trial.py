@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
-from attrs import frozen
 
 from fastroute.figures import duration, percentile
 
-from .group import refuse, visible
+from .group import visible
 from .output import Column, print_json, print_table
+from .prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from fastroute.routing.classifier import Classifier
     from fastroute.types import Classification
 
 _EXAMPLES = 3
-_LONGEST_SHOWN = 60
-
-
-@frozen
-class Prompt:
-    """One line of the file.
-
-    Attributes:
-        line: the line's number, from 1.
-        messages: OpenAI's message mappings.
-        params: the line's other keys; a classifier may use ``max_tokens``, ``tools`` and ``functions``.
-    """
-
-    line: int
-    messages: list[Mapping[str, Any]]
-    params: Mapping[str, Any]
-
-    @property
-    def text(self) -> str:
-        """The beginning of the first user message, on one line."""
-        said = next((message for message in self.messages if message.get("role") == "user"), {})
-        content = said.get("content")
-        words = " ".join((content if isinstance(content, str) else "")[:1000].split())
-        return words if len(words) <= _LONGEST_SHOWN else words[: _LONGEST_SHOWN - 1] + "…"
-
-
-def read_prompts(path: Path) -> Iterator[Prompt]:
-    """The prompts of a file of JSON lines, each an object with ``messages``; empty lines are skipped."""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = orjson.loads(line)
-        except ValueError:
-            refuse(f"{path}, line {number}: is not JSON; must be an object with messages")
-        messages = value.get("messages") if isinstance(value, dict) else None
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            refuse(f"{path}, line {number}: has no list of messages; must be an object with messages")
-        yield Prompt(number, messages, {key: item for key, item in value.items() if key != "messages"})
 
 
 def run(classifier: Classifier, path: Path, as_json: bool) -> None:
     """Classifies every prompt of the file and prints the result."""
-    prompts = list(read_prompts(path))
-    if not prompts:
-        refuse(f"{path}: has no prompts; must have an object with messages on each line")
+    prompts = read_prompts(path.read_bytes(), str(path))
     found: dict[str, list[tuple[Prompt, Classification]]] = {level: [] for level in classifier.levels}
     for prompt in prompts:
         classification = classifier.classify(prompt.messages, prompt.params)[0]
@@ -132,4 +89,4 @@ def _example(prompt: Prompt, classification: Classification) -> dict[str, Any]:
     }
 
 
-__all__ = ["Prompt", "read_prompts", "run"]
+__all__ = ["run"]

@@ -61,7 +61,7 @@ def write(path: Path, lines: Iterable[Any]) -> Path:
 
 
 def test_the_demonstration_loses_no_call(tmp_path: Path) -> None:
-    prompts = demo.read_prompts(None)
+    prompts = demo.read_messages(None)
     file = write(tmp_path / "some.jsonl", ({"id": 1, "messages": messages} for messages in prompts))
     running = start("--json", "--fast", "--prompts", str(file))
     out, err = running.communicate(timeout=60)
@@ -126,7 +126,7 @@ def test_a_signal_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    few = ({"messages": messages} for messages in demo.read_prompts(None)[:48])
+    few = ({"messages": messages} for messages in demo.read_messages(None)[:48])
     running = start("--prompts", str(write(tmp_path / "few.jsonl", few)))
     assert running.stderr is not None
     while "25 %" not in running.stderr.readline():
@@ -151,7 +151,7 @@ def test_a_signal_leaves_nothing(
 
 
 def test_the_prompts_that_come_with_it_cover_every_class() -> None:
-    prompts = demo.read_prompts(None)
+    prompts = demo.read_messages(None)
     assert len(prompts) == 300
     assert len({json.dumps(messages) for messages in prompts}) == 300
     classifier = Classifier.named("five-level")
@@ -169,11 +169,11 @@ def test_the_prompts_that_come_with_it_cover_every_class() -> None:
     ("line", "words"),
     [
         (b"{", "is not JSON"),
-        (b"[1]", 'a list "messages"'),
-        (b'{"messages": []}', 'a list "messages"'),
-        (b'{"messages": "Hello"}', 'a list "messages"'),
-        (b'{"messages": [{"content": "Hello"}]}', "a role and content"),
-        (b'{"messages": [{"role": "user"}]}', "a role and content"),
+        (b"[1]", "no list of messages"),
+        (b'{"messages": []}', "must have messages"),
+        (b'{"messages": "Hello"}', "no list of messages"),
+        (b'{"messages": [{"content": "Hello"}]}', "each with a role and content"),
+        (b'{"messages": [{"role": "user"}]}', "each with a role and content"),
         (b"\xff\xfe", "is not JSON"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b'{"messages": [{"role": "user", "content": "Hello"}]}\n\n' + line + b"\n")
     with pytest.raises(click.ClickException) as caught:
-        demo.read_prompts(str(file))
+        demo.read_messages(str(file))
     assert "line 3" in caught.value.message
     assert words in caught.value.message
 
@@ -189,13 +189,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(click.ClickException, match="no prompt"):
-        demo.read_prompts(str(tmp_path / "empty.jsonl"))
+        demo.read_messages(str(tmp_path / "empty.jsonl"))
 
 
 def test_a_byte_order_mark_and_missing_last_newline_are_fine(tmp_path: Path) -> None:
     file = tmp_path / "marked.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"messages": [{"role": "user", "content": "Hello"}]}')
-    assert demo.read_prompts(str(file)) == [[{"role": "user", "content": "Hello"}]]
+    assert demo.read_messages(str(file)) == [[{"role": "user", "content": "Hello"}]]
 
 
 # ------------------------------------------------------------------------------------------ the scene
