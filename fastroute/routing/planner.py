@@ -82,7 +82,7 @@ class Planner:
         self._tiers = tuple(self._models_of)
         self._tier_of = {**dict(zip(self._tiers, self._tiers)), **self._spread(classifier.levels)}
         self._factor_of = _factors(classifier.levels)
-        self.stages: dict[tuple[str, ...], Stage | None] = {}
+        self._stages: dict[tuple[str, ...], Stage | None] = {}
         self._of_tier: dict[str, tuple[Stage, ...]] = {}
         self._of_model: dict[str, tuple[Stage, ...]] = {}
         self._explain = self.explain  # bound once, as every plan has it
@@ -93,6 +93,11 @@ class Planner:
         self._floor = policy.quality_floor or 0.0
         self._max_latency = policy.max_latency or 0.0
         self._random = random.Random()
+
+    @property
+    def remembered(self) -> int:
+        """Entries of its tables: bounded by the configuration, whatever names callers write."""
+        return len(self._stages) + len(self._of_tier) + len(self._of_model)
 
     def plan(self, request: Request, at: LiveEndpoint | None = None) -> Plan:
         """Decides, sending nothing.
@@ -429,8 +434,8 @@ class Planner:
         return found
 
     def _stage(self, key: tuple[str, ...]) -> Stage | None:
-        if key in self.stages:
-            return self.stages[key]
+        if key in self._stages:
+            return self._stages[key]
         kind, *names = key
         if kind == "tier":
             tier, *models = names
@@ -439,7 +444,7 @@ class Planner:
             stage = self._build(f"model {names[0]} (policy.fixed_model)", None, names, by_value=False)
         else:
             stage = self._build(_CHAIN_NAMES[kind], None, names, by_value=False)
-        self.stages[key] = stage
+        self._stages[key] = stage
         return stage
 
     def _build(self, reason: str, tier: str | None, models: Sequence[str], by_value: bool) -> Stage | None:
