@@ -2,8 +2,8 @@
 
     gunicorn --preload "fastroute.gateway:create_app()"
 
-Owns nothing but the one name; the way of a request is `app.py`. The app needs nothing installed but
-fastroute itself; ``fastroute serve`` runs it on waitress, of the extra ``gateway``.
+The app needs no other packages than fastroute does. ``fastroute serve`` runs it on waitress, which the extra
+``gateway`` installs.
 """
 
 from __future__ import annotations

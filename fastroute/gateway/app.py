@@ -1,18 +1,16 @@
 """The gateway: an OpenAI-compatible WSGI app in front of a client.
 
-Owns the way of a request: who sends it, what it may, reading it, the routed call, the answer. Keys are
-`keyring.py`, limits `limits.py`, reading `body.py` and `schema.py`, answers `responses.py`, figures
-`stats.py`, the page that shows them `page.py`.
+A request for a completion passes through these steps::
 
-The way of a call::
-
-    path, method    404, 405 with Allow
-    caller          401, before a byte of the body is read
+    path, method    404, or 405 with Allow
+    caller          401, before the body is read                                keyring.py
     body            size, type, strict JSON, the allow-list of fields           body.py, schema.py
-    model           404 if there is none, 403 if it is not the key's            models.py
+    model           404 if it is unknown, 403 if the key may not use it         models.py
     limits          429 with Retry-After                                        limits.py
-    the call        client.chat.completions.create
-    answer          a completion, or events; errors keep their status until the first event is there
+    call            client.chat.completions.create
+    response        a completion or events                                      responses.py
+
+An error has its own status until the first event of a stream has been sent.
 """
 
 from __future__ import annotations
@@ -67,10 +65,10 @@ _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOOPBACK = re.compile(r"127\.[0-9.]+|::1|::ffff:127\.[0-9.]+|localhost", re.IGNORECASE)
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
-_LEASE_SLACK = 30.0  # seconds that a reservation in a key's budget outlives its call's deadline
+_LEASE_SLACK = 30.0  # seconds from a call's deadline until its reservation in the key's budget ends
 
 _ANYBODY = Caller("")
-# Types and ranges are `schema.py`'s, as the document shows them.
+# Types and ranges are checked by `schema.py`, as the OpenAPI document shows them.
 _READING = wire_openai.STRANGERS
 _MOST_BYTES = wire_openai.STRANGERS.max_bytes or 0
 
@@ -79,11 +77,11 @@ class Gateway:
     """The WSGI app; `create_app` makes it.
 
     Attributes:
-        client: what calls go through.
+        client: the client that makes the calls.
         routes: method and handler by path.
         limits, budgets: those of the callers' keys.
 
-    Thread safety: it serves any number of threads, and goes on in forked children.
+    Thread safety: any number of threads may call it, in forked children too.
     """
 
     def __init__(
@@ -123,13 +121,13 @@ class Gateway:
         _gateways.add(self)
 
     def after_fork(self) -> None:
-        """In a forked child: no thread holds anything here."""
+        """In a forked child: replaces what a thread of the parent may have locked."""
         self._throttle = Throttle(clock=self._clock)
         self._collector = stats.StatsCollector(self.client)
 
     @property
     def needs_keys(self) -> bool:
-        """Whether callers are told apart by keys."""
+        """Whether callers need keys."""
         return self._keyring() is not None
 
     def close(self) -> None:
@@ -140,20 +138,20 @@ class Gateway:
         forks.ensure()
         request_id = "req_" + secrets.token_hex(12)
         try:
-            answer = self._answer(environ)
+            response = self._handle(environ)
         except errors.Error as error:
-            answer = error_response(error)
+            response = error_response(error)
         except Exception as error:
-            # The traceback names lines, not values; what was asked is not in it.
+            # The traceback contains lines of code and no values, so no prompt.
             log.exception("request %s failed", request_id)
-            answer = error_response(error)
-        status, headers = answer.head(request_id)
+            response = error_response(error)
+        status, headers = response.head(request_id)
         start_response(status, headers)
-        if isinstance(answer.body, EventStream):
-            return answer.body
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [answer.body]
+        if isinstance(response.body, EventStream):
+            return response.body
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [response.body]
 
-    def _answer(self, environ: Environ) -> Response:
+    def _handle(self, environ: Environ) -> Response:
         try:
             path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
         except UnicodeError:
@@ -162,29 +160,27 @@ class Gateway:
         if known is None and path.startswith(_MODELS) and len(path) > len(_MODELS):
             known = ("GET", self._model)
         if known is None:
-            raise GatewayError(
-                404, "nothing is at this path; /openapi.json names what there is", "unknown_path"
-            )
+            raise GatewayError(404, "unknown path; /openapi.json lists the paths", "unknown_path")
         method, handler = known
         if environ.get("REQUEST_METHOD") != method:
-            raise GatewayError(405, f"only {method} is known here", "method_not_allowed", [("Allow", method)])
+            raise GatewayError(405, f"the method must be {method}", "method_not_allowed", [("Allow", method)])
         return handler(environ, path)
 
     # ------------------------------------------------------------------------------------------- callers
 
     def _keyring(self) -> Keyring | None:
-        """The keys that there are; None while there is no file of them."""
+        """The keys; None while there is no key file."""
         if isinstance(self._keys, KeyFileWatch):
             self._keys = self._keys.look() or self._keys
         return self._keys if isinstance(self._keys, Keyring) else None
 
     def _caller(self, environ: Environ, *, admin: bool = False) -> Caller:
-        """Who sends the request; the body has not been touched yet."""
+        """The caller by its key. The body has not been read yet."""
         keyring = self._keyring()
         if keyring is None:
             if admin:
                 raise GatewayError(
-                    403, "this needs an admin key: fastroute keys create NAME --admin", "no_keys"
+                    403, "an admin key is required; fastroute keys create NAME --admin makes one", "no_keys"
                 )
             self._check_local(environ)
             return _ANYBODY
@@ -198,24 +194,30 @@ class Gateway:
             wait = self._throttle.wrong(str(environ.get("REMOTE_ADDR", ""))) if header else 0.0
             if wait:
                 raise GatewayError(
-                    429, "too many wrong keys came from this address", "too_many_wrong_keys", retry_after=wait
+                    429,
+                    "too many invalid keys from this address; wait before the next one",
+                    "too_many_wrong_keys",
+                    retry_after=wait,
                 )
             scheme = 'Basic realm="fastroute", charset="UTF-8"' if admin else 'Bearer realm="fastroute"'
             raise GatewayError(
-                401, "no valid key was given", "invalid_api_key", [("WWW-Authenticate", scheme)]
+                401,
+                "the key is missing or invalid; send Authorization: Bearer KEY",
+                "invalid_api_key",
+                [("WWW-Authenticate", scheme)],
             )
         if caller.admin is not admin:
-            what = "sees figures and makes no calls" if caller.admin else "makes calls and sees no figures"
-            raise GatewayError(403, f"this key {what}", "wrong_kind_of_key")
+            what = "an admin key cannot make calls" if caller.admin else "only an admin key may read this"
+            raise GatewayError(403, what, "wrong_kind_of_key")
         return caller
 
     def _check_local(self, environ: Environ) -> None:
-        """Without keys only this machine's own programs are served, unless it was said otherwise."""
+        """Without keys, rejects requests from other machines unless anonymous callers are allowed."""
         if self._allow_anonymous:
             return
         host = str(environ.get("HTTP_HOST", "")).rsplit(":", 1)[0].strip("[]")
         near = _LOOPBACK.fullmatch(str(environ.get("REMOTE_ADDR", "")))
-        # A proxy on this machine speaks for others, and a web page may have a name that leads here.
+        # A local proxy may forward remote requests, and a web page's host name may resolve to this machine.
         if (
             near
             and _LOOPBACK.fullmatch(host or "localhost")
@@ -224,7 +226,7 @@ class Gateway:
             return
         raise GatewayError(
             403,
-            "this gateway has no keys, so it serves programs on its own machine only; "
+            "this gateway has no keys, so it serves only programs on its own machine; "
             "fastroute keys create makes one",
             "no_keys",
         )
@@ -266,7 +268,7 @@ class Gateway:
         return self.client.with_options(budget=KeyAllowance(budgets, caller.name, lease))
 
     def _route(self, environ: Environ, words: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
-        """The caller's routing words, with the tags that are not its to choose."""
+        """The caller's routing options, with the tags that only the gateway sets."""
         found = {name: value for name, value in words.items() if value is not None}
         given = found.pop("tags", {})
         tags = {name: value for name, value in given.items() if name not in RESERVED_TAGS}
@@ -278,7 +280,7 @@ class Gateway:
             tags["key"] = caller.name
         return {**found, "tags": tags} if tags else found
 
-    # ---------------------------------------------------------------------------------------- everything else
+    # ----------------------------------------------------------------------------------------- other requests
 
     def _models_served(self) -> ServedModels:
         known, config = self._served, self.client.config
@@ -296,7 +298,9 @@ class Gateway:
         for model in self._models_served().listed(caller):
             if model["id"] == wanted:
                 return json_response(model)
-        raise GatewayError(404, "there is no such model", "model_not_found", param="model")
+        raise GatewayError(
+            404, "unknown model; /v1/models lists the models", "model_not_found", param="model"
+        )
 
     def _live(self, environ: Environ, path: str) -> Response:
         return json_response({"status": "ok"})
@@ -331,7 +335,7 @@ class Gateway:
 
 
 def _password(header: str) -> bytes:
-    """What a browser sends when it asked its user for the admin key."""
+    """The admin key from a browser's password dialog, which sends HTTP Basic authentication."""
     match = _BASIC.fullmatch(header)
     try:
         return base64.b64decode(match[1], validate=True).partition(b":")[2] if match else b""
@@ -340,7 +344,7 @@ def _password(header: str) -> bytes:
 
 
 def _tidied(call: wire_openai.ParsedCall) -> dict[str, Any]:
-    """The parameters as providers take them: whole numbers as such, stream_options with streams only."""
+    """The parameters as providers accept them: integers as int, stream_options only for streams."""
     params = dict(call.params)
     for name in INTEGERS:
         if type(params.get(name)) is float:
@@ -351,7 +355,7 @@ def _tidied(call: wire_openai.ParsedCall) -> dict[str, Any]:
 
 
 def _whole(call: wire_openai.ParsedCall) -> dict[str, Any]:
-    """The body as it came, for the schema; the routing words with those of the header among them."""
+    """The body as received, for the schema, with the routing options of body and header."""
     whole = {"messages": call.messages, "model": call.model, **call.params}
     return whole if call.route is None else {**whole, "route": call.route}
 
@@ -360,7 +364,7 @@ def _tokens(attempts: Iterable[Any]) -> int:
     return sum(attempt.prompt_tokens + attempt.completion_tokens for attempt in attempts)
 
 
-# --------------------------------------------------------------------------------------------------- making
+# ---------------------------------------------------------------------------------------------- create_app
 
 _gateways: weakref.WeakSet[Gateway] = weakref.WeakSet()
 
@@ -385,28 +389,26 @@ def create_app(
     """Makes the gateway as a WSGI app, for gunicorn, uWSGI, waitress, or to be mounted in another app.
 
     Args:
-        config: as for `fastroute.Client`, which is made of it.
-        client: a client to use instead; it stays its owner's to close.
+        config: as for `fastroute.Client`.
+        client: a client to use instead of ``config``; the caller closes it.
         keys: the file of caller keys that ``fastroute keys`` makes. Default: ``fastroute-keys.db`` in the
-            working directory, from the moment there is one.
-        pepper_env: the environment variable with the keys' pepper, where it is not in ``KEYS.pepper``.
-        allow_anonymous: without keys, serve everybody and not only this machine's own programs.
-        metrics: whether ``/metrics`` is served.
+            working directory, as soon as it exists.
+        pepper_env: the environment variable with the keys' pepper, if it is not in ``KEYS.pepper``.
+        allow_anonymous: without keys, serve all callers, and not only programs on this machine.
+        metrics: whether to serve ``/metrics``.
 
     Raises:
-        ConfigError: the configuration or the file of keys cannot be used.
+        ConfigError: the configuration or the key file is invalid.
     """
     if client is not None and config is not None:
-        raise errors.ConfigError("create_app: config and client are given, must be one of them")
+        raise errors.ConfigError("create_app: config and client are both given; give one of them")
     if keys is None and os.path.lexists(DEFAULT_FILE):
         keys = DEFAULT_FILE
     if keys is None and pepper_env is not None:
-        raise errors.ConfigError(
-            "create_app: pepper_env is given without keys, must come with a file of keys"
-        )
+        raise errors.ConfigError("create_app: pepper_env is given without keys; give the key file too")
     file = None if keys is None else KeyFile(keys, pepper_env=pepper_env)
     if file is not None:
-        file.read()  # a file that cannot be used is found out before anything is started
+        file.read()  # an invalid file is an error before the client starts anything
     made = Client(config, default_state="machine") if client is None else client
     try:
         return Gateway(made, file, allow_anonymous=allow_anonymous, metrics=metrics)

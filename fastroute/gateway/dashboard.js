@@ -1,39 +1,39 @@
-// The dashboard: asks for the figures every two seconds and shows them.
+// The dashboard: requests the figures every two seconds and shows them.
 //
-// Names of models, keys and tags are whatever somebody chose, so they only ever become text nodes; the page's
-// content security policy forbids everything else. Elements are made once and then changed in place, so
-// that a selection, the focus and an open menu outlive the next figures.
+// Names of models, keys and tags are untrusted, so they only become text nodes; the page's content security
+// policy enforces that. Elements are created once and then updated in place, so that a selection, the focus
+// and an open menu survive an update.
 
 import { dollars, duration } from "./figures.js";
 
-const EVERY = 2000; // milliseconds between two looks
-const SLOWEST = 15000; // between two looks while the gateway does not answer
-const PATIENCE = 20000; // for one answer: a large ledger takes time to add up
-const OLD = 7000; // age at which figures are called old
+const EVERY = 2000; // milliseconds between two requests
+const SLOWEST = 15000; // the most between two requests while the gateway does not respond
+const TIMEOUT = 20000; // of one request: the sums of a large ledger take time
+const OLD = 7000; // age from which figures are shown as out of date
 const KEPT = "fastroute-admin-key";
-const FEW = { budgets: 12, endpoints: 20, recent: 15 }; // rows until the rest is asked for
+const FEW = { budgets: 12, endpoints: 20, recent: 15 }; // rows that are shown at first
 
 const find = (selector, within = document) => within.querySelector(selector);
 const now = () => performance.now();
 
 let key = sessionStorage.getItem(KEPT);
-let figures = null; // the last ones
-let shownAt = 0; // when they came
+let figures = null; // the latest
+let shownAt = 0; // when they arrived
 let paused = false;
 let failures = 0; // in a row
 let timer = 0;
-let running = null; // the request under way
-const whole = new Set(); // lists that are shown to their end
+let running = null; // the current request
+const whole = new Set(); // lists that are shown in full
 
-// ------------------------------------------------------------------------------------------- asking
+// ---------------------------------------------------------------------------------------------- requests
 
 async function look() {
   clearTimeout(timer);
   if (running || key === null || paused || document.hidden) return;
   const mine = (running = new AbortController());
-  const patience = setTimeout(() => mine.abort(), PATIENCE);
+  const timeout = setTimeout(() => mine.abort(), TIMEOUT);
   try {
-    // "omit": a browser that finds a password asked for would put its own window before this page.
+    // "omit": otherwise the browser would show its own password dialog on a 401.
     const answer = await fetch("admin/stats.json", {
       headers: { Authorization: "Bearer " + key }, credentials: "omit", cache: "no-store", signal: mine.signal,
     });
@@ -47,14 +47,14 @@ async function look() {
       trouble("");
       show();
     } else {
-      const why = value?.error?.message ?? "the answer was not understood";
+      const why = value?.error?.message ?? "the response is not valid JSON";
       if ([401, 403].includes(answer.status) || (answer.status === 429 && !figures)) return ask(sentence(why));
-      failed(`The gateway answers ${answer.status}: ${why}.`);
+      failed(`The gateway responded with ${answer.status}: ${why}.`);
     }
   } catch {
     if (running === mine) failed("The gateway cannot be reached.");
   } finally {
-    clearTimeout(patience);
+    clearTimeout(timeout);
     if (running === mine) running = null;
   }
   plan(failures ? Math.min(EVERY * 2 ** failures, SLOWEST) : EVERY);
@@ -68,7 +68,7 @@ function plan(wait) {
 
 function failed(why) {
   failures += 1;
-  trouble(why + (figures ? " What is shown is what it said last; trying again." : " Trying again."));
+  trouble(why + (figures ? " The figures shown are the latest received. Retrying." : " Retrying."));
 }
 
 function trouble(text) {
@@ -76,7 +76,7 @@ function trouble(text) {
   find("#trouble").hidden = !text;
 }
 
-/** Back to the form, with the reason. */
+/** Returns to the form and shows the reason. */
 function ask(why) {
   key = figures = null;
   running?.abort();
@@ -92,7 +92,7 @@ function ask(why) {
 find("#login").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = find("#key").value.trim();
-  if (!/^[!-~]+$/.test(given)) return put(find("#refused"), "A key has no spaces and no letters beyond ASCII.");
+  if (!/^[!-~]+$/.test(given)) return put(find("#refused"), "A key contains only printable ASCII characters and no spaces.");
   key = given;
   find("#key").value = "";
   put(find("#refused"), "");
@@ -104,14 +104,14 @@ find("#forget").addEventListener("click", () => ask(""));
 find("#pause").addEventListener("click", () => {
   paused = !paused;
   find("#pause").setAttribute("aria-pressed", paused);
-  put(find("#pause"), paused ? "Go on" : "Pause");
+  put(find("#pause"), paused ? "Resume" : "Pause");
   paused ? plan(0) : look();
 });
 document.addEventListener("visibilitychange", () => (document.hidden ? plan(0) : look()));
 window.addEventListener("online", look);
 setInterval(tell, 1000);
 
-/** How fresh the figures are. Only a change of the state is read out, not every second. */
+/** Shows how old the figures are. Screen readers announce only changes of the state, not every second. */
 function tell() {
   const state = find("#state");
   const age = now() - shownAt;
@@ -119,7 +119,7 @@ function tell() {
     key === null ? ["none", ""]
     : failures ? ["lost", figures ? "Out of date" : "Unreachable"]
     : paused ? ["paused", "Paused"]
-    : !figures ? ["none", "Asking…"]
+    : !figures ? ["none", "Loading…"]
     : age > OLD ? ["old", "Out of date"]
     : ["live", "Live"];
   state.dataset.is = is;
@@ -147,7 +147,7 @@ function make(name, className = "", ...inside) {
   return element;
 }
 
-/** Sets a text, if it is another one. */
+/** Sets a text if it differs. */
 function put(element, text) {
   text = String(text);
   if (element.textContent !== text) element.textContent = text;
@@ -157,7 +157,7 @@ function as(element, className) {
   if (element.className !== className) element.className = className;
 }
 
-/** Brings a parent to so many children, made by `maker`, and changes each by its value. */
+/** Gives a parent one child for each value: `maker` creates missing children, `change` updates each. */
 function each(parent, values, maker, change) {
   while (parent.children.length > values.length) parent.lastElementChild.remove();
   while (parent.children.length < values.length) parent.append(maker());
@@ -165,11 +165,10 @@ function each(parent, values, maker, change) {
 }
 
 /**
- * A table, each row of it a card on narrow screens; roles are said, since a table that is laid out otherwise
- * loses them.
+ * A table whose rows are cards on narrow screens. The roles are explicit, because a table with another layout
+ * loses its implicit ones.
  *
- * A column is its title, a kind ("text" or ""), and a function of the row that gives a text, or {text, tag,
- * share, bad}.
+ * A column is a title, a kind ("text" or ""), and a function from a row to a text or {text, tag, share, bad}.
  */
 function fill(table, title, note, columns, rows) {
   if (!table.caption) {
@@ -214,7 +213,7 @@ function fill(table, title, note, columns, rows) {
     }));
 }
 
-/** The first few of a list, or all once somebody asked; sets the button that asks. */
+/** The first entries of a list, or all of them if the user chose so; updates the button. */
 function some(name, all) {
   const button = find(`#${name} > .more`);
   const few = FEW[name];
@@ -260,12 +259,12 @@ function showTiles({ totals: { day, hour }, endpoints, queued, cache }) {
   const failing = hour.attempts ? hour.failures / hour.attempts : 0;
   const looked = cache ? cache.hits + cache.misses : 0;
   const tiles = [
-    ["Spent, last 24 h", dollars(day.cost_nano), day.unknown_cost ? `and ${count(day.unknown_cost)} requests of unknown price` : `last hour ${dollars(hour.cost_nano)}`],
+    ["Spent, last 24 h", dollars(day.cost_nano), day.unknown_cost ? `and ${count(day.unknown_cost)} requests with an unknown price` : `last hour ${dollars(hour.cost_nano)}`],
     ["Calls, last hour", count(hour.calls), `last 24 h ${count(day.calls)}`],
     ["Failed, last hour", percent(hour.failures, hour.attempts), `${count(hour.failures)} of ${count(hour.attempts)} sent`, failing >= 0.2 ? "bad" : failing >= 0.05 ? "warn" : ""],
     ["Median, last hour", duration(hour.p50_s), `p95 ${duration(hour.p95_s)}`],
-    ["Under way", count(busy), queued ? `${count(queued)} waiting for a limit` : "none waiting", queued ? "warn" : ""],
-    ["Endpoints", `${working} / ${endpoints.length}`, working === endpoints.length ? "all in service" : `${endpoints.length - working} open or blocked`, working ? (working < endpoints.length ? "warn" : "") : "bad"],
+    ["In flight", count(busy), queued ? `${count(queued)} waiting for a limit` : "none waiting", queued ? "warn" : ""],
+    ["Endpoints", `${working} / ${endpoints.length}`, working === endpoints.length ? "all available" : `${endpoints.length - working} open or blocked`, working ? (working < endpoints.length ? "warn" : "") : "bad"],
     ...(cache ? [["From the cache", percent(cache.hits, looked), `${count(cache.hits)} of ${count(looked)} calls`]] : []),
   ];
   each(find("#tiles"), tiles, () => make("div", "", make("dt"), make("dd"), make("dd")), (tile, [name, figure, more, mark]) => {
@@ -292,12 +291,12 @@ function showBudgets(budgets, left) {
     bar.children[0].style.width = `${100 * Math.min(used, 1)}%`;
     bar.children[1].style.width = `${100 * Math.max(0, Math.min(held, 1 - used))}%`;
     const span = at.ends === null ? at.window : at.window.length > 7 ? "day" : "month"; // YYYY-MM-DD, YYYY-MM
-    const parts = [known ? `${percent(at.spent_nano, at.limit_nano)} used` : "the ledger cannot be read, so this refuses calls"];
+    const parts = [known ? `${percent(at.spent_nano, at.limit_nano)} used` : "the ledger cannot be read, so calls are refused"];
     if (at.reserved_nano) parts.push(`${dollars(at.reserved_nano)} reserved`);
     parts.push(at.ends === null ? span : `${span} ends in ${duration(Math.max(0, at.ends - figures.time))}`);
     put(rest, parts.join(", "));
   });
-  if (left) find("#budgets > ul").append(make("li", "quiet", `and ${count(left)} less used`));
+  if (left) find("#budgets > ul").append(make("li", "quiet", `and ${count(left)} more, less used`));
 }
 
 function showGroups(name, title, field, groups) {
@@ -326,7 +325,7 @@ function standing(at) {
   return { text: "closed", tag: "good" };
 }
 
-/** What a bucket holds now, beside what flows into it; it may hold less than a minute's worth. */
+/** The permits available now and the rate per minute. The burst may be less than a minute's permits. */
 const left = (holds, perMinute) =>
   perMinute === null ? "no limit" : { text: `${count(Math.max(0, holds))} (${count(perMinute)}/min)`, bad: holds <= 0 };
 
@@ -357,7 +356,7 @@ function showEndpoints(endpoints) {
   ], some("endpoints", found));
 }
 
-const OUTCOMES = { ok: ["ok", "good"], failed: ["failed", "bad"], client_cancelled: ["cancelled", "warn"], hedge_lost: ["outrun", ""] };
+const OUTCOMES = { ok: ["ok", "good"], failed: ["failed", "bad"], client_cancelled: ["cancelled", "warn"], hedge_lost: ["hedge lost", ""] };
 
 function outcome(call) {
   const [text, tag] = OUTCOMES[call.outcome] ?? [call.outcome, ""];
@@ -366,7 +365,7 @@ function outcome(call) {
 
 function showRecent(recent) {
   none("recent", !recent.length);
-  fill(find("#recent > table"), "Latest requests", "newest first; no prompts are kept", [
+  fill(find("#recent > table"), "Latest requests", "newest first; prompts are not stored", [
     ["Time", "text", (call) => clock(new Date(call.time * 1000), true)],
     ["Outcome", "text", outcome],
     ["Model", "text", (call) => call.model],
@@ -383,14 +382,14 @@ function showRecent(recent) {
 function showFoot({ ledger, state, version, latency_complete: complete }) {
   const lines = [
     ledger.ok
-      ? `Ledger: well${ledger.waiting ? `, ${count(ledger.waiting)} entries on their way` : ""}.`
-      : `Ledger in trouble: ${ledger.reason}; ${count(ledger.waiting)} entries are waiting${ledger.lost ? `, ${count(ledger.lost)} are lost` : ""}.`,
-    "Limits, breakers and what is under way: " + (
-      state.reason ? `of the process that answered and those forked from it, because ${state.reason}.`
-      : state.kind === "memory" ? `of the process that answered and those forked from it (${state.workers} at work).`
-      : `of all processes that share the ${state.kind} (${state.workers} at work).`),
-    `fastroute ${version}. Times are this browser's; budgets' days and months are UTC.`,
-    ...(complete ? [] : ["The charts leave out the older part of the hour: there were too many requests."]),
+      ? `Ledger: ok${ledger.waiting ? `, ${count(ledger.waiting)} entries waiting` : ""}.`
+      : `Ledger: not ok: ${ledger.reason}; ${count(ledger.waiting)} entries waiting${ledger.lost ? `, ${count(ledger.lost)} lost` : ""}.`,
+    "Limits, breakers and calls in flight are those of " + (
+      state.reason ? `the process that responded and its forks: ${state.reason}.`
+      : state.kind === "memory" ? `the process that responded and its forks (${state.workers} running).`
+      : `all processes that share the ${state.kind} (${state.workers} running).`),
+    `fastroute ${version}. Times are in this browser's time zone; days and months of budgets are in UTC.`,
+    ...(complete ? [] : ["The charts omit the older part of the hour, which had too many requests."]),
   ];
   each(find("#foot"), lines, () => make("p"), (line, text) => put(line, text));
   as(find("#foot").firstChild, ledger.ok ? "" : "problem");
@@ -403,7 +402,7 @@ const CHARTS = {
   latency: { lines: [["p50_s", "p50"], ["p95_s", "p95"], ["p99_s", "p99"]], say: duration, unit: duration },
   traffic: { bars: [["succeeded", "ok", "succeeded"], ["failed", "failed", "failed"]], say: count, unit: count },
 };
-const chosen = { latency: null, traffic: null }; // the time of the minute that is pointed at
+const chosen = { latency: null, traffic: null }; // the time of the selected minute
 
 function drawn(name, attributes, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -412,7 +411,7 @@ function drawn(name, attributes, text) {
   return element;
 }
 
-/** The least of 1, 2 and 5 times a power of ten that makes at most five steps to the most. */
+/** The smallest of 1, 2 and 5 times a power of ten that reaches `most` in at most five steps. */
 function step(most, whole) {
   const power = 10 ** Math.floor(Math.log10(most / 5));
   const found = [1, 2, 5, 10].map((n) => n * power).find((size) => most / size <= 5.0001);
@@ -425,7 +424,7 @@ function showCharts({ latency: points }) {
   for (const name of Object.keys(CHARTS)) draw(name, points);
   const busy = points.filter((point) => point.succeeded || point.failed).reverse();
   find("#minutes").hidden = !busy.length;
-  fill(find("#minutes table"), "By the minute", "newest first", [
+  fill(find("#minutes table"), "Per minute", "newest first", [
     ["Minute", "text", (point) => clock(new Date(point.time * 1000))],
     ["Succeeded", "", (point) => count(point.succeeded)],
     ["Failed", "", (point) => count(point.failed)],
@@ -485,7 +484,7 @@ function draw(name, points) {
   plot.replaceChildren(svg);
 
   const marks = lines.length ? lines.map(([field, mark]) => [field, mark, mark]) : bars;
-  // Without a minute pointed at, the last one with anything in it.
+  // Without a selected minute, the latest one with requests.
   const last = at >= 0 ? at : points.findLastIndex((point) => point.succeeded || point.failed);
   const said = last < 0 ? [] : [["", at >= 0 ? `at ${clock(new Date(points[last].time * 1000))}` : `latest, ${clock(new Date(points[last].time * 1000))}`]];
   each(find(`#${name} > .legend`), [...marks.map(([field, mark, label]) => [mark, `${label} ${last < 0 ? "" : say(points[last][field])}`]), ...said],
@@ -524,7 +523,7 @@ for (const name of Object.keys(CHARTS)) {
   new ResizeObserver(() => figures && draw(name, figures.latency)).observe(plot);
 }
 
-// ----------------------------------------------------------------------------------------- beginning
+// ------------------------------------------------------------------------------------------------- start
 
 show();
 if (key === null) find("#key").focus();

@@ -1,10 +1,10 @@
-// How the page writes amounts and durations: as fastroute/figures.py does, with the same rounding in whole numbers.
-// A test compares the two.
+// Formats amounts and durations as fastroute/figures.py does, with the same integer rounding. A test compares
+// the two.
 
-/** How many steps there are in an amount, half a step counted as one; whole numbers of any size. */
+/** An amount divided by a step, rounded half up; BigInt. */
 const rounded = (amount, step) => (2n * amount + step) / (2n * step);
 
-/** An amount: to the cent from 10 dollars on, below that to four significant digits. */
+/** US dollars: to the cent from 10 dollars on, below that with four significant digits. */
 export function dollars(nano) {
   if (nano === 0) return "$0";
   const size = BigInt(Math.abs(nano));
@@ -14,13 +14,13 @@ export function dollars(nano) {
   return `${nano < 0 ? "-" : ""}$${(amount / 10n ** 9n).toLocaleString("en")}.${decimals}`;
 }
 
-/** Each unit, its nanoseconds, and the number of it from which the next one is used. */
+/** Each unit, its nanoseconds, and the number from which the next unit is used. */
 const UNITS = [
   ["ns", 1n, 1000n], ["µs", 10n ** 3n, 1000n], ["ms", 10n ** 6n, 1000n], ["s", 10n ** 9n, 120n],
   ["min", 60n * 10n ** 9n, 120n], ["h", 3600n * 10n ** 9n, 48n], ["days", 86400n * 10n ** 9n, Infinity],
 ];
 
-/** A duration, to three digits; a dash for none. */
+/** A duration with three digits; a dash for none. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   const nanoseconds = BigInt(Math.floor(seconds * 1e9 + 0.5));

@@ -1,8 +1,7 @@
-"""Whose key a request carries: the keys in memory, kept up with their file.
+"""Finds the caller of a key, in a copy of the key file in memory that follows the file's changes.
 
-Owns the look-up and how soon the file and its changes count; the file is `keys.py`. The whole table is in
-memory, so a key that is not known costs one hash and one look-up, whoever sends it and however often: there
-is no cache of answers that could grow, be poisoned, or keep a revoked key alive.
+All keys are in memory, so an unknown key costs one hash and one lookup, however often it is sent. There is no
+cache of results that could grow, be poisoned, or keep a revoked key valid.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from .keys import TOKEN, TOKEN_LENGTH, Caller, KeyFile, Table
 
 log = logging.getLogger("fastroute")
 
-_LOOK_AGAIN = 1.0  # seconds between two looks at the file
-_RACY_NS = 2_000_000_000  # a file changed so lately may change again without its stamp telling
-_UNREADABLE_FOR = 60.0  # seconds that the last table serves while the file cannot be read
+_LOOK_AGAIN = 1.0  # seconds between two checks of the file
+_RACY_NS = 2_000_000_000  # age up to which a file may change again within one tick of its time stamp
+_UNREADABLE_FOR = 60.0  # seconds that the keys stay valid while the file cannot be read
 _NOBODY = b"\0" * 32
 
 
 class KeysUnavailable(errors.Error):
-    """The file of keys has not been readable for too long to trust what was read of it."""
+    """The key file has been unreadable for so long that the keys in memory may be outdated."""
 
     default_status = 503
 
@@ -39,15 +38,15 @@ class Keyring:
     """Finds callers by their keys.
 
     Args:
-        file: where the keys are.
-        clock: seconds, for when to look again.
+        file: the key file.
+        clock: seconds that only increase, for the time of the next check.
         now: seconds since the epoch, for expiry.
 
     Raises:
-        ConfigError: the file cannot be used.
+        ConfigError: the file is invalid.
 
-    Thread safety: all methods, in forked children too. One thread looks at the file, the others go on with
-    what was read before.
+    Thread safety: all methods, in forked children too. While one thread reads the file, the others use the
+    keys that were read before.
     """
 
     def __init__(
@@ -67,12 +66,12 @@ class Keyring:
         self._looked = self._read_at = clock()
 
     def find(self, token: bytes) -> Caller | None:
-        """The caller with this key; None if it is nobody's, revoked or expired.
+        """The caller with this key; None if the key is unknown, revoked or expired.
 
-        What it does takes as long for a wrong secret as for a public part that nobody has.
+        The time that it takes does not depend on whether the public part exists.
 
         Raises:
-            KeysUnavailable: the file cannot be read, and has not been for a minute.
+            KeysUnavailable: the file has been unreadable for a minute.
         """
         table = self._current()
         match = TOKEN.fullmatch(token) if len(token) == TOKEN_LENGTH else None
@@ -88,13 +87,13 @@ class Keyring:
 
     @property
     def callers(self) -> tuple[Caller, ...]:
-        """Those who may call at present."""
+        """The callers that are not revoked."""
         return tuple(caller for caller in self._current().callers.values() if caller.revoked is None)
 
     def _current(self) -> Table:
         at = self._clock()
         if at - self._looked >= _LOOK_AGAIN:
-            if self._pid != os.getpid():  # a thread that is not here may hold the lock
+            if self._pid != os.getpid():  # a thread of the parent may have held the lock
                 self._looking, self._pid = threading.Lock(), os.getpid()
             if self._looking.acquire(blocking=False):
                 try:
@@ -102,7 +101,7 @@ class Keyring:
                 finally:
                     self._looking.release()
         if at - self._read_at > _UNREADABLE_FOR:
-            raise KeysUnavailable("the keys cannot be checked at present")
+            raise KeysUnavailable("the keys cannot be checked now; try again later")
         return self._table
 
     def _look(self, at: float) -> None:
@@ -117,20 +116,19 @@ class Keyring:
                 self._stamp = found
             self._read_at = at
         except (OSError, sqlite3.Error, errors.ConfigError) as error:
-            log.error("the keys cannot be read, those known go on for %g s: %s", _UNREADABLE_FOR, error)
+            log.error("the key file cannot be read; its keys stay valid for %g s: %s", _UNREADABLE_FOR, error)
 
 
 class KeyFileWatch:
-    """Looks for a file of keys that is not there yet.
+    """Waits for a key file that does not exist yet.
 
-    Whoever makes the first key of a gateway that is running means it to count, and a restart would take it
-    up too; so from then on callers need one.
+    Once it exists, callers need a key, as they would after a restart.
 
     Args:
-        file: where the keys would be.
-        clock: seconds, for when to look again.
+        file: the key file.
+        clock: seconds that only increase, for the time of the next check.
 
-    Thread safety: all methods; two threads may find it at once, and then have a keyring each.
+    Thread safety: all methods; two threads may find the file at once, and then each gets a keyring.
     """
 
     def __init__(self, file: KeyFile, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -139,10 +137,10 @@ class KeyFileWatch:
         self._looked = -math.inf
 
     def look(self) -> Keyring | None:
-        """The keys, once there is a file; looks once a second.
+        """The keys once the file exists, otherwise None; checks once a second.
 
         Raises:
-            KeysUnavailable: there is one, and it cannot be used: nobody is served on without keys then.
+            KeysUnavailable: the file is invalid. Callers without keys are rejected then, too.
         """
         at = self._clock()
         if at - self._looked < _LOOK_AGAIN:
@@ -153,23 +151,23 @@ class KeyFileWatch:
             try:
                 keyring = Keyring(self._file, clock=self._clock)
             except (OSError, sqlite3.Error, errors.ConfigError) as error:
-                log.error("the file of keys that was found cannot be used: %s", error)
-                raise KeysUnavailable("the keys cannot be checked at present") from None
-            log.warning("keys were found in %s: from now on callers need one", self._file.path)
+                log.error("the key file that was found cannot be used: %s", error)
+                raise KeysUnavailable("the keys cannot be checked now; try again later") from None
+            log.warning("found the key file %s: callers need a key from now on", self._file.path)
             return keyring
         self._looked = at
         return None
 
 
 class Throttle:
-    """How many wrong keys came from an address lately; bounded in addresses and in what it logs.
+    """Limits how often an address may try invalid keys, with bounded memory and logging.
 
-    It holds up wrong keys only: a right one is let in from wherever it comes, so nobody can be locked out by
-    a neighbour behind the same proxy.
+    Valid keys are accepted from every address, so that a caller cannot be locked out by another one behind
+    the same proxy.
 
     Args:
-        most: wrong keys a minute from one address until the next are told to wait.
-        addresses: most remembered; the one unheard of for longest is forgotten.
+        most: invalid keys per minute and address without a wait.
+        addresses: the most addresses to count; the least recent one is dropped.
     """
 
     def __init__(
@@ -183,7 +181,7 @@ class Throttle:
         self._logged = (clock() - 60.0, 0)
 
     def wrong(self, address: str) -> float:
-        """Takes note of a wrong key; seconds to wait if there were too many, else 0."""
+        """Counts an invalid key; seconds to wait if there were too many, otherwise 0."""
         at = self._clock()
         with self._lock:
             since, count = self._seen.pop(address, (at, 0))
@@ -192,12 +190,12 @@ class Throttle:
             self._seen[address] = (since, count + 1)
             if len(self._seen) > self._addresses:
                 self._seen.popitem(last=False)
-            told, unsaid = self._logged
-            say = at - told >= 60.0
-            self._logged = (at, 0) if say else (told, unsaid + 1)
-        if say:
+            logged, unlogged = self._logged
+            log_now = at - logged >= 60.0
+            self._logged = (at, 0) if log_now else (logged, unlogged + 1)
+        if log_now:
             log.warning(
-                "a call with a wrong key from %s (and %d more since the last such line)", address, unsaid
+                "an invalid key was sent from %s (and %d more since the last such message)", address, unlogged
             )
         return 0.0 if count < self._most else max(1.0, since + 60.0 - at)
 

@@ -1,11 +1,9 @@
-"""Caller keys as they are kept: who may call, how much, and a file that tells nobody how to.
+"""Caller keys and their SQLite file, which `fastroute keys` manages.
 
-Owns the SQLite file of keys, their text and their hashing; it is what `fastroute keys` works on. Finding the
-key of a request quickly, from many threads and processes, is `keyring.py`.
-
-A key is ``fr-`` + 12 signs that name the secret + ``-`` + 256 random bits. Kept of it are the 12 signs and
-an HMAC-SHA-256 of the whole, under a pepper that lies in another file (or in an environment variable) so that
-a copy of this file alone proves nothing. A name may have several secrets for a while: that is rotation.
+A key is ``fr-``, 12 characters that identify it, ``-`` and 256 random bits. The file contains the 12
+characters and an HMAC-SHA-256 of the whole key under a pepper. The pepper is in another file or in an
+environment variable, so a copy of the key file is not enough to verify guesses. A caller may have several
+keys at a time, for rotation.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PUBLIC_SIGNS = "abcdefghijklmnopqrstuvwxyz234567"
 _VERSION = 1
-_BUSY = 0.5  # seconds to wait for another who has the file; a call may be waiting for this one
+_BUSY = 0.5  # seconds to wait for the file's lock; a call may be waiting
 _MOST_PER_MINUTE = 1_000_000_000
 _WINDOWS = ("day", "month", "total")
 RESERVED_TAGS = frozenset({"key", REQUEST_ID_TAG})
 
-# One pepper, and a key of its own for every purpose: what is known of one says nothing about another.
+# Each purpose has a key derived from the pepper, so that knowing one does not reveal another.
 _FOR_TOKENS = b"fastroute caller key, version 1"
 _FOR_CHECK = b"fastroute pepper check, version 1"
 
@@ -73,15 +71,15 @@ CREATE TABLE pepper (proof BLOB NOT NULL) STRICT;
 
 @frozen
 class Caller:
-    """Who a key belongs to, and what its calls may do.
+    """The owner of a key, and what its calls may do.
 
     Attributes:
-        name: unique; it is the tag ``key`` of every call in the ledger.
-        admin: reads the figures of everybody under ``/admin``, and makes no calls.
-        models: names that may be asked for (models, tiers, ``auto``); None for all.
-        rpm, tpm: requests and tokens a minute; None for no limit of its own.
+        name: unique; the tag ``key`` of its calls in the ledger.
+        admin: whether it may read all figures under ``/admin``; then it cannot make calls.
+        models: names that it may use (models, tiers, ``auto``); None for all.
+        rpm, tpm: requests and tokens per minute; None for no limit.
         budgets: USD by window: ``day``, ``month`` or ``total``.
-        tags: labels of its calls that the caller cannot change.
+        tags: tags of its calls that the caller cannot change.
         created, revoked: seconds since the epoch.
     """
 
@@ -99,7 +97,7 @@ class Caller:
         return self.models is None or model in self.models
 
     def budget_configs(self) -> tuple[BudgetConfig, ...]:
-        """Its budgets as the router counts them: by the tag that only the gateway sets."""
+        """Its budgets as configuration, counted by the tag ``key``, which only the gateway sets."""
         return tuple(
             BudgetConfig(name=f"key-{window}", limit=limit, window=window, per="tag:key")
             for window, limit in self.budgets.items()
@@ -108,7 +106,7 @@ class Caller:
 
 @frozen
 class StoredSecret:
-    """One secret of a caller: its hash, and from when to when it opens anything."""
+    """One key of a caller: its hash and the time in which it is valid."""
 
     public: str
     caller: str
@@ -119,10 +117,10 @@ class StoredSecret:
 
 @frozen
 class Table:
-    """All that the file holds, at one moment.
+    """The contents of the file.
 
     Attributes:
-        callers: by name, the revoked ones too.
+        callers: by name, including revoked ones.
         secrets: by their public part.
     """
 
@@ -131,10 +129,10 @@ class Table:
 
 
 def check_caller(caller: Caller) -> None:
-    """Refuses what cannot be a caller.
+    """Checks a caller's values.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: lists every problem.
     """
     problems = []
     if not _NAME.fullmatch(caller.name):
@@ -144,38 +142,39 @@ def check_caller(caller: Caller) -> None:
             problems.append(f"{label}: must be from 0 to {_MOST_PER_MINUTE}")
     for window, usd in caller.budgets.items():
         if window not in _WINDOWS:
-            problems.append(f"budget: {window!r} is no window, must be one of {', '.join(_WINDOWS)}")
+            problems.append(f"budget: unknown window {window!r}; use one of {', '.join(_WINDOWS)}")
         elif not 1e-9 <= usd <= 1e9:
-            problems.append(f"budget: of a {window} must be from 1e-9 to 1e9 (USD)")
+            problems.append(f"budget: must be from 1e-9 to 1e9 USD for a {window}")
     if len(caller.tags) > 16:
-        problems.append("tag: must be at most 16")
+        problems.append("tag: at most 16 are allowed")
     for tag, value in caller.tags.items():
         if tag in RESERVED_TAGS:
-            problems.append(f"tag: {tag} is set by the gateway itself, must be another")
+            problems.append(f"tag: {tag} is set by the gateway; use another name")
         elif not _TAG.fullmatch(tag) or not value or len(value) > 128 or not value.isprintable():
             problems.append(
-                "tag: must be NAME=VALUE, of letters, digits and _.- = at most 128 printable signs"
+                "tag: must be NAME=VALUE, with a name of letters, digits and _.- and a value of at most 128 "
+                "printable characters"
             )
     if caller.models is not None and not all(0 < len(name) <= 200 for name in caller.models):
         problems.append("model: must be the name of a model, an alias, a tier or auto")
     if caller.admin and (caller.models or caller.rpm or caller.tpm or caller.budgets or caller.tags):
-        problems.append("admin: makes no calls, must be without limits, models, budgets and tags")
+        problems.append("admin: cannot be combined with limits, models, budgets and tags")
     if problems:
         raise errors.ConfigError(problems)
 
 
 class KeyFile:
-    """The file of keys.
+    """The key file.
 
     Args:
-        path: an SQLite file; ``PATH.pepper`` beside it holds the pepper unless ``pepper_env`` is given.
-        pepper_env: the environment variable that holds the pepper instead: 32 signs or more.
+        path: an SQLite file; the pepper is in ``PATH.pepper`` unless ``pepper_env`` is given.
+        pepper_env: the environment variable with the pepper, 32 characters or more.
         now: seconds since the epoch.
 
     Raises:
-        ConfigError: the file is no file of keys, others may read it, or the pepper is missing or another.
+        ConfigError: the file is not a key file, not private, or the pepper is missing or a different one.
 
-    Thread safety: every method opens the file for itself; any number of threads and processes may.
+    Thread safety: any number of threads and processes; every method opens the file anew.
     """
 
     def __init__(
@@ -193,18 +192,18 @@ class KeyFile:
     # ------------------------------------------------------------------------------------------- changing
 
     def create(self, caller: Caller) -> str:
-        """Adds a caller and returns its key, which can never be shown again. Makes the file if need be.
+        """Adds a caller and returns its key, which cannot be shown again. Creates the file if needed.
 
         Raises:
-            ConfigError: the name is taken (names of revoked callers stay so), or a value is impossible.
+            ConfigError: the name is taken (also by a revoked caller), or a value is invalid.
         """
         check_caller(caller)
         self._make()
         with self._writing() as database:
             if database.execute("SELECT 1 FROM callers WHERE name = ?", (caller.name,)).fetchone():
                 raise errors.ConfigError(
-                    f"there is, or was, a key named {caller.name}; its spending is kept under that name, so "
-                    "use another (or rotate it)"
+                    f"a key named {caller.name} exists or existed, and its spending is kept under that name; "
+                    "use another name, or rotate the key"
                 )
             database.execute(
                 "INSERT INTO callers VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
@@ -222,10 +221,10 @@ class KeyFile:
             return self._add_secret(database, caller.name)
 
     def rotate(self, name: str, overlap: float) -> str:
-        """Gives a caller another key and returns it; the present ones end after ``overlap`` seconds.
+        """Adds a key for a caller and returns it; the caller's other keys expire after ``overlap`` seconds.
 
         Raises:
-            ConfigError: there is no such caller, or it was revoked.
+            ConfigError: the caller is unknown or revoked.
         """
         if not 0 <= overlap <= 365 * 86_400:
             raise errors.ConfigError("overlap: must be from 0 to 365 days")
@@ -240,10 +239,10 @@ class KeyFile:
             return self._add_secret(database, name)
 
     def revoke(self, name: str) -> None:
-        """Ends all keys of a caller.
+        """Revokes a caller and all its keys.
 
         Raises:
-            ConfigError: there is no such caller, or it was revoked before.
+            ConfigError: the caller is unknown or revoked already.
         """
         with self._writing() as database:
             self._live(database, name)
@@ -253,11 +252,11 @@ class KeyFile:
     def _live(self, database: sqlite3.Connection, name: str) -> None:
         row = database.execute("SELECT revoked FROM callers WHERE name = ?", (name,)).fetchone()
         if row is None:
-            raise errors.ConfigError(
-                f"there is no key named {name[:64]!r}; fastroute keys list shows them all"
-            )
+            raise errors.ConfigError(f"no key named {name[:64]!r} exists; fastroute keys list shows all")
         if row[0] is not None:
-            raise errors.ConfigError(f"the key {name} is revoked already")
+            raise errors.ConfigError(
+                f"the key {name} is already revoked; fastroute keys create makes another"
+            )
 
     def _add_secret(self, database: sqlite3.Connection, caller: str) -> str:
         public = "".join(secrets.choice(_PUBLIC_SIGNS) for _ in range(12))
@@ -274,8 +273,8 @@ class KeyFile:
         """All callers and secrets.
 
         Raises:
-            ConfigError: the file cannot be what it should.
-            OSError, sqlite3.Error: it cannot be read at present.
+            ConfigError: the file or the pepper is invalid.
+            OSError, sqlite3.Error: the file cannot be read now.
         """
         with self._opened() as database:
             callers = {
@@ -299,7 +298,7 @@ class KeyFile:
         return Table(callers, found)
 
     def digest(self, token: bytes) -> bytes:
-        """What is kept of a key."""
+        """The hash of a key that is stored."""
         if self._token_key is None:
             self._token_key = hmac.digest(self._pepper(), _FOR_TOKENS, "sha256")
         return hmac.digest(self._token_key, token, "sha256")
@@ -307,7 +306,7 @@ class KeyFile:
     # ---------------------------------------------------------------------------------------- file, pepper
 
     def _make(self) -> None:
-        """Makes file and pepper, readable by their owner only, if there are none."""
+        """Creates the file and the pepper as private files, unless they exist."""
         if os.path.lexists(self.path):
             return
         if self._pepper_env is None and not os.path.lexists(self.path + ".pepper"):
@@ -332,10 +331,10 @@ class KeyFile:
                     pepper = os.read(fd, 4096).strip()
             except OSError as error:
                 raise errors.ConfigError(
-                    f"{where}: cannot be read ({error.strerror}); without it no key can be checked"
+                    f"{where}: cannot be read ({error.strerror}); keys cannot be checked without it"
                 ) from None
         if len(pepper) < 32:
-            raise errors.ConfigError(f"{where}: holds no pepper, must be 32 signs or more")
+            raise errors.ConfigError(f"{where}: the pepper must have 32 characters or more")
         return hashlib.sha256(pepper).digest()
 
     @contextmanager
@@ -343,7 +342,7 @@ class KeyFile:
         import sqlite3
         from urllib.parse import quote
 
-        # mode=rw: a file that is gone is an error and not an empty table.
+        # mode=rw: a missing file is an error; SQLite would create an empty one.
         connection = sqlite3.connect(
             f"file:{quote(self.path)}?mode=rw", uri=True, timeout=_BUSY, isolation_level=None
         )
@@ -358,9 +357,7 @@ class KeyFile:
         try:
             files.check_private(self.path)
         except FileNotFoundError:
-            raise errors.ConfigError(
-                f"{self.path}: there is no such file; fastroute keys create makes it"
-            ) from None
+            raise errors.ConfigError(f"{self.path}: does not exist; fastroute keys create makes it") from None
         except files.UnsafeFileError as error:
             raise errors.ConfigError(f"{self.path}: cannot be used ({error.strerror})") from None
         with self._connected() as database:
@@ -370,12 +367,12 @@ class KeyFile:
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
-                raise errors.ConfigError(f"{self.path}: is no file of keys") from None
+                raise errors.ConfigError(f"{self.path}: is not a key file") from None
             if version != _VERSION or proof is None:
-                raise errors.ConfigError(f"{self.path}: is no file of keys that this version can read")
+                raise errors.ConfigError(f"{self.path}: is not a key file of this release")
             if not hmac.compare_digest(proof[0], hmac.digest(self._pepper(), _FOR_CHECK, "sha256")):
                 raise errors.ConfigError(
-                    f"{self.path}: was made with another pepper, so no key would be known"
+                    f"{self.path}: was made with another pepper; restore the pepper that it was made with"
                 )
             yield database
 
@@ -400,14 +397,14 @@ def _create(path: str, content: bytes = b"") -> None:
     try:
         files.create(path, content)
     except OSError as error:
-        raise errors.ConfigError(f"{path}: cannot be made ({error.strerror})") from None
+        raise errors.ConfigError(f"{path}: cannot be created ({error.strerror})") from None
 
 
 def budgets_of(texts: Sequence[str]) -> dict[str, float]:
-    """``5/day`` and the like as USD by window.
+    """Reads texts such as ``5/day`` as USD by window.
 
     Raises:
-        ConfigError: one is no such text, or a window comes twice.
+        ConfigError: a text is invalid, or two are for the same window.
     """
     found: dict[str, float] = {}
     for text in texts:
@@ -417,9 +414,11 @@ def budgets_of(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             usd = -1.0
         if not slash or not re.fullmatch(r"[0-9.]{1,20}", amount) or window not in _WINDOWS or usd < 0:
-            raise errors.ConfigError(f"budget: {text[:40]!r} must be like 5/day, 100/month or 20/total (USD)")
+            raise errors.ConfigError(
+                f"budget: must be like 5/day, 100/month or 20/total (USD), not {text[:40]!r}"
+            )
         if window in found:
-            raise errors.ConfigError(f"budget: there are two for a {window}, must be one")
+            raise errors.ConfigError(f"budget: two are given for a {window}; give one")
         found[window] = usd
     return found
 
@@ -428,7 +427,7 @@ __all__ = ["DEFAULT_FILE", "Caller", "KeyFile", "StoredSecret", "Table", "budget
 
 
 def describe(caller: Caller, table: Table, now: float) -> dict[str, Any]:
-    """A caller as plain values, with its keys by their public part; nothing in it opens anything."""
+    """A caller as plain values, with the public parts of its keys and no secret."""
     return {
         "name": caller.name,
         "admin": caller.admin,

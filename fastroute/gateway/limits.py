@@ -1,8 +1,7 @@
-"""What a caller's key may use: requests and tokens a minute, and money.
+"""Limits of a caller's key: requests and tokens per minute, and budgets.
 
-Owns the counting for each key. It happens in the core's quotas and counters, in the segment of the client,
-so that all workers that share the segment share the limits; over Redis other machines share them, by the way
-of an endpoint's.
+They are counted by the core's quotas and counters in the client's segment, so all workers that share the
+segment share the limits. With Redis, other machines share them too, like the limits of endpoints.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from .keys import Caller
 
 
 class LimitReached(errors.RateLimitError):
-    """The key's own limit; its caller may come back after ``retry_after`` seconds."""
+    """The key's limit is reached; retry after ``retry_after`` seconds."""
 
 
 class Permit:
-    """What one call took of its key's tokens, to be put right when the call has ended."""
+    """The tokens that a call took from its key's limit; settled when the call has ended."""
 
     __slots__ = ("_quota", "_tokens")
 
@@ -33,18 +32,18 @@ class Permit:
         self._tokens = tokens
 
     def settle(self, used: int) -> None:
-        """The call used so many tokens; only the first settling counts."""
+        """Replaces the estimate by the tokens used. Idempotent."""
         quota, self._quota = self._quota, None
         if quota is not None:
             quota.settle(used - self._tokens)
 
 
 class KeyLimits:
-    """What all callers may use in a minute.
+    """The limits per minute of all callers.
 
     Args:
-        segment: where it is counted.
-        shared: has it be counted with other machines, if there are any.
+        segment: where they are counted.
+        shared: shares the counts with other machines; None without Redis.
 
     Thread safety: all methods.
     """
@@ -55,12 +54,12 @@ class KeyLimits:
         self._quotas: dict[str, tuple[int | None, int | None, _core.Quota]] = {}
 
     def admit(self, caller: Caller, tokens: int) -> Permit:
-        """Takes one request and so many tokens of what a caller may use in a minute, both or neither.
+        """Takes one request and ``tokens`` tokens from a caller's limits, both or neither.
 
         Raises:
-            LimitReached: they are not free.
-            RequestTooLargeForLimit: they never will be.
-            NoEndpointError: the state has no room to count another key, and uncounted nobody gets in.
+            LimitReached: they are not available now.
+            RequestTooLargeForLimit: the request needs more tokens than the limit.
+            NoEndpointError: the state has no room to count another key, so its calls are rejected.
         """
         if caller.rpm is None and caller.tpm is None:
             return Permit(None, 0)
@@ -74,7 +73,7 @@ class KeyLimits:
         if reason == _core.TOO_LARGE:
             if caller.rpm != 0 and caller.tpm:
                 raise errors.RequestTooLargeForLimit(
-                    f"the request needs about {tokens} tokens; the key's limit is {caller.tpm} a minute"
+                    f"the request needs about {tokens} tokens; the key's limit is {caller.tpm} per minute"
                 )
             raise _reached("requests" if caller.rpm == 0 else "tokens", 0)
         raise _reached("requests" if reason == _core.REQUESTS else "tokens", wait)
@@ -83,14 +82,14 @@ class KeyLimits:
         known = self._quotas.get(caller.name)
         if known is not None and known[:2] == (caller.rpm, caller.tpm):
             return known[2]
-        # Two threads may come here at once: both quotas are of one name, so they count as one.
+        # Two threads may arrive here at once. Their quotas have one name, so they count in the same cells.
         try:
             quota = _core.Quota(
                 self._segment,
                 f"key {caller.name}",
                 rpm=-1 if caller.rpm is None else caller.rpm,
                 tpm=-1 if caller.tpm is None else caller.tpm,
-                # Of a whole minute at once, or a long prompt within the limit could never be sent.
+                # A minute's tokens at once; otherwise a long prompt within the limit could never be sent.
                 token_burst=caller.tpm or 0,
             )
         except _core.SegmentFullError as problem:
@@ -103,14 +102,14 @@ class KeyLimits:
 
 def _reached(what: str, wait: int) -> LimitReached:
     return LimitReached(
-        f"the key's limit of {what} a minute is reached",
+        f"the key's limit of {what} per minute is reached",
         code="rate_limit_exceeded",
         retry_after=wait / 1e9 if wait > 0 else 60.0,
     )
 
 
 def tokens_of(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
-    """About how many tokens a request will take, its answer among them."""
+    """An estimate of a request's tokens, including the output."""
     chars = images = 0
     for message in messages:
         content = message.get("content")
@@ -125,13 +124,13 @@ def tokens_of(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) 
 
 
 class KeyBudgets:
-    """The budgets of every caller that has some.
+    """The budgets of all callers.
 
     Args:
         segment: where the money is counted.
-        spent: what a window holds when it begins.
-        hooks: hear of alerts.
-        bank: has many machines spend from them, if there are any.
+        spent: returns what was spent in a window before it is counted.
+        hooks: alerts are emitted to them.
+        bank: shares the budgets with other machines; None without Redis.
 
     Thread safety: all methods.
     """
@@ -146,7 +145,7 @@ class KeyBudgets:
         self._budgets: dict[str, tuple[Mapping[str, float], Budgets]] = {}
 
     def of(self, caller: Caller) -> Budgets | None:
-        """A caller's budgets, if it has any."""
+        """A caller's budgets; None if it has none."""
         if not caller.budgets:
             return None
         known = self._budgets.get(caller.name)
@@ -158,13 +157,13 @@ class KeyBudgets:
         return known[1]
 
     def snapshot(self, callers: Iterable[Caller]) -> list[dict[str, Any]]:
-        """How the budgets of these callers stand."""
+        """The state of these callers' budgets."""
         found = []
         for caller in callers:
             budgets = self.of(caller)
             if budgets is None:
                 continue
-            budgets.remaining({"key": caller.name})  # a budget shows a caller once it has been asked about
+            budgets.remaining({"key": caller.name})  # `snapshot` contains only callers that were asked about
             found += [
                 {
                     "budget": f"key {caller.name}, {status.budget.removeprefix('key-')}",
@@ -182,7 +181,7 @@ class KeyBudgets:
 
 
 class KeyAllowance:
-    """What one call may cost its caller: every attempt reserves in the caller's budgets and settles there."""
+    """Pays for a call from its caller's budgets: each attempt reserves and settles there."""
 
     def __init__(self, budgets: Budgets, caller: str, lease_s: float) -> None:
         self._budgets = budgets
@@ -192,14 +191,14 @@ class KeyAllowance:
         self._holding = threading.Lock()
 
     def reserve(self, attempt: str, amount_nano: int | None) -> None:
-        """Reserves for one attempt, known by its id."""
+        """Reserves the worst-case cost of an attempt, by its id."""
         reservation = self._budgets.reserve(amount_nano, self._tags, self._lease_s)
         reservation.sent()
         with self._holding:
             self._held[attempt] = reservation
 
     def settle(self, attempt: str, cost_nano: int | None) -> None:
-        """Puts what the attempt cost in the place of what was reserved."""
+        """Replaces the reservation by the real cost. Idempotent."""
         with self._holding:
             reservation = self._held.pop(attempt, None)
         if reservation is not None:

@@ -1,7 +1,4 @@
-"""Which names a caller may ask for, and whether there is something behind them.
-
-Owns the list of models as the gateway shows it, for one configuration; resolving names is the catalogue's.
-"""
+"""The models, tiers and aliases of a configuration, and which of them a caller may use."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ from .keys import Caller
 
 
 class ModelNotAllowed(errors.PermissionDeniedError):
-    """The key is not for this model."""
+    """The key may not use this model."""
 
 
 class ServedModels:
-    """What one configuration serves: models, tiers and ``auto``.
+    """The names that a configuration serves: models, tiers and ``auto``.
 
-    Thread safety: nothing in it changes.
+    Thread safety: immutable.
     """
 
     def __init__(self, config: Config) -> None:
@@ -39,25 +36,34 @@ class ServedModels:
         ]
 
     def listed(self, caller: Caller) -> list[dict[str, Any]]:
-        """What this caller may ask for, in the form of OpenAI's list."""
+        """The names that this caller may use, in the form of OpenAI's list of models."""
         return [model for model in self._all if caller.may_ask_for(str(model["id"]))]
 
     def asked_for(self, name: str, caller: Caller) -> str:
-        """The name, if the caller may ask for it, by its own name or by the one that it stands for.
+        """Checks that a caller may use a model, a tier or ``auto``; an alias counts as its model.
+
+        Returns:
+            The name.
 
         Raises:
-            ModelNotFoundError: there is nothing of this name.
-            ModelNotAllowed: it is not among the key's.
+            ModelNotFoundError: the name is unknown.
+            ModelNotAllowed: the key may not use it.
         """
         real = name if name == AUTO or name in self._tiers else self._catalog.resolve(name)
         if not caller.may_ask_for(real):
-            raise ModelNotAllowed(f"this key may not use {name}", code="model_not_allowed", param="model")
+            raise ModelNotAllowed(
+                f"this key may not use {name}; /v1/models lists what it may use",
+                code="model_not_allowed",
+                param="model",
+            )
         return name
 
     def tier_asked_for(self, name: str, caller: Caller) -> None:
-        """As `asked_for`, of the tier among the routing words."""
+        """Checks that a caller may use the tier of its routing options, as `asked_for` does."""
         if name not in self._tiers:
-            raise errors.ModelNotFoundError(f"there is no tier {name}", param="route.tier")
+            raise errors.ModelNotFoundError(
+                f"unknown tier {name}; /v1/models lists the tiers", param="route.tier"
+            )
         if not caller.may_ask_for(name):
             raise ModelNotAllowed(
                 f"this key may not use {name}", code="model_not_allowed", param="route.tier"

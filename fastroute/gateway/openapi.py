@@ -1,6 +1,6 @@
-"""The OpenAPI document of the gateway.
+"""The OpenAPI document of the gateway: paths, responses and security.
 
-Owns paths, answers and who may; the request's form is `schema.py`'s, as it is checked.
+The request's schema is the one of `schema.py`, by which requests are checked.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ def _ref(name: str) -> Json:
 
 
 _RETRY: Json = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
-_ALLOW: Json = {"Allow": {"description": "What is known here.", "schema": _TEXT}}
+_ALLOW: Json = {"Allow": {"description": "The allowed method.", "schema": _TEXT}}
 
 
 def _errors(*statuses: int) -> Json:
     meanings: dict[int, tuple[str, Json]] = {
-        400: ("The request is not one that can be passed on; `param` says where.", {}),
-        401: ("No valid key.", {"WWW-Authenticate": {"schema": _TEXT}}),
-        403: ("The key is not for this.", {}),
-        404: ("There is no such model.", {}),
-        405: ("Another method is wanted.", _ALLOW),
-        408: ("The body, or the upstream, took too long.", {}),
-        409: ("The upstream says that the request conflicts with another.", {}),
-        411: ("A Content-Length is needed.", {}),
-        413: ("The body, or what it asks for, is too large.", {}),
-        415: ("Only application/json, not compressed.", {}),
-        422: ("The upstream cannot process the request.", {}),
+        400: ("The request is invalid; `param` names the field.", {}),
+        401: ("The key is missing or invalid.", {"WWW-Authenticate": {"schema": _TEXT}}),
+        403: ("The key does not permit this.", {}),
+        404: ("The model is unknown.", {}),
+        405: ("The method is not allowed.", _ALLOW),
+        408: ("The body or the provider took too long.", {}),
+        409: ("The provider reports a conflict with another request.", {}),
+        411: ("Content-Length is missing.", {}),
+        413: ("The body or the request is too large.", {}),
+        415: ("The body is not application/json, or is compressed.", {}),
+        422: ("The provider cannot process the request.", {}),
         429: ("A limit or a budget is reached.", _RETRY),
         500: ("The gateway failed.", {}),
-        502: ("The upstream failed.", {}),
-        503: ("No endpoint can serve this at present.", _RETRY),
-        504: ("The time for the request is up.", {}),
+        502: ("The provider failed.", {}),
+        503: ("No endpoint can serve the request now.", _RETRY),
+        504: ("The request was not completed within its deadline.", {}),
     }
     return {
         str(status): _of(meanings[status][0], _ref("Error"), meanings[status][1] or None)
@@ -124,14 +124,14 @@ _ANSWERS: dict[str, Json] = {
 _ROUTED: Json = {
     f"x-fastroute-{name}": {"description": text, "schema": _TEXT}
     for name, text in {
-        "model": "The model that answered.",
-        "endpoint": "Where it was asked.",
+        "model": "The model that served the request.",
+        "endpoint": "The endpoint that served it.",
         "class": "The class of the request.",
-        "tier": "The tier it was chosen from.",
-        "cost": "US dollars; not of a stream, which has cost nothing yet when its headers are sent.",
-        "attempts": "Requests sent upstream.",
-        "time": "Seconds, likewise not of a stream.",
-        "cached": "true, if the answer came from the cache.",
+        "tier": "The tier that the model was chosen from.",
+        "cost": "US dollars; absent for a stream, whose cost is unknown when the headers are sent.",
+        "attempts": "Requests sent to providers.",
+        "time": "Seconds; absent for a stream.",
+        "cached": "true if the response came from the cache.",
     }.items()
 }
 _COMMON = (405, 500)
@@ -151,7 +151,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
                     {
                         "name": "x-fastroute-route",
                         "in": "header",
-                        "description": "The routing words as JSON, where they are not in the body.",
+                        "description": "The routing options as JSON, if they are not in the body.",
                         "required": False,
                         "content": {"application/json": {"schema": _ref("Route")}},
                     }
@@ -162,7 +162,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
                 },
                 "responses": {
                     "200": {
-                        "description": "The answer, or its events where `stream` is true.",
+                        "description": "The completion, or its events if `stream` is true.",
                         "headers": _ROUTED,
                         "content": {
                             "application/json": {"schema": _ref("Completion")},
@@ -176,7 +176,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
         "/v1/models": {
             "get": {
                 "operationId": "listModels",
-                "summary": "Lists what may be asked for: models, tiers and auto.",
+                "summary": "Lists the models, the tiers and auto, as far as the key may use them.",
                 "security": caller,
                 "responses": {
                     "200": _of("The models.", _ref("Models")),
@@ -187,7 +187,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
         "/v1/models/{id}": {
             "get": {
                 "operationId": "getModel",
-                "summary": "One of them.",
+                "summary": "One model of the list.",
                 "security": caller,
                 "parameters": [
                     {
@@ -200,9 +200,9 @@ def document(*, keys: bool, metrics: bool) -> Json:
                 "responses": {"200": _of("The model.", _ref("Model")), **_errors(*guarded, 404, *_COMMON)},
             }
         },
-        "/health/live": _health("Whether the process answers."),
-        "/health/ready": _health("Whether an endpoint would take a call now."),
-        "/health": _health("The same."),
+        "/health/live": _health("live", "Whether the process responds."),
+        "/health/ready": _health("ready", "Whether an endpoint can take a call now."),
+        "/health": _health("default", "As /health/ready."),
         "/openapi.json": {
             "get": {
                 "operationId": "getDocument",
@@ -214,7 +214,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
         "/admin/stats.json": {
             "get": {
                 "operationId": "getStats",
-                "summary": "Spending, traffic, latencies, breakers and limits, and the calls of late.",
+                "summary": "Spending, traffic, latencies, breakers, limits and the latest calls.",
                 "security": [{"key": []}, {"password": []}] if keys else [],
                 "responses": {"200": _of("The figures.", _ref("Stats")), **_errors(*guarded, *_COMMON)},
             }
@@ -229,7 +229,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
         paths[path] = {
             "get": {
                 "operationId": f"getDashboard{name}",
-                "summary": f"The dashboard's {name.lower()}, which holds no figures.",
+                "summary": f"The dashboard's {name.lower()}, without figures.",
                 "security": [],
                 "responses": {"200": _of("The file.", _TEXT, kind=kind), **_errors(*_COMMON)},
             }
@@ -241,7 +241,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
                 "summary": "Counts, breakers and limits of the endpoints, for Prometheus.",
                 "security": [],
                 "responses": {
-                    "200": _of("Prometheus' text form.", _TEXT, kind="text/plain"),
+                    "200": _of("The Prometheus text format.", _TEXT, kind="text/plain"),
                     **_errors(*_COMMON),
                 },
             }
@@ -251,7 +251,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
         "info": {
             "title": "fastroute gateway",
             "version": __version__,
-            "description": "OpenAI's chat completions, routed. `model: auto` picks one by the request.",
+            "description": "OpenAI's chat completions, routed. `model: auto` chooses the model.",
         },
         "paths": paths,
         "components": {"schemas": {**COMPONENTS, **_ANSWERS}},
@@ -264,16 +264,15 @@ def document(*, keys: bool, metrics: bool) -> Json:
     return found
 
 
-def _health(summary: str) -> Json:
-    name = summary.split()[-1].strip(".").lower()
+def _health(name: str, summary: str) -> Json:
     return {
         "get": {
             "operationId": f"health_{name}",
             "summary": summary,
             "security": [],
             "responses": {
-                "200": _of("It is well.", _ref("Health")),
-                "503": _of("It cannot serve at present.", _ref("Health"), _RETRY),
+                "200": _of("Ok.", _ref("Health")),
+                "503": _of("No endpoint is available now.", _ref("Health"), _RETRY),
                 **_errors(*_COMMON),
             },
         }

@@ -1,7 +1,6 @@
-"""The dashboard's page: four files, served as they lie beside this module.
+"""The dashboard's page: four static files and their content security policy.
 
-Owns their bytes and what a browser lets them do. They hold no figure; the page's script asks for
-`/admin/stats.json` with the admin key, which `app.py` checks and `stats.py` answers.
+The files contain no figures. The page's script requests them from `/admin/stats.json` with the admin key.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _TYPES = {
 _POLICY: Headers = (
     (
         "Content-Security-Policy",
-        # Nothing from elsewhere, nothing inline, and no way for a script to make markup of a text.
+        # No external or inline resources, and scripts cannot turn text into markup.
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'",
@@ -38,7 +37,7 @@ PATHS = {
 
 @cache
 def file(name: str) -> Response:
-    """One of the page's files, which is read once."""
+    """One of the page's files, read once."""
     content = files(__package__).joinpath(name).read_bytes()
     return Response(200, content, _TYPES[name.rpartition(".")[2]], _POLICY)
 

@@ -1,7 +1,7 @@
-"""What the gateway answers with: JSON, errors in OpenAI's format, and streams of events.
+"""The gateway's responses: JSON, errors in OpenAI's format, and event streams.
 
-Owns the headers that every answer has, and what of an error its caller is told: enough to mend the request,
-nothing of keys, endpoints, budgets and code behind the gateway. The bytes themselves are `wire_openai`'s.
+An error's message contains enough to correct the request, and nothing about keys, endpoints, budgets and
+code behind the gateway.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EVERYWHERE: Headers = (
 
 @frozen
 class Response:
-    """One answer: its status, headers of its own, and its body whole or as a stream."""
+    """A response: status, body and additional headers."""
 
     status: int
     body: bytes | EventStream
@@ -46,7 +46,7 @@ class Response:
     headers: Headers = ()
 
     def head(self, request_id: str) -> tuple[str, list[tuple[str, str]]]:
-        """Status line and headers as WSGI wants them."""
+        """Status line and headers for WSGI."""
         own = {name.lower() for name, _ in self.headers}
         headers = [
             ("Content-Type", self.content_type),
@@ -80,7 +80,7 @@ def stream_response(stream: Stream, ended: Callable[[Stream], None]) -> Response
 
 def _route_headers(route: Route | None, *, running: bool = False) -> Headers:
     found = wire_openai.route_headers(route, running=running)
-    found.pop("x-request-id", None)  # the provider's; the caller gets the gateway's own
+    found.pop("x-request-id", None)  # the provider's; the response has the gateway's own
     if route is not None and route.latency is not None and not running:
         found["x-fastroute-time"] = f"{route.latency:.6f}"
     return tuple(found.items())
@@ -90,7 +90,7 @@ def _route_headers(route: Route | None, *, running: bool = False) -> Headers:
 
 
 class GatewayError(errors.APIStatusError):
-    """An answer that the gateway gives by itself, without asking anybody."""
+    """An error of the gateway itself; no provider was called."""
 
     def __init__(self, status: int, message: str, code: str, headers: Headers = (), **rest: Any) -> None:
         super().__init__(message, status_code=status, code=code, **rest)
@@ -98,10 +98,10 @@ class GatewayError(errors.APIStatusError):
 
 
 def error_response(error: BaseException, key_budgets: bool = False) -> Response:
-    """The answer for anything that was raised.
+    """The response for any exception.
 
     Args:
-        key_budgets: whether the caller has budgets of its own, which it may be told of.
+        key_budgets: whether the caller has budgets of its own, so that messages may name them.
     """
     shown = disclosed(error, key_budgets)
     status, headers, body = wire_openai.error_response(shown, behind_gateway=True)
@@ -110,43 +110,47 @@ def error_response(error: BaseException, key_budgets: bool = False) -> Response:
     headers.pop("x-request-id", None)
     headers["x-fastroute-attempts"] = str(len(getattr(error, "attempts", ())))
     if isinstance(error, LimitReached):
-        # Nobody has tried that again: it is for the caller to wait.
+        # The gateway has made no attempt, so the caller's SDK should retry.
         del headers["x-should-retry"]
     more = error.headers if isinstance(error, GatewayError) else ()
     return Response(status, body, kind, (*headers.items(), *more))
 
 
 def disclosed(error: BaseException, key_budgets: bool = False) -> BaseException:
-    """What of an error its caller may know, as an error: messages that tell of the inside are replaced."""
+    """The error to show to a caller; messages about what is behind the gateway are replaced."""
     if isinstance(error, (errors.ModelNotFoundError, ModelNotAllowed, LimitReached, GatewayError)):
         return error
     if isinstance(error, errors.BudgetExceeded):
-        # A key's own budget is its holder's business; what all callers spend together is not.
+        # A caller may know its own budgets, and not those of all callers together.
         if key_budgets and (error.budget or "").startswith("key-"):
             return error
         return errors.BudgetExceeded("a budget does not allow this call", retry_after=error.retry_after)
     if isinstance(error, errors.RequestTooLargeForLimit):
-        return errors.RequestTooLargeForLimit("the request needs more tokens at once than any limit allows")
+        return errors.RequestTooLargeForLimit(
+            "the request needs more tokens than any limit allows; shorten it"
+        )
     if isinstance(error, (errors.NoEndpointError, errors.QuotaExceededError)):
         wait = error.retry_after if error.retry_after is not None else 1.0
-        return errors.NoEndpointError("no endpoint can serve this request at present", retry_after=wait)
+        return errors.NoEndpointError(
+            "no endpoint can serve this request now; try again later", retry_after=wait
+        )
     if isinstance(error, errors.DeadlineExceeded):
-        return errors.DeadlineExceeded("the time for the request is up")
+        return errors.DeadlineExceeded("the request was not completed within its deadline")
     if isinstance(error, errors.APITimeoutError):
-        return errors.APITimeoutError("the upstream did not answer in time")
+        return errors.APITimeoutError("the provider did not respond in time")
     if isinstance(error, errors.APIStatusError) and not _inside(error):
         return error
     if isinstance(error, (errors.APIError, errors.StreamInterrupted)):
-        return errors.APIConnectionError("the upstream failed, or gave no usable answer")
+        return errors.APIConnectionError("the provider failed or gave no usable response")
     if isinstance(error, errors.ValidationError):
-        return errors.ValidationError("the answer did not pass its check")
+        return errors.ValidationError("the response did not pass validation")
     if isinstance(error, errors.Error) and error.status_code is not None:
         return error
-    return RuntimeError()  # of which nothing is told
+    return RuntimeError()  # shown as an internal error without details
 
 
 def _inside(error: errors.APIStatusError) -> bool:
-    """Whether a provider's refusal is of the gateway, its key or its names, and not of the request."""
+    """Whether a provider's error is about the gateway's key or configuration, and not about the request."""
     status = error.status_code or 500
     return status >= 500 or status < 400 or status in (401, 403, 404)
 
@@ -155,13 +159,13 @@ def _inside(error: errors.APIStatusError) -> bool:
 
 
 class EventStream:
-    """A streamed answer as the server-sent events of OpenAI's API; the body of a WSGI answer.
+    """A stream as the server-sent events of OpenAI's API, for the body of a WSGI response.
 
-    The server calls `close` when it has sent all, and when its client has gone away: that ends the upstream's
-    work too. A stream that breaks ends with an event that holds the error, and without ``[DONE]``.
+    The server calls `close` at the end, or when its client has disconnected, which cancels the provider's
+    request too. If the stream fails, the last event contains the error, and ``[DONE]`` is not sent.
 
     Args:
-        ended: is called once, with the stream, when it is over either way.
+        ended: called once with the stream when it has ended, in either way.
     """
 
     def __init__(self, stream: Stream, ended: Callable[[Stream], None]) -> None:
@@ -188,7 +192,7 @@ class EventStream:
             yield wire_openai.DONE
 
     def close(self) -> None:
-        """Ends it, wherever it is. May be called again."""
+        """Ends the stream. Idempotent."""
         if self._open:
             self._open = False
             self._stream.close()

@@ -1,9 +1,7 @@
-"""What a caller may send, as JSON Schema, and the checking of it.
+"""The JSON Schema of a request, an allow-list of fields with their bounds, and a checker for it.
 
-Owns the allow-list of the request's fields with their bounds. It is one value used twice: `openapi.py` shows
-it, and `checker` compiles it into the functions that every request passes, so that the document cannot say
-anything else than the gateway does. Compiled is the part of JSON Schema that is used here; a keyword that is
-not understood is an error when the module is first used.
+`openapi.py` shows this schema and `checker` compiles it into functions, so the document always says what the
+gateway does. Only the part of JSON Schema that is used here can be compiled; any other keyword is an error.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ Check = Callable[[Any, str], None]
 
 # ------------------------------------------------------------------------------------------- the request
 
-_PRINTABLE = r"^[^\u0000-\u001f\u007f]*$"  # what may end up in a header or a log line somewhere
+_PRINTABLE = r"^[^\u0000-\u001f\u007f]*$"  # safe in a header or a log line
 
 
 def _optional(**schema: Any) -> Json:
@@ -48,8 +46,8 @@ _PARTS: dict[str, Json] = {
             "type": {"const": "image_url"},
             "image_url": _object(
                 {
-                    # Never fetched here. An address that only the provider's network could reach, or a file,
-                    # is nothing that a caller may have it look at.
+                    # The provider fetches it, not the gateway. Callers must not make the provider read files
+                    # or addresses in its own network.
                     "url": {
                         "type": "string",
                         "pattern": "^(https://[^/?#\\s]|data:image/)[^\\u0000-\\u0020]*$",
@@ -293,12 +291,12 @@ COMPONENTS: dict[str, Json] = {
 }
 
 
-# ------------------------------------------------------------------------------------------- the checking
+# --------------------------------------------------------------------------------------------- checks
 
 
 @cache
 def checker(component: str) -> Check:
-    """A function of a value and its path that raises `BadRequestError` unless the value fits."""
+    """A function of a value and its path that raises `BadRequestError` if the value is invalid."""
     return _compiled(COMPONENTS[component])
 
 
@@ -324,7 +322,7 @@ def _compiled(schema: Json) -> Check:
     """One check for all keywords of a schema.
 
     Raises:
-        ValueError: a keyword would have no effect here. Only a mistake in `COMPONENTS` can bring that about.
+        ValueError: a keyword of `COMPONENTS` cannot be compiled.
     """
     rest = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
     check = _taken(rest, schema)
@@ -334,7 +332,7 @@ def _compiled(schema: Json) -> Check:
 
 
 def _taken(rest: Json, schema: Json) -> Check:
-    """The check for the keywords that are understood, which are taken out of ``rest``."""
+    """The check for the known keywords, which are removed from ``rest``."""
     if "$ref" in rest:
         name = rest.pop("$ref").rpartition("/")[2]
         return lambda value, path: checker(name)(value, path)
@@ -368,7 +366,7 @@ def _by_type(rest: Json) -> Check:
     def check(value: Any, path: str) -> None:
         kind = type(value)
         if whole and kind is float and value.is_integer():
-            kind = int  # to JSON Schema 2.0 is an integer
+            kind = int  # in JSON Schema, 2.0 is an integer
         if kind not in by_type:
             raise _refused(path, f"must be of type {wanted}")
         inner = by_type[kind]
@@ -397,19 +395,19 @@ def _any_of(schemas: list[Json]) -> Check:
             try:
                 return inner(value, path)
             except errors.BadRequestError as error:
-                # The one that came furthest into the value is the one that the caller meant.
+                # The error deepest in the value is most likely of the form that the caller meant.
                 if deepest is None or len(error.param or "") > len(deepest.param or ""):
                     deepest = error
         assert deepest is not None
         if deepest.param == (path or None):
-            raise _refused(path, "fits none of the forms it may have (see /openapi.json)")
+            raise _refused(path, "must have one of the forms in /openapi.json")
         raise deepest
 
     return check
 
 
 def _by_tag(schemas: list[Json], tag: str) -> Check:
-    """An object whose form is told by one of its fields."""
+    """The check of an object whose schema depends on one of its fields."""
     names = {schema["$ref"].rpartition("/")[2].partition("_")[2]: schema for schema in schemas}
     checks = {name: _compiled(schema) for name, schema in names.items()}
     shown = ", ".join(checks)
@@ -488,7 +486,7 @@ def _mapping(rest: Json) -> Check | None:
     def check(value: dict[str, Any], path: str) -> None:
         for name in required:
             if name not in value:
-                raise _refused(f"{path}.{name}" if path else name, "is needed")
+                raise _refused(f"{path}.{name}" if path else name, "is required")
         if most is not None and len(value) > most:
             raise _refused(path, f"must have at most {most} keys")
         for name, item in value.items():
@@ -496,9 +494,9 @@ def _mapping(rest: Json) -> Check | None:
             below = f"{path}.{name}" if path else name
             if inner is None:
                 if more is False:
-                    raise _refused(below, "is no parameter that this gateway passes on")
+                    raise _refused(below, "is unknown or not supported by this gateway; leave it out")
                 if names is not None:
-                    names(name, f"{path} (a name in it)")
+                    names(name, f"{path} (one of its keys)")
                 inner = other
             if inner is not None:
                 inner(item, below)

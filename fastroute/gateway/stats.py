@@ -1,7 +1,7 @@
-"""The figures behind the dashboard, the metrics and the health checks.
+"""The figures of the dashboard, the metrics and the health checks.
 
-Owns their gathering and their plain form. What was spent and how long it took comes from the ledger, which
-all workers write, so every worker shows the same; limits and breakers come from the state that they share.
+Spending and latencies come from the ledger, which all workers write, so every worker shows the same. Limits
+and breakers come from the state that they share.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from fastroute.types import Attempt
 
 _DAY = 86_400.0
 _HOUR = 3600.0
-_STEP = 60.0  # seconds of one point of the latencies over time
-_MOST_ENTRIES = 20_000  # of the last hour that are looked at, the newest
+_STEP = 60.0  # seconds of each point of the latencies over time
+_MOST_ENTRIES = 20_000  # of the last hour that are read, newest first
 _RECENT = 50
-_TIMES = 9.0
-_NEXT_TO_NOTHING = 0.05  # seconds
-_MOST_BUDGETS = 200  # a budget that is per tag has as many as there are values of it
+_TIMES = 9.0  # as long as a computation took, its result is reused
+_NEGLIGIBLE = 0.05  # seconds; a faster computation is always repeated
+_MOST_BUDGETS = 200  # a budget per tag has one entry for each value
 
 
 def available(client: Client) -> tuple[int, int]:
-    """How many endpoints would take a call now, and how many there are."""
+    """How many endpoints can take a call now, and how many there are."""
     endpoints = client.stats()["endpoints"].values()
     usable = [at for at in endpoints if at["state"] != "open" and not at["blocked_s"]]
     return len(usable), len(endpoints)
 
 
 class StatsCollector:
-    """What the dashboard shows of one client; no prompt, no answer and no key is in it.
+    """Collects the dashboard's figures of one client, without prompts, responses and keys.
 
-    Endpoints, budgets and the latest requests are of the moment. Sums over many entries take the ledger's
-    time, so they are gathered again only once they are nine times as old as that took, however many look.
+    Endpoints, budgets and the latest requests are current. Sums over many entries are slow, so all readers
+    share them for nine times as long as computing them took.
 
     Args:
-        clock: seconds that only go forward.
+        clock: seconds that only increase.
 
-    Thread safety: all methods. In a forked child it must be made anew.
+    Thread safety: all methods. A forked child must make a new one.
     """
 
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
@@ -53,10 +53,10 @@ class StatsCollector:
         self._sums = CachedStats(self._gather_sums, clock)
 
     def collect(self, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Everything, as plain values.
+        """All figures as plain values.
 
         Args:
-            key_budgets: how the budgets of callers stand.
+            key_budgets: the state of the callers' budgets.
 
         Raises:
             Error: the ledger cannot be read.
@@ -103,9 +103,9 @@ class StatsCollector:
 
 
 class CachedStats:
-    """StatsCollector that are gathered again only after nine times what that took, so by a tenth of a thread.
+    """Reuses figures for nine times as long as computing them took, so computing uses a tenth of a thread.
 
-    One thread gathers; others meanwhile get what was there before. What takes next to nothing is never kept.
+    While one thread computes, others get the previous figures. Figures that are fast to compute are not kept.
     """
 
     def __init__(self, gather: Callable[[], dict[str, Any]], clock: Callable[[], float]) -> None:
@@ -116,8 +116,8 @@ class CachedStats:
         self._lock = threading.Lock()
 
     def value(self) -> dict[str, Any]:
-        """The figures; the dictionary is the caller's to change."""
-        # With nothing to show yet it is waited for; else whoever comes second takes what there is.
+        """The figures, in a dictionary that the caller may change."""
+        # The first figures must be waited for; later, other threads use the previous ones.
         if self._due() and self._lock.acquire(blocking=self._found is None):
             try:
                 if self._due():
@@ -125,7 +125,7 @@ class CachedStats:
                     self._found = self._gather()
                     ended = self._clock()
                     took = ended - began
-                    self._until = ended + (_TIMES * took if took > _NEXT_TO_NOTHING else 0.0)
+                    self._until = ended + (_TIMES * took if took > _NEGLIGIBLE else 0.0)
             finally:
                 self._lock.release()
         assert self._found is not None
@@ -136,7 +136,7 @@ class CachedStats:
 
 
 def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
-    """Calls and latency percentiles of good answers for each minute of the last hour, oldest first."""
+    """For each minute of the last hour, oldest first: requests, and percentiles of successful latencies."""
     first = (now - _HOUR) // _STEP + 1
     count = int(_HOUR / _STEP)
     latencies: list[list[float]] = [[] for _ in range(count)]
@@ -146,7 +146,7 @@ def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
         if 0 <= place < count:
             if entry.outcome == "ok":
                 latencies[place].append(entry.latency)
-            elif entry.outcome != "hedge_lost":  # its call was answered
+            elif entry.outcome != "hedge_lost":  # the call's other attempt succeeded
                 failed[place] += 1
     return [
         {
@@ -191,7 +191,7 @@ def _endpoint(name: str, figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _used(budget: dict[str, Any]) -> float:
-    """How much of a budget is used; one of which that is not known, and which so refuses calls, first."""
+    """The used share of a budget; infinite if unknown, because then the budget rejects calls."""
     spent, limit = budget["spent_nano"], budget["limit_nano"]
     return spent / limit if limit and spent is not None else math.inf
 
@@ -234,8 +234,11 @@ _SERIES: tuple[tuple[str, str, str], ...] = (
 
 
 def prometheus(client: Client) -> bytes:
-    """Prometheus' text form: every endpoint's counts, breaker and limits, what was forgiven in its streams,
-    failures of the classifier, and whether the ledger can be written; nothing of callers or money."""
+    """The metrics in the Prometheus text format, without callers and money.
+
+    They are the counts, breaker, limits and tolerated stream defects of every endpoint, the failures of the
+    classifier, and whether the ledger can be written.
+    """
     live = client.stats()
     endpoints = live["endpoints"]
     lines = []

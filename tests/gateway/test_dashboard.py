@@ -68,15 +68,19 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(dashboard: Any) -> None:
     web, page = dashboard(key=False)
     refused = "document.querySelector('#refused').innerText"
     enter(page, "fr-wrong-" + "x" * 43)
-    assert "No valid key" in page.until(refused)
+    assert "missing or invalid" in page.until(refused)
     page.run("document.querySelector('#key').focus()")
     enter(page, web.served.token)
-    page.until(f"{refused}.includes('sees no figures')")
+    page.until(f"{refused}.includes('Only an admin key')")
     assert page.run(f"{BOARD} || {KEPT}") == 0
     enter(page, web.served.admin)
     page.until(BOARD)
     text = page.text()
-    for empty in ("No budget is configured", "No answer in the last hour", "No call in the last 24 hours"):
+    for empty in (
+        "No budget is configured",
+        "No successful request in the last hour",
+        "No call in the last 24 hours",
+    ):
         assert empty in text
     places = (
         "[...Object.values(sessionStorage), localStorage.length, document.cookie, location.href].join(' ')"

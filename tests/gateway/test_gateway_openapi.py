@@ -232,14 +232,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**HELLO, "user": "a\r\nb"}, "user"),
     ({**HELLO, "user": "a\n"}, "user"),
     ({**HELLO, "user": "x" * 129}, "user"),
-    ({**HELLO, "metadata": {"a\n": "b"}}, "metadata (a name in it)"),
+    ({**HELLO, "metadata": {"a\n": "b"}}, "metadata (one of its keys)"),
     ({**HELLO, "metadata": {"a": "b\n"}}, "metadata.a"),
     ({**HELLO, "reasoning_effort": "huge"}, "reasoning_effort"),
     ({**HELLO, "tool_choice": "x"}, "tool_choice"),
     ({**HELLO, "response_format": {"type": "xml"}}, "response_format.type"),
     ({**HELLO, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
     ({**HELLO, "route": {"force_premium": True}}, "route.force_premium"),
-    ({**HELLO, "route": {"tags": {"a b": "c"}}}, "route.tags (a name in it)"),
+    ({**HELLO, "route": {"tags": {"a b": "c"}}}, "route.tags (one of its keys)"),
     *(
         ({**HELLO, name: "x"}, name)
         for name in (
