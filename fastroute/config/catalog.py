@@ -97,7 +97,6 @@ class ModelOverride:
         fallbacks: models to try, in order, when this one cannot be had.
         context_fallbacks: models to try instead when the input is too long for this one.
         content_fallbacks: models to try instead when this one's content filter refuses.
-        providers: the name each provider knows the model by.
     """
 
     input_price: float | None = field(default=None, validator=_optional(_price))
@@ -127,6 +126,16 @@ class ModelOverride:
     fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
     context_fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
     content_fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
+
+
+@frozen
+class CatalogEntry(ModelOverride):
+    """What a catalogue file says of one model.
+
+    Attributes:
+        providers: the name each provider knows the model by; in a configuration, endpoints say it.
+    """
+
     providers: Mapping[str, str] | None = field(default=None, validator=_optional(mapping_of(text())))
 
 
@@ -462,13 +471,13 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
     raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
 
 
-def read_override(table: Any, path: str, problems: list[str]) -> ModelOverride | None:
+def read_override(table: Any, path: str, problems: list[str]) -> CatalogEntry | None:
     """One model's table, checked key by key; what is wrong is added to ``problems``."""
     if not isinstance(table, Mapping):
         problems.append(f"{path}: {show(table)} is not a table, must be a table of the model's figures")
         return None
     before = len(problems)
-    attributes = attrs.fields_dict(ModelOverride)
+    attributes = attrs.fields_dict(CatalogEntry)
     values: dict[str, Any] = {}
     for key, value in table.items():
         attribute = attributes.get(key)
@@ -487,7 +496,7 @@ def read_override(table: Any, path: str, problems: list[str]) -> ModelOverride |
     if len(problems) != before:
         return None
     problems += [f"{path}.{problem}" for problem in price_problems(values)]
-    return ModelOverride(**values) if len(problems) == before else None
+    return CatalogEntry(**values) if len(problems) == before else None
 
 
 def price_problems(told: Mapping[str, Any]) -> Iterator[str]:

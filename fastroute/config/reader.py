@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import attrs
 
-from .catalog import ModelOverride
 from .messages import did_you_mean, quoted, show
 
 T = TypeVar("T")
@@ -52,10 +51,7 @@ def _converter() -> Any:
     def for_class(kind: type) -> Any:
         hooks: dict[str, Any] = {}
         for attribute in attrs.fields(attrs.resolve_types(kind)):
-            if kind is ModelOverride and attribute.name == "providers":
-                # Only a catalogue tells what providers call a model; here, endpoints do.
-                hooks[attribute.name] = override(omit=True)
-            elif not attrs.has(attribute.type):
+            if not attrs.has(attribute.type):
                 hooks[attribute.name] = override(struct_hook=_checked(attribute))
         function: Any = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True, **hooks)
 
@@ -104,7 +100,7 @@ def _lines(error: Any, path: str) -> Iterable[str]:
         if isinstance(inner, BaseValidationError):
             yield from _lines(inner, at)
         elif isinstance(inner, ForbiddenExtraKeysError):
-            known = [field.name for field in attrs.fields(inner.cl) if not _hidden(inner.cl, field.name)]
+            known = [field.name for field in attrs.fields(inner.cl)]
             for key in sorted(map(str, inner.extra_fields)):
                 yield f"{path}.{quoted(key)}: {unknown_key(key, known)}"
         elif isinstance(inner, KeyError) and not notes:
@@ -124,7 +120,3 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
         )
     known = list(known)
     return f"unknown key{did_you_mean(key, known)}, must be one of {', '.join(known)}"
-
-
-def _hidden(kind: type, name: str) -> bool:
-    return kind is ModelOverride and name == "providers"

@@ -31,7 +31,7 @@ SECTIONS: dict[str, list[str]] = {
     "[cache]": [field.name for field in attrs.fields(CacheConfig)],
     "[providers.NAME]": [field.name for field in attrs.fields(ProviderConfig)],
     "[[endpoints]]": [field.name for field in attrs.fields(EndpointConfig)],
-    '[models."NAME"]': [f.name for f in attrs.fields(ModelOverride) if f.name != "providers"],
+    '[models."NAME"]': [field.name for field in attrs.fields(ModelOverride)],
     "[policy]": [
         f.name
         for f in attrs.fields(Policy)
