@@ -25,8 +25,8 @@ from attrs import field, frozen
 from fastroute import errors
 from fastroute.types import TokenPrices, usd_to_nano
 
-from . import toml
 from .messages import did_you_mean, near, quoted, show
+from .reader import read_toml
 from .validators import mapping_of, number, one_of, sequence_of, text, whole
 
 log = logging.getLogger("fastroute")
@@ -313,7 +313,7 @@ class Catalog:
         Raises:
             ConfigError: if anything in the file is wrong; all of it is listed and nothing is taken over.
         """
-        return _over(self, toml.read(Path(path)), str(path))
+        return _over(self, read_toml(Path(path)), str(path))
 
     def with_overrides(
         self,
@@ -422,7 +422,7 @@ def replace(current: Catalog, path: str | os.PathLike[str]) -> Catalog:
 @lru_cache(maxsize=1)
 def _builtin() -> Catalog:
     path = Path(__file__).parent / "data" / "catalog.toml"
-    return _over(Catalog(models={}), toml.read(path), path.name)
+    return _over(Catalog(models={}), read_toml(path), path.name)
 
 
 def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:

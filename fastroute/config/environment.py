@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from . import toml
 from .catalog import Catalog
 from .messages import did_you_mean, quoted
+from .reader import parse_toml
 from .tables import SETTINGS, TABLES
 
 PREFIX = "FASTROUTE_"
@@ -149,7 +149,7 @@ def _plain(name: str) -> str:
 
 def _value(text: str) -> Any:
     try:
-        read = toml.parse(f"value = {text}")
+        read = parse_toml(f"value = {text}")
     except ValueError:
         return text
     # A value with a line break in it could otherwise bring keys of its own along.

@@ -31,9 +31,9 @@ from attrs import frozen
 from fastroute import errors
 from fastroute.platform import files
 
-from . import toml
 from .catalog import Catalog, Model, read_override
 from .messages import quoted
+from .reader import parse_toml, read_toml
 
 PRICES = (
     "input_price",
@@ -132,7 +132,7 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
         raise errors.ConfigError(
             f"{source.name}: its prices are of {source.date}, older than those in force ({base.date})"
         )
-    tables = toml.parse(old_text).get("models", {}) if old_text else {}
+    tables = parse_toml(old_text).get("models", {}) if old_text else {}
     own = tuple(name for name, table in tables.items() if "providers" not in table)
     problems: list[str] = []
     found: dict[str, dict[str, str]] = {}
@@ -259,7 +259,7 @@ def from_file(path: str | os.PathLike[str]) -> Source:
         ConfigError: with every problem of the file.
     """
     catalog = Catalog.builtin().with_file(path)
-    raw = toml.read(Path(path))
+    raw = read_toml(Path(path))
     tables: Mapping[str, Mapping[str, Any]] = raw.get("models", {})
 
     def look_up(model: Model) -> Figures | None:

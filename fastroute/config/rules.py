@@ -20,8 +20,8 @@ from fastroute import _core
 from fastroute._core import Rules
 from fastroute.errors import ConfigError
 
-from . import toml
 from .messages import quoted, show
+from .reader import read_toml
 
 Mode = Literal["substring", "word", "pattern"]
 Scope = Literal["user", "all"]
@@ -350,5 +350,5 @@ def load_builtin() -> Mapping[str, RuleSet]:
 
     Thread safety: any number of threads may ask; at worst the file is read twice.
     """
-    tables = toml.read(Path(__file__).with_name("data") / "classifiers.toml")
+    tables = read_toml(Path(__file__).with_name("data") / "classifiers.toml")
     return MappingProxyType({name: RuleSet.from_mapping(name, table) for name, table in tables.items()})

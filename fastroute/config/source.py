@@ -19,13 +19,12 @@ from attrs import frozen
 
 from fastroute import errors
 
-from . import toml
 from .catalog import Catalog, ModelOverride
 from .consistency import find_problems
 from .environment import overlay
 from .messages import did_you_mean, quoted, show
 from .policy import Policy
-from .reader import read_table, unknown_key
+from .reader import read_table, read_toml, unknown_key
 from .rules import RuleSet
 from .secrets import read_keys
 from .tables import (
@@ -190,7 +189,7 @@ def _find(
         return _from_tables(source, Path(), environ, formats, warnings, default_state)
     path = _path(source, environ)
     if path is not None:
-        return _from_tables(toml.read(path), path.parent, environ, formats, warnings, default_state)
+        return _from_tables(read_toml(path), path.parent, environ, formats, warnings, default_state)
     tables = _zero(environ, formats, warnings)
     return _from_tables(tables, Path(), environ, formats, warnings, default_state)
 

@@ -13,7 +13,8 @@ from budget_clock import NANO, Clock, Make, budget
 
 from fastroute import _core, errors, events
 from fastroute.budget import Budgets
-from fastroute.config import check, toml
+from fastroute.config import check
+from fastroute.config.reader import parse_toml
 
 # ------------------------------------------------------------------------------------------- configuration
 
@@ -130,7 +131,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "budgets.md"
 def test_the_pages_configurations_are_such() -> None:
     examples = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) == 2
-    assert [problems_of(toml.parse(example)["budgets"]) for example in examples] == [[], []]
+    assert [problems_of(parse_toml(example)["budgets"]) for example in examples] == [[], []]
 
 
 def test_the_pages_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
