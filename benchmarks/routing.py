@@ -42,8 +42,8 @@ def rule_set() -> RuleSet:
     """All groups of the rule sets that come with the package in one."""
     groups: dict[str, Any] = {}
     for known in load_builtin().values():
-        for group in known.groups:
-            groups[group.name] = {"mode": group.mode, "patterns": list(group.patterns)}
+        for name, group in known.groups.items():
+            groups[name] = {"mode": group.mode, "patterns": list(group.patterns)}
     table = {
         "scope": "all",
         "levels": ["low", "high"],
@@ -61,7 +61,7 @@ def _pattern(text: str, mode: str) -> str:
 
 
 def patterns() -> list[str]:
-    return [_pattern(text, group.mode) for group in rule_set().groups for text in group.patterns]
+    return [_pattern(text, group.mode) for group in rule_set().groups.values() for text in group.patterns]
 
 
 # --------------------------------------------------------------------------------------------------- scan
@@ -97,7 +97,7 @@ def _with_re(text: str) -> list[int]:
 
 def _counted(found: list[int]) -> list[int]:
     """How many of the patterns are of each group."""
-    groups = [place for place, group in enumerate(rule_set().groups) for _ in group.patterns]
+    groups = [place for place, group in enumerate(rule_set().groups.values()) for _ in group.patterns]
     counts = collections.Counter(groups[pattern] for pattern in found)
     return [counts[place] for place in range(len(rule_set().groups))]
 
@@ -119,7 +119,7 @@ def with_re(text: str, per: float = 1.0) -> Callable[[ExitStack], Operation]:
 def _alternations() -> tuple[re.Pattern[str], ...]:
     return tuple(
         re.compile("|".join(_pattern(text, group.mode) for text in group.patterns))
-        for group in rule_set().groups
+        for group in rule_set().groups.values()
     )
 
 
@@ -236,7 +236,10 @@ _LONG = 50_000
 # Beginnings of patterns without their ends: filters find candidates everywhere, and none of them is one.
 _NEARLY = ("compar optimiz analyz desig extrac trade-of synthesi architec evaluat " * 800)[:_LONG]
 _MATCHES = " ".join(
-    text.replace(".", " ") for _ in range(200) for group in rule_set().groups for text in group.patterns
+    text.replace(".", " ")
+    for _ in range(200)
+    for group in rule_set().groups.values()
+    for text in group.patterns
 )[:_LONG]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from .catalog import ModelOverride
 from .policy import (
-    CLASSIFIERS,
     HEALTH_CHECKS,
     STRATEGIES,
     BreakerConfig,
@@ -24,6 +23,7 @@ from .policy import (
     HedgingConfig,
     Policy,
 )
+from .rules import CLASSIFIERS
 from .secrets import Secret, read_key, read_keys
 from .source import Findings, Source, catalog_of, check, file_of, load, tiers_of
 from .tables import (

@@ -21,13 +21,14 @@ from typing import Any
 
 import attrs
 from attrs import field, frozen
+from attrs.validators import optional
 
 from fastroute import errors
 from fastroute.types import TokenPrices, usd_to_nano
 
 from .messages import did_you_mean, near, quoted, show
-from .reader import read_toml
-from .validators import mapping_of, number, one_of, sequence_of, text, whole
+from .reader import read_table, read_toml
+from .validators import InvalidValue, integer, mapping_of, number, one_of, sequence_of, text
 
 log = logging.getLogger("fastroute")
 
@@ -50,27 +51,27 @@ TIERS = ("ultra-budget", "budget", "standard", "premium")
 ASSUMED_TIER = "standard"
 
 LAYOUT = 1
-_MOST_TOKENS = 1_000_000_000
-
-
-_price_range = number(least=0, most=100_000, unit="USD per million tokens")
-
-
-def _price(instance: Any, attribute: Any, value: Any) -> None:
-    _price_range(instance, attribute, value)
-    if 0 < value < 1e-9:
-        raise ValueError(
-            f"{show(value)} is less than a nano-dollar per million tokens, must be 0 or at least 1e-09"
-        )
-
-
-def _optional(check: Any) -> Any:
-    return attrs.validators.optional(check)
+_price = number(least=0, most=100_000, smallest=1e-9, unit="USD per million tokens")
+_tokens = integer(least=1, most=1_000_000_000)
+_models = sequence_of(text())
 
 
 def _sampling(instance: Any, attribute: Any, value: Any) -> None:
     if not (isinstance(value, bool) or value == "without-reasoning"):
-        raise ValueError(f'{show(value)} is not known here, must be true, false or "without-reasoning"')
+        raise InvalidValue(attribute.name, f'must be true, false or "without-reasoning", not {show(value)}')
+
+
+def _layout(instance: Any, attribute: Any, value: Any) -> None:
+    if value != LAYOUT:
+        raise InvalidValue(attribute.name, f"must be {LAYOUT}, the only layout known, not {show(value)}")
+
+
+def _day(instance: Any, attribute: Any, value: Any) -> None:
+    if type(value) is not datetime.date:
+        try:
+            datetime.date.fromisoformat(value)
+        except (TypeError, ValueError):
+            raise InvalidValue(attribute.name, f'must be like "2026-01-31", not {show(value)}') from None
 
 
 # The keys by which one model leads to others.
@@ -99,33 +100,31 @@ class ModelOverride:
         content_fallbacks: models to try instead when this one's content filter refuses.
     """
 
-    input_price: float | None = field(default=None, validator=_optional(_price))
-    output_price: float | None = field(default=None, validator=_optional(_price))
-    cached_input_price: float | None = field(default=None, validator=_optional(_price))
-    cache_write_price: float | None = field(default=None, validator=_optional(_price))
-    cache_write_1h_price: float | None = field(default=None, validator=_optional(_price))
-    long_context: int | None = field(default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS)))
-    long_input_price: float | None = field(default=None, validator=_optional(_price))
-    long_output_price: float | None = field(default=None, validator=_optional(_price))
-    long_cached_input_price: float | None = field(default=None, validator=_optional(_price))
-    long_cache_write_price: float | None = field(default=None, validator=_optional(_price))
-    long_cache_write_1h_price: float | None = field(default=None, validator=_optional(_price))
-    context_window: int | None = field(default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS)))
-    max_output_tokens: int | None = field(
-        default=None, validator=_optional(whole(least=1, most=_MOST_TOKENS))
-    )
+    input_price: float | None = field(default=None, validator=optional(_price))
+    output_price: float | None = field(default=None, validator=optional(_price))
+    cached_input_price: float | None = field(default=None, validator=optional(_price))
+    cache_write_price: float | None = field(default=None, validator=optional(_price))
+    cache_write_1h_price: float | None = field(default=None, validator=optional(_price))
+    long_context: int | None = field(default=None, validator=optional(_tokens))
+    long_input_price: float | None = field(default=None, validator=optional(_price))
+    long_output_price: float | None = field(default=None, validator=optional(_price))
+    long_cached_input_price: float | None = field(default=None, validator=optional(_price))
+    long_cache_write_price: float | None = field(default=None, validator=optional(_price))
+    long_cache_write_1h_price: float | None = field(default=None, validator=optional(_price))
+    context_window: int | None = field(default=None, validator=optional(_tokens))
+    max_output_tokens: int | None = field(default=None, validator=optional(_tokens))
     capabilities: tuple[str, ...] | None = field(
-        default=None, validator=_optional(sequence_of(one_of(CAPABILITIES)))
+        default=None, validator=optional(sequence_of(one_of("capability", CAPABILITIES)))
     )
-    sampling: bool | str | None = field(default=None, validator=_optional(_sampling))
-    quality: float | None = field(default=None, validator=_optional(number(least=0, most=1)))
+    sampling: bool | str | None = field(default=None, validator=optional(_sampling))
+    quality: float | None = field(default=None, validator=optional(number(least=0, most=1)))
     latency: float | None = field(
-        default=None, validator=_optional(number(above=0, most=3600, unit="seconds"))
+        default=None, validator=optional(number(above=0, most=3600, unit="seconds"))
     )
-    tier: str | None = field(default=None, validator=_optional(one_of(TIERS)))
-    fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
-    context_fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
-    content_fallbacks: tuple[str, ...] | None = field(default=None, validator=_optional(sequence_of(text())))
+    tier: str | None = field(default=None, validator=optional(one_of("tier", TIERS)))
+    fallbacks: tuple[str, ...] | None = field(default=None, validator=optional(_models))
+    context_fallbacks: tuple[str, ...] | None = field(default=None, validator=optional(_models))
+    content_fallbacks: tuple[str, ...] | None = field(default=None, validator=optional(_models))
 
 
 @frozen
@@ -136,7 +135,19 @@ class CatalogEntry(ModelOverride):
         providers: the name each provider knows the model by; in a configuration, endpoints say it.
     """
 
-    providers: Mapping[str, str] | None = field(default=None, validator=_optional(mapping_of(text())))
+    providers: Mapping[str, str] | None = field(default=None, validator=optional(mapping_of(text())))
+
+
+@frozen
+class _CatalogFile:
+    """A catalogue file; `Catalog` says what its keys mean."""
+
+    version: int = field(default=LAYOUT, validator=_layout)
+    date: datetime.date | str | None = field(default=None, validator=optional(_day))
+    source: str | None = field(default=None, validator=optional(text(empty=True)))
+    models: Mapping[str, CatalogEntry] = field(factory=dict)
+    aliases: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
+    successors: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
 
 
 @frozen(kw_only=True)
@@ -228,15 +239,15 @@ class Model:
 
 PRICES = (
     "input_price",
-    "output_price",
     "cached_input_price",
     "cache_write_price",
     "cache_write_1h_price",
+    "output_price",
     "long_input_price",
-    "long_output_price",
     "long_cached_input_price",
     "long_cache_write_price",
     "long_cache_write_1h_price",
+    "long_output_price",
 )
 _BY_INPUT = ("long_context", *(price for price in PRICES if price not in ("input_price", "output_price")))
 
@@ -426,88 +437,59 @@ def _builtin() -> Catalog:
 
 
 def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
-    """The base with the raw tables over it, or every problem they have."""
+    """The base with a file's tables over it.
+
+    Raises:
+        ConfigError: with every problem of the tables.
+    """
     problems: list[str] = []
-    known = ("version", "date", "source", "models", "aliases", "successors")
-    problems += [
-        f"{key}: unknown key{did_you_mean(key, known)}, must be one of {', '.join(known)}"
-        for key in raw
-        if key not in known
-    ]
-    if raw.get("version", LAYOUT) != LAYOUT:
-        problems.append(
-            f"version: {show(raw['version'])} is not a layout this version reads, must be {LAYOUT}"
-        )
-    day = _day(raw.get("date", base.date), problems)
-    source = raw.get("source", base.source)
-    if not isinstance(source, str):
-        problems.append(f"source: {show(source)} is not text, must be a string in quotes")
-
-    overrides = {}
-    for name, table in _table(raw, "models", problems).items():
-        override = read_override(table, f"models.{quoted(name)}", problems)
-        if override is not None:
-            overrides[name] = override
-    aliases, successors = (_names(raw, key, problems) for key in ("aliases", "successors"))
-    if not problems:
-        merged = base.with_overrides(overrides, aliases)
-        problems += alias_problems(aliases, merged.aliases, merged.models)
-        for name, successor in successors.items():
-            for which in (name, successor):
-                if which not in merged.models:
-                    hint = did_you_mean(which, merged.models)
-                    problems.append(f"successors.{quoted(name)}: no model is called {show(which)}{hint}")
-        for name in overrides:
-            for chain, target in merged.models[name].chained():
-                path = f"models.{quoted(name)}.{chain}"
-                if target == name:
-                    problems.append(f"{path}: names the model itself")
-                elif target not in merged.models:
-                    hint = did_you_mean(target, merged.models)
-                    problems.append(f"{path}: no model is called {show(target)}{hint}")
-        if not problems:
-            successors = {**base.successors, **successors}
-            return attrs.evolve(merged, successors=successors, version=LAYOUT, date=day, source=source)
-    raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
+    file = read_table(_CatalogFile, raw, "", problems)
+    if file is None:
+        raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
+    merged = base.with_overrides(file.models, file.aliases)
+    problems += alias_problems(file.aliases, merged.aliases, merged.models)
+    for name, successor in file.successors.items():
+        problems += [
+            f"successors.{quoted(name)}: {unknown_model(which, merged.models)}"
+            for which in (name, successor)
+            if which not in merged.models
+        ]
+    for name, entry in file.models.items():
+        path = f"models.{quoted(name)}"
+        problems += [f"{path}.{problem}" for problem in price_problems(entry)]
+        for chain, target in merged.models[name].chained():
+            if target == name:
+                problems.append(f"{path}.{chain}: names the model itself; name other models")
+            elif target not in merged.models:
+                problems.append(f"{path}.{chain}: {unknown_model(target, merged.models)}")
+    if problems:
+        raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
+    day = datetime.date.fromisoformat(file.date) if isinstance(file.date, str) else file.date
+    return attrs.evolve(
+        merged,
+        successors={**base.successors, **file.successors},
+        version=LAYOUT,
+        date=day or base.date,
+        source=base.source if file.source is None else file.source,
+    )
 
 
-def read_override(table: Any, path: str, problems: list[str]) -> CatalogEntry | None:
-    """One model's table, checked key by key; what is wrong is added to ``problems``."""
-    if not isinstance(table, Mapping):
-        problems.append(f"{path}: {show(table)} is not a table, must be a table of the model's figures")
-        return None
-    before = len(problems)
-    attributes = attrs.fields_dict(CatalogEntry)
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        attribute = attributes.get(key)
-        if attribute is None:
-            problems.append(
-                f"{path}.{quoted(key)}: unknown key{did_you_mean(key, attributes)}, "
-                f"must be one of {', '.join(attributes)}"
-            )
-            continue
-        values[key] = tuple(value) if isinstance(value, list) else value
-        try:
-            assert attribute.validator is not None
-            attribute.validator(None, attribute, values[key])
-        except ValueError as error:
-            problems.append(f"{path}.{key}: {error}")
-    if len(problems) != before:
-        return None
-    problems += [f"{path}.{problem}" for problem in price_problems(values)]
-    return CatalogEntry(**values) if len(problems) == before else None
+def unknown_model(name: str, known: Iterable[str]) -> str:
+    """What to say of a model's name that is neither in the catalogue nor in the configuration."""
+    hint = did_you_mean(name, known)
+    return f"unknown model {show(name)}{hint}; use a known model, or describe it in [models]"
 
 
-def price_problems(told: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with one table's prices beside each other, each with its key."""
+def price_problems(override: ModelOverride) -> Iterator[str]:
+    """What is wrong with one table's prices together, each with its key."""
+    told = {key for key, value in attrs.asdict(override, recurse=False).items() if value is not None}
     if "long_context" in told and "long_input_price" not in told:
-        yield "long_context: has no effect alone, must stand beside long_input_price"
-    for key in told:
-        if key.startswith("long_") and key.endswith("_price") and "long_context" not in told:
-            yield f"{key}: has no effect alone, must stand beside long_context"
+        yield "long_context: has no effect alone; set long_input_price too"
+    for key in PRICES:
+        if key.startswith("long_") and key in told and "long_context" not in told:
+            yield f"{key}: has no effect alone; set long_context too"
     if "long_input_price" in told and "input_price" not in told:
-        yield "long_input_price: must stand beside input_price, whose surcharge it is"
+        yield "long_input_price: is a surcharge on input_price; set input_price too"
 
 
 def alias_problems(
@@ -527,40 +509,11 @@ def alias_problems(
                     break  # it runs into a circle that is reported where it begins
                 reported.update(chain)
                 problems.append(
-                    f"aliases.{quoted(name)}: goes round in a circle ({' → '.join([*chain, target])}), "
-                    "must end at a model"
+                    f"aliases.{quoted(name)}: is circular ({' → '.join([*chain, target])}); end it at a model"
                 )
                 break
             if target not in aliases:
-                hint = did_you_mean(target, [*models, *aliases])
-                problems.append(f"aliases.{quoted(name)}: no model is called {show(target)}{hint}")
+                problems.append(f"aliases.{quoted(name)}: {unknown_model(target, [*models, *aliases])}")
                 break
             chain.append(target)
     return problems
-
-
-def _table(raw: Mapping[str, Any], key: str, problems: list[str]) -> Mapping[str, Any]:
-    table = raw.get(key, {})
-    if isinstance(table, Mapping):
-        return table
-    problems.append(f"{key}: {show(table)} is not a table, must be a table")
-    return {}
-
-
-def _names(raw: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, str]:
-    """A table from names to models' names."""
-    found: dict[str, str] = {}
-    for name, target in _table(raw, key, problems).items():
-        if isinstance(target, str) and target:
-            found[name] = target
-        else:
-            problems.append(f"{key}.{quoted(name)}: {show(target)} is no model's name, must be a string")
-    return found
-
-
-def _day(value: Any, problems: list[str]) -> datetime.date:
-    try:
-        return value if type(value) is datetime.date else datetime.date.fromisoformat(value)
-    except (TypeError, ValueError):
-        problems.append(f'date: {show(value)} is not a day, must be like "2026-01-31"')
-        return datetime.date.min

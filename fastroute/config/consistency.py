@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from attrs import asdict, fields
+from attrs import fields
 
 from fastroute import errors
 
 from .catalog import CHAINS, Catalog, alias_problems, price_problems
-from .messages import did_you_mean, quoted, show
-from .policy import CLASSIFIERS
+from .messages import did_you_mean, quoted, show, unknown
+from .rules import CLASSIFIERS
 from .tables import AUTO, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
 
@@ -62,38 +62,38 @@ def find_problems(
 def _timeouts(config: Config) -> Iterable[str]:
     if config.connect_timeout > config.timeout:
         yield (
-            f"fastroute.connect_timeout: {config.connect_timeout:g} s is longer than timeout "
-            f"({config.timeout:g} s), must be at most that"
+            f"fastroute.connect_timeout: must be at most timeout ({config.timeout:g} s), "
+            f"not {config.connect_timeout:g}"
         )
     for name, provider in config.providers.items():
         total = config.timeout if provider.timeout is None else provider.timeout
         connect = config.connect_timeout if provider.connect_timeout is None else provider.connect_timeout
         if provider.timeout is not None and provider.timeout > config.timeout:
             yield (
-                f"providers.{quoted(name)}.timeout: {provider.timeout:g} s is longer than the whole call's "
-                f"timeout ({config.timeout:g} s), must be at most that"
+                f"providers.{quoted(name)}.timeout: must be at most fastroute.timeout "
+                f"({config.timeout:g} s), not {provider.timeout:g}"
             )
         own = provider.timeout is not None or provider.connect_timeout is not None
         if own and connect > total:
             yield (
-                f"providers.{quoted(name)}.connect_timeout: {connect:g} s is longer than timeout "
-                f"({total:g} s), must be at most that"
+                f"providers.{quoted(name)}.connect_timeout: must be at most timeout ({total:g} s), "
+                f"not {connect:g}"
             )
     cache = config.cache
     if cache.max_entry_bytes > cache.max_bytes:
-        yield "cache.max_entry_bytes: is more than max_bytes, must be at most that"
+        yield (
+            f"cache.max_entry_bytes: must be at most max_bytes ({cache.max_bytes:,}), "
+            f"not {cache.max_entry_bytes:,}"
+        )
 
 
 def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
     for name, provider in config.providers.items():
         path = f"providers.{quoted(name)}"
         if provider.format not in formats:
-            yield (
-                f"{path}.format: {show(provider.format)} is no format known"
-                f"{did_you_mean(provider.format, formats)}, must be one of {', '.join(formats)}"
-            )
+            yield f"{path}.format: {unknown('format', provider.format, formats)}"
         if provider.api_version is not None and provider.format != "azure":
-            yield f'{path}.api_version: has no effect with format = "{provider.format}", must be left out'
+            yield f'{path}.api_version: has no effect with format = "{provider.format}"; leave it out'
         problem = url_problem(
             provider.base_url,
             allow_http=provider.allow_http,
@@ -102,27 +102,24 @@ def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
         if problem:
             yield f"{path}.base_url: {problem}"
         if provider.api_key_env and provider.api_key_file:
-            yield f"{path}.api_key_file: stands beside api_key_env, must be the only one of the two"
+            yield f"{path}.api_key_file: api_key_env is set too; set only one of the two"
         yield from _bursts(path, provider, provider.rpm, provider.tpm)
 
 
 def _endpoints(config: Config, providers: set[str], places: Sequence[int] | None) -> Iterable[str]:
     if not config.endpoints and places is None:
-        yield "endpoints: there are none, must be at least one [[endpoints]] with a provider and a model"
+        yield "endpoints: none are defined; add [[endpoints]] with a provider and a model"
     names: dict[str, int] = {}
     weights: dict[str, float] = {}
     for number, endpoint in zip(places or range(len(config.endpoints)), config.endpoints):
         path = f"endpoints[{number}]"
         if endpoint.provider not in providers:
-            hint = did_you_mean(endpoint.provider, providers)
-            listed = ", ".join(sorted(providers)) or "defined in [providers.NAME]"
-            yield (
-                f"{path}.provider: {show(endpoint.provider)} is no provider{hint}, must be one of {listed}"
-            )
+            known = sorted(providers) or ["those defined in [providers.NAME]"]
+            yield f"{path}.provider: {unknown('provider', endpoint.provider, known)}"
         if endpoint.name in names:
             yield (
-                f"{path}.name: {show(endpoint.name)} is the name of endpoints[{names[endpoint.name]}] too, "
-                "must be unique"
+                f"{path}.name: {show(endpoint.name)} is the name of endpoints[{names[endpoint.name]}] too; "
+                "use a unique name"
             )
         names.setdefault(endpoint.name, number)
         weights[endpoint.model] = weights.get(endpoint.model, 0.0) + endpoint.weight
@@ -132,16 +129,16 @@ def _endpoints(config: Config, providers: set[str], places: Sequence[int] | None
             yield from _bursts(path, endpoint, limits.rpm, limits.tpm)
     for model, weight in weights.items():
         if weight == 0:
-            yield f"endpoints: all endpoints of {show(model)} have weight 0, must be above 0 for one of them"
+            yield f"endpoints: all endpoints of {show(model)} have weight 0; set one above 0"
 
 
 def _bursts(
     path: str, table: ProviderConfig | EndpointConfig, rpm: int | None, tpm: int | None
 ) -> Iterable[str]:
     if table.burst is not None and rpm is None:
-        yield f"{path}.burst: has no effect without rpm, must stand beside it"
+        yield f"{path}.burst: has no effect without rpm; set rpm too"
     if table.token_burst is not None and tpm is None:
-        yield f"{path}.token_burst: has no effect without tpm, must stand beside it"
+        yield f"{path}.token_burst: has no effect without tpm; set tpm too"
 
 
 def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterable[str]:
@@ -150,14 +147,13 @@ def _models(config: Config, known: Catalog, served: Mapping[str, None]) -> Itera
         path = f"models.{quoted(name)}"
         if name not in served and not known.models[name].providers:
             hint = did_you_mean(name, [*served, *known.models.keys() - {name}])
-            yield f"{path}: no endpoint serves such a model{hint}, must be named by an endpoint"
-        told = {key: value for key, value in asdict(override, recurse=False).items() if value is not None}
-        for problem in price_problems(told):
+            yield f"{path}: no endpoint serves this model{hint}; add an endpoint, or remove this table"
+        for problem in price_problems(override):
             yield f"{path}.{problem}"
         for chain in CHAINS:
             for target in getattr(override, chain) or ():
                 if target == name:
-                    yield f"{path}.{chain}: names the model itself, must name others"
+                    yield f"{path}.{chain}: names the model itself; name other models"
                 elif _resolved(target, aliases, served) not in served:
                     yield f"{path}.{chain}: {_not_served(target, known, served)}"
     for chain in CHAINS:
@@ -189,8 +185,8 @@ def _circles(
                 circle = [*path[path.index(name) :], name]
                 if len(circle) > 2:  # a model that names itself has been reported
                     yield (
-                        f"models.{quoted(name)}.{chain}: go round in a circle ({' → '.join(circle)}), "
-                        "must end somewhere"
+                        f"models.{quoted(name)}.{chain}: is circular ({' → '.join(circle)}); "
+                        "remove one of these links"
                     )
             elif name not in done:
                 path.append(name)
@@ -201,12 +197,9 @@ def _circles(
 def _aliases(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterable[str]:
     for alias in config.aliases:
         if alias in served:
-            yield (
-                f"aliases.{quoted(alias)}: is the name of a model with an endpoint, "
-                "must be a name that is not taken"
-            )
+            yield (f"aliases.{quoted(alias)}: is the name of a model that has an endpoint; use another name")
         elif alias == AUTO:
-            yield "aliases.auto: is the word for choosing by complexity, must be another name"
+            yield "aliases.auto: auto is reserved for routing by complexity; use another name"
     own = {alias: target for alias, target in config.aliases.items() if alias not in served}
     models = {name for name in known.models if name not in own}
     yield from alias_problems(own, {**known.aliases, **own}, dict.fromkeys(models))
@@ -217,14 +210,14 @@ def _tiers(config: Config, known: Catalog, served: Mapping[str, None]) -> Iterab
     for tier, models in config.tiers.items():
         path = f"tiers.{quoted(tier)}"
         if tier in served or tier in config.aliases or tier == AUTO:
-            yield f"{path}: is the name of a model or alias too, must be a name that is not taken"
+            yield f"{path}: is the name of a model or alias too; use another name"
         if not models:
-            yield f"{path}: is empty, must list at least one model"
+            yield f"{path}: is empty; list at least one model"
         for model in models:
             if model not in served:
                 target = _resolved(model, aliases, served)
                 if target in served:
-                    yield f"{path}: {show(model)} is an alias, must be the model's own name {target}"
+                    yield f"{path}: {show(model)} is an alias; use the model's own name {target}"
                 else:
                     yield f"{path}: {_not_served(model, known, served)}"
 
@@ -249,13 +242,13 @@ def _classifiers(config: Config) -> Iterable[str]:
     for name, rules in config.classifiers.items():
         path = f"classifiers.{quoted(name)}"
         if name in CLASSIFIERS:
-            yield f"{path}: is the name of a built-in classifier, must be another name"
+            yield f"{path}: is the name of a built-in classifier; use another name"
         if rules.name != name:
-            yield f"{path}: holds the rule set called {show(rules.name)}, must have its name"
+            yield f"{path}: the rule set's own name is {show(rules.name)}; use the same name for both"
         if rules.tiers:
-            yield f"{path}.tiers: has no effect here, must stand in [policy.classes]"
+            yield f"{path}.tiers: has no effect here; use [policy.classes]"
         if rules.unsure is not None:
-            yield f"{path}.unsure: has no effect here, must be left out"
+            yield f"{path}.unsure: has no effect here; leave it out"
 
 
 def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collection[str]) -> Iterable[str]:
@@ -263,36 +256,28 @@ def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collecti
     known = config.levels
     levels = known.get(policy.classifier)
     if levels is None and policy.classifier not in unread_classifiers:
-        yield (
-            f"policy.classifier: {show(policy.classifier)} is none of the words known"
-            f"{did_you_mean(policy.classifier, known)}, must be one of {', '.join(known)}"
-        )
+        yield f"policy.classifier: {unknown('classifier', policy.classifier, known)}"
     for level, tier in policy.classes.items():
         path = f"policy.classes.{quoted(level)}"
         if levels is not None and level not in levels:
-            yield (
-                f"{path}: the {policy.classifier} classifier has no such level{did_you_mean(level, levels)}, "
-                f"must be one of {', '.join(levels)}"
-            )
+            yield f"{path}: {unknown('level', level, levels)} (the levels of {policy.classifier})"
         if tier not in tiers:
-            yield (
-                f"{path}: {show(tier)} is no tier here{did_you_mean(tier, tiers)}, "
-                f"must be one of {', '.join(sorted(tiers)) or 'those in [tiers]'}"
-            )
+            yield f"{path}: {unknown('tier', tier, sorted(tiers) or ['those in [tiers]'])}"
     for base, cap in (("backoff_base", "backoff_cap"), ("throttle_base", "throttle_cap")):
         if getattr(policy, base) > getattr(policy, cap):
-            yield f"policy.{base}: is longer than {cap}, must be at most that"
+            yield f"policy.{base}: must be at most {cap}"
     if policy.breaker.open > policy.breaker.max_open:
-        yield "policy.breaker.open: is longer than max_open, must be at most that"
+        yield "policy.breaker.open: must be at most max_open"
     if policy.health_check.timeout > policy.health_check.interval:
-        yield "policy.health_check.timeout: is longer than interval, must be at most that"
+        yield "policy.health_check.timeout: must be at most interval"
     if policy.hedging.enabled and policy.max_attempts < 2:
-        yield "policy.hedging.enabled: a hedge is a second attempt, policy.max_attempts must be 2 or more"
+        yield "policy.hedging.enabled: a hedge is a second attempt; set policy.max_attempts to 2 or more"
 
 
 def _quality(config: Config) -> Iterable[str]:
-    if (config.quality.min_samples or 0) > config.quality.window:
-        yield "quality.min_samples: is more than window ever holds, must be at most that"
+    quality = config.quality
+    if (quality.min_samples or 0) > quality.window:
+        yield f"quality.min_samples: must be at most window ({quality.window}), not {quality.min_samples}"
 
 
 def _budgets(config: Config) -> Iterable[str]:
@@ -301,16 +286,16 @@ def _budgets(config: Config) -> Iterable[str]:
     for budget in config.budgets:
         path = f"budgets.{quoted(budget.name)}"
         if budget.name in names:
-            yield f"{path}.name: is the name of another budget too, must be unique"
+            yield f"{path}.name: is the name of another budget too; use a unique name"
         names.add(budget.name)
         if budget.window in ("request", "total") and budget.timezone != usual["timezone"]:
-            yield f'{path}.timezone: has no effect with window = "{budget.window}", must be left out'
+            yield f'{path}.timezone: has no effect with window = "{budget.window}"; leave it out'
         if budget.window == "request":
             if not budget.hard:
-                yield f'{path}.hard: is false with window = "request", must be true'
+                yield f'{path}.hard: must be true with window = "request", not false'
             for key in ("per", "alerts"):
                 if getattr(budget, key) != usual[key]:
-                    yield f'{path}.{key}: has no effect with window = "request", must be left out'
+                    yield f'{path}.{key}: has no effect with window = "request"; leave it out'
 
 
 def _resolved(name: str, aliases: Mapping[str, str], served: Collection[str]) -> str:
@@ -326,5 +311,5 @@ def _not_served(name: str, known: Catalog, served: Mapping[str, None]) -> str:
     try:
         known.resolve(name)
     except errors.ModelNotFoundError:
-        return f"no model is called {show(name)}{hint}, must be a model that has an endpoint"
-    return f"no endpoint serves {show(name)}{hint}, must be a model that has an endpoint"
+        return f"unknown model {show(name)}{hint}; use a model that has an endpoint"
+    return f"no endpoint serves {show(name)}{hint}; use a model that has an endpoint"

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .catalog import Catalog
-from .messages import did_you_mean, quoted
+from .messages import did_you_mean, quoted, show
 from .reader import parse_toml
-from .tables import SETTINGS, TABLES
+from .rules import CLASSIFIERS
+from .tables import LISTS, SETTINGS, TABLES
 
 PREFIX = "FASTROUTE_"
 # Ours, but not keys of the configuration: where the file is, passwords of Redis and its sentinels, and three
@@ -34,8 +35,6 @@ NOT_KEYS = frozenset(
         "FASTROUTE_REDIS_SENTINEL_PASSWORD_FILE",
     }
 )
-# Tables that are lists; every other is a table of names.
-_LISTS = ("endpoints", "budgets")
 _NOT_IN_VARIABLE = re.compile(r"[^a-z0-9]+")
 
 
@@ -67,22 +66,22 @@ def _place(
     if table != "fastroute" and table not in TABLES:
         known = [PREFIX + name.upper() for name in (*SETTINGS, *TABLES)]
         hint = did_you_mean(PREFIX + words[0], known)
-        problems.append(f"{variable}: names no key{hint}, must be one of docs/configuration.md")
+        problems.append(f"{variable}: names no key{hint}; use a key of docs/configuration.md")
         return None
     if any(not word for word in words):
-        problems.append(f"{variable}: has an empty part, must have two underscores between names only")
+        problems.append(f"{variable}: has an empty part; write two underscores only between two names")
         return None
     if len(words) == 1:
         return tables, table, table
-    target: Any = tables.setdefault(table, [] if table in _LISTS else {})
+    target: Any = tables.setdefault(table, [] if table in LISTS else {})
     written = table
     for depth, word in enumerate(words[1:], 1):
         if isinstance(target, list):
             number = _entry(target, word)
             if number is None:
                 problems.append(
-                    f"{variable}: names no {table.removesuffix('s')}, must name one of the file's "
-                    "by its number or name"
+                    f"{variable}: unknown {table.removesuffix('s')} {show(word)}; "
+                    "use the number or name of one in the file"
                 )
                 return None
             key: Any = number
@@ -91,7 +90,7 @@ def _place(
             key = _match(word, _known_names(tables, table, target, depth))
             written += f".{quoted(key)}"
         else:
-            problems.append(f"{variable}: goes through {written}, which is no table, must name a key")
+            problems.append(f"{variable}: {written} is not a table; name a key")
             return None
         if depth == len(words) - 1:
             return target, key, written
@@ -114,8 +113,6 @@ def _known_names(
                 names.append(endpoint["model"])
         names += Catalog.builtin().models
     elif table == "policy" and depth == 2:
-        from .policy import CLASSIFIERS
-
         names += [level for levels in CLASSIFIERS.values() for level in levels]
         own = tables.get("classifiers")
         for rules in own.values() if isinstance(own, dict) else ():

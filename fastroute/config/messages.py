@@ -1,9 +1,13 @@
-"""How a value, a key or a near name stands in a message."""
+"""How values, keys and near names stand in messages.
+
+A message is ``<path>: <what is wrong>; <what would be right>``. Where a value has the wrong type or is out of
+range, one clause says both: ``<path>: must be an integer from 1 to 100, not 0``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 # Prefixes of the usual API keys, long runs of letters with digits, UUIDs, and passwords in addresses.
@@ -15,32 +19,37 @@ _LONGEST_SHOWN = 60
 
 
 def show(value: Any) -> str:
-    """The value for a message; anything that might be a secret is named by its kind only."""
+    """A value for a message; of a string that may hold a secret, only that it is one."""
     if isinstance(value, str):
         if _KEY_LIKE.search(value):
-            return "the text given (not shown: it might hold a secret)"
+            return "a string that may hold a secret (not shown)"
         return repr(value) if len(value) <= _LONGEST_SHOWN else repr(value[:_LONGEST_SHOWN]) + "…"
-    if value is None or isinstance(value, (bool, int, float)):
-        text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a huge number"
-        return {"None": "nothing", "True": "true", "False": "false"}.get(text, text)
-    return f"a value of type {type(value).__name__}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a huge number"
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "a table"
+    return "a list" if isinstance(value, (list, tuple)) else f"a value of type {type(value).__name__}"
 
 
 def quoted(key: Any) -> str:
-    """A key as it would stand in a TOML path: in quotes if it holds more than letters, digits, _ and -.
+    """A key as in a TOML path: in quotes if it has more than letters, digits, _ and -.
 
-    A key that might be a secret put in the wrong place is not shown.
+    A key that may be a secret put in the wrong place is not shown.
     """
     word = str(key)
     if _KEY_LIKE.search(word):
-        return "(a name not shown: it might hold a secret)"
+        return "(a name that may hold a secret, not shown)"
     if word and all(char.isalnum() or char in "_-" for char in word):
         return word[:80]
     return '"' + word[:80].replace('"', "'") + '"'
 
 
 def near(word: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Known names that look like ``word``, nearest first, whatever the case."""
+    """Known names that look like ``word``, nearest first; case is ignored."""
     import difflib  # only once a name is wrong
 
     by_lower: dict[str, str] = {}
@@ -51,6 +60,11 @@ def near(word: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` or nothing."""
+    """`` (did you mean X?)``, or nothing if no known name is near."""
     matches = near(word, known)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """What to say of a name that is none of the known ones: ``unknown strategy 'x'; use one of …``."""
+    return f"unknown {kind} {show(name)}{did_you_mean(name, known)}; use one of {', '.join(known)}"

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import optional
 
-from .validators import flag, mapping_of, number, one_of, seconds, text, whole
+from .validators import flag, integer, mapping_of, number, one_of, seconds, text
 
-# The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
-CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "five-level": ("trivial", "simple", "moderate", "complex", "expert"),
-        "task-tier": ("bulk", "structured", "standard", "complex"),
-        "ten-point": ("ultra-budget", "budget", "standard", "premium"),
-        "three-level": ("low", "medium", "high"),
-    }
-)
 STRATEGIES = (
     "latency",
     "weighted",
@@ -31,12 +20,6 @@ STRATEGIES = (
 )
 HEALTH_CHECKS = ("models", "completion")
 MOST_IN_FLIGHT = 4096
-MOST_PER_MINUTE = 1_000_000_000
-
-
-def limit(most: int = MOST_PER_MINUTE, least: int = 0) -> Any:
-    # 0 is a limit like any other: it lets nothing through.
-    return field(default=None, validator=optional(whole(least=least, most=most)))
 
 
 @frozen(kw_only=True)
@@ -56,15 +39,15 @@ class BreakerConfig:
         ramp: seconds over which a closed endpoint gets its full share back.
     """
 
-    failures: int = field(default=5, validator=whole(least=1, most=255))
+    failures: int = field(default=5, validator=integer(least=1, most=255))
     rate: float = field(default=0.5, validator=number(above=0, most=1))
-    min_calls: int = field(default=20, validator=whole(least=1, most=10_000))
+    min_calls: int = field(default=20, validator=integer(least=1, most=10_000))
     window: float = field(default=30.0, validator=seconds(least=0.01, most=3600))
     open: float = field(default=5.0, validator=seconds(least=0.001, most=3600))
     max_open: float = field(default=300.0, validator=seconds())
     reset: float = field(default=60.0, validator=seconds())
     probe_lease: float = field(default=35.0, validator=seconds(least=0.001, most=3600))
-    probes_to_close: int = field(default=2, validator=whole(least=1, most=100))
+    probes_to_close: int = field(default=2, validator=integer(least=1, most=100))
     ramp: float = field(default=10.0, validator=seconds(least=0, most=3600))
 
 
@@ -82,10 +65,10 @@ class HealthCheckConfig:
     """
 
     enabled: bool = field(default=False, validator=flag)
-    kind: str = field(default="models", validator=one_of(HEALTH_CHECKS))
-    interval: float = field(default=30.0, validator=number(least=0.1, most=86_400, unit="seconds"))
-    timeout: float = field(default=5.0, validator=number(above=0, most=3600, unit="seconds"))
-    max_tokens: int = field(default=1, validator=whole(least=1, most=10_000))
+    kind: str = field(default="models", validator=one_of("kind", HEALTH_CHECKS))
+    interval: float = field(default=30.0, validator=seconds(least=0.1))
+    timeout: float = field(default=5.0, validator=seconds(most=3600))
+    max_tokens: int = field(default=1, validator=integer(least=1, most=10_000))
 
 
 @frozen(kw_only=True)
@@ -104,8 +87,8 @@ class HedgingConfig:
     enabled: bool = field(default=False, validator=flag)
     unasked: bool = field(default=True, validator=flag)
     percentile: float = field(default=0.95, validator=number(least=0.5, most=0.999))
-    min_delay: float = field(default=0.2, validator=number(least=0, most=600, unit="seconds"))
-    min_samples: int = field(default=100, validator=whole(least=10, most=1_000_000))
+    min_delay: float = field(default=0.2, validator=seconds(least=0, most=600))
+    min_samples: int = field(default=100, validator=integer(least=10, most=1_000_000))
     max_share: float = field(default=0.05, validator=number(above=0, most=1))
 
 
@@ -149,7 +132,7 @@ class Policy:
     fixed_model: str = field(default="", validator=text(empty=True))
     classifier: str = field(default="five-level", validator=text())
     classifier_timeout: float = field(default=0.05, validator=seconds(most=60))
-    strategy: str = field(default="latency", validator=one_of(STRATEGIES))
+    strategy: str = field(default="latency", validator=one_of("strategy", STRATEGIES))
     confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
     quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
     max_latency: float | None = field(default=None, validator=optional(seconds()))
@@ -158,16 +141,16 @@ class Policy:
     )
     max_cost: float | None = field(default=None, validator=optional(number(least=0, most=1e6, unit="USD")))
     classes: Mapping[str, str] = field(factory=dict, validator=mapping_of(text()))
-    max_attempts: int = field(default=3, validator=whole(least=1, most=100))
+    max_attempts: int = field(default=3, validator=integer(least=1, most=100))
     backoff_base: float = field(default=0.5, validator=seconds(most=3600))
     backoff_cap: float = field(default=8.0, validator=seconds(most=3600))
     throttle_base: float = field(default=1.0, validator=seconds(most=3600))
     throttle_cap: float = field(default=20.0, validator=seconds(most=3600))
     max_retry_after: float = field(default=60.0, validator=seconds(least=0, most=3600))
-    max_in_flight: int | None = limit(MOST_IN_FLIGHT, least=1)
+    max_in_flight: int | None = field(default=None, validator=optional(integer(least=1, most=MOST_IN_FLIGHT)))
     adaptive: bool = field(default=False, validator=flag)
     queue_timeout: float = field(default=30.0, validator=seconds(least=0))
-    max_queue: int = field(default=1000, validator=whole(least=0, most=1_000_000))
+    max_queue: int = field(default=1000, validator=integer(least=0, most=1_000_000))
     timeout_base: float = field(default=30.0, validator=seconds())
     timeout_per_1k: float = field(default=10.0, validator=seconds(least=0))
     idle_timeout: float = field(default=30.0, validator=seconds(most=3600))

@@ -31,22 +31,10 @@ from attrs import frozen
 from fastroute import errors
 from fastroute.platform import files
 
-from .catalog import Catalog, Model, read_override
+from .catalog import PRICES, Catalog, CatalogEntry, Model, price_problems
 from .messages import quoted
-from .reader import parse_toml, read_toml
+from .reader import parse_toml, read_table, read_toml
 
-PRICES = (
-    "input_price",
-    "cached_input_price",
-    "cache_write_price",
-    "cache_write_1h_price",
-    "output_price",
-    "long_input_price",
-    "long_cached_input_price",
-    "long_cache_write_price",
-    "long_cache_write_1h_price",
-    "long_output_price",
-)
 _SIZES = ("context_window", "long_context")
 FIGURES = (*PRICES[:5], "long_context", *PRICES[5:], "context_window")
 _NEEDED = ("input_price", "output_price")
@@ -125,12 +113,13 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
     target = Path(os.path.realpath(path))
     builtin = Catalog.builtin()
     if target.is_relative_to(Path(__file__).resolve().parent):
-        raise errors.ConfigError(f"{path}: belongs to the package, must be a file of your own")
+        raise errors.ConfigError(f"{path}: belongs to the package; use a file of your own")
     old_text = target.read_text(encoding="utf-8-sig") if target.exists() else ""
     base = builtin.with_file(target) if old_text else builtin
     if source.date < base.date:
         raise errors.ConfigError(
-            f"{source.name}: its prices are of {source.date}, older than those in force ({base.date})"
+            f"{source.name}: its prices are of {source.date}, older than those in use ({base.date}); "
+            "use a newer source"
         )
     tables = parse_toml(old_text).get("models", {}) if old_text else {}
     own = tuple(name for name, table in tables.items() if "providers" not in table)
@@ -153,7 +142,7 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
             found[name] = {key: plain(value) for key, value in figures.items()}
             changes += _changes(model, figures)
     if not found and not problems:
-        problems.append(f"{source.name}: knows none of the models that may be updated")
+        problems.append(f"{source.name}: has none of the models that may be updated; use another source")
     if problems:
         raise errors.ConfigError(problems)
     text = rewrite(old_text or _HEAD, found, source)
@@ -188,13 +177,13 @@ def from_package() -> Source:
         providers = importlib.import_module("genai_prices.data").providers
     except (ImportError, PackageNotFoundError):
         raise errors.ConfigError(
-            f"prices: the {_PACKAGE} package is not there: pip install {_PACKAGE}, or name a file"
+            f"prices: the {_PACKAGE} package is not installed; run pip install {_PACKAGE}, or name a file"
         ) from None
     built_from = Catalog.builtin().source.removeprefix(f"{_PACKAGE} ")
     if _release(installed) < _release(built_from):
         raise errors.ConfigError(
             f"prices: {_PACKAGE} {installed} is older than the built-in catalogue, which is made from "
-            f"{built_from}: pip install --upgrade {_PACKAGE}"
+            f"{built_from}; run pip install --upgrade {_PACKAGE}"
         )
     midnight = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     return package_source(providers, f"{_PACKAGE} {installed}", midnight)
@@ -295,20 +284,29 @@ def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list
     """What is wrong with a source's figures, in themselves and beside those in force."""
     path = f"models.{quoted(model.name)}"
     problems: list[str] = []
-    table = {key: float(value) if isinstance(value, Decimal) else value for key, value in figures.items()}
-    if read_override(table, path, problems) is None:
+    table = {
+        key: float(value) if isinstance(value, Decimal) else value
+        for key, value in figures.items()
+        if value is not None
+    }
+    entry = read_table(CatalogEntry, table, path, problems)
+    if entry is None:
         return problems
-    problems += [f"{path}.{key}: is not told, must be" for key in _NEEDED if table.get(key) is None]
+    problems += [f"{path}.{problem}" for problem in price_problems(entry)]
+    problems += [f"{path}.{key}: is missing; this figure is required" for key in _NEEDED if key not in table]
     if "context_window" not in table and model.context_window and must_tell_window:
-        problems.append(f"{path}.context_window: is gone, was {model.context_window:,}, must be told")
+        problems.append(
+            f"{path}.context_window: is missing; this figure is required, because the file has one "
+            f"({model.context_window:,})"
+        )
     for key in PRICES:
         before, after = _in_force(model, key), table.get(key)
         if not before or after is None:
             continue
         if not before / _MOST_TIMES <= after <= before * _MOST_TIMES:
             problems.append(
-                f"{path}.{key}: {after:g} USD per million tokens after {before:g} looks like another unit, "
-                f"must be within {_MOST_TIMES} times; if it is right, set it in the file by hand"
+                f"{path}.{key}: {after:g} USD per million tokens is more than {_MOST_TIMES} times away from "
+                f"{before:g}, perhaps in another unit; if it is right, set it in the file by hand"
             )
     return problems
 
@@ -428,7 +426,9 @@ def _put(target: Path, text: str, found: Mapping[str, Mapping[str, str]]) -> Non
             _prove(new, target, found)
             os.fchmod(fd, target.stat().st_mode & 0o777 if target.exists() else 0o644)
     except OSError as error:
-        raise errors.ConfigError(f"{target}: cannot be written ({error.strerror})") from None
+        raise errors.ConfigError(
+            f"{target}: cannot be written ({error.strerror}); use a writable file"
+        ) from None
 
 
 def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> None:
@@ -447,8 +447,8 @@ def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> N
             arrived = _in_force(catalog.models[name], key)
             if arrived is None or not math.isclose(arrived, float(value), rel_tol=1e-9, abs_tol=1e-9):
                 raise errors.ConfigError(
-                    f"{target}: models.{quoted(name)}.{key} is written in a form that cannot be updated in "
-                    "place, must be a line of its own below a [models.NAME] line"
+                    f"{target}: models.{quoted(name)}.{key} cannot be updated in place; "
+                    "write it on a line of its own below a [models.NAME] line"
                 )
 
 

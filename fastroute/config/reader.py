@@ -1,11 +1,7 @@
-"""Raw tables to configuration values, with every problem and its path.
+"""Reads TOML files, and their tables into attrs classes, with every problem and its path.
 
-Owns the one cattrs converter and the translation of its nested errors into lines that begin with a path.
-cattrs is imported when the first table is read, because a program that configures itself in Python, or by
-provider keys alone, does not need it.
-
-Nothing is coerced: text stays text and a number a number, except that a whole number may stand where a
-fraction may. Each key's own check runs while the key is read, so one bad key does not hide the next.
+Nothing is coerced: a string stays a string and a number a number. Each key is checked by its own validator
+while it is read, so one bad key does not hide the next.
 """
 
 from __future__ import annotations
@@ -14,20 +10,20 @@ import importlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 
 from fastroute import errors
 
 from .messages import did_you_mean, quoted, show
+from .validators import InvalidValue, Validator, anything, mapping_of
 
 T = TypeVar("T")
 
 _LARGEST_FILE = 4 * 1024 * 1024
-# What people write where the key itself would go; a literal key is refused and never repeated.
+# Names of keys under which a literal API key would be written.
 _LITERAL_KEY = re.compile(r"(?i)^(api[_-]?key|key|token|api[_-]?token|secret|password|authorization|bearer)$")
 
 
@@ -55,78 +51,125 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             data = stream.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise errors.ConfigError(
-            f"{path}: cannot be read ({error.strerror}), must be a readable file"
-        ) from None
+        raise errors.ConfigError(f"{path}: cannot be read ({error.strerror}); use a readable file") from None
     except ValueError:
-        raise errors.ConfigError("the file's name holds a NUL character, must be a path") from None
+        raise errors.ConfigError("a path must not contain a NUL character") from None
     if len(data) > _LARGEST_FILE:
-        raise errors.ConfigError(f"{path}: is larger than {_LARGEST_FILE >> 20} MiB, must be smaller")
+        raise errors.ConfigError(f"{path}: must be at most {_LARGEST_FILE >> 20} MiB")
     try:
         return parse_toml(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise errors.ConfigError(f"{path}: is not text in UTF-8, must be a TOML file") from None
+        raise errors.ConfigError(f"{path}: is not UTF-8 text; use a TOML file") from None
     except ValueError as error:
         raise errors.ConfigError(f"{path}: is not valid TOML: {error}") from None
 
 
 def read_table(kind: type[T], raw: Any, path: str, problems: list[str]) -> T | None:
-    """One table as a value of ``kind``; None if anything is wrong, and ``problems`` says what."""
-    from cattrs.errors import BaseValidationError
+    """One table as a value of ``kind``; None if anything in it is wrong.
 
-    try:
-        value: T = _converter().structure(raw, kind)
-        return value
-    except BaseValidationError as error:
-        problems += _lines(error, path)
+    Args:
+        kind: an attrs class. Its attributes are the keys; those with a default may be left out. They may be
+            tables too, or tuples or mappings of tables. A class with ``from_text`` is written as a string.
+        raw: the table, as TOML or a mapping gives it.
+        path: of the table, for messages; empty for a whole file.
+        problems: what is wrong is added here.
+    """
+    if not isinstance(raw, Mapping):
+        problems.append(f"{path}: must be a table, not {show(raw)}")
         return None
+    before = len(problems)
+    attributes = attributes_of(kind)
+    for key in raw:
+        if key not in attributes:
+            problems.append(f"{_below(path, quoted(key))}: {unknown_key(str(key), attributes)}")
+    values = {}
+    for name, attribute in attributes.items():
+        if name in raw:
+            values[name] = _read_key(attribute, raw[name], path, problems)
+        elif attribute.default is attrs.NOTHING:
+            problems.append(f"{_below(path, name)}: is missing; this key is required")
+    return kind(**values) if len(problems) == before else None
+
+
+def read_entries(attribute: attrs.Attribute[Any], raw: Any, path: str, problems: list[str]) -> dict[Any, Any]:
+    """The entries of a list or table that could be read, by place or name.
+
+    Args:
+        attribute: a ``tuple`` of tables, or a ``Mapping`` to tables or to values that its validator checks.
+        raw: as TOML or a mapping gives it.
+        path: of the table that the attribute belongs to.
+        problems: what is wrong with the other entries is added here.
+    """
+    at = _below(path, attribute.name)
+    kind, listed = _table_in(attribute.type), get_origin(attribute.type) is tuple
+    if not isinstance(raw, (list, tuple) if listed else Mapping):
+        right = "a list of tables" if listed else "a table of tables" if kind else "a table"
+        problems.append(f"{at}: must be {right}, not {show(raw)}")
+        return {}
+    check = attribute.validator or mapping_of(anything)
+    found = {}
+    entries: Iterable[tuple[Any, Any]] = raw.items() if isinstance(raw, Mapping) else enumerate(raw)
+    for key, entry in entries:
+        if listed or _passes(check, attribute, {key: entry}, path, problems):
+            step = f"[{key}]" if listed else f".{quoted(key)}"
+            value = _read_one(kind, entry, at + step, problems) if kind else _frozen(entry)
+            if value is not None:
+                found[key] = value
+    return found
+
+
+def _read_key(attribute: attrs.Attribute[Any], raw: Any, path: str, problems: list[str]) -> Any:
+    """The value of one key of the table at ``path``."""
+    kind, container = _table_in(attribute.type), get_origin(attribute.type)
+    at = _below(path, attribute.name)
+    if raw is None:
+        problems.append(f"{at}: must not be None; leave the key out instead")
+        return None
+    if kind is None:
+        value = _frozen(raw)
+        if attribute.validator is not None:
+            _passes(attribute.validator, attribute, value, path, problems)
+        return value
+    if container is tuple or container is Mapping:
+        entries = read_entries(attribute, raw, path, problems)
+        return tuple(entries.values()) if container is tuple else entries
+    return _read_one(kind, raw, at, problems)
+
+
+def _read_one(kind: Any, raw: Any, path: str, problems: list[str]) -> Any:
+    """One table, or one value of a class that is written as a string."""
+    if not hasattr(kind, "from_text"):
+        return read_table(kind, raw, path, problems)
+    try:
+        return kind.from_text(raw)
     except ValueError as error:
         problems.append(f"{path}: {error}")
         return None
 
 
-@lru_cache(maxsize=1)
-def _converter() -> Any:
-    import cattrs
-    from cattrs.gen import make_dict_structure_fn, override
-
-    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
-    converter.register_structure_hook_func(lambda kind: not attrs.has(kind), lambda value, _: _frozen(value))
-
-    def for_class(kind: type) -> Any:
-        hooks: dict[str, Any] = {}
-        for attribute in attrs.fields(attrs.resolve_types(kind)):
-            if not attrs.has(attribute.type):
-                hooks[attribute.name] = override(struct_hook=_checked(attribute))
-        function: Any = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True, **hooks)
-
-        def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{show(value)} is not a table, must be a table")
-            return function(value, kind)
-
-        return structure
-
-    converter.register_structure_hook_factory(attrs.has, for_class)
-    return converter
+def _passes(
+    check: Validator, attribute: attrs.Attribute[Any], value: Any, path: str, problems: list[str]
+) -> bool:
+    try:
+        check(None, attribute, value)
+    except InvalidValue as error:
+        problems.append(_below(path, str(error)))
+        return False
+    return True
 
 
-def _checked(attribute: attrs.Attribute[Any]) -> Any:
-    """Reads one key: its own check decides about type and range, while the path is known."""
+def attributes_of(kind: Any) -> Mapping[str, attrs.Attribute[Any]]:
+    """The attributes of a class by name, with their types."""
+    return attrs.fields_dict(attrs.resolve_types(kind))
 
-    def read(value: Any, _: Any) -> Any:
-        if value is None:
-            raise ValueError("is nothing, must be given a value or left out")
-        value = _frozen(value)
-        if attribute.validator is not None:
-            attribute.validator(None, attribute, value)
-        return value
 
-    return read
+def _table_in(kind: Any) -> Any:
+    """The attrs class that a type is, or is a tuple, mapping or option of; None if there is none."""
+    return next((each for each in (kind, *get_args(kind)) if attrs.has(each)), None)
 
 
 def _frozen(value: Any) -> Any:
-    """Lists become tuples and mappings copies, so that nobody changes a configuration from behind."""
+    """Lists as tuples and mappings as copies, so that later changes of the source change no configuration."""
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(item) for item in value)
     if isinstance(value, Mapping):
@@ -134,34 +177,16 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def _lines(error: Any, path: str) -> Iterable[str]:
-    from cattrs.errors import AttributeValidationNote, BaseValidationError, ForbiddenExtraKeysError
-
-    for inner in error.exceptions:
-        notes = [
-            note for note in getattr(inner, "__notes__", ()) if isinstance(note, AttributeValidationNote)
-        ]
-        at = f"{path}.{notes[0].name}" if notes else path
-        if isinstance(inner, BaseValidationError):
-            yield from _lines(inner, at)
-        elif isinstance(inner, ForbiddenExtraKeysError):
-            known = [field.name for field in attrs.fields(inner.cl)]
-            for key in sorted(map(str, inner.extra_fields)):
-                yield f"{path}.{quoted(key)}: {unknown_key(key, known)}"
-        elif isinstance(inner, KeyError) and not notes:
-            yield f"{path}: {inner.args[0]} is missing, must be given"
-        elif isinstance(inner, KeyError):
-            yield f"{at}: is missing, must be given"
-        else:
-            yield f"{at}: {inner}"
+def _below(path: str, step: str) -> str:
+    return f"{path}.{step}" if path else step
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """What to say of a key that nothing reads."""
     if _LITERAL_KEY.match(key):
         return (
-            "keys do not stand in a configuration, must be api_key_env (the name of an environment "
-            "variable) or api_key_file (the path of a file)"
+            "a configuration must not contain keys; use api_key_env (the name of an environment variable) or "
+            "api_key_file (the path of a file)"
         )
     known = list(known)
-    return f"unknown key{did_you_mean(key, known)}, must be one of {', '.join(known)}"
+    return f"unknown key{did_you_mean(key, known)}; use one of {', '.join(known)}"

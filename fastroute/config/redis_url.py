@@ -97,7 +97,7 @@ def read_redis_url(url: str) -> RedisAddress:
     base, _, query = url.partition("?")
     scheme, separator, place = base.partition("://")
     if not separator or "#" in url:
-        raise ValueError(f"is no address, must be like {_SERVER} or {_BEHIND}")
+        raise ValueError(f"is not a valid address; use one like {_SERVER} or {_BEHIND}")
     problems: list[str] = []
     service = None
     if scheme.endswith("+sentinel"):
@@ -106,7 +106,7 @@ def read_redis_url(url: str) -> RedisAddress:
         _check_server(base, problems)
     options = _options(scheme, query, problems)
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError(". It ".join(problems))
     return RedisAddress(base, service, options)
 
 
@@ -115,15 +115,15 @@ def _check_server(url: str, problems: list[str]) -> None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        problems.append(f"is no address, must be like {_SERVER}")
+        problems.append(f"is not a valid address; use one like {_SERVER}")
         return
     if parts.password is not None:
         problems.append(_password(_PASSWORDS["password"]))
     if parts.scheme == "unix":
         if parts.hostname or not parts.path.startswith("/"):
-            problems.append("names no socket, must be like unix:///run/redis.sock")
+            problems.append("names no socket; use an address like unix:///run/redis.sock")
     elif not parts.hostname or port == 0 or not re.fullmatch(r"(/[0-9]*)?", parts.path):
-        problems.append(f"is no address, must be like {_SERVER}")
+        problems.append(f"is not a valid address; use one like {_SERVER}")
 
 
 def _service(place: str, tls: bool, problems: list[str]) -> Service:
@@ -134,24 +134,24 @@ def _service(place: str, tls: bool, problems: list[str]) -> Service:
     sentinels = [_sentinel(text) for text in hosts.split(",")]
     good = tuple(one for one in sentinels if one is not None)
     if not hosts:
-        problems.append(f"names no sentinel, must be like {_BEHIND}")
+        problems.append(f"names no sentinel; use an address like {_BEHIND}")
     elif None in sentinels:
         bad = ", ".join(str(number) for number, one in enumerate(sentinels, 1) if one is None)
         problems.append(
-            f"has no usable host and port for sentinel {bad} of {len(sentinels)}, "
-            "must have HOST or HOST:PORT (1 to 65535) for each and commas between"
+            f"has an invalid host or port for sentinel {bad} of {len(sentinels)}; "
+            "write HOST or HOST:PORT (1 to 65535) for each, separated by commas"
         )
     elif len(set(good)) < len(good) or len(good) > _MOST_SENTINELS:
-        problems.append(f"names {len(good)} sentinels, must name each once and at most {_MOST_SENTINELS}")
+        problems.append(f"names {len(good)} sentinels; name each once, and at most {_MOST_SENTINELS}")
     name, slash, db = path.partition("/")
     if not _SERVICE.fullmatch(name):
         problems.append(
-            'names no service, must have its name (letters, digits, ".", "_" and "-") behind the sentinels, '
+            'names no service; write its name (letters, digits, ".", "_" and "-") after the sentinels, '
             f"like {_BEHIND}"
         )
     numbered = _DATABASE.fullmatch(db) is not None
     if slash and not numbered:
-        problems.append("has no usable database, must have its number behind the service, or nothing")
+        problems.append("has an invalid database; write its number after the service, or leave it out")
     return Service(name, good, unquote(user), int(db) if numbered else 0, tls)
 
 
@@ -175,29 +175,29 @@ def _options(scheme: str, query: str, problems: list[str]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        problems.append("has options that cannot be read, must be like ?prefix=shop&timeout=0.5")
+        problems.append("has invalid options; write them like ?prefix=shop&timeout=0.5")
         return {}
     names = [name for name, _ in pairs]
     passwords = [variable for name, variable in _PASSWORDS.items() if name in names]
     problems += map(_password, passwords)
     for name in dict.fromkeys(names) if not passwords else ():  # with an & in it a password looks like names
         if name in _TLS and name not in known:
-            problems.append(f"has the option {name}, must begin with rediss to be spoken to over TLS")
+            problems.append(f"has the option {name}, but does not use TLS; begin the address with rediss")
         elif name not in known or names.count(name) > 1:
             each = ", ".join(sorted(known))
-            problems.append(f"has the option {show(name)}, must have each of these at most once: {each}")
+            problems.append(f"has the option {show(name)}; use each of these at most once: {each}")
     options = dict(pairs)
     if not _PREFIX.fullmatch(options.get("prefix", "fastroute")):
-        problems.append('has no usable prefix, must be letters, digits, ".", "_" and "-"')
+        problems.append('has an invalid prefix; use letters, digits, ".", "_" and "-"')
     if not _LOCAL_STATE.fullmatch(options.get("local", "memory")):
-        problems.append("has no usable local, must be memory, machine, machine:NAME or the path of a file")
+        problems.append("has an invalid local; use memory, machine, machine:NAME or the path of a file")
     timeout = options.get("timeout", "1")
     if not _TIMEOUT.fullmatch(timeout) or not 0.01 <= float(timeout) <= 10:
-        problems.append("has no usable timeout, must be 0.01 to 10 (seconds)")
+        problems.append("has an invalid timeout; use a number from 0.01 to 10 (seconds)")
     if "db" in known and not _DATABASE.fullmatch(options.get("db", "0")):
-        problems.append("has no usable db, must be the number of a database")
+        problems.append("has an invalid db; use the number of a database")
     return options
 
 
 def _password(variable: str) -> str:
-    return f"carries a password, must not: set {variable} (or one ending in _FILE)"
+    return f"contains a password; set {variable} or {variable}_FILE instead"

@@ -1,40 +1,50 @@
 """Rule sets: how to tell the level of a request, as data.
 
-Their form, their checks, and the four that come with the package (``data/classifiers.toml``). A `Classifier`
-(`routing/classifier.py`) is made of one.
+The form of a rule set, its checks, and the four that come with the package (``data/classifiers.toml``).
+`routing/classifier.py` classifies requests with one.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import attrs
 from attrs import field, frozen
+from attrs.validators import optional
 
 from fastroute import _core
 from fastroute._core import Rules
 from fastroute.errors import ConfigError
 
-from .messages import quoted, show
-from .reader import read_toml
+from .messages import quoted, show, unknown
+from .reader import read_table, read_toml
+from .validators import mapping_of, number, one_of, sequence_of, text
 
 Mode = Literal["substring", "word", "pattern"]
 Scope = Literal["user", "all"]
 Operator = Literal["<", "<=", ">", ">=", "=="]
 
-OPERATORS: tuple[Operator, ...] = ("<", "<=", ">", ">=", "==")
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
+# The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
+CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "five-level": ("trivial", "simple", "moderate", "complex", "expert"),
+        "task-tier": ("bulk", "structured", "standard", "complex"),
+        "ten-point": ("ultra-budget", "budget", "standard", "premium"),
+        "three-level": ("low", "medium", "high"),
+    }
+)
+
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|<|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*", re.ASCII)
-_LARGEST = 2**53
+_GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*", re.ASCII)
+_points = number(least=-(2**53), most=2**53)
 # As listed, not the 64 different ones that the core tells apart: it bounds how long checking them takes.
 _MOST_PATTERNS = 256
-
-# --------------------------------------------------------------------------------------------- rule sets
 
 
 @frozen
@@ -42,7 +52,6 @@ class Group:
     """Words or phrases that say the same about a request.
 
     Attributes:
-        name: as in ``group.NAME``, the feature that counts how many of them occur.
         patterns: ASCII; case is ignored.
         mode: ``substring`` finds a pattern anywhere; ``word`` between word boundaries, where a dot is any
             character but a line feed; ``pattern`` takes regular expressions of the subset in
@@ -50,10 +59,9 @@ class Group:
         weight: what each pattern that occurs adds to the score.
     """
 
-    name: str
-    patterns: tuple[str, ...]
-    mode: Mode = "substring"
-    weight: float = 0.0
+    patterns: tuple[str, ...] = field(validator=sequence_of(text(control=True), least=1, unique=False))
+    mode: Mode = field(default="substring", validator=one_of("mode", _core.SCAN_MODES))
+    weight: float = field(default=0.0, validator=_points)
 
 
 @frozen
@@ -61,8 +69,21 @@ class Condition:
     """One comparison, such as ``average < 50``."""
 
     feature: str
-    operator: Operator
-    value: float
+    operator: Operator = field(validator=one_of("operator", OPERATORS))
+    value: float = field(validator=number())
+
+    @classmethod
+    def from_text(cls, written: object) -> Condition:
+        """Reads ``average < 50``.
+
+        Raises:
+            ValueError: it is no comparison.
+        """
+        match = _CONDITION.fullmatch(written) if isinstance(written, str) else None
+        if match is None:
+            raise ValueError(f"must be a comparison like 'average < 50', not {show(written)}")
+        feature, operator, value = match.groups()
+        return cls(feature, operator, float(value))  # type: ignore[arg-type]  # the pattern's alternatives
 
     def __str__(self) -> str:
         return f"{self.feature} {self.operator} {self.value:.15g}"
@@ -76,52 +97,67 @@ class Rule:
         confidence: 0..1, how far to trust the level when this rule decides.
     """
 
-    level: str
+    level: str = field(validator=text(control=True))
     when: tuple[Condition, ...] = ()
-    confidence: float = 1.0
+    confidence: float = field(default=1.0, validator=number(least=0, most=1))
 
 
 @frozen
 class Score:
     """The score is ``base`` plus the weights of what occurs, held to ``low`` .. ``high``."""
 
-    base: float = 0.0
-    low: float = 0.0
-    high: float = 10.0
+    base: float = field(default=0.0, validator=_points)
+    low: float = field(default=0.0, validator=_points)
+    high: float = field(default=10.0, validator=_points)
 
 
 @frozen(kw_only=True)
-class RuleSet:
-    """How to tell a request's level, as data; checked when it is made.
+class RuleSetTable:
+    """A ``[classifiers.NAME]`` table.
 
     Attributes:
-        name: the classifier's name.
         levels: cheapest first.
         rules: the first of which all conditions hold decides.
         otherwise: decides if none does; it has no conditions.
-        groups: the words looked for.
+        groups: the words looked for, by name; the feature ``group.NAME`` counts how many of them occur.
         scope: ``user`` looks in messages of role user only.
         score: None if the rule set has no score.
         tiers: level to tier, where the rule set itself names tiers.
-        unsure: the level to go by instead when the confidence is under the policy's threshold; None: the
+        unsure: the level to take instead when the confidence is under the policy's threshold; None: the
             level stands.
+    """
+
+    levels: tuple[str, ...] = field(validator=sequence_of(text(control=True), least=1))
+    rules: tuple[Rule, ...] = ()
+    otherwise: Rule
+    groups: Mapping[str, Group] = field(factory=dict)
+    scope: Scope = field(default="all", validator=one_of("scope", get_args(Scope)))
+    score: Score | None = None
+    tiers: Mapping[str, str] = field(factory=dict, validator=mapping_of(text(control=True)))
+    unsure: str | None = field(default=None, validator=optional(text(control=True)))
+
+
+@frozen(kw_only=True)
+class RuleSet(RuleSetTable):
+    """How to tell a request's level, as data; checked as a whole when it is made.
+
+    Attributes:
+        name: the classifier's name.
 
     Raises:
-        ConfigError: listing everything in it that cannot be right.
+        ConfigError: with every problem of its parts together.
     """
 
     name: str
-    levels: tuple[str, ...]
-    rules: tuple[Rule, ...]
-    otherwise: Rule
-    groups: tuple[Group, ...] = ()
-    scope: Scope = "all"
-    score: Score | None = None
-    tiers: Mapping[str, str] = field(factory=dict)
-    unsure: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        problems = _problems(self)
+        problems = list(_problems(self))
+        if not problems:
+            # What only the compiler can know: too many patterns or states, patterns that clash.
+            try:
+                compiled(self)
+            except ValueError as error:
+                problems.append(f"groups: {error}")
         if problems:
             raise ConfigError([f"classifiers.{quoted(self.name)}.{problem}" for problem in problems])
 
@@ -130,90 +166,67 @@ class RuleSet:
         """Reads a rule set in the form of ``data/classifiers.toml``.
 
         Raises:
-            ConfigError: listing every problem with its path.
+            ConfigError: with every problem and its path.
         """
-        return _Reader(name).rule_set(table)
+        problems: list[str] = []
+        found = read_table(RuleSetTable, table, f"classifiers.{quoted(name)}", problems)
+        if found is None:
+            raise ConfigError(problems)
+        return cls.from_table(name, found)
+
+    @classmethod
+    def from_table(cls, name: str, table: RuleSetTable) -> RuleSet:
+        """The rule set of a table that was read.
+
+        Raises:
+            ConfigError: as the class does.
+        """
+        return cls(name=name, **attrs.asdict(table, recurse=False))
 
 
-def _problems(rule_set: RuleSet) -> list[str]:
-    """What in a well-formed rule set cannot be right, each with its place."""
-    found: list[str] = []
-    levels = rule_set.levels
-    if not levels or len(set(levels)) != len(levels):
-        found.append("levels: there must be at least one, and none twice")
-    if rule_set.scope not in ("user", "all"):
-        found.append(f"scope: {rule_set.scope!r} is unknown; 'user' or 'all'")
+def _problems(rule_set: RuleSet) -> Iterator[str]:
+    """How the parts of a rule set do not fit each other, each with its path."""
+    levels, score = rule_set.levels, rule_set.score
     if rule_set.unsure is not None and rule_set.unsure not in levels:
-        found.append(f"unsure: unknown level {rule_set.unsure!r}; known: {', '.join(levels)}")
-    found += [
-        f"tiers.{level}: unknown level; known: {', '.join(levels)}"
-        for level in rule_set.tiers
-        if level not in levels
-    ]
-    score = rule_set.score
-    if score is not None and not (
-        all(map(math.isfinite, (score.base, score.low, score.high))) and score.low <= score.high
-    ):
-        found.append("score: base, low and high must be finite, and low not above high")
-    total = sum(len(group.patterns) for group in rule_set.groups)
+        yield f"unsure: {unknown('level', rule_set.unsure, levels)}"
+    for level in rule_set.tiers:
+        if level not in levels:
+            yield f"tiers.{quoted(level)}: {unknown('level', level, levels)}"
+    if score is not None and score.low > score.high:
+        yield f"score.low: must be at most high ({score.high:g}), not {score.low:g}"
+    total = sum(len(group.patterns) for group in rule_set.groups.values())
     if total > _MOST_PATTERNS:
-        found.append(f"groups: {total} patterns are too many, must be at most {_MOST_PATTERNS}")
-    for group in rule_set.groups:
-        if total <= _MOST_PATTERNS:
-            found += _group_problems(group)
+        yield f"groups: must have at most {_MOST_PATTERNS} patterns together, not {total}"
+    for name, group in rule_set.groups.items():
+        path = f"groups.{quoted(name)}"
+        if not _GROUP_NAME.fullmatch(name):
+            yield f"{path}: invalid name; use letters, digits, _ and -"
+        for place, pattern in enumerate(group.patterns if total <= _MOST_PATTERNS else ()):
+            try:
+                _core.check_pattern(pattern, group.mode)
+            except ValueError as error:
+                yield f"{path}.patterns[{place}]: {show(pattern)} cannot be used: {error}"
         if score is None and group.weight:
-            found.append(f"groups.{group.name}.weight: there is no score for it to count in")
-    features = {*_core.SCAN_FEATURES, *(f"group.{group.name}" for group in rule_set.groups)}
+            yield f"{path}.weight: has no effect without a score; add score, or leave weight out"
+    features = {*_core.SCAN_FEATURES, *(f"group.{name}" for name in rule_set.groups)}
     if score is None:
         features.discard("score")
-    for place, rule in [
-        *((f"rules[{index}]", rule) for index, rule in enumerate(rule_set.rules)),
-        ("otherwise", rule_set.otherwise),
-    ]:
+    rules = {f"rules[{place}]": rule for place, rule in enumerate(rule_set.rules)}
+    for path, rule in {**rules, "otherwise": rule_set.otherwise}.items():
         if rule.level not in levels:
-            found.append(f"{place}.level: unknown level {rule.level!r}; known: {', '.join(levels)}")
-        if not 0 <= rule.confidence <= 1:
-            found.append(f"{place}.confidence: must be from 0 to 1")
-        for index, condition in enumerate(rule.when):
-            where = f"{place}.when[{index}]"
+            yield f"{path}.level: {unknown('level', rule.level, levels)}"
+        for place, condition in enumerate(rule.when):
             if condition.feature not in features:
-                found.append(
-                    f"{where}: unknown feature {condition.feature!r}; known: {', '.join(sorted(features))}"
-                )
-            if condition.operator not in OPERATORS:
-                found.append(
-                    f"{where}: unknown operator {condition.operator!r}; one of {' '.join(OPERATORS)}"
-                )
-            if not math.isfinite(condition.value):
-                found.append(f"{where}: the number must be finite")
+                yield f"{path}.when[{place}]: {unknown('feature', condition.feature, sorted(features))}"
     if rule_set.otherwise.when:
-        found.append("otherwise.when: it decides when nothing else does, so it has no conditions")
-    if not found:
-        # What only the compiler can know: bad or too many patterns, names that clash.
-        try:
-            compiled(rule_set)
-        except ValueError as error:
-            found.append(f"groups: {error}")
-    return found
-
-
-def _group_problems(group: Group) -> Iterator[str]:
-    """What is wrong with each pattern by itself."""
-    if group.mode not in _core.SCAN_MODES:
-        yield f"groups.{group.name}.mode: must be one of {', '.join(_core.SCAN_MODES)}"
-        return
-    for index, pattern in enumerate(group.patterns):
-        try:
-            _core.check_pattern(pattern, group.mode)
-        except ValueError as error:
-            yield f"groups.{group.name}.patterns[{index}]: {show(pattern)} cannot be used: {error}"
+        yield "otherwise.when: has no effect, because otherwise decides when no rule does; leave it out"
 
 
 def compiled(rule_set: RuleSet, portable: bool = False) -> Rules:
     """The core's form of a rule set; ``portable`` keeps to plain C where the processor could do more."""
     score = rule_set.score or Score(0.0, 0.0, 0.0)
     return Rules(
-        groups=[(group.name, group.patterns, group.mode, group.weight) for group in rule_set.groups],
+        groups=[(name, group.patterns, group.mode, group.weight) for name, group in rule_set.groups.items()],
         scope=rule_set.scope,
         base=score.base,
         low=score.low,
@@ -226,122 +239,6 @@ def compiled(rule_set: RuleSet, portable: bool = False) -> Rules:
         default=(rule_set.otherwise.level, rule_set.otherwise.confidence),
         portable=portable,
     )
-
-
-class _Reader:
-    """Turns a table into a rule set and collects what is wrong with it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._found: list[str] = []
-
-    def rule_set(self, table: Mapping[str, Any]) -> RuleSet:
-        table = self._table(
-            "", table, ("scope", "levels", "rules", "otherwise", "score", "tiers", "unsure", "groups")
-        )
-        levels = self._strings("levels", table.get("levels"))
-        groups = tuple(
-            self._group(key, value) for key, value in self._table("groups", table.get("groups", {})).items()
-        )
-        rules_value = table.get("rules", [])
-        if not isinstance(rules_value, list):
-            self._problem("rules", "must be a list of tables")
-            rules_value = []
-        rules = tuple(self._rule(f"rules[{index}]", value) for index, value in enumerate(rules_value))
-        otherwise = self._rule("otherwise", table.get("otherwise"))
-        score = None
-        if "score" in table:
-            bounds = self._table("score", table["score"], ("base", "low", "high"))
-            score = Score(**{key: self._number(f"score.{key}", value) for key, value in bounds.items()})
-        tiers = {
-            level: self._string(f"tiers.{level}", tier)
-            for level, tier in self._table("tiers", table.get("tiers", {})).items()
-        }
-        unsure = self._string("unsure", table["unsure"]) if "unsure" in table else None
-        scope = self._choice("scope", table.get("scope", "all"), ("user", "all"))
-        if self._found:
-            raise ConfigError(self._found)
-        return RuleSet(
-            name=self._name,
-            levels=levels,
-            rules=rules,
-            otherwise=otherwise,
-            groups=groups,
-            scope=scope,  # type: ignore[arg-type]  # one of the two choices
-            score=score,
-            tiers=tiers,
-            unsure=unsure,
-        )
-
-    def _group(self, name: str, value: Any) -> Group:
-        where = f"groups.{name}"
-        if not _NAME.fullmatch(name):
-            self._problem(where, "a group's name consists of letters, digits, '_' and '-'")
-        table = self._table(where, value, ("mode", "patterns", "weight"))
-        mode = self._choice(f"{where}.mode", table.get("mode", "substring"), _core.SCAN_MODES)
-        patterns = self._strings(f"{where}.patterns", table.get("patterns"))
-        weight = self._number(f"{where}.weight", table.get("weight", 0.0))
-        return Group(name, patterns, mode, weight)  # type: ignore[arg-type]  # one of the two choices
-
-    def _rule(self, where: str, value: Any) -> Rule:
-        table = self._table(where, value, ("level", "confidence", "when"))
-        level = self._string(f"{where}.level", table.get("level"))
-        confidence = self._number(f"{where}.confidence", table.get("confidence", 1.0))
-        when = self._strings(f"{where}.when", table["when"]) if "when" in table else ()
-        conditions = [self._condition(f"{where}.when[{index}]", text) for index, text in enumerate(when)]
-        return Rule(level, tuple(conditions), confidence)
-
-    def _condition(self, where: str, text: str) -> Condition:
-        match = _CONDITION.fullmatch(text)
-        if match is None:
-            self._problem(where, f"{text!r} is no condition; write it like 'average < 50'")
-            return Condition("chars", "<", 0.0)
-        feature, operator, value = match.groups()
-        return Condition(feature, operator, float(value))  # type: ignore[arg-type]  # the pattern's alternatives
-
-    def _table(self, where: str, value: Any, keys: Sequence[str] = ()) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            self._problem(where, f"must be a table, not {_kind(value)}")
-            return {}
-        for key in value:
-            if keys and key not in keys:
-                self._problem(
-                    f"{where}.{key}" if where else str(key), f"unknown key; known: {', '.join(keys)}"
-                )
-        return {key: item for key, item in value.items() if not keys or key in keys}
-
-    def _strings(self, where: str, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, (list, tuple)) or not value:
-            self._problem(where, "must be a list of at least one string")
-            return ()
-        return tuple(self._string(f"{where}[{index}]", item) for index, item in enumerate(value))
-
-    def _string(self, where: str, value: Any) -> str:
-        if not isinstance(value, str) or not value:
-            self._problem(where, f"must be a string, not {_kind(value)}")
-            return ""
-        return value
-
-    def _choice(self, where: str, value: Any, choices: Sequence[str]) -> str:
-        if value not in choices:
-            self._problem(where, f"must be one of {', '.join(choices)}")
-        return str(value)
-
-    def _number(self, where: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
-            self._problem(where, f"must be a finite number, not {_kind(value)}")
-            return 0.0
-        return float(value)
-
-    def _problem(self, where: str, text: str) -> None:
-        path = f"classifiers.{quoted(self._name)}" + (f".{where}" if where else "")
-        self._found.append(f"{path}: {text}")
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    return "an empty string" if value == "" else type(value).__name__
 
 
 @lru_cache(maxsize=1)

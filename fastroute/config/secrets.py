@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fastroute import errors
 from fastroute.platform import files
 
+from .messages import quoted
+
 if TYPE_CHECKING:
     from .tables import Config, ProviderConfig
 
@@ -90,14 +92,14 @@ def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | N
     """
     environ = os.environ if environ is None else environ
     if provider.api_key_env:
-        path = f"providers.{name}.api_key_env"
+        path = f"providers.{quoted(name)}.api_key_env"
         value = environ.get(provider.api_key_env)
         if value is None:
             raise errors.ConfigError(
-                f"{path}: the environment variable {provider.api_key_env} is not set, must hold the API key"
+                f"{path}: the environment variable {provider.api_key_env} is not set; set it to the API key"
             )
     elif provider.api_key_file:
-        path = f"providers.{name}.api_key_file"
+        path = f"providers.{quoted(name)}.api_key_file"
         value = read_secret_file(path, provider.api_key_file, "key")
     else:
         return None
@@ -106,7 +108,7 @@ def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | N
     if problem:
         raise errors.ConfigError(f"{path}: the key {problem}")
     if stripped:
-        log.warning("%s: the key ends with a newline, which was left out", path)
+        log.warning("%s: the key ends with a newline, which is removed; store the key alone", path)
     return Secret(value)
 
 
@@ -131,15 +133,15 @@ def read_keys(config: Config, environ: Mapping[str, str] | None = None) -> dict[
 def key_problem(value: str) -> str | None:
     """What is wrong with a key and what would be right, or None."""
     if not value:
-        return "is empty, must be the provider's key (leave api_key_env out for a server without keys)"
+        return "is empty; set it to the provider's key (for a server without keys, leave api_key_env out)"
     if value[0] == "\ufeff":
-        return "begins with a byte order mark, must be the key alone"
+        return "begins with a byte order mark; store the key alone"
     if value[0] in "\"'`" or value[-1] in "\"'`":
-        return "is in quotes, must be the key alone"
+        return "is in quotes; store the key alone"
     if any(char.isspace() for char in value):
-        return "holds white space, must be the key alone"
+        return "contains white space; store the key alone"
     if any(not "!" <= char <= "~" for char in value):
-        return "holds characters that a header cannot carry, must be printable ASCII"
+        return "contains characters that a header cannot carry; use printable ASCII characters"
     return None
 
 
@@ -167,13 +169,13 @@ def read_secret_file(path: str, file: str, what: str) -> str:
             data = os.read(fd, _LARGEST_FILE + 1)
     except OSError as error:
         raise errors.ConfigError(
-            f"{path}: {file} cannot be read ({error.strerror}), must be a readable file that holds the {what}"
+            f"{path}: {file} cannot be read ({error.strerror}); use a readable file that contains the {what}"
         ) from None
     if len(data) > _LARGEST_FILE:
-        raise errors.ConfigError(f"{path}: {file} is too large for a {what}, must hold the {what} alone")
+        raise errors.ConfigError(f"{path}: {file} is too large for a {what}; store the {what} alone")
     if mode & stat.S_IROTH:
-        log.warning("%s: every user of this machine may read %s; chmod 600 would be right", path, file)
+        log.warning("%s: every user of this machine may read %s; run chmod 600 on it", path, file)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise errors.ConfigError(f"{path}: {file} is not text, must hold the {what} alone") from None
+        raise errors.ConfigError(f"{path}: {file} is not text; store the {what} alone") from None

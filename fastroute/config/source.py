@@ -9,45 +9,30 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 from attrs import frozen
 
 from fastroute import errors
 
-from .catalog import Catalog, ModelOverride
+from .catalog import Catalog
 from .consistency import find_problems
 from .environment import overlay
-from .messages import did_you_mean, quoted, show
-from .policy import Policy
-from .reader import read_table, read_toml, unknown_key
-from .rules import RuleSet
+from .messages import quoted, show
+from .reader import attributes_of, read_entries, read_table, read_toml, unknown_key
+from .rules import RuleSet, RuleSetTable
 from .secrets import read_keys
-from .tables import (
-    SETTINGS,
-    TABLES,
-    BudgetConfig,
-    CacheConfig,
-    Config,
-    EndpointConfig,
-    ProviderConfig,
-    QualityConfig,
-)
+from .tables import LISTS, SETTINGS, TABLES, Config
 from .urls import url_problem
-from .validators import mapping_of, sequence_of, text
 
 log = logging.getLogger("fastroute")
-
-T = TypeVar("T")
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 
 DEFAULT_FILE = "fastroute.toml"
-_CLASSIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 FORMATS = ("openai", "anthropic", "gemini", "azure")
 
 
@@ -143,9 +128,8 @@ def check(
     except errors.ConfigError as error:
         warnings += error.problems
     if config.ledger and "://" not in config.ledger and not Path(config.ledger).absolute().parent.is_dir():
-        warnings.append(
-            f"fastroute.ledger: there is no directory {Path(config.ledger).absolute().parent}, must be there"
-        )
+        directory = Path(config.ledger).absolute().parent
+        warnings.append(f"fastroute.ledger: the directory {directory} does not exist; create it")
     return attrs.evolve(findings, warnings=tuple(warnings))
 
 
@@ -198,7 +182,7 @@ def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> 
     if source is not None:
         if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
             raise errors.ConfigError(
-                f"{show(source)} is no configuration, must be a path, a mapping, a Config or nothing"
+                f"config: must be a path, a mapping, a Config or None, not {show(source)}"
             )
         return Path(source)
     named = environ.get("FASTROUTE_CONFIG")
@@ -211,8 +195,8 @@ def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> 
 def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
     if environ.get("SSLKEYLOGFILE"):
         return [
-            "SSLKEYLOGFILE: is set, so the TLS library writes down what is needed to read every call; "
-            "unset it outside of debugging"
+            "SSLKEYLOGFILE: is set, so the TLS library writes the keys of every connection to that file; "
+            "unset it except for debugging"
         ]
     return []
 
@@ -227,8 +211,7 @@ def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[s
             continue
         if preset.format not in formats:
             warnings.append(
-                f"{preset.variable}: is set, but the {preset.format} format is not spoken here, "
-                "so the key is not used"
+                f"{preset.variable}: is ignored, because the {preset.format} format is not available here"
             )
             continue
         providers[preset.name] = {
@@ -244,8 +227,8 @@ def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[s
         usable = ", ".join(preset.variable for preset in _PRESETS if preset.format in formats)
         raise errors.ConfigError(
             [
-                f"there is no configuration: set one of {usable} to a key, or FASTROUTE_CONFIG to a file, "
-                f"or write ./{DEFAULT_FILE}",
+                f"no configuration found; set one of {usable} to an API key, set FASTROUTE_CONFIG to a file, "
+                f"or create ./{DEFAULT_FILE}",
                 *warnings,
             ]
         )
@@ -270,111 +253,59 @@ def _from_tables(
     for key in tables:
         if key != "fastroute" and key not in TABLES:
             problems.append(f"{quoted(key)}: {_unknown_table(key)}")
-    parts: dict[str, Any] = {}
-    _read_settings(tables.get("fastroute", {}), parts, problems)
-    parts.setdefault("state", default_state)
-    for key, kind in (("cache", CacheConfig), ("policy", Policy), ("quality", QualityConfig)):
-        if key in tables:
-            table = read_table(kind, tables[key], key, problems)
+    parts: dict[str, Any] = {"state": default_state, **_read_settings(tables.get("fastroute", {}), problems)}
+    attributes = attributes_of(Config)
+    places: list[int] | None = None
+    for key in (key for key in TABLES if key in tables):
+        attribute, raw = attributes[key], tables[key]
+        if attribute.type is not None and attrs.has(attribute.type):
+            table = read_table(attribute.type, raw, key, problems)
             if table is not None:
                 parts[key] = table
-    parts["providers"] = _read_named(ProviderConfig, tables, "providers", problems)
-    parts["models"] = _read_named(ModelOverride, tables, "models", problems)
-    endpoints = _read_list(EndpointConfig, tables, "endpoints", problems)
-    budgets = _read_list(BudgetConfig, tables, "budgets", problems)
-    parts["classifiers"] = _read_classifiers(tables.get("classifiers", {}), problems)
-    parts["endpoints"] = () if endpoints is None else tuple(endpoints.values())
-    parts["budgets"] = () if budgets is None else tuple(budgets.values())
-    for key, validator in (
-        ("aliases", mapping_of(text())),
-        ("tiers", mapping_of(sequence_of(text()))),
-    ):
-        parts[key] = _read_entries(tables.get(key, {}), key, validator, problems)
+        elif key == "classifiers":
+            attribute = attribute.evolve(type=Mapping[str, RuleSetTable])
+            parts[key] = _rule_sets(read_entries(attribute, raw, "", problems), problems)
+        elif key in LISTS:
+            entries = read_entries(attribute, raw, "", problems)
+            parts[key] = tuple(entries.values())
+            if key == "endpoints" and not (isinstance(raw, (list, tuple)) and len(entries) == len(raw)):
+                places = list(entries)
+        else:
+            parts[key] = read_entries(attribute, raw, "", problems)
 
     config = _with_paths_from(directory, Config(**parts))
-    all_read = endpoints is not None and len(endpoints) == len(tables.get("endpoints", ()))
-    places = None if all_read else list(endpoints or ())
     problems += _relation_problems(config, formats, tables, places)
     problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
     return Findings(tuple(problems), tuple(warnings), None if problems else config)
 
 
-def _read_settings(raw: Any, parts: dict[str, Any], problems: list[str]) -> None:
+def _read_settings(raw: Any, problems: list[str]) -> dict[str, Any]:
+    """The keys of ``[fastroute]`` that could be read."""
     if not isinstance(raw, Mapping):
-        problems.append(f"fastroute: {show(raw)} is not a table, must be a table")
-        return
+        problems.append(f"fastroute: must be a table, not {show(raw)}")
+        return {}
     for key in raw:
-        if key not in SETTINGS:
-            hint = f"unknown key, must stand in a table [{key}] of its own"
-            said = hint if key in TABLES else unknown_key(key, SETTINGS)
-            problems.append(f"fastroute.{quoted(key)}: {said}")
-    # Each on its own, so that a bad one leaves the others to be checked against the rest.
+        if key in TABLES:
+            problems.append(f"fastroute.{key}: is not a key of [fastroute]; write it as [{key}]")
+        elif key not in SETTINGS:
+            problems.append(f"fastroute.{quoted(key)}: {unknown_key(str(key), SETTINGS)}")
+    settings = {}
     for key in SETTINGS:
         if key in raw:
+            # Each by itself, so that a bad one does not keep the others from being checked against the rest.
             found = read_table(Config, {key: raw[key]}, "fastroute", problems)
             if found is not None:
-                parts[key] = getattr(found, key)
+                settings[key] = getattr(found, key)
+    return settings
 
 
-def _read_named(kind: type[Any], tables: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
-    raw = tables.get(key, {})
-    if not isinstance(raw, Mapping):
-        problems.append(f"{key}: {show(raw)} is not a table, must hold a table [{key}.NAME] for each")
-        return {}
+def _rule_sets(tables: Mapping[str, RuleSetTable], problems: list[str]) -> dict[str, RuleSet]:
     found = {}
-    for name, table in raw.items():
-        if not isinstance(name, str) or not name:
-            problems.append(f"{key}: {show(name)} is no name, must be a string that is not empty")
-            continue
-        value = read_table(kind, table, f"{key}.{quoted(name)}", problems)
-        if value is not None:
-            found[name] = value
-    return found
-
-
-def _read_list(
-    kind: type[T], tables: Mapping[str, Any], key: str, problems: list[str]
-) -> dict[int, T] | None:
-    """Those that could be read, by their place; None if there is no list of them at all."""
-    raw = tables.get(key, ())
-    if not isinstance(raw, (list, tuple)):
-        problems.append(f"{key}: {show(raw)} is not a list, must be [[{key}]] for each")
-        return None
-    read = {number: read_table(kind, table, f"{key}[{number}]", problems) for number, table in enumerate(raw)}
-    return {number: entry for number, entry in read.items() if entry is not None}
-
-
-def _read_classifiers(raw: Any, problems: list[str]) -> dict[str, RuleSet]:
-    if not isinstance(raw, Mapping):
-        problems.append(
-            f"classifiers: {show(raw)} is not a table, must hold a table [classifiers.NAME] for each"
-        )
-        return {}
-    found = {}
-    for name, table in raw.items():
-        if not isinstance(name, str) or not _CLASSIFIER.fullmatch(name):
-            problems.append(f"classifiers: {show(name)} is no name, must be letters, digits, - and _")
-            continue
+    for name, table in tables.items():
         try:
-            found[name] = RuleSet.from_mapping(name, table)
+            found[name] = RuleSet.from_table(name, table)
         except errors.ConfigError as error:
             problems += error.problems
-    return found
-
-
-def _read_entries(raw: Any, key: str, validator: Any, problems: list[str]) -> dict[str, Any]:
-    if not isinstance(raw, Mapping):
-        problems.append(f"{key}: {show(raw)} is not a table, must be a table")
-        return {}
-    found: dict[str, Any] = {}
-    for name, value in raw.items():
-        value = tuple(value) if isinstance(value, list) else value
-        try:
-            validator(None, None, {name: value})
-        except ValueError as error:
-            problems.append(f"{key}.{quoted(name)}: {str(error).removeprefix(f'{show(name)}: ')}")
-        else:
-            found[name] = value
     return found
 
 
@@ -455,11 +386,14 @@ def _names(table: Any) -> set[str]:
 
 def _unknown_table(key: str) -> str:
     if key in SETTINGS:
-        return "unknown key here, must stand in [fastroute]"
-    return f"unknown key{did_you_mean(key, TABLES)}, must be one of fastroute, {', '.join(TABLES)}"
+        return "is not a table; move it into [fastroute]"
+    return unknown_key(str(key), ("fastroute", *TABLES))
 
 
 def _with_provenance(problem: str, provenance: Mapping[str, str]) -> str:
+    """The problem, and the environment variable that its value comes from, if it does."""
     path, _, rest = problem.partition(": ")
-    variable = provenance.get(path)
-    return f"{path} (from {variable}): {rest}" if variable else problem
+    for place, variable in provenance.items():
+        if path == place or path.startswith((f"{place}.", f"{place}[")):
+            return f"{path} (from {variable}): {rest}"
+    return problem

@@ -9,16 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import optional
 
-from . import validators
 from .catalog import ModelOverride
-from .policy import CLASSIFIERS, MOST_IN_FLIGHT, Policy, limit
+from .policy import MOST_IN_FLIGHT, Policy
 from .redis_url import local_part
-from .rules import RuleSet
-from .validators import flag, mapping_of, number, one_of, sequence_of, text, whole
+from .rules import CLASSIFIERS, RuleSet
+from .validators import (
+    azure_version,
+    budget_per,
+    cache_scope,
+    classifier_names,
+    extra_headers,
+    flag,
+    integer,
+    ledger_location,
+    mapping_of,
+    model_name,
+    number,
+    one_of,
+    priority_shares,
+    proxy_url,
+    seconds,
+    sequence_of,
+    state_location,
+    text,
+    time_zone,
+    variable_name,
+)
 
 BUDGET_WINDOWS = ("request", "day", "month", "total")
 ON_BREACH = ("refuse", "downgrade")
@@ -28,6 +49,12 @@ RELOADS = ("off", "signal", "change")
 AUTO = "auto"
 
 _MOST = 2**31 - 1
+_MOST_PER_MINUTE = 1_000_000_000
+
+
+def _limit(most: int = _MOST_PER_MINUTE) -> Any:
+    # 0 is a limit like any other: it lets nothing through.
+    return field(default=None, validator=optional(integer(least=0, most=most)))
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -47,11 +74,11 @@ class CacheConfig:
     """
 
     enabled: bool = field(default=True, validator=flag)
-    ttl: float = field(default=3600.0, validator=validators.seconds(most=31_536_000))
-    max_entries: int = field(default=10_000, validator=whole(least=1, most=_MOST))
-    max_bytes: int = field(default=64 * 1024 * 1024, validator=whole(least=1, most=2**40))
-    max_entry_bytes: int = field(default=1024 * 1024, validator=whole(least=1, most=2**40))
-    scope: tuple[str, ...] | str = field(default="all", validator=validators.scope)
+    ttl: float = field(default=3600.0, validator=seconds(most=31_536_000))
+    max_entries: int = field(default=10_000, validator=integer(least=1, most=_MOST))
+    max_bytes: int = field(default=64 * 1024 * 1024, validator=integer(least=1, most=2**40))
+    max_entry_bytes: int = field(default=1024 * 1024, validator=integer(least=1, most=2**40))
+    scope: tuple[str, ...] | str = field(default="all", validator=cache_scope)
 
 
 @frozen(kw_only=True)
@@ -80,21 +107,21 @@ class ProviderConfig:
 
     base_url: str = field(validator=text())
     format: str = field(default="openai", validator=text())
-    api_version: str | None = field(default=None, validator=optional(validators.api_version))
-    api_key_env: str = field(default="", validator=validators.variable)
+    api_version: str | None = field(default=None, validator=optional(azure_version))
+    api_key_env: str = field(default="", validator=variable_name)
     api_key_file: str = field(default="", validator=text(empty=True))
-    rpm: int | None = limit()
-    tpm: int | None = limit()
-    burst: int | None = limit()
-    token_burst: int | None = limit()
-    max_in_flight: int = field(default=200, validator=whole(least=0, most=MOST_IN_FLIGHT))
-    headers: Mapping[str, str] = field(factory=dict, validator=validators.headers, repr=False)
-    proxy: str | None = field(default=None, validator=optional(validators.proxy), repr=False)
+    rpm: int | None = _limit()
+    tpm: int | None = _limit()
+    burst: int | None = _limit()
+    token_burst: int | None = _limit()
+    max_in_flight: int = field(default=200, validator=integer(least=0, most=MOST_IN_FLIGHT))
+    headers: Mapping[str, str] = field(factory=dict, validator=extra_headers, repr=False)
+    proxy: str | None = field(default=None, validator=optional(proxy_url), repr=False)
     ca_bundle: str | None = field(default=None, validator=optional(text()))
     allow_http: bool = field(default=False, validator=flag)
     allow_private_hosts: bool = field(default=False, validator=flag)
-    timeout: float | None = field(default=None, validator=optional(validators.seconds()))
-    connect_timeout: float | None = field(default=None, validator=optional(validators.seconds()))
+    timeout: float | None = field(default=None, validator=optional(seconds()))
+    connect_timeout: float | None = field(default=None, validator=optional(seconds()))
 
     @property
     def key_source(self) -> str:
@@ -118,15 +145,15 @@ class EndpointConfig:
     """
 
     provider: str = field(validator=text())
-    model: str = field(validator=validators.name)
+    model: str = field(validator=model_name)
     upstream: str = field(validator=text())
     name: str = field(validator=text())
     weight: float = field(default=1.0, validator=number(least=0, most=1_000_000))
-    rpm: int | None = limit()
-    tpm: int | None = limit()
-    burst: int | None = limit()
-    token_burst: int | None = limit()
-    max_in_flight: int | None = limit(MOST_IN_FLIGHT)
+    rpm: int | None = _limit()
+    tpm: int | None = _limit()
+    burst: int | None = _limit()
+    token_burst: int | None = _limit()
+    max_in_flight: int | None = _limit(MOST_IN_FLIGHT)
 
     @upstream.default
     def _upstream_is_model(self) -> str:
@@ -172,15 +199,17 @@ class BudgetConfig:
             classes not named may use all of it.
     """
 
-    name: str = field(validator=validators.name)
-    limit: float = field(validator=validators.dollars)
-    window: str = field(validator=one_of(BUDGET_WINDOWS))
-    timezone: str = field(default="UTC", validator=validators.zone)
-    per: str = field(default="", validator=validators.per)
-    on_breach: str = field(default="refuse", validator=one_of(ON_BREACH))
+    name: str = field(validator=model_name)
+    limit: float = field(validator=number(least=0, most=1e9, smallest=1e-9, unit="USD"))
+    window: str = field(validator=one_of("window", BUDGET_WINDOWS))
+    timezone: str = field(default="UTC", validator=time_zone)
+    per: str = field(default="", validator=budget_per)
+    on_breach: str = field(default="refuse", validator=one_of("on_breach", ON_BREACH))
     hard: bool = field(default=True, validator=flag)
-    alerts: tuple[float, ...] = field(default=(0.5, 0.75, 0.9, 1.0), validator=validators.alerts)
-    shares: Mapping[str, float] = field(factory=dict, validator=validators.shares)
+    alerts: tuple[float, ...] = field(
+        default=(0.5, 0.75, 0.9, 1.0), validator=sequence_of(number(above=0, most=1), most=8)
+    )
+    shares: Mapping[str, float] = field(factory=dict, validator=priority_shares)
 
     @property
     def limit_nano(self) -> int:
@@ -209,9 +238,9 @@ class QualityConfig:
     """
 
     drift: float = field(default=0.05, validator=number(above=0, most=1))
-    window: int = field(default=500, validator=whole(least=10, most=100_000))
-    min_samples: int | None = field(default=None, validator=optional(whole(least=1, most=100_000)))
-    retries: int = field(default=2, validator=whole(least=0, most=20))
+    window: int = field(default=500, validator=integer(least=10, most=100_000))
+    min_samples: int | None = field(default=None, validator=optional(integer(least=1, most=100_000)))
+    retries: int = field(default=2, validator=integer(least=0, most=20))
     escalate: bool = field(default=True, validator=flag)
     feedback: bool = field(default=True, validator=flag)
     lengthen: bool = field(default=True, validator=flag)
@@ -219,7 +248,7 @@ class QualityConfig:
 
 @frozen(kw_only=True)
 class Config:
-    """The whole configuration; the keys of ``[fastroute]`` are attributes of its own.
+    """The integer configuration; the keys of ``[fastroute]`` are attributes of its own.
 
     Attributes:
         default_model: what a call without a model gets: ``auto``, a tier, a model or an alias.
@@ -230,7 +259,7 @@ class Config:
         ledger_durability: what an entry survives: ``process``, its end however it comes, or ``power`` too.
         ledger_journal: for PostgreSQL, the local directory where entries are safe until the server has them.
         ledger_wal: whether SQLite keeps a write-ahead log: ``on``, ``off``, or ``auto`` by the file system.
-        timeout: seconds the whole call may take.
+        timeout: seconds the integer call may take.
         connect_timeout: seconds connecting may take.
         max_response_bytes: an answer larger than this is refused.
         workers: threads for submitted calls.
@@ -250,18 +279,18 @@ class Config:
     """
 
     default_model: str = field(default=AUTO, validator=text())
-    state: str = field(default="memory", validator=validators.state)
-    ledger: str = field(default="fastroute.db", validator=validators.ledger)
-    ledger_durability: str = field(default="process", validator=one_of(DURABILITIES))
+    state: str = field(default="memory", validator=state_location)
+    ledger: str = field(default="fastroute.db", validator=ledger_location)
+    ledger_durability: str = field(default="process", validator=one_of("durability", DURABILITIES))
     ledger_journal: str = field(default="", validator=text(empty=True))
-    ledger_wal: str = field(default="auto", validator=one_of(LEDGER_WALS))
-    timeout: float = field(default=600.0, validator=validators.seconds())
-    connect_timeout: float = field(default=5.0, validator=validators.seconds(most=3600))
-    max_response_bytes: int = field(default=32 * 1024 * 1024, validator=whole(least=1, most=2**40))
-    workers: int = field(default=32, validator=whole(least=1, most=4096))
-    max_pending: int = field(default=1000, validator=whole(least=0, most=_MOST))
+    ledger_wal: str = field(default="auto", validator=one_of("ledger_wal", LEDGER_WALS))
+    timeout: float = field(default=600.0, validator=seconds())
+    connect_timeout: float = field(default=5.0, validator=seconds(most=3600))
+    max_response_bytes: int = field(default=32 * 1024 * 1024, validator=integer(least=1, most=2**40))
+    workers: int = field(default=32, validator=integer(least=1, most=4096))
+    max_pending: int = field(default=1000, validator=integer(least=0, most=_MOST))
     catalog: str = field(default="", validator=text(empty=True))
-    reload: str = field(default="off", validator=one_of(RELOADS))
+    reload: str = field(default="off", validator=one_of("reload", RELOADS))
     cache: CacheConfig = field(factory=CacheConfig)
     providers: Mapping[str, ProviderConfig] = field(factory=dict)
     endpoints: tuple[EndpointConfig, ...] = field(default=(), converter=tuple)
@@ -271,7 +300,7 @@ class Config:
     policy: Policy = field(factory=Policy)
     quality: QualityConfig = field(factory=QualityConfig)
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=tuple)
-    classifiers: Mapping[str, RuleSet] = field(factory=dict)
+    classifiers: Mapping[str, RuleSet] = field(factory=dict, validator=classifier_names)
 
     @property
     def over_redis(self) -> bool:
@@ -305,7 +334,7 @@ class Config:
         if rpm is not None and burst is None:
             burst = max(1, rpm // 6)
         if tpm is not None and token_burst is None:
-            # A whole minute's worth, or a long prompt that the provider would take could never be sent.
+            # A integer minute's worth, or a long prompt that the provider would take could never be sent.
             token_burst = tpm
         in_flight = endpoint.max_in_flight
         return Limits(
@@ -349,3 +378,5 @@ TABLES = (
     "budgets",
     "classifiers",
 )
+# Tables that are lists, written [[…]]; every other is a table of names or of keys.
+LISTS = ("endpoints", "budgets")

@@ -34,37 +34,37 @@ def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> 
         allow_private_hosts: whether the host may be in a private network.
     """
     if not isinstance(url, str) or not url:
-        return "is no address, must be like https://api.example.com/v1"
+        return "must be a URL like https://api.example.com/v1"
     if len(url) > _MOST_CHARS:
-        return f"is longer than {_MOST_CHARS} characters, must be like https://api.example.com/v1"
+        return f"must be at most {_MOST_CHARS} characters long"
     if not url.isascii():
         return (
-            "holds characters beyond ASCII, which can look like others, "
-            "must be plain ASCII (an international host name in its xn-- form)"
+            "contains non-ASCII characters, which can look like other characters; "
+            "use ASCII only (an international host name in its xn-- form)"
         )
     if any(char <= " " or char in '\\"<>^`{|}\x7f' for char in url):
-        return "holds white space or characters that no address has, must be like https://api.example.com/v1"
+        return "contains white space or characters that a URL cannot have; remove them"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "cannot be read as an address, must be like https://api.example.com/v1"
+        return "is not a valid URL; use one like https://api.example.com/v1"
     if parts.scheme not in ("http", "https"):
-        return "has no scheme known here, must begin with https://"
+        return "has an unknown scheme; use https://"
     if "@" in parts.netloc:
-        return "holds a user name or password, must not: keys come from api_key_env or api_key_file"
+        return "contains a user name or password; use api_key_env or api_key_file"
     if "?" in url or "#" in url:
-        return "holds a query or fragment, must end with the path"
+        return "contains a query or fragment; end the URL with the path"
     if port == 0 or parts.netloc.endswith(":"):
-        return "has no usable port, must have one from 1 to 65535 or none"
+        return "has an invalid port; use one from 1 to 65535, or none"
     if any(segment in (".", "..") for segment in parts.path.split("/")):
-        return "has a path with dots to be resolved, must be the plain path"
+        return "has . or .. in its path; write the resolved path"
     host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc
     problem = _host_problem(host, allow_private_hosts)
     if problem:
         return problem
     if parts.scheme == "http" and not allow_http and host.strip("[]") not in _LOOPBACK:
-        return "is plain HTTP, must be https:// (or set allow_http = true for this provider)"
+        return "is plain HTTP; use https://, or set allow_http = true for this provider"
     return None
 
 
@@ -76,7 +76,7 @@ def address_problem(address: str, *, allow_private_hosts: bool) -> str | None:
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return "is no IP address"
+        return "is not an IP address"
     return None if allow_private_hosts or _is_public(parsed) else _private(str(parsed))
 
 
@@ -87,22 +87,22 @@ def is_loopback_url(url: str) -> bool:
 
 def _host_problem(host: str, allow_private_hosts: bool) -> str | None:
     if not host:
-        return "has no host, must be like https://api.example.com/v1"
+        return "has no host; use a URL like https://api.example.com/v1"
     if host in ("localhost", "127.0.0.1", "[::1]"):
         return None
     if host.endswith("."):
-        return "has a host that ends with a dot, must be written without it"
+        return "has a host that ends with a dot; remove the dot"
     if host.startswith("["):
         return _ipv6_problem(host, allow_private_hosts)
     labels = host.split(".")
     if _NUMERIC.fullmatch(labels[-1]):
         return _ipv4_problem(host, allow_private_hosts)
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        return "has a host that is no host name, must be like https://api.example.com/v1"
+        return "has an invalid host name; use a URL like https://api.example.com/v1"
     if allow_private_hosts:
         return None
     if host.lower() in _LOOPBACK:
-        return "spells localhost in an unusual way, must be localhost"
+        return "has an unusual spelling of localhost; write localhost"
     if len(labels) == 1 or host.lower().endswith(_PRIVATE_SUFFIXES):
         return _private("the host")
     return None
@@ -112,21 +112,21 @@ def _ipv4_problem(host: str, allow_private_hosts: bool) -> str | None:
     try:
         address = ipaddress.IPv4Address(host)
     except ValueError:
-        return "has an IPv4 address in an unusual spelling, must be four decimal numbers like 203.0.113.7"
+        return "has an unusual spelling of an IPv4 address; write four decimal numbers like 203.0.113.7"
     return None if allow_private_hosts or _is_public(address) else _private(str(address))
 
 
 def _ipv6_problem(host: str, allow_private_hosts: bool) -> str | None:
     if "%" in host:
-        return "has an IPv6 address with a zone, must be written without it"
+        return "has an IPv6 address with a zone; remove the zone"
     try:
         address = ipaddress.IPv6Address(host.strip("[]"))
     except ValueError:
-        return "has a host in brackets that is no IPv6 address, must be like [2001:db8::1]"
+        return "has an invalid IPv6 address; use one like [2001:db8::1]"
     if address.ipv4_mapped is not None:
-        return "has an IPv4 address dressed as IPv6, must be four decimal numbers"
+        return "has an IPv4 address written as IPv6; write four decimal numbers"
     if f"[{address}]" != host.lower():
-        return f"has an IPv6 address in an unusual spelling, must be [{address}]"
+        return f"has an unusual spelling of an IPv6 address; write [{address}]"
     return None if allow_private_hosts or _is_public(address) else _private(str(address))
 
 
@@ -144,6 +144,6 @@ def _is_public(address: Address) -> bool:
 
 def _private(what: str) -> str:
     return (
-        f"{what} is in a private, local or reserved network, must be public "
-        "(or set allow_private_hosts = true for this provider)"
+        f"{what} is in a private, local or reserved network; use a public host, "
+        "or set allow_private_hosts = true for this provider"
     )

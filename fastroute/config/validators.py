@@ -1,11 +1,9 @@
-"""Checks of single values for the configuration and the catalogue; messages say what would be right.
+"""Validators of single values, for attrs classes.
 
-Owns the attrs validators and how a value may be shown in a message. Which key has which check is said
-where the key is defined; how keys relate to each other is `config`'s business.
-
-Every validator raises `ValueError` with "what is wrong, what would be right" and no path: the reader of
-the file knows the path. Types are checked too, so that a value made in Python is held to the same rules
-as one from a file: no number is made of a string, and a bool is no int.
+A table's class says which key has which validator. A validator raises `InvalidValue` with the attribute's
+name, what is wrong and what would be right; the reader of a file puts the table's path in front. Types are
+checked too, so a value made in Python meets the same rules as one from a file: a string is not a number,
+and a bool is not an integer.
 """
 
 from __future__ import annotations
@@ -17,12 +15,13 @@ from typing import Any
 
 from fastroute.types import PRIORITIES
 
-from .messages import did_you_mean, show
+from .messages import quoted, show, unknown
 from .redis_url import is_redis_url, read_redis_url
 
 Validator = Callable[[Any, Any, Any], None]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
+_CLASSIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|v1|latest|preview")
@@ -53,117 +52,50 @@ _OWN_HEADERS = frozenset(
 )
 
 
+class InvalidValue(ValueError):
+    """A value that a validator refuses.
+
+    Attributes:
+        path: the attribute's name, and the place in its value: ``tiers.low[0]``.
+        problem: what is wrong and what would be right.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+# ------------------------------------------------------------------------------------------------- any key
+
+
 def number(
-    *, above: float | None = None, least: float | None = None, most: float | None = None, unit: str = ""
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    smallest: float = 0,
+    unit: str = "",
 ) -> Validator:
-    """An int or float, finite and within the bounds."""
-    right = "must be a number" + _bounds(above, least, most, unit)
+    """A finite int or float within the bounds; ``smallest`` is the least amount that is not 0."""
+    right = "must be a number" + _bounds(above, least, most) + (f" ({unit})" if unit else "")
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"{show(value)} is not a number, {right}")
-        if not math.isfinite(value) or not _within(value, above, least, most):
-            raise ValueError(f"{show(value)} is out of range, {right}")
-
-    return check
-
-
-def whole(*, least: int, most: int) -> Validator:
-    """An int within the bounds, both included."""
-    right = "must be a whole number" + _bounds(None, least, most, "")
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{show(value)} is not a whole number, {right}")
-        if not least <= value <= most:
-            raise ValueError(f"{show(value)} is out of range, {right}")
-
-    return check
-
-
-def flag(instance: Any, attribute: Any, value: Any) -> None:
-    """True or false, nothing that merely looks like it."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{show(value)} is neither true nor false, must be true or false")
-
-
-def text(*, empty: bool = False) -> Validator:
-    """A string without control characters."""
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if not isinstance(value, str):
-            raise ValueError(f"{show(value)} is not text, must be a string in quotes")
-        if not value and not empty:
-            raise ValueError("is empty, must be some text")
-        if any(ord(char) < 32 or ord(char) == 127 for char in value):
-            raise ValueError("holds control characters, must be plain text")
-
-    return check
-
-
-def one_of(known: Collection[str]) -> Validator:
-    """One of the words given."""
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if not isinstance(value, str):
-            raise ValueError(f"{show(value)} is not text, must be one of {', '.join(known)}")
-        if value not in known:
-            raise ValueError(
-                f"{show(value)} is none of the words known{did_you_mean(value, known)}, "
-                f"must be one of {', '.join(known)}"
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+            or (above is not None and value <= above)
+            or (least is not None and value < least)
+            or (most is not None and value > most)
+        ):
+            raise InvalidValue(attribute.name, f"{right}, not {show(value)}")
+        if 0 < value < smallest:
+            raise InvalidValue(
+                attribute.name, f"must be 0 or at least {smallest:g} ({unit}), not {show(value)}"
             )
 
     return check
-
-
-def sequence_of(item: Validator, *, unique: bool = True) -> Validator:
-    """A tuple (a list in a file) each of whose items passes."""
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if not isinstance(value, (tuple, list)):
-            raise ValueError(f"{show(value)} is not a list, must be a list in brackets")
-        for entry in value:
-            item(instance, attribute, entry)
-        if unique and len(set(value)) != len(value):
-            raise ValueError("names something twice, must name each only once")
-
-    return check
-
-
-def mapping_of(item: Validator) -> Validator:
-    """A mapping of non-empty strings to values that pass."""
-    key_check = text()
-
-    def check(instance: Any, attribute: Any, value: Any) -> None:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{show(value)} is not a table, must be a table of names and values")
-        for key, entry in value.items():
-            key_check(instance, attribute, key)
-            try:
-                item(instance, attribute, entry)
-            except ValueError as error:
-                raise ValueError(f"{show(key)}: {error}") from None
-
-    return check
-
-
-def _within(value: float, above: float | None, least: float | None, most: float | None) -> bool:
-    return (
-        (above is None or value > above)
-        and (least is None or value >= least)
-        and (most is None or value <= most)
-    )
-
-
-def _bounds(above: float | None, least: float | None, most: float | None, unit: str) -> str:
-    words = []
-    if above is not None:
-        words.append(f"above {above:g}")
-    if least is not None:
-        words.append(f"at least {least:g}" if abs(least) < 1e6 else f"at least {least:,}")
-    if most is not None:
-        words.append(f"at most {most:g}" if abs(most) < 1e6 else f"at most {most:,}")
-    return (" " + " and ".join(words) if words else "") + (f" ({unit})" if unit else "")
 
 
 def seconds(*, least: float | None = None, most: float = 86_400) -> Validator:
@@ -171,93 +103,227 @@ def seconds(*, least: float | None = None, most: float = 86_400) -> Validator:
     return number(above=0 if least is None else None, least=least, most=most, unit="seconds")
 
 
-def name(instance: Any, attribute: Any, value: Any) -> None:
+def integer(*, least: int, most: int) -> Validator:
+    """An int within the bounds, both included."""
+    right = "must be an integer" + _bounds(None, least, most)
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise InvalidValue(attribute.name, f"{right}, not {show(value)}")
+
+    return check
+
+
+def flag(instance: Any, attribute: Any, value: Any) -> None:
+    """True or false; 0 and 1 are refused."""
+    if not isinstance(value, bool):
+        raise InvalidValue(attribute.name, f"must be true or false, not {show(value)}")
+
+
+def text(*, empty: bool = False, control: bool = False) -> Validator:
+    """A string, without control characters unless ``control``."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, str):
+            raise InvalidValue(attribute.name, f"must be a string, not {show(value)}")
+        if not value and not empty:
+            raise InvalidValue(attribute.name, "must not be empty")
+        if not control and _has_control(value):
+            raise InvalidValue(attribute.name, "must not contain control characters")
+
+    return check
+
+
+def one_of(kind: str, known: Collection[str]) -> Validator:
+    """One of the strings given; ``kind`` says in messages what they are."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, str):
+            raise InvalidValue(attribute.name, f"must be one of {', '.join(known)}, not {show(value)}")
+        if value not in known:
+            raise InvalidValue(attribute.name, unknown(kind, value, known))
+
+    return check
+
+
+def sequence_of(
+    item: Validator, *, least: int = 0, most: int | None = None, unique: bool = True
+) -> Validator:
+    """A tuple (a list in a file) each of whose items passes."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, (tuple, list)):
+            raise InvalidValue(attribute.name, f"must be a list, not {show(value)}")
+        if len(value) < least:
+            raise InvalidValue(attribute.name, "must not be empty")
+        if most is not None and len(value) > most:
+            raise InvalidValue(attribute.name, f"must have at most {most} entries, not {len(value)}")
+        for place, entry in enumerate(value):
+            _check_inside(attribute, f"[{place}]", item, instance, entry)
+        if unique and len(set(value)) != len(value):
+            raise InvalidValue(attribute.name, "must not have an entry twice")
+
+    return check
+
+
+def mapping_of(item: Validator) -> Validator:
+    """A mapping of non-empty strings to values that pass."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not isinstance(value, Mapping):
+            raise InvalidValue(attribute.name, f"must be a table, not {show(value)}")
+        for key, entry in value.items():
+            if not isinstance(key, str) or not key or _has_control(key):
+                raise InvalidValue(
+                    attribute.name,
+                    f"invalid name {show(key)}; a name must be a non-empty string without control characters",
+                )
+            _check_inside(attribute, f".{quoted(key)}", item, instance, entry)
+
+    return check
+
+
+def anything(instance: Any, attribute: Any, value: Any) -> None:
+    """Any value: for what is checked elsewhere."""
+
+
+def _check_inside(attribute: Any, step: str, item: Validator, instance: Any, entry: Any) -> None:
+    try:
+        item(instance, attribute, entry)
+    except InvalidValue as error:
+        inner = error.path.removeprefix(attribute.name)
+        raise InvalidValue(f"{attribute.name}{step}{inner}", error.problem) from None
+
+
+def _has_control(value: str) -> bool:
+    return any(ord(char) < 32 or ord(char) == 127 for char in value)
+
+
+def _bounds(above: float | None, least: float | None, most: float | None) -> str:
+    if least is not None and most is not None:
+        return f" from {_figure(least)} to {_figure(most)}"
+    words = []
+    if above is not None:
+        words.append(f"above {_figure(above)}")
+    if least is not None:
+        words.append(f"at least {_figure(least)}")
+    if most is not None:
+        words.append(f"at most {_figure(most)}")
+    return " " + " and ".join(words) if words else ""
+
+
+def _figure(value: float) -> str:
+    return f"{value:g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+# ---------------------------------------------------------------------------------------- keys of one table
+
+
+def model_name(instance: Any, attribute: Any, value: Any) -> None:
     """A name as callers and providers write it: letters, digits and ``._:/@+-``."""
     text()(instance, attribute, value)
-    if len(value) > 200 or not _NAME.fullmatch(value):
-        raise ValueError(f"{show(value)} is no usable name, must be letters, digits and any of . _ : / @ + -")
+    if not _NAME.fullmatch(value):
+        raise InvalidValue(
+            attribute.name,
+            f"invalid name {show(value)}; use at most 200 letters, digits and . _ : / @ + -, "
+            "beginning with a letter or digit",
+        )
 
 
-def variable(instance: Any, attribute: Any, value: Any) -> None:
+def variable_name(instance: Any, attribute: Any, value: Any) -> None:
+    """The name of an environment variable, or nothing."""
     if not isinstance(value, str) or (value and not _VARIABLE.fullmatch(value)):
-        # Somebody may have put the key itself here, so the value is never repeated.
-        raise ValueError("is not the name of an environment variable, must be like OPENAI_API_KEY")
+        # It may be the key itself, so the value is never repeated.
+        raise InvalidValue(attribute.name, "must be the name of an environment variable, like OPENAI_API_KEY")
 
 
-def headers(instance: Any, attribute: Any, value: Any) -> None:
+def extra_headers(instance: Any, attribute: Any, value: Any) -> None:
+    """HTTP headers to send along: none that carries a key, and none that is computed."""
     mapping_of(_header_value)(instance, attribute, value)
     for header in value:
+        path = f"{attribute.name}.{quoted(header)}"
         if not _HEADER.fullmatch(header):
-            raise ValueError(f"{show(header)} is no header name, must be letters, digits and dashes")
+            raise InvalidValue(path, "invalid header name; use letters, digits and dashes")
         if header.lower() in _SECRET_HEADERS:
-            raise ValueError(f"{header} carries a key, must not be set here: use api_key_env or api_key_file")
+            raise InvalidValue(path, "this header carries a key; use api_key_env or api_key_file instead")
         if header.lower() in _OWN_HEADERS:
-            raise ValueError(f"{header} is set by fastroute itself, must be left out")
+            raise InvalidValue(path, "fastroute sets this header itself; leave it out")
 
 
 def _header_value(instance: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or value != value.strip() or any(not " " <= char <= "~" for char in value):
-        raise ValueError("has a value that cannot be sent, must be printable ASCII without outer spaces")
+        raise InvalidValue(
+            attribute.name, "must be a string of printable ASCII characters without outer spaces"
+        )
 
 
-def api_version(instance: Any, attribute: Any, value: Any) -> None:
+def azure_version(instance: Any, attribute: Any, value: Any) -> None:
+    """A version of Azure's API."""
     if not isinstance(value, str) or not _API_VERSION.fullmatch(value):
-        raise ValueError(f"{show(value)} is no version of Azure's API, must be like 2024-10-21")
+        raise InvalidValue(
+            attribute.name, f"must be a version of Azure's API, like 2024-10-21, not {show(value)}"
+        )
 
 
-def proxy(instance: Any, attribute: Any, value: Any) -> None:
+def proxy_url(instance: Any, attribute: Any, value: Any) -> None:
+    """The URL of an HTTP proxy."""
     if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]+", value):
         # It may hold a password, so it is not repeated.
-        raise ValueError("is no proxy's address, must be like http://proxy.example.com:3128")
+        raise InvalidValue(attribute.name, "must be the URL of a proxy, like http://proxy.example.com:3128")
 
 
-def scope(instance: Any, attribute: Any, value: Any) -> None:
-    if value == "all":
-        return
-    if isinstance(value, str):
-        raise ValueError(f'{show(value)} is no scope, must be "all" or a list of tag names')
-    sequence_of(text())(instance, attribute, value)
+def cache_scope(instance: Any, attribute: Any, value: Any) -> None:
+    """``all``, or a list of names of tags."""
+    if isinstance(value, str) and value != "all":
+        raise InvalidValue(attribute.name, f'must be "all" or a list of tag names, not {show(value)}')
+    if value != "all":
+        sequence_of(text())(instance, attribute, value)
 
 
-def state(instance: Any, attribute: Any, value: Any) -> None:
+def state_location(instance: Any, attribute: Any, value: Any) -> None:
+    """Where live state is kept."""
     text()(instance, attribute, value)
     if value == "memory" or re.fullmatch(r"machine(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?", value):
         return
-    if value.startswith("/") and not value.endswith("/") and "\0" not in value:
+    if value.startswith("/") and not value.endswith("/"):
         return
     if is_redis_url(value):
-        read_redis_url(value)
+        try:
+            read_redis_url(value)
+        except ValueError as error:
+            raise InvalidValue(attribute.name, str(error)) from None
         return
-    raise ValueError(
-        f'{show(value)} is no state, must be "memory", "machine", "machine:NAME" (letters, digits, ".", "_", '
-        '"-"), the absolute path of a file, redis://HOST:PORT/0, or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE'
+    raise InvalidValue(
+        attribute.name,
+        f'unknown state {show(value)}; use "memory", "machine", "machine:NAME" (letters, digits, ".", "_" '
+        'and "-"), the absolute path of a file, redis://HOST:PORT/0, or '
+        "redis+sentinel://HOST:PORT,HOST:PORT/SERVICE",
     )
 
 
-def ledger(instance: Any, attribute: Any, value: Any) -> None:
+def ledger_location(instance: Any, attribute: Any, value: Any) -> None:
+    """A file, a PostgreSQL address without a password, or nothing."""
     text(empty=True)(instance, attribute, value)
     scheme, separator, rest = value.partition("://")
     if not separator:
         return
+    # It may hold a password, so no message repeats it.
     if scheme not in ("postgresql", "postgres"):
-        raise ValueError('is an address of no kind known here, must be a file, postgresql://… or "" for none')
-    # It may hold a password, so it is not repeated.
+        raise InvalidValue(
+            attribute.name, 'unknown kind of address; use a file, postgresql://… or "" for none'
+        )
     address, _, parameters = rest.partition("?")
     user, at, _ = address.partition("/")[0].rpartition("@")
     if (at and ":" in user) or re.search(r"(?:^|&)(?:ssl)?password=", parameters):
-        raise ValueError(
-            "holds a password, must not: set PGPASSWORD, or name a file of passwords in PGPASSFILE or with "
-            "passfile="
+        raise InvalidValue(
+            attribute.name,
+            "contains a password; set PGPASSWORD instead, or name a password file in PGPASSFILE or with "
+            "passfile=",
         )
 
 
-def dollars(instance: Any, attribute: Any, value: Any) -> None:
-    number(least=0, most=1e9, unit="USD")(instance, attribute, value)
-    if 0 < value < 1e-9:
-        raise ValueError(f"{show(value)} is less than can be counted, must be 0 or at least 1e-9 (USD)")
-
-
-def zone(instance: Any, attribute: Any, value: Any) -> None:
+def time_zone(instance: Any, attribute: Any, value: Any) -> None:
+    """A time zone that this system knows."""
     text()(instance, attribute, value)
     if value == "UTC":
         return
@@ -266,26 +332,34 @@ def zone(instance: Any, attribute: Any, value: Any) -> None:
     try:
         ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(
-            f"{show(value)} is no time zone known here, must be like Europe/Berlin "
-            "(where the system has no list of them, the tzdata package brings one)"
+        raise InvalidValue(
+            attribute.name,
+            f"unknown time zone {show(value)}; use one like Europe/Berlin "
+            "(if the system has no list of time zones, install the tzdata package)",
         ) from None
 
 
-def per(instance: Any, attribute: Any, value: Any) -> None:
+def budget_per(instance: Any, attribute: Any, value: Any) -> None:
+    """Nothing, or ``tag:NAME``."""
     text(empty=True)(instance, attribute, value)
     if value and not (value.startswith("tag:") and len(value) > len("tag:")):
-        raise ValueError(f'{show(value)} is nothing to count by, must be "" or "tag:NAME"')
+        raise InvalidValue(attribute.name, f'must be "" or "tag:NAME", not {show(value)}')
 
 
-def alerts(instance: Any, attribute: Any, value: Any) -> None:
-    sequence_of(number(above=0, most=1))(instance, attribute, value)
-    if len(value) > 8:
-        raise ValueError(f"has {len(value)} entries, must have at most 8")
-
-
-def shares(instance: Any, attribute: Any, value: Any) -> None:
+def priority_shares(instance: Any, attribute: Any, value: Any) -> None:
+    """Shares (0..1] by class of priority."""
     mapping_of(number(above=0, most=1))(instance, attribute, value)
+    for priority in value:
+        if priority not in PRIORITIES:
+            raise InvalidValue(attribute.name, unknown("priority", priority, PRIORITIES))
+
+
+def classifier_names(instance: Any, attribute: Any, value: Any) -> None:
+    """A mapping by names of classifiers."""
+    mapping_of(anything)(instance, attribute, value)
     for name in value:
-        if name not in PRIORITIES:
-            raise ValueError(f"has {show(name)}, which is no class; there are {', '.join(PRIORITIES)}")
+        if not _CLASSIFIER.fullmatch(name):
+            raise InvalidValue(
+                f"{attribute.name}.{quoted(name)}",
+                "invalid name; use at most 100 letters, digits, - and _, beginning with a letter or digit",
+            )

@@ -36,32 +36,41 @@ def problems_of(budgets: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"limit": 1e9 + 1}, "budgets[0].limit: 1000000001.0 is out of range"),
+        (
+            {"limit": 1e9 + 1},
+            "budgets[0].limit: must be a number from 0 to 1,000,000,000 (USD), not 1000000001.0",
+        ),
         ({"limit": 2**63}, "budgets[0].limit:"),
-        ({"limit": -1}, "budgets[0].limit: -1 is out of range"),
-        ({"limit": math.nan}, "budgets[0].limit: nan is out of range"),
-        ({"limit": math.inf}, "budgets[0].limit: inf is out of range"),
-        ({"limit": "10"}, "budgets[0].limit: '10' is not a number"),
-        ({"limit": 1e-30}, "budgets[0].limit: 1e-30 is less than can be counted"),
-        ({"limit": True}, "budgets[0].limit: true is not a number"),
+        ({"limit": -1}, "budgets[0].limit: must be a number from 0 to 1,000,000,000 (USD), not -1"),
+        ({"limit": math.nan}, "budgets[0].limit: must be a number from 0 to 1,000,000,000 (USD), not nan"),
+        ({"limit": math.inf}, "budgets[0].limit: must be a number from 0 to 1,000,000,000 (USD), not inf"),
+        ({"limit": "10"}, "budgets[0].limit: must be a number from 0 to 1,000,000,000 (USD), not '10'"),
+        ({"limit": 1e-30}, "budgets[0].limit: must be 0 or at least 1e-09 (USD), not 1e-30"),
+        ({"limit": True}, "budgets[0].limit: must be a number from 0 to 1,000,000,000 (USD), not true"),
         ({"limit": ...}, "budgets[0].limit: is missing"),
-        ({"window": "week"}, "budgets[0].window: 'week' is none of the words known"),
+        (
+            {"window": "week"},
+            "budgets[0].window: unknown window 'week'; use one of request, day, month, total",
+        ),
         ({"window": ...}, "budgets[0].window: is missing"),
-        ({"timezone": "Europe/Berlim"}, "budgets[0].timezone: 'Europe/Berlim' is no time zone known here"),
+        ({"timezone": "Europe/Berlim"}, "budgets[0].timezone: unknown time zone 'Europe/Berlim'"),
         ({"timezone": "../etc/passwd"}, "budgets[0].timezone:"),
         ({"timezone": "Europe"}, "budgets[0].timezone:"),
-        ({"per": "team"}, "budgets[0].per: 'team' is nothing to count by"),
-        ({"per": "tag:"}, "budgets[0].per: 'tag:' is nothing to count by"),
-        ({"on_breach": "ignore"}, "budgets[0].on_breach: 'ignore' is none"),
-        ({"hard": 1}, "budgets[0].hard: 1 is neither true nor false"),
-        ({"alerts": [0.5, 1.5]}, "budgets[0].alerts: 1.5 is out of range"),
-        ({"alerts": [0.5, 0.5]}, "budgets[0].alerts: names something twice"),
-        ({"alerts": [x / 10 for x in range(1, 10)]}, "budgets[0].alerts: has 9 entries"),
-        ({"limits": 1}, "budgets[0].limits: unknown key; did you mean limit?"),
+        ({"per": "team"}, 'budgets[0].per: must be "" or "tag:NAME", not \'team\''),
+        ({"per": "tag:"}, 'budgets[0].per: must be "" or "tag:NAME", not \'tag:\''),
+        (
+            {"on_breach": "ignore"},
+            "budgets[0].on_breach: unknown on_breach 'ignore'; use one of refuse, downgrade",
+        ),
+        ({"hard": 1}, "budgets[0].hard: must be true or false, not 1"),
+        ({"alerts": [0.5, 1.5]}, "budgets[0].alerts[1]: must be a number above 0 and at most 1, not 1.5"),
+        ({"alerts": [0.5, 0.5]}, "budgets[0].alerts: must not have an entry twice"),
+        ({"alerts": [x / 10 for x in range(1, 10)]}, "budgets[0].alerts: must have at most 8 entries, not 9"),
+        ({"limits": 1}, "budgets[0].limits: unknown key (did you mean limit?)"),
         ({"window": "total", "timezone": "Europe/Berlin"}, "budgets.b.timezone: has no effect"),
         ({"window": "request", "per": "tag:x"}, "budgets.b.per: has no effect"),
         ({"window": "request", "alerts": [0.5]}, "budgets.b.alerts: has no effect"),
-        ({"window": "request", "hard": False}, "budgets.b.hard: is false"),
+        ({"window": "request", "hard": False}, "budgets.b.hard: must be true"),
     ],
 )
 def test_a_bad_budget_is_refused_with_its_path(keys: dict[str, Any], said: str) -> None:
@@ -72,10 +81,8 @@ def test_a_bad_budget_is_refused_with_its_path(keys: dict[str, Any], said: str) 
 
 def test_names_are_unique_and_all_problems_come_at_once() -> None:
     one = {"name": "b", "limit": 1, "window": "day"}
-    assert problems_of([one, one]) == ["budgets.b.name: is the name of another budget too, must be unique"]
-    assert problems_of({"b": 1}) == [
-        "budgets: a value of type dict is not a list, must be [[budgets]] for each"
-    ]
+    assert problems_of([one, one]) == ["budgets.b.name: is the name of another budget too; use a unique name"]
+    assert problems_of({"b": 1}) == ["budgets: must be a list of tables, not a table"]
     assert len(problems_of([{}, {**one, "limit": -1, "per": 3}])) == 5
 
 
@@ -89,7 +96,7 @@ def test_the_environment_goes_over_a_budget_by_its_name() -> None:
     assert found.config is not None
     assert found.config.budgets[0].limit_nano == 2_500_000_000
     assert check(source, environ={"FASTROUTE_BUDGETS__NONE__LIMIT": "2"}).problems == (
-        "FASTROUTE_BUDGETS__NONE__LIMIT: names no budget, must name one of the file's by its number or name",
+        "FASTROUTE_BUDGETS__NONE__LIMIT: unknown budget 'NONE'; use the number or name of one in the file",
     )
 
 

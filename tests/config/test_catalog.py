@@ -297,43 +297,79 @@ def test_a_file_lies_over_the_builtin_data(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("models.x.input_price = nan", "models.x.input_price: nan is out of range"),
-        ("models.x.input_price = inf", "models.x.input_price: inf is out of range"),
-        ("models.x.output_price = -1", "models.x.output_price: -1 is out of range"),
-        ('models.x.input_price = "0.01"', "models.x.input_price: '0.01' is not a number"),
-        ("models.x.input_price = true", "models.x.input_price: true is not a number"),
-        ("models.x.input_price = 1e-30", "models.x.input_price: 1e-30 is less than a nano-dollar"),
-        ("models.x.context_window = 0", "models.x.context_window: 0 is out of range"),
-        ("models.x.context_window = -5", "models.x.context_window: -5 is out of range"),
-        ("models.x.max_output_tokens = 1.5", "models.x.max_output_tokens: 1.5 is not a whole number"),
-        ("models.x.quality = 1.01", "models.x.quality: 1.01 is out of range"),
-        ("models.x.latency = 0", "models.x.latency: 0 is out of range"),
-        ('models.x.tier = "luxury"', "models.x.tier: 'luxury' is none of the words known"),
-        ('models.x.capabilities = ["tool"]', "did you mean tools?"),
-        ('models."a.b".quallity = 1', 'models."a.b".quallity: unknown key; did you mean quality?'),
-        ('models.x.fallbacks = ["gpt-4.l"]', "models.x.fallbacks: no model is called 'gpt-4.l'"),
+        (
+            "models.x.input_price = nan",
+            "models.x.input_price: must be a number from 0 to 100,000 (USD per million tokens), not nan",
+        ),
+        (
+            "models.x.input_price = inf",
+            "models.x.input_price: must be a number from 0 to 100,000 (USD per million tokens), not inf",
+        ),
+        (
+            "models.x.output_price = -1",
+            "models.x.output_price: must be a number from 0 to 100,000 (USD per million tokens), not -1",
+        ),
+        (
+            'models.x.input_price = "0.01"',
+            "models.x.input_price: must be a number from 0 to 100,000 (USD per million tokens), not '0.01'",
+        ),
+        (
+            "models.x.input_price = true",
+            "models.x.input_price: must be a number from 0 to 100,000 (USD per million tokens), not true",
+        ),
+        (
+            "models.x.input_price = 1e-30",
+            "models.x.input_price: must be 0 or at least 1e-09 (USD per million tokens), not 1e-30",
+        ),
+        (
+            "models.x.context_window = 0",
+            "models.x.context_window: must be an integer from 1 to 1,000,000,000, not 0",
+        ),
+        (
+            "models.x.context_window = -5",
+            "models.x.context_window: must be an integer from 1 to 1,000,000,000, not -5",
+        ),
+        (
+            "models.x.max_output_tokens = 1.5",
+            "models.x.max_output_tokens: must be an integer from 1 to 1,000,000,000, not 1.5",
+        ),
+        ("models.x.quality = 1.01", "models.x.quality: must be a number from 0 to 1, not 1.01"),
+        (
+            "models.x.latency = 0",
+            "models.x.latency: must be a number above 0 and at most 3600 (seconds), not 0",
+        ),
+        ('models.x.tier = "luxury"', "models.x.tier: unknown tier 'luxury'; use one of ultra-budget"),
+        (
+            'models.x.capabilities = ["tool"]',
+            "models.x.capabilities[0]: unknown capability 'tool' (did you mean tools?)",
+        ),
+        ('models."a.b".quallity = 1', 'models."a.b".quallity: unknown key (did you mean quality?)'),
+        (
+            'models.x.fallbacks = ["gpt-4.l"]',
+            "models.x.fallbacks: unknown model 'gpt-4.l' (did you mean gpt-4.1?)",
+        ),
         ('models.x.fallbacks = ["x"]', "models.x.fallbacks: names the model itself"),
-        ("models.x = 5", "models.x: 5 is not a table"),
-        ("models = 5", "models: 5 is not a table"),
-        ('aliases.a = "b"\naliases.b = "a"', "aliases.a: goes round in a circle (a → b → a)"),
-        ('aliases.a = "a"', "aliases.a: goes round in a circle (a → a)"),
-        ('aliases.a = "nothing-like-it"', "aliases.a: no model is called 'nothing-like-it'"),
-        ("aliases.a = 5", "aliases.a: 5 is no model's name"),
-        ("version = 2", "version: 2 is not a layout this version reads"),
-        ('date = "yesterday"', "date: 'yesterday' is not a day"),
-        ("modles = {}", "modles: unknown key; did you mean models?"),
-        ("source = 5", "source: 5 is not text"),
+        ("models.x = 5", "models.x: must be a table, not 5"),
+        ("models = 5", "models: must be a table of tables, not 5"),
+        ('aliases.a = "b"\naliases.b = "a"', "aliases.a: is circular (a → b → a); end it at a model"),
+        ('aliases.a = "a"', "aliases.a: is circular (a → a); end it at a model"),
+        ('aliases.a = "nothing-like-it"', "aliases.a: unknown model 'nothing-like-it'; use a known model"),
+        ("aliases.a = 5", "aliases.a: must be a string, not 5"),
+        ("version = 2", "version: must be 1, the only layout known, not 2"),
+        ('date = "yesterday"', "date: must be like"),
+        ("modles = {}", "modles: unknown key (did you mean models?)"),
+        ("source = 5", "source: must be a string, not 5"),
         ("a = 1\na = 2", "is not valid TOML"),
         ('[models.x]\nsampling = "maybe"', 'must be true, false or "without-reasoning"'),
         ("[models.x]\nlong_context = 5", "models.x.long_context: has no effect alone"),
         ("[models.x]\nlong_output_price = 5", "models.x.long_output_price: has no effect alone"),
         (
             "[models.x]\nlong_context = 5\nlong_input_price = 5",
-            "models.x.long_input_price: must stand beside input_price",
+            "models.x.long_input_price: is a surcharge on input_price",
         ),
         ("[models.x]\ncache_write_price = -1", "models.x.cache_write_price: "),
-        ('[successors]\n"gpt-4.1" = "gpt-9"', "successors.\"gpt-4.1\": no model is called 'gpt-9'"),
-        ('[successors]\n"gpt-4.1" = 5', 'successors."gpt-4.1": 5 is no model\'s name'),
+        ('[successors]\n"gpt-4.1" = "gpt-9"', "successors.\"gpt-4.1\": unknown model 'gpt-9'"),
+        ('[successors]\n"gpt-4.1" = 5', 'successors."gpt-4.1": must be a string, not 5'),
     ],
 )
 def test_a_broken_file_is_refused_with_the_place(tmp_path, text, problem):
@@ -362,7 +398,7 @@ def test_a_file_that_is_not_there_or_not_text_says_so(tmp_path):
     with pytest.raises(errors.ConfigError, match="UTF-8"):
         BUILTIN.with_file(path)
     path.write_bytes(b"#" * (4 * 1024 * 1024 + 1))
-    with pytest.raises(errors.ConfigError, match="larger than 4 MiB"):
+    with pytest.raises(errors.ConfigError, match="at most 4 MiB"):
         BUILTIN.with_file(path)
 
 

@@ -232,7 +232,7 @@ def test_a_literal_key_is_told_where_to_go():
 )
 def test_headers_that_cannot_be_sent_are_refused_without_showing_them(value):
     problem = only_problem(providers=provider(headers={"X-Secret": value}))
-    assert problem.startswith("providers.one.headers: 'X-Secret': ")
+    assert problem.startswith("providers.one.headers.X-Secret: ")
     assert "hunter2" not in problem
     assert "77777" not in problem
 
@@ -242,7 +242,7 @@ def test_headers_that_cannot_be_sent_are_refused_without_showing_them(value):
     ["", "a b", "a:b", "a\r\nb", "caf\xe9", "Content-Length", "transfer-encoding", "Host", "TE", "upgrade"],
 )
 def test_names_of_headers_that_cannot_be_sent_are_refused(name):
-    assert only_problem(providers=provider(headers={name: "x"})).startswith("providers.one.headers: ")
+    assert only_problem(providers=provider(headers={name: "x"})).startswith("providers.one.headers")
 
 
 def test_neither_headers_nor_proxy_show_in_a_config():

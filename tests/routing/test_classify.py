@@ -285,7 +285,7 @@ GOOD: dict[str, Any] = {
 
 def test_a_table_becomes_a_rule_set() -> None:
     made = RuleSet.from_mapping("mine", GOOD)
-    assert made.groups == (Group("hard", ("prove.it",), "word", -1.5),)
+    assert made.groups == {"hard": Group(("prove.it",), "word", -1.5)}
     assert made.rules == (
         Rule("high", (Condition("group.hard", ">", 0.0), Condition("score", ">=", -1.5)), 0.5),
     )
@@ -303,38 +303,38 @@ def test_a_table_becomes_a_rule_set() -> None:
     ("change", "problem"),
     [
         ({"colour": 1}, "classifiers.mine.colour: unknown key"),
-        ({"levels": []}, "classifiers.mine.levels: must be a list"),
+        ({"levels": []}, "classifiers.mine.levels: must not be empty"),
         (
             {"levels": ["low", "high", "low"]},
-            "classifiers.mine.levels: there must be at least one, and none twice",
+            "classifiers.mine.levels: must not have an entry twice",
         ),
-        ({"levels": ["low", 3]}, "classifiers.mine.levels[1]: must be a string, not int"),
-        ({"scope": "system"}, "classifiers.mine.scope: must be one of user, all"),
+        ({"levels": ["low", 3]}, "classifiers.mine.levels[1]: must be a string, not 3"),
+        ({"scope": "system"}, "classifiers.mine.scope: unknown scope 'system'; use one of user, all"),
         (
             {"otherwise": {"level": "mid"}},
-            "classifiers.mine.otherwise.level: unknown level 'mid'; known: low, high",
+            "classifiers.mine.otherwise.level: unknown level 'mid'; use one of low, high",
         ),
         (
             {"otherwise": {"level": "low", "confidence": 2}},
-            "classifiers.mine.otherwise.confidence: must be from 0",
+            "classifiers.mine.otherwise.confidence: must be a number from 0 to 1, not 2",
         ),
         (
             {"otherwise": {"level": "low", "when": ["chars > 1"]}},
-            "classifiers.mine.otherwise.when: it decides",
+            "classifiers.mine.otherwise.when: has no effect",
         ),
-        ({"rules": {}}, "classifiers.mine.rules: must be a list of tables"),
-        ({"rules": ["x"]}, "classifiers.mine.rules[0]: must be a table, not str"),
+        ({"rules": {}}, "classifiers.mine.rules: must be a list of tables, not a table"),
+        ({"rules": ["x"]}, "classifiers.mine.rules[0]: must be a table, not 'x'"),
         (
             {"rules": [{"level": "high", "when": ["chars"]}]},
-            "classifiers.mine.rules[0].when[0]: 'chars' is no condition",
+            "classifiers.mine.rules[0].when[0]: must be a comparison like 'average < 50', not 'chars'",
         ),
         (
             {"rules": [{"level": "high", "when": ["chars > nan"]}]},
-            "classifiers.mine.rules[0].when[0]: 'chars > nan'",
+            "classifiers.mine.rules[0].when[0]: must be a comparison like 'average < 50', not 'chars > nan'",
         ),
         (
             {"rules": [{"level": "high", "when": ["chars != 1"]}]},
-            "classifiers.mine.rules[0].when[0]: 'chars != 1'",
+            "classifiers.mine.rules[0].when[0]: must be a comparison like 'average < 50', not 'chars != 1'",
         ),
         (
             {"rules": [{"level": "high", "when": ["size > 1"]}]},
@@ -342,13 +342,13 @@ def test_a_table_becomes_a_rule_set() -> None:
         ),
         (
             {"rules": [{"level": "high", "confidence": True}]},
-            "classifiers.mine.rules[0].confidence: must be a finite",
+            "classifiers.mine.rules[0].confidence: must be a number from 0 to 1, not true",
         ),
-        ({"score": {"base": float("nan")}}, "classifiers.mine.score.base: must be a finite number"),
-        ({"score": {"low": 3, "high": 1}}, "classifiers.mine.score: base, low and high"),
+        ({"score": {"base": float("nan")}}, "classifiers.mine.score.base: must be a number from"),
+        ({"score": {"low": 3, "high": 1}}, "classifiers.mine.score.low: must be at most high (1), not 3"),
         ({"tiers": {"mid": "budget"}}, "classifiers.mine.tiers.mid: unknown level"),
         ({"unsure": "mid"}, "classifiers.mine.unsure: unknown level"),
-        ({"groups": {"hard": {"patterns": []}}}, "classifiers.mine.groups.hard.patterns: must be a list"),
+        ({"groups": {"hard": {"patterns": []}}}, "classifiers.mine.groups.hard.patterns: must not be empty"),
         (
             {"groups": {"hard": {"patterns": ["a", "A"]}}},
             "classifiers.mine.groups: group 'hard': pattern 'A' stands",
@@ -356,9 +356,12 @@ def test_a_table_becomes_a_rule_set() -> None:
         ({"groups": {"hard": {"patterns": ["é"]}}}, "classifiers.mine.groups.hard.patterns[0]: 'é'"),
         (
             {"groups": {"hard": {"patterns": ["a"], "mode": "glob"}}},
-            "classifiers.mine.groups.hard.mode: must be one of",
+            "classifiers.mine.groups.hard.mode: unknown mode 'glob'; use one of",
         ),
-        ({"groups": {"h.d": {"patterns": ["a"]}}}, "classifiers.mine.groups.h.d: a group's name"),
+        (
+            {"groups": {"h.d": {"patterns": ["a"]}}},
+            'classifiers.mine.groups."h.d": invalid name; use letters',
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused_with_its_place(change: dict[str, Any], problem: str) -> None:

@@ -630,9 +630,9 @@ def test_the_thread_learns_by_itself(redis: RedisServer) -> None:
         ("redis://h/0?timeout=99", "timeout"),
         ("redis://h/0?local=there", "local"),
         ("redis://h/0?nonsense=1", "option"),
-        ("redis:///0", "no address"),
+        ("redis:///0", "is not a valid address"),
         ("unix://host/x", "socket"),
-        ("redis://h:99999/0", "no address"),
+        ("redis://h:99999/0", "is not a valid address"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused_and_not_repeated(state: str, says: str) -> None:

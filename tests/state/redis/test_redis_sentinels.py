@@ -474,11 +474,11 @@ def test_an_address_is_taken_apart(
         ("redis+sentinel://h/s?sentinel_password=hunter2", ["FASTROUTE_REDIS_SENTINEL_PASSWORD"]),
         ("redis+sentinel://:hunter2@h/s", ["FASTROUTE_REDIS_PASSWORD"]),
         ("redis+sentinel://hunter2@:0/?nonsense=1&prefix=-", ["1 of 1", "service", "'nonsense'", "prefix"]),
-        ("redis+sentinel:h/s", ["is no address"]),
+        ("redis+sentinel:h/s", ["is not a valid address"]),
         ("redis://h/0?sentinel_username=x", ["'sentinel_username'"]),
         ("redis://h/0?ssl_keyfile=/x", ["ssl_keyfile", "rediss"]),
-        ("redis://h?db=hunter2", ["usable db"]),
-        ("sentinel://:hunter2@h/s", ["is no state", "redis+sentinel://"]),
+        ("redis://h?db=hunter2", ["invalid db"]),
+        ("sentinel://:hunter2@h/s", ["unknown state", "redis+sentinel://"]),
     ],
 )
 def test_an_address_that_cannot_be_is_refused_with_all_that_is_wrong(state: str, says: list[str]) -> None:
@@ -504,6 +504,6 @@ def test_an_address_that_cannot_be_is_refused_with_all_that_is_wrong(state: str,
 )
 def test_a_password_in_an_address_is_refused_and_no_part_of_it_repeated(around: str, form: str) -> None:
     secret = f"{around}hunter2{around}"
-    with pytest.raises(ValueError, match="must") as caught:
+    with pytest.raises(ValueError, match=r"; (set|use|write|name) ") as caught:
         read_redis_url(f"redis+sentinel://{form.format(secret)}")
     assert "hunter2" not in str(caught.value)
