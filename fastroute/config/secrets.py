@@ -164,7 +164,7 @@ def read_secret_file(path: str, file: str, what: str) -> str:
     """
     try:
         # Container platforms mount secrets as links, and readable by more than one user.
-        with files.closing(files.open_regular(file, os.O_RDONLY, follow=True)) as fd:
+        with files.closing(files.open_file(file, os.O_RDONLY, private=False, follow=True)) as fd:
             mode = os.fstat(fd).st_mode
             data = os.read(fd, _LARGEST_FILE + 1)
     except OSError as error:

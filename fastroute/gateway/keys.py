@@ -327,7 +327,7 @@ class KeyFile:
         else:
             where = self.path + ".pepper"
             try:
-                with files.closing(files.open_private(where, os.O_RDONLY)) as fd:
+                with files.closing(files.open_file(where, os.O_RDONLY)) as fd:
                     pepper = os.read(fd, 4096).strip()
             except OSError as error:
                 raise errors.ConfigError(
@@ -355,7 +355,7 @@ class KeyFile:
         import sqlite3
 
         try:
-            files.check_private(self.path)
+            files.check(self.path)
         except FileNotFoundError:
             raise errors.ConfigError(f"{self.path}: does not exist; fastroute keys create makes it") from None
         except files.UnsafeFileError as error:

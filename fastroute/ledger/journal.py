@@ -355,7 +355,8 @@ class Journal:
 
 def _claim(path: str, flags: int) -> JournalSegment | None:
     """Opens and locks a segment; None if another process holds it, or held it and has removed the file."""
-    fd = files.open_regular(path, flags)
+    # Not private: root may read any user's ledger, and some file systems have no permissions.
+    fd = files.open_file(path, flags, private=False)
     if files.lock(fd) and not files.is_deleted(fd):
         return JournalSegment(path, fd)
     files.close(fd)

@@ -247,7 +247,7 @@ class SQLiteStorage:
 
         The mark that entries may be missing is written first, so that no sum is returned without it.
         """
-        with files.closing(files.open_regular(self._lock_path, os.O_RDWR | os.O_CREAT)) as fd:
+        with files.closing(files.open_file(self._lock_path, os.O_RDWR | os.O_CREAT, private=False)) as fd:
             files.lock(fd, timeout=math.inf)
             found = files.identity(self.name)
             if found is None or (damage.inode is not None and found != damage.inode):
@@ -304,7 +304,7 @@ class SQLiteConnection:
         self.path = path
         self._alone = wal and one_checkpointer_needed(sqlite3.sqlite_version_info)
         self._inode: tuple[int, int] | None = None
-        self._lock_fd = files.open_regular(lock_path, os.O_RDWR | os.O_CREAT)
+        self._lock_fd = files.open_file(lock_path, os.O_RDWR | os.O_CREAT, private=False)
         self.connection: sqlite3.Connection | None = None
         try:
             with self._judging(), self._locked():
@@ -312,7 +312,7 @@ class SQLiteConnection:
                 # connection that this process has on it.
                 with suppress(FileExistsError):
                     files.create(path)
-                files.check_regular(path)
+                files.check(path, private=False)
                 self._inode = files.identity(path)
                 self.connection = self._connect(durability, wal)
                 self._migrate()

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from . import forks
 
 _POLL_SECONDS = 0.002
+_NEW = os.O_CREAT | os.O_EXCL
 _open: set[int] = set()
 # `os.open` fails with these for something other than a regular file: a link, a folder, a pipe or socket.
 _NOT_REGULAR = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
@@ -37,15 +38,16 @@ class UnsafeFileError(OSError):
 # -------------------------------------------------------------------------------------------- opening files
 
 
-def open_regular(path: str, flags: int, *, follow: bool = False) -> int:
+def open_file(path: str, flags: int, *, private: bool = True, follow: bool = False) -> int:
     """Opens a regular file; a new one has mode 0600. Close the descriptor with `close`.
 
     Args:
         flags: as of `os.open`.
+        private: whether it must belong to this user or root and be closed to other users.
         follow: whether the path may be a symbolic link.
 
     Raises:
-        UnsafeFileError: it is not a regular file.
+        UnsafeFileError: it is not a regular file, or not private.
         OSError: as `os.open`.
     """
     # Without O_NONBLOCK, opening a named pipe would wait for its other end.
@@ -56,26 +58,10 @@ def open_regular(path: str, flags: int, *, follow: bool = False) -> int:
             _open.add(fd)
     except OSError as error:
         if error.errno in _NOT_REGULAR:
-            _require_kind(path, os.stat(path) if follow else os.lstat(path), stat.S_IFREG)
+            _require(path, os.stat(path) if follow else os.lstat(path), private=False)
         raise
     try:
-        _require_kind(path, os.fstat(fd), stat.S_IFREG)
-    except BaseException:
-        close(fd)
-        raise
-    return fd
-
-
-def open_private(path: str, flags: int) -> int:
-    """Opens a regular file that belongs to this user or to root and that no other user can open.
-
-    Raises:
-        UnsafeFileError: it is not a regular file, or not private.
-        OSError: as `os.open`.
-    """
-    fd = open_regular(path, flags)
-    try:
-        _require_private(path, os.fstat(fd), 0o600)
+        _require(path, os.fstat(fd), private=private)
     except BaseException:
         close(fd)
         raise
@@ -98,38 +84,25 @@ def closing(fd: int) -> Iterator[int]:
         close(fd)
 
 
-def check_regular(path: str) -> None:
-    """Checks a file without opening it: closing one drops all POSIX locks that this process has on it.
+def check(path: str, *, private: bool = True) -> None:
+    """Checks a file as `open_file` does, but does not open it.
 
-    Raises:
-        UnsafeFileError: it is not a regular file.
-        OSError: as `os.lstat`.
+    Closing a file drops all POSIX locks that this process has on it, such as those of SQLite.
     """
-    _require_kind(path, os.lstat(path), stat.S_IFREG)
+    _require(path, os.lstat(path), private=private)
 
 
-def check_private(path: str) -> None:
-    """Checks a file as `open_private` does, without opening it."""
-    found = os.lstat(path)
-    _require_kind(path, found, stat.S_IFREG)
-    _require_private(path, found, 0o600)
-
-
-def _require_kind(path: str, found: os.stat_result, kind: int) -> None:
-    present = stat.S_IFMT(found.st_mode)
+def _require(path: str, found: os.stat_result, *, private: bool, kind: int = stat.S_IFREG) -> None:
+    present, uid = stat.S_IFMT(found.st_mode), os.geteuid()
     if present != kind:
-        what = _KINDS.get(present, "a device, pipe or socket")
-        raise UnsafeFileError(errno.EPERM, f"it is {what}, not {_KINDS[kind]}", path)
-
-
-def _require_private(path: str, found: os.stat_result, mode: int) -> None:
-    uid = os.geteuid()
-    if found.st_uid not in (uid, 0) or found.st_mode & 0o077:
-        reason = (
-            f"it is {stat.filemode(found.st_mode)} of user {found.st_uid}, "
-            f"must be private to user {uid} (chmod {mode:o})"
-        )
-        raise UnsafeFileError(errno.EPERM, reason, path)
+        reason = f"it is {_KINDS.get(present, 'a device, pipe or socket')}, not {_KINDS[kind]}"
+    elif private and (found.st_uid not in (uid, 0) or found.st_mode & 0o077):
+        mode = 600 if kind == stat.S_IFREG else 700
+        shown = f"{stat.filemode(found.st_mode)} of user {found.st_uid}"
+        reason = f"it is {shown}, must be private to user {uid} (chmod {mode})"
+    else:
+        return
+    raise UnsafeFileError(errno.EPERM, reason, path)
 
 
 def _close_inherited() -> None:
@@ -152,7 +125,7 @@ def create(path: str, content: bytes = b"") -> None:
         FileExistsError: the path exists.
         OSError: it cannot be created or written; then it is removed.
     """
-    with closing(open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as fd:
+    with closing(open_file(path, _NEW | os.O_WRONLY, private=False)) as fd:
         try:
             write(fd, content)
         except BaseException:
@@ -173,7 +146,7 @@ def replacing(path: str, scratch: str) -> Iterator[int]:
     """
     with suppress(FileNotFoundError):
         os.unlink(scratch)
-    with closing(open_regular(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL)) as fd:
+    with closing(open_file(scratch, _NEW | os.O_RDWR, private=False)) as fd:
         try:
             yield fd
             os.fsync(fd)
@@ -201,9 +174,7 @@ def make_private_folder(path: str) -> None:
     """
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    found = os.lstat(path)
-    _require_kind(path, found, stat.S_IFDIR)
-    _require_private(path, found, 0o700)
+    _require(path, os.lstat(path), private=True, kind=stat.S_IFDIR)
 
 
 def sync_folder(path: str) -> None:

@@ -147,7 +147,7 @@ def remove_abandoned(folder: str) -> None:
 def _remove_if_abandoned(path: str) -> bool:
     """Removes a file, under its lock, if it is abandoned; returns whether it is gone."""
     try:
-        fd = files.open_private(path, os.O_RDWR)
+        fd = files.open_file(path, os.O_RDWR)
     except FileNotFoundError:
         return True
     with files.closing(fd):
@@ -217,7 +217,7 @@ def _locked_join(path: str) -> _core.Segment | None:
 def _join(path: str) -> _core.Segment | None:
     """The segment in a file, created if none fits; None if another pid namespace uses the file."""
     try:
-        fd = files.open_private(path, os.O_RDWR)
+        fd = files.open_file(path, os.O_RDWR)
     except FileNotFoundError:
         return _make(path)
     with files.closing(fd):
@@ -259,7 +259,7 @@ def _locked(path: str, timeout: float) -> Iterator[None]:
     end = time.monotonic() + timeout
     locked = False
     while not locked:
-        with files.closing(files.open_private(path, os.O_RDWR | os.O_CREAT)) as fd:
+        with files.closing(files.open_file(path, os.O_RDWR | os.O_CREAT)) as fd:
             if not files.lock(fd, timeout=end - time.monotonic()):
                 raise _UnavailableError(f"another process holds the lock {path}")
             # A lock file that was removed as abandoned locks nothing: others open a new one of its name.

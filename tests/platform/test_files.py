@@ -54,11 +54,11 @@ IMPOSTORS: dict[str, tuple[Callable[[Path], object], str]] = {
     "socket": (make_socket, "a device, pipe or socket"),
 }
 OPENED: dict[str, Callable[[Path], object]] = {
-    "read": lambda path: files.open_regular(str(path), os.O_RDONLY),
-    "write": lambda path: files.open_regular(str(path), os.O_WRONLY | os.O_CREAT),
-    "private": lambda path: files.open_private(str(path), os.O_RDWR | os.O_CREAT),
-    "check regular": lambda path: files.check_regular(str(path)),
-    "check private": lambda path: files.check_private(str(path)),
+    "read": lambda path: files.open_file(str(path), os.O_RDONLY, private=False),
+    "write": lambda path: files.open_file(str(path), os.O_WRONLY | os.O_CREAT, private=False),
+    "private": lambda path: files.open_file(str(path), os.O_RDWR | os.O_CREAT),
+    "check regular": lambda path: files.check(str(path), private=False),
+    "check private": lambda path: files.check(str(path)),
 }
 
 
@@ -80,23 +80,23 @@ def test_only_regular_files_are_opened(
 @pytest.mark.usefixtures("descriptors")
 def test_a_link_is_followed_where_that_is_asked_for(path: Path) -> None:
     make_link(path)
-    with files.closing(files.open_regular(str(path), os.O_RDONLY, follow=True)) as fd:
+    with files.closing(files.open_file(str(path), os.O_RDONLY, private=False, follow=True)) as fd:
         assert os.read(fd, 100) == PRECIOUS
     path.unlink()
     path.symlink_to(path)
     with pytest.raises(OSError, match="levels of symbolic links"):
-        files.open_regular(str(path), os.O_RDONLY, follow=True)
+        files.open_file(str(path), os.O_RDONLY, private=False, follow=True)
 
 
 @pytest.mark.usefixtures("descriptors")
-@pytest.mark.parametrize("check", [files.check_private, lambda path: files.open_private(path, os.O_RDONLY)])
+@pytest.mark.parametrize("check", [files.check, lambda path: files.open_file(path, os.O_RDONLY)])
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610, 0o601])
 def test_a_file_that_others_can_open_is_not_private(
     path: Path, mode: int, check: Callable[[str], object]
 ) -> None:
     path.write_bytes(PRECIOUS)
     path.chmod(mode)
-    files.check_regular(str(path))
+    files.check(str(path), private=False)
     with pytest.raises(files.UnsafeFileError, match="must be private") as caught:
         check(str(path))
     assert caught.value.strerror == (
@@ -110,18 +110,18 @@ def test_a_private_file_is_this_users_or_roots(path: Path) -> None:
     files.create(str(path))
     os.chown(path, 12345, 12345)
     with pytest.raises(files.UnsafeFileError, match="of user 12345, must be private to user 0"):
-        files.open_private(str(path), os.O_RDWR)
-    with files.closing(files.open_regular(str(path), os.O_RDWR)):
+        files.open_file(str(path), os.O_RDWR)
+    with files.closing(files.open_file(str(path), os.O_RDWR, private=False)):
         pass
 
     def other_user() -> None:
         os.chdir(path.parent)  # the folders above it are root's alone
         os.seteuid(12345)
-        files.check_private("file")
+        files.check("file")
         os.seteuid(0)
         os.chown("file", 0, 0)
         os.seteuid(12345)
-        files.check_private("file")
+        files.check("file")
 
     path.parent.chmod(0o755)
     assert ended(forked(other_user)) == 0
@@ -198,7 +198,7 @@ def test_a_private_folder(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("descriptors")
 def test_locks(path: Path) -> None:
     def opened() -> int:
-        return files.open_private(str(path), os.O_RDWR | os.O_CREAT)
+        return files.open_file(str(path), os.O_RDWR | os.O_CREAT)
 
     with files.closing(opened()) as one, files.closing(opened()) as two:
         assert files.lock(one)
@@ -221,7 +221,7 @@ def test_locks(path: Path) -> None:
 
 
 def test_a_forked_child_has_no_share_in_its_parents_locks(path: Path) -> None:
-    fd = files.open_private(str(path), os.O_RDWR | os.O_CREAT)
+    fd = files.open_file(str(path), os.O_RDWR | os.O_CREAT)
     assert files.lock(fd)
     ready, go = os.pipe()
 
@@ -233,7 +233,7 @@ def test_a_forked_child_has_no_share_in_its_parents_locks(path: Path) -> None:
 
     pid = forked(child)
     files.close(fd)
-    with files.closing(files.open_private(str(path), os.O_RDWR)) as again:
+    with files.closing(files.open_file(str(path), os.O_RDWR)) as again:
         assert files.lock(again, timeout=60.0)  # while the child lives
         os.close(go)
         assert ended(pid) == 0
