@@ -364,13 +364,13 @@ cdef class Endpoint(Limited):
             &self.parts.retry, &self.parts.cold.retry, -1.0, keep, moment(now) or fr_clock_coarse()
         )
 
-    def record_ttft(self, double x_s) -> None:
-        """Counts one time to first token, seconds."""
-        ttft_record(&self.parts.latency, checked_latency(x_s))
+    def record_ttft(self, double x_s, bint reasoning=False) -> None:
+        """Counts one time to first token, seconds: see ``Latency``."""
+        ttft_record(&self.parts.latency, checked_latency(x_s), reasoning)
 
-    def record_ttft_timeout(self) -> None:
+    def record_ttft_timeout(self, bint reasoning=False) -> None:
         """The first token did not come in time: the next limit is twice as long."""
-        ttft_late(&self.parts.latency)
+        ttft_late(&self.parts.latency, reasoning)
 
     def block(self, until_ns, reason) -> None:
         """Excludes it until a time, whatever its breaker says; only ever extends: see ``Breaker.block``."""
@@ -477,9 +477,9 @@ cdef class Endpoint(Limited):
         cdef int count = samples_read(&self.parts.latency, latencies)
         return [latencies[i] for i in range(count)]
 
-    def ttft_timeout(self) -> float:
-        """How long to wait for a first token, seconds: 30 until 20 were seen, then 5 to 60 by mean and deviation."""
-        return ttft_limit(&self.parts.latency)
+    def ttft_timeout(self, bint reasoning=False) -> float:
+        """How long to wait for a first token, seconds: 0 until 20 were seen, then 5 to 600 by mean and deviation."""
+        return ttft_limit(&self.parts.latency, reasoning)
 
     def load(self, now=0) -> float:
         """What the LATENCY strategy compares, faded to ``now``; less is better."""

@@ -11,7 +11,7 @@
 
 cdef enum:
     SAMPLES = 50
-    CELL_SAMPLES = 14            # floats in one cell; four cells hold 50 and two words of time to first token
+    CELL_SAMPLES = 14            # floats in one cell; four cells hold 50 and three words of time to first token
     TTFT_MIN_SAMPLES = 20
 
 cdef extern from *:
@@ -33,7 +33,7 @@ cdef extern from *:
 cdef struct LatencyCells:
     Hot *hot
     Cold *cold
-    uint64_t *samples[4]         # whole cells, the key first; the last two words used of the fourth are ttft's
+    uint64_t *samples[4]         # whole cells, the key first; the last three words of the fourth are ttft's
     double inverse_tau           # 1 / tau_s
 
 cdef struct RetryRules:
@@ -208,12 +208,22 @@ cdef inline double failure_at(const LatencyCells *cells, int64_t now) noexcept n
     return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
 
 
-cdef void ttft_record(const LatencyCells *cells, double x) noexcept nogil:
-    """RFC 6298: smoothed value and deviation in one word; samples (32 bits) | time-outs in a row in the other."""
-    cdef uint64_t *pair = cells.samples[3] + 5
+cdef inline uint64_t *ttft_pair(const LatencyCells *cells, bint reasoning) noexcept nogil:
+    return cells.samples[3] + (7 if reasoning else 5)
+
+
+cdef inline int ttft_shift(bint reasoning) noexcept nogil:
+    """Of a kind's half of the counts: samples (24 bits) above time-outs in a row (8 bits)."""
+    return 32 if reasoning else 0
+
+
+cdef void ttft_record(const LatencyCells *cells, double x, bint reasoning) noexcept nogil:
+    """RFC 6298: smoothed value and deviation of one kind in one word; the counts of both kinds in another."""
+    cdef uint64_t *pair = ttft_pair(cells, reasoning)
     cdef uint64_t *counts = cells.samples[3] + 6
+    cdef int shift = ttft_shift(reasoning)
     cdef uint64_t word = fr_load(pair)
-    cdef uint64_t seen
+    cdef uint64_t seen, samples
     cdef double mean, deviation
     while True:
         mean = fr_value(word)
@@ -227,26 +237,29 @@ cdef void ttft_record(const LatencyCells *cells, double x) noexcept nogil:
         if fr_cas(pair, &word, fr_pack(<float>mean, fr_bits_of_float(<float>deviation))):
             break
     seen = fr_load(counts)
-    while not fr_cas(counts, &seen, min((seen >> 32) + 1, <uint64_t>0xFFFFFFFF) << 32):
-        pass
+    while True:
+        samples = min((seen >> (shift + 8) & 0xFFFFFF) + 1, <uint64_t>0xFFFFFF)
+        if fr_cas(counts, &seen, seen & ~(<uint64_t>0xFFFFFFFF << shift) | samples << (shift + 8)):
+            break
 
 
-cdef void ttft_late(const LatencyCells *cells) noexcept nogil:
+cdef void ttft_late(const LatencyCells *cells, bint reasoning) noexcept nogil:
     cdef uint64_t *counts = cells.samples[3] + 6
+    cdef int shift = ttft_shift(reasoning)
     cdef uint64_t seen = fr_load(counts)
-    while <uint32_t>seen < 16 and not fr_cas(counts, &seen, seen + 1):
+    while (seen >> shift & 0xFF) < 16 and not fr_cas(counts, &seen, seen + (<uint64_t>1 << shift)):
         pass
 
 
-cdef double ttft_limit(const LatencyCells *cells) noexcept nogil:
-    cdef uint64_t word = fr_load(cells.samples[3] + 5)
-    cdef uint64_t counts = fr_load(cells.samples[3] + 6)
+cdef double ttft_limit(const LatencyCells *cells, bint reasoning) noexcept nogil:
+    cdef uint64_t word = fr_load(ttft_pair(cells, reasoning))
+    cdef uint64_t counts = fr_load(cells.samples[3] + 6) >> ttft_shift(reasoning)
     cdef double limit
-    if counts >> 32 < TTFT_MIN_SAMPLES:
-        return 30.0
+    if (counts >> 8 & 0xFFFFFF) < TTFT_MIN_SAMPLES:
+        return 0.0
     limit = 1.5 * (fr_value(word) + 4.0 * fr_float_of_bits(fr_stamp(word)))
-    limit = min(max(limit, 5.0), 60.0)
-    return min(limit * <double>(1 << <uint32_t>counts), 60.0)
+    limit = max(limit, 5.0)
+    return min(limit * <double>(1 << min(<int>(counts & 0xFF), 16)), 600.0)
 
 
 cdef int set_retry_rules(RetryRules *rules, double ratio, double reserve_per_s, double ttl_s) except -1:
@@ -364,17 +377,17 @@ cdef class Latency:
         """Results that were FAILURE, ever."""
         return fr_load(&self.cells.cold.failed)
 
-    def record_ttft(self, double x_s) -> None:
-        """Counts one time to first token; ends the doubling after time-outs."""
-        ttft_record(&self.cells, checked_latency(x_s))
+    def record_ttft(self, double x_s, bint reasoning=False) -> None:
+        """Counts one time to first token, seconds, of an answer with or without reasoning."""
+        ttft_record(&self.cells, checked_latency(x_s), reasoning)
 
-    def record_ttft_timeout(self) -> None:
+    def record_ttft_timeout(self, bint reasoning=False) -> None:
         """The first token did not come in time: the next limit is twice as long."""
-        ttft_late(&self.cells)
+        ttft_late(&self.cells, reasoning)
 
-    def ttft_timeout(self) -> float:
-        """How long to wait for a first token, seconds: 30 until 20 were seen, then 5 to 60 by mean and deviation."""
-        return ttft_limit(&self.cells)
+    def ttft_timeout(self, bint reasoning=False) -> float:
+        """How long to wait for a first token, seconds: 0 until 20 were seen, then 5 to 600 by mean and deviation."""
+        return ttft_limit(&self.cells, reasoning)
 
 
 @cython.final

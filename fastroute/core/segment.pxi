@@ -72,7 +72,7 @@ cdef enum:
     LOOKS = 4                    # workers whose pids one `reap` asks about beyond whether they are there
     BURIALS = 16                 # dead workers after which one `reap` lets the next one go on
     LISTED = 14                  # endpoints in one cell of their list
-    LAYOUT_VERSION = 2
+    LAYOUT_VERSION = 3
 
 LAYOUT = LAYOUT_VERSION
 

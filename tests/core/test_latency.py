@@ -6,7 +6,6 @@ The core packs averages as 32-bit floats beside a stamp in whole ms: values agre
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -152,13 +151,14 @@ class TestHealth:
 
 
 class TestFirstToken:
-    def test_thirty_seconds_until_twenty_were_seen(self, latency: Any) -> None:
+    @pytest.mark.parametrize("reasoning", [False, True])
+    def test_no_limit_until_twenty_of_its_kind_were_seen(self, latency: Any, reasoning: bool) -> None:
         for _ in range(19):
-            assert latency.ttft_timeout() == 30.0
-            latency.record_ttft(4.0)
-        assert latency.ttft_timeout() == 30.0
-        latency.record_ttft(4.0)
-        assert latency.ttft_timeout() != 30.0
+            latency.record_ttft(4.0, reasoning)
+            assert latency.ttft_timeout(reasoning) == 0.0
+        latency.record_ttft(4.0, reasoning)
+        assert latency.ttft_timeout(reasoning) > 0.0
+        assert latency.ttft_timeout(not reasoning) == 0.0
 
     def test_mean_and_deviation(self, latency: Any) -> None:
         mean, deviation = 4.0, 2.0
@@ -170,7 +170,7 @@ class TestFirstToken:
             latency.record_ttft(x)
         assert latency.ttft_timeout() == near(1.5 * (mean + 4 * deviation))
 
-    @pytest.mark.parametrize(("x", "limit"), [(0.01, 5.0), (500.0, 60.0)])
+    @pytest.mark.parametrize(("x", "limit"), [(0.01, 5.0), (500.0, 600.0)])
     def test_its_ends(self, latency: Any, x: float, limit: float) -> None:
         for _ in range(60):
             latency.record_ttft(x)
@@ -183,8 +183,8 @@ class TestFirstToken:
         for _ in range(40):
             seen.append(latency.ttft_timeout())
             latency.record_ttft_timeout()
-        assert seen[:6] == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
-        assert seen[-1] == 60.0
+        assert seen[:4] == [5.0, 10.0, 20.0, 40.0]
+        assert seen[-1] == 600.0
         latency.record_ttft(0.5)
         assert latency.ttft_timeout() == 5.0
 
@@ -316,18 +316,22 @@ def test_native_budget_answers_as_the_twin(steps: list[tuple[bool, int]]) -> Non
             assert native.withdraw(now) == oracle.withdraw(now)
 
 
-@given(xs=st.lists(st.one_of(st.none(), st.floats(2.0**-7, 100.0, width=32)), max_size=80))
+@given(
+    xs=st.lists(
+        st.tuples(st.one_of(st.none(), st.floats(2.0**-7, 100.0, width=32)), st.booleans()), max_size=80
+    )
+)
 @settings(deadline=None, max_examples=100)
-def test_native_first_token_limit_is_the_twins(xs: list[float | None]) -> None:
+def test_native_first_token_limit_is_the_twins(xs: list[tuple[float | None, bool]]) -> None:
     native = _core.Latency(_core.Segment(64), "l")
     oracle = twin.Latency(twin.Segment(), "l")
-    limits = []
-    for x in xs:
+    for x, reasoning in xs:
+        before = native.ttft_timeout(reasoning)
         for latency in (native, oracle):
             if x is None:
-                latency.record_ttft_timeout()
+                latency.record_ttft_timeout(reasoning)
             else:
-                latency.record_ttft(x)
-        limits.append(native.ttft_timeout())
-        assert limits[-1] == near(oracle.ttft_timeout())
-    assert all(b >= a for (a, b), x in zip(pairwise(limits), xs[1:]) if x is None)
+                latency.record_ttft(x, reasoning)
+        for kind in (False, True):
+            assert native.ttft_timeout(kind) == near(oracle.ttft_timeout(kind))
+        assert x is not None or native.ttft_timeout(reasoning) >= before

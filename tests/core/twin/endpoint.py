@@ -203,14 +203,14 @@ class Endpoint:
     def withdraw(self, now: int = 0) -> bool:
         return self.retry.withdraw(now)
 
-    def record_ttft(self, x: float) -> None:
-        self.latency.record_ttft(x)
+    def record_ttft(self, x: float, reasoning: bool = False) -> None:
+        self.latency.record_ttft(x, reasoning)
 
-    def record_ttft_timeout(self) -> None:
-        self.latency.record_ttft_timeout()
+    def record_ttft_timeout(self, reasoning: bool = False) -> None:
+        self.latency.record_ttft_timeout(reasoning)
 
-    def ttft_timeout(self) -> float:
-        return self.latency.ttft_timeout()
+    def ttft_timeout(self, reasoning: bool = False) -> float:
+        return self.latency.ttft_timeout(reasoning)
 
     def latencies(self) -> list[float]:
         return self.latency.samples()

@@ -10,6 +10,14 @@ from .segment import FAILURE, IGNORED, OK, SECOND, Segment, clock
 
 
 @dataclass
+class _FirstToken:
+    mean: float = 0.0
+    deviation: float = 0.0
+    samples: int = 0
+    timeouts: int = 0
+
+
+@dataclass
 class _Times:
     ewma: float = 0.0
     spread: float = 0.0
@@ -21,10 +29,8 @@ class _Times:
     score: int = 100
     ok: int = 0
     failed: int = 0
-    srtt: float = 0.0
-    rttvar: float = 0.0
-    ttft_samples: int = 0
-    ttft_timeouts: int = 0
+    # Times to first token: without reasoning, and with.
+    ttft: tuple[_FirstToken, _FirstToken] = field(default_factory=lambda: (_FirstToken(), _FirstToken()))
 
 
 class Latency:
@@ -98,25 +104,24 @@ class Latency:
         score, error_rate = self.health()
         return score > 70 and error_rate < 0.05
 
-    def record_ttft(self, x: float) -> None:
-        s = self.state
-        if s.ttft_samples == 0:
-            s.srtt, s.rttvar = x, x / 2
+    def record_ttft(self, x: float, reasoning: bool = False) -> None:
+        s = self.state.ttft[reasoning]
+        if s.samples == 0:
+            s.mean, s.deviation = x, x / 2
         else:
-            s.rttvar = 0.75 * s.rttvar + 0.25 * abs(s.srtt - x)
-            s.srtt = 0.875 * s.srtt + 0.125 * x
-        s.ttft_samples += 1
-        s.ttft_timeouts = 0
+            s.deviation = 0.75 * s.deviation + 0.25 * abs(s.mean - x)
+            s.mean = 0.875 * s.mean + 0.125 * x
+        s.samples += 1
+        s.timeouts = 0
 
-    def record_ttft_timeout(self) -> None:
-        self.state.ttft_timeouts += 1
+    def record_ttft_timeout(self, reasoning: bool = False) -> None:
+        self.state.ttft[reasoning].timeouts += 1
 
-    def ttft_timeout(self) -> float:
-        s = self.state
-        if s.ttft_samples < 20:
-            return 30.0
-        limit = min(60.0, max(5.0, 1.5 * (s.srtt + 4 * s.rttvar)))
-        return min(60.0, limit * 2.0 ** min(s.ttft_timeouts, 10))
+    def ttft_timeout(self, reasoning: bool = False) -> float:
+        s = self.state.ttft[reasoning]
+        if s.samples < 20:
+            return 0.0
+        return min(600.0, max(5.0, 1.5 * (s.mean + 4 * s.deviation)) * 2.0 ** min(s.timeouts, 16))
 
 
 @dataclass
