@@ -144,6 +144,24 @@ class Admission:
                 return None
         return None
 
+    def ready_elsewhere(self, call: Call, plan: Plan, progress: Progress) -> bool:
+        """Whether an endpoint that was not asked yet would let the call in now, if its attempt were cut.
+
+        Thread safety: may be called by another thread while the call's own one waits for an answer.
+        """
+        if len(call.attempts) + 1 - call.rejected >= self._retries.max_attempts:
+            return False
+        # A plan of its own: the call's thread and its hedge may reach further stages at the same time.
+        again = Plan(plan.request, plan.estimate, plan.needs, plan.judgement, plan.stages)
+        for endpoint, _ in self._untried(call, again, progress):
+            core, tokens = endpoint.core, self._tokens(call, endpoint)
+            if core.state() == _core.CLOSED:
+                ticket = core.admit(tokens)
+                if ticket >= 0:
+                    core.undo(ticket, tokens)
+                    return True
+        return False
+
     def clear(self, call: Call, progress: Progress) -> None:
         """Leaves nothing held by a call that has ended."""
         if progress.waiter is not None:  # interrupted while it left the line

@@ -36,10 +36,10 @@ class Attempts:
             Superseded: another attempt of the call was quicker.
         """
         settlement = Settlement(self.sinks, call, upstream, grant)
-        limit = upstream.endpoint.provider.timeout or call.estimate.timeout
+        own = upstream.endpoint.provider.timeout  # configured, so it ends the attempt whoever else is there
         exchange = None
         try:
-            exchange = settlement.open(False, limit, limit)
+            exchange = settlement.open(False, own or call.estimate.timeout, movable=own is None)
             body = exchange.body()
             settlement.check_status(exchange, body)
             completion = upstream.format.decode(body, call.request, upstream.target)
@@ -87,11 +87,13 @@ class Attempts:
         """
         settlement = Settlement(self.sinks, call, upstream, grant)
         scale = call.estimate.prompt_scale
-        limit = upstream.endpoint.provider.timeout or upstream.endpoint.core.ttft_timeout() * scale
+        core, own = upstream.endpoint.core, upstream.endpoint.provider.timeout
+        reasoning = call.estimate.reasoning
+        limit = own or core.ttft_timeout(reasoning) * scale or call.estimate.timeout
         policy = self._policy
         exchange = None
         try:
-            exchange = settlement.open(True, limit, max(limit, policy.idle_timeout))
+            exchange = settlement.open(True, limit, movable=own is None)
             if exchange.status != 200:
                 settlement.check_status(exchange, exchange.body())
             reader = StreamReader(exchange, upstream, call, policy.idle_timeout, policy.ping_timeout)
@@ -102,11 +104,14 @@ class Attempts:
         except BaseException as error:
             late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
             if late and not settlement.settled:  # it is, where another attempt of the call has cut it
-                upstream.endpoint.core.record_ttft_timeout()
+                # It would have taken at least that long: else the limit could not learn from what it cuts.
+                core.record_ttft(settlement.elapsed() / scale, reasoning)
+                core.record_ttft_timeout(reasoning)
             settlement.failed(error, exchange)
             raise
+        settlement.begun()
         settlement.began()
-        upstream.endpoint.core.record_ttft(ttft / scale)
+        core.record_ttft(ttft / scale, reasoning)
         return Stream(settlement, exchange, reader, head, ttft)
 
 

@@ -68,6 +68,7 @@ class Call:
         downgraded: the budget that sent it to the cheapest tier, if one did.
         timed: whether its latency counts where endpoints are compared by theirs.
         race: decides between the attempt under way and its hedge, where it may have one.
+        elsewhere: says whether another endpoint is ready to take over from the attempt under way.
         beside: for the copy of the call that a hedge is sent for, the endpoint of the first attempt.
     """
 
@@ -76,6 +77,7 @@ class Call:
         "beside",
         "deadline",
         "downgraded",
+        "elsewhere",
         "estimate",
         "gate",
         "held",
@@ -123,6 +125,7 @@ class Call:
         self.timed = True
         self.race: Race | None = None
         self.beside: str | None = None
+        self.elsewhere: Callable[[], bool] | None = None
 
     def hedged(self, race: Race, beside: str) -> Call:
         """A copy for a second attempt beside the one under way there: of the same attempts and deadline."""
@@ -131,6 +134,7 @@ class Call:
         other.beside = beside
         other.verdict = other.held = other.settlement = None
         other.gate = -1
+        other.elsewhere = None
         return other
 
     def route(self, endpoint: LiveEndpoint, now: float, *, ttft: float | None = None) -> Route:

@@ -179,6 +179,7 @@ class Dispatcher:
         if self._hedging is not None:
             send = partial(self._hedged, call, plan, progress, endpoint, attempt)
             hedge = self._hedging.hedge(call, endpoint, send)
+        call.elsewhere = partial(self._admission.ready_elsewhere, call, plan, progress)
         try:
             if hedge is not None:
                 call.race = hedge.race
@@ -194,6 +195,7 @@ class Dispatcher:
                     self._failed(*hedge.failure)
             return answer
         finally:
+            call.elsewhere = None  # which holds the call in turn
             if hedge is not None:
                 hedge.end()
                 call.race = None

@@ -89,6 +89,7 @@ class Settlement:
         "_told",
         "_upstream",
         "_usage",
+        "moved",
     )
 
     def __init__(self, sinks: Sinks, call: Call, upstream: Upstream, grant: Grant) -> None:
@@ -99,6 +100,7 @@ class Settlement:
         self._id = ids.next()
         self._exchange: Exchange | None = None
         self._handed_out = False
+        self.moved = False  # cut because another endpoint was ready
         self._settled = False
         self._sent = False
         self._told = False
@@ -124,8 +126,14 @@ class Settlement:
     def elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def open(self, stream: bool, limit: float, read_timeout: float) -> Exchange:
-        """Encodes and sends; on a failure everything is settled before it is raised."""
+    def open(self, stream: bool, limit: float, *, movable: bool) -> Exchange:
+        """Encodes and sends; on a failure everything is settled before it is raised.
+
+        Args:
+            limit: seconds after which the attempt is cut.
+            movable: whether it is cut then only if another endpoint is ready to take over; otherwise the
+                attempt has until the call's deadline.
+        """
         call, upstream = self._call, self._upstream
         try:
             call.settlement = self
@@ -153,6 +161,11 @@ class Settlement:
             end = min(call.deadline, self._started + limit)
             upstream.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
             self._timer = timer = RequestTimer(end)
+            if movable and end < call.deadline:
+                timer.extension = self._extension
+                read_timeout = call.deadline - self._started
+            else:
+                read_timeout = end - self._started
             if call.race is not None:
                 call.race.enter(self)
             self._sent = True
@@ -166,6 +179,24 @@ class Settlement:
         except BaseException as error:
             self.failed(error, None)
             raise
+
+    def _extension(self) -> float:
+        """Asked by the timer thread at the limit: the call's deadline, or 0 to cut the attempt."""
+        call = self._call
+        try:
+            if call.elsewhere is not None and call.elsewhere():
+                self.moved = True
+                return 0.0
+            lease = call.deadline - self._started + _PROBE_SLACK
+            self._upstream.endpoint.core.extend(self._grant.ticket, lease)
+        except Exception:
+            log.exception("an attempt keeps its time")
+        return call.deadline
+
+    def begun(self) -> None:
+        """Content has come: from now on nobody can take over, and only the stream's own clocks count."""
+        if self._timer is not None:
+            self._timer.extension = None  # which holds this in turn
 
     def _worst_cost(self, body: bytes) -> int | None:
         """Nano-dollars that the attempt can cost at most, or None if the model's price is unknown."""
@@ -309,6 +340,8 @@ class Settlement:
             return
         call = self._call
         verdict = self._sinks.retries.classify(error)
+        if self.moved:
+            verdict = evolve(verdict, once=False)  # slow is not down, and others are ready
         outcome = int(verdict.outcome)
         if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
             outcome = _core.IGNORED
@@ -391,6 +424,7 @@ class Settlement:
             hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))
 
     def _undo(self) -> None:
+        self.begun()
         try:
             with self._lock:
                 if self._settled:
@@ -467,6 +501,7 @@ class Settlement:
         )
 
     def _settle(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
+        self.begun()
         try:
             with self._lock:
                 if self._settled:

@@ -38,7 +38,8 @@ class StreamReader:
         self._call = call
         self._progress = time.monotonic()
         self._ended = False
-        self._paused = False  # the reader of the chunks has the turn
+        self._begun = False  # content has come; before it, only the attempt's limit and the deadline count
+        self.paused = False  # the program has the chunks, and nothing is read until it asks for more
         self._failure: errors.APIError | None = None  # to be raised after what came before it
 
     def head(self) -> list[Chunk]:
@@ -49,7 +50,10 @@ class StreamReader:
         for chunks in self.batches():
             found += chunks
             if any(chunk.has_content for chunk in chunks):
-                return found
+                break
+        self._begun = True
+        if not self._ended:
+            self._pause()
         return found
 
     def batches(self) -> Iterator[list[Chunk]]:
@@ -60,8 +64,8 @@ class StreamReader:
         """
         decoder = self.decoder
         while not self._ended and self._failure is None:
-            if self._paused:  # what the reader took was no silence of the provider's
-                self._paused = False
+            if self.paused:  # the time that the program took was no silence of the provider's
+                self.paused = False
                 self._progress = time.monotonic()
                 if self._progress >= self._call.deadline:
                     raise errors.DeadlineExceeded(
@@ -92,15 +96,15 @@ class StreamReader:
                 self._ended = True
                 self._exchange.drain(self._pieces)
             if chunks:
-                if not self._ended:
-                    self._paused = True
-                    self._exchange.extend(self._call.deadline)
+                if self._begun and not self._ended:
+                    self._pause()
                 yield chunks  # those before a failure too, however the network has cut the stream
             elif not self._ended:
                 now = time.monotonic()
                 if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
                     self._progress = now
-                self._extend(now)
+                if self._begun:
+                    self._extend(now)
         if self._failure is not None:
             raise self._failure
         decoder.end()
@@ -117,6 +121,10 @@ class StreamReader:
             self.decoder.end()
         except errors.UpstreamProtocolError:
             raise error from None
+
+    def _pause(self) -> None:
+        self.paused = True
+        self._exchange.extend(self._call.deadline)
 
     def _extend(self, now: float) -> None:
         self._exchange.extend(
@@ -157,7 +165,9 @@ class Stream:
         self._pid = os.getpid()
         self.usage: Usage | None = None
         self.route: Route = settlement.call.route(settlement.upstream.endpoint, time.monotonic(), ttft=ttft)
+        self._failure: errors.DeadlineExceeded | None = None
         settlement.hand_out()
+        exchange.on_deadline(self._deadline_passed)
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -167,6 +177,8 @@ class Stream:
             chunk = next(self._ready, None)
             if chunk is not None:
                 return chunk
+            if self._failure is not None:
+                raise self._failure
             if self._ended:
                 raise StopIteration
             try:
@@ -225,7 +237,20 @@ class Stream:
                 hooks.emit(events.StreamForgiven(endpoint.name, kind))
         self._close_books()
 
+    def _deadline_passed(self) -> None:
+        """Called by the timer thread: a program that pauses must not hold permit and money for longer."""
+        settlement = self._settlement
+        if not self._reader.paused or settlement.settled:
+            return  # it is being read, and its own thread finds out
+        failure = errors.DeadlineExceeded("the call's deadline passed while its answer was not being read")
+        self._failure, self._ended = failure, True
+        settlement.cancelled(self._exchange, self._spent(), self._ttft)
+        self._close_books(type(failure).__name__)
+        failure.attempts = tuple(settlement.call.attempts)
+
     def _broke(self, error: BaseException) -> BaseException:
+        if self._failure is not None:
+            return self._failure
         closed_elsewhere = self._ended  # `close` sets it before it shuts the connection
         self._ended = True
         usage = self._spent()

@@ -35,8 +35,15 @@ log = logging.getLogger("fastroute")
 STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
 # Whether temperature and the like may be set: at all, and where the model is told not to reason.
 SAMPLING, SAMPLING_WITHOUT_REASONING = 16, 32
+REASONING = 64  # the model reasons before it answers, unless it is told not to
 CAPABILITIES: Mapping[str, int] = MappingProxyType(
-    {"streaming": STREAMING, "tools": TOOLS, "vision": VISION, "json_schema": JSON_SCHEMA}
+    {
+        "streaming": STREAMING,
+        "tools": TOOLS,
+        "vision": VISION,
+        "json_schema": JSON_SCHEMA,
+        "reasoning": REASONING,
+    }
 )
 # A model nobody has described is taken to do what nearly every server does; images are the exception.
 ASSUMED_CAPABILITIES = STREAMING | TOOLS | JSON_SCHEMA | SAMPLING | SAMPLING_WITHOUT_REASONING
@@ -89,7 +96,7 @@ class ModelOverride:
         long_context: input tokens above which the ``long_…`` prices are those of the whole request.
         context_window: most tokens of input and output together.
         max_output_tokens: most tokens of output; requests are clamped to it.
-        capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``.
+        capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``, ``reasoning``.
         sampling: whether ``temperature``, ``top_p`` and ``top_k`` may be set to anything but their defaults;
             ``without-reasoning``: only with ``reasoning_effort = "none"``.
         quality: 0 (worst) to 1, relative to the other models.
@@ -161,7 +168,7 @@ class Model:
         long_context: input tokens above which the ``long_…`` prices hold; 0: there is no such length.
         prices: all of that for working out costs; None if the price of input or output is unknown.
         context_window, max_output_tokens: tokens; 0 is unknown.
-        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`, `SAMPLING`,
+        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`, `REASONING`, `SAMPLING`,
             `SAMPLING_WITHOUT_REASONING`.
         quality: 0 to 1.
         latency: typical seconds before anything is measured; 0 is unknown.

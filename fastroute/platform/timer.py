@@ -27,7 +27,7 @@ class Timed(Protocol):
     @property
     def deadline(self) -> float: ...
 
-    def expire(self) -> None: ...
+    def expire(self) -> bool: ...
 
 
 class Alarm:
@@ -43,8 +43,9 @@ class Alarm:
         self._action = action
         schedule(self)
 
-    def expire(self) -> None:
+    def expire(self) -> bool:
         self._action()
+        return False
 
     def cancel(self) -> None:
         """Cancels the alarm, unless its function is running already."""
@@ -78,9 +79,9 @@ class _TimerThread:
         # Not inlined into the loop of `_run`: a name left over there would keep the last item alive.
         now = time.monotonic()
         for item in list(self.items.values()):
-            if item.deadline <= now:
+            # Not taken off and put back: meanwhile its own thread may have taken it off for good.
+            if item.deadline <= now and not item.expire():
                 self.discard(item)
-                item.expire()
 
     def _run(self) -> None:
         quiet = 0

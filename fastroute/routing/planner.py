@@ -20,12 +20,27 @@ import orjson
 
 from fastroute import _core
 from fastroute.config import AUTO, Config, tiers_of
-from fastroute.config.catalog import JSON_SCHEMA, STREAMING, TOOLS, VISION, Catalog, Model, sampling_bit
+from fastroute.config.catalog import (
+    JSON_SCHEMA,
+    REASONING,
+    STREAMING,
+    TOOLS,
+    VISION,
+    Catalog,
+    Model,
+    sampling_bit,
+)
 from fastroute.config.messages import near, show
 from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
 from fastroute.events import Hooks
 from fastroute.state.endpoints import LiveEndpoint, State
-from fastroute.state.tokens import estimate_input
+from fastroute.state.tokens import (
+    REASONING_PARAMETERS,
+    USUAL_EFFORT,
+    USUAL_OUTPUT,
+    estimate_input,
+    reasoning_tokens,
+)
 from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenPrices, usd_to_nano
 
 from .classifier import Classifier
@@ -143,15 +158,32 @@ class Planner:
         if tools:
             tokens_in += _json_tokens(tools)
         tokens_out = self._state.outputs.expected_output(wanted, stages[0].endpoints[0].model)
-        estimate = Estimate(tokens_in, tokens_out, self._timeout(level, wanted))
+        estimate = self._estimate(tokens_in, tokens_out, request, wanted, level, stages[0])
         judgement = Judgement(self._explain, judged, failure)
         judgement.level = level or None
         return Plan(request, estimate, needs, judgement, stages)
 
-    def _timeout(self, level: str | None, wanted: int | None) -> float:
-        """Seconds that an attempt may take, by the tokens asked for and the class of the request."""
+    def _estimate(
+        self,
+        tokens_in: int,
+        tokens_out: int,
+        request: Request,
+        wanted: int | None,
+        level: str | None,
+        stage: Stage,
+    ) -> Estimate:
+        """The estimate, with the seconds of SPEC C6: a base, and more per thousand tokens of answer."""
+        params, model = request.params, stage.endpoints[0].model
+        asked = None if REASONING_PARAMETERS.isdisjoint(params) else reasoning_tokens(params)
+        reasoning = model.capabilities & REASONING != 0 if asked is None else asked > 0
+        tokens = wanted
+        if tokens is None:
+            tokens = self._state.outputs.p95.get(model.name, 0)  # with their reasoning, where there was any
+        if not tokens:
+            tokens = USUAL_OUTPUT + ((USUAL_EFFORT if asked is None else asked) if reasoning else 0)
         factor = self._factor_of.get(level or "", 1.0)
-        return self._timeout_base + self._timeout_per_1k * (wanted or 0) / 1000 * factor
+        timeout = self._timeout_base + self._timeout_per_1k * tokens / 1000 * factor
+        return Estimate(tokens_in, tokens_out, timeout, reasoning)
 
     # --------------------------------------------------------------------- another plan for the same request
 
@@ -159,7 +191,8 @@ class Planner:
         """The plan for the same request with another ``max_tokens``, of the same class and tier."""
         tokens_in, wanted = plan.estimate.input_tokens, request.max_tokens
         tokens_out = self._state.outputs.expected_output(wanted, plan.stages[0].endpoints[0].model)
-        estimate = Estimate(tokens_in, tokens_out, self._timeout(plan.judgement.level, wanted))
+        level = plan.judgement.level
+        estimate = self._estimate(tokens_in, tokens_out, request, wanted, level, plan.stages[0])
         return Plan(request, estimate, plan.needs, plan.judgement, plan.stages)
 
     def higher(self, plan: Plan) -> Plan | None:

@@ -19,12 +19,15 @@ class Estimate:
     Attributes:
         input_tokens: prompt tokens, by the text's length.
         output_tokens: answer tokens: those asked for, or what such answers took lately.
-        timeout: seconds one attempt at a plain call may take.
+        timeout: seconds that an attempt may take while another endpoint is ready; the last one has until the
+            call's deadline.
+        reasoning: whether the answer is expected to begin with reasoning.
     """
 
     input_tokens: int
     output_tokens: int
     timeout: float
+    reasoning: bool = False
 
     @property
     def prompt_scale(self) -> float:

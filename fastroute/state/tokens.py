@@ -8,7 +8,8 @@ reserved too little exceeds a limit.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 # English has about four characters in a token and code about three. Four UTF-8 bytes in a token cover scripts
 # whose characters have several bytes and take a token or more each.
@@ -36,6 +37,39 @@ def estimate_input(chars: int, utf8: int, messages: int, images: int = 0) -> int
     return text + TOKENS_PER_MESSAGE * messages + TOKENS_PER_IMAGE * images
 
 
+USUAL_OUTPUT = 1000  # tokens of an answer where no length is asked for and none has been observed
+_EFFORT_TOKENS = {
+    "none": 0,
+    "minimal": 1_000,
+    "low": 2_000,
+    "medium": 8_000,
+    "high": 24_000,
+    "xhigh": 48_000,
+    "max": 64_000,
+}
+USUAL_EFFORT = _EFFORT_TOKENS["medium"]
+REASONING_PARAMETERS = frozenset({"reasoning_effort", "reasoning", "thinking"})
+
+
+def reasoning_tokens(params: Mapping[str, Any]) -> int | None:
+    """Tokens of reasoning that a request asks for; 0 if it turns reasoning off, None if it says nothing.
+
+    Understands ``reasoning_effort`` (OpenAI), ``reasoning`` (OpenRouter) and ``thinking`` (Anthropic).
+    """
+    effort = params.get("reasoning_effort")
+    reasoning = params.get("reasoning")
+    if effort is None and isinstance(reasoning, Mapping):
+        effort = "none" if reasoning.get("enabled") is False else reasoning.get("effort")
+        if effort is None:
+            effort = reasoning.get("max_tokens")
+    thinking = params.get("thinking")
+    if effort is None and isinstance(thinking, Mapping):
+        effort = "none" if thinking.get("type") == "disabled" else thinking.get("budget_tokens", "medium")
+    if isinstance(effort, int) and not isinstance(effort, bool):
+        return min(max(effort, 0), 1_000_000)
+    return _EFFORT_TOKENS.get(effort) if isinstance(effort, str) else None
+
+
 class _HasOutputLimit(Protocol):
     @property
     def name(self) -> str: ...
@@ -50,11 +84,11 @@ class OutputHistory:
     and the 95th percentile is one value that is replaced.
     """
 
-    __slots__ = ("_p95", "_rings")
+    __slots__ = ("_rings", "p95")
 
     def __init__(self) -> None:
         self._rings: dict[str, deque[int]] = {}
-        self._p95: dict[str, int] = {}
+        self.p95: dict[str, int] = {}
 
     def record(self, model: str, output_tokens: int) -> None:
         """Records the output tokens of one complete answer; numbers below 1 are ignored."""
@@ -67,7 +101,7 @@ class OutputHistory:
         # ``copy`` is one step in C, so another thread cannot append during the sort.
         ordered = sorted(ring.copy())
         # `figures.percentile`, inlined because this runs in every call.
-        self._p95[model] = ordered[-(-len(ordered) * 95 // 100) - 1]
+        self.p95[model] = ordered[-(-len(ordered) * 95 // 100) - 1]
 
     def expected_output(self, max_tokens: int | None, model: _HasOutputLimit) -> int:
         """Output tokens to reserve for a request.
@@ -82,5 +116,5 @@ class OutputHistory:
         """
         wanted = max_tokens
         if wanted is None:
-            wanted = max(LEAST_OUTPUT, self._p95.get(model.name, 0))
+            wanted = max(LEAST_OUTPUT, self.p95.get(model.name, 0))
         return min(wanted, model.max_output_tokens) if model.max_output_tokens > 0 else wanted

@@ -30,6 +30,20 @@ from .answer import StrictResponse
 from .request_timer import RequestTimer
 from .resolve import is_address, resolve
 
+# A peer that is gone (a crashed host, a NAT that forgot the connection) is found within about a minute, so
+# that a long wait for a model that reasons is not a wait for nobody.
+_KEEPALIVE = tuple(
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),  # seconds of silence before the first probe
+        (socket.IPPROTO_TCP, "TCP_KEEPALIVE", 30),  # the same on macOS
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+)
+
 
 def _timer() -> RequestTimer | None:
     """The timer of the request that this thread is sending; None for a request that is not ours."""
@@ -169,7 +183,7 @@ class _Dialing:
             found = socket.getaddrinfo(host, self.port, allowed_gai_family(), socket.SOCK_STREAM)
             family, kind, protocol, _, address = found[0]  # the host is an address, so there is only one
             sock = socket.socket(family, kind, protocol)
-            for option in self.socket_options or ():
+            for option in (*(self.socket_options or ()), *_KEEPALIVE):
                 sock.setsockopt(*option)
             sock.settimeout(self.timeout)
             if self.source_address:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from fastroute.platform import forks
@@ -32,9 +33,12 @@ class RequestTimer:
         fresh: whether a connection was opened for it.
         reused: whether it was sent on a connection that had served another request.
         resent: whether it was sent a second time, because such a connection had ended.
+        extension: asked at the deadline for a later one; 0 if there is none.
+        ended: called after the deadline has ended the request.
 
     Thread safety: the caller's thread sets ``deadline`` and the timer thread reads it, one attribute access
     each. Any thread may call `cut`: the lock keeps it from shutting a socket that `release` has given up.
+    ``extension`` and ``ended`` are called by the timer thread, so they must neither wait nor fail.
     """
 
     __slots__ = (
@@ -43,7 +47,9 @@ class RequestTimer:
         "_shut",
         "_sock",
         "deadline",
+        "ended",
         "expired",
+        "extension",
         "fresh",
         "heard",
         "opening",
@@ -57,6 +63,8 @@ class RequestTimer:
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.private_allowed = True
+        self.extension: Callable[[], float] | None = None
+        self.ended: Callable[[], None] | None = None
         self.expired = False
         self.raw: Any = None
         self.heard = False
@@ -104,10 +112,24 @@ class RequestTimer:
     def cut(self) -> None:
         """Ends the request now; the thread that runs it sees ``expired``."""
         unschedule(self)
-        self.expire()
+        self._end()
 
-    def expire(self) -> None:
-        """Called by the timer thread at the deadline."""
+    def expire(self) -> bool:
+        """Called by the timer thread at the deadline; ends the request unless it is given more time.
+
+        Returns:
+            Whether it was, and ``deadline`` is later now.
+        """
+        later = self.extension() if self.extension is not None else 0.0
+        if later > self.deadline and not self.expired:
+            self.deadline = later
+            return True
+        self._end()
+        if self.ended is not None:
+            self.ended()
+        return False
+
+    def _end(self) -> None:
         # Set before the socket is shut, because that wakes the reader, which checks it.
         self.expired = True
         self.shut()
