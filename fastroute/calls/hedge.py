@@ -65,6 +65,7 @@ class Hedge(Generic[_Answer]):
     def begin(self) -> None:
         """From now on the delay runs. `end` must follow, even where this is interrupted."""
         self._alarm = Alarm(time.monotonic() + self._delay, self.launch)
+        self._alarm.start()
 
     def result(self) -> _Answer | None:
         """The second attempt's answer, waiting for it; None if it has not begun by now, or has none.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from fastroute import errors, events
+from fastroute.platform.timer import Alarm
 from fastroute.providers import sse
 from fastroute.providers.base import StreamDecoder, check_content_type
 from fastroute.transport import Exchange
@@ -37,7 +39,7 @@ class StreamReader:
         self.decoder: StreamDecoder = upstream.format.stream(call.request, upstream.target)
         self._call = call
         self._progress = time.monotonic()
-        self._ended = False
+        self.ended = False
         self._begun = False  # content has come; before it, only the attempt's limit and the deadline count
         self.paused = False  # the program has the chunks, and nothing is read until it asks for more
         self._failure: errors.APIError | None = None  # to be raised after what came before it
@@ -52,7 +54,7 @@ class StreamReader:
             if any(chunk.has_content for chunk in chunks):
                 break
         self._begun = True
-        if not self._ended:
+        if not self.ended:
             self._pause()
         return found
 
@@ -63,7 +65,7 @@ class StreamReader:
             errors.APIError: it broke, or sent an error, or ended without a finish reason.
         """
         decoder = self.decoder
-        while not self._ended and self._failure is None:
+        while not self.ended and self._failure is None:
             if self.paused:  # the time that the program took was no silence of the provider's
                 self.paused = False
                 self._progress = time.monotonic()
@@ -78,7 +80,7 @@ class StreamReader:
                 self._check_whole(error)
                 return
             if piece is None:
-                self._ended = True
+                self.ended = True
                 parsed = self._events.end()
             else:
                 parsed = self._events.feed(piece)
@@ -90,16 +92,16 @@ class StreamReader:
                         break
             except errors.APIError as error:
                 # What the end has cut is no fault: whether enough came before, the decoder says.
-                if not (self._ended and isinstance(error, errors.UpstreamProtocolError)):
+                if not (self.ended and isinstance(error, errors.UpstreamProtocolError)):
                     self._failure = error
-            if decoder.done and not self._ended:
-                self._ended = True
+            if decoder.done and not self.ended:
+                self.ended = True
                 self._exchange.drain(self._pieces)
             if chunks:
-                if self._begun and not self._ended:
+                if self._begun and not self.ended:
                     self._pause()
                 yield chunks  # those before a failure too, however the network has cut the stream
-            elif not self._ended:
+            elif not self.ended:
                 now = time.monotonic()
                 if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
                     self._progress = now
@@ -139,6 +141,18 @@ class StreamReader:
         )
 
 
+def _weak(method: Callable[[], None]) -> Callable[[], None]:
+    """Calls a bound method as long as its object is alive, without keeping it alive."""
+    known = weakref.WeakMethod(method)
+
+    def call() -> None:
+        found = known()
+        if found is not None:
+            found()
+
+    return call
+
+
 class Stream:
     """A streamed answer: iterate over its chunks, or leave early with `close` (or a ``with`` block).
 
@@ -167,7 +181,8 @@ class Stream:
         self.route: Route = settlement.call.route(settlement.upstream.endpoint, time.monotonic(), ttft=ttft)
         self._failure: errors.DeadlineExceeded | None = None
         settlement.hand_out()
-        exchange.on_deadline(self._deadline_passed)
+        self._alarm = Alarm(settlement.call.deadline, _weak(self._deadline_passed))
+        self._alarm.start()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -203,6 +218,9 @@ class Stream:
         settlement = getattr(self, "_settlement", None)
         if settlement is not None and not settlement.settled:
             self.close()
+        alarm = getattr(self, "_alarm", None)
+        if alarm is not None:  # an interrupt may have come before it was cancelled
+            alarm.cancel()
 
     @property
     def text(self) -> str:
@@ -240,7 +258,12 @@ class Stream:
     def _deadline_passed(self) -> None:
         """Called by the timer thread: a program that pauses must not hold permit and money for longer."""
         settlement = self._settlement
-        if not self._reader.paused or settlement.settled:
+        if settlement.settled:
+            return
+        if self._reader.ended:  # all of it is here, and only its chunks are left to be taken
+            self._finish()
+            return
+        if not self._reader.paused:
             return  # it is being read, and its own thread finds out
         failure = errors.DeadlineExceeded("the call's deadline passed while its answer was not being read")
         self._failure, self._ended = failure, True
@@ -295,6 +318,7 @@ class Stream:
         return self._settlement.estimated_usage(self._reader.decoder.output_chars)
 
     def _close_books(self, error: str | None = None) -> None:
+        self._alarm.cancel()
         if self.usage is None:
             self.usage = self._spent()
         self.route = self._settlement.call.route(

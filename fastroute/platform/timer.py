@@ -41,6 +41,9 @@ class Alarm:
     def __init__(self, deadline: float, action: Callable[[], None]) -> None:
         self.deadline = deadline
         self._action = action
+
+    def start(self) -> None:
+        """Begins to wait. Apart from the constructor, so that its owner can cancel it however this ends."""
         schedule(self)
 
     def expire(self) -> bool:

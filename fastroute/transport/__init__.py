@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import requests
@@ -77,17 +77,6 @@ class Exchange:
     def extend(self, deadline: float) -> None:
         """Sets a new deadline (time.monotonic) at which the request is cut, earlier or later than before."""
         self._timer.deadline = deadline
-
-    def on_deadline(self, method: Callable[[], None]) -> None:
-        """Calls a bound method, which is not kept alive, in the timer thread once the deadline has passed."""
-        known = weakref.WeakMethod(method)
-
-        def ended() -> None:
-            found = known()
-            if found is not None:
-                found()
-
-        self._timer.ended = ended
 
     def body(self) -> bytes:
         """The complete decoded body.

@@ -34,11 +34,10 @@ class RequestTimer:
         reused: whether it was sent on a connection that had served another request.
         resent: whether it was sent a second time, because such a connection had ended.
         extension: asked at the deadline for a later one; 0 if there is none.
-        ended: called after the deadline has ended the request.
 
     Thread safety: the caller's thread sets ``deadline`` and the timer thread reads it, one attribute access
     each. Any thread may call `cut`: the lock keeps it from shutting a socket that `release` has given up.
-    ``extension`` and ``ended`` are called by the timer thread, so they must neither wait nor fail.
+    ``extension`` is called by the timer thread, so it must neither wait nor fail.
     """
 
     __slots__ = (
@@ -47,7 +46,6 @@ class RequestTimer:
         "_shut",
         "_sock",
         "deadline",
-        "ended",
         "expired",
         "extension",
         "fresh",
@@ -64,7 +62,6 @@ class RequestTimer:
         self.deadline = deadline
         self.private_allowed = True
         self.extension: Callable[[], float] | None = None
-        self.ended: Callable[[], None] | None = None
         self.expired = False
         self.raw: Any = None
         self.heard = False
@@ -125,8 +122,6 @@ class RequestTimer:
             self.deadline = later
             return True
         self._end()
-        if self.ended is not None:
-            self.ended()
         return False
 
     def _end(self) -> None:
