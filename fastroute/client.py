@@ -1,7 +1,7 @@
 """The public client: OpenAI's `chat.completions.create`, routed.
 
-Owns the names that callers use and the checking of what they pass. A call runs in its caller's thread; its
-way from here is `runtime/runtime.py`.
+Defines the names that callers use and checks what they pass. A call runs in its caller's thread; it goes on
+in `runtime/runtime.py`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Client:
 
     @property
     def _here(self) -> Runtime:
-        """What is shared, made good for a fork that nobody heard of; `create` sees to that itself."""
+        """The runtime, repaired after a fork that ran no Python hooks; `create` does that itself."""
         forks.ensure()
         return self.runtime
 
@@ -217,7 +217,7 @@ class Client:
         timeout: float | None = None,
         **params: Any,
     ) -> Completion | Stream:
-        """Asks one endpoint: nothing from the cache, nobody else when it fails, no second attempt.
+        """Asks one endpoint: without the cache, failover or a second attempt.
 
         The call waits for limits, is entered and charged like any other, with the tag ``probe`` unless
         ``route`` says otherwise. How long it takes does not count where endpoints are compared.
@@ -381,7 +381,7 @@ class Client:
             isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence)
         ):
             raise errors.BadRequestError(
-                f"messages: a list of mappings with role and content is wanted, not {type(messages).__name__}"
+                f"messages: must be a list of mappings with role and content, not {type(messages).__name__}"
             )
         if not messages:
             raise errors.BadRequestError("messages: at least one is needed")
@@ -396,7 +396,7 @@ class Client:
         for name in ("max_tokens", "max_completion_tokens"):
             wanted = params.get(name)
             if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-                raise errors.BadRequestError(f"{name}: a whole number is wanted, not {type(wanted).__name__}")
+                raise errors.BadRequestError(f"{name}: must be an integer, not {type(wanted).__name__}")
         options = self._route_options(route)
         if stream and options.validate is not None:
             raise errors.BadRequestError(
@@ -445,19 +445,19 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
     if not isinstance(tags, Mapping) or not all(
         isinstance(key, str) and isinstance(value, str) for key, value in tags.items()
     ):
-        raise errors.BadRequestError("route.tags: a mapping of strings to strings is wanted")
+        raise errors.BadRequestError("route.tags: must be a mapping of strings to strings")
     if options.tier is not None and not isinstance(options.tier, str):
-        raise errors.BadRequestError("route.tier: the name of a tier is wanted")
+        raise errors.BadRequestError("route.tier: must be the name of a tier")
     for name in ("cache", "force_premium"):
         if not isinstance(getattr(options, name), bool):
-            raise errors.BadRequestError(f"route.{name}: True or False is wanted")
+            raise errors.BadRequestError(f"route.{name}: must be True or False")
     if options.hedge is not None and not isinstance(options.hedge, bool):
-        raise errors.BadRequestError("route.hedge: True or False is wanted")
+        raise errors.BadRequestError("route.hedge: must be True or False")
     quality = options.quality
     if quality is not None:
         _number("route.quality", quality)
         if quality > 1:
-            raise errors.BadRequestError("route.quality: a number from 0 to 1 is wanted")
+            raise errors.BadRequestError("route.quality: must be a number from 0 to 1")
     for name in ("max_cost", "max_latency"):
         value = getattr(options, name)
         if value is not None:
@@ -465,7 +465,7 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
     if options.deadline is not None:
         _seconds("route.deadline", options.deadline)
     if not isinstance(options.priority, str) or options.priority not in PRIORITIES:
-        raise errors.BadRequestError(f"route.priority: one of {', '.join(PRIORITIES)} is wanted")
+        raise errors.BadRequestError(f"route.priority: must be one of {', '.join(PRIORITIES)}")
     if options.validate is not None:
         Validator.of(options.validate)
     return evolve(options, tags=dict(tags)) if tags else options
@@ -481,14 +481,14 @@ def _mappings(messages: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
             found.append(said)
         else:
             raise errors.BadRequestError(
-                f"messages[{place}]: a mapping with role and content is wanted, not {type(message).__name__}"
+                f"messages[{place}]: must be a mapping with role and content, not {type(message).__name__}"
             )
     return found
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise errors.BadRequestError(f"{name}: a number that is not negative is wanted")
+        raise errors.BadRequestError(f"{name}: must be a number that is not negative")
     return float(value)
 
 

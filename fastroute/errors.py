@@ -1,7 +1,7 @@
 """Every exception that fastroute raises.
 
-Owns the tree and what each error carries; deciding which one a response means is `providers/`, and
-deciding what happens next is `retry.py`. Names below `APIError` are the OpenAI SDK's own::
+What each error carries is documented here. `providers/` decides which error a response means, and
+`calls/retry.py` what happens next. Names below `APIError` are the OpenAI SDK's own::
 
     Error
     ├── ConfigError                    a configuration that cannot be right; .problems lists all of it

@@ -1,6 +1,6 @@
 """What happened, as frozen records, and the list of hooks that hear them.
 
-Owns the records and their delivery; deciding that something happened is elsewhere. A hook runs in the
+Defines the records and delivers them. A hook runs in the
 thread that noticed the event, after the call's own work; one that raises is logged and otherwise ignored,
 so no hook can fail or lose a call. With no hook registered an event is not even made (ask `Hooks.wanted`).
 """
@@ -67,7 +67,7 @@ class HealthChecked(Event):
     Attributes:
         kind: ``models`` or ``completion``.
         outcome: ``ok``; ``failed``; or ``unclear``, which says nothing of the endpoint's health: throttled, a
-            key refused, no list to be had.
+            key refused, no list available.
         seconds: how long it took.
         error: the class name of what came instead of an answer.
         state: of the endpoint's breaker since: ``closed``, ``open`` or ``half-open``.
@@ -99,7 +99,7 @@ class RetryBudgetExhausted(Event):
 
 @frozen
 class StreamForgiven(Event):
-    """A streamed answer was taken for whole although something in it was amiss.
+    """A streamed answer was complete but had a tolerated defect.
 
     Attributes:
         kind: ``missing_done``: it lacked its format's end mark; ``invalid_utf8``: bytes of it were no UTF-8,
@@ -117,7 +117,7 @@ class ClassifierFailed(Event):
     Attributes:
         kind: ``raised``, ``timeout``, ``busy``, ``unknown-level``, ``bad-score``, ``tie``, or ``unreadable``
             for messages that no rule set can read.
-        reason: for people; it holds nothing of the request.
+        reason: in words; holds nothing of the request.
     """
 
     classifier: str

@@ -1,7 +1,7 @@
 """The values that flow through a call, all frozen, in the shape of OpenAI's chat completions.
 
-Owns the request, the completion, the chunk and what fastroute adds to them (`Route`, `Attempt`,
-`Classification`). Making them from bytes is `providers/`; nothing here does I/O or reads a clock.
+Defines the request, the completion, the chunk and what fastroute adds to them (`Route`, `Attempt`,
+`Classification`). `providers/` makes them from bytes; nothing here does I/O or reads a clock.
 Money is in integer nano-dollars (1 USD = 10**9) in fields that end in ``_nano``; times are in seconds.
 
 Whatever a provider sends beside the known fields stays reachable: attribute access on a message, delta
@@ -176,7 +176,7 @@ class Classification:
         confidence: 0..1.
         matches: the words and patterns found, by group.
         classifier: the rule set's name.
-        reason: one line for people.
+        reason: one line in words.
     """
 
     level: str

@@ -1,12 +1,11 @@
-"""How a call is let in: limits, breakers, the line of those that wait, the pause before asking again.
+"""Admits calls: limits, breakers, waiting, and the pause before an endpoint is asked again.
 
-Owns who may send next and when, and giving back what let in a call that goes no further. What is done once it
-is in is `dispatch.py`'s; who is in a plan is `plan.py`'s, the line itself `queue.py`.
+Sending is in `dispatch.py`, the order of candidates in `routing/planner.py`, the queue itself in `queue.py`.
 
-An endpoint that has not been tried goes at once: waiting is for when there is none. Then the shorter of two
-waits is taken: for a limit of an untried endpoint, or the back-off before asking a tried one again, which the
-endpoint's retry budget must allow. Failover to another endpoint is never budgeted, or an outage of one
-provider would use up what is meant to end it.
+An endpoint that was not tried is asked at once; a call waits only when there is none. Then it takes the
+shorter of two waits: for the limit of an untried endpoint, or the back-off before a tried one is asked again,
+which that endpoint's retry budget must allow. Failover to another endpoint needs no budget: otherwise an
+outage of one provider would use up what is meant to end it.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Admission:
         retries: how long to wait before asking again.
         line: where calls wait for a limit.
         state: the permits of all endpoints together, and how often a breaker may be hurried.
-        hooks: hear of a retry budget that is used up.
+        hooks: events are emitted to them.
 
     Thread safety: all methods; a call is one thread's.
     """
@@ -96,7 +95,7 @@ class Admission:
             ]
             return None
         if not plan.ranked and not call.attempts and not self._queue.waiting:
-            # Nobody waits before it, so the core may rank and let it in at one go. Until it is taken the
+            # No call waits before it, so the core may rank and admit in one step. Until it is taken, the
             # ticket is the plan's, which gives it back should an interrupt come in between.
             entered = self._planner.admit(plan)
             if entered is not None:
@@ -316,7 +315,7 @@ class Admission:
         """Where every breaker is open: the one that would close first lets the call in as its probe.
 
         Once a second at most, whichever process asks: what has recovered should not wait for its time while
-        nobody at all can be served.
+        no call at all can be served.
         """
         if progress.primary is not None or any(each.reason != _core.BREAKER for each in progress.refused):
             return None

@@ -1,7 +1,7 @@
-"""One attempt at one endpoint: send, decode, settle.
+"""One attempt at one endpoint: send, decode, settle, for whole and for streamed answers.
 
-Owns the two ways to take an answer, whole or streamed. Whether there is another attempt is `dispatch.py`'s
-decision; what an attempt gives back is `settlement.py`'s.
+Whether there is another attempt is decided in `dispatch.py`; what an attempt gives back is in
+`settlement.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Attempts:
             Superseded: another attempt of the call was quicker.
         """
         settlement = Settlement(self.sinks, call, upstream, grant)
-        own = upstream.endpoint.provider.timeout  # configured, so it ends the attempt whoever else is there
+        own = upstream.endpoint.provider.timeout  # configured, so it ends the attempt in any case
         exchange = None
         try:
             exchange = settlement.open(False, own or call.estimate.timeout, movable=own is None)

@@ -1,7 +1,7 @@
 """Answers already paid for, and questions already in flight.
 
-Owns the response cache (cachetools), its keys and the single-flight of equal requests. Whether a call may use
-it is the client's decision; making an answer is everybody else's.
+The response cache (cachetools), its keys, and single-flight: equal requests that run at the same time are
+sent once.
 
 A key is SHA-256 over length-prefixed parts: the configuration's fingerprint, the scope (the caller's tags, so
 that tenants never meet) and the request as canonical JSON. Requests that differ in anything but the order of
@@ -152,7 +152,7 @@ class Cache:
             raise
 
     def _let_go(self, key: bytes, led: list[Flight], awaited: list[Flight], heir: object) -> None:
-        """Holds up nobody any more; done twice, it changes nothing."""
+        """Releases all that wait for it. Idempotent."""
         for flight in led:
             if not flight.done.is_set():
                 self._land(key, flight)

@@ -174,7 +174,7 @@ class Grant:
 
 
 class Superseded(APIError):
-    """Another attempt of the call has its answer, or nobody waits for one any more. No caller sees it."""
+    """Another attempt of the call was answered, or the call has ended. Callers never see this error."""
 
 
 class Contestant(Protocol):
@@ -184,7 +184,7 @@ class Contestant(Protocol):
         """Ends it at once, whatever it is doing, and charges what it may have cost.
 
         Args:
-            output_tokens: how long the winner's answer is; None if that is not known, or nobody has won.
+            output_tokens: how long the winner's answer is; None if that is unknown or none has won.
         """
 
 
@@ -222,7 +222,7 @@ class Race:
             return self._winner is contestant
 
     def end(self, output_tokens: int | None = None) -> None:
-        """Ends all that have not won; without a winner there will be none. Twice is as good as once."""
+        """Ends all that have not won; afterwards none can win. Idempotent."""
         with self._lock:
             self._decided = True
             losers = [each for each in self._contestants if each is not self._winner]

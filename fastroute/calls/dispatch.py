@@ -1,7 +1,7 @@
 """Carries out a plan: attempts, failover, retries, hedges, and the one deadline over all of it.
 
-Owns the order of events between a plan and its answer. Who is let in next is `admission.py`'s, one attempt
-`attempt.py`'s; what an error means is `retry.py`'s; who is in a plan is `plan.py`'s.
+Admission is in `admission.py`, one attempt in `attempt.py`, the meaning of an error in `retry.py`, the order
+of candidates in `routing/planner.py`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Dispatcher:
             wait: whether it may wait for a limit, in line with all others.
 
         Raises:
-            errors.NoEndpointError, errors.RateLimitError: nobody lets it in; nothing was sent.
+            errors.NoEndpointError, errors.RateLimitError: no endpoint admits it; nothing was sent.
             errors.Error: what the attempt failed with.
         """
         attempt = self._attempts.stream if call.request.stream else self._attempts.complete
@@ -209,9 +209,10 @@ class Dispatcher:
         attempt: Callable[[Call, Upstream, Grant], _Answer],
         hedge: Hedge[_Answer],
     ) -> _Answer | None:
-        """The answer of a second attempt beside the one under way; None if nobody lets it in or it fails.
+        """The answer of a second attempt beside the one under way; None if no endpoint admits it or it fails.
 
-        Plan and progress are its own meanwhile: the first attempt's thread waits for it before it goes on.
+        Only this thread uses plan and progress: the thread of the first attempt waits for it before it goes
+        on.
         """
         second = call.hedged(hedge.race, first.name)
         try:
@@ -292,7 +293,7 @@ class Dispatcher:
         return self._attempts.sinks.hooks
 
     def _failed(self, call: Call, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> None:
-        """Takes note of a failed attempt; raises when it was the last."""
+        """Records a failed attempt; raises when it was the last."""
         verdict, call.verdict = call.verdict, None
         progress.primary = progress.primary or error
         if verdict is None:

@@ -1,7 +1,7 @@
 """The second request of a call whose first takes longer than most.
 
-Owns whether and when a call is hedged, and the thread that its second attempt runs in; the first stays in the
-caller's. Which endpoint gets it is `dispatch.py`'s choice, which of the two wins `call.py`'s.
+Decides whether and when a call is hedged. The second attempt runs in a thread of the pool, the first in the
+caller's. `dispatch.py` chooses the endpoint, and `call.Race` decides which of the two wins.
 
 The delay is a high percentile of the endpoint's last five minutes (J. Dean and L. A. Barroso, The Tail at
 Scale, CACM 56:2, 2013): of whole answers for plain calls, of the time to the first token for streams. A call
@@ -36,7 +36,7 @@ class Hedge(Generic[_Answer]):
 
     Args:
         delay: seconds after which it begins.
-        send: makes the attempt; None if nobody lets it in, or it fails.
+        send: makes the attempt; None if no endpoint admits it or it fails.
         workers: the threads that hedges run in.
 
     Attributes:
@@ -58,7 +58,7 @@ class Hedge(Generic[_Answer]):
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._begun = False
-        self._closed = False  # too late to begin, or for an answer that nobody has asked for
+        self._closed = False  # too late to begin; an answer is dropped
         self._answer: _Answer | None = None
         self._alarm: Alarm | None = None
 
@@ -129,7 +129,7 @@ class Hedge(Generic[_Answer]):
 class Hedging:
     """Says which calls are hedged and when.
 
-    Thread safety: all methods; what it goes by is in the core.
+    Thread safety: all methods; the percentiles are in the core.
     """
 
     def __init__(self, rule: HedgingConfig, workers: Workers) -> None:

@@ -1,12 +1,12 @@
 """Where calls of this process wait for a limit, in the order of their class and their coming.
 
-Owns two kinds of waiting. For a permit (so many calls at once) there is one line an endpoint: a permit that
-is given back wakes the first, and nobody who comes later goes before it. For a rate there is a time: it is
+There are two kinds of waiting. For a permit (calls in flight) each endpoint has a queue: a permit that is
+released wakes its first call, and no later call overtakes it. For a rate there is a time: it is
 reserved in the core, so that a call sleeps once; a call of a higher class takes the time of a lower one,
 which takes a later time in exchange.
 
 Other processes have lines of their own; the first of a line looks again every 20 ms for what they give back.
-Whether to wait, and for what, is `dispatch.py`'s.
+`admission.py` decides whether to wait, and for what.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class WaitQueue:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: nobody waits here."""
+        """In a forked child: no call waits."""
         self.waiting = 0
         self._waiting: set[Waiter] = set()
         self._lock = threading.Lock()
@@ -208,7 +208,7 @@ class WaitQueue:
     def wait(self, waiter: Waiter, names: Iterable[str], core: _core.Endpoint, seconds: float) -> None:
         """Waits until one of the endpoints may have a permit, ``seconds`` at most.
 
-        Returns at once when it joins a queue: what was given back before that woke nobody.
+        Returns at once when it joins a queue: a permit released before that woke no call.
 
         Args:
             names: whose permits would do.
@@ -243,7 +243,7 @@ class WaitQueue:
                     waiter.wake()
 
     def _stand(self, waiter: Waiter, names: tuple[str, ...]) -> None:
-        """Leaves the lines it stands in and joins others; the first of a line left is told."""
+        """Leaves its queues and joins others; the first of each queue that it left is woken."""
         if names == waiter.names:
             return
         for name in waiter.names:
@@ -255,7 +255,7 @@ class WaitQueue:
                     queue[0].wake()
                 else:
                     self.waiters.pop(name, None)
-        waiter.names = names  # before it joins them: interrupted meanwhile, it leaves wherever it got to
+        waiter.names = names  # set first: after an interrupt it leaves those it has joined
         for name in names:
             queue = self.waiters.setdefault(name, [])
             if waiter not in queue:

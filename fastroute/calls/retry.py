@@ -1,8 +1,8 @@
-"""What may be done about a failed attempt, and after how long.
+"""What may be done about a failed attempt, and after how long: an immutable policy, from error to `Verdict`.
 
-Owns the policy as an immutable value (error in, `Verdict` out) and the back-off. Reading what a provider's
-headers say is `limit_headers.py`; carrying it out (which endpoint is next, sleeping, the retry budget's
-balance) is `dispatch.py` and the core. Pure: no I/O, no clock; the random number is passed in.
+What a provider's headers say is read in `providers/limit_headers.py`. The choice of the next endpoint,
+sleeping and the retry budget are in `dispatch.py`, `admission.py` and the core. Pure: no I/O and no clock;
+the random number is an argument.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Action(enum.Enum):
 
 
 class BreakerOutcome(enum.IntEnum):
-    """What the core is told of an attempt; the numbers are the core's own."""
+    """The outcome of an attempt as the core records it; the numbers are the core's."""
 
     OK = 0
     FAILURE = 1
     IGNORED = 2  #: says nothing about the endpoint's health
-    THROTTLED = 3  #: over a limit: the limiter's business, not the breaker's
+    THROTTLED = 3  #: over a limit: counted by the limiter, not by the breaker
 
 
 @frozen
@@ -45,7 +45,7 @@ class Verdict:
         outcome: what the breaker and the latency hear.
         block_seconds: leave the endpoint out for so long; 0 for not at all.
         block_code: why, as the core keeps it.
-        reason: why, for people and events.
+        reason: why, in words, for logs and events.
         once: another attempt makes sense once, not again and again: it failed slowly, or may have been
             charged for.
     """
@@ -133,10 +133,10 @@ class RetryPolicy:
         )
 
     def classify(self, error: BaseException) -> Verdict:
-        """What may be done about an error, and what the breaker should hear of it.
+        """What may be done about an error, and which outcome the breaker records.
 
         A provider's own ``x-should-retry`` decides about asking the same endpoint again, whatever the status
-        (except that a spent quota stays spent); the breaker goes by the status alone. A Retry-After above
+        (except that a spent quota stays spent); the breaker uses the status alone. A Retry-After above
         `max_retry_after` is never slept through: the endpoint is blocked for that time, and others may be
         asked.
 

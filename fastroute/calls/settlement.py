@@ -1,7 +1,8 @@
-"""One request on its way: what it was given, and settling all of it once, whichever way it ends.
+"""One request on its way, and its settlement: exactly once, however the attempt ends.
 
-Owns the settling: permits go back, breaker and latency hear of it, the ledger gets its one line. What the
-attempts of a call share is `call.py`'s, what is done with the answer `attempt.py`'s and `stream.py`'s.
+Settling releases the permit, records the outcome in breaker and latency, charges budgets and writes one entry
+to the ledger. What the attempts of a call share is in `call.py`; what is done with the answer is in
+`attempt.py` and `stream.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Sinks:
     Attributes:
         retries: says what may be done about an error.
         ledger: gets one line an attempt.
-        hooks: hear of it.
+        hooks: events are emitted to them.
         outputs: learn how long answers are.
         rates: success and validation rates of the models.
         budgets: what may still be spent; None where no budget is configured.
@@ -194,7 +195,7 @@ class Settlement:
         return call.deadline
 
     def begun(self) -> None:
-        """Content has come: from now on nobody can take over, and only the stream's own clocks count."""
+        """Content has come, so no other endpoint can take over: the attempt keeps its time."""
         if self._timer is not None:
             self._timer.extension = None  # which holds this in turn
 
@@ -240,7 +241,7 @@ class Settlement:
         return Usage(self._call.estimate.input_tokens, (answer_chars + 2) // 3, source="estimated")
 
     def _expected_usage(self) -> Usage:
-        """For an answer that may have been written and charged in full, and that nobody has seen."""
+        """The usage of an answer that did not arrive but may have been written and charged in full."""
         estimate, most = self._call.estimate, self._upstream.endpoint.model.max_output_tokens
         output = min(estimate.output_tokens, most) if most > 0 else estimate.output_tokens
         return Usage(estimate.input_tokens, output, source="estimated")
@@ -383,7 +384,7 @@ class Settlement:
         self._handed_out = True
 
     def abandon(self) -> None:
-        """Settles it if nobody else has or will, as after an interrupt while it was being settled."""
+        """Settles it, for instance after an interrupt, unless its stream will do so. Idempotent."""
         if self._exchange is not None and not self._handed_out:
             self._exchange.close()
         if not self._handed_out and not self._settled:
@@ -506,7 +507,7 @@ class Settlement:
             with self._lock:
                 if self._settled:
                     return
-                # In here: whoever finds it settled may count on the call's attempts.
+                # Under the lock, so that the call's attempts are complete once it is settled.
                 known = self._call.attempts
                 if not known or all(each.id != attempt.id for each in known):
                     known.append(attempt)

@@ -1,7 +1,7 @@
 """A streamed answer: the chunks, the clocks that may cut it, and leaving it early.
 
-Owns a stream from its first byte to its end. It holds its attempt's permits as long; settling them is
-`settlement.py`'s. Turning events into chunks is the format's.
+A stream keeps the permits of its attempt until it ends; releasing them is in `settlement.py`. The wire format
+turns events into chunks.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StreamReader:
         """
         decoder = self.decoder
         while not self.ended and self._failure is None:
-            if self.paused:  # the time that the program took was no silence of the provider's
+            if self.paused:  # the program took this time, not the provider
                 self.paused = False
                 self._progress = time.monotonic()
                 if self._progress >= self._call.deadline:
@@ -113,9 +113,9 @@ class StreamReader:
 
     @property
     def forgiven(self) -> list[str]:
-        """What was amiss in a stream that is whole all the same; see `events.StreamForgiven`."""
+        """Tolerated defects of a complete stream; see `events.StreamForgiven`."""
         found = {"missing_done": not self.decoder.done, "invalid_utf8": self._events.replaced}
-        return [kind for kind, amiss in found.items() if amiss]
+        return [kind for kind, present in found.items() if present]
 
     def _check_whole(self, error: errors.Error) -> None:
         """Raises the error unless all was said before it: then how the connection ends changes nothing."""
@@ -201,7 +201,7 @@ class Stream:
             except BaseException as error:
                 raise self._broke(error) from None
             if batch is None:
-                if not self._ended:  # else another thread has closed it meanwhile
+                if not self._ended:  # otherwise another thread has closed it
                     self._finish()
                 raise StopIteration
             self._ready = iter(batch)

@@ -71,7 +71,7 @@ class Classifier:
         return f"Classifier({self.name!r})"
 
     def explain(self, scan: Scan) -> Classification:
-        """What a scan by this classifier found, for people."""
+        """The classification that a scan by this classifier found, with its reason in words."""
         rule_set = self.rule_set
         return Classification(
             level=scan.level,

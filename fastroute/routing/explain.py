@@ -165,7 +165,7 @@ def candidates_of(rankings: Sequence[StageRanking]) -> tuple[Candidate, ...]:
 
 
 def refusal_of(rankings: Sequence[StageRanking]) -> Error:
-    """The error that says why nobody can serve it, each endpoint with its reason."""
+    """The error that says why no endpoint can serve the request, each with its reason."""
     codes = set()
     lines = []
     waits = []

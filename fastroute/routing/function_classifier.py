@@ -1,7 +1,7 @@
 """What a function of the program's own says a request is, and what happens when it cannot say.
 
-Owns asking it, on a thread and with a time limit, the checking of what it says, and the count of failures.
-Rule sets are `classify.py`'s, which bounds them by their own nature; what a level leads to is `planner.py`'s.
+Runs the function in a thread with a time limit, checks its result and counts failures. Rule sets are in
+`classifier.py`; which tier serves a level is decided in `planner.py`.
 
 A function may raise, hang or return nonsense, and none of that may hold up a call or fail it: whoever asked
 goes on by the default tier once the time is over. A thread in which it hangs cannot be ended; it is left
@@ -71,7 +71,7 @@ class _PendingOpinion:
         self.context = contextvars.copy_context()
         self.done = threading.Event()
         self.running = False
-        self.dropped = False  # nobody waits for it any more
+        self.dropped = False  # no call waits for it
         self.answer: object = None
         self.error: str | None = None
 
@@ -93,7 +93,7 @@ class FunctionClassifier:
         if ask is not None:
             if not callable(ask) or isinstance(ask, type):
                 kind = "a class" if isinstance(ask, type) else type(ask).__name__
-                raise ConfigError(f"classifier: a function of messages and parameters is wanted, not {kind}")
+                raise ConfigError(f"classifier: must be a function of messages and parameters, not {kind}")
             call = type(ask).__call__
             if inspect.iscoroutinefunction(ask) or inspect.iscoroutinefunction(call):
                 raise ConfigError("classifier: a coroutine function is never awaited; use a plain function")
@@ -139,7 +139,7 @@ class FunctionClassifier:
         """Counts a classifier's failure, and makes it known.
 
         Args:
-            reason: for people; nothing of the request may be in it.
+            reason: in words; must hold nothing of the request.
         """
         now = time.monotonic()
         with self._lock:
@@ -217,7 +217,7 @@ class FunctionClassifier:
                     # Its message may quote the request, so only its kind is passed on.
                     opinion.error = type(error).__name__
             self._ends(opinion)
-            del opinion  # a thread that waits keeps nobody's messages
+            del opinion  # so that an idle thread keeps no messages alive
 
     def _takes(self, opinion: _PendingOpinion) -> bool:
         with self._lock:
@@ -266,7 +266,7 @@ def _share(given: Any, what: str) -> float:
     if isinstance(given, bool):
         raise NoOpinion("bad-score", f"it returned {what} that is no number from 0 to 1")
     try:
-        number = float(given)  # also the numbers of numpy, which are none of Python's
+        number = float(given)  # accepts the numbers of numpy too
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(given, (str, bytes)) or not 0 <= number <= 1:
@@ -275,7 +275,7 @@ def _share(given: Any, what: str) -> float:
 
 
 def classification(opinion: Opinion, name: str) -> Classification:
-    """An opinion for people."""
+    """The classification of an opinion, in words."""
     said = "the highest of its scores" if opinion.scored else "as the function said"
     return Classification(
         level=opinion.level,

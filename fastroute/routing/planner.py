@@ -1,7 +1,8 @@
 """A request, the configuration and the endpoints' state → a plan: who is asked, in which order, and why.
 
-Owns the decision. Pure but for reading the core's state: nothing is sent, admitted or counted here. The plan
-as a value, with its explanation, is `plan.py`; carrying it out is `dispatch.py`.
+Decides, and reads nothing but the core's state: nothing is sent or counted here, and only `Planner.admit`
+admits a request. The plan as a value is in `plan.py`, its explanation in `explain.py`; `calls/dispatch.py`
+carries it out.
 
 A plan has stages, asked one after the other: the tier or model that the request calls for, then the fallback
 models of what was in it, then, for a tier, the cheaper tiers. Within a stage the core ranks: models of a tier
@@ -62,7 +63,7 @@ _CHAIN_NAMES = {
     "context_fallbacks": "fallback for long input",
     "content_fallbacks": "fallback for filtered content",
 }
-_MIDDLE_TIER = "standard"  # where a request goes that nobody could classify with confidence
+_MIDDLE_TIER = "standard"  # serves requests that were not classified with confidence
 
 # How much longer than a simple one an answer of a harder class may take for each token.
 _TIMEOUT_FACTORS = {"simple": 1.0, "moderate": 1.5, "complex": 2.5, "creative": 3.0}
@@ -224,7 +225,7 @@ class Planner:
         """Ranks the first stage and lets the request in at its first endpoint that can take it, in one step.
 
         Returns:
-            That endpoint and who holds its ticket, to be taken; None if nobody there lets it in.
+            That endpoint and the object that holds its ticket; None if none admits it.
         """
         estimate, first = plan.estimate, plan.stages[0]
         ranked = self._choice(plan, first).admit(
@@ -240,14 +241,14 @@ class Planner:
         """
         for stage, ranked in self._reached(plan):
             endpoints, tier = stage.endpoints, stage.tier
-            # Mostly the first serves it, and then nobody has to know in which order the others come.
+            # Mostly the first one serves it, and the order of the others is not needed.
             if ranked.first >= 0:
                 yield endpoints[ranked.first], tier
                 for place in ranked.order[1:]:
                     yield endpoints[place], tier
 
     def beside(self, plan: Plan, endpoint: LiveEndpoint) -> Iterator[LiveEndpoint]:
-        """The others of the stage in which the endpoint is; nobody if it is in none."""
+        """The other endpoints of its stage; none if it is in no stage."""
         for stage, ranked in self._reached(plan):
             if endpoint in stage.endpoints:
                 for place in ranked.order:
@@ -341,7 +342,7 @@ class Planner:
             return self._classifier.scan(request.messages, request.params), None
         except Exception as error:
             # A message that no classifier can read is still the provider's to refuse; the call goes on by
-            # the middle tier. The error's text may quote the message, so only its kind is told.
+            # the middle tier. Only the kind of the error is shown, because its text may quote the message.
             kind = type(error).__name__
             self._function_classifier.failed(self._classifier.name, "unreadable", kind)
             return None, kind

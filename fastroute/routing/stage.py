@@ -40,7 +40,7 @@ class Stage:
     """Endpoints that are ranked together.
 
     Attributes:
-        reason: where the stage comes from, for people.
+        reason: where the stage comes from, in words.
         tier: the tier's name, if it is one.
         choice: chooses among them by the configuration's wishes.
         by_value: models by price / (quality × speed); otherwise in the order given.

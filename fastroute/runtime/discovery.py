@@ -1,8 +1,7 @@
-"""What a provider has: its list of models, whether it takes the key, and what is named in vain.
+"""Asks a provider for its models, whether it accepts the key, and which configured models it does not list.
 
-Owns the asking and the comparing. Where a format has its list is `providers/listing.py`'s; the request goes
-through the same `transport` as every other, so that no redirect is followed and the key stands in its header
-only.
+Where a format has its list is in `providers/listing.py`. The request goes through the same `transport` as
+every other: redirects are not followed, and the key is in its header only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One configuration, built: all that serves calls under it, put into force and given up as a whole.
 
 A generation holds the catalogue, the endpoints, the planner, the connections and the dispatcher. Nothing of
-it changes once it is built, so a call that entered it ends as it began, whatever comes into force meanwhile.
+it changes once it is built, so a call that entered it ends as it began, even if another one comes into force.
 Which generation is in force, and when an old one is given up, is decided in `runtime.py`.
 
 A new generation takes over what does not depend on the configuration: the core's counts under each endpoint's
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from fastroute.config.catalog import Catalog
 
-# Made once for a client, and not to be had in another size or place while calls use them.
+# Built once for a client; a reload cannot change them while calls use them.
 LASTING = (
     "state",
     "ledger",
@@ -97,7 +97,7 @@ class Surroundings:
 
     Attributes:
         ledger: gets one line an attempt.
-        hooks: hear of what happens.
+        hooks: events are emitted to them.
         line: where calls wait for a limit.
         opinions: a function of the program's that classifies requests, if there is one.
         session: a caller's own session to send through.
@@ -122,7 +122,7 @@ class Generation:
         previous: the generation that this one is to follow.
 
     Attributes:
-        active: a token for each call that has hold of it; see `runtime/runtime.py`.
+        active: a token for each call that has entered it; see `runtime/runtime.py`.
         upstreams: each endpoint's format, address and connections, by its name.
         fingerprint: of all that shapes an answer; equal requests under equal ones share an answer.
 

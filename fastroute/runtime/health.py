@@ -1,16 +1,15 @@
-"""Looking at endpoints that nobody calls or that are left alone, in the background; and asking one directly.
+"""Checks endpoints in the background that get no calls or are left out, and asks one endpoint directly.
 
-Owns when an endpoint is checked, by whom, and what its breaker hears of it. A check that asks for an answer
-goes the way of every call, by `ask`, and is entered and charged like one; a check that asks for the list of
-models goes through `discovery`. What a result does to the breaker is the core's.
+A check that asks for an answer is a call like any other (`ask`), with its entry and cost; a check that asks
+for the list of models goes through `discovery`. The core decides what a result does to the breaker.
 
-Only what needs it is checked: an endpoint that nobody has had a result from for an interval, or whose breaker
-is not closed. All processes that share the state look, and one claims the check: the claim is a bucket of the
-shared state that holds one interval's worth of milliseconds and is emptied at once. So there is at most one
-check an interval, and when who claimed it is killed, the next interval is another's.
+An endpoint is checked if it had no result for an interval, or if its breaker is not closed. All processes
+that share the state look for such endpoints, and one claims the check: the claim is a bucket of the shared
+state that holds one interval in milliseconds and is emptied at once. So there is at most one check an
+interval, and if the process that claimed it is killed, another one claims the next.
 
-A check never takes what a caller may need: it does not wait for limits, and it is left out while one is half
-used. It says nothing of latency, because it does not take as long as a caller's request.
+A check does not take what a caller may need: it does not wait for limits, and it is skipped while a limit is
+half used. Its latency is not recorded, because its answer is shorter than a caller's.
 """
 
 from __future__ import annotations
@@ -130,7 +129,7 @@ class HealthChecks:
         owner: the client's runtime, whose generation in force says what to check and how.
 
     Thread safety: all methods. The thread starts with the first call of a process, and again in a forked
-    child; it ends when nobody holds this object any more.
+    child; it ends when this object is collected.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -323,7 +322,7 @@ class HealthChecks:
             log.exception("the check of %s failed for a reason of its own", endpoint.name)
             return
         finally:
-            known.counts = core.counts  # its own result is not a caller's
+            known.counts = core.counts  # the check's own result is not one of a call
         took = time.monotonic() - started
         with self._lock:
             if not sent:
@@ -379,7 +378,7 @@ class HealthChecks:
         """Asks for the provider's list of models. False: was not let in, or there is none.
 
         A list proves that somebody is there, not that the model answers: it ends the opening of a breaker, so
-        that the next call is its probe, but closes none. That there is none to be had keeps it open.
+        that the next call is its probe, but closes none. Without one it stays open.
         """
         from fastroute.providers.listing import listing_of  # which needs every format
 
@@ -426,7 +425,7 @@ class HealthChecks:
         opened = endpoint.core.finish(ticket, outcome)  # closing it is left to a call
         if not opened:
             return
-        log.warning("the breaker of %s is open: no list of models is to be had there", endpoint.name)
+        log.warning("the breaker of %s is open: its list of models is unavailable", endpoint.name)
         if self._hooks.wanted:
             self._hooks.emit(events.BreakerChanged(endpoint.name, "open"))
 
@@ -462,7 +461,7 @@ def _look_until_stopped(found: weakref.ref[HealthChecks], wake: threading.Event)
         except Exception:
             log.exception("looking for endpoints to check failed; it is tried again")
             pause = _TRY_AGAIN
-        # Checks that nobody else holds must be able to go.
+        # So that unused checks can be collected.
         del checks
         wake.wait(pause)
 

@@ -1,10 +1,10 @@
-"""Noticing that the configuration should be read again: a hang-up signal, or a change of its files.
+"""Notices that the configuration should be read again: a hang-up signal, or a change of its files.
 
-Owns the signal's handler, the thread that looks at files and acts on either, and the judgement whether a file
-stands still. Reading and putting into force is the client's: it is told, and says which files to look at.
+A thread waits for either and calls the client, which reads the configuration and returns the files to look
+at. A file counts as changed once it stands still.
 
-The handler does nothing but put a word into a queue, because it runs between any two steps of the main
-thread, which may hold any lock.
+The signal's handler only puts an item into a queue: it runs between any two steps of the main thread, which
+may hold any lock.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class FileWatch:
             if act is None:
                 return
             files = act()
-            del act  # or a client that nobody holds any more would live as long as the next wait
+            del act  # otherwise an unused client would live until the next wait ends
             if self._changes is not None:
                 self._changes.follow(files)
 
@@ -173,6 +173,6 @@ def _on_hangup(number: int, frame: FrameType | None) -> None:
     if callable(_previous):
         _previous(number, frame)
     elif _previous == signal.SIG_DFL and not heard:
-        # Nobody listens any more: the signal does what it did before there was a client.
+        # No client is left: restore the handler from before.
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGHUP)

@@ -369,7 +369,7 @@ def _compressed(
     shorter = compress(messages, room)
     if isinstance(shorter, (str, bytes, Mapping)) or not isinstance(shorter, Sequence) or not shorter:
         raise errors.BadRequestError(
-            f"compress: a list of messages is wanted from the hook, not {type(shorter).__name__}"
+            f"compress: the hook must return a list of messages, not {type(shorter).__name__}"
         )
     return shorter
 

@@ -284,7 +284,7 @@ def test_a_probe_is_not_hedged(loop: Loopback) -> None:
 
 @pytest.mark.parametrize("hedge", ["yes", 1, 0])
 def test_what_the_word_takes(loop: Loopback, hedge: Any) -> None:
-    with pytest.raises(errors.BadRequestError, match=r"route\.hedge: True or False is wanted"):
+    with pytest.raises(errors.BadRequestError, match=r"route\.hedge: must be True or False"):
         loop.ask(route={"hedge": hedge})
 
 
