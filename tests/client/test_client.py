@@ -308,7 +308,7 @@ def test_an_answers_own_message_can_be_handed_back(start: Start) -> None:
 
 
 def test_a_message_of_another_kind_is_named_by_its_place(start: Start) -> None:
-    with pytest.raises(fastroute.BadRequestError, match=r"messages\[1\]: a mapping .* not int"):
+    with pytest.raises(fastroute.BadRequestError, match=r"messages\[1\]: must be a mapping .* not int"):
         start(1).ask(messages=[{"role": "user", "content": "x"}, 5])
 
 
