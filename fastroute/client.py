@@ -402,14 +402,8 @@ class Client:
             raise errors.BadRequestError(
                 "route.validate: a streamed answer is handed out before it could be judged; leave out stream"
             )
-        return Request(
-            model=model,
-            messages=messages,
-            params=params,
-            stream=stream,
-            options=options,
-            allowance=self._allowance,
-        )
+        request = Request(model, messages, params, stream, options)
+        return request if self._allowance is None else evolve(request, allowance=self._allowance)
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:
         if not route:

@@ -38,7 +38,8 @@ _CAPABILITIES = {
 }
 
 
-@frozen(kw_only=True)
+# Without slots: attrs fills the dict of a frozen class at once, but sets each slot by a call of its own.
+@frozen(kw_only=True, slots=False)
 class Candidate:
     """One endpoint as a plan saw it.
 

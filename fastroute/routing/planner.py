@@ -217,7 +217,7 @@ class Planner:
     def rank(self, plan: Plan) -> Plan:
         """Ranks all stages of the plan that have not been reached, by the state of this moment."""
         ranked = plan.ranked
-        for stage in plan.stages[len(ranked) :]:
+        for stage in plan.stages[len(ranked) :] if ranked else plan.stages:
             ranked.append((stage, self._order(plan, stage)))
         return plan
 

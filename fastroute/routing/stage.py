@@ -12,7 +12,8 @@ from fastroute.state.endpoints import LiveEndpoint
 ENDLESS = 1 << 62  # tokens
 
 
-@frozen
+# Without slots: attrs fills the dict of a frozen class at once, but sets each slot by a call of its own.
+@frozen(slots=False)
 class Estimate:
     """What the request is expected to take.
 
