@@ -404,7 +404,7 @@ atexit.register(_at_exit)
 
 
 class NullLedger(Ledger):
-    """A ledger that records nothing, for ``ledger = \"\"``; every sum is zero."""
+    """A ledger that records nothing, for an empty ``ledger`` setting; every sum is zero."""
 
     def __init__(self) -> None:
         self.path = ""
