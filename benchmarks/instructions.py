@@ -121,6 +121,6 @@ TRIALS = (
         },
         seconds=0.0,
         rounds=1,
-        note="under callgrind: user space, all threads of the process; a busy machine does not change them",
+        note="under callgrind: user space, all threads of the process; a busy machine hardly changes them",
     ),
 )
