@@ -68,7 +68,11 @@ def serving(folder: Path, provider: Provider, *words: str) -> Iterator[int]:
                 *("--workers", "2", "--graceful-timeout", "10", "--no-control-socket", *words, "app"),
             ],
             cwd=folder,
-            env={**os.environ, "TABLES": json.dumps(tables), "PYTHONPATH": str(folder)},
+            env={
+                **os.environ,
+                "TABLES": json.dumps(tables),
+                "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            },
             pass_fds=[fd],
             stdout=log,
             stderr=log,

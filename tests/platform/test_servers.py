@@ -71,7 +71,9 @@ class Server:
                 env={
                     **os.environ,
                     "CONFIGURATION": str(folder / "fastroute.toml"),
-                    "PYTHONPATH": str(folder),
+                    "PYTHONPATH": os.pathsep.join(
+                        [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+                    ),
                 },
                 pass_fds=[fd],
                 stdout=log,
