@@ -8,6 +8,7 @@ OK: Final[int]
 FAILURE: Final[int]
 IGNORED: Final[int]
 THROTTLED: Final[int]
+USELESS: Final[int]
 
 # States of a breaker
 CLOSED: Final[int]

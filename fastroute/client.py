@@ -246,10 +246,11 @@ class Client:
             runtime.leave(generation, token)
 
     def unblock(self, endpoint: str) -> None:
-        """Has an endpoint asked again at once that was left out: its key or quota has been put right.
+        """Lets an endpoint that was left out be asked again at once, after its key or quota was put right.
 
-        It holds for all who share the state. One that is not left out stays as it is; a breaker is another
-        matter, and closes by itself.
+        So are the other endpoints that are left out for the same fault of its account or host. It holds for
+        all processes that share the state. An endpoint that is not left out stays as it is; breakers close by
+        themselves.
 
         Args:
             endpoint: its name, ``provider/model`` unless it has another.
@@ -260,9 +261,11 @@ class Client:
         Thread safety: may be called from any thread.
         """
         runtime = self._here
-        runtime.generation.state.named(endpoint).core.unblock()
-        if runtime.shared is not None:
-            runtime.shared.unblocked(endpoint)
+        state = runtime.generation.state
+        for mended in state.left_out_with(state.named(endpoint)):
+            mended.core.unblock()
+            if runtime.shared is not None:
+                runtime.shared.unblocked(mended.name)
 
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""

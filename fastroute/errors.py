@@ -20,14 +20,14 @@ What each error carries is documented here. `providers/` decides which error a r
         │   ├── TLSError               the certificate or the handshake was refused
         │   └── UpstreamProtocolError  what came back is not an answer in the provider's format
         │       ├── UpstreamTruncated  it was cut off
-        │       └── EmptyResponse      it holds no choices
+        │       └── EmptyResponse      it holds nothing
         └── APIStatusError             the provider answered with an error
             ├── BadRequestError            400
             │   ├── ContextLengthExceeded
             │   └── ContentFilterError
             ├── AuthenticationError        401
             ├── PermissionDeniedError      403
-            ├── NotFoundError              404
+            ├── NotFoundError              404, 410
             │   └── ModelNotFoundError     no such model in the catalogue; .suggestions are near names
             ├── ConflictError              409
             ├── RequestTooLargeError       413
@@ -41,7 +41,8 @@ No message holds an API key or a prompt. Errors are plain values: making one tak
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -196,13 +197,25 @@ class StreamStalled(StreamInterrupted):
     """The stream stayed silent longer than its idle time-out."""
 
 
+class Blame(enum.Enum):
+    """What a failed attempt holds for: whatever shares it will fail in the same way."""
+
+    REQUEST = "request"  #: this request, and no other
+    ENDPOINT = "endpoint"  #: one model at one provider
+    ACCOUNT = "account"  #: a provider's key: all endpoints of that provider
+    HOST = "host"  #: the host in a base URL: all endpoints at that host
+
+
 class APIError(Error):
     """An attempt at a provider failed.
 
     Attributes:
         code, type, param: the provider's own error fields, where it gave them.
+        blame: what the failure holds for.
         maybe_billed: whether the provider may have charged for the attempt all the same.
     """
+
+    default_blame: ClassVar[Blame] = Blame.ENDPOINT
 
     def __init__(
         self,
@@ -211,6 +224,7 @@ class APIError(Error):
         code: str | None = None,
         type: str | None = None,
         param: str | None = None,
+        blame: Blame | None = None,
         maybe_billed: bool = False,
         **rest: Any,
     ) -> None:
@@ -218,6 +232,7 @@ class APIError(Error):
         self.code = code
         self.type = type
         self.param = param
+        self.blame = self.default_blame if blame is None else blame
         self.maybe_billed = maybe_billed
 
 
@@ -236,6 +251,8 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 class TLSError(APIConnectionError):
     """The provider's certificate or the handshake was refused; verification is never weakened."""
 
+    default_blame = Blame.HOST
+
 
 class UpstreamProtocolError(APIConnectionError):
     """What came back is not an answer in the provider's format."""
@@ -246,7 +263,7 @@ class UpstreamTruncated(UpstreamProtocolError):
 
 
 class EmptyResponse(UpstreamProtocolError):
-    """The answer holds no choices, or nothing at all."""
+    """The answer holds nothing: no choices, or no content, tool call, refusal or reasoning in them."""
 
 
 class APIStatusError(APIError):
@@ -254,11 +271,23 @@ class APIStatusError(APIError):
 
     Attributes:
         should_retry: the provider's own word in ``x-should-retry``; None if it said nothing.
+        respell: changes to a `providers.base.Target` with which the endpoint would take the same request;
+            empty if none are known.
     """
 
-    def __init__(self, message: str = "", *, should_retry: bool | None = None, **rest: Any) -> None:
+    default_blame = Blame.REQUEST
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        should_retry: bool | None = None,
+        respell: Mapping[str, Any] | None = None,
+        **rest: Any,
+    ) -> None:
         super().__init__(message, **rest)
         self.should_retry = should_retry
+        self.respell: Mapping[str, Any] = respell or {}
 
 
 class BadRequestError(APIStatusError):
@@ -275,6 +304,7 @@ class ContentFilterError(BadRequestError):
 
 class AuthenticationError(APIStatusError):
     default_status = 401
+    default_blame = Blame.ACCOUNT
 
 
 class PermissionDeniedError(APIStatusError):
@@ -283,6 +313,7 @@ class PermissionDeniedError(APIStatusError):
 
 class NotFoundError(APIStatusError):
     default_status = 404
+    default_blame = Blame.ENDPOINT
 
 
 class ModelNotFoundError(NotFoundError):
@@ -299,10 +330,12 @@ class ModelNotFoundError(NotFoundError):
 
 class ConflictError(APIStatusError):
     default_status = 409
+    default_blame = Blame.ENDPOINT
 
 
 class RequestTooLargeError(APIStatusError):
     default_status = 413
+    default_blame = Blame.ENDPOINT
 
 
 class UnprocessableEntityError(APIStatusError):
@@ -311,14 +344,18 @@ class UnprocessableEntityError(APIStatusError):
 
 class RateLimitError(APIStatusError):
     default_status = 429
+    default_blame = Blame.ENDPOINT
 
 
 class QuotaExceededError(RateLimitError):
-    """A spend or quota limit at the provider: the key is of no use until somebody pays."""
+    """A spend or quota limit at the provider: waiting does not help until the bill is paid."""
+
+    default_blame = Blame.ACCOUNT
 
 
 class InternalServerError(APIStatusError):
     default_status = 500
+    default_blame = Blame.ENDPOINT
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
@@ -327,6 +364,7 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
     403: PermissionDeniedError,
     404: NotFoundError,
     409: ConflictError,
+    410: NotFoundError,
     413: RequestTooLargeError,
     422: UnprocessableEntityError,
     429: RateLimitError,

@@ -228,7 +228,10 @@ class Admission:
         self, call: Call, plan: Plan, progress: Progress
     ) -> Iterator[tuple[LiveEndpoint, str | None]]:
         planner = self._planner
-        walk = planner.walk(plan) if progress.chain is None else planner.detour(plan, *progress.chain)
+        walk = planner.walk(plan)
+        if progress.chain is not None:
+            chain = planner.detour(plan, *progress.chain)
+            walk = chain if progress.leaves_plan else itertools.chain(chain, walk)
         for endpoint, tier in walk:
             if endpoint.name in progress.tried or endpoint.name in progress.excluded:
                 continue
@@ -271,7 +274,7 @@ class Admission:
         """
         left = call.deadline - time.monotonic()
         if left <= 0:
-            raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.primary
+            raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.story()
         limited = min(
             (refusal for refusal in progress.refused if refusal.reason in _WAITABLE),
             key=lambda refusal: refusal.wait or _SOON,
@@ -312,20 +315,31 @@ class Admission:
         return (math.inf if pause is None else pause), endpoint
 
     def _hurried(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
-        """Where every breaker is open: the one that would close first lets the call in as its probe.
+        """Where nobody is left: an endpoint that may be back by now lets the call in.
 
-        Once a second at most, whichever process asks: what has recovered should not wait for its time while
-        no call at all can be served.
+        If one is left out because another endpoint found its host unreachable, it is asked. If every breaker
+        is open, the one that would close first lets the call in as its probe, once a second at most in all
+        processes.
         """
-        if progress.primary is not None or any(each.reason != _core.BREAKER for each in progress.refused):
+        if progress.primary is not None:
             return None
-        refused = [(refusal.endpoint, refusal.tier) for refusal in progress.refused]
+        refused = [(each.endpoint, each.tier) for each in progress.refused if each.reason == _core.BREAKER]
+        refused += [(each.endpoint, each.tier) for each in progress.refused if each.endpoint.host_down]
+        if len(refused) < len(progress.refused):
+            return None
         opened = refused or list(self._planner.opened(plan))
-        if not opened or self._state.panic.acquire():
+        down = next((each for each in opened if each[0].host_down), None)
+        if down is None and (not opened or self._state.panic.acquire()):
             return None
-        endpoint, tier = min(opened, key=lambda each: each[0].core.reopens_in())
+        endpoint, tier = down or min(opened, key=lambda each: each[0].core.reopens_in())
         gate = self._pass_gate(call, progress)
-        if gate is not None and endpoint.core.hurry() and self._ask(call, progress, endpoint, gate) >= 0:
+        if down is not None:
+            endpoint.core.unblock()
+        if (
+            gate is not None
+            and (down is not None or endpoint.core.hurry())
+            and self._ask(call, progress, endpoint, gate) >= 0
+        ):
             call.tier = tier
             return call.held
         self._leave_gate(call, -1 if gate is None else gate)
@@ -392,15 +406,17 @@ class Admission:
     # ------------------------------------------------------------------------------------------ giving up
 
     def exhausted(self, plan: Plan, progress: Progress) -> errors.Error:
-        if progress.primary is not None:
-            return progress.primary
+        story = progress.story()
+        if story is not None:
+            return story
         if not progress.refused:
             return self._planner.rank(plan).refusal()
         return self._limited(progress)
 
     def _limited(self, progress: Progress) -> errors.Error:
-        if progress.primary is not None:
-            return progress.primary
+        story = progress.story()
+        if story is not None:
+            return story
         refused = progress.refused
         text = "; ".join(
             f"{refusal.name or 'all endpoints'}: {_REASONS[refusal.reason]}"

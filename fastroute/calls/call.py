@@ -45,6 +45,10 @@ ids = _Ids()
 forks.in_child(ids.renew)
 
 
+LARGE_BODY = 1 << 20
+"""Bytes of a request's body; a larger one that is too large is sent twice at most."""
+
+
 class UnderWay(Protocol):
     """An attempt under way, as the call that it belongs to knows it."""
 
@@ -60,6 +64,8 @@ class Call:
         attempts: those that were sent, oldest first.
         validator: what the answer is held to, if anything.
         rejected: answers that failed it so far.
+        uncounted: the endpoints of attempts that do not count against ``max_attempts``.
+        uploads: the sizes of the bodies sent that were larger than `LARGE_BODY`.
         waited: seconds spent waiting for limits and back-off.
         verdict: what the retry policy said of the last failure.
         gate: its ticket of the limit over all endpoints, the last one it had; -1 without one.
@@ -91,6 +97,8 @@ class Call:
         "started",
         "tier",
         "timed",
+        "uncounted",
+        "uploads",
         "validator",
         "verdict",
         "waited",
@@ -116,6 +124,8 @@ class Call:
         rule = request.options.validate
         self.validator = None if rule is None else Validator.of(rule)
         self.rejected = 0
+        self.uncounted: list[str] = []
+        self.uploads: list[int] = []
         self.waited = 0.0
         self.verdict: Verdict | None = None
         self.gate = -1

@@ -26,7 +26,7 @@ from .attempt import Attempts
 from .call import Call, Grant
 from .hedge import Hedge, Hedging
 from .progress import Progress
-from .retry import Action, RetryPolicy
+from .retry import Action, RetryPolicy, Verdict
 from .stream import Stream
 from .upstream import Upstream
 
@@ -83,7 +83,7 @@ class Dispatcher:
     def once(self, call: Call, plan: Plan, *, wait: bool) -> Completion | Stream:
         """One attempt at the first endpoint of the plan that lets the call in, and no other after it.
 
-        Only to a provider that knows no stream_options the same goes out again, without.
+        The same endpoint is asked again only if it takes another spelling of the request.
 
         Args:
             call: the call.
@@ -96,22 +96,23 @@ class Dispatcher:
         """
         attempt = self._attempts.stream if call.request.stream else self._attempts.complete
         enter = self._admission.grant if wait else self._admission.at_once
-        progress = Progress()
+        progress = spelled = Progress()
         try:
             while True:
                 progress = Progress()
                 grant = enter(call, plan, progress)
                 if grant is None:
                     raise self._admission.exhausted(plan, progress)
-                upstream = self._upstreams[grant.endpoint.name]
-                asked = upstream.target.include_usage
                 try:
-                    return self._judged(call, attempt(call, upstream, grant))
-                except errors.APIError:
+                    return self._judged(call, attempt(call, self._upstreams[grant.endpoint.name], grant))
+                except errors.APIError as error:
                     verdict = call.verdict
-                    if verdict is None or verdict.action is not Action.WITHOUT_USAGE or not asked:
+                    if (
+                        verdict is None
+                        or verdict.action is not Action.RESPELL
+                        or not self._respelled(spelled, grant.endpoint, error)
+                    ):
                         raise
-                    upstream.forget_usage()
                     call.settlement = call.verdict = None
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
@@ -295,46 +296,84 @@ class Dispatcher:
     def _failed(self, call: Call, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> None:
         """Records a failed attempt; raises when it was the last."""
         verdict, call.verdict = call.verdict, None
-        progress.primary = progress.primary or error
         if verdict is None:
-            # Nothing was sent: this endpoint's format cannot say it. Another's may; else this is the answer.
+            # Nothing was sent: this endpoint's format cannot express the request. Another's may.
+            progress.unsaid = progress.unsaid or error
             progress.excluded.add(endpoint.name)
             return
+        if verdict.action is Action.RESPELL:
+            if self._respelled(progress, endpoint, error):
+                call.uncounted.append(endpoint.name)
+                return
+            verdict = evolve(verdict, action=Action.FAIL_OVER)
+        progress.failure(endpoint, error)
         progress.failed = endpoint
         if time.monotonic() >= call.deadline:
+            story = progress.story()
             raise errors.DeadlineExceeded(
                 f"the call's deadline passed after {len(call.attempts)} attempts; the first failed with: "
-                f"{progress.primary}"
-            ) from progress.primary
+                f"{story}"
+            ) from story
         action = verdict.action
-        if isinstance(error, errors.ContentFilterError) and endpoint.model.content_fallbacks:
-            action = Action.FAIL_OVER
-            progress.primary = error
-            progress.detour("content_fallbacks", endpoint.model)
+        chain = _DETOURS.get(type(error))
+        if chain is not None and getattr(endpoint.model, chain):
+            progress.detour(chain, endpoint.model, alone=progress.first is endpoint)
+            action = Action.FAIL_OVER if action is Action.STOP else action
         if action is Action.STOP:
-            raise error
-        if action is Action.WITHOUT_USAGE:
-            self._upstreams[endpoint.name].forget_usage()
-        if len(call.attempts) - call.rejected >= self._retries.max_attempts or (
-            verdict.once and progress.failed_slowly
-        ):
-            raise progress.primary
-        progress.failed_slowly = progress.failed_slowly or verdict.once
+            if progress.first is endpoint:
+                # It refuses the request itself, whatever it answered before.
+                progress.refused_by_first(error)
+                raise progress.story() or error
+            action = Action.FAIL_OVER  # the caller's error is the first one's, which may be asked again
+        self._check_attempts(call, progress, endpoint, verdict, error)
         progress.retry = [known for known in progress.retry if known[0] is not endpoint]
+        if action is Action.ONCE_MORE:
+            action = Action.FAIL_OVER if endpoint.name in progress.twice else Action.RETRY
+            progress.twice.add(endpoint.name)
         if action is Action.RETRY:
             progress.retry.append((endpoint, error))
-        elif action is Action.WITHOUT_USAGE and endpoint.name not in progress.without_usage:
-            # The provider knows no stream_options: ask the same endpoint again at once, without. Once for
-            # each call, since calls of other threads may have been under way with it too.
-            progress.without_usage.add(endpoint.name)
-            progress.tried.discard(endpoint.name)
         elif action is Action.FALL_BACK:
             progress.too_small.add(endpoint.model.name)
             progress.wider_than = max(progress.wider_than, endpoint.model.context_window)
-            progress.primary = error
-            progress.detour("context_fallbacks", endpoint.model)
         else:
             progress.excluded.add(endpoint.name)
+
+    def _respelled(self, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> bool:
+        """Whether the same endpoint is to be asked again at once, in the spelling that it takes.
+
+        Once for each call and spelling, since calls of other threads may be under way in the old one.
+        """
+        changes = error.respell if isinstance(error, errors.APIStatusError) else {}
+        news = {(endpoint.name, change) for change in changes} - progress.respelled
+        if not news:
+            return False
+        progress.respelled |= news
+        self._upstreams[endpoint.name].respell(changes)
+        progress.tried.discard(endpoint.name)
+        return True
+
+    def _check_attempts(
+        self, call: Call, progress: Progress, endpoint: LiveEndpoint, verdict: Verdict, error: errors.APIError
+    ) -> None:
+        """Raises the call's error if no further attempt may be made."""
+        if verdict.free:
+            call.uncounted.append(endpoint.name)
+        made = len(call.attempts) - call.rejected - len(call.uncounted)
+        last = made >= self._retries.max_attempts or (verdict.once and progress.failed_slowly)
+        progress.failed_slowly = progress.failed_slowly or verdict.once
+        if isinstance(error, (errors.RequestTooLargeError, errors.ContextLengthExceeded)):
+            progress.too_large += 1
+            last = last or (progress.too_large > 1 and isinstance(error, errors.RequestTooLargeError))
+        # Once it has been too large for an endpoint, a large body is sent to one other at most.
+        last = last or (progress.too_large > 0 and len(call.uploads) > 1)
+        if last:
+            raise progress.story() or error
+
+
+_DETOURS: Mapping[type[errors.APIError], str] = {
+    errors.ContextLengthExceeded: "context_fallbacks",
+    errors.ContentFilterError: "content_fallbacks",
+}
 
 
 def _left_out(problem: _core.SegmentFullError) -> errors.NoEndpointError:

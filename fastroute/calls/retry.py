@@ -11,9 +11,10 @@ import enum
 import math
 from typing import Protocol
 
-from attrs import Attribute, field, frozen, validators
+from attrs import Attribute, evolve, field, frozen, validators
 
 from fastroute import errors
+from fastroute.errors import Blame
 from fastroute.state.endpoints import BlockReason
 
 
@@ -23,17 +24,19 @@ class Action(enum.Enum):
     STOP = "stop"  #: nothing: the caller gets the error
     FALL_BACK = "fall back"  #: a model with a larger context window may be asked
     FAIL_OVER = "fail over"  #: other endpoints may be asked, this one not
-    WITHOUT_USAGE = "without usage"  #: this endpoint may be asked at once, without ``stream_options``
+    RESPELL = "respell"  #: this endpoint may be asked at once, in another spelling
+    ONCE_MORE = "once more"  #: other endpoints may be asked, and this one once again after a pause
     RETRY = "retry"  #: other endpoints may be asked, and this one again after a pause
 
 
-class BreakerOutcome(enum.IntEnum):
+class CoreOutcome(enum.IntEnum):
     """The outcome of an attempt as the core records it; the numbers are the core's."""
 
     OK = 0
     FAILURE = 1
-    IGNORED = 2  #: says nothing about the endpoint's health
+    IGNORED = 2  #: says nothing about the endpoint
     THROTTLED = 3  #: over a limit: counted by the limiter, not by the breaker
+    USELESS = 4  #: an answer, but not what was asked for: counted by the rank, not by the breaker
 
 
 @frozen
@@ -42,20 +45,25 @@ class Verdict:
 
     Attributes:
         action: what may be done.
-        outcome: what the breaker and the latency hear.
-        block_seconds: leave the endpoint out for so long; 0 for not at all.
+        outcome: what the core counts.
+        block_seconds: leave out for so long whatever the failure holds for; 0 for not at all.
         block_code: why, as the core keeps it.
         reason: why, in words, for logs and events.
-        once: another attempt makes sense once, not again and again: it failed slowly, or may have been
-            charged for.
+        blame: what the failure holds for, and so which endpoints are left out.
+        strikes: leave out only after so many such failures in a row, with no success between.
+        once: another attempt makes sense once, not again and again: it failed slowly.
+        free: the attempt does not count against ``max_attempts``.
     """
 
     action: Action
-    outcome: BreakerOutcome
+    outcome: CoreOutcome
     block_seconds: float = 0.0
     block_code: BlockReason = BlockReason.NONE
     reason: str = ""
+    blame: Blame = Blame.ENDPOINT
+    strikes: int = 1
     once: bool = False
+    free: bool = False
 
 
 class _RetrySettings(Protocol):
@@ -73,22 +81,20 @@ class _RetrySettings(Protocol):
     def throttle_cap(self) -> float: ...
     @property
     def max_retry_after(self) -> float: ...
-    @property
-    def fallback_on_404(self) -> bool: ...
 
 
-_TRANSIENT_STATUSES = frozenset({408, 425})
 _OVERLOADED = 529
+_STRIKES = 3  # refusals without a reason, one after the other, until an endpoint is left out
 
 
 def _positive(instance: object, attribute: Attribute[float], value: float) -> None:
     if not 0 < value < math.inf:
-        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds above 0")
+        raise ValueError(f"{attribute.name}: {value!r} must be a number of seconds above 0")
 
 
 def _not_negative(instance: object, attribute: Attribute[float], value: float) -> None:
     if not 0 <= value < math.inf:
-        raise ValueError(f"{attribute.name}: {value!r} is no number of seconds from 0 on")
+        raise ValueError(f"{attribute.name}: {value!r} must be a number of seconds, 0 or more")
 
 
 @frozen(kw_only=True)
@@ -102,9 +108,10 @@ class RetryPolicy:
         floor: the shortest pause.
         max_retry_after: a Retry-After up to this is waited for, a longer one blocks the endpoint.
         max_block: no Retry-After blocks for longer than this.
-        key_block: for how long an endpoint is left out after 401 or 403, or a refused certificate.
-        quota_block: and after a billing error.
-        fallback_on_404: whether "no such model" at one endpoint lets another be asked.
+        key_block: seconds for which an account, a host or an endpoint is left out that refuses all requests:
+            a key that is not valid, a certificate that cannot be verified, a model that is not served.
+        quota_block: the same for an account without money.
+        host_block: the same for the other endpoints of a host that cannot be reached.
     """
 
     max_attempts: int = field(default=3, validator=validators.ge(1))
@@ -117,7 +124,7 @@ class RetryPolicy:
     max_block: float = field(default=3600.0, validator=_positive)
     key_block: float = field(default=300.0, validator=_positive)
     quota_block: float = field(default=900.0, validator=_positive)
-    fallback_on_404: bool = False
+    host_block: float = field(default=5.0, validator=_positive)
 
     @classmethod
     def from_policy(cls, settings: _RetrySettings) -> RetryPolicy:
@@ -129,11 +136,10 @@ class RetryPolicy:
             throttle_base=settings.throttle_base,
             throttle_cap=settings.throttle_cap,
             max_retry_after=settings.max_retry_after,
-            fallback_on_404=settings.fallback_on_404,
         )
 
     def classify(self, error: BaseException) -> Verdict:
-        """What may be done about an error, and which outcome the breaker records.
+        """What may be done about an error, and which outcome the core records.
 
         A provider's own ``x-should-retry`` decides about asking the same endpoint again, whatever the status
         (except that a spent quota stays spent); the breaker uses the status alone. A Retry-After above
@@ -143,65 +149,22 @@ class RetryPolicy:
         Anything that is not an error of fastroute (an interrupt, a bug) stops, and is not held against the
         endpoint.
         """
-        if isinstance(error, errors.APIStatusError):
-            return self._with_headers(error, self._by_status(error))
-        if isinstance(error, errors.TLSError):
-            return Verdict(
-                Action.FAIL_OVER,
-                BreakerOutcome.FAILURE,
-                self.key_block,
-                BlockReason.TLS,
-                "certificate or handshake refused",
-            )
-        if isinstance(error, errors.APIConnectionError):
-            # A silent endpoint costs a whole time-out each time, and an empty answer may have been charged.
-            slow = isinstance(error, (errors.APITimeoutError, errors.EmptyResponse))
-            return Verdict(Action.RETRY, BreakerOutcome.FAILURE, once=slow)
-        if isinstance(error, (errors.StreamTruncated, errors.StreamStalled)):
-            return Verdict(Action.STOP, BreakerOutcome.FAILURE)
-        return Verdict(Action.STOP, BreakerOutcome.IGNORED)
+        verdict = self._by_rule(error)
+        return self._with_headers(error, verdict) if isinstance(error, errors.APIStatusError) else verdict
 
-    def _by_status(self, error: errors.APIStatusError) -> Verdict:
-        status = error.status_code or 0
-        if isinstance(error, errors.QuotaExceededError):
-            return Verdict(
-                Action.FAIL_OVER,
-                BreakerOutcome.IGNORED,
-                self.quota_block,
-                BlockReason.QUOTA_SPENT,
-                "its quota or spend limit is reached",
-            )
-        if isinstance(error, errors.ContextLengthExceeded):
-            return Verdict(Action.FALL_BACK, BreakerOutcome.IGNORED)
-        if isinstance(error, errors.ContentFilterError):
-            # A model with `content_fallbacks` leads on from here: that is dispatch's to know.
-            return Verdict(Action.STOP, BreakerOutcome.IGNORED)
-        if isinstance(error, errors.RateLimitError):
-            return Verdict(Action.RETRY, BreakerOutcome.THROTTLED)
-        if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):
-            return Verdict(
-                Action.FAIL_OVER,
-                BreakerOutcome.IGNORED,
-                self.key_block,
-                BlockReason.KEY_REFUSED,
-                "the key was refused",
-            )
-        if isinstance(error, errors.NotFoundError):
-            action = Action.FAIL_OVER if self.fallback_on_404 else Action.STOP
-            return Verdict(action, BreakerOutcome.IGNORED)
-        if error.param == "stream_options" and status in (400, 422):
-            return Verdict(Action.WITHOUT_USAGE, BreakerOutcome.IGNORED)
-        if status >= 500:
-            return Verdict(Action.RETRY, BreakerOutcome.FAILURE)
-        if status in _TRANSIENT_STATUSES:
-            return Verdict(Action.RETRY, BreakerOutcome.IGNORED)
-        # The caller's own making (409 too, unless the header says otherwise: most conflicts stay conflicts),
-        # or a redirect, which only a change of the configuration mends.
-        return Verdict(Action.STOP, BreakerOutcome.IGNORED)
+    def _by_rule(self, error: BaseException) -> Verdict:
+        if isinstance(error, errors.APIStatusError) and error.respell:
+            return Verdict(Action.RESPELL, CoreOutcome.IGNORED)
+        for rule in _RULES:
+            if rule.holds_for(error):
+                seconds = getattr(self, rule.block) if rule.block else 0.0
+                blame = error.blame if isinstance(error, errors.APIError) else Blame.REQUEST
+                return evolve(rule.verdict, block_seconds=seconds, blame=blame)
+        return Verdict(Action.STOP, CoreOutcome.IGNORED, blame=Blame.REQUEST)
 
     def _with_headers(self, error: errors.APIStatusError, verdict: Verdict) -> Verdict:
         if error.should_retry is True and not (
-            verdict.action is Action.WITHOUT_USAGE or isinstance(error, errors.QuotaExceededError)
+            verdict.action is Action.RESPELL or isinstance(error, errors.QuotaExceededError)
         ):
             verdict = Verdict(Action.RETRY, verdict.outcome)
         elif error.should_retry is False and verdict.action is Action.RETRY:
@@ -214,12 +177,12 @@ class RetryPolicy:
         ):
             wait = min(wait, self.max_block)
             if wait > verdict.block_seconds:
-                verdict = Verdict(
-                    Action.FAIL_OVER,
-                    verdict.outcome,
-                    wait,
-                    verdict.block_code or BlockReason.RETRY_AFTER,
-                    verdict.reason or "it asked for that by Retry-After",
+                verdict = evolve(
+                    verdict,
+                    action=Action.FAIL_OVER,
+                    block_seconds=wait,
+                    block_code=verdict.block_code or BlockReason.RETRY_AFTER,
+                    reason=verdict.reason or "it asked for that by Retry-After",
                 )
         return verdict
 
@@ -231,7 +194,7 @@ class RetryPolicy:
             error: what the last attempt failed with.
             rnd: a random number in 0..1, which spreads the callers.
 
-        A Retry-After is kept to, plus up to a tenth of it (a second at most); without one the pause is drawn
+        A Retry-After is obeyed, plus up to a tenth of it (a second at most); without one the pause is drawn
         evenly from 0 to a bound that doubles each time.
         """
         wait = getattr(error, "retry_after", None)
@@ -244,3 +207,146 @@ class RetryPolicy:
         )
         base, cap = (self.throttle_base, self.throttle_cap) if throttled else (self.base, self.cap)
         return max(self.floor, rnd * min(cap, base * 2.0 ** min(max(n, 0), 60)))
+
+
+# ---------------------------------------------------------------------------------------------- what is done
+
+
+@frozen
+class _Rule:
+    """What is done about one kind of error.
+
+    Attributes:
+        errors: classes of the error.
+        verdict: what is done; seconds and blame are filled in.
+        blame: what the error must hold for; None: whatever it holds for.
+        statuses: the statuses that it must have; empty: any.
+        block: the attribute of the policy that says for how long endpoints are left out; empty: they are not.
+    """
+
+    errors: tuple[type[BaseException], ...]
+    verdict: Verdict
+    blame: Blame | None = None
+    statuses: range | frozenset[int] = frozenset()
+    block: str = ""
+
+    def holds_for(self, error: BaseException) -> bool:
+        return (
+            isinstance(error, self.errors)
+            and (self.blame is None or getattr(error, "blame", None) is self.blame)
+            and (not self.statuses or getattr(error, "status_code", None) in self.statuses)
+        )
+
+
+_REFUSED = (errors.BadRequestError, errors.UnprocessableEntityError)
+
+# The first rule that holds is the one.
+_RULES: tuple[_Rule, ...] = (
+    # -- the request
+    _Rule((errors.ContextLengthExceeded,), Verdict(Action.FALL_BACK, CoreOutcome.IGNORED)),
+    # A model with `content_fallbacks` leads on from here: that is known in dispatch.
+    _Rule((errors.ContentFilterError,), Verdict(Action.STOP, CoreOutcome.IGNORED)),
+    # -- the account
+    _Rule(
+        (errors.QuotaExceededError,),
+        Verdict(
+            Action.FAIL_OVER,
+            CoreOutcome.IGNORED,
+            block_code=BlockReason.QUOTA_SPENT,
+            reason="its quota or spend limit is reached",
+        ),
+        Blame.ACCOUNT,
+        block="quota_block",
+    ),
+    # It can pay for less, and another account perhaps for this.
+    _Rule((errors.QuotaExceededError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
+    _Rule(
+        (errors.AuthenticationError,),
+        Verdict(
+            Action.FAIL_OVER,
+            CoreOutcome.IGNORED,
+            block_code=BlockReason.KEY_REFUSED,
+            reason="the key was refused",
+        ),
+        block="key_block",
+    ),
+    _Rule(
+        (errors.PermissionDeniedError,),
+        Verdict(
+            Action.FAIL_OVER,
+            CoreOutcome.IGNORED,
+            block_code=BlockReason.KEY_REFUSED,
+            reason="the account was refused",
+        ),
+        Blame.ACCOUNT,
+        block="key_block",
+    ),
+    # A 403 that does not say why: a firewall's page, or a rule of somebody between.
+    _Rule(
+        (errors.PermissionDeniedError,),
+        Verdict(
+            Action.FAIL_OVER,
+            CoreOutcome.IGNORED,
+            block_code=BlockReason.REFUSALS,
+            reason=f"it refused {_STRIKES} requests in a row without a reason",
+            strikes=_STRIKES,
+        ),
+        block="key_block",
+    ),
+    # -- the endpoint
+    _Rule((errors.NotFoundError,), Verdict(Action.STOP, CoreOutcome.IGNORED), Blame.REQUEST),
+    _Rule(
+        (errors.NotFoundError,),
+        Verdict(
+            Action.FAIL_OVER,
+            CoreOutcome.USELESS,
+            block_code=BlockReason.MODEL_GONE,
+            reason="it does not serve the model",
+            free=True,
+        ),
+        block="key_block",
+    ),
+    _Rule((errors.RequestTooLargeError,), Verdict(Action.FAIL_OVER, CoreOutcome.USELESS)),
+    _Rule((errors.RateLimitError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED)),
+    _Rule((errors.ConflictError,), Verdict(Action.RETRY, CoreOutcome.IGNORED)),
+    _Rule((errors.InternalServerError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
+    _Rule(_REFUSED, Verdict(Action.FAIL_OVER, CoreOutcome.USELESS), Blame.ENDPOINT),
+    _Rule(_REFUSED, Verdict(Action.STOP, CoreOutcome.IGNORED)),
+    _Rule(
+        (errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.IGNORED), statuses=frozenset({408, 425})
+    ),
+    # Groq: no capacity for its flex tier at present.
+    _Rule((errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED), statuses=frozenset({498})),
+    # A redirect, which only a change of the configuration mends.
+    _Rule((errors.APIStatusError,), Verdict(Action.STOP, CoreOutcome.IGNORED), statuses=range(300, 400)),
+    # Any other status is this provider's alone.
+    _Rule((errors.APIStatusError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
+    # -- the host, and what lies between
+    _Rule(
+        (errors.TLSError,),
+        Verdict(
+            Action.FAIL_OVER,
+            CoreOutcome.FAILURE,
+            block_code=BlockReason.TLS,
+            reason="certificate or handshake refused",
+        ),
+        block="key_block",
+    ),
+    _Rule(
+        (errors.APIConnectionError,),
+        Verdict(
+            Action.RETRY,
+            CoreOutcome.FAILURE,
+            block_code=BlockReason.HOST_DOWN,
+            reason="its host cannot be reached",
+        ),
+        Blame.HOST,
+        block="host_block",
+    ),
+    # -- the answer
+    _Rule((errors.EmptyResponse,), Verdict(Action.ONCE_MORE, CoreOutcome.USELESS)),
+    # A silent endpoint costs a whole time-out each time.
+    _Rule((errors.APITimeoutError,), Verdict(Action.RETRY, CoreOutcome.FAILURE, once=True)),
+    _Rule((errors.APIConnectionError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
+    _Rule((errors.StreamTruncated, errors.StreamStalled), Verdict(Action.STOP, CoreOutcome.FAILURE)),
+)

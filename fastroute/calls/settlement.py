@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from attrs import evolve, frozen
@@ -21,13 +21,13 @@ from fastroute.figures import duration
 from fastroute.providers.base import check_content_type, request_id_of
 from fastroute.providers.limit_headers import parse_limits
 from fastroute.quality import Rates
-from fastroute.state.endpoints import BlockReason
+from fastroute.state.endpoints import BlockReason, LiveEndpoint
 from fastroute.state.tokens import OutputHistory
 from fastroute.transport import Exchange
 from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Attempt, Outcome, Usage
 
-from .call import Call, Grant, Superseded, ids
+from .call import LARGE_BODY, Call, Grant, Superseded, ids
 from .queue import WaitQueue
 from .retry import RetryPolicy, Verdict
 from .upstream import Upstream
@@ -58,6 +58,7 @@ class Sinks:
         budgets: what may still be spent; None where no budget is configured.
         gate: the permits of all endpoints together, if there is such a limit.
         queue: the calls that wait for a permit.
+        affected: the endpoints that a failure of one of them holds for.
     """
 
     retries: RetryPolicy
@@ -68,6 +69,7 @@ class Sinks:
     budgets: Budgets | None
     gate: _core.Endpoint | None
     queue: WaitQueue
+    affected: Callable[[LiveEndpoint, errors.Blame], tuple[LiveEndpoint, ...]]
 
 
 class Settlement:
@@ -142,6 +144,8 @@ class Settlement:
             call.gate = -1
             request = upstream.accepted(call.request) if upstream.refuses_sampling else call.request
             body = upstream.format.encode(request, upstream.target)
+            if len(body) > LARGE_BODY:
+                call.uploads.append(len(body))
             budgets = self._sinks.budgets
             allowance = call.request.allowance
             worst = None if allowance is None and budgets is None else self._worst_cost(body)
@@ -358,7 +362,7 @@ class Settlement:
         if usage is not None:
             spent = max(spent, usage.total_tokens)
         self._settle(outcome, self._entry("failed", latency, usage, exchange, ttft, error), spent)
-        if verdict.block_seconds:
+        if verdict.block_seconds and (verdict.strikes == 1 or self._upstream.strike() >= verdict.strikes):
             self._block(verdict)
 
     def cancelled(self, exchange: Exchange | None, usage: Usage | None, ttft: float | None = None) -> None:
@@ -413,16 +417,23 @@ class Settlement:
         )
 
     def _block(self, verdict: Verdict) -> None:
-        endpoint = self._upstream.endpoint
-        endpoint.core.block(_core.clock() + int(verdict.block_seconds * 1e9), int(verdict.block_code))
-        # To wait for a while is routine; a key or a quota is for somebody to mend.
-        level = logging.INFO if verdict.block_code is BlockReason.RETRY_AFTER else logging.WARNING
-        log.log(
-            level, "%s is left out for %s: %s", endpoint.name, duration(verdict.block_seconds), verdict.reason
-        )
-        hooks = self._sinks.hooks
-        if hooks.wanted:
-            hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, verdict.block_seconds))
+        """Leaves out all endpoints that the failure holds for."""
+        seconds, code, hooks = verdict.block_seconds, verdict.block_code, self._sinks.hooks
+        endpoints = self._sinks.affected(self._upstream.endpoint, verdict.blame)
+        if code is BlockReason.HOST_DOWN:
+            # This one finds out when the host is back, by its retries and its breaker.
+            endpoints = tuple(other for other in endpoints if other is not self._upstream.endpoint)
+        until = _core.clock() + int(seconds * 1e9)
+        for endpoint in endpoints:
+            endpoint.core.block(until, int(code))
+            if hooks.wanted:
+                hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, seconds))
+        if endpoints:
+            # To wait for a while is routine; a key, a quota or a model name must be put right.
+            level = logging.INFO if code in _ROUTINE else logging.WARNING
+            names = ", ".join(endpoint.name for endpoint in endpoints)
+            be = "is" if len(endpoints) == 1 else "are"
+            log.log(level, "%s %s left out for %s: %s", names, be, duration(seconds), verdict.reason)
 
     def _undo(self) -> None:
         self.begun()
@@ -549,3 +560,4 @@ class Settlement:
 
 
 _NOTHING = Usage(source="none")
+_ROUTINE = (BlockReason.RETRY_AFTER, BlockReason.HOST_DOWN)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import requests
 from attrs import evolve
 
@@ -74,7 +77,8 @@ class Upstream:
         plain, stream: the prepared requests, to be sent with a body.
         refuses_sampling: the model refuses sampling parameters, always or while it reasons.
 
-    Thread safety: all threads share it. `forget_usage` is one attribute store.
+    Thread safety: all threads share it. `respell` is one attribute store; a strike that two threads count at
+    once may count as one.
     """
 
     def __init__(self, endpoint: LiveEndpoint, target: Target, transport: Transport) -> None:
@@ -86,6 +90,8 @@ class Upstream:
         self.stream = transport.prepare(format.url(target, True), format.headers(target, True))
         both = SAMPLING | SAMPLING_WITHOUT_REASONING
         self.refuses_sampling = endpoint.model.capabilities & both != both
+        self._strikes = 0
+        self._succeeded = 0  # answers of the endpoint before the first of these strikes
 
     def accepted(self, request: Request) -> Request:
         """The request without sampling parameters, where the model refuses them.
@@ -101,6 +107,14 @@ class Upstream:
         kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
         return evolve(request, params=kept)
 
-    def forget_usage(self) -> None:
-        """The provider refuses stream_options: ask for no usage from now on, and estimate it."""
-        self.target = evolve(self.target, include_usage=False)
+    def respell(self, changes: Mapping[str, Any]) -> None:
+        """Sends requests in another spelling from now on: attributes of the target and their values."""
+        self.target = evolve(self.target, **changes)
+
+    def strike(self) -> int:
+        """Counts a refusal without a reason; returns how many came in a row, with no answer between."""
+        succeeded, _ = self.endpoint.core.counts
+        if succeeded != self._succeeded:
+            self._succeeded, self._strikes = succeeded, 0
+        self._strikes += 1
+        return self._strikes

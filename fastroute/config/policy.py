@@ -123,7 +123,6 @@ class Policy:
         drop_sampling: whether temperature, top_p and top_k are left out for a model that refuses them; if
             not, a request with one of them goes to other models.
         cascade: whether a tier that cannot serve at all is followed by the next cheaper one.
-        fallback_on_404: whether a model unknown to its provider is served by its fallbacks.
         breaker: the circuit breaker of each endpoint.
         health_check: looking at endpoints that nobody calls.
         hedging: a second request for a call that takes longer than most.
@@ -157,7 +156,6 @@ class Policy:
     ping_timeout: float = field(default=120.0, validator=seconds(most=3600))
     drop_sampling: bool = field(default=False, validator=flag)
     cascade: bool = field(default=True, validator=flag)
-    fallback_on_404: bool = field(default=False, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)
     health_check: HealthCheckConfig = field(factory=HealthCheckConfig)
     hedging: HedgingConfig = field(factory=HedgingConfig)

@@ -346,7 +346,7 @@ cdef void adapt(EndpointParts *e, int outcome, int64_t now) noexcept nogil:
                 return
             if fr_cas(e.bearable, &word, fr_pack(<float>min(limit + 1 / limit, <double>e.max_in_flight), fr_stamp(word))):
                 return
-        elif outcome == OUTCOME_IGNORED or (word and fr_elapsed(stamp, fr_stamp(word)) < SHRINK_EVERY_MS * 1e-3):
+        elif outcome == OUTCOME_IGNORED or outcome == OUTCOME_USELESS or (word and fr_elapsed(stamp, fr_stamp(word)) < SHRINK_EVERY_MS * 1e-3):
             return
         elif fr_cas(e.bearable, &word, fr_pack(<float>max(limit * 0.9, 1.0), stamp)):
             return

@@ -22,6 +22,7 @@ OK = OUTCOME_OK
 FAILURE = OUTCOME_FAILURE
 IGNORED = OUTCOME_IGNORED
 THROTTLED = OUTCOME_THROTTLED
+USELESS = OUTCOME_USELESS
 
 CLOSED = STATE_CLOSED
 OPEN = STATE_OPEN
@@ -32,6 +33,7 @@ cdef enum:
     OUTCOME_FAILURE = 1
     OUTCOME_IGNORED = 2
     OUTCOME_THROTTLED = 3
+    OUTCOME_USELESS = 4          # an answer, but not what was asked for: the rank counts it, the breaker does not
 
 cdef enum:
     STATE_CLOSED = 0
@@ -344,8 +346,10 @@ cdef int block_until(uint64_t *block, object until_ns, object reason) except -1:
 
 cdef inline int checked_outcome(object outcome) except -1:
     cdef int64_t value = integer(outcome)
-    if value < OUTCOME_OK or value > OUTCOME_THROTTLED:
-        raise ValueError(f"outcome must be OK (0), FAILURE (1), IGNORED (2) or THROTTLED (3), not {outcome}")
+    if value < OUTCOME_OK or value > OUTCOME_USELESS:
+        raise ValueError(
+            f"outcome must be OK (0), FAILURE (1), IGNORED (2), THROTTLED (3) or USELESS (4), not {outcome}"
+        )
     return <int>value
 
 
@@ -363,7 +367,7 @@ cdef class Breaker:
     a bad one opens it again, one that says nothing within ``probe_lease_s`` is given up. Times are kept in whole ms,
     rounded up.
 
-    IGNORED and THROTTLED results count neither way; a probe that ends so gives its place to the next caller.
+    IGNORED, THROTTLED and USELESS results count neither way; a probe that ends so gives its place to the next caller.
 
     Args:
         segment: Where the state lives.
@@ -416,7 +420,7 @@ cdef class Breaker:
         return breaker_allow(&self.rules, self.cells.control, moment(now))
 
     def record(self, ticket, outcome, now=0) -> int:
-        """Says how the call of a ticket ended: OK, FAILURE, IGNORED or THROTTLED.
+        """Says how the call of a ticket ended: OK, FAILURE, IGNORED, THROTTLED or USELESS.
 
         Returns:
             The new state if this changed it, else -1. A ticket of an older epoch changes nothing. A probe's ticket

@@ -235,7 +235,7 @@ cdef class Endpoint(Limited):
         Args:
             ticket: From ``admit``. One already finished or undone changes nothing, nor does one of another process.
                 (Not noticed: a ticket given again after its permit was taken exactly a multiple of 128 times since.)
-            outcome: OK, FAILURE, IGNORED or THROTTLED.
+            outcome: OK, FAILURE, IGNORED, THROTTLED or USELESS.
             latency_s: Of an OK call; 0 if it was not measured.
             token_delta: Real tokens minus those admitted.
             now: ns; 0 reads the clock.

@@ -191,8 +191,9 @@ cdef inline void result_record(const LatencyCells *cells, int outcome, double x,
         health_record(cells, False)
         if x > 0:
             samples_add(cells, x)
-    elif outcome == OUTCOME_FAILURE:
-        fr_add(&cells.cold.failed, 1)
+    elif outcome == OUTCOME_FAILURE or outcome == OUTCOME_USELESS:
+        if outcome == OUTCOME_FAILURE:
+            fr_add(&cells.cold.failed, 1)
         health_record(cells, True)
 
 
@@ -333,8 +334,9 @@ cdef class Latency:
     def record(self, outcome, double latency_s, now=0) -> None:
         """Counts one result.
 
-        OK, FAILURE and THROTTLED move the failure rate (a tenth towards 0, 1, 1, after letting it fade); OK and FAILURE
-        move health; only OK brings a latency, and a latency of 0 means that none was measured. IGNORED: nothing.
+        OK, FAILURE, THROTTLED and USELESS move the failure rate (a tenth towards 0, 1, 1, 1, after letting it fade);
+        OK, FAILURE and USELESS move health; only OK brings a latency, and a latency of 0 means that none was measured.
+        IGNORED: nothing.
         """
         checked_outcome(outcome)
         checked_latency(latency_s)

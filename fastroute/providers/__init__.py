@@ -15,7 +15,6 @@ from .base import (
     get,
     names,
     register,
-    rejects_stream_options,
 )
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "get",
     "names",
     "register",
-    "rejects_stream_options",
 ]

@@ -38,9 +38,13 @@ class Target:
         key: the API key, or None for a server without keys.
         headers: further headers from the configuration; they replace the format's own of the same name.
         max_output: the model's limit of output tokens; larger limits in a request are lowered to it.
-        include_usage: whether a stream may be asked to report its usage; set to False (``attrs.evolve``)
-            once the provider has refused that, see `rejects_stream_options`.
         api_version: the version of the provider's API, for formats that send one in the address.
+        include_usage: whether a stream may be asked to report its usage.
+        output_limit: the name of the output limit, where the endpoint takes one of OpenAI's two names only.
+        developer_role: the role of a developer's messages.
+
+    The last three and ``max_output`` are changed (``attrs.evolve``) when the endpoint has refused one
+    spelling of a request and takes another: see ``respell`` of `errors.APIStatusError`.
     """
 
     endpoint: str
@@ -51,8 +55,10 @@ class Target:
     key: Key | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(factory=dict, repr=False)
     max_output: int | None = None
-    include_usage: bool = True
     api_version: str | None = None
+    include_usage: bool = True
+    output_limit: str | None = None
+    developer_role: str = "developer"
 
 
 class Format(Protocol):
@@ -162,18 +168,6 @@ _REQUEST_IDS = ("x-request-id", "request-id", "x-ms-request-id", "apim-request-i
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
-def rejects_stream_options(error: BaseException) -> bool:
-    """Whether the provider refused the request because of ``stream_options``.
-
-    The same request may then be sent once more with ``include_usage=False`` in its `Target`. Formats mark
-    such an error by ``param == "stream_options"``, however the provider worded it.
-    """
-    return (
-        isinstance(error, (errors.BadRequestError, errors.UnprocessableEntityError))
-        and error.param == "stream_options"
-    )
-
-
 # ---------------------------------------------------------------------------------------------- registry
 
 # Name to module for the formats that come with the package; imported when first used.
@@ -239,6 +233,5 @@ __all__ = [
     "get",
     "names",
     "register",
-    "rejects_stream_options",
     "request_id_of",
 ]

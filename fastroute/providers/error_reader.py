@@ -1,7 +1,7 @@
 """Classifies a provider's error and makes a message that may be shown.
 
-Shared by all formats and relays with errors in OpenAI's shape. What is done about an error is decided in
-`calls/retry.py`.
+Shared by all formats and relays with errors in OpenAI's shape. What providers say is a table in
+`wordings.py`; what is done about an error is decided in `calls/retry.py`.
 
 A message keeps the provider's text, shortened, with everything that looks like a key redacted and long
 quotations dropped. A provider may still quote a few words of a prompt ("invalid value: 'hello'"). Where not
@@ -18,6 +18,7 @@ from fastroute import errors
 
 from . import jsontext, limit_headers
 from .base import Target, request_id_of
+from .wordings import SPELLINGS, WORDINGS
 
 MESSAGE_LIMIT = 500
 EXCERPT_LIMIT = 200
@@ -73,56 +74,6 @@ def excerpt(body: bytes, target: Target | None = None) -> str:
 
 # ------------------------------------------------------------------------------------------- classification
 
-_BILLING = frozenset(
-    {
-        "insufficient_quota",
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        "organization_usage_limit_exceeded",
-        "enforced_spend_limit_reached",
-        "contract_spend_limit_reached",
-        "linked_organization_spend_limit_reached",
-        "billing_hard_limit_reached",
-        "billing_not_active",
-        "billing_disabled",
-        "billing_error",
-        "insufficient_balance",
-        "insufficient_credits",
-    }
-)
-_BILLING_TEXT = re.compile(
-    r"credit balance is too low|insufficient (?:balance|credits?|funds)"
-    r"|prepayment credits|monthly spending cap",
-    re.IGNORECASE,
-)
-_CONTEXT = frozenset({"context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"})
-_CONTEXT_TEXT = re.compile(
-    r"maximum (?:context|prompt|input) length"
-    r"|(?:exceed|larger than|longer than|too (?:large|long) for).{0,40}context (?:length|size|window|limit)"
-    r"|context (?:length|size|window|limit) .{0,20}exceeded"
-    r"|(?:prompt|input|request) is too long|too many (?:input|prompt) tokens"
-    r"|input token count .{0,40}exceeds the maximum"
-    r"|reduce the length of the (?:messages|prompt|input)",
-    re.IGNORECASE,
-)
-_FILTER = frozenset(
-    {
-        "content_filter",
-        "content_policy_violation",
-        "responsibleaipolicyviolation",
-        "moderation_blocked",
-        "data_inspection_failed",
-        "content_filtered",
-    }
-)
-_FILTER_TEXT = re.compile(
-    r"content (?:management|moderation|filter\w{0,4}|safety) (?:policy|policies|system|filter)|content policy"
-    r"|content exists risk|requires moderation|input .{0,20}flagged",
-    re.IGNORECASE,
-)
-_STREAM_OPTIONS_TEXT = re.compile(r"stream_options|include_usage")
-
 # For errors without a status: inside a 200 answer, or in a stream.
 _STATUS_BY_CODE = {
     "overloaded_error": 529,
@@ -142,7 +93,6 @@ _STATUS_BY_CODE = {
     "badrequesterror": 400,
     "invalid_argument": 400,
     "authentication_error": 401,
-    "invalid_api_key": 401,
     "unauthorized": 401,
     "unauthenticated": 401,
     "permission_error": 403,
@@ -151,7 +101,6 @@ _STATUS_BY_CODE = {
     "not_found_error": 404,
     "not_found": 404,
     "notfounderror": 404,
-    "model_not_found": 404,
     "request_too_large": 413,
     "request_timeout": 408,
     "timeout_error": 504,
@@ -162,6 +111,14 @@ _STATUS_BY_CODE = {
     "service_unavailable": 503,
     "unavailable": 503,
     "bad_gateway": 502,
+    # MiniMax's numbers.
+    "1000": 500,
+    "1001": 504,
+    "1002": 429,
+    "1013": 500,
+    "1039": 429,
+    "2013": 400,
+    "2056": 429,
 }
 _CODE = re.compile(r"[\w.\-/ ]{1,80}", re.ASCII)
 
@@ -170,7 +127,8 @@ def error_object(body: Any) -> Any:
     """The error in a decoded body; None if the body is not an error.
 
     Known places: ``{"error": {...} or "text"}``, the same in a list of one, ``{"object": "error", ...}`` of
-    vLLM, and ``{"detail": ...}`` or ``{"message": ...}`` where there are no choices.
+    vLLM, ``{"base_resp": {...}}`` of MiniMax, and ``{"detail": ...}`` or ``{"message": ...}`` where there are
+    no choices.
     """
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
@@ -178,7 +136,12 @@ def error_object(body: Any) -> Any:
         return None
     error = body.get("error")
     if error:
-        return error
+        beside = {name: body[name] for name in ("code", "type", "error_type", "param") if body.get(name)}
+        # xAI and TGI put the code beside the text.
+        return {"message": error, **beside} if isinstance(error, str) and beside else error
+    status = body.get("base_resp")
+    if isinstance(status, dict) and status.get("status_code"):
+        return {"message": status.get("status_msg"), "code": status["status_code"]}
     if body.get("object") == "error" or (
         "choices" not in body and (body.get("detail") or isinstance(body.get("message"), str))
     ):
@@ -261,45 +224,66 @@ def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float |
 def from_error(error: Any, status: int | None = None, target: Target | None = None) -> errors.APIStatusError:
     """The error for an error object or its bare text.
 
-    Without ``status`` (an error inside a 200 answer or a stream) the object's code or type gives it; if
-    neither is known it counts as 500, since the provider had accepted the request.
+    Without ``status`` (an error inside a 200 answer or a stream) the object's code, type or text gives it; if
+    none is known it counts as 500, since the provider had accepted the request.
     """
     fields = error if isinstance(error, dict) else {}
     code = _name(fields.get("code"))
-    kind = _name(fields.get("type")) or _name(fields.get("status"))
+    kind = _name(fields.get("type")) or _name(fields.get("status")) or _name(fields.get("error_type"))
     param = _name(fields.get("param"))
     text = (error if isinstance(error, str) else _text(fields))[: 2 * _READ_LIMIT]
     # Relays put the code into different fields; the names are distinct enough to look for them in all.
     named = {word.lower() for word in (code, kind, *_inner_codes(fields)) if word}
-    if status is None:
-        status = _own_status(fields, named)
-    refused = 400 <= status < 500
-    kept: type[errors.APIStatusError] = errors.for_status(status)
-    if refused and (
-        status == 402 or named & _BILLING or (status in (400, 403, 429) and _BILLING_TEXT.search(text))
-    ):
+    given = status if status is not None else _own_status(fields)
+    # A relay hands on what its own provider said: that tells of the request, not of our account.
+    handed_on = text + _handed_on(fields)
+    found = next(
+        (
+            wording
+            for wording in WORDINGS
+            if wording.said(given, named, handed_on if wording.blame is errors.Blame.REQUEST else text)
+        ),
+        None,
+    )
+    if given is None:
+        given = found.status if found is not None else _status_of(named)
+    kept: type[errors.APIStatusError] = errors.for_status(given)
+    blame = None
+    if found is not None:
+        kept, blame = found.error or kept, found.blame
+    elif given == 402:
         kept = errors.QuotaExceededError
-    elif status in (400, 413, 422) and (
-        named & _CONTEXT or ("rate_limit_exceeded" not in named and _CONTEXT_TEXT.search(text))
-    ):
-        kept = errors.ContextLengthExceeded
-    elif status in (400, 403, 422, 451) and (named & _FILTER or _FILTER_TEXT.search(text)):
-        kept = errors.ContentFilterError
-    elif (
-        status in (400, 422)
-        and param not in ("messages", "model")
-        and _STREAM_OPTIONS_TEXT.search(f"{param} {text}")
-    ):
-        param = "stream_options"
+    respell: dict[str, Any] = {}
+    if given in (400, 422) and param not in ("messages", "model") and issubclass(kept, _PARAMETER_ERRORS):
+        param, respell = _respelled(param, text)
     shown = redact(text, MESSAGE_LIMIT, target)
     said = ", ".join(dict.fromkeys(part for part in (code, kind) if part))
     return kept(
-        f"{status}{f' ({said})' if said else ''}: {shown or 'no message'}",
-        status_code=status,
+        f"{given}{f' ({said})' if said else ''}: {shown or 'no message'}",
+        status_code=given,
         code=code,
         type=kind,
         param=param,
+        blame=blame,
+        respell=respell,
     )
+
+
+_PARAMETER_ERRORS = (errors.BadRequestError, errors.UnprocessableEntityError)
+
+
+def _respelled(param: str | None, text: str) -> tuple[str | None, dict[str, Any]]:
+    """The parameter that was refused, and the changes to a target with which it is spelled another way."""
+    for spelling in SPELLINGS:
+        match = spelling.refused.search(f"{param}: {text}")
+        if match is not None:
+            number = next((group for group in match.groups() if group), None)
+            value = spelling.value if number is None else int(number)
+            if spelling.change == "include_usage":
+                param = "stream_options"
+            if value is not None:
+                return param, {spelling.change: value}
+    return param, {}
 
 
 def _name(value: Any) -> str | None:
@@ -322,16 +306,23 @@ def _inner_codes(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _text(fields: Mapping[str, Any]) -> str:
-    message = fields.get("message")
-    if isinstance(message, str):
-        return message
-    detail = fields.get("detail")
-    if isinstance(detail, str):
-        return detail
-    if isinstance(detail, list):
+    """What the error says; Mistral's message is an object or a list where it is about a parameter."""
+    for place in ("message", "detail", "title"):
+        text = _said(fields.get(place))
+        if text:
+            return text
+    return ""
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return _said(value.get("detail") or value.get("message"))
+    if isinstance(value, list):
         # FastAPI's validation errors: the place and the message. Their "input" is left out: it is the prompt.
         parts = []
-        for item in detail[:5]:
+        for item in value[:5]:
             if isinstance(item, dict):
                 place = item.get("loc")
                 where = ".".join(str(step) for step in place[:8]) if isinstance(place, list) else ""
@@ -340,18 +331,25 @@ def _text(fields: Mapping[str, Any]) -> str:
     return ""
 
 
-def _own_status(fields: Mapping[str, Any], named: set[str]) -> int:
+def _handed_on(fields: Mapping[str, Any]) -> str:
+    """What a relay's own provider said, which OpenRouter keeps in ``metadata.raw``."""
+    metadata = fields.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    return f" {raw[:_READ_LIMIT]}" if isinstance(raw, str) else ""
+
+
+def _own_status(fields: Mapping[str, Any]) -> int | None:
     for place in ("code", "status_code", "status", "http_code"):
         value = fields.get(place)
         if isinstance(value, str) and re.fullmatch(r"[45][0-9]{2}", value):
             value = int(value)
         if isinstance(value, int) and 400 <= value < 600:
             return value
-    if named & _BILLING:
-        return 429
-    if named & (_CONTEXT | _FILTER):
-        return 400
+    return None
+
+
+def _status_of(named: set[str]) -> int:
     statuses = [_STATUS_BY_CODE[word] for word in named if word in _STATUS_BY_CODE]
     # Where two names disagree one is vaguer and has the lower status, as "invalid_request_error" beside
-    # "model_not_found".
+    # "not_found".
     return max(statuses, default=500)

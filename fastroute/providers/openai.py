@@ -37,15 +37,19 @@ class OpenAI:
         return with_configured(own, target)
 
     def encode(self, request: types.Request, target: Target) -> bytes:
-        """The parameters as given, with three changes: ``model`` is the provider's name for the model, output
-        limits above the model's are lowered to it, and a stream requests its usage if
-        `Target.include_usage` is set."""
+        """The parameters as given, with these changes: ``model`` is the provider's name for the model, output
+        limits above the model's are lowered to it, a stream requests its usage if `Target.include_usage` is
+        set, and the limit and the developer's role have the names that the endpoint takes."""
         body: dict[str, Any] = {"model": target.upstream, "messages": request.messages, **request.params}
         body["model"] = target.upstream
         body["messages"] = request.messages
+        if target.developer_role != "developer":
+            body["messages"] = _with_role(request.messages, target.developer_role)
+        if target.output_limit is not None:
+            _rename_limit(body, target.output_limit)
         most = target.max_output
         if most is not None:
-            for name in ("max_tokens", "max_completion_tokens"):
+            for name in _LIMITS:
                 wanted = body.get(name)
                 if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > most:
                     body[name] = most
@@ -107,6 +111,27 @@ class OpenAI:
 
 
 FORMAT = OpenAI()
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def _rename_limit(body: dict[str, Any], name: str) -> None:
+    """Gives the output limit the one name that the endpoint takes."""
+    for other in _LIMITS:
+        if other != name and other in body:
+            value = body.pop(other)
+            if body.get(name) is None:
+                body[name] = value
+
+
+def _with_role(messages: Sequence[Mapping[str, Any]], role: str) -> Sequence[Mapping[str, Any]]:
+    """The messages with a developer's in another role."""
+    return [
+        {**message, "role": role}
+        if isinstance(message, Mapping) and message.get("role") == "developer"
+        else message
+        for message in messages
+    ]
 
 
 def _content(value: Any) -> str | None:

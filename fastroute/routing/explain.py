@@ -20,6 +20,7 @@ from fastroute.errors import (
     ContextLengthExceeded,
     Error,
     NoEndpointError,
+    NotFoundError,
     RequestTooLargeForLimit,
 )
 from fastroute.figures import dollars, duration
@@ -179,6 +180,9 @@ def refusal_of(rankings: Sequence[StageRanking]) -> Error:
             if code in (_core.OUT_BLOCKED, _core.OUT_BREAKER):
                 waits.append(_reopens(endpoint, now))
     text = "; ".join(lines)
+    endpoints = [endpoint for ranking in rankings for endpoint in ranking.stage.endpoints]
+    if codes == {_core.OUT_BLOCKED} and all(endpoint.model_gone for endpoint in endpoints):
+        return NotFoundError(f"no provider serves the model: {text}", retry_after=min(waits))
     if waits:
         return NoEndpointError(f"no endpoint can serve the request: {text}", retry_after=min(waits))
     if codes <= {_core.OUT_PRICE_CAP}:

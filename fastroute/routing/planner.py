@@ -5,13 +5,16 @@ admits a request. The plan as a value is in `plan.py`, its explanation in `expla
 carries it out.
 
 A plan has stages, asked one after the other: the tier or model that the request calls for, then the fallback
-models of what was in it, then, for a tier, the cheaper tiers. Within a stage the core ranks: models of a tier
+models of what was in it, then, for a tier, the cheaper tiers. Where an endpoint turned out not to serve its
+model, the dearer tiers follow: the router chose that model, so the caller is not to pay for the choice with a
+failed call. Within a stage the core ranks: models of a tier
 by price / (quality × speed), the endpoints of a model by the policy's strategy. A stage is ranked when it is
 reached, so a later one sees the state of its moment.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +103,7 @@ class Planner:
         self._factor_of = _factors(classifier.levels)
         self._stages: dict[tuple[str, ...], Stage | None] = {}
         self._of_tier: dict[str, tuple[Stage, ...]] = {}
+        self._above_tier: dict[str, tuple[Stage, ...]] = {}
         self._of_model: dict[str, tuple[Stage, ...]] = {}
         self._explain = self.explain  # bound once, as every plan has it
         self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
@@ -216,9 +220,8 @@ class Planner:
 
     def rank(self, plan: Plan) -> Plan:
         """Ranks all stages of the plan that have not been reached, by the state of this moment."""
-        ranked = plan.ranked
-        for stage in plan.stages[len(ranked) :] if ranked else plan.stages:
-            ranked.append((stage, self._order(plan, stage)))
+        for _ in self._reached(plan):
+            pass
         return plan
 
     def admit(self, plan: Plan) -> tuple[LiveEndpoint, _core.Ranked] | None:
@@ -265,10 +268,11 @@ class Planner:
                 yield stage.endpoints[place], None
 
     def opened(self, plan: Plan) -> Iterator[tuple[LiveEndpoint, str | None]]:
-        """Endpoints that only their breaker keeps out, and their tier."""
+        """Endpoints that only their breaker keeps out, or a host that was unreachable, and their tier."""
         for stage, ranked in self._reached(plan):
             for place, endpoint in enumerate(stage.endpoints):
-                if ranked.verdicts[place] == _core.OUT_BREAKER:
+                verdict = ranked.verdicts[place]
+                if verdict == _core.OUT_BREAKER or (verdict == _core.OUT_BLOCKED and endpoint.host_down):
                     yield endpoint, stage.tier
 
     def room(self, plan: Plan) -> int:
@@ -285,10 +289,18 @@ class Planner:
     def _reached(self, plan: Plan) -> Iterator[tuple[Stage, _core.Ranked]]:
         """The plan's stages with their orders; a stage is ranked when the iteration reaches it."""
         ranked = plan.ranked
-        for place, stage in enumerate(plan.stages):
+        for place, stage in enumerate(itertools.chain(plan.stages, self._dearer(plan))):
             if place == len(ranked):
                 ranked.append((stage, self._order(plan, stage)))
             yield ranked[place]
+
+    def _dearer(self, plan: Plan) -> Iterator[Stage]:
+        """The dearer tiers, once an endpoint of the plan is left out for not serving its model."""
+        if plan.tier is None or not self._config.policy.cascade:
+            return
+        endpoints = (endpoint for stage, _ in plan.ranked for endpoint in stage.endpoints)
+        if any(endpoint.model_gone for endpoint in endpoints):
+            yield from self._dearer_stages(plan.tier, plan.stages)
 
     def _order(self, plan: Plan, stage: Stage) -> _core.Ranked:
         estimate = plan.estimate
@@ -445,6 +457,21 @@ class Planner:
             stage = self._stage(("tier", tier, *names)) if names else None
             if stage is not None:
                 yield stage
+
+    def _dearer_stages(self, tier: str, before: Sequence[Stage]) -> tuple[Stage, ...]:
+        """The tiers above, the nearest first, without the models of the stages before."""
+        stages = self._above_tier.get(tier)
+        if stages is None:
+            seen = {endpoint.model.name for stage in before for endpoint in stage.endpoints}
+            found = []
+            for dearer in self._tiers[self._tiers.index(tier) + 1 :]:
+                names = [name for name in self._model_names(dearer) if name not in seen]
+                seen.update(names)
+                stage = self._stage(("tier", dearer, *names)) if names else None
+                if stage is not None:
+                    found.append(stage)
+            stages = self._above_tier[tier] = tuple(found)
+        return stages
 
     def _model_names(self, tier: str) -> list[str]:
         return [self._catalog.resolve(name) for name in self._models_of[tier]]

@@ -171,6 +171,7 @@ class Generation:
             budgets=self.budgets if config.budgets else None,
             gate=self.state.gate,
             queue=around.queue,
+            affected=self.state.affected,
         )
         self.upstreams: Mapping[str, Upstream] = {
             endpoint.name: self._upstream(endpoint) for endpoint in self.state.endpoints

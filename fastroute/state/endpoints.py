@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
@@ -47,10 +48,25 @@ class BlockReason(enum.IntEnum):
     QUOTA_SPENT = 2
     RETRY_AFTER = 3
     TLS = 4
+    MODEL_GONE = 5
+    HOST_DOWN = 6
+    REFUSALS = 7
 
     @property
     def words(self) -> str:
-        return self.name.lower().replace("_", " ")
+        return _BLOCK_WORDS.get(self) or self.name.lower().replace("_", " ")
+
+
+_SHARED_BLOCKS = {
+    int(BlockReason.KEY_REFUSED): errors.Blame.ACCOUNT,
+    int(BlockReason.QUOTA_SPENT): errors.Blame.ACCOUNT,
+    int(BlockReason.TLS): errors.Blame.HOST,
+}
+_BLOCK_WORDS = {
+    BlockReason.MODEL_GONE: "model not served",
+    BlockReason.HOST_DOWN: "host unreachable",
+    BlockReason.REFUSALS: "refuses all requests",
+}
 
 
 @frozen(eq=False, kw_only=True)
@@ -78,6 +94,16 @@ class LiveEndpoint:
     def tail(self, stream: bool) -> _core.Tail | None:
         """The latencies of streams to their first token, or of plain answers."""
         return self.begun if stream else self.whole
+
+    @property
+    def model_gone(self) -> bool:
+        """Whether it is left out because its provider does not serve the model."""
+        return self.core.blocked()[1] == BlockReason.MODEL_GONE
+
+    @property
+    def host_down(self) -> bool:
+        """Whether it is left out because another endpoint found its host unreachable."""
+        return self.core.blocked()[1] == BlockReason.HOST_DOWN
 
     def forgive(self, kind: str) -> None:
         """Counts a tolerated defect of a complete stream; see `events.StreamForgiven`."""
@@ -144,8 +170,11 @@ class State:
             if config.policy.max_in_flight is not None:
                 self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
         by_model: dict[str, list[LiveEndpoint]] = {}
+        by_host: dict[str, list[LiveEndpoint]] = {}
         for endpoint in endpoints:
             by_model.setdefault(endpoint.model.name, []).append(endpoint)
+            by_host.setdefault(_host(endpoint), []).append(endpoint)
+        self._by_host = {host: tuple(group) for host, group in by_host.items()}
         self.by_model: Mapping[str, tuple[LiveEndpoint, ...]] = {
             name: tuple(group) for name, group in by_model.items()
         }
@@ -175,6 +204,24 @@ class State:
         names = [endpoint.name for endpoint in self.endpoints]
         hint = did_you_mean(name, names) or f"; use one of {', '.join(names)}"
         raise errors.NoEndpointError(f"unknown endpoint {show(name)}{hint}", status_code=404)
+
+    def affected(self, endpoint: LiveEndpoint, blame: errors.Blame) -> tuple[LiveEndpoint, ...]:
+        """The endpoints that a failure of this one holds for, itself among them."""
+        if blame is errors.Blame.HOST:
+            return self._by_host[_host(endpoint)]
+        if blame is errors.Blame.ACCOUNT:
+            provider = endpoint.config.provider
+            return tuple(other for other in self.endpoints if other.config.provider == provider)
+        return (endpoint,)
+
+    def left_out_with(self, endpoint: LiveEndpoint) -> tuple[LiveEndpoint, ...]:
+        """This endpoint and those that are left out for the same fault of its account or host."""
+        reason = endpoint.core.blocked()[1]
+        blame = _SHARED_BLOCKS.get(reason)
+        if blame is None:
+            return (endpoint,)
+        others = self.affected(endpoint, blame)
+        return tuple(other for other in others if other is endpoint or other.core.blocked()[1] == reason)
 
     @property
     def cores(self) -> tuple[_core.Endpoint, ...]:
@@ -230,6 +277,11 @@ class State:
             figures["streams_forgiven"] = dict(endpoint.forgiven)
             found[endpoint.name] = figures
         return found
+
+
+def _host(endpoint: LiveEndpoint) -> str:
+    """Host and port of the endpoint's address."""
+    return urlsplit(endpoint.provider.base_url).netloc
 
 
 def _rules(config: Config, entry: EndpointConfig) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def _connected(connection: Any, timer: RequestTimer) -> None:
         if problem is not None:
             connection.close()
             raise errors.APIConnectionError(
-                f"the provider's host name resolves to a forbidden address: {problem}"
+                f"the provider's host name resolves to a forbidden address: {problem}",
+                blame=errors.Blame.HOST,
             )
 
 

@@ -11,6 +11,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from fastroute import errors
+from fastroute.errors import Blame
 
 from .request_timer import RequestTimer
 
@@ -58,7 +59,7 @@ def translate(error: BaseException, timer: RequestTimer) -> BaseException:
     ):
         return errors.APITimeoutError("the connection was not made in time (connect_timeout)")
     if has(exceptions.NameResolutionError):
-        return errors.APIConnectionError("the provider's host name does not resolve")
+        return errors.APIConnectionError("the provider's host name does not resolve", blame=Blame.HOST)
     if has(exceptions.IncompleteRead, http.client.IncompleteRead, exceptions.InvalidChunkLength):
         return errors.UpstreamTruncated("the answer was cut off", maybe_billed=True)
     if has(exceptions.DecodeError):
@@ -68,7 +69,11 @@ def translate(error: BaseException, timer: RequestTimer) -> BaseException:
             "the provider closed the connection without an answer", maybe_billed=sent
         )
     if has(ConnectionError, exceptions.NewConnectionError, exceptions.ProxyError):
-        return errors.APIConnectionError(f"the connection failed: {_words(causes)}", maybe_billed=sent)
+        # Refused, or without a way there: so are connections for all other models at that host.
+        blame = Blame.HOST if not sent and has(exceptions.NewConnectionError) else None
+        return errors.APIConnectionError(
+            f"the connection failed: {_words(causes)}", blame=blame, maybe_billed=sent
+        )
     if has(http.client.HTTPException, exceptions.InvalidHeader, requests.exceptions.InvalidHeader):
         return errors.UpstreamProtocolError(f"the answer is not HTTP: {_words(causes)}", maybe_billed=sent)
     if has(exceptions.ProtocolError, requests.exceptions.ChunkedEncodingError):

@@ -21,7 +21,7 @@ KINDS = {
     "retry": Fault.status(503),
     "throttled": Fault.status(429),
     "blocked": Fault.status(401),
-    "once": Fault.status(200, b'{"choices": []}'),
+    "empty": Fault.status(200, b'{"choices": []}'),
     "elsewhere": Fault.status(500, headers={"x-should-retry": "false"}),
     "stop": Fault.status(400),
 }
@@ -37,19 +37,19 @@ def reference(scripts: dict[str, list[str]], most: int) -> Outcome:
     """Who is asked in which order: the untried first, then again those that may be, the longest ago first."""
     left = {name: list(script) for name, script in scripts.items()}
     order: list[str] = []
-    untried, again = sorted(scripts), []
-    slow = False
+    untried, again, emptied = sorted(scripts), [], []
     while untried or again:
         name = untried.pop(0) if untried else again.pop(0)
         order.append(name)
         kind = left[name].pop(0) if left[name] else "ok"
         if kind == "ok":
             return Outcome(order, True)
-        if kind == "stop" or len(order) == most or (kind == "once" and slow):
+        if (kind == "stop" and name == order[0]) or len(order) == most:
             return Outcome(order, False)
-        slow = slow or kind == "once"
-        if kind in ("retry", "throttled", "once"):
+        if kind in ("retry", "throttled") or (kind == "empty" and name not in emptied):
             again.append(name)
+        if kind == "empty":
+            emptied.append(name)
     return Outcome(order, False)
 
 
@@ -92,5 +92,6 @@ def test_attempts_go_in_the_order_of_the_rules(loop: Loopback, scripts: dict[str
 def test_the_reference_is_not_trivial() -> None:
     assert reference({"a": ["retry"], "b": ["elsewhere"], "c": []}, 5).order == ["a", "b", "c"]
     assert reference({"a": ["retry"], "b": ["blocked"]}, 5).order == ["a", "b", "a"]
-    assert reference({"a": ["once"], "b": ["once"]}, 5) == Outcome(["a", "b"], False)
+    assert reference({"a": ["empty"] * 3, "b": ["stop"]}, 5) == Outcome(["a", "b", "a"], False)
+    assert reference({"a": ["stop"], "b": []}, 5) == Outcome(["a"], False)
     assert MODEL

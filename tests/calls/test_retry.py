@@ -10,13 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute import _core, errors
-from fastroute.calls.retry import Action, BreakerOutcome, RetryPolicy
+from fastroute.calls.retry import Action, CoreOutcome, RetryPolicy
 from fastroute.config import Policy
+from fastroute.errors import Blame
 from fastroute.state.endpoints import BlockReason
 
 # ------------------------------------------------------------------------------------------------- verdicts
 
 POLICY = RetryPolicy()
+
+
+def blame_of(error: BaseException) -> str:
+    return error.blame.value if isinstance(error, errors.APIError) else ""
 
 
 def status(code: int, **rest: object) -> errors.APIStatusError:
@@ -26,48 +31,57 @@ def status(code: int, **rest: object) -> errors.APIStatusError:
 @pytest.mark.parametrize(
     ("error", "action", "outcome"),
     [
-        (errors.APIConnectionError(), Action.RETRY, BreakerOutcome.FAILURE),
-        (errors.APITimeoutError(), Action.RETRY, BreakerOutcome.FAILURE),
-        (errors.UpstreamProtocolError(), Action.RETRY, BreakerOutcome.FAILURE),
-        (errors.UpstreamTruncated(), Action.RETRY, BreakerOutcome.FAILURE),
-        (errors.EmptyResponse(), Action.RETRY, BreakerOutcome.FAILURE),
-        (errors.TLSError(), Action.FAIL_OVER, BreakerOutcome.FAILURE),
-        (status(301), Action.STOP, BreakerOutcome.IGNORED),
-        (status(400), Action.STOP, BreakerOutcome.IGNORED),
-        (status(401), Action.FAIL_OVER, BreakerOutcome.IGNORED),
-        (status(403), Action.FAIL_OVER, BreakerOutcome.IGNORED),
-        (status(404), Action.STOP, BreakerOutcome.IGNORED),
-        (status(408), Action.RETRY, BreakerOutcome.IGNORED),
-        (status(409), Action.STOP, BreakerOutcome.IGNORED),
-        (status(413), Action.STOP, BreakerOutcome.IGNORED),
-        (status(422), Action.STOP, BreakerOutcome.IGNORED),
-        (status(425), Action.RETRY, BreakerOutcome.IGNORED),
-        (status(429), Action.RETRY, BreakerOutcome.THROTTLED),
-        (status(500), Action.RETRY, BreakerOutcome.FAILURE),
-        (status(502), Action.RETRY, BreakerOutcome.FAILURE),
-        (status(503), Action.RETRY, BreakerOutcome.FAILURE),
-        (status(504), Action.RETRY, BreakerOutcome.FAILURE),
-        (status(529), Action.RETRY, BreakerOutcome.FAILURE),
-        (errors.ContextLengthExceeded(), Action.FALL_BACK, BreakerOutcome.IGNORED),
-        (errors.ContentFilterError(), Action.STOP, BreakerOutcome.IGNORED),
-        (errors.QuotaExceededError(), Action.FAIL_OVER, BreakerOutcome.IGNORED),
-        (errors.StreamTruncated(), Action.STOP, BreakerOutcome.FAILURE),
-        (errors.BudgetExceeded(), Action.STOP, BreakerOutcome.IGNORED),
-        (errors.DeadlineExceeded(), Action.STOP, BreakerOutcome.IGNORED),
-        (errors.NoEndpointError(), Action.STOP, BreakerOutcome.IGNORED),
-        (KeyboardInterrupt(), Action.STOP, BreakerOutcome.IGNORED),
-        (ZeroDivisionError(), Action.STOP, BreakerOutcome.IGNORED),
-        (status(400, param="stream_options"), Action.WITHOUT_USAGE, BreakerOutcome.IGNORED),
-        (status(422, param="stream_options"), Action.WITHOUT_USAGE, BreakerOutcome.IGNORED),
-        (status(500, param="stream_options"), Action.RETRY, BreakerOutcome.FAILURE),
+        (errors.APIConnectionError(), Action.RETRY, CoreOutcome.FAILURE),
+        (errors.APITimeoutError(), Action.RETRY, CoreOutcome.FAILURE),
+        (errors.UpstreamProtocolError(), Action.RETRY, CoreOutcome.FAILURE),
+        (errors.UpstreamTruncated(), Action.RETRY, CoreOutcome.FAILURE),
+        (errors.APIConnectionError(blame=Blame.HOST), Action.RETRY, CoreOutcome.FAILURE),
+        (errors.EmptyResponse(), Action.ONCE_MORE, CoreOutcome.USELESS),
+        (errors.TLSError(), Action.FAIL_OVER, CoreOutcome.FAILURE),
+        (status(301), Action.STOP, CoreOutcome.IGNORED),
+        (status(400), Action.STOP, CoreOutcome.IGNORED),
+        (status(401), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (status(403), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (status(403, blame=Blame.ACCOUNT), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (status(404), Action.FAIL_OVER, CoreOutcome.USELESS),
+        (status(404, blame=Blame.REQUEST), Action.STOP, CoreOutcome.IGNORED),
+        (status(410), Action.FAIL_OVER, CoreOutcome.USELESS),
+        (status(408), Action.RETRY, CoreOutcome.IGNORED),
+        (status(409), Action.RETRY, CoreOutcome.IGNORED),
+        (status(412), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (status(413), Action.FAIL_OVER, CoreOutcome.USELESS),
+        (status(422), Action.STOP, CoreOutcome.IGNORED),
+        (status(422, blame=Blame.ENDPOINT), Action.FAIL_OVER, CoreOutcome.USELESS),
+        (status(400, blame=Blame.ENDPOINT), Action.FAIL_OVER, CoreOutcome.USELESS),
+        (status(418), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (status(425), Action.RETRY, CoreOutcome.IGNORED),
+        (status(429), Action.RETRY, CoreOutcome.THROTTLED),
+        (status(498), Action.RETRY, CoreOutcome.THROTTLED),
+        (status(500), Action.RETRY, CoreOutcome.FAILURE),
+        (status(502), Action.RETRY, CoreOutcome.FAILURE),
+        (status(503), Action.RETRY, CoreOutcome.FAILURE),
+        (status(504), Action.RETRY, CoreOutcome.FAILURE),
+        (status(529), Action.RETRY, CoreOutcome.FAILURE),
+        (errors.ContextLengthExceeded(), Action.FALL_BACK, CoreOutcome.IGNORED),
+        (errors.ContentFilterError(), Action.STOP, CoreOutcome.IGNORED),
+        (errors.QuotaExceededError(), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (errors.QuotaExceededError(blame=Blame.REQUEST), Action.FAIL_OVER, CoreOutcome.IGNORED),
+        (errors.StreamTruncated(), Action.STOP, CoreOutcome.FAILURE),
+        (errors.BudgetExceeded(), Action.STOP, CoreOutcome.IGNORED),
+        (errors.DeadlineExceeded(), Action.STOP, CoreOutcome.IGNORED),
+        (errors.NoEndpointError(), Action.STOP, CoreOutcome.IGNORED),
+        (KeyboardInterrupt(), Action.STOP, CoreOutcome.IGNORED),
+        (ZeroDivisionError(), Action.STOP, CoreOutcome.IGNORED),
+        (status(400, respell={"include_usage": False}), Action.RESPELL, CoreOutcome.IGNORED),
+        (status(422, respell={"max_output": 10}), Action.RESPELL, CoreOutcome.IGNORED),
     ],
     ids=lambda value: (
-        f"{type(value).__name__}-{getattr(value, 'status_code', '')}"
+        f"{type(value).__name__}-{getattr(value, 'status_code', '')}-{blame_of(value)}"
         if isinstance(value, BaseException)
         else None
     ),
 )
-def test_verdicts(error: BaseException, action: Action, outcome: BreakerOutcome) -> None:
+def test_verdicts(error: BaseException, action: Action, outcome: CoreOutcome) -> None:
     verdict = POLICY.classify(error)
     assert (verdict.action, verdict.outcome) == (action, outcome)
 
@@ -76,9 +90,17 @@ def test_verdicts(error: BaseException, action: Action, outcome: BreakerOutcome)
     ("error", "seconds", "code"),
     [
         (status(401), 300, BlockReason.KEY_REFUSED),
-        (status(403), 300, BlockReason.KEY_REFUSED),
+        (status(403, blame=Blame.ACCOUNT), 300, BlockReason.KEY_REFUSED),
+        (status(403), 300, BlockReason.REFUSALS),
+        (status(404), 300, BlockReason.MODEL_GONE),
+        (status(410), 300, BlockReason.MODEL_GONE),
         (errors.QuotaExceededError(), 900, BlockReason.QUOTA_SPENT),
+        (errors.QuotaExceededError(blame=Blame.REQUEST), 0, BlockReason.NONE),
         (errors.TLSError(), 300, BlockReason.TLS),
+        (errors.APIConnectionError(blame=Blame.HOST), 5, BlockReason.HOST_DOWN),
+        (errors.APIConnectionError(), 0, BlockReason.NONE),
+        (status(400, blame=Blame.ENDPOINT), 0, BlockReason.NONE),
+        (status(413), 0, BlockReason.NONE),
         (status(429, retry_after=61.0), 61, BlockReason.RETRY_AFTER),
         (status(503, retry_after=121.0), 121, BlockReason.RETRY_AFTER),
         (status(429, retry_after=86400.0), 3600, BlockReason.RETRY_AFTER),
@@ -87,12 +109,14 @@ def test_verdicts(error: BaseException, action: Action, outcome: BreakerOutcome)
         (status(500), 0, BlockReason.NONE),
     ],
 )
-def test_blocks(error: errors.Error, seconds: float, code: BlockReason) -> None:
+def test_blocks(error: errors.APIError, seconds: float, code: BlockReason) -> None:
     verdict = POLICY.classify(error)
     assert (verdict.block_seconds, verdict.block_code) == (seconds, code)
     assert bool(verdict.reason) == bool(seconds)
+    assert verdict.strikes == (3 if code is BlockReason.REFUSALS else 1)
+    assert verdict.blame is error.blame
     if seconds:
-        assert verdict.action is Action.FAIL_OVER
+        assert verdict.action is (Action.RETRY if code is BlockReason.HOST_DOWN else Action.FAIL_OVER)
 
 
 def test_a_long_retry_after_lengthens_a_block_and_a_short_one_does_not_shorten_it() -> None:
@@ -106,18 +130,16 @@ def test_a_long_retry_after_lengthens_a_block_and_a_short_one_does_not_shorten_i
 @pytest.mark.parametrize(
     ("code", "said", "action", "outcome"),
     [
-        (500, False, Action.FAIL_OVER, BreakerOutcome.FAILURE),
-        (429, False, Action.FAIL_OVER, BreakerOutcome.THROTTLED),
-        (400, False, Action.STOP, BreakerOutcome.IGNORED),
-        (400, True, Action.RETRY, BreakerOutcome.IGNORED),
-        (409, True, Action.RETRY, BreakerOutcome.IGNORED),
-        (401, True, Action.RETRY, BreakerOutcome.IGNORED),
-        (500, True, Action.RETRY, BreakerOutcome.FAILURE),
+        (500, False, Action.FAIL_OVER, CoreOutcome.FAILURE),
+        (429, False, Action.FAIL_OVER, CoreOutcome.THROTTLED),
+        (400, False, Action.STOP, CoreOutcome.IGNORED),
+        (400, True, Action.RETRY, CoreOutcome.IGNORED),
+        (409, True, Action.RETRY, CoreOutcome.IGNORED),
+        (401, True, Action.RETRY, CoreOutcome.IGNORED),
+        (500, True, Action.RETRY, CoreOutcome.FAILURE),
     ],
 )
-def test_the_provider_s_word_on_retrying(
-    code: int, said: bool, action: Action, outcome: BreakerOutcome
-) -> None:
+def test_the_provider_s_word_on_retrying(code: int, said: bool, action: Action, outcome: CoreOutcome) -> None:
     verdict = POLICY.classify(status(code, should_retry=said))
     assert (verdict.action, verdict.outcome) == (action, outcome)
 
@@ -128,19 +150,19 @@ def test_a_spent_quota_is_not_retried_whatever_the_provider_says() -> None:
     assert verdict.block_seconds == 900
 
 
-def test_slow_or_billed_failures_are_worth_one_more_attempt() -> None:
+def test_slow_failures_are_worth_one_more_attempt() -> None:
     assert POLICY.classify(errors.APITimeoutError()).once
-    assert POLICY.classify(errors.EmptyResponse()).once
     assert not POLICY.classify(status(500)).once
 
 
-def test_settings_open_other_ways() -> None:
-    policy = RetryPolicy(fallback_on_404=True)
-    assert policy.classify(status(404)).action is Action.FAIL_OVER
+def test_a_model_that_is_not_served_takes_no_attempt() -> None:
+    assert POLICY.classify(status(404)).free
+    assert not POLICY.classify(status(401)).free
 
 
-def test_the_core_hears_its_own_numbers() -> None:
-    assert list(BreakerOutcome) == [_core.OK, _core.FAILURE, _core.IGNORED, _core.THROTTLED]
+def test_the_outcomes_are_the_cores_own_numbers() -> None:
+    known = [_core.OK, _core.FAILURE, _core.IGNORED, _core.THROTTLED, _core.USELESS]
+    assert list(CoreOutcome) == known
 
 
 # --------------------------------------------------------------------------------------------------- pauses
@@ -214,7 +236,6 @@ def test_a_policy_from_the_configuration() -> None:
         throttle_base=3.0,
         throttle_cap=4.0,
         max_retry_after=5.0,
-        fallback_on_404=True,
     )
     assert RetryPolicy.from_policy(settings) == RetryPolicy(
         max_attempts=5,
@@ -223,5 +244,4 @@ def test_a_policy_from_the_configuration() -> None:
         throttle_base=3.0,
         throttle_cap=4.0,
         max_retry_after=5.0,
-        fallback_on_404=True,
     )

@@ -8,7 +8,7 @@ import pytest
 import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twin import CLOSED, FAILURE, HALF_OPEN, IGNORED, OK, OPEN, THROTTLED
+from twin import CLOSED, FAILURE, HALF_OPEN, IGNORED, OK, OPEN, THROTTLED, USELESS
 
 from fastroute import _core
 
@@ -127,7 +127,7 @@ class TestOpening:
         assert call(breaker, FAILURE, now) == OPEN
 
     def test_throttled_and_ignored_do_not_count(self, breaker: Any) -> None:
-        for outcome in (THROTTLED, IGNORED):
+        for outcome in (THROTTLED, USELESS, IGNORED):
             for _ in range(300):
                 assert call(breaker, outcome, T0) == -1
         assert breaker.state(T0) == CLOSED
@@ -247,7 +247,7 @@ class TestProbes:
         assert call(breaker, OK, until) == -1
         assert call(breaker, OK, until) == CLOSED
 
-    @pytest.mark.parametrize("end", ["cancel", IGNORED, THROTTLED])
+    @pytest.mark.parametrize("end", ["cancel", IGNORED, THROTTLED, USELESS])
     def test_undecided_probe_gives_its_place_back(self, breaker: Any, end: Any) -> None:
         until = trip(breaker, T0)
         for _ in range(5):
@@ -345,7 +345,7 @@ class TestAround:
         with pytest.raises(ValueError, match=list(rules)[-1]):
             _core.Breaker(_core.Segment(64), "b", **rules)
 
-    @pytest.mark.parametrize("outcome", [-1, 4, 100])
+    @pytest.mark.parametrize("outcome", [-1, 5, 100])
     def test_unknown_outcomes_are_refused(self, outcome: int) -> None:
         breaker = _core.Breaker(_core.Segment(64), "b")
         with pytest.raises(ValueError, match="outcome"):
@@ -405,7 +405,9 @@ def test_native_answers_as_the_twin(rules: dict[str, Any], steps: list[tuple[str
                 native.cancel(mine, now)
                 oracle.cancel(its, now)
             else:
-                outcome = {"ok": OK, "failure": FAILURE, "other": THROTTLED if which % 2 else IGNORED}[what]
+                outcome = {"ok": OK, "failure": FAILURE, "other": (THROTTLED, IGNORED, USELESS)[which % 3]}[
+                    what
+                ]
                 changes = native.record(mine, outcome, now), oracle.record(its, outcome, now)
                 assert changes[0] == changes[1], where
                 if changes[0] == OPEN:

@@ -24,6 +24,7 @@ from twin import (
     THROTTLED,
     TOKENS,
     TOO_LARGE,
+    USELESS,
 )
 
 from fastroute import _core
@@ -220,7 +221,7 @@ class TestBreakerAtTheDoor:
         now += 5 * MINUTE
         assert endpoint.finish(endpoint.admit(5, now), OK, 0.1, 0, now) == 2
 
-    @pytest.mark.parametrize("outcome", [THROTTLED, IGNORED])
+    @pytest.mark.parametrize("outcome", [THROTTLED, USELESS, IGNORED])
     def test_throttling_does_not_open(self, make: Make, outcome: int) -> None:
         endpoint = make()
         for _ in range(50):
@@ -541,7 +542,7 @@ STEPS = st.lists(
         ),
         TOKENS_ASKED,
         st.integers(0, 30),
-        st.sampled_from([OK, OK, FAILURE, FAILURE, THROTTLED, IGNORED]),
+        st.sampled_from([OK, OK, FAILURE, FAILURE, THROTTLED, USELESS, IGNORED]),
         st.one_of(st.just(0), st.integers(0, 100), st.sampled_from([1000, 6000, 70_000, -1])),
     ),
     max_size=80,

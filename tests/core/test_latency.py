@@ -12,7 +12,7 @@ import pytest
 import twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twin import FAILURE, IGNORED, OK, THROTTLED
+from twin import FAILURE, IGNORED, OK, THROTTLED, USELESS
 
 from fastroute import _core
 
@@ -58,7 +58,7 @@ class TestAverage:
         assert latency.ewma(later) == near(w * 4.0 + (1 - w) * 1.0)
         assert latency.spread == near(0.75 * 2.0 + 0.25 * 3.0)
 
-    @pytest.mark.parametrize("outcome", [FAILURE, THROTTLED, IGNORED])
+    @pytest.mark.parametrize("outcome", [FAILURE, THROTTLED, USELESS, IGNORED])
     def test_only_good_calls_bring_a_latency(self, latency: Any, outcome: int) -> None:
         latency.record(OK, 1.0, T0)
         latency.record(outcome, 50.0, T0)
@@ -82,7 +82,7 @@ class TestAverage:
 
 
 class TestSuccess:
-    @pytest.mark.parametrize("outcome", [FAILURE, THROTTLED])
+    @pytest.mark.parametrize("outcome", [FAILURE, THROTTLED, USELESS])
     def test_failure_rate_moves_by_a_tenth(self, latency: Any, outcome: int) -> None:
         failing = 0.0
         for bad in (1, 1, 0, 1, 0, 0, 1):
@@ -263,7 +263,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=next(iter(rules))):
             _core.RetryBudget(_core.Segment(64), "r", **rules)
 
-    @pytest.mark.parametrize("outcome", [-1, 4])
+    @pytest.mark.parametrize("outcome", [-1, 5])
     def test_unknown_outcomes_are_refused(self, outcome: int) -> None:
         with pytest.raises(ValueError, match="outcome"):
             _core.Latency(_core.Segment(64), "l").record(outcome, 1.0, T0)
@@ -271,7 +271,7 @@ class TestBadInput:
 
 RESULTS = st.lists(
     st.tuples(
-        st.sampled_from([OK, OK, OK, FAILURE, THROTTLED, IGNORED]),
+        st.sampled_from([OK, OK, OK, FAILURE, THROTTLED, USELESS, IGNORED]),
         st.floats(2.0**-13, 900.0, width=32),
         st.one_of(st.integers(0, 500), st.sampled_from([5000, 60_000, 3_600_000])),
     ),

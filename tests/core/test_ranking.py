@@ -137,9 +137,9 @@ class TestVerdicts:
             "TWO_CHOICES",
             "ORDERED",
         ]
-        names += ["OK", "FAILURE", "IGNORED", "THROTTLED", "CLOSED", "OPEN", "HALF_OPEN"]
+        names += ["OK", "FAILURE", "IGNORED", "THROTTLED", "USELESS", "CLOSED", "OPEN", "HALF_OPEN"]
         names += ["BLOCKED", "BREAKER", "BUSY", "REQUESTS", "TOKENS", "TOO_LARGE"]
-        assert len(names) == 29
+        assert len(names) == 30
         assert {name: getattr(_core, name) for name in names} == {name: getattr(twin, name) for name in names}
 
 

@@ -81,9 +81,8 @@ def test_another_endpoint_takes_over(
             Fault.error("context_length_exceeded"), fastroute.ContextLengthExceeded, id="021-context"
         ),
         pytest.param(Fault.error("content_filter"), fastroute.ContentFilterError, id="022-filter"),
-        pytest.param(Fault.error("unsupported_parameter"), fastroute.BadRequestError, id="400"),
-        pytest.param(Fault.error("model_not_found"), fastroute.NotFoundError, id="020-model"),
-        pytest.param(Fault.status(413), fastroute.RequestTooLargeError, id="025-too-large"),
+        pytest.param(Fault.status(400), fastroute.BadRequestError, id="400"),
+        pytest.param(Fault.status(413), fastroute.ContextLengthExceeded, id="025-too-large"),
     ],
 )
 def test_the_caller_s_own_making_goes_no_further(

@@ -231,7 +231,7 @@ def test_errors_have_their_classes() -> None:
         (read(402, "billing_error", "pay"), errors.QuotaExceededError),
         (read(403, "permission_error", "no"), errors.PermissionDeniedError),
         (read(404, "not_found_error", "model: x"), errors.NotFoundError),
-        (read(413, "request_too_large", "Request exceeds the maximum size"), errors.RequestTooLargeError),
+        (read(413, "request_too_large", "Request exceeds the maximum size"), errors.ContextLengthExceeded),
         (read(429, "rate_limit_error", "slow"), errors.RateLimitError),
         (
             read(429, "rate_limit_error", "slow", error_code="enforced_spend_limit_reached"),

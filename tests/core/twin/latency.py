@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from .segment import FAILURE, IGNORED, OK, SECOND, Segment, clock
+from .segment import FAILURE, IGNORED, OK, SECOND, USELESS, Segment, clock
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Latency:
             s.outcomes.append(True)
             if latency_s > 0:  # 0: it went well, but nobody measured how long it took
                 self._measure(latency_s, now)
-        elif outcome == FAILURE:
-            s.failed += 1
+        elif outcome in (FAILURE, USELESS):
+            s.failed += outcome == FAILURE
             s.score = max(0, s.score - 15)
             s.outcomes.append(False)
 

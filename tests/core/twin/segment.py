@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-OK, FAILURE, IGNORED, THROTTLED = range(4)
+OK, FAILURE, IGNORED, THROTTLED, USELESS = range(5)
 CLOSED, OPEN, HALF_OPEN = range(3)
 BLOCKED, BREAKER, BUSY, REQUESTS, TOKENS, TOO_LARGE = range(1, 7)
 LATENCY, WEIGHTED, LEAST_BUSY, LOWEST_COST, LOWEST_USAGE, TWO_CHOICES, ORDERED = range(7)
