@@ -428,6 +428,11 @@ class Message(_Open):
     refusal: str | None = None
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it: no content, tool call, refusal, reasoning, picture, or the like."""
+        return not (self.content or self.tool_calls or self.refusal or _says_something(self._raw))
+
 
 @frozen
 class Choice(_Open):
@@ -511,12 +516,23 @@ class Chunk(_Open):
         """Whether it brings something a caller would show: from then on no other endpoint may take over."""
         for choice in self.choices:
             delta = choice.delta
-            if delta.content or delta.tool_calls or delta.refusal or choice.finish_reason:
-                return True
-            raw = delta._raw
-            if raw.get("reasoning_content") or raw.get("reasoning") or raw.get("audio"):
+            if delta.content or delta.tool_calls or delta.refusal or _says_something(delta._raw):
                 return True
         return False
+
+
+def _says_something(raw: Mapping[str, Any]) -> bool:
+    """Whether any field of a message but its role has something in it."""
+    return any(name != "role" and value and _is_filled(value) for name, value in raw.items())
+
+
+def _is_filled(value: Any) -> bool:
+    """Whether there is more in a JSON value than empty parts."""
+    if isinstance(value, Mapping):
+        return any(name != "type" and item and _is_filled(item) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(item and _is_filled(item) for item in value)
+    return bool(value)
 
 
 # --------------------------------------------------------------------------------------------- checking

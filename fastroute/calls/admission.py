@@ -228,7 +228,7 @@ class Admission:
         self, call: Call, plan: Plan, progress: Progress
     ) -> Iterator[tuple[LiveEndpoint, str | None]]:
         planner = self._planner
-        walk = planner.walk(plan)
+        walk = planner.walk(plan, gone=progress.gone)
         if progress.chain is not None:
             chain = planner.detour(plan, *progress.chain)
             walk = chain if progress.leaves_plan else itertools.chain(chain, walk)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from fastroute import errors
 from fastroute.config import Policy
-from fastroute.types import Completion
+from fastroute.providers.wordings import BROKEN_OFF, FILTERED, broken_off
+from fastroute.types import Completion, Usage
 
 from .call import Call, Grant
 from .settlement import Settlement, Sinks
@@ -38,6 +39,7 @@ class Attempts:
         settlement = Settlement(self.sinks, call, upstream, grant)
         own = upstream.endpoint.provider.timeout  # configured, so it ends the attempt in any case
         exchange = None
+        usage: Usage | None = None
         try:
             exchange = settlement.open(False, own or call.estimate.timeout, movable=own is None)
             body = exchange.body()
@@ -46,12 +48,13 @@ class Attempts:
             usage = completion.usage
             if usage is None:
                 usage = settlement.estimated_usage(_answer_chars(completion))
+            _check(completion)
             latency = settlement.elapsed()
             settlement.win(usage)
             settlement.took(latency)
             now = settlement.succeeded(usage, exchange, latency)
         except BaseException as error:
-            settlement.failed(error, exchange)
+            settlement.failed(error, exchange, usage=usage)
             raise
         return completion.with_route(call.route(upstream.endpoint, now), usage)
 
@@ -92,12 +95,16 @@ class Attempts:
         limit = own or core.ttft_timeout(reasoning) * scale or call.estimate.timeout
         policy = self._policy
         exchange = None
+        usage: Usage | None = None
         try:
             exchange = settlement.open(True, limit, movable=own is None)
             if exchange.status != 200:
                 settlement.check_status(exchange, exchange.body())
             reader = StreamReader(exchange, upstream, call, policy.idle_timeout, policy.ping_timeout)
             head = reader.head()
+            if not reader.said:
+                usage = reader.decoder.usage
+                _check(reader.decoder.completion())
             ttft = settlement.elapsed()
             settlement.win(None)
             settlement.took(ttft)
@@ -107,12 +114,36 @@ class Attempts:
                 # It would have taken at least that long: else the limit could not learn from what it cuts.
                 core.record_ttft(settlement.elapsed() / scale, reasoning)
                 core.record_ttft_timeout(reasoning)
-            settlement.failed(error, exchange)
+            settlement.failed(error, exchange, usage=usage)
             raise
         settlement.begun()
         settlement.began()
         core.record_ttft(ttft / scale, reasoning)
         return Stream(settlement, exchange, reader, head, ttft)
+
+
+def _check(completion: Completion) -> None:
+    """Raises if the answer is none: broken off by the provider, or with nothing in it.
+
+    An answer of which the output limit left nothing is one: the model was at work, on what it does not show.
+    """
+    usage, filtered = completion.usage, False
+    for choice in completion.choices:
+        reason = choice.finish_reason
+        if reason and reason.lower() in BROKEN_OFF:
+            raise broken_off(reason)
+    for choice in completion.choices:
+        reason = choice.finish_reason
+        if choice.message.content or not choice.message.is_empty:
+            return
+        if reason == "length" and usage is not None and usage.completion_tokens:
+            return
+        filtered = filtered or (reason or "").lower() in FILTERED
+    if filtered:
+        raise errors.ContentFilterError(
+            "the content filter left nothing of the answer", code="content_filter", maybe_billed=True
+        )
+    raise errors.EmptyResponse("the answer has nothing in it", maybe_billed=True)
 
 
 def _answer_chars(completion: Completion) -> int:

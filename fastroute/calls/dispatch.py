@@ -358,6 +358,7 @@ class Dispatcher:
         """Raises the call's error if no further attempt may be made."""
         if verdict.free:
             call.uncounted.append(endpoint.name)
+            progress.gone = True
         made = len(call.attempts) - call.rejected - len(call.uncounted)
         last = made >= self._retries.max_attempts or (verdict.once and progress.failed_slowly)
         progress.failed_slowly = progress.failed_slowly or verdict.once

@@ -38,6 +38,7 @@ class Progress:
         "failed",
         "failed_slowly",
         "first",
+        "gone",
         "leaves_plan",
         "others",
         "primary",
@@ -66,6 +67,7 @@ class Progress:
         self.unsaid: errors.Error | None = None  # what the first format cannot express, where none was asked
         self.failed: LiveEndpoint | None = None
         self.failed_slowly = False
+        self.gone = False  # an endpoint turned out not to serve its model
         self.too_large = 0  # refusals because of the size
         self.too_small: set[str] = set()  # models whose window the request does not fit
         self.respelled: set[tuple[str, str]] = set()  # endpoints and what was to be spelled another way

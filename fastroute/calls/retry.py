@@ -213,7 +213,7 @@ class RetryPolicy:
 
 
 @frozen
-class _Rule:
+class _Handling:
     """What is done about one kind of error.
 
     Attributes:
@@ -241,13 +241,13 @@ class _Rule:
 _REFUSED = (errors.BadRequestError, errors.UnprocessableEntityError)
 
 # The first rule that holds is the one.
-_RULES: tuple[_Rule, ...] = (
+_RULES: tuple[_Handling, ...] = (
     # -- the request
-    _Rule((errors.ContextLengthExceeded,), Verdict(Action.FALL_BACK, CoreOutcome.IGNORED)),
+    _Handling((errors.ContextLengthExceeded,), Verdict(Action.FALL_BACK, CoreOutcome.IGNORED)),
     # A model with `content_fallbacks` leads on from here: that is known in dispatch.
-    _Rule((errors.ContentFilterError,), Verdict(Action.STOP, CoreOutcome.IGNORED)),
+    _Handling((errors.ContentFilterError,), Verdict(Action.STOP, CoreOutcome.IGNORED)),
     # -- the account
-    _Rule(
+    _Handling(
         (errors.QuotaExceededError,),
         Verdict(
             Action.FAIL_OVER,
@@ -259,8 +259,8 @@ _RULES: tuple[_Rule, ...] = (
         block="quota_block",
     ),
     # It can pay for less, and another account perhaps for this.
-    _Rule((errors.QuotaExceededError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
-    _Rule(
+    _Handling((errors.QuotaExceededError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
+    _Handling(
         (errors.AuthenticationError,),
         Verdict(
             Action.FAIL_OVER,
@@ -270,7 +270,7 @@ _RULES: tuple[_Rule, ...] = (
         ),
         block="key_block",
     ),
-    _Rule(
+    _Handling(
         (errors.PermissionDeniedError,),
         Verdict(
             Action.FAIL_OVER,
@@ -282,7 +282,7 @@ _RULES: tuple[_Rule, ...] = (
         block="key_block",
     ),
     # A 403 that does not say why: a firewall's page, or a rule of somebody between.
-    _Rule(
+    _Handling(
         (errors.PermissionDeniedError,),
         Verdict(
             Action.FAIL_OVER,
@@ -294,8 +294,8 @@ _RULES: tuple[_Rule, ...] = (
         block="key_block",
     ),
     # -- the endpoint
-    _Rule((errors.NotFoundError,), Verdict(Action.STOP, CoreOutcome.IGNORED), Blame.REQUEST),
-    _Rule(
+    _Handling((errors.NotFoundError,), Verdict(Action.STOP, CoreOutcome.IGNORED), Blame.REQUEST),
+    _Handling(
         (errors.NotFoundError,),
         Verdict(
             Action.FAIL_OVER,
@@ -306,23 +306,25 @@ _RULES: tuple[_Rule, ...] = (
         ),
         block="key_block",
     ),
-    _Rule((errors.RequestTooLargeError,), Verdict(Action.FAIL_OVER, CoreOutcome.USELESS)),
-    _Rule((errors.RateLimitError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED)),
-    _Rule((errors.ConflictError,), Verdict(Action.RETRY, CoreOutcome.IGNORED)),
-    _Rule((errors.InternalServerError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
-    _Rule(_REFUSED, Verdict(Action.FAIL_OVER, CoreOutcome.USELESS), Blame.ENDPOINT),
-    _Rule(_REFUSED, Verdict(Action.STOP, CoreOutcome.IGNORED)),
-    _Rule(
+    _Handling((errors.RequestTooLargeError,), Verdict(Action.FAIL_OVER, CoreOutcome.USELESS)),
+    _Handling((errors.RateLimitError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED)),
+    _Handling((errors.ConflictError,), Verdict(Action.RETRY, CoreOutcome.IGNORED)),
+    _Handling((errors.InternalServerError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
+    _Handling(_REFUSED, Verdict(Action.FAIL_OVER, CoreOutcome.USELESS), Blame.ENDPOINT),
+    _Handling(_REFUSED, Verdict(Action.STOP, CoreOutcome.IGNORED)),
+    _Handling(
         (errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.IGNORED), statuses=frozenset({408, 425})
     ),
     # Groq: no capacity for its flex tier at present.
-    _Rule((errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED), statuses=frozenset({498})),
+    _Handling(
+        (errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED), statuses=frozenset({498})
+    ),
     # A redirect, which only a change of the configuration mends.
-    _Rule((errors.APIStatusError,), Verdict(Action.STOP, CoreOutcome.IGNORED), statuses=range(300, 400)),
+    _Handling((errors.APIStatusError,), Verdict(Action.STOP, CoreOutcome.IGNORED), statuses=range(300, 400)),
     # Any other status is this provider's alone.
-    _Rule((errors.APIStatusError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
+    _Handling((errors.APIStatusError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
     # -- the host, and what lies between
-    _Rule(
+    _Handling(
         (errors.TLSError,),
         Verdict(
             Action.FAIL_OVER,
@@ -332,7 +334,7 @@ _RULES: tuple[_Rule, ...] = (
         ),
         block="key_block",
     ),
-    _Rule(
+    _Handling(
         (errors.APIConnectionError,),
         Verdict(
             Action.RETRY,
@@ -344,9 +346,9 @@ _RULES: tuple[_Rule, ...] = (
         block="host_block",
     ),
     # -- the answer
-    _Rule((errors.EmptyResponse,), Verdict(Action.ONCE_MORE, CoreOutcome.USELESS)),
+    _Handling((errors.EmptyResponse,), Verdict(Action.ONCE_MORE, CoreOutcome.USELESS)),
     # A silent endpoint costs a whole time-out each time.
-    _Rule((errors.APITimeoutError,), Verdict(Action.RETRY, CoreOutcome.FAILURE, once=True)),
-    _Rule((errors.APIConnectionError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
-    _Rule((errors.StreamTruncated, errors.StreamStalled), Verdict(Action.STOP, CoreOutcome.FAILURE)),
+    _Handling((errors.APITimeoutError,), Verdict(Action.RETRY, CoreOutcome.FAILURE, once=True)),
+    _Handling((errors.APIConnectionError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
+    _Handling((errors.StreamTruncated, errors.StreamStalled), Verdict(Action.STOP, CoreOutcome.FAILURE)),
 )

@@ -43,15 +43,17 @@ class StreamReader:
         self._begun = False  # content has come; before it, only the attempt's limit and the deadline count
         self.paused = False  # the program has the chunks, and nothing is read until it asks for more
         self._failure: errors.APIError | None = None  # to be raised after what came before it
+        self.said = False  # there was content in the head
 
     def head(self) -> list[Chunk]:
-        """The chunks up to the first one with content."""
+        """The chunks up to the first one with content; all of them if none has any."""
         if check_content_type(self._exchange.headers, True) == "json":
             self._not_a_stream()
         found: list[Chunk] = []
         for chunks in self.batches():
             found += chunks
             if any(chunk.has_content for chunk in chunks):
+                self.said = True
                 break
         self._begun = True
         if not self.ended:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastroute import errors, types
 
+from . import wordings
 from .sse import ServerSentEvent
 
 
@@ -120,6 +121,8 @@ class StreamDecoder(ABC):
                     self.output_chars += len(text)
             if piece.finish_reason:
                 choice.finish_reason = piece.finish_reason
+                if piece.finish_reason.lower() in wordings.BROKEN_OFF:
+                    raise wordings.broken_off(piece.finish_reason)
 
     def _absorb_call(self, choice: _ChoiceSoFar, fragment: types.ToolCall) -> None:
         index = fragment.index

@@ -12,6 +12,7 @@ are for what the status does not tell.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from attrs import frozen
 
@@ -339,6 +340,34 @@ WORDINGS: tuple[Wording, ...] = (
         ),
     ),
 )
+
+
+# -------------------------------------------------------------------------------------------- finish reasons
+
+BROKEN_OFF: Mapping[str, int] = {
+    "insufficient_system_resource": 503,  # DeepSeek
+    "network_error": 502,  # GLM
+    "abort": 503,  # SGLang, vLLM
+    "aborted": 503,
+    "error": 500,  # OpenRouter, Mistral, Cohere
+    "model_error": 500,
+    "timeout": 504,  # Cohere
+    "preempted": 503,
+}
+"""Finish reasons that mean that the provider failed, and the status of such a failure."""
+
+FILTERED = frozenset({"content_filter", "sensitive", "error_toxic"})
+"""Finish reasons of an answer that a content filter has cut: OpenAI's, GLM's, Cohere's."""
+
+
+def broken_off(finish_reason: str) -> errors.InternalServerError:
+    """The error for an answer that ended because the provider failed."""
+    return errors.InternalServerError(
+        f"the provider broke the answer off (finish_reason {finish_reason})",
+        status_code=BROKEN_OFF[finish_reason.lower()],
+        code=finish_reason,
+        maybe_billed=True,
+    )
 
 
 # ------------------------------------------------------------------------------------------- other spellings

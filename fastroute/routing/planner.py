@@ -14,7 +14,6 @@ reached, so a later one sees the state of its moment.
 
 from __future__ import annotations
 
-import itertools
 import random
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -220,8 +219,11 @@ class Planner:
 
     def rank(self, plan: Plan) -> Plan:
         """Ranks all stages of the plan that have not been reached, by the state of this moment."""
-        for _ in self._reached(plan):
-            pass
+        ranked = plan.ranked
+        for stage in plan.stages[len(ranked) :] if ranked else plan.stages:
+            ranked.append((stage, self._order(plan, stage)))
+        for stage in self._dearer(plan, False)[len(ranked) - len(plan.stages) :]:
+            ranked.append((stage, self._order(plan, stage)))
         return plan
 
     def admit(self, plan: Plan) -> tuple[LiveEndpoint, _core.Ranked] | None:
@@ -237,12 +239,13 @@ class Planner:
         plan.ranked.append((first, ranked))
         return None if ranked.chosen < 0 else (first.endpoints[ranked.chosen], ranked)
 
-    def walk(self, plan: Plan) -> Iterator[tuple[LiveEndpoint, str | None]]:
+    def walk(self, plan: Plan, *, gone: bool = False) -> Iterator[tuple[LiveEndpoint, str | None]]:
         """Every endpoint that may serve it, with its tier, first choice first.
 
-        A later stage is ranked when it is reached.
+        A later stage is ranked when it is reached. ``gone``: in this call an endpoint turned out not to serve
+        its model, so for a tier the dearer ones follow.
         """
-        for stage, ranked in self._reached(plan):
+        for stage, ranked in self._reached(plan, gone):
             endpoints, tier = stage.endpoints, stage.tier
             # Mostly the first one serves it, and the order of the others is not needed.
             if ranked.first >= 0:
@@ -286,21 +289,28 @@ class Planner:
                     widest = max(widest, endpoint.model.context_window)
         return max(widest - plan.estimate.output_tokens, 0)
 
-    def _reached(self, plan: Plan) -> Iterator[tuple[Stage, _core.Ranked]]:
+    def _reached(self, plan: Plan, gone: bool = False) -> Iterator[tuple[Stage, _core.Ranked]]:
         """The plan's stages with their orders; a stage is ranked when the iteration reaches it."""
         ranked = plan.ranked
-        for place, stage in enumerate(itertools.chain(plan.stages, self._dearer(plan))):
+        for place, stage in enumerate(plan.stages):
+            if place == len(ranked):
+                ranked.append((stage, self._order(plan, stage)))
+            yield ranked[place]
+        for place, stage in enumerate(self._dearer(plan, gone), len(plan.stages)):
             if place == len(ranked):
                 ranked.append((stage, self._order(plan, stage)))
             yield ranked[place]
 
-    def _dearer(self, plan: Plan) -> Iterator[Stage]:
-        """The dearer tiers, once an endpoint of the plan is left out for not serving its model."""
+    def _dearer(self, plan: Plan, gone: bool) -> tuple[Stage, ...]:
+        """The dearer tiers, if an endpoint of the plan is left out for not serving its model; else none."""
         if plan.tier is None or not self._config.policy.cascade:
-            return
-        endpoints = (endpoint for stage, _ in plan.ranked for endpoint in stage.endpoints)
-        if any(endpoint.model_gone for endpoint in endpoints):
-            yield from self._dearer_stages(plan.tier, plan.stages)
+            return ()
+        if gone or any(
+            _core.OUT_BLOCKED in ranked.verdicts and any(endpoint.model_gone for endpoint in stage.endpoints)
+            for stage, ranked in plan.ranked
+        ):
+            return self._dearer_stages(plan.tier, plan.stages)
+        return ()
 
     def _order(self, plan: Plan, stage: Stage) -> _core.Ranked:
         estimate = plan.estimate

@@ -280,7 +280,7 @@ class _Turns:
                 raise _refuse(f"{where}.role", "Input should be 'user' or 'assistant'")
             said = self._turn(role, message["content"], where)
             if role == "user":
-                last = said
+                last = said or last
             elif place == len(messages) - 1 and said != said.rstrip():
                 raise _refuse("messages", "final assistant content cannot end with trailing whitespace")
         if self.open and role == "assistant":

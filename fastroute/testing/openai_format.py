@@ -226,7 +226,7 @@ class OpenAIServerFormat:
             text, extra = _text(message.get("content"))
             tokens += TOKENS_PER_MESSAGE + count_tokens(text) + extra
             if message["role"] == "user":
-                last = text
+                last = text or last
         if len(asked) == 2:
             return Question(model, last, tokens)
         if asked.get("tools"):

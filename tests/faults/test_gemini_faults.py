@@ -36,23 +36,20 @@ def test_a_blocked_prompt_goes_to_nobody_else(start: Start, stream: bool) -> Non
     assert (loop.endpoint("a")["state"], loop.endpoint("a")["failed"]) == ("closed", 0)
 
 
-def test_056_safety_without_text_is_an_answer(start: Start) -> None:
-    loop = start(1, format="gemini")
-    loop.provider().script(said(finishReason="SAFETY"))
-    reply = loop.ask()
-    assert (reply.choices[0].finish_reason, reply.text) == ("content_filter", "")
-    assert reply.usage is not None
-    assert reply.usage.source == "estimated"
-
-
-def test_056_safety_ends_a_stream_without_text_too(start: Start) -> None:
-    loop = start(1, format="gemini")
+@pytest.mark.parametrize("stream", [False, True])
+def test_056_safety_without_text_is_a_content_filter(start: Start, stream: bool) -> None:
+    loop = start(2, format="gemini")
     filtered = {"candidates": [{"index": 0, "finishReason": "SAFETY"}]}
-    loop.provider().script(Fault.events(b"data: " + json.dumps(filtered).encode() + b"\n\n"))
-    stream = loop.stream(LONG)
-    assert [chunk.choices[0].finish_reason for chunk in stream] == ["content_filter"]
-    assert [attempt.outcome for attempt in loop.attempts] == ["ok"]
-    assert loop.endpoint()["failed"] == 0
+    events = Fault.events(b"data: " + json.dumps(filtered).encode() + b"\n\n")
+    loop.provider("a").script(events if stream else said(finishReason="SAFETY"))
+    with pytest.raises(fastroute.ContentFilterError):
+        loop.stream(LONG) if stream else loop.ask()
+    assert [(attempt.outcome, attempt.error) for attempt in loop.attempts] == [
+        ("failed", "ContentFilterError")
+    ]
+    assert loop.provider("b").received == 0
+    figures = loop.endpoint("a")
+    assert (figures["failed"], figures["success_rate"], figures["blocked_s"]) == (0, 1, 0)
 
 
 def test_056_a_stream_as_an_array_is_told_apart_and_another_endpoint_asked(start: Start) -> None:

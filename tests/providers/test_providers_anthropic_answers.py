@@ -299,7 +299,7 @@ def test_a_stream() -> None:
     assert [chunk.choices[0].delta.content for chunk in made] == ["", "hel", "lo", None]
     assert [chunk.choices[0].finish_reason for chunk in made] == [None, None, None, "stop"]
     assert {(chunk.id, chunk.model) for chunk in made} == {("msg_1", "claude-5-1")}
-    assert [chunk.has_content for chunk in made] == [False, True, True, True]
+    assert [chunk.has_content for chunk in made] == [False, True, True, False]
     assert made[1].to_dict()["choices"] == [{"index": 0, "delta": {"content": "hel"}, "finish_reason": None}]
     assert made[3].choices[0].stop_reason == "end_turn"
     (*_, last) = chunks(*events(answer(TEXT)), stream_options={"include_usage": True})
