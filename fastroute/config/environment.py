@@ -17,22 +17,21 @@ from typing import Any
 from .catalog import Catalog
 from .messages import did_you_mean, quoted, show
 from .reader import parse_toml
+from .redis_url import PASSWORDS
 from .rules import CLASSIFIERS
 from .tables import LISTS, SETTINGS, TABLES
 
 PREFIX = "FASTROUTE_"
-# Ours, but not keys of the configuration: where the file is, passwords of Redis and its sentinels, and three
-# that choose how the package is built.
+CONFIG_VARIABLE = "FASTROUTE_CONFIG"  # names the file to read
+# The other variables that are not keys: three that setup.py reads, and the passwords of Redis.
 NOT_KEYS = frozenset(
     {
-        "FASTROUTE_CONFIG",
+        CONFIG_VARIABLE,
         "FASTROUTE_ASAN",
         "FASTROUTE_TRACE",
         "FASTROUTE_ANNOTATE",
-        "FASTROUTE_REDIS_PASSWORD",
-        "FASTROUTE_REDIS_PASSWORD_FILE",
-        "FASTROUTE_REDIS_SENTINEL_PASSWORD",
-        "FASTROUTE_REDIS_SENTINEL_PASSWORD_FILE",
+        *PASSWORDS.values(),
+        *(f"{variable}_FILE" for variable in PASSWORDS.values()),
     }
 )
 _NOT_IN_VARIABLE = re.compile(r"[^a-z0-9]+")

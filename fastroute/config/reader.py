@@ -85,7 +85,7 @@ def read_table(kind: type[T], raw: Any, path: str, problems: list[str]) -> T | N
     values = {}
     for name, attribute in attributes.items():
         if name in raw:
-            values[name] = _read_key(attribute, raw[name], path, problems)
+            values[name] = read_key(attribute, raw[name], path, problems)
         elif attribute.default is attrs.NOTHING:
             problems.append(f"{_below(path, name)}: is missing; this key is required")
     return kind(**values) if len(problems) == before else None
@@ -118,18 +118,16 @@ def read_entries(attribute: attrs.Attribute[Any], raw: Any, path: str, problems:
     return found
 
 
-def _read_key(attribute: attrs.Attribute[Any], raw: Any, path: str, problems: list[str]) -> Any:
-    """The value of one key of the table at ``path``."""
+def read_key(attribute: attrs.Attribute[Any], raw: Any, path: str, problems: list[str]) -> Any:
+    """The value of one key of the table at ``path``; None if it is wrong. Arguments as for `read_entries`."""
     kind, container = _table_in(attribute.type), get_origin(attribute.type)
     at = _below(path, attribute.name)
     if raw is None:
         problems.append(f"{at}: must not be None; leave the key out instead")
         return None
     if kind is None:
-        value = _frozen(raw)
-        if attribute.validator is not None:
-            _passes(attribute.validator, attribute, value, path, problems)
-        return value
+        value, check = _frozen(raw), attribute.validator
+        return value if check is None or _passes(check, attribute, value, path, problems) else None
     if container is tuple or container is Mapping:
         entries = read_entries(attribute, raw, path, problems)
         return tuple(entries.values()) if container is tuple else entries

@@ -32,7 +32,8 @@ _OPTIONS = {
     "redis+sentinel": (*_OURS, "sentinel_username"),
     "rediss+sentinel": (*_OURS, "sentinel_username", *_TLS),
 }
-_PASSWORDS = {
+# Where each password comes from; the same names with _FILE name a file that contains it.
+PASSWORDS = {
     "password": "FASTROUTE_REDIS_PASSWORD",
     "sentinel_password": "FASTROUTE_REDIS_SENTINEL_PASSWORD",
 }
@@ -118,7 +119,7 @@ def _check_server(url: str, problems: list[str]) -> None:
         problems.append(f"is not a valid address; use one like {_SERVER}")
         return
     if parts.password is not None:
-        problems.append(_password(_PASSWORDS["password"]))
+        problems.append(_password(PASSWORDS["password"]))
     if parts.scheme == "unix":
         if parts.hostname or not parts.path.startswith("/"):
             problems.append("names no socket; use an address like unix:///run/redis.sock")
@@ -130,7 +131,7 @@ def _service(place: str, tls: bool, problems: list[str]) -> Service:
     authority, _, path = place.partition("/")
     user, _, hosts = authority.rpartition("@")
     if ":" in user or "@" in path:
-        problems.append(_password(_PASSWORDS["password"]))
+        problems.append(_password(PASSWORDS["password"]))
     sentinels = [_sentinel(text) for text in hosts.split(",")]
     good = tuple(one for one in sentinels if one is not None)
     if not hosts:
@@ -178,7 +179,7 @@ def _options(scheme: str, query: str, problems: list[str]) -> dict[str, str]:
         problems.append("has invalid options; write them like ?prefix=shop&timeout=0.5")
         return {}
     names = [name for name, _ in pairs]
-    passwords = [variable for name, variable in _PASSWORDS.items() if name in names]
+    passwords = [variable for name, variable in PASSWORDS.items() if name in names]
     problems += map(_password, passwords)
     for name in dict.fromkeys(names) if not passwords else ():  # with an & in it a password looks like names
         if name in _TLS and name not in known:

@@ -20,9 +20,9 @@ from fastroute import errors
 
 from .catalog import Catalog
 from .consistency import find_problems
-from .environment import overlay
+from .environment import CONFIG_VARIABLE, overlay
 from .messages import quoted, show
-from .reader import attributes_of, read_entries, read_table, read_toml, unknown_key
+from .reader import attributes_of, read_entries, read_key, read_table, read_toml, unknown_key
 from .rules import RuleSet, RuleSetTable
 from .secrets import read_keys
 from .tables import LISTS, SETTINGS, TABLES, Config
@@ -185,7 +185,7 @@ def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> 
                 f"config: must be a path, a mapping, a Config or None, not {show(source)}"
             )
         return Path(source)
-    named = environ.get("FASTROUTE_CONFIG")
+    named = environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named)
     default = Path(DEFAULT_FILE)
@@ -289,14 +289,11 @@ def _read_settings(raw: Any, problems: list[str]) -> dict[str, Any]:
             problems.append(f"fastroute.{key}: is not a key of [fastroute]; write it as [{key}]")
         elif key not in SETTINGS:
             problems.append(f"fastroute.{quoted(key)}: {unknown_key(str(key), SETTINGS)}")
-    settings = {}
-    for key in SETTINGS:
-        if key in raw:
-            # Each by itself, so that a bad one does not keep the others from being checked against the rest.
-            found = read_table(Config, {key: raw[key]}, "fastroute", problems)
-            if found is not None:
-                settings[key] = getattr(found, key)
-    return settings
+    attributes = attributes_of(Config)
+    found = {
+        key: read_key(attributes[key], raw[key], "fastroute", problems) for key in SETTINGS if key in raw
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _rule_sets(tables: Mapping[str, RuleSetTable], problems: list[str]) -> dict[str, RuleSet]:
