@@ -1,17 +1,15 @@
-"""What is known of each model: prices, windows, capabilities, quality, and the names it goes by.
+"""The catalogue of models: prices, context windows, capabilities, quality and aliases.
 
-Owns the built-in data (``data/catalog.toml``), files that users lay over it, and aliases. Which endpoints
-serve a model, and what the configuration file says, is `config`; live latencies are the core's. Catalogues
-are immutable: a change gives a new one, and a broken file gives a `ConfigError` while the one in force stays.
+The built-in data is in ``data/catalog.toml``; a user's file and the configuration's ``[models]`` and
+``[aliases]`` override it. Catalogues are immutable.
 
-Money in memory is in whole nano-dollars per million tokens. An unknown price is None, never 0 and never the
-price of another model; an unknown window is 0.
+Prices in memory are integers, nano-dollars per million tokens. An unknown price is None, never 0 and never
+the price of another model; an unknown window is 0.
 """
 
 from __future__ import annotations
 
 import datetime
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -30,10 +28,8 @@ from .messages import did_you_mean, near, quoted, show
 from .reader import read_table, read_toml
 from .validators import InvalidValue, integer, mapping_of, number, one_of, sequence_of, text
 
-log = logging.getLogger("fastroute")
-
 STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
-# Whether temperature and the like may be set: at all, and where the model is told not to reason.
+# Whether temperature, top_p and top_k may be set: always, and with reasoning_effort = "none" only.
 SAMPLING, SAMPLING_WITHOUT_REASONING = 16, 32
 REASONING = 64  # the model reasons before it answers, unless it is told not to
 CAPABILITIES: Mapping[str, int] = MappingProxyType(
@@ -45,7 +41,7 @@ CAPABILITIES: Mapping[str, int] = MappingProxyType(
         "reasoning": REASONING,
     }
 )
-# A model nobody has described is taken to do what nearly every server does; images are the exception.
+# A model without a description is assumed to support what nearly every server does, which excludes images.
 ASSUMED_CAPABILITIES = STREAMING | TOOLS | JSON_SCHEMA | SAMPLING | SAMPLING_WITHOUT_REASONING
 _SAMPLING: Mapping[bool | str, int] = {
     True: SAMPLING | SAMPLING_WITHOUT_REASONING,
@@ -87,24 +83,24 @@ CHAINS = ("fallbacks", "context_fallbacks", "content_fallbacks")
 
 @frozen(kw_only=True)
 class ModelOverride:
-    """What a file says of one model; None where it says nothing.
+    """What a configuration sets for one model; None where it sets nothing.
 
     Attributes:
         input_price, output_price, cached_input_price: USD per million tokens.
         cache_write_price, cache_write_1h_price: USD per million input tokens written to the provider's cache,
-            for minutes and for an hour.
-        long_context: input tokens above which the ``long_…`` prices are those of the whole request.
+            to be stored for minutes and for an hour.
+        long_context: input tokens above which the ``long_…`` prices apply to the whole request.
         context_window: most tokens of input and output together.
-        max_output_tokens: most tokens of output; requests are clamped to it.
+        max_output_tokens: most tokens of output; larger requests are reduced to it.
         capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``, ``reasoning``.
-        sampling: whether ``temperature``, ``top_p`` and ``top_k`` may be set to anything but their defaults;
-            ``without-reasoning``: only with ``reasoning_effort = "none"``.
+        sampling: whether ``temperature``, ``top_p`` and ``top_k`` may differ from their defaults;
+            ``without-reasoning``: with ``reasoning_effort = "none"`` only.
         quality: 0 (worst) to 1, relative to the other models.
-        latency: seconds a medium answer typically takes, until measured.
-        tier: the tier it belongs to when a configuration defines none.
-        fallbacks: models to try, in order, when this one cannot be had.
-        context_fallbacks: models to try instead when the input is too long for this one.
-        content_fallbacks: models to try instead when this one's content filter refuses.
+        latency: typical seconds for a medium answer, until it is measured.
+        tier: its tier when a configuration defines no tiers.
+        fallbacks: models to try, in order, when this one is unavailable.
+        context_fallbacks: models to try when the input is too long for this one.
+        content_fallbacks: models to try when this one's content filter refuses.
     """
 
     input_price: float | None = field(default=None, validator=optional(_price))
@@ -139,7 +135,7 @@ class CatalogEntry(ModelOverride):
     """What a catalogue file says of one model.
 
     Attributes:
-        providers: the name each provider knows the model by; in a configuration, endpoints say it.
+        providers: the model's name at each provider; in a configuration, endpoints have it.
     """
 
     providers: Mapping[str, str] | None = field(default=None, validator=optional(mapping_of(text())))
@@ -147,7 +143,7 @@ class CatalogEntry(ModelOverride):
 
 @frozen
 class _CatalogFile:
-    """A catalogue file; `Catalog` says what its keys mean."""
+    """A catalogue file; the keys are described in `Catalog`."""
 
     version: int = field(default=LAYOUT, validator=_layout)
     date: datetime.date | str | None = field(default=None, validator=optional(_day))
@@ -159,24 +155,24 @@ class _CatalogFile:
 
 @frozen(kw_only=True)
 class Model:
-    """One model, as known.
+    """One model of a catalogue.
 
     Attributes:
-        name: what callers ask for.
+        name: the name that callers use.
         input_price, output_price, cached_input_price, cache_write_price, cache_write_1h_price: nano-dollars
             per million tokens; None is unknown.
-        long_context: input tokens above which the ``long_…`` prices hold; 0: there is no such length.
-        prices: all of that for working out costs; None if the price of input or output is unknown.
+        long_context: input tokens above which the ``long_…`` prices apply; 0 if they never do.
+        prices: the same, for computing costs; None if the price of input or output is unknown.
         context_window, max_output_tokens: tokens; 0 is unknown.
         capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`, `REASONING`, `SAMPLING`,
             `SAMPLING_WITHOUT_REASONING`.
         quality: 0 to 1.
-        latency: typical seconds before anything is measured; 0 is unknown.
-        tier: the tier it belongs to by default.
-        fallbacks, context_fallbacks, content_fallbacks: models to try when it cannot be had, when the input
-            is too long for it, when its content filter refuses.
-        providers: the name each provider knows it by.
-        known: whether the catalogue or the user says anything of it.
+        latency: typical seconds, until it is measured; 0 is unknown.
+        tier: its tier when a configuration defines no tiers.
+        fallbacks, context_fallbacks, content_fallbacks: models to try when it is unavailable, when the
+            input is too long for it, when its content filter refuses.
+        providers: its name at each provider.
+        known: whether the catalogue or the configuration describes it.
     """
 
     name: str
@@ -205,27 +201,27 @@ class Model:
     prices: TokenPrices | None = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        # Worked out once: every attempt is priced.
+        # Computed once, because every attempt uses it.
         object.__setattr__(self, "prices", _prices_of(self))
 
     def chained(self) -> Iterator[tuple[str, str]]:
-        """Every chain that leads on from this model, as (chain, model)."""
+        """Every model that this one names in a chain, as (chain, model)."""
         for chain in CHAINS:
             for target in getattr(self, chain):
                 yield chain, target
 
     @property
     def sampling(self) -> bool | str:
-        """Whether sampling parameters may be set, as a file would say it."""
+        """Whether sampling parameters may be set, as in a file."""
         found = self.capabilities & _SAMPLING[True]
-        return next(said for said, bits in _SAMPLING.items() if bits == found)
+        return next(setting for setting, bits in _SAMPLING.items() if bits == found)
 
     @property
     def capability_names(self) -> tuple[str, ...]:
         return tuple(name for name, bit in CAPABILITIES.items() if self.capabilities & bit)
 
     def over(self, override: ModelOverride) -> Model:
-        """This model with what the override says in place of what was known."""
+        """This model with the values of the override in place of its own."""
         changes: dict[str, Any] = {
             key: value for key, value in attrs.asdict(override, recurse=False).items() if value is not None
         }
@@ -238,7 +234,7 @@ class Model:
         mask = capability_mask(changes["capabilities"]) if "capabilities" in changes else self.capabilities
         changes["capabilities"] = mask & ~_SAMPLING[True] | sampling
         if "input_price" in changes:
-            # Discounts and surcharges belong to the price they were told with.
+            # Discounts and surcharges belong to the price of the same table.
             for dependent in _BY_INPUT:
                 changes.setdefault(dependent, 0 if dependent == "long_context" else None)
         return attrs.evolve(self, **changes, known=True)
@@ -283,15 +279,15 @@ def _prices_of(model: Model) -> TokenPrices | None:
 
 
 def sampling_bit(params: Mapping[str, Any]) -> int:
-    """The capability that a request with sampling parameters needs."""
+    """The capability bit that a request with sampling parameters needs."""
     return SAMPLING_WITHOUT_REASONING if params.get("reasoning_effort") == "none" else SAMPLING
 
 
 def capability_mask(names: Iterable[str]) -> int:
-    """The bits of the capabilities named.
+    """The bits of these capabilities.
 
     Raises:
-        KeyError: for a name that is none of `CAPABILITIES`.
+        KeyError: for a name that is not in `CAPABILITIES`.
     """
     mask = 0
     for name in names:
@@ -301,16 +297,16 @@ def capability_mask(names: Iterable[str]) -> int:
 
 @frozen(kw_only=True)
 class Catalog:
-    """All models known, and the names they go by. Immutable, so any thread may use it.
+    """All known models and their aliases. Immutable, so any thread may use it.
 
     Attributes:
         models: by name.
-        aliases: other names, each for a model or another alias.
-        successors: for models that some providers have given up, what they serve in their place; it stands
-            for the model where nothing serves that and something serves this.
-        version: of the data's layout.
+        aliases: other names, each of a model or of another alias.
+        successors: for a model that some providers no longer offer, the model that they serve instead. It
+            is used where an endpoint serves the successor and none serves the model.
+        version: of the file's layout.
         date: the day of the prices.
-        source: where they come from.
+        source: where the prices come from.
     """
 
     models: Mapping[str, Model]
@@ -322,14 +318,14 @@ class Catalog:
 
     @staticmethod
     def builtin() -> Catalog:
-        """The catalogue that comes with the package, read once when first asked for."""
+        """The catalogue of the package; it is read once, at the first call."""
         return _builtin()
 
     def with_file(self, path: str | os.PathLike[str]) -> Catalog:
         """This catalogue with a file's models and aliases over it.
 
         Raises:
-            ConfigError: if anything in the file is wrong; all of it is listed and nothing is taken over.
+            ConfigError: with every problem of the file.
         """
         return _over(self, read_toml(Path(path)), str(path))
 
@@ -343,10 +339,10 @@ class Catalog:
         """This catalogue with a configuration's models and aliases over it.
 
         Args:
-            models: what the configuration says of models, known or new.
-            aliases: names of the user's own; one wins over a model of the same name that nothing serves.
-            served: every model that has an endpoint. One that nobody has described becomes a model of
-                unknown price in its own right, even where an alias of the same name exists.
+            models: overrides of known models, and new models.
+            aliases: the user's own; each hides a model of the same name that has no endpoint.
+            served: every model that has an endpoint. One without a description becomes a model of unknown
+                price, even if there is an alias of the same name.
         """
         merged = dict(self.models)
         for name, override in models.items():
@@ -365,7 +361,7 @@ class Catalog:
                 merged.pop(name, None)
         catalog = attrs.evolve(self, models=merged, aliases={**self.aliases, **names})
         for name, model in merged.items():
-            # Written as aliases or not, chains are followed by the models' own names.
+            # Chains may name aliases; the router follows them by the models' own names.
             chains: dict[str, Any] = {
                 chain: tuple(map(catalog._own_name, getattr(model, chain))) for chain in CHAINS
             }
@@ -374,22 +370,22 @@ class Catalog:
         return catalog
 
     def resolve(self, name: str) -> str:
-        """The name of the model meant: the name itself, or what its alias stands for.
+        """The model's own name, for a model or an alias.
 
         Raises:
-            ModelNotFoundError: if there is no such model or alias; it carries near names.
+            ModelNotFoundError: if there is no such model or alias; it has the near names.
         """
         meant = self._own_name(name)
         if meant in self.models:
             return meant
         suggestions = near(name, [*self.models, *self.aliases], 3)
-        hint = f"; near names are {', '.join(suggestions)}" if suggestions else ""
+        right = f"near names are {', '.join(suggestions)}" if suggestions else "use a model of the catalogue"
         raise errors.ModelNotFoundError(
-            f"no model is called {show(name)}{hint}", suggestions=suggestions, param="model"
+            f"model: unknown model {show(name)}; {right}", suggestions=suggestions, param="model"
         )
 
     def _own_name(self, name: str) -> str:
-        # An alias may stand for another; loops are refused on reading, and bounded here all the same.
+        # Circular aliases are refused when a file is read; the bound is for catalogues made in Python.
         meant = name
         for _ in range(len(self.aliases) + 1):
             if meant in self.models or meant not in self.aliases:
@@ -406,9 +402,9 @@ class Catalog:
         return self.models[self.resolve(name)]
 
     def default_tiers(self, models: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """The tiers of these models where a configuration defines none, cheapest first, empty ones left out.
+        """The tiers of these models when a configuration defines none: cheapest first, without empty ones.
 
-        A model of which no tier is known counts as standard.
+        A model of unknown tier counts as standard.
         """
         tiers: dict[str, list[str]] = {tier: [] for tier in TIERS}
         for name in dict.fromkeys(models):
@@ -417,21 +413,12 @@ class Catalog:
         return {tier: tuple(names) for tier, names in tiers.items() if names}
 
     def served_by(self, provider: str) -> dict[str, str]:
-        """The models known to be served by a provider: name to the provider's own name."""
+        """The models that a provider serves, each with its name there."""
         return {
             name: model.providers[provider]
             for name, model in self.models.items()
             if provider in model.providers
         }
-
-
-def replace(current: Catalog, path: str | os.PathLike[str]) -> Catalog:
-    """``current`` with a file over it; if the file is broken, ``current`` itself, and the log says why."""
-    try:
-        return current.with_file(path)
-    except errors.ConfigError as error:
-        log.error("the catalogue of %s stays in force: %s", current.date.isoformat(), error)
-        return current
 
 
 # -------------------------------------------------------------------------------------- reading files
@@ -482,13 +469,13 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
 
 
 def unknown_model(name: str, known: Iterable[str]) -> str:
-    """What to say of a model's name that is neither in the catalogue nor in the configuration."""
+    """The message for a name that is not in the catalogue or the configuration."""
     hint = did_you_mean(name, known)
     return f"unknown model {show(name)}{hint}; use a known model, or describe it in [models]"
 
 
 def price_problems(override: ModelOverride) -> Iterator[str]:
-    """What is wrong with one table's prices together, each with its key."""
+    """Prices of one table that do not fit each other, each with its key."""
     told = {key for key, value in attrs.asdict(override, recurse=False).items() if value is not None}
     if "long_context" in told and "long_input_price" not in told:
         yield "long_context: has no effect alone; set long_input_price too"
@@ -502,7 +489,7 @@ def price_problems(override: ModelOverride) -> Iterator[str]:
 def alias_problems(
     own: Mapping[str, str], aliases: Mapping[str, str], models: Mapping[str, Any]
 ) -> list[str]:
-    """What is wrong with ``own`` aliases, as part of all ``aliases``: loops and targets nobody knows."""
+    """Problems of ``own`` aliases among all ``aliases``: circular ones and unknown targets."""
     problems = []
     reported: set[str] = set()
     for name in own:
@@ -513,7 +500,7 @@ def alias_problems(
                 break
             if target in chain:
                 if target in chain[1:] or any(word in reported for word in chain):
-                    break  # it runs into a circle that is reported where it begins
+                    break  # it leads to a circular alias that is reported by itself
                 reported.update(chain)
                 problems.append(
                     f"aliases.{quoted(name)}: is circular ({' → '.join([*chain, target])}); end it at a model"

@@ -1,7 +1,6 @@
-"""How the parts of a configuration must fit each other.
+"""Rules over more than one key of a configuration: names that must exist, circular chains, unique names.
 
-Owns every rule that needs more than one key: names that must exist, circles, sums, addresses and their
-permissions. Rules of a single key stand at the key, in `models`.
+Rules of a single key are its validators, in `tables` and `policy`.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ def find_problems(
     unread_tiers: Collection[str] = (),
     unread_classifiers: Collection[str] = (),
 ) -> list[str]:
-    """Everything in which the parts of the configuration do not fit.
+    """Everything that does not fit together, each problem with its path.
 
     Args:
         config: the parts that could be read.
-        catalog: the built-in one, with the configured file over it where there is one.
-        formats: wire formats that can be spoken.
-        places: where each endpoint stands in the source, if some there could not be read.
-        unread_providers, unread_models, unread_tiers, unread_classifiers: names whose tables have problems of
-            their own. They exist, so nothing that refers to them is wrong for that reason.
+        catalog: the built-in one, with the configured file over it.
+        formats: the wire formats that are available.
+        places: the place of each endpoint in the source, if some of the source's could not be read.
+        unread_providers, unread_models, unread_tiers, unread_classifiers: names whose own tables could not be
+            read. References to them are not reported.
     """
     served = dict.fromkeys([*config.served, *unread_models])
     known = catalog.with_overrides(config.models, served=served)
@@ -173,7 +172,7 @@ def _circles(
     }
     done: set[str] = set()
     for start in starts:
-        # Depth first with a stack of our own: a chain may be longer than Python's recursion allows.
+        # Depth first, with a stack of its own: a chain may be longer than Python's recursion limit.
         path: list[str] = []
         stack: list[tuple[str, bool]] = [(start, True)]
         while stack:
@@ -183,7 +182,7 @@ def _circles(
                 done.add(name)
             elif name in path:
                 circle = [*path[path.index(name) :], name]
-                if len(circle) > 2:  # a model that names itself has been reported
+                if len(circle) > 2:  # a model that names itself is reported elsewhere
                     yield (
                         f"models.{quoted(name)}.{chain}: is circular ({' → '.join(circle)}); "
                         "remove one of these links"

@@ -1,11 +1,8 @@
-"""Environment variables over the tables of a file.
+"""Puts environment variables such as ``FASTROUTE_POLICY__STRATEGY`` over the tables of a file.
 
-Owns how ``FASTROUTE_POLICY__STRATEGY`` finds its place and how its text becomes a value. Which keys exist is
-`models`; provider keys are `keys`.
-
-Two underscores go down one table. Names are matched without regard to case, with ``_`` for any sign that a
-variable's name cannot hold, so ``FASTROUTE_MODELS__GPT_4_1__QUALITY`` means ``models."gpt-4.1".quality``. A
-value that reads as TOML is one (numbers, true, lists); any other is text.
+Two underscores separate a table from its key. Case is ignored, and ``_`` stands for any character that a
+variable's name cannot have: ``FASTROUTE_MODELS__GPT_4_1__QUALITY`` is ``models."gpt-4.1".quality``. A value
+that is valid TOML (a number, true, a list) is read as TOML; any other is a string.
 """
 
 from __future__ import annotations
@@ -60,7 +57,7 @@ def overlay(tables: dict[str, Any], environ: Mapping[str, str], problems: list[s
 def _place(
     tables: dict[str, Any], words: list[str], variable: str, problems: list[str]
 ) -> tuple[Any, Any, str] | None:
-    """The container and key that a variable means, and the path as written in messages."""
+    """The container and key that a variable names, and the path for messages."""
     table = words[0].lower()
     if table != "fastroute" and table not in TABLES:
         known = [PREFIX + name.upper() for name in (*SETTINGS, *TABLES)]
@@ -103,7 +100,7 @@ def _place(
 def _known_names(
     tables: Mapping[str, Any], table: str, target: Mapping[str, Any], depth: int
 ) -> Iterable[str]:
-    """Names that a word may stand for at this place, the file's own first."""
+    """The names that a word may stand for at this place, those of the file first."""
     names = [name for name in target if isinstance(name, str)]
     if table == "models" and depth == 1:
         endpoints = tables.get("endpoints")
@@ -148,5 +145,5 @@ def _value(text: str) -> Any:
         read = parse_toml(f"value = {text}")
     except ValueError:
         return text
-    # A value with a line break in it could otherwise bring keys of its own along.
+    # With a line break in it, the value could contain more keys.
     return read["value"] if read.keys() == {"value"} else text

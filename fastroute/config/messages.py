@@ -1,4 +1,4 @@
-"""How values, keys and near names stand in messages.
+"""Writes values, keys and near names for messages.
 
 A message is ``<path>: <what is wrong>; <what would be right>``. Where a value has the wrong type or is out of
 range, one clause says both: ``<path>: must be an integer from 1 to 100, not 0``.
@@ -66,5 +66,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Collection[str]) -> str:
-    """What to say of a name that is none of the known ones: ``unknown strategy 'x'; use one of …``."""
+    """The message for a name that is not known: ``unknown strategy 'x'; use one of …``."""
     return f"unknown {kind} {show(name)}{did_you_mean(name, known)}; use one of {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The table of the policy and the tables in it, as values."""
+"""The ``[policy]`` table and the tables in it, as frozen values. Times are in seconds, money is in USD."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ MOST_IN_FLIGHT = 4096
 
 @frozen(kw_only=True)
 class BreakerConfig:
-    """``[policy.breaker]``: when an endpoint is left alone, and for how long.
+    """``[policy.breaker]``: when an endpoint's circuit breaker opens, and for how long.
 
     Attributes:
         failures: consecutive failures that open the breaker.
-        rate: share of failures in the window that opens it.
-        min_calls: results the window must hold before the rate counts.
-        window: seconds of the window.
-        open: seconds it stays open the first time; doubled each time it opens again.
-        max_open: most seconds it stays open.
-        reset: seconds of health after which the doubling starts anew.
-        probe_lease: seconds a probe may take before another goes; or its attempt's time-out, if longer.
-        probes_to_close: successful probes, one after the other, that close it.
-        ramp: seconds over which a closed endpoint gets its full share back.
+        rate: share (0..1] of failures in the window that opens it.
+        min_calls: results that the window must contain before the rate counts.
+        window: length of the window, seconds.
+        open: seconds that it stays open the first time; doubled each time it opens again.
+        max_open: most seconds that it stays open.
+        reset: seconds without opening after which the doubling starts again from ``open``.
+        probe_lease: seconds after which another probe may be sent, or the attempt's time-out if that is
+            longer.
+        probes_to_close: consecutive successful probes that close it.
+        ramp: seconds over which an endpoint gets its full share of calls back after closing.
     """
 
     failures: int = field(default=5, validator=integer(least=1, most=255))
@@ -53,15 +54,15 @@ class BreakerConfig:
 
 @frozen
 class HealthCheckConfig:
-    """``[policy.health_check]``: endpoints that nobody calls, or that are left alone, are looked at.
+    """``[policy.health_check]``: background checks of endpoints that are idle or whose breaker is open.
 
     Attributes:
-        enabled: whether there are any.
+        enabled: whether checks are made.
         kind: ``models`` asks the provider for its list of models, which costs nothing; ``completion`` asks
             the endpoint for a short answer, which costs its tokens and shows more.
-        interval: seconds between two checks of an endpoint, at least, whichever process makes them.
+        interval: least seconds between two checks of an endpoint, by all processes together.
         timeout: seconds after which a check has failed.
-        max_tokens: the longest answer that ``completion`` asks for.
+        max_tokens: ``max_tokens`` of the request that ``completion`` sends.
     """
 
     enabled: bool = field(default=False, validator=flag)
@@ -73,15 +74,17 @@ class HealthCheckConfig:
 
 @frozen(kw_only=True)
 class HedgingConfig:
-    """``[policy.hedging]``: a second request, to another endpoint, for a call that takes longer than most.
+    """``[policy.hedging]``: a second request (hedge) to another endpoint, for a call that takes longer than
+    most.
 
     Attributes:
-        enabled: whether there are any.
-        unasked: whether they are sent for calls that do not say ``route={"hedge": True}``.
-        percentile: the share (0..1) of an endpoint's calls of the last five minutes that took less time.
-        min_delay: seconds after which one is sent at the earliest.
-        min_samples: calls that an endpoint must have answered in these five minutes.
-        max_share: hedges for each of these calls at most.
+        enabled: whether hedges are sent.
+        unasked: whether also for calls without ``route={"hedge": True}``.
+        percentile: a hedge is sent when a call has taken longer than this share (0..1) of the endpoint's
+            calls of the last five minutes.
+        min_delay: least seconds before a hedge is sent.
+        min_samples: calls that the endpoint must have answered in these five minutes.
+        max_share: most hedges, as a share of these calls.
     """
 
     enabled: bool = field(default=False, validator=flag)
@@ -97,35 +100,38 @@ class Policy:
     """``[policy]``: how a model and an endpoint are chosen, and what happens on failure.
 
     Attributes:
-        fixed_model: turns routing off: this model serves every call, whatever is asked for; empty: routing.
-        classifier: the rule set that gives a request its level: a built-in one, or one of ``classifiers``.
-        classifier_timeout: seconds that a function given to the client as classifier may take.
-        strategy: how to choose among the endpoints of a model.
-        confidence_threshold: under this confidence the standard tier is used.
-        quality_floor: the least quality (0..1) a model should have.
-        max_latency: seconds an endpoint should be expected to take at most.
-        price_ceiling: USD a call should cost at most by estimate; dearer models come last.
-        max_cost: USD a call may cost at most by estimate; dearer models are not taken.
-        classes: level to tier; levels not named spread evenly over the tiers.
-        max_attempts: requests sent for one call at most.
-        backoff_base, backoff_cap: seconds of the first and the longest pause after an error.
-        throttle_base, throttle_cap: the same after a 429 that says no time.
-        max_retry_after: seconds of Retry-After waited for at most; for more, the endpoint is left out.
-        max_in_flight: calls under way at once at all endpoints together; none: no such limit.
-        adaptive: whether each endpoint's limit on calls at once follows what it bears: it begins at 20,
-            shrinks when calls are throttled or fail, grows as they succeed; never above ``max_in_flight``.
-        queue_timeout: seconds a call may wait for a limit.
-        max_queue: calls that may wait at once.
-        timeout_base: seconds one attempt may take, and
-        timeout_per_1k: so many more for each 1000 output tokens asked for, times 1, 1.5 or 2.5 by its class.
-        idle_timeout: seconds without a byte after which a stream that has begun is given up.
-        ping_timeout: seconds with nothing but keep-alives after which any stream is given up.
-        drop_sampling: whether temperature, top_p and top_k are left out for a model that refuses them; if
-            not, a request with one of them goes to other models.
-        cascade: whether a tier that cannot serve at all is followed by the next cheaper one.
+        fixed_model: turns routing off: this model serves every call, whatever it asks for. Empty: routing
+            is on.
+        classifier: the rule set that finds a request's level: a built-in one, or one of ``classifiers``.
+        classifier_timeout: most seconds for a function that is the classifier.
+        strategy: how one of a model's endpoints is chosen.
+        confidence_threshold: below this confidence, the standard tier is used.
+        quality_floor: least quality (0..1) wanted.
+        max_latency: most expected seconds wanted.
+        price_ceiling: most estimated USD for a call wanted. If no model meets all three wishes, the best
+            quality available is used.
+        max_cost: most estimated USD for a call; more expensive models are not used.
+        classes: level to tier; levels not named are spread evenly over the tiers, cheapest first.
+        max_attempts: most requests sent for one call.
+        backoff_base, backoff_cap: the first and the longest pause after an error, seconds.
+        throttle_base, throttle_cap: the same after a 429 without Retry-After.
+        max_retry_after: the longest Retry-After to wait for, seconds; beyond it, the endpoint is not used.
+        max_in_flight: most calls at once at all endpoints together; None is unlimited.
+        adaptive: whether each endpoint's limit on calls at once adapts: it begins at 20, shrinks when calls
+            are throttled or fail, grows as they succeed, and never exceeds ``max_in_flight``.
+        queue_timeout: most seconds that a call waits for a limit.
+        max_queue: most calls that wait at once.
+        timeout_base, timeout_per_1k: the time-out of one attempt: ``timeout_base`` seconds, and
+            ``timeout_per_1k`` for each 1000 output tokens asked for, times 1, 1.5 or 2.5 by the request's
+            level.
+        idle_timeout: seconds without a byte after which a stream that has begun ends with an error.
+        ping_timeout: seconds with keep-alives only after which a stream that has begun ends with an error.
+        drop_sampling: whether temperature, top_p and top_k are dropped for a model that refuses them; if not,
+            a request with one of them goes to other models.
+        cascade: whether the next cheaper tier follows one that cannot serve the request.
         breaker: the circuit breaker of each endpoint.
-        health_check: looking at endpoints that nobody calls.
-        hedging: a second request for a call that takes longer than most.
+        health_check: background checks of endpoints.
+        hedging: second requests for slow calls.
     """
 
     fixed_model: str = field(default="", validator=text(empty=True))

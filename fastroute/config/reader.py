@@ -31,7 +31,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        ValueError: if it is not TOML; duplicate keys are not TOML either.
+        ValueError: if it is not TOML; duplicate keys are not allowed.
     """
     parser = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
@@ -180,7 +180,7 @@ def _below(path: str, step: str) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """What to say of a key that nothing reads."""
+    """The message for a key that the table does not have."""
     if _LITERAL_KEY.match(key):
         return (
             "a configuration must not contain keys; use api_key_env (the name of an environment variable) or "

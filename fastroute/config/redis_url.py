@@ -1,9 +1,9 @@
-"""The address of Redis in ``state``: what may stand in it, and its parts.
+"""Reads the Redis address in ``state``.
 
-Owns the spelling, of a server (``redis://``, ``rediss://``, ``unix://``) and of one that sentinels name
-(``redis+sentinel://``, ``rediss+sentinel://``). Passwords come from the environment, and `shared` reads them
-when it connects. No message repeats anything of an address but the names of its options, for a password in
-the wrong place may be anywhere in it.
+It is the address of a server (``redis://``, ``rediss://``, ``unix://``), or the addresses of sentinels and
+the name of a service (``redis+sentinel://``, ``rediss+sentinel://``). Passwords come from the environment.
+Messages repeat nothing of an address but the names of its options, because a misplaced password may be
+anywhere in it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST_SENTINELS = 16
 
 _OURS = ("prefix", "timeout", "local")
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-# What may stand behind the ?. Of these redis-py's are db and those for TLS.
+# The options after the ?. redis-py takes db and those for TLS; the others are fastroute's own.
 _OPTIONS = {
     "redis": (*_OURS, "db"),
     "rediss": (*_OURS, "db", *_TLS),
@@ -47,14 +47,14 @@ _DATABASE = re.compile(r"[0-9]{1,9}")
 
 @frozen
 class Service:
-    """A server that sentinels name.
+    """A server whose address sentinels know.
 
     Attributes:
-        name: what they call it.
+        name: of the service.
         sentinels: host and port of each.
-        user: of the server, or nothing for its default one.
-        db: the number of its database.
-        tls: whether it and they are spoken to over TLS.
+        user: of the server; empty for its default user.
+        db: the number of the database.
+        tls: whether the server and the sentinels use TLS.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Service:
 
 @frozen
 class RedisAddress:
-    """An address, taken apart.
+    """The parts of an address.
 
     Attributes:
-        url: of a server, for redis-py; without options.
-        service: the server that sentinels name, in place of ``url``.
-        options: what stands behind the ``?``.
+        url: of a server, for redis-py, without options; empty with a ``service``.
+        service: the server whose address sentinels know.
+        options: those after the ``?``.
     """
 
     url: str
@@ -80,12 +80,12 @@ class RedisAddress:
 
 
 def is_redis_url(state: str) -> bool:
-    """Whether a ``state`` is meant as an address of Redis."""
+    """Whether a ``state`` begins like a Redis address."""
     return state.startswith(tuple(f"{scheme}:" for scheme in _OPTIONS))
 
 
 def local_part(url: str) -> str:
-    """Where a machine keeps its own part of a state shared over Redis: ``local=``, or else ``memory``."""
+    """Where a machine keeps its own part of the state: the ``local=`` of the address, or ``memory``."""
     return dict(parse_qsl(url.partition("?")[2])).get("local", "memory")
 
 
@@ -93,7 +93,7 @@ def read_redis_url(url: str) -> RedisAddress:
     """The parts of an address.
 
     Raises:
-        ValueError: all that is wrong with it, and what would be right.
+        ValueError: with everything that is wrong with it, and what would be right.
     """
     base, _, query = url.partition("?")
     scheme, separator, place = base.partition("://")
@@ -157,7 +157,7 @@ def _service(place: str, tls: bool, problems: list[str]) -> Service:
 
 
 def _sentinel(text: str) -> tuple[str, int] | None:
-    """Its host and port; None if they could not be used."""
+    """Its host and port; None if they are invalid."""
     match = _HOST.fullmatch(text)
     if match is None:
         return None
@@ -181,7 +181,8 @@ def _options(scheme: str, query: str, problems: list[str]) -> dict[str, str]:
     names = [name for name, _ in pairs]
     passwords = [variable for name, variable in PASSWORDS.items() if name in names]
     problems += map(_password, passwords)
-    for name in dict.fromkeys(names) if not passwords else ():  # with an & in it a password looks like names
+    # Part of a password with an & in it would look like a name.
+    for name in dict.fromkeys(names) if not passwords else ():
         if name in _TLS and name not in known:
             problems.append(f"has the option {name}, but does not use TLS; begin the address with rediss")
         elif name not in known or names.count(name) > 1:

@@ -1,7 +1,6 @@
-"""API keys: where they come from, and a wrapper that does not show them.
+"""Reads API keys from the environment or a file, into `Secret` values that do not show them.
 
-Owns `Secret` and the reading of keys from the environment or a file. Which header a key goes into is
-`providers/`. No message in here repeats any part of a key: one that is wrong is no less a secret.
+No message repeats any part of a key, not even of an invalid one.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _LARGEST_FILE = 64 * 1024
 
 
 class Secret:
-    """A string that shows as ``***`` wherever values are shown; only `reveal` gives it.
+    """A string that is shown as ``***``; only `reveal` returns it.
 
-    Copying gives the same object. Pickling loses the value: a secret that was unpickled raises on `reveal`,
-    so keys do not travel to other processes or into files unnoticed.
+    Copying returns the same object. Pickling drops the value, and `reveal` raises after unpickling, so that
+    keys do not reach other processes or files by accident.
 
     Thread safety: immutable.
     """
@@ -44,17 +43,17 @@ class Secret:
         """The value.
 
         Raises:
-            ValueError: if this secret was unpickled and has no value any more.
+            ValueError: if this secret was unpickled.
         """
         if self.__value is None:
-            raise ValueError("this secret was pickled, which drops its value: read the key again")
+            raise ValueError("this secret was unpickled, which drops its value; read the key again")
         return self.__value
 
     def __repr__(self) -> str:
         return _MASK
 
     __str__ = __repr__
-    # The name under which the Sentry SDK looks for what to show of a local variable.
+    # The Sentry SDK uses this name to show local variables.
     __sentry_repr__ = __repr__
 
     def __format__(self, spec: str) -> str:
@@ -71,11 +70,11 @@ class Secret:
 
     def __setattr__(self, name: str, value: object) -> None:
         if name != "_Secret__value" or hasattr(self, name):
-            raise AttributeError("a secret cannot be changed")
+            raise AttributeError("a Secret is immutable; make a new one")
         object.__setattr__(self, name, value)
 
     def __iter__(self) -> NoReturn:
-        raise TypeError("a secret is not a sequence of characters")
+        raise TypeError("a Secret is not iterable; use reveal()")
 
 
 def _without_value() -> Secret:
@@ -85,10 +84,10 @@ def _without_value() -> Secret:
 
 
 def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | None = None) -> Secret | None:
-    """The key of the provider called ``name``; None where it is configured to have none.
+    """The key of the provider ``name``; None if none is configured.
 
     Raises:
-        ConfigError: if the key is not where the configuration says, or cannot be a key.
+        ConfigError: if the key is missing where it is configured, or cannot be a key.
     """
     environ = os.environ if environ is None else environ
     if provider.api_key_env:
@@ -116,7 +115,7 @@ def read_keys(config: Config, environ: Mapping[str, str] | None = None) -> dict[
     """The keys of all providers, by the provider's name.
 
     Raises:
-        ConfigError: with every key that is missing or cannot be right.
+        ConfigError: with every key that is missing or invalid.
     """
     keys: dict[str, Secret | None] = {}
     problems: list[str] = []

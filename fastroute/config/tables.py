@@ -1,8 +1,7 @@
-"""The configuration as values: every key with its type, default, check and meaning.
+"""The configuration as frozen values: every key with its type, default, validator and meaning.
 
-Owns which keys there are and which check each has; the checks that are one key's own are `values`. How tables
-come in is `source`, how keys must fit each other `relations`.
-All values are frozen; times are in seconds, money is in USD, sizes in bytes.
+Times are in seconds, money is in USD, sizes are in bytes. The ``[policy]`` table is in `policy`; rules over
+more than one key are in `consistency`.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _MOST_PER_MINUTE = 1_000_000_000
 
 
 def _limit(most: int = _MOST_PER_MINUTE) -> Any:
-    # 0 is a limit like any other: it lets nothing through.
+    # 0 is allowed: it lets nothing through.
     return field(default=None, validator=optional(integer(least=0, most=most)))
 
 
@@ -62,15 +61,15 @@ def _limit(most: int = _MOST_PER_MINUTE) -> Any:
 
 @frozen(kw_only=True)
 class CacheConfig:
-    """``[cache]``: answers kept for equal requests.
+    """``[cache]``: answers stored for equal requests.
 
     Attributes:
-        enabled: whether there is a cache.
-        ttl: seconds an answer is kept.
-        max_entries: most answers kept.
+        enabled: whether the cache is used.
+        ttl: seconds that an answer is stored.
+        max_entries: most answers stored.
         max_bytes: most bytes of all answers together.
-        max_entry_bytes: an answer larger than this is not kept.
-        scope: the tags that keep answers apart: ``all`` of a call's tags, or a list of their names.
+        max_entry_bytes: larger answers are not stored.
+        scope: the tags that are part of the cache key: ``all`` of a call's tags, or a list of names.
     """
 
     enabled: bool = field(default=True, validator=flag)
@@ -86,23 +85,23 @@ class ProviderConfig:
     """``[providers.NAME]``: an account at a base URL.
 
     Attributes:
-        base_url: where it is, without the path of a single operation.
-        format: the wire format it speaks.
-        api_version: the version of Azure's API, for its addresses that name one.
-        api_key_env: the environment variable that holds the key; without it and a file, no key is sent.
-        api_key_file: a file that holds the key and nothing else.
-        rpm: requests a minute, for each endpoint that sets none of its own.
-        tpm: tokens a minute, likewise.
+        base_url: the API's URL, without the path of a single operation.
+        format: the wire format.
+        api_version: the version of Azure's API, where its URLs name one.
+        api_key_env: the environment variable that contains the key; without it and a file, no key is sent.
+        api_key_file: a file that contains the key and nothing else.
+        rpm: requests a minute, for each endpoint without an rpm of its own.
+        tpm: tokens a minute, in the same way.
         burst: requests at once; by default a sixth of rpm.
         token_burst: tokens at once; by default tpm.
-        max_in_flight: most calls running at once at each endpoint.
+        max_in_flight: most calls at once at each endpoint.
         headers: sent with every request; never a key.
-        proxy: the proxy to go through; the environment's proxies are not used.
+        proxy: the URL of an HTTP proxy; the proxies of the environment are not used.
         ca_bundle: a file of certificates to trust in place of the usual ones; verifying cannot be turned off.
         allow_http: permits plain HTTP to other hosts than this machine.
         allow_private_hosts: permits hosts in private networks.
-        timeout: seconds one attempt may take, and a stream until it begins; in place of [policy]'s.
-        connect_timeout: seconds connecting may take, in place of [fastroute]'s.
+        timeout: most seconds for one attempt, and for a stream until it begins; overrides [policy].
+        connect_timeout: most seconds for connecting; overrides [fastroute].
     """
 
     base_url: str = field(validator=text())
@@ -125,10 +124,10 @@ class ProviderConfig:
 
     @property
     def key_source(self) -> str:
-        """Where its key comes from, for people."""
+        """Where its key comes from, in words."""
         if self.api_key_env:
             return f"the environment variable {self.api_key_env}"
-        return f"the file {self.api_key_file}" if self.api_key_file else "nowhere: none is configured"
+        return f"the file {self.api_key_file}" if self.api_key_file else "nowhere, because none is configured"
 
 
 @frozen(kw_only=True)
@@ -137,11 +136,11 @@ class EndpointConfig:
 
     Attributes:
         provider: a name from [providers].
-        model: what callers ask for.
-        upstream: what the provider calls it; by default the same.
+        model: the name that callers use.
+        upstream: the provider's name of the model; by default the same.
         name: unique among endpoints; by default ``provider/model``.
-        weight: its share under the strategies that weigh; 0 is the last resort.
-        rpm, tpm, burst, token_burst, max_in_flight: in place of the provider's.
+        weight: its share of calls, for strategies that use weights; with 0 it is used last.
+        rpm, tpm, burst, token_burst, max_in_flight: override the provider's.
     """
 
     provider: str = field(validator=text())
@@ -166,7 +165,7 @@ class EndpointConfig:
 
 @frozen
 class Limits:
-    """What an endpoint may do at most, its own limits over its provider's; None is unlimited.
+    """An endpoint's limits, its own over its provider's; None is unlimited.
 
     Attributes:
         rpm, tpm: requests and tokens a minute.
@@ -187,16 +186,17 @@ class BudgetConfig:
 
     Attributes:
         name: unique among budgets.
-        limit: USD a window.
-        window: what the limit is for: each ``request``, a calendar ``day`` or ``month``, or ``total``.
-        timezone: where days and months begin.
-        per: nothing for all calls together, or ``tag:NAME`` for each value of a tag apart; calls without the
-            tag count together.
+        limit: USD in each window.
+        window: what the limit applies to: each ``request``, a calendar ``day`` or ``month``, or ``total``.
+        timezone: the time zone of days and months.
+        per: empty: all calls together; ``tag:NAME``: each value of that tag by itself, and the calls
+            without the tag together.
         on_breach: ``refuse`` the call, or ``downgrade`` it to the cheapest tier.
-        hard: whether a call is let in only if its worst case fits; if not, it is as long as anything is left.
-        alerts: shares of the limit at which word is given, once each a window.
-        shares: a class of priority to the share of the limit that its calls may bring the spending to;
-            classes not named may use all of it.
+        hard: True: a call is admitted only if its worst case fits. False: it is admitted while anything is
+            left.
+        alerts: shares of the limit at which an alert is emitted, once each in a window.
+        shares: by class of priority, the share of the limit up to which its calls are admitted; classes not
+            named may use all of it.
     """
 
     name: str = field(validator=model_name)
@@ -213,28 +213,28 @@ class BudgetConfig:
 
     @property
     def limit_nano(self) -> int:
-        """The limit in nano-dollars, a fraction of one dropped."""
+        """The limit in nano-dollars, rounded down."""
         return int(Decimal(repr(self.limit)) * 1_000_000_000)
 
     @property
     def tag(self) -> str | None:
-        """The tag whose values are counted apart."""
+        """The tag whose values are counted separately."""
         return self.per.removeprefix("tag:") or None
 
 
 @frozen(kw_only=True)
 class QualityConfig:
-    """``[quality]``: what is done about answers that fail their check, and when a model's rates drift.
+    """``[quality]``: what happens when an answer fails its validation, and what counts as drift of a rate.
 
     Attributes:
-        retries: further answers asked for when one fails its check.
-        escalate: whether they come from the next dearer tier, where the call was served by tier.
+        drift: the difference between a rate and its baseline; 0.05 is five percentage points.
+        window: how many of the newest results make the rate; the ten windows before them make the baseline.
+        min_samples: results that rate and baseline must each have before they are compared; None: ``window``.
+        retries: most further answers requested after one failed.
+        escalate: whether they come from the next more expensive tier, if the call was routed by tier.
         feedback: whether the model is told why its answer failed.
-        lengthen: whether an answer that was cut off at ``max_tokens`` is asked for again with twice as many,
-            up to what its model gives; an answer that cannot be longer is not asked for again.
-        drift: how far a rate must be from its baseline; 0.05 is five percentage points.
-        window: the newest results that make the rate; the ten windows before them make the baseline.
-        min_samples: results that rate and baseline must hold each before they are compared; none: a window.
+        lengthen: whether an answer that was cut off at ``max_tokens`` is requested again with twice as
+            many, up to the model's limit; at the limit it is not requested again.
     """
 
     drift: float = field(default=0.05, validator=number(above=0, most=1))
@@ -248,24 +248,26 @@ class QualityConfig:
 
 @frozen(kw_only=True)
 class Config:
-    """The integer configuration; the keys of ``[fastroute]`` are attributes of its own.
+    """The whole configuration; the keys of ``[fastroute]`` are attributes of this class.
 
     Attributes:
-        default_model: what a call without a model gets: ``auto``, a tier, a model or an alias.
-        state: where limits, breakers, latencies and budgets are counted: ``memory`` is this process and what
-            it forks; ``machine`` every process of this user and configuration (``machine:NAME``: of that
-            name); a path, every process of this user that opens that file; ``redis://…``, many machines.
-        ledger: the SQLite file or the PostgreSQL database of the record of attempts, or nothing for none.
-        ledger_durability: what an entry survives: ``process``, its end however it comes, or ``power`` too.
-        ledger_journal: for PostgreSQL, the local directory where entries are safe until the server has them.
-        ledger_wal: whether SQLite keeps a write-ahead log: ``on``, ``off``, or ``auto`` by the file system.
-        timeout: seconds the integer call may take.
-        connect_timeout: seconds connecting may take.
-        max_response_bytes: an answer larger than this is refused.
+        default_model: the model of a call that names none: ``auto``, a tier, a model or an alias.
+        state: which processes share limits, breakers, latencies and budgets. ``memory``: this one and its
+            forks; ``machine``: all of this user and configuration (``machine:NAME``: of that name); a path:
+            all of this user that open that file; ``redis://…``: those of many machines.
+        ledger: the SQLite file or PostgreSQL database that records attempts; empty for none.
+        ledger_durability: what an entry survives: ``process``: any end of the process; ``power``: a power
+            cut too.
+        ledger_journal: for PostgreSQL, the local directory that stores entries until the server has them.
+        ledger_wal: whether SQLite uses a write-ahead log: ``on``, ``off``, or ``auto`` by the file system.
+        timeout: most seconds for a whole call.
+        connect_timeout: most seconds for connecting.
+        max_response_bytes: larger answers are refused.
         workers: threads for submitted calls.
-        max_pending: submitted calls that may wait for a thread; submitting blocks while there is no room.
-        catalog: a file of models, prices and aliases over the built-in ones, or nothing.
-        reload: what makes a running client read it again: ``off``, ``signal`` (SIGHUP) or ``change``.
+        max_pending: submitted calls that may wait for a thread; beyond that, submitting blocks.
+        catalog: a file of models, prices and aliases over the built-in catalogue; empty for none.
+        reload: when a running client reads the configuration again: ``off``, ``signal`` (SIGHUP) or
+            ``change``.
         cache: ``[cache]``.
         providers: ``[providers.NAME]``, by name.
         endpoints: ``[[endpoints]]``, in the file's order.
@@ -309,12 +311,12 @@ class Config:
 
     @property
     def local_state(self) -> str:
-        """Where this machine's part of the state lives: ``state``, or what it says behind ``local=``."""
+        """Where this machine's part of the state is kept: ``state``, or the ``local=`` of a Redis address."""
         return local_part(self.state) if self.over_redis else self.state
 
     @property
     def levels(self) -> Mapping[str, tuple[str, ...]]:
-        """The levels of each classifier there is, cheapest first."""
+        """The levels of each classifier, cheapest first."""
         return {**CLASSIFIERS, **{name: rules.levels for name, rules in self.classifiers.items()}}
 
     @property
@@ -325,7 +327,7 @@ class Config:
     def limits(self, endpoint: EndpointConfig) -> Limits:
         """The endpoint's limits, with its provider's where it has none of its own.
 
-        A burst belongs to the rate beside it: an endpoint with a rate of its own does not take over its
+        A burst belongs to the rate of the same table: an endpoint with its own rate does not use its
         provider's burst.
         """
         provider = self.providers[endpoint.provider]
@@ -334,7 +336,7 @@ class Config:
         if rpm is not None and burst is None:
             burst = max(1, rpm // 6)
         if tpm is not None and token_burst is None:
-            # A integer minute's worth, or a long prompt that the provider would take could never be sent.
+            # A whole minute's tokens: with less, a long prompt that the provider accepts could never be sent.
             token_burst = tpm
         in_flight = endpoint.max_in_flight
         return Limits(
@@ -350,7 +352,7 @@ def _rate(
     return shared, shared_burst if own_burst is None else own_burst
 
 
-# The keys that stand in [fastroute], and the tables that stand beside it.
+# The keys of [fastroute], and the other tables.
 SETTINGS = (
     "default_model",
     "state",
@@ -378,5 +380,5 @@ TABLES = (
     "budgets",
     "classifiers",
 )
-# Tables that are lists, written [[…]]; every other is a table of names or of keys.
+# The tables that are written [[…]].
 LISTS = ("endpoints", "budgets")

@@ -1,11 +1,10 @@
-"""Which addresses a provider may have.
+"""Checks a provider's ``base_url``, and the IP addresses that its host name resolves to.
 
-Owns the rules for ``base_url`` and for the addresses a host name turns out to have; connecting is
-`transport`. The aim: a key and a prompt go to a public host over TLS, or to where the operator said in so
-many words, and a name in an unusual spelling goes nowhere.
+Keys and prompts go to public hosts over TLS only, unless the operator allows plain HTTP or private hosts
+for a provider. Unusual spellings of a host are refused, because programs read them in different ways.
 
-Plain ``localhost``, ``127.0.0.1`` and ``[::1]`` need no permission, over HTTP too, because nothing leaves the
-machine and a local server (vLLM, Ollama) is a usual provider.
+``localhost``, ``127.0.0.1`` and ``[::1]`` are always allowed, over HTTP too: nothing leaves the machine,
+and local servers (vLLM, Ollama) are common.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-# A host whose last label is a number in any base is an IPv4 address to the resolver, whatever it looks like.
+# The resolver reads a host whose last label is a number, decimal or hexadecimal, as an IPv4 address.
 _NUMERIC = re.compile(r"(?i)[0-9]+|0x[0-9a-f]*")
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".intranet", ".lan", ".home.arpa", ".corp", ".home")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -26,12 +25,12 @@ _MOST_CHARS = 2048
 
 
 def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> str | None:
-    """What is wrong with a base URL and what would be right, or None; the URL itself is not repeated.
+    """What is wrong with a base URL and what would be right; None if it is allowed. The URL is not repeated.
 
     Args:
         url: as configured.
-        allow_http: whether plain HTTP may be used to other hosts than this machine.
-        allow_private_hosts: whether the host may be in a private network.
+        allow_http: whether plain HTTP is allowed to other hosts than this machine.
+        allow_private_hosts: whether hosts in private networks are allowed.
     """
     if not isinstance(url, str) or not url:
         return "must be a URL like https://api.example.com/v1"
@@ -69,9 +68,9 @@ def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> 
 
 
 def address_problem(address: str, *, allow_private_hosts: bool) -> str | None:
-    """What is wrong with an IP address that a host name resolved to, or None.
+    """What is wrong with an IP address that a host name resolved to; None if it is allowed.
 
-    For the moment of connecting: a public name may point into a private network.
+    It is checked when connecting, because a public name may point into a private network.
     """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -81,7 +80,7 @@ def address_problem(address: str, *, allow_private_hosts: bool) -> str | None:
 
 
 def is_loopback_url(url: str) -> bool:
-    """Whether a base URL that has been checked means this very machine."""
+    """Whether a base URL, already checked, is on this machine."""
     return urlsplit(url).hostname in _LOOPBACK
 
 
@@ -132,7 +131,7 @@ def _ipv6_problem(host: str, allow_private_hosts: bool) -> str | None:
 
 def _is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address):
-        # Forms of IPv6 that carry an IPv4 address are as public as what they carry.
+        # An IPv6 address that embeds an IPv4 address is as public as that is.
         if address.ipv4_mapped is not None:
             return _is_public(address.ipv4_mapped)
         if address.sixtofour is not None or address.teredo is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
-import logging
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from fastroute.config.catalog import (
     Catalog,
     Model,
     ModelOverride,
-    replace,
 )
 from fastroute.types import TokenPrices
 
@@ -379,15 +377,6 @@ def test_a_broken_file_is_refused_with_the_place(tmp_path, text, problem):
 def test_all_problems_of_a_file_come_at_once(tmp_path):
     found = problems_of(tmp_path, "version = 9\nmodels.x.quality = 2\nmodels.y.latency = -1\nextra = 1")
     assert len(found.splitlines()) == 4
-
-
-def test_replace_keeps_the_catalogue_in_force_when_the_file_is_broken(tmp_path, caplog):
-    good = replace(BUILTIN, write(tmp_path, "models.x.quality = 0.5"))
-    assert good.model("x").quality == 0.5
-    with caplog.at_level(logging.ERROR, "fastroute"):
-        assert replace(good, write(tmp_path, "models.x.quality = 5")) is good
-    assert "models.x.quality" in caplog.text
-    assert replace(good, tmp_path / "missing.toml") is good
 
 
 def test_a_file_that_is_not_there_or_not_text_says_so(tmp_path):

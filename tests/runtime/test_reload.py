@@ -193,6 +193,20 @@ def test_177_a_bad_file_changes_nothing_and_says_why(serve: Serve, content: str,
     assert served.client.config.policy.max_attempts == 2
 
 
+def test_177_a_bad_catalogue_changes_nothing_and_says_why(serve: Serve) -> None:
+    served = serve()
+    catalogue = served.path.with_name("prices.toml")
+    catalogue.write_text("models.test-model.quality = 0.75", encoding="utf-8")
+    served.write(top='catalog = "prices.toml"')
+    served.client.reload()
+    before = served.client.config
+    catalogue.write_text("models.test-model.quality = 75", encoding="utf-8")
+    with pytest.raises(errors.ConfigError, match=r"quality: must be a number"):
+        served.client.reload()
+    assert served.client.config is before
+    served.ask()
+
+
 def test_177_a_key_that_is_not_there_changes_nothing(serve: Serve) -> None:
     served = serve()
     before = served.client.config
