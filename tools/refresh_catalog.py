@@ -17,7 +17,7 @@ from fastroute.config.catalog import Catalog
 CATALOG = Path(__file__).resolve().parent.parent / "fastroute" / "config" / "data" / "catalog.toml"
 
 
-def refresh(text: str, catalog: Catalog, source: price_update.Source) -> tuple[str, list[str]]:
+def refresh(text: str, catalog: Catalog, source: price_update.PriceSource) -> tuple[str, list[str]]:
     """The catalogue's new text, and the models for which nothing was found."""
     found: dict[str, dict[str, str]] = {}
     missing: list[str] = []

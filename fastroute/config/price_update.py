@@ -51,7 +51,7 @@ Figures = Mapping[str, Any]
 
 
 @frozen
-class Source:
+class PriceSource:
     """Where new figures come from.
 
     Attributes:
@@ -68,7 +68,7 @@ class Source:
 
 
 @frozen
-class Change:
+class PriceChange:
     """One figure that changed, USD per million tokens or tokens; None where there was none or is none now."""
 
     model: str
@@ -78,7 +78,7 @@ class Change:
 
 
 @frozen(kw_only=True)
-class Update:
+class PriceUpdate:
     """What an update did.
 
     Attributes:
@@ -93,13 +93,13 @@ class Update:
     path: str
     date: date
     source: str
-    changes: tuple[Change, ...]
+    changes: tuple[PriceChange, ...]
     updated: tuple[str, ...]
     unknown: tuple[str, ...]
     own: tuple[str, ...]
 
 
-def update(path: str | os.PathLike[str], source: Source) -> Update:
+def update(path: str | os.PathLike[str], source: PriceSource) -> PriceUpdate:
     """Brings a catalogue file up to date, or makes one.
 
     Args:
@@ -126,7 +126,7 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
     problems: list[str] = []
     found: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
-    changes: list[Change] = []
+    changes: list[PriceChange] = []
     for name, model in base.models.items():
         if name in own or not model.providers:
             continue
@@ -150,7 +150,7 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
         if name not in tables:
             text += _section(base.models[name], lines)
     _put(target, text, found)
-    return Update(
+    return PriceUpdate(
         path=str(path),
         date=source.date,
         source=source.name,
@@ -164,7 +164,7 @@ def update(path: str | os.PathLike[str], source: Source) -> Update:
 # ------------------------------------------------------------------------------------------------- sources
 
 
-def from_package() -> Source:
+def from_package() -> PriceSource:
     """The genai-prices package that is installed, as of today.
 
     Raises:
@@ -189,7 +189,7 @@ def from_package() -> Source:
     return package_source(providers, f"{_PACKAGE} {installed}", midnight)
 
 
-def package_source(providers: Any, name: str, midnight: datetime) -> Source:
+def package_source(providers: Any, name: str, midnight: datetime) -> PriceSource:
     """A source of genai-prices' own data.
 
     Args:
@@ -229,7 +229,7 @@ def package_source(providers: Any, name: str, midnight: datetime) -> Source:
             found["context_window"] = known.context_window
         return found
 
-    return Source(name, midnight.date(), look_up)
+    return PriceSource(name, midnight.date(), look_up)
 
 
 _ATTRIBUTES = {
@@ -241,7 +241,7 @@ _ATTRIBUTES = {
 }
 
 
-def from_file(path: str | os.PathLike[str]) -> Source:
+def from_file(path: str | os.PathLike[str]) -> PriceSource:
     """A catalogue file, such as one that is kept for many programs; it must be right as a whole.
 
     Raises:
@@ -258,7 +258,7 @@ def from_file(path: str | os.PathLike[str]) -> Source:
 
     day = catalog.date if "date" in raw else datetime.now(timezone.utc).date()
     name = catalog.source if raw.get("source") else Path(path).name
-    return Source(name, day, look_up, complete=True)
+    return PriceSource(name, day, look_up, complete=True)
 
 
 def _dearest(prices: list[Any]) -> Any:
@@ -318,7 +318,7 @@ def _in_force(model: Model, key: str) -> float | None:
     return None if nano is None else nano / 1_000_000_000
 
 
-def _changes(model: Model, figures: Figures) -> list[Change]:
+def _changes(model: Model, figures: Figures) -> list[PriceChange]:
     changes = []
     for key in FIGURES:
         before = _in_force(model, key)
@@ -330,7 +330,7 @@ def _changes(model: Model, figures: Figures) -> list[Change]:
         else:
             same = math.isclose(before, after, rel_tol=1e-12)
         if not same:
-            changes.append(Change(model.name, key, before, after))
+            changes.append(PriceChange(model.name, key, before, after))
     return changes
 
 
@@ -351,7 +351,7 @@ _TABLE = re.compile(
 )
 
 
-def rewrite(text: str, found: Mapping[str, Mapping[str, str]], source: Source) -> str:
+def rewrite(text: str, found: Mapping[str, Mapping[str, str]], source: PriceSource) -> str:
     """A catalogue's text with new figures in the tables that it has, and its new date and source.
 
     Args:
@@ -454,9 +454,9 @@ def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> N
 
 __all__ = [
     "FIGURES",
-    "Change",
-    "Source",
-    "Update",
+    "PriceChange",
+    "PriceSource",
+    "PriceUpdate",
     "from_file",
     "from_package",
     "package_source",

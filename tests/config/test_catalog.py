@@ -427,7 +427,7 @@ input_price = 3.0
 "x" = "b"
 """
     known = {"input_price": 1.0, "output_price": 2.0}
-    source = price_update.Source(
+    source = price_update.PriceSource(
         "genai-prices 9.9",
         datetime.date(2026, 12, 1),
         lambda model: known if model.providers["openai"] == "known" else None,

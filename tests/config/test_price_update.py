@@ -27,13 +27,13 @@ TODAY = datetime.now(timezone.utc).date()
 BUILTIN = Catalog.builtin()
 
 
-def source(day: date = TODAY, **models: Any) -> price_update.Source:
+def source(day: date = TODAY, **models: Any) -> price_update.PriceSource:
     """A source that knows the models named, with dots and dashes of their names as underscores."""
 
     def look_up(model: Model) -> Any:
         return models.get(model.name.replace(".", "_").replace("-", "_"))
 
-    return price_update.Source("test-prices 1", day, look_up)
+    return price_update.PriceSource("test-prices 1", day, look_up)
 
 
 def figures(**change: Any) -> dict[str, Any]:
@@ -50,9 +50,9 @@ def test_a_new_file_holds_the_sources_figures_over_the_built_in_ones(target: Pat
     assert (done.updated, done.own) == (("gpt-4.1",), ())
     assert "gpt-4o" in done.unknown
     assert done.changes == (
-        price_update.Change("gpt-4.1", "input_price", 2.0, 2.5),
-        price_update.Change("gpt-4.1", "cached_input_price", 0.5, 0.6),
-        price_update.Change("gpt-4.1", "output_price", 8.0, 9.0),
+        price_update.PriceChange("gpt-4.1", "input_price", 2.0, 2.5),
+        price_update.PriceChange("gpt-4.1", "cached_input_price", 0.5, 0.6),
+        price_update.PriceChange("gpt-4.1", "output_price", 8.0, 9.0),
     )
     read = BUILTIN.with_file(target)
     model = read.model("gpt-4.1")
@@ -126,7 +126,7 @@ context_window = 1000000
 def test_a_cached_price_that_is_not_told_any_more_goes(target: Path) -> None:
     price_update.update(target, source(gpt_4_1=figures(cached_input_price=0.6)))
     done = price_update.update(target, source(gpt_4_1=figures()))
-    assert done.changes == (price_update.Change("gpt-4.1", "cached_input_price", 0.6, None),)
+    assert done.changes == (price_update.PriceChange("gpt-4.1", "cached_input_price", 0.6, None),)
     assert BUILTIN.with_file(target).model("gpt-4.1").cached_input_price is None
 
 
@@ -319,7 +319,7 @@ class _Listed:
         return types.SimpleNamespace(**usual | self._more)
 
 
-def package(*models: _Listed, provider: str = "openai") -> price_update.Source:
+def package(*models: _Listed, provider: str = "openai") -> price_update.PriceSource:
     listed = types.SimpleNamespace(id=provider, models=models, find_model=lambda name: None)
     midnight = datetime.combine(TODAY, datetime.min.time(), timezone.utc)
     return price_update.package_source([listed], "genai-prices 99", midnight)
@@ -355,7 +355,7 @@ def test_prices_that_grow_with_the_prompt_and_of_writes_are_taken_and_go_again(t
     assert "long_context = 200000\n" in target.read_text()
     flat = _Listed("claude-haiku-4-5", lambda hour: Decimal(1), output_mtok=Decimal(5))
     done = price_update.update(target, package(flat, provider="anthropic"))
-    assert price_update.Change("claude-haiku-4.5", "long_context", 200_000, None) in done.changes
+    assert price_update.PriceChange("claude-haiku-4.5", "long_context", 200_000, None) in done.changes
     assert BUILTIN.with_file(target).model("claude-haiku-4.5").prices == TokenPrices(10**9, 5 * 10**9)
 
 
