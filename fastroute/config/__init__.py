@@ -1,15 +1,12 @@
-"""The configuration: read once, checked whole, frozen.
+"""The configuration: read and checked as a whole, then frozen.
 
-Owns the configuration file, its overlay from the environment, zero configuration from provider keys, and the
-reading of API keys. Building live objects from it is in `state` and `runtime`.
-
-- `tables`, `policy`: every key with its type, default and check; `validators`: the checks
-- `catalog`: what is known of models; `price_update`: new prices for it; `rules`: rule sets of classifiers
-- `consistency`: how keys must fit each other; `urls`, `redis_url`: which addresses are allowed
-- `secrets`: API keys, which never show in text
-- `reader`, `toml`: raw tables to values, errors to paths
-- `environment`: variables over a file
-- `source`: `load` and `check`
+- `source`: `load` and `check`, from a file, a mapping, the environment or provider keys alone
+- `environment`: environment variables over a file
+- `reader`: TOML and its tables, into attrs classes; `messages`: the wording of problems
+- `tables`, `policy`: every key with its type, default and validator; `validators`: the validators
+- `consistency`: rules over more than one key; `urls`, `redis_url`: which addresses are allowed
+- `catalog`: models and prices; `price_update`: updates of a catalogue file; `rules`: rule sets of classifiers
+- `secrets`: API keys, which are never shown
 """
 
 from __future__ import annotations

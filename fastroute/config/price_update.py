@@ -1,16 +1,13 @@
-"""New prices for the models of the catalogue, written into a catalogue file.
+"""Updates the prices of a catalogue file, from the genai-prices package or another file.
 
-Owns where new figures come from (the genai-prices package, or a file), which of them are believed, and how a
-file is brought up to date without losing what people wrote in it. What a catalogue file means is `catalog`.
+An update is all or nothing: every figure is checked against the rules of a catalogue and against the figure
+in use, the new text is read back as a whole, and then replaces the old file in one step. Only prices and
+context windows change. Qualities, latencies, tiers, aliases, comments, and models that the source does not
+know stay, and so do tables without a ``providers`` line, which are the user's own.
 
-An update is all or nothing: every figure is checked against the catalogue's own rules and against the figure
-in force, the new text is read back whole, and only then put in the old file's place, in one step. Only prices
-and context windows change; qualities, latencies, tiers, aliases, comments and models that the source does
-not know stay as they are. A table without a ``providers`` line is somebody's own word and stays too.
-
-The figures of a model are those of the first provider it names. A price that varies over the day is taken at
-its dearest hour, so that an estimate is never under the bill for that reason; a price that
-grows with the length of the input is kept as two, with the length from which the dearer one holds.
+The figures of a model are those of the first provider in its table. Of a price that varies over the day, the
+highest is used, so that an estimate is never below the bill. A price that grows with the length of the
+input is stored as two, with the length above which the higher one applies.
 """
 
 from __future__ import annotations
@@ -40,25 +37,25 @@ FIGURES = (*PRICES[:5], "long_context", *PRICES[5:], "context_window")
 _NEEDED = ("input_price", "output_price")
 _LONG = "long_"
 
-# A price that moves by more than this was most likely given for another number of tokens.
+# A larger change most likely means that the source uses another unit.
 _MOST_TIMES = 100
-# The catalogue names providers as a configuration does; genai-prices calls this one by its company.
+# Providers that have another name in genai-prices than in a configuration.
 _SOURCE_NAMES = {"gemini": "google"}
 _PACKAGE = "genai-prices"
 
 Figures = Mapping[str, Any]
-"""What a source says of one model, by the names in `FIGURES`, unchecked."""
+"""The figures of one model, by the names in `FIGURES`, unchecked."""
 
 
 @frozen
 class PriceSource:
-    """Where new figures come from.
+    """A source of new figures.
 
     Attributes:
-        name: as the catalogue's ``source`` will say.
+        name: for the catalogue's ``source``.
         date: the day of the figures.
-        look_up: the figures of a model; None if the source does not know it.
-        complete: whether it should tell the window of every model whose price it tells.
+        look_up: returns the figures of a model; None if the source does not know it.
+        complete: whether it must have the context window of every model whose price it has.
     """
 
     name: str
@@ -69,7 +66,7 @@ class PriceSource:
 
 @frozen
 class PriceChange:
-    """One figure that changed, USD per million tokens or tokens; None where there was none or is none now."""
+    """One figure that changed, USD per million tokens or tokens; None is no figure."""
 
     model: str
     figure: str
@@ -83,11 +80,11 @@ class PriceUpdate:
 
     Attributes:
         path: the file written.
-        date, source: as it says now.
+        date, source: what the file says now.
         changes: by model, in the catalogue's order.
-        updated: models whose figures are the source's.
-        unknown: models that the source does not know; their figures are as they were.
-        own: models of the file whose tables name no provider; they were not touched.
+        updated: models that have the source's figures now.
+        unknown: models that the source does not know; they were not changed.
+        own: models of the file whose tables name no provider; they were not changed.
     """
 
     path: str
@@ -100,15 +97,15 @@ class PriceUpdate:
 
 
 def update(path: str | os.PathLike[str], source: PriceSource) -> PriceUpdate:
-    """Brings a catalogue file up to date, or makes one.
+    """Updates a catalogue file, or makes one.
 
     Args:
-        path: the file; what is there is kept until the new text has proved right, and if anything is wrong.
+        path: the file; it stays as it is if anything is wrong.
         source: from `from_package` or `from_file`.
 
     Raises:
-        ConfigError: the file or the source is broken, older than what is in force, or no place for a file;
-            with every problem there is. Nothing was changed.
+        ConfigError: the file or the source is invalid, the source is older than the prices in use, or the
+            file cannot be written; with every problem. Nothing was changed.
     """
     target = Path(os.path.realpath(path))
     builtin = Catalog.builtin()
@@ -135,7 +132,7 @@ def update(path: str | os.PathLike[str], source: PriceSource) -> PriceUpdate:
             unknown.append(name)
             continue
         wrong = _problems(
-            model, figures, must_tell_window="context_window" in tables.get(name, ()) or source.complete
+            model, figures, needs_window="context_window" in tables.get(name, ()) or source.complete
         )
         problems += [f"{source.name}: {problem}" for problem in wrong]
         if not wrong:
@@ -165,10 +162,10 @@ def update(path: str | os.PathLike[str], source: PriceSource) -> PriceUpdate:
 
 
 def from_package() -> PriceSource:
-    """The genai-prices package that is installed, as of today.
+    """The installed genai-prices package, as of today.
 
     Raises:
-        ConfigError: it is not installed, cannot be read, or is older than what the built-in prices come from.
+        ConfigError: it is not installed, cannot be read, or is older than the source of the built-in prices.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -190,12 +187,12 @@ def from_package() -> PriceSource:
 
 
 def package_source(providers: Any, name: str, midnight: datetime) -> PriceSource:
-    """A source of genai-prices' own data.
+    """A source that reads the data of genai-prices.
 
     Args:
-        providers: the package's list of them.
-        name: what to call it.
-        midnight: the beginning of the day whose prices are wanted, UTC.
+        providers: the package's list of providers.
+        name: of the source.
+        midnight: the beginning of the day whose prices to use, UTC.
     """
     by_id = {provider.id: provider for provider in providers}
 
@@ -214,14 +211,14 @@ def package_source(providers: Any, name: str, midnight: datetime) -> PriceSource
         for key, attribute in _ATTRIBUTES.items():
             prices = [price for hour in hours if (price := getattr(hour, attribute, None)) is not None]
             if prices:
-                found[key] = _dearest([getattr(price, "base", price) for price in prices])
+                found[key] = _highest([getattr(price, "base", price) for price in prices])
                 tiers = [tier for price in prices for tier in getattr(price, "tiers", ())]
                 lengths.update(tier.start for tier in tiers)
-                found[_LONG + key] = _dearest([found[key], *(tier.price for tier in tiers)])
+                found[_LONG + key] = _highest([found[key], *(tier.price for tier in tiers)])
         if "input_price" not in found:
             return None
         if lengths:
-            # Where there are several steps, the last one's price from the first one on: never under the bill.
+            # With several steps, the highest price applies from the first one on: never below the bill.
             found["long_context"] = min(lengths)
         else:
             found = {key: value for key, value in found.items() if not key.startswith(_LONG)}
@@ -242,7 +239,7 @@ _ATTRIBUTES = {
 
 
 def from_file(path: str | os.PathLike[str]) -> PriceSource:
-    """A catalogue file, such as one that is kept for many programs; it must be right as a whole.
+    """A catalogue file, for example one that many programs share; all of it must be valid.
 
     Raises:
         ConfigError: with every problem of the file.
@@ -261,8 +258,8 @@ def from_file(path: str | os.PathLike[str]) -> PriceSource:
     return PriceSource(name, day, look_up, complete=True)
 
 
-def _dearest(prices: list[Any]) -> Any:
-    """The highest; one that is no number at all comes first, so that it is seen."""
+def _highest(prices: list[Any]) -> Any:
+    """The highest price; one that is not a number goes first, so that it is reported."""
     for price in prices:
         if not _is_number(price):
             return price
@@ -280,8 +277,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list[str]:
-    """What is wrong with a source's figures, in themselves and beside those in force."""
+def _problems(model: Model, figures: Figures, *, needs_window: bool) -> list[str]:
+    """What is wrong with a source's figures, by themselves and compared with those in use."""
     path = f"models.{quoted(model.name)}"
     problems: list[str] = []
     table = {
@@ -294,13 +291,13 @@ def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list
         return problems
     problems += [f"{path}.{problem}" for problem in price_problems(entry)]
     problems += [f"{path}.{key}: is missing; this figure is required" for key in _NEEDED if key not in table]
-    if "context_window" not in table and model.context_window and must_tell_window:
+    if "context_window" not in table and model.context_window and needs_window:
         problems.append(
             f"{path}.context_window: is missing; this figure is required, because the file has one "
             f"({model.context_window:,})"
         )
     for key in PRICES:
-        before, after = _in_force(model, key), table.get(key)
+        before, after = _in_use(model, key), table.get(key)
         if not before or after is None:
             continue
         if not before / _MOST_TIMES <= after <= before * _MOST_TIMES:
@@ -311,7 +308,7 @@ def _problems(model: Model, figures: Figures, *, must_tell_window: bool) -> list
     return problems
 
 
-def _in_force(model: Model, key: str) -> float | None:
+def _in_use(model: Model, key: str) -> float | None:
     if key in _SIZES:
         return float(getattr(model, key)) or None
     nano: int | None = getattr(model, key)
@@ -321,10 +318,10 @@ def _in_force(model: Model, key: str) -> float | None:
 def _changes(model: Model, figures: Figures) -> list[PriceChange]:
     changes = []
     for key in FIGURES:
-        before = _in_force(model, key)
+        before = _in_use(model, key)
         after = float(figures[key]) if key in figures else None
         if key == "context_window" and after is None:
-            continue  # the one in force stays
+            continue  # the window in use stays
         if before is None or after is None:
             same = before is after
         else:
@@ -338,7 +335,7 @@ def _changes(model: Model, figures: Figures) -> list[PriceChange]:
 
 _HEAD = """\
 # Prices and context windows over the built-in catalogue of fastroute, written by `fastroute models --update`.
-# An update rewrites these figures in every table that has a providers line, and leaves all else as it is.
+# An update rewrites these figures in every table that has a providers line, and changes nothing else.
 
 version = 1
 date = ""
@@ -352,12 +349,13 @@ _TABLE = re.compile(
 
 
 def rewrite(text: str, found: Mapping[str, Mapping[str, str]], source: PriceSource) -> str:
-    """A catalogue's text with new figures in the tables that it has, and its new date and source.
+    """A catalogue's text with new figures in its tables, and a new date and source.
 
     Args:
-        text: TOML, with a line break at its end.
-        found: the figures by model, as TOML values; a discount or surcharge that is not told any more goes.
-        source: whose name and date to write.
+        text: TOML.
+        found: the figures by model, as TOML values; a discount or surcharge that is not among them is
+            removed.
+        source: of the name and date to write.
     """
     text = text if text.endswith("\n") else text + "\n"
     text = _with_setting(text, "date", source.date.isoformat())
@@ -390,7 +388,7 @@ def _ordered(figures: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _with_setting(text: str, key: str, value: str) -> str:
-    """The text with a key of the first lines, before any table, set to a string."""
+    """The text with a top-level key set to a string."""
     first = re.search(r"(?m)^\[", text)
     head, rest = (text[: first.start()], text[first.start() :]) if first else (text, "")
     line = f"{key} = {_quote(value)}"
@@ -407,7 +405,7 @@ def _key(name: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A figure as a TOML value: a whole number as it is, any other as a fraction without an exponent."""
+    """A figure as a TOML value: an integer as it is, any other as a decimal fraction without an exponent."""
     if isinstance(value, int):
         return str(value)
     digits = f"{Decimal(repr(value)) if isinstance(value, float) else value:f}"
@@ -418,12 +416,12 @@ def plain(value: Any) -> str:
 
 
 def _put(target: Path, text: str, found: Mapping[str, Mapping[str, str]]) -> None:
-    """Puts a proved text in the file's place, or leaves the file alone."""
+    """Replaces the file by a text that was read back, or leaves it as it is."""
     new = target.with_name(f".{target.name}.{os.urandom(8).hex()}.toml")
     try:
         with files.replacing(str(target), str(new)) as fd:
             files.write(fd, text.encode())
-            _prove(new, target, found)
+            _read_back(new, target, found)
             os.fchmod(fd, target.stat().st_mode & 0o777 if target.exists() else 0o644)
     except OSError as error:
         raise errors.ConfigError(
@@ -431,8 +429,12 @@ def _put(target: Path, text: str, found: Mapping[str, Mapping[str, str]]) -> Non
         ) from None
 
 
-def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> None:
-    """Reads the new text as everybody will, and looks whether the figures arrived."""
+def _read_back(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> None:
+    """Reads the new file, and checks that it has the new figures.
+
+    Raises:
+        ConfigError: it is invalid, or a figure is not the new one.
+    """
     try:
         catalog = Catalog.builtin().with_file(new)
     except errors.ConfigError as error:
@@ -444,7 +446,7 @@ def _prove(new: Path, target: Path, found: Mapping[str, Mapping[str, str]]) -> N
         ) from None
     for name, lines in found.items():
         for key, value in lines.items():
-            arrived = _in_force(catalog.models[name], key)
+            arrived = _in_use(catalog.models[name], key)
             if arrived is None or not math.isclose(arrived, float(value), rel_tol=1e-9, abs_tol=1e-9):
                 raise errors.ConfigError(
                     f"{target}: models.{quoted(name)}.{key} cannot be updated in place; "

@@ -43,20 +43,20 @@ CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|<|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*", re.ASCII)
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*", re.ASCII)
 _points = number(least=-(2**53), most=2**53)
-# As listed, not the 64 different ones that the core tells apart: it bounds how long checking them takes.
+# It bounds the time for checking them; the core allows 64 different ones.
 _MOST_PATTERNS = 256
 
 
 @frozen
 class Group:
-    """Words or phrases that say the same about a request.
+    """Words or phrases that are counted together.
 
     Attributes:
         patterns: ASCII; case is ignored.
         mode: ``substring`` finds a pattern anywhere; ``word`` between word boundaries, where a dot is any
             character but a line feed; ``pattern`` takes regular expressions of the subset in
             docs/classifiers.md.
-        weight: what each pattern that occurs adds to the score.
+        weight: added to the score for each pattern that occurs.
     """
 
     patterns: tuple[str, ...] = field(validator=sequence_of(text(control=True), least=1, unique=False))
@@ -77,7 +77,7 @@ class Condition:
         """Reads ``average < 50``.
 
         Raises:
-            ValueError: it is no comparison.
+            ValueError: it is not a comparison.
         """
         match = _CONDITION.fullmatch(written) if isinstance(written, str) else None
         if match is None:
@@ -94,7 +94,7 @@ class Rule:
     """A level and the conditions that must all hold for it.
 
     Attributes:
-        confidence: 0..1, how far to trust the level when this rule decides.
+        confidence: 0..1, of the level when this rule decides.
     """
 
     level: str = field(validator=text(control=True))
@@ -104,7 +104,7 @@ class Rule:
 
 @frozen
 class Score:
-    """The score is ``base`` plus the weights of what occurs, held to ``low`` .. ``high``."""
+    """The score: ``base`` plus the weights of the patterns that occur, limited to ``low`` .. ``high``."""
 
     base: float = field(default=0.0, validator=_points)
     low: float = field(default=0.0, validator=_points)
@@ -117,10 +117,10 @@ class RuleSetTable:
 
     Attributes:
         levels: cheapest first.
-        rules: the first of which all conditions hold decides.
-        otherwise: decides if none does; it has no conditions.
+        rules: the first rule whose conditions all hold decides.
+        otherwise: decides if no rule does; it has no conditions.
         groups: the words looked for, by name; the feature ``group.NAME`` counts how many of them occur.
-        scope: ``user`` looks in messages of role user only.
+        scope: ``user`` counts in messages of role user only.
         score: None if the rule set has no score.
         tiers: level to tier, where the rule set itself names tiers.
         unsure: the level to take instead when the confidence is under the policy's threshold; None: the
@@ -153,7 +153,7 @@ class RuleSet(RuleSetTable):
     def __attrs_post_init__(self) -> None:
         problems = list(_problems(self))
         if not problems:
-            # What only the compiler can know: too many patterns or states, patterns that clash.
+            # Only the compiler finds these: too many patterns or states, patterns that clash.
             try:
                 compiled(self)
             except ValueError as error:
@@ -185,7 +185,7 @@ class RuleSet(RuleSetTable):
 
 
 def _problems(rule_set: RuleSet) -> Iterator[str]:
-    """How the parts of a rule set do not fit each other, each with its path."""
+    """Parts of a rule set that do not fit each other, each with its path."""
     levels, score = rule_set.levels, rule_set.score
     if rule_set.unsure is not None and rule_set.unsure not in levels:
         yield f"unsure: {unknown('level', rule_set.unsure, levels)}"
@@ -223,7 +223,7 @@ def _problems(rule_set: RuleSet) -> Iterator[str]:
 
 
 def compiled(rule_set: RuleSet, portable: bool = False) -> Rules:
-    """The core's form of a rule set; ``portable`` keeps to plain C where the processor could do more."""
+    """A rule set compiled by the core; ``portable`` uses plain C even where the processor has vectors."""
     score = rule_set.score or Score(0.0, 0.0, 0.0)
     return Rules(
         groups=[(name, group.patterns, group.mode, group.weight) for name, group in rule_set.groups.items()],
@@ -243,9 +243,9 @@ def compiled(rule_set: RuleSet, portable: bool = False) -> Rules:
 
 @lru_cache(maxsize=1)
 def load_builtin() -> Mapping[str, RuleSet]:
-    """The rule sets that come with the package, by name; read at the first use.
+    """The rule sets of the package, by name; they are read at the first call.
 
-    Thread safety: any number of threads may ask; at worst the file is read twice.
+    Thread safety: any thread; at worst the file is read twice.
     """
     tables = read_toml(Path(__file__).with_name("data") / "classifiers.toml")
     return MappingProxyType({name: RuleSet.from_mapping(name, table) for name, table in tables.items()})

@@ -57,11 +57,11 @@ _PRESETS = (
 
 @frozen
 class Findings:
-    """What there is to say of a configuration.
+    """What was found in a configuration.
 
     Attributes:
-        problems: what must be mended before it can be used.
-        warnings: what may surprise, such as a key that is not set here.
+        problems: what must be corrected before it can be used.
+        warnings: what may be a mistake, such as a key that is not set on this machine.
         config: the configuration, if there are no problems.
     """
 
@@ -81,19 +81,18 @@ def load(
     formats: Collection[str] = FORMATS,
     default_state: str = "memory",
 ) -> Config:
-    """The configuration, whole and consistent.
+    """The configuration, checked as a whole.
 
     Args:
         source: a TOML file, a mapping in the shape of one, a `Config` (checked again), or None for the file
-            that FASTROUTE_CONFIG names, else ``./fastroute.toml``, else whatever provider keys are in the
-            environment.
-        environ: the environment; by default the process's own. Its ``FASTROUTE_…`` variables go over a file
-            or mapping; a `Config` is taken as it is.
-        formats: the wire formats that can be spoken.
-        default_state: ``[fastroute] state`` where neither file nor environment says; a `Config` always does.
+            that FASTROUTE_CONFIG names, else ``./fastroute.toml``, else the provider keys in the environment.
+        environ: the environment; by default that of the process. Its ``FASTROUTE_…`` variables override a
+            file or mapping, but not a `Config`.
+        formats: the wire formats that are available.
+        default_state: ``[fastroute] state`` if neither file nor environment sets it.
 
     Raises:
-        ConfigError: with every problem there is, each with its path.
+        ConfigError: with every problem and its path.
     """
     findings = _find(source, os.environ if environ is None else environ, formats, default_state)
     if findings.config is None:
@@ -109,10 +108,10 @@ def check(
     environ: Mapping[str, str] | None = None,
     formats: Collection[str] = FORMATS,
 ) -> Findings:
-    """Everything there is to say of a configuration; never raises for what is in it.
+    """Everything that is wrong or doubtful in a configuration; never raises for its content.
 
-    Keys and a ledger's directory that are missing here are warnings, because a file is often checked where
-    they are not.
+    Missing keys and a missing ledger directory are warnings, because a file is often checked on another
+    machine.
     """
     environ = os.environ if environ is None else environ
     try:
@@ -134,10 +133,10 @@ def check(
 
 
 def file_of(source: Source = None, *, environ: Mapping[str, str] | None = None) -> Path | None:
-    """The file that `load` would read, as an absolute path; None where it would read none.
+    """The file that `load` would read, as an absolute path; None if it would read none.
 
     Raises:
-        ConfigError: if the source is nothing that a configuration can come from.
+        ConfigError: if the source has the wrong type.
     """
     if isinstance(source, (Mapping, Config)):
         return None
@@ -146,20 +145,20 @@ def file_of(source: Source = None, *, environ: Mapping[str, str] | None = None) 
 
 
 def catalog_of(config: Config) -> Catalog:
-    """The catalogue in force under a configuration: built-in, its file, its models and aliases.
+    """The catalogue of a configuration: the built-in one, its file, its models and its aliases.
 
     Raises:
-        ConfigError: if the catalogue file it names is broken.
+        ConfigError: if its catalogue file is invalid.
     """
     return _base_catalog(config).with_overrides(config.models, config.aliases, served=config.served)
 
 
 def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
-    """The tiers in force, cheapest first: the configured ones, else the catalogue's."""
+    """The tiers, cheapest first: the configured ones, else those of the catalogue."""
     return dict(config.tiers) or catalog.default_tiers(config.served)
 
 
-# ------------------------------------------------------------------------------------------- finding one
+# ------------------------------------------------------------------------------------------------ sources
 
 
 def _find(
@@ -202,7 +201,7 @@ def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
 
 
 def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[str]) -> dict[str, Any]:
-    """Tables for every provider whose key is in the environment, with the models known to be there."""
+    """Tables for every provider whose key is in the environment, with the catalogue's models there."""
     catalog = Catalog.builtin()
     providers: dict[str, Any] = {}
     endpoints: list[dict[str, Any]] = []
@@ -307,7 +306,7 @@ def _rule_sets(tables: Mapping[str, RuleSetTable], problems: list[str]) -> dict[
 
 
 def _with_paths_from(directory: Path, config: Config) -> Config:
-    """Files that belong to the configuration are found from where it stands, not from where we run."""
+    """Paths in a configuration are relative to its directory, not to the working directory."""
 
     def placed(path: str) -> str:
         return str(directory / path) if path else path
@@ -362,7 +361,7 @@ def _relation_problems(
 
 
 def _unread_urls(config: Config, tables: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the addresses of providers whose tables are wrong elsewhere."""
+    """Problems of the URLs of providers whose tables could not be read for another reason."""
     providers = tables.get("providers")
     problems = []
     for name, table in providers.items() if isinstance(providers, Mapping) else ():
@@ -388,7 +387,7 @@ def _unknown_table(key: str) -> str:
 
 
 def _with_provenance(problem: str, provenance: Mapping[str, str]) -> str:
-    """The problem, and the environment variable that its value comes from, if it does."""
+    """The problem, with the environment variable that set the value."""
     path, _, rest = problem.partition(": ")
     for place, variable in provenance.items():
         if path == place or path.startswith((f"{place}.", f"{place}[")):
