@@ -1,19 +1,18 @@
-"""Budgets: what may still be spent, reserved before a request is sent and settled when its cost is known.
+"""Budgets: money is reserved before a request is sent, and settled when its cost is known.
 
-Owns which budgets a call counts in, when a window begins, what is in it at its beginning, and who is told.
-Counting is the core's (`fastroute._core.Counter`: no overdraft, whatever the number of threads and
-processes); what a call can cost at worst, and what to do instead of a refused one, are its caller's. Days and
-months are `windows.py`, the counters of one budget `scopes.py`, values and words `values.py`.
+The native core counts (`fastroute._core.Counter`), and never allows an overdraft, whatever the number of
+threads and processes. Windows of time are in `windows.py`, the counters of one budget in `scopes.py`,
+messages in `values.py`.
 
-The way of a reservation::
+The life of a reservation::
 
-    reserve(worst case)      every budget that applies, all or none, or BudgetExceeded
-    .sent()                  just before the request leaves: from here a killed worker's estimate stays spent
-    .settle(cost)            the real cost takes the place of the estimate
+    reserve(worst case)      in every budget that applies or in none, or BudgetExceeded
+    .sent()                  just before the request is sent: from now on a killed worker's estimate stays
+    spent .settle(cost)            the real cost replaces the estimate
     .release()               nothing was sent, or nothing will be charged
 
-A reservation that nobody ends has a lease. When that is over (or its worker dead) the next sweep gives it
-back if it was not sent, and keeps its estimate as spent if it was.
+A reservation that is neither settled nor released has a lease. When the lease has expired or the worker has
+died, the next sweep releases it if it was not sent, and keeps its estimate as spent if it was.
 """
 
 from __future__ import annotations
@@ -64,16 +63,17 @@ __all__ = [
 
 log = logging.getLogger("fastroute")
 
-_SWEEP_NS = 5_000_000_000  # how often leases and dead workers are looked after
-_SWEEP_ON_BREACH_NS = 1_000_000_000  # and how often because a call would be refused
-_RETRY_NS = 5_000_000_000  # how long after a failure the ledger is not asked again
+_SWEEP_NS = 5_000_000_000  # between two sweeps for expired leases and dead workers
+_SWEEP_ON_BREACH_NS = 1_000_000_000  # the same, when a call would be refused
+_RETRY_NS = 5_000_000_000  # after the ledger failed, before it is read again
 
 
 class Reservation:
-    """Money set aside for one attempt, in every budget that it counts in.
+    """Money reserved for one attempt, in every budget that applies to it.
 
-    Thread safety: all methods. The first `settle` or `release` counts; any later one changes nothing. In a
-    forked child nothing has an effect: the reservation is the parent's.
+    Thread safety: all methods. The first `settle` or `release` counts; later ones change nothing. In a
+        forked child
+    all methods do nothing, because the reservation belongs to the parent.
     """
 
     __slots__ = ("_budgets", "_shares")
@@ -86,20 +86,20 @@ class Reservation:
         return f"<Reservation in {len(self._shares)} budgets>"
 
     def sent(self) -> None:
-        """The request is about to be sent, so the money counts as spent if nobody settles.
+        """Marks the request as sent: without a `settle`, the money counts as spent.
 
         Raises:
-            DeadlineExceeded: the lease is over and the money given back; nothing may be sent.
+            DeadlineExceeded: the lease has expired and the money was released; nothing may be sent.
         """
         if [share for share in self._shares if not share.counter.sent(share.ticket)]:
             self.release()
-            raise errors.DeadlineExceeded("the budget's reservation ran out before the request was sent")
+            raise errors.DeadlineExceeded("the budget's reservation expired before the request was sent")
 
     def settle(self, cost_nano: int | None) -> None:
-        """Puts the real cost in the place of the estimate; after the lease too, for an hour.
+        """Replaces the estimate by the real cost; possible until an hour after the lease.
 
         Args:
-            cost_nano: nano-dollars; None if it is not known, and the estimate stays.
+            cost_nano: nano-dollars; None if it is unknown: then the estimate stays.
         """
         if cost_nano is not None and cost_nano < 0:
             raise ValueError(f"cost_nano must be 0 or more, not {cost_nano}")
@@ -109,7 +109,7 @@ class Reservation:
                 self._budgets.alert(share.scope, share.counter, share.stamp, share.window)
 
     def release(self) -> None:
-        """Gives all of it back."""
+        """Releases all of the money."""
         for share in self._shares:
             if share.ticket >= 0:
                 share.counter.settle(share.ticket, 0)
@@ -119,14 +119,14 @@ class Budgets:
     """All budgets of one configuration.
 
     Args:
-        configs: in the order in which they are asked.
-        segment: where the money is counted; processes forked from this one share it.
-        spent: what a window holds when it is first counted, usually ``spent_in(ledger)``.
-        hooks: hear `BudgetAlert` and `BudgetExceededEvent`.
-        now: seconds since the epoch.
-        clock: ns on the core's clock, for leases.
+        configs: in the order in which they are checked.
+        segment: contains the counters; processes forked from this one share it.
+        spent: returns what was spent in a window before it is first counted; usually ``spent_in(ledger)``.
+        hooks: `BudgetAlert` and `BudgetExceededEvent` are emitted to them.
+        now: returns seconds since the epoch.
+        clock: returns nanoseconds on the core's clock, for leases.
 
-    Thread safety: all methods, in any forked process.
+    Thread safety: all methods, in forked processes too.
     """
 
     def __init__(
@@ -150,15 +150,14 @@ class Budgets:
         self._bank: Bank | None = None
         if any(budget.config.window != "request" for budget in self._budgets):
             try:
-                _core.Counter(segment, "budget")  # says at once if this processor cannot count money
+                _core.Counter(segment, "budget")  # raises at once if the processor cannot count money
             except _core.SegmentFullError as problem:
                 raise errors.ConfigError(
-                    f"budgets: there is no room to count them beside the endpoints ({problem}), "
-                    "endpoints must be fewer"
+                    f"budgets: the state has no room left to count them ({problem}); use fewer endpoints"
                 ) from None
 
     def share(self, bank: Bank) -> None:
-        """Has many machines spend from these budgets. Before the first reservation."""
+        """Shares these budgets with other machines. Call it before the first reservation."""
         self._bank = bank
 
     def __bool__(self) -> bool:
@@ -177,21 +176,22 @@ class Budgets:
         at: float | None = None,
         told: bool = True,
     ) -> Reservation:
-        """Sets money aside in every budget that applies, in all of them or in none.
+        """Reserves money in every budget that applies: in all of them or in none.
 
         Args:
-            amount_nano: what the attempt can cost at worst, nano-dollars; None if its price is unknown, which
-                no hard budget lets in. 0 is always let in.
+            amount_nano: the worst-case cost of the attempt, nano-dollars; None if its price is unknown,
+                which hard budgets refuse. 0 is always admitted.
             tags: of the call.
-            lease_s: seconds after which it may be taken back: more than the attempt can last.
-            forced: ask the hard budgets only; the others are charged all the same.
-            priority: the call's class, which may have a share of a budget only.
-            at: the attempt's time, seconds since the epoch, which decides the window; now if left out. The
-                ledger's entry should carry the same.
-            told: whether hooks hear of a refusal; not of one that refuses no call.
+            lease_s: seconds after which the money may be released; longer than the attempt can take.
+            forced: only hard budgets may refuse; the others are charged too.
+            priority: the call's class; a budget may limit it to a share.
+            at: the time of the attempt, seconds since the epoch, which decides the window; by default now.
+                The ledger's entry should have the same time.
+            told: whether a refusal is emitted to hooks; False where the call goes on without the attempt.
 
         Raises:
-            BudgetExceeded: of the first budget in the way; one that refuses goes before one that downgrades.
+            BudgetExceeded: of the first budget that is exceeded; one that refuses goes before one that
+                downgrades.
         """
         if amount_nano is not None and amount_nano < 0:
             raise ValueError(f"amount_nano must be 0 or more, or None, not {amount_nano}")
@@ -208,7 +208,8 @@ class Budgets:
             for budget in self._budgets:
                 most = budget.most(amount_nano, forced, priority)
                 if breach is not None:
-                    # Refused it will be. A budget that refuses must not look like one that downgrades.
+                    # The call is refused anyway; a budget that refuses must not be hidden by one that
+                    # downgrades.
                     if budget.config.on_breach == "refuse" and self._is_over(budget, tags, most, when):
                         breach = (budget, OVER)
                         break
@@ -235,22 +236,23 @@ class Budgets:
         when: float,
         shares: list[Share],
     ) -> str | None:
-        """Adds one budget's share, if there is anything to count; or says why there is none."""
+        """Adds one budget's share, if the budget counts; returns why the budget refuses, or None."""
         if budget.config.window == "request":
             return OVER if most < 0 else None
         nano = min(amount or 0, _core.MOST_NANO)
-        uncounted = budget.config.hard and most != ANY
+        must_count = budget.config.hard and most != ANY
         try:
             scope = budget.scope(tags)
+            # Again after a window began or was replaced, the bank granted more, or a sweep freed money.
             while True:
                 window = budget.window_at(when)
                 counter = self._counter(scope, window)
                 stamp = self._begun(scope, counter, window)
                 if stamp is None:
-                    return UNREAD if uncounted else None
+                    return UNREAD if must_count else None
                 bound = self._most_here(scope, window, counter, most)
                 reserve = counter.reserve
-                # In one line: an interrupt between two would lose the ticket.
+                # In one statement: an interrupt between two would lose the ticket.
                 shares.append(Share(scope, counter, stamp, reserve(stamp, nano, bound, lease), window))
                 ticket = shares[-1].ticket
                 if ticket >= 0:
@@ -263,23 +265,23 @@ class Budgets:
                     if answer == AWAY:
                         if budget.config.hard:
                             return AWAY
-                        most = ANY  # what nobody can say refuses nothing that is not hard
+                        most = ANY  # an unknown rest refuses a call under hard budgets only
                         continue
-                # What dead workers hold is not spent, so it must not be what refuses a call.
+                # Reservations of dead workers must not refuse a call, so they are swept first.
                 if ticket == _core.OVER_LIMIT and not (most >= 0 and self._sweep_after(_SWEEP_ON_BREACH_NS)):
                     return OVER
         except _core.SegmentFullError as error:
-            if uncounted:
+            if must_count:
                 return FULL
             log.error("budget %s: a call is not counted: %s", budget.config.name, error)
             return None
 
     def _counter(self, scope: Scope, window: Window) -> _core.Counter:
-        # What one machine of many commits is another number than what all do: the two never meet.
+        # What one machine commits and what all machines commit are counted in separate cells.
         return scope.counter(self._segment, window, "budget" if self._bank is None else "budget here")
 
     def _most_here(self, scope: Scope, window: Window, counter: _core.Counter, most: int) -> int:
-        """How much may be committed before, on this machine."""
+        """How much may be committed on this machine before a call with ``most``."""
         if self._bank is None or most in (ANY, -1):
             return most
         return self._bank.grant(scope.name, window, counter) - (scope.budget.limit - most)
@@ -293,11 +295,15 @@ class Budgets:
         try:
             return bank.lease(scope.name, window, counter, limit, limit - most, self._now(), spent)
         except errors.Error as error:
-            log.error("budget %s: what has been spent cannot be read: %s", scope.budget.config.name, error)
+            log.error(
+                "budget %s: the ledger cannot be read, so what was spent is unknown: %s",
+                scope.budget.config.name,
+                error,
+            )
             return AWAY
 
     def _begun(self, scope: Scope, counter: _core.Counter, window: Window) -> int | None:
-        """The counter's stamp once it is in a window; None if what was spent before cannot be read."""
+        """The counter's stamp, after beginning its window if needed; None if the ledger cannot be read."""
         stamp = counter.stamp
         if counter.window == window.number:
             return stamp
@@ -308,23 +314,26 @@ class Budgets:
                     return None
                 name = scope.budget.config.name
                 try:
-                    # Of what many machines share, this one has committed nothing yet; the rest is the bank's.
+                    # Of a shared budget, this machine has committed nothing yet; the bank knows the rest.
                     spent = 0
                     if self._bank is None:
                         spent = min(self.spent(window.start, scope.tags), _core.MOST_NANO)
                 except errors.Error as error:
                     scope.unreadable_until = self._clock() + _RETRY_NS
-                    log.error("budget %s: what has been spent cannot be read: %s", name, error)
+                    log.error(
+                        "budget %s: the ledger cannot be read, so what was spent is unknown: %s", name, error
+                    )
                     return None
                 passed = [share for amount, share in scope.budget.thresholds if spent >= amount]
-                # Whoever spent it has told; another process may have begun the window meanwhile.
+                # Alerts below this amount were emitted when it was spent. begin() fails if another process
+                # began the window first.
                 if counter.begin(stamp, window.number, spent, (1 << len(passed)) - 1) and passed:
-                    text = "budget %s: %s begins with %s of %s spent"
+                    text = "budget %s: %s begins with %s of %s already spent"
                     log.warning(text, name, window.label, dollars(spent), dollars(scope.budget.limit))
             return counter.stamp
 
     def window_lock(self) -> threading.Lock:
-        # A thread of the parent may have held it while forking.
+        # After a fork: a thread of the parent may have held the lock.
         if self._pid != os.getpid():
             self._beginning, self._pid = threading.Lock(), os.getpid()
         return self._beginning
@@ -376,7 +385,7 @@ class Budgets:
     # --------------------------------------------------------------------------------------------- alerts
 
     def alert(self, scope: Scope, counter: _core.Counter, stamp: int, window: Window) -> None:
-        """Tells of every share of the limit that spending has reached, if nobody has yet."""
+        """Emits an alert for every share of the limit that spending has reached, once for all processes."""
         thresholds = scope.budget.thresholds
         known, given = scope.alerted
         if known != stamp:
@@ -422,13 +431,13 @@ class Budgets:
     # ------------------------------------------------------------------------------------------- sweeping
 
     def sweep(self) -> None:
-        """Ends what dead workers hold and what has outlived its lease. `reserve` does it every 5 seconds."""
+        """Ends reservations of dead workers and those whose lease expired; `reserve` calls it every 5 s."""
         self._swept = self._clock()
         try:
             self._segment.reap()
             _core.sweep_reservations(self._segment, self._swept)
         except _core.SegmentFullError:
-            return  # one process too many; those that have a slot will do it
+            return  # the segment has no slot for this process; those with a slot do it
         for budget in self._budgets:
             window = budget.window
             if window is None:
@@ -449,7 +458,7 @@ class Budgets:
     def remaining(self, tags: Mapping[str, str]) -> int | None:
         """What a call with these tags may still commit in the tightest budget, nano-dollars.
 
-        None if there is no limit, 0 also when the ledger cannot tell what a hard budget has spent.
+        None if there is no limit. 0 also if the ledger cannot be read and a hard budget depends on it.
         """
         when = self._now()
         rest: list[int] = []
@@ -465,7 +474,7 @@ class Budgets:
         return min(rest, default=None)
 
     def snapshot(self) -> list[BudgetStatus]:
-        """How every budget with a window stands; one per tag for each value that this process has seen."""
+        """The status of every budget with a window, for each value of its tag that this process has seen."""
         when = self._now()
         found = []
         for budget in self._budgets:
@@ -493,7 +502,7 @@ class Budgets:
         return found
 
     def _figures(self, scope: Scope, when: float) -> tuple[int, int] | None:
-        """(spent, reserved) in the window of a time; None if they cannot be known."""
+        """(spent, reserved) in the window of a time; None if they are unknown."""
         window = scope.budget.window_at(when)
         try:
             counter = self._counter(scope, window)

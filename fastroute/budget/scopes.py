@@ -1,8 +1,4 @@
-"""A configured budget and the counters of its windows.
-
-Owns which counter a call falls to and how much may be committed before it. Reserving over all budgets is the
-package's `Budgets`.
-"""
+"""One configured budget: its counters, and how much may be committed before a call."""
 
 from __future__ import annotations
 
@@ -17,11 +13,11 @@ from fastroute.config import BudgetConfig
 
 from .windows import Window, window_at, zone_of
 
-ANY = 2**63 - 1  # so much may be committed before: more than there can be
+ANY = 2**63 - 1  # no bound: more than can ever be committed
 
 
 class Budget:
-    """One configured budget: its limit in nano-dollars and its present window."""
+    """One configured budget: its limit in nano-dollars and its current window."""
 
     __slots__ = ("_limits", "config", "limit", "scopes", "thresholds", "window", "zone")
 
@@ -43,17 +39,17 @@ class Budget:
         return known
 
     def scope(self, tags: Mapping[str, str]) -> Scope:
-        """The calls counted together with one that has these tags."""
+        """The scope of a call with these tags."""
         tag = self.config.tag
         value = "" if tag is None else tags.get(tag, "")
         return self.scopes.get(value) or self.scopes.setdefault(value, Scope(self, value))
 
     def limit_for(self, priority: str) -> int:
-        """What the calls of a class may bring the spending to, nano-dollars."""
+        """The limit for calls of a class of priority, nano-dollars."""
         return self._limits.get(priority, self.limit)
 
     def most(self, amount: int | None, forced: bool, priority: str) -> int:
-        """How much may be committed before a call of this amount."""
+        """How much may be committed before a call of this amount; -1 if the call is refused in any case."""
         if amount == 0 or (forced and not self.config.hard):
             return ANY
         limit = self.limit_for(priority)
@@ -63,7 +59,7 @@ class Budget:
 
 
 class Scope:
-    """A budget for one value of its tag, or for all calls."""
+    """The part of a budget that is counted together: one value of its tag, or all calls."""
 
     __slots__ = ("alerted", "budget", "counters", "unreadable_until", "value")
 
@@ -71,7 +67,7 @@ class Scope:
         self.budget = budget
         self.value = value
         self.counters: dict[int, _core.Counter] = {}
-        self.alerted = (0, 0)  # stamp, and how many alerts are known to have been given
+        self.alerted = (0, 0)  # the counter's stamp, and how many alerts are known to have been emitted
         self.unreadable_until = 0
 
     @property
@@ -84,11 +80,11 @@ class Scope:
         return None if self.budget.config.tag is None else self.value
 
     def counter(self, segment: _core.Segment, window: Window, kind: str = "budget") -> _core.Counter:
-        # Two cells take turns, so that the calls still under way in one window do not meet the next.
+        # Two cells alternate, so that calls that began in one window are not counted in the next.
         turn = window.number & 1
         found = self.counters.get(turn)
         if found is None:
-            # A budget that counts something else from now on must not meet what it counted before.
+            # The name contains the settings, so a budget whose settings changed gets a new counter.
             found = self.counters.setdefault(turn, _core.Counter(segment, f"{kind}\0{self.name}\0{turn}"))
         return found
 

@@ -1,7 +1,4 @@
-"""What budgets ask of a ledger, how they stand, and how that is said to people.
-
-Owns plain values and words only; counting is the package's `Budgets`.
-"""
+"""The values that budgets exchange with a ledger and with other machines, and their messages."""
 
 from __future__ import annotations
 
@@ -17,23 +14,28 @@ from fastroute.figures import dollars
 from .windows import Window
 
 Spent = Callable[[float, Mapping[str, str]], int]
-"""Seconds since the epoch and tags → nano-dollars since; an empty value means entries without the tag."""
+"""Called with seconds since the epoch and tags; returns the nano-dollars spent since by entries with these
+tags.
+
+An empty value stands for entries without the tag.
+"""
 
 
-GRANTED, REFUSED, AWAY = "granted", "refused", "away"  # what a bank answers
+GRANTED, REFUSED, AWAY = "granted", "refused", "away"  # the answers of Bank.lease
 
 
 class Bank(Protocol):
-    """Where many machines share budgets: each may commit what it was granted of them, and no more.
+    """Divides budgets among many machines: each may commit what it was granted, and no more.
 
-    ``name`` is a budget's, with the value of its tag; ``counter`` counts what is committed on this machine.
+    ``name`` is that of a budget and the value of its tag; ``counter`` counts what is committed on this
+    machine.
     """
 
     def grant(self, name: str, window: Window, counter: _core.Counter) -> int:
         """Nano-dollars that this machine may commit."""
 
     def elsewhere(self, name: str, window: Window, counter: _core.Counter) -> int:
-        """With what is committed here, the sum of what all machines have committed."""
+        """Nano-dollars committed on the other machines."""
 
     def lease(
         self,
@@ -45,17 +47,21 @@ class Bank(Protocol):
         now: float,
         spent: Callable[[], int],
     ) -> str:
-        """Asks for a larger grant: GRANTED (look again), REFUSED or AWAY (nobody can say)."""
+        """Asks for a larger grant.
+
+        Returns:
+            GRANTED: read the grant again. REFUSED: the budget is spent. AWAY: the bank is unavailable.
+        """
 
 
 class Sums(Protocol):
-    """The part of a ledger that budgets begin from."""
+    """The part of a ledger that budgets read."""
 
     def spent(self, since: float, tags: Mapping[str, str]) -> int: ...
 
 
 def spent_in(ledger: Sums) -> Spent:
-    """A ledger as `Budgets` asks it: a tag with an empty value means entries without that tag."""
+    """The ``spent`` of a ledger, for `Budgets`; it is looked up at each call."""
 
     def spent(since: float, tags: Mapping[str, str]) -> int:
         return ledger.spent(since, tags)
@@ -65,15 +71,15 @@ def spent_in(ledger: Sums) -> Spent:
 
 @frozen(kw_only=True)
 class BudgetStatus:
-    """How a budget stands.
+    """The status of a budget.
 
     Attributes:
         budget: its name.
-        value: of the tag that it is per; None for a budget of all calls.
+        value: of its tag; None for a budget of all calls.
         window: the day or month, or ``total``.
         ends: seconds since the epoch; None for ``total``.
-        limit_nano, spent_nano, reserved_nano: nano-dollars; the last two are None when the ledger, which
-            knows what was spent before, cannot be read.
+        limit_nano, spent_nano, reserved_nano: nano-dollars; the last two are None if the ledger cannot be
+            read.
         hard, on_breach: as configured.
     """
 
@@ -88,10 +94,11 @@ class BudgetStatus:
     on_breach: str
 
 
-OVER, UNREAD, FULL = "over", "unread", "full"  # why a budget does not let a call in
+OVER, UNREAD, FULL = "over", "unread", "full"  # why a budget refuses a call
 
 
 def of_tag(tag: str | None, value: str | None) -> str:
+    """``, team 'a'`` for a message, or nothing for a budget of all calls."""
     if tag is None:
         return ""
     return f", {tag} {show(value)}" if value else f", without {tag}"
@@ -100,18 +107,23 @@ def of_tag(tag: str | None, value: str | None) -> str:
 def sentence(
     event: events.BudgetExceededEvent, tag: str | None, failure: str, priority: str | None = None
 ) -> str:
-    cost = "the call's price is unknown"
-    limit = dollars(event.limit_nano, exact=True) + (f" for calls of {priority} priority" if priority else "")
-    if event.amount_nano is not None:
-        cost = f"the call could cost {dollars(event.amount_nano, exact=True)}"
-    if event.window == "request":
-        return f"budget {event.budget}: {cost}, and a request may cost {limit}"
-    where = f"budget {event.budget}, {event.window}{of_tag(tag, event.value)}"
+    """The message of a refused call: which budget, why, and what would help."""
+    where = f"budget {event.budget}"
+    if event.window != "request":
+        where += f", {event.window}{of_tag(tag, event.value)}"
     if failure == UNREAD:
-        return f"{where}: what has been spent cannot be read from the ledger"
+        return f"{where}: the ledger cannot be read, so what was spent is unknown; make the ledger readable"
     if failure == AWAY:
-        return f"{where}: Redis is away, and what this machine had leased is spent"
+        return f"{where}: Redis is unavailable, and this machine has spent its lease; restore Redis"
     if failure == FULL:
-        return f"{where}: there is no room left to count it"
+        return f"{where}: the state has no room left to count it; use fewer values of tags, or fewer budgets"
+    limit = dollars(event.limit_nano, exact=True) + (f" for calls of {priority} priority" if priority else "")
+    if event.amount_nano is None:
+        cost, right = "the call's price is unknown", "set the model's prices"
+    else:
+        cost = f"the call could cost {dollars(event.amount_nano, exact=True)}"
+        right = "lower max_tokens, or raise the budget's limit"
+    if event.window == "request":
+        return f"{where}: {cost}, and a request may cost {limit}; {right}"
     spent, reserved = dollars(event.spent_nano, exact=True), dollars(event.reserved_nano, exact=True)
-    return f"{where}: {spent} spent and {reserved} reserved of {limit}; {cost}"
+    return f"{where}: {cost}, and {spent} is spent and {reserved} reserved of {limit}; {right}"

@@ -1,7 +1,4 @@
-"""Windows of a budget: calendar days and months in a time zone.
-
-Owns when a window begins and ends, and its number. What is spent in it is counted elsewhere.
-"""
+"""The windows of budgets: calendar days and months in a time zone."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from attrs import frozen
 
 @frozen
 class Window:
-    """A stretch of time that a limit is for.
+    """A period that a limit applies to.
 
     Attributes:
-        number: no other window of its kind has it; 1 or more.
-        label: the day or month, or the kind where there is only one.
+        number: unique among the windows of its kind; 1 or more.
+        label: the day or month, or ``total``.
         start, end: seconds since the epoch; ``end`` itself belongs to the next window.
     """
 
@@ -28,14 +25,14 @@ class Window:
 
 
 def window_at(kind: str, zone: tzinfo, when: float) -> Window:
-    """The window of a kind (``day``, ``month``, ``total``) that a time falls in.
+    """The window of a kind (``day``, ``month``, ``total``) that contains a time.
 
     A day begins at the first instant of its date, so it may have 23 or 25 hours. Where clocks are set back
-    over midnight, the hour that comes twice belongs to the day that has begun.
+    over midnight, the repeated hour belongs to the day that has begun.
     """
     if kind == "total":
         return Window(1, "total", 0.0, math.inf)
-    # Whole seconds: a fraction would be rounded, and could round into the next window.
+    # Whole seconds, because fromtimestamp rounds a fraction, perhaps into the next window.
     first = datetime.fromtimestamp(math.floor(when), zone).date()
     if kind == "month":
         first = first.replace(day=1)
@@ -55,14 +52,14 @@ def _next_month(first: date) -> date:
 
 
 def _begins(day: date, zone: tzinfo) -> float:
-    # Where clocks are set forward over midnight there is no such time; its offset before the change then
-    # gives the instant of the change. Where midnight comes twice, the first is meant.
+    # Where clocks are set forward over midnight, midnight does not exist; with the offset before the change
+    # it is the instant of the change. Where midnight is repeated, the first one counts.
     return datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
 
 
 def zone_of(name: str) -> tzinfo:
     if name == "UTC":
-        return timezone.utc  # needs no list of time zones
+        return timezone.utc  # works without a list of time zones
     from zoneinfo import ZoneInfo
 
     return ZoneInfo(name)

@@ -22,7 +22,8 @@ class TestReserving:
         with pytest.raises(errors.BudgetExceeded) as caught:
             budgets.reserve(1, {}, 60)
         assert str(caught.value) == (
-            "budget all, 2026-11-21: $0 spent and $10.00 reserved of $10.00; the call could cost $0.000000001"
+            "budget all, 2026-11-21: the call could cost $0.000000001, and $0 is spent and $10.00 reserved "
+            "of $10.00; lower max_tokens, or raise the budget's limit"
         )
         assert (caught.value.budget, caught.value.on_breach) == ("all", "refuse")
         assert (caught.value.status_code, caught.value.retry_after) == (429, 12 * HOUR)
@@ -194,7 +195,7 @@ class TestBeginning:
     ) -> None:
         spending.nano = 9 * NANO
         budgets = make(budget(limit=10))
-        with pytest.raises(errors.BudgetExceeded, match=r"\$9.00 spent and \$0 reserved"):
+        with pytest.raises(errors.BudgetExceeded, match=r"\$9.00 is spent and \$0 reserved"):
             budgets.reserve(2 * NANO, {}, 60)
         budgets.reserve(NANO, {}, 60)
         assert spending.asked == [(NOON - 12 * HOUR, {})]
@@ -262,7 +263,7 @@ class TestBeginning:
         spending.broken = True
         hard = make(budget("hard"))
         for _ in range(2):
-            with pytest.raises(errors.BudgetExceeded, match="cannot be read from the ledger"):
+            with pytest.raises(errors.BudgetExceeded, match="the ledger cannot be read"):
                 hard.reserve(1, {}, 60)
         assert hard.remaining({}) == 0
         assert figures(hard) == {("hard", None): (None, None)}

@@ -159,7 +159,7 @@ class TestAlerts:
         budgets = make(budget(limit=10))
         budgets.reserve(NANO, {}, 60).settle(NANO)
         assert self.shares(heard) == [0.9]
-        assert "2026-11-21 begins with $8.00 of $10.00 spent" in caplog.text
+        assert "2026-11-21 begins with $8.00 of $10.00 already spent" in caplog.text
 
     def test_an_estimate_that_stays_spent_counts_too(
         self, make: Make, heard: list[events.Event], clock: Clock

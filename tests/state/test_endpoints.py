@@ -111,7 +111,7 @@ class TestTooSmall:
         for number in range(self.segment.cells - self.segment.used):
             _core.Bucket(self.segment, f"another {number}", 1, 1)
         config = BudgetConfig(name="all", limit=1.0, window="day")
-        with pytest.raises(errors.ConfigError, match=r"^budgets: there is no room to count them beside"):
+        with pytest.raises(errors.ConfigError, match=r"^budgets: the state has no room left to count them"):
             Budgets([config], self.segment, lambda start, tags: 0, events.Hooks())
 
     def test_a_process_for_which_no_slot_is_left_says_so(self, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_while_redis_is_away_a_hard_budget_ends_with_its_lease(make: Any, redis:
     assert spend(client, 1_000_000, 1) == 1  # leases a hundredth of the limit: ten of these
     redis.kill()
     assert spend(client, 1_000_000) == 9
-    with pytest.raises(fastroute.BudgetExceeded, match="Redis is away"):
+    with pytest.raises(fastroute.BudgetExceeded, match="Redis is unavailable"):
         budgets_of(client).reserve(1_000_000, {}, 60)
 
 
