@@ -1,16 +1,13 @@
-"""Judges answers, and notices when a model's answers get worse.
+"""Validates answers, and detects when a model's answers get worse.
 
-Owns what a validation rule is, what is said of an answer that fails one, and the success and validation rates
-of each model in each tier. What is done about a failed answer is `dispatch.py`'s; nothing here sends, retries
-or waits.
+- `validation`: rules (a JSON Schema, a pattern, a callable), and the message that asks for a better answer
+- `schema`: JSON in answers, and JSON Schemas
+- `rates`: success and validation rates, and drift
 
-- `validation`: rules (a JSON Schema, a pattern, a callable), verdicts, and the message that asks again
-- `schema`: JSON as answers hold it, and JSON Schemas
-- `rates`: rates and drift
+Nothing here sends, retries or waits; `calls/dispatch.py` does.
 
-No reason given here quotes the answer: reasons end up in logs, errors and events, and an answer may hold
-anything. They name what the rule asks for, in the rule's own words. The one exception is a callable of the
-user's, whose words are passed on.
+The reason why an answer fails never quotes the answer, because reasons are logged and an answer may contain
+anything. It names what the rule requires. The exception is the reason that a user's callable returns.
 """
 
 from __future__ import annotations

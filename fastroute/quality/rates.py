@@ -1,10 +1,8 @@
-"""How often models answer and how often their answers are right, and when that changes.
+"""Success and validation rates of models, and `DriftDetected` when one changes.
 
-Owns the counting and the word for a change (`DriftDetected`); what counts as good is decided by others.
-
-Drift is a change, not a level. Of each rate the last ``window`` results are held against the ten windows
-before those. A model that is always right 80 % of the time never drifts; one that falls from 99 to 90 % does,
-once, and after ten windows at 90 % that is its baseline.
+Drift is a change, not a level: the last ``window`` results of a rate are compared with the ten windows
+before them. A model that is always right 80 % of the time never drifts; one that falls from 99 to 90 %
+drifts once, and after ten windows at 90 % that is its baseline.
 """
 
 from __future__ import annotations
@@ -30,11 +28,11 @@ class Rate:
     """One rate of one model in one tier.
 
     Attributes:
-        model, tier: whose.
-        measure: ``success`` (of all attempts) or ``validation`` (of the answers that were judged).
+        model, tier: what the rate is of.
+        measure: ``success`` (of all attempts) or ``validation`` (of the answers that were validated).
         rate: 0..1 over the last ``samples`` results; None without any.
         baseline: 0..1 over the ``baseline_samples`` results before those; None without any.
-        drifting: whether the one is away from the other, and this has been said.
+        drifting: whether a drift was emitted and has not ended.
     """
 
     model: str
@@ -50,15 +48,15 @@ class Rate:
 class Rates:
     """Success and validation rates by model and tier, with an event when one drifts.
 
-    A rate drifts when its recent window and its baseline hold ``min_samples`` each and are more than
-    ``drift`` apart, up or down. That is said once; it may be said again when they have come within half of
+    A rate drifts when its window and its baseline have ``min_samples`` results each and differ by more than
+    ``drift``, up or down. That is emitted once, and again only after they have differed by at most half of
     ``drift``.
 
-    Thread safety: all methods. Hooks run after the lock is let go.
+    Thread safety: all methods. Hooks run after the lock is released.
 
     Args:
         config: ``[quality]``: drift, window, min_samples.
-        hooks: hear `DriftDetected`.
+        hooks: `DriftDetected` is emitted to them.
 
     Attributes:
         window, min_samples: results in a window, and results needed before rates are compared.
@@ -68,7 +66,7 @@ class Rates:
     def __init__(self, config: QualityConfig, hooks: Hooks) -> None:
         self.window = config.window
         self.min_samples = min(config.min_samples or config.window, config.window)
-        # Shares are compared as whole numbers, so that "more than 5 points" has no rounding in it.
+        # Shares are compared as integers, so that "more than 5 points" is exact.
         self._drift = Decimal(str(config.drift)).as_integer_ratio()
         self._hooks = hooks
         self.series: dict[tuple[str, str | None, Measure], _Series] = {}
@@ -78,10 +76,10 @@ class Rates:
         """Counts one attempt.
 
         Args:
-            model: that was asked.
-            tier: it was asked from, if any.
-            ok: whether an answer came. An attempt that the caller cancelled says nothing: leave it out.
-            valid: whether the answer passed; None if it was not judged.
+            model: the attempt's.
+            tier: that the model was chosen from, if any.
+            ok: whether an answer came. Do not record an attempt that the caller cancelled.
+            valid: whether the answer passed its validation; None if it was not validated.
         """
         found: list[DriftDetected] = []
         with self.lock:
@@ -119,22 +117,22 @@ class Rates:
             return tuple(series.rate(*key) for key, series in self.series.items())
 
     def after_fork(self) -> None:
-        """In a forked child: the lock may be held by a thread that is not there, half-way through a count."""
+        """For a forked child: a thread of the parent may have held the lock, in the middle of a count."""
         self.lock = threading.Lock()
         for series in self.series.values():
             series.recount()
 
 
 class _Series:
-    """The last results of one rate: a ring of a window and the baseline before it, and the sums of both."""
+    """The last results of one rate: a ring of the window and the baseline before it, and both sums."""
 
     __slots__ = ("_ring", "_side", "_total", "_window", "baseline_good", "good")
 
     def __init__(self, window: int) -> None:
         self._window = window
         self._ring = bytearray(window * (1 + _BASELINE_WINDOWS))
-        self._total = 0  # results ever; the newest stands at (total - 1) modulo the ring's length
-        self._side = 0  # the direction of the drift that has been said: -1, 1, or 0 for none
+        self._total = 0  # results ever; the newest is at (total - 1) modulo the ring's length
+        self._side = 0  # the direction of the drift that was emitted: -1, 1, or 0 for none
         self.good = 0
         self.baseline_good = 0
 
@@ -162,7 +160,7 @@ class _Series:
         self._total = total + 1
 
     def moved(self, drift: tuple[int, int], least: int) -> bool:
-        """Whether a drift, more than this fraction, begins with the newest result."""
+        """Whether a drift of more than this fraction begins with the newest result."""
         recent, baseline = self.samples, self.baseline_samples
         if recent < least or baseline < least:
             return False
@@ -178,7 +176,7 @@ class _Series:
         return False
 
     def recount(self) -> None:
-        """The sums, taken anew from the ring."""
+        """Computes both sums from the ring."""
         size = len(self._ring)
         kept = min(self._total, size)
         newest = [self._ring[(self._total - 1 - back) % size] for back in range(kept)]

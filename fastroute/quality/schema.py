@@ -1,8 +1,7 @@
-"""JSON as answers hold it, and JSON Schemas that judge it.
+"""Reads the JSON in answers, and checks it against JSON Schemas.
 
-Owns how strictly an answer is read, the checking of schemas before they are used, and the words in which a
-violation is told. jsonschema does the judging and is imported when the first schema is made; its own messages
-quote the value they are about, so none of them is passed on.
+jsonschema validates; it is imported when the first schema is made. Its messages quote the value, so none of
+them is used.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def one_line(text: str) -> str:
-    """On one line, and not too long for a log."""
+    """The text on one line, shortened for a log."""
     words = " ".join(text[: 4 * LONGEST_REASON].split())
     return words if len(words) <= LONGEST_REASON else words[: LONGEST_REASON - 1] + "…"
 
 
 class _NotJSON(ValueError):
-    """Why a text is not JSON, without any of it."""
+    """Why a text is not JSON, without quoting it."""
 
 
 def read_json(text: str) -> Any:
     """The value of an answer that is one JSON document, bare or in one Markdown code fence.
 
     Raises:
-        ValueError: it is not; the message says where, and holds none of it.
+        ValueError: it is not; the message says where, without quoting it.
     """
     try:
         return json.loads(
@@ -56,11 +55,11 @@ def read_json(text: str) -> Any:
     except RecursionError:
         raise _NotJSON("its JSON is nested too deeply") from None
     except ValueError:
-        raise _NotJSON("its JSON holds a number of too many digits") from None
+        raise _NotJSON("its JSON has a number of too many digits") from None
 
 
 def _unfenced(text: str) -> str:
-    """Models put JSON in a code fence however they are asked; one around the whole answer is taken off."""
+    """The text without a code fence around it: models add one even when told not to."""
     stripped = text.strip()
     if not (stripped.startswith("```") and stripped.endswith("```") and len(stripped) > 6):
         return stripped
@@ -71,41 +70,41 @@ def _unfenced(text: str) -> str:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _NotJSON("its JSON holds an object with the same key twice")
+        raise _NotJSON("its JSON has an object with the same key twice")
     return found
 
 
 def _no_constant(word: str) -> Any:
-    raise _NotJSON(f"it is not JSON: {word} is no JSON number")
+    raise _NotJSON(f"it is not JSON: {word} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise _NotJSON("its JSON holds a number that is too large")
+        raise _NotJSON("its JSON has a number that is too large")
     return number
 
 
 def schema_text(rule: Mapping[str, Any]) -> bytes:
-    """A schema as JSON, which tells equal ones.
+    """A schema as JSON, to compare schemas.
 
     Raises:
-        BadRequestError: it is not plain JSON.
+        BadRequestError: it cannot be written as JSON.
     """
     try:
         return orjson.dumps(rule if isinstance(rule, dict) else dict(rule))
     except (TypeError, RecursionError) as error:
-        raise errors.BadRequestError(f"{PLACE}: a JSON Schema must be plain JSON: {error}") from None
+        raise errors.BadRequestError(f"{PLACE}: must contain JSON values only: {error}") from None
 
 
 def schema_check(rule: Mapping[str, Any]) -> Callable[[str], str | None]:
-    """The check of a text against a JSON Schema: None, or why it fails.
+    """A function that checks a text against a JSON Schema: it returns None, or why the text fails.
 
     Raises:
-        BadRequestError: it is no schema; the message names the place.
-        ConfigError: the jsonschema package is not there.
+        BadRequestError: it is not a valid schema; the message has the place.
+        ConfigError: the jsonschema package is not installed.
     """
-    # A copy of its own: what the caller does to the mapping later changes no rule in force.
+    # A copy, because the caller may change the mapping later.
     schema = orjson.loads(schema_text(rule))
     judge = _schema_validator(schema)
     own_names = frozenset(_property_names(schema))
@@ -125,20 +124,20 @@ def schema_check(rule: Mapping[str, Any]) -> Callable[[str], str | None]:
 
 
 def _schema_validator(schema: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
-    """jsonschema's validator for a schema that is right in itself."""
+    """jsonschema's validator for a schema, after checking the schema itself."""
     try:
         import jsonschema.validators
         import referencing.jsonschema
         from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
     except ImportError:
         raise errors.ConfigError(
-            f"{PLACE}: a JSON Schema needs the jsonschema package: pip install 'fastroute[validate]'"
+            f"{PLACE}: a JSON Schema needs the jsonschema package; run pip install 'fastroute[validate]'"
         ) from None
     dialect = schema.get("$schema", _DRAFT)
     known = sorted(uri.rstrip("#") for uri in REGISTRY if uri.rstrip("#").endswith("/schema"))
     if not isinstance(dialect, str) or dialect.rstrip("#") not in known:
         raise errors.BadRequestError(
-            f'{PLACE}."$schema": {show(dialect)} is no draft known, must be left out or one of '
+            f'{PLACE}."$schema": unknown draft {show(dialect)}; leave it out, or use one of '
             f"{', '.join(known)}"
         )
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
@@ -150,16 +149,16 @@ def _schema_validator(schema: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
     waiting = [(resource, resolver)]
     seen = {id(schema)}
     while waiting:
-        # Every reference is followed once, so that a wrong one is found before anything is paid for.
+        # Every reference is followed once, so that an invalid one is found before a request costs money.
         current, own = waiting.pop()
         for reference, led in _references(current.contents, own):
             if isinstance(led.contents, Mapping) and id(led.contents) not in seen:
-                # It may stand where no schema is expected, and so be unchecked as yet.
+                # It may be in a place where no schema is expected, and then it has not been checked.
                 seen.add(id(led.contents))
                 _refuse_wrong(kind, led.contents, f"{PLACE}.{quoted(reference)}")
                 waiting.append((specification.create_resource(led.contents), led.resolver))
         waiting += [(inner, own.in_subresource(inner)) for inner in current.subresources()]
-    # A registry of its own: without one, jsonschema would fetch what a $ref names over the network.
+    # With its default registry, jsonschema would fetch a $ref over the network.
     found: Callable[[Any], Iterator[Any]] = kind(
         schema, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER
     ).iter_errors
@@ -167,30 +166,32 @@ def _schema_validator(schema: dict[str, Any]) -> Callable[[Any], Iterator[Any]]:
         list(islice(found(None), _MOST_PROBLEMS))
     except RecursionError:
         raise errors.BadRequestError(
-            f'{PLACE}: a "$ref" leads back to itself whatever the answer, must lead further into it',
+            f'{PLACE}: a "$ref" is circular; a reference to itself must be inside properties or items',
             param="validate",
         ) from None
     return found
 
 
 def _refuse_wrong(kind: Any, schema: Any, place: str) -> None:
-    """Refuses a schema that its draft does not allow, with the place of what is wrong."""
+    """Raises BadRequestError for a schema that its draft does not allow, with the place."""
     from jsonschema.exceptions import best_match
 
     try:
         wrong = best_match(kind(kind.META_SCHEMA, format_checker=kind.FORMAT_CHECKER).iter_errors(schema))
     except RecursionError:
-        raise errors.BadRequestError(f"{place}: the schema is nested too deeply", param="validate") from None
+        raise errors.BadRequestError(
+            f"{place}: the schema is nested too deeply; make it flatter", param="validate"
+        ) from None
     if wrong is not None:
         place += "".join(
             f"[{part}]" if isinstance(part, int) else f".{quoted(part)}" for part in wrong.absolute_path
         )
         right = f"must be one of {', '.join(_TYPES)}" if place.endswith(".type") else _expected(wrong)
-        raise errors.BadRequestError(f"{place}: {show(wrong.instance)} {right}", param="validate")
+        raise errors.BadRequestError(f"{place}: {right}, not {show(wrong.instance)}", param="validate")
 
 
 def _references(contents: Any, resolver: Any) -> Iterator[tuple[str, Any]]:
-    """The references that stand right in a schema, and where each leads."""
+    """The references in a schema itself, without its subschemas, and what each refers to."""
     from referencing.exceptions import Unresolvable
 
     for word in ("$ref", "$dynamicRef") if isinstance(contents, Mapping) else ():
@@ -201,13 +202,13 @@ def _references(contents: Any, resolver: Any) -> Iterator[tuple[str, Any]]:
             led = resolver.lookup(reference)
         except Unresolvable:
             raise errors.BadRequestError(
-                f'{PLACE}: "{word}" {show(reference)} leads nowhere, must lead inside the schema or to a '
-                "published draft; nothing is fetched",
+                f'{PLACE}: "{word}" {show(reference)} was not found; refer to a place in the schema or to a '
+                "published draft (nothing is fetched)",
                 param="validate",
             ) from None
         if not isinstance(led.contents, (Mapping, bool)):
             raise errors.BadRequestError(
-                f'{PLACE}: "{word}" {show(reference)} leads to no schema, must lead to one', param="validate"
+                f'{PLACE}: "{word}" {show(reference)} is not a schema; refer to a schema', param="validate"
             )
         yield reference, led
 
@@ -229,7 +230,7 @@ def _property_names(schema: Any) -> Iterator[str]:
 
 
 def _problem(error: Any, own_names: frozenset[str]) -> str:
-    """One violation: where, by names that the schema itself uses, and what would be right."""
+    """One violation: its place, by names that the schema itself has, and what is required."""
     place = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" if part in own_names else ".*"
         for part in error.absolute_path
@@ -238,7 +239,7 @@ def _problem(error: Any, own_names: frozenset[str]) -> str:
 
 
 def _expected(error: Any) -> str:
-    """What the violated keyword asks for. jsonschema's own messages quote the value, so they are not used."""
+    """What the violated keyword requires. jsonschema's own messages quote the value, so they are not used."""
     word, wanted = error.validator, error.validator_value
     if word == "required" and isinstance(error.instance, dict) and isinstance(wanted, list):
         missing = [str(name) for name in wanted if name not in error.instance]

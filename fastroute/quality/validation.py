@@ -1,7 +1,4 @@
-"""Rules that answers are held to, and what is said of those that fail.
-
-Owns the three kinds of rule and the message that asks for a better answer. Schemas are `schema`'s.
-"""
+"""Rules that validate answers, and the message that asks for a better answer."""
 
 from __future__ import annotations
 
@@ -22,33 +19,37 @@ Rule = Mapping[str, Any] | str | Callable[[Completion], object]
 
 
 class Validator:
-    """A rule that answers are held to.
+    """A rule that validates answers.
 
-    A schema or pattern judges the text of every choice; a choice that calls tools and says nothing is no
-    answer yet and passes. A callable is given the whole completion.
+    A schema or pattern checks the text of every choice. A choice with tool calls and no text passes. A
+    callable gets the whole completion.
 
     - A mapping is a JSON Schema, draft 2020-12 unless its ``$schema`` names another. The text must be one
-      JSON document and nothing else, but for one Markdown code fence around all of it; NaN, the infinities
-      and repeated keys are not JSON. ``format`` is checked as far as jsonschema can do it by itself. A
-      ``$ref`` leads inside the schema or to a published draft; nothing is ever fetched.
-    - A string is a regular expression, which must be found somewhere in the text (`re.search`). It is the
-      program's own: one with nested repeats can take very long on an unlucky text.
-    - A callable returns None or True if the answer is good, False or the reason if it is not. What it raises
-      makes the answer a bad one, with the exception's kind as reason.
+    JSON
+      document, bare or in one Markdown code fence; NaN, the infinities and repeated keys are not JSON.
+      ``format`` is checked as far as jsonschema can without other packages. A ``$ref`` refers to a place in
+      the schema or to a published draft; nothing is fetched.
+    - A string is a regular expression that must be found in the text (`re.search`). One with nested repeats
+    can
+      take very long on some texts.
+    - A callable returns None or True if the answer is good, and False or a reason if it is not. If it
+    raises, the
+      answer is bad, with the name of the exception's class as the reason.
 
-    Thread safety: immutable; a callable is called from whichever thread makes the call.
+    Thread safety: immutable; a callable is called in the thread of the call.
 
     Args:
         rule: one of the three.
-        key: what tells a callable from all others, such as ``"invoice-3"``: calls that differ in nothing else
-            than callables of the same key share cached answers. Default: its own attribute ``key``.
+        key: identifies a callable in the cache, such as ``"invoice-3"``: equal calls whose callables have
+            the same
+            key share cached answers. Default: the callable's attribute ``key``.
 
     Attributes:
-        key: of a schema or pattern, its text; None for a callable without one, whose answers are not cached.
+        key: the text of a schema or pattern; None for a callable without one, whose answers are not cached.
 
     Raises:
-        BadRequestError: the rule cannot be one; the message names the place.
-        ConfigError: it is a schema, and the jsonschema package is not there.
+        BadRequestError: the rule is invalid; the message has the place.
+        ConfigError: it is a schema, and the jsonschema package is not installed.
     """
 
     __slots__ = ("_check", "key", "kind")
@@ -71,19 +72,19 @@ class Validator:
             self._check = _callable(rule)
             self.key = getattr(rule, "key", None) if key is None else key
             if self.key is not None and (not isinstance(self.key, str) or not self.key):
-                raise errors.BadRequestError(f"{PLACE}: a key is a string that is not empty")
+                raise errors.BadRequestError(f"{PLACE}: a callable's key must be a non-empty string")
         else:
             raise errors.BadRequestError(
-                f"{PLACE}: a JSON Schema (a mapping), a regular expression (a string) or a callable is "
-                f"wanted, not {'a class' if isinstance(rule, type) else type(rule).__name__}"
+                f"{PLACE}: must be a JSON Schema (a mapping), a regular expression (a string) or a callable, "
+                f"not {'a class' if isinstance(rule, type) else type(rule).__name__}"
             )
 
         if key is not None and self.kind != "callable":
-            raise errors.BadRequestError(f"{PLACE}: a {self.kind} is its own key, give none")
+            raise errors.BadRequestError(f"{PLACE}: a {self.kind} takes no key; leave key out")
 
     @classmethod
     def of(cls, rule: Rule | Validator) -> Validator:
-        """The validator of a rule; the last 64 schemas are kept, since making one costs milliseconds.
+        """The validator of a rule; the last 64 of schemas are stored, because making one takes milliseconds.
 
         Raises: as the class does.
         """
@@ -94,7 +95,7 @@ class Validator:
         return _of_schema(schema_text(rule))
 
     def judge(self, completion: Completion) -> str | None:
-        """Why the answer fails, or None if it is good. Never raises for what is in the answer."""
+        """Why the answer fails, or None if it is good; never raises, whatever the answer contains."""
         return self._check(completion)
 
     def __repr__(self) -> str:
@@ -102,18 +103,18 @@ class Validator:
 
 
 def feedback(reason: str) -> dict[str, str]:
-    """The message that asks for a better answer, for a retry with the validator's words."""
+    """The message that asks for a better answer, with the reason."""
     return {
         "role": "user",
         "content": f"Your last answer was not accepted: {reason}. "
-        "Give the whole answer again with this put right, and nothing else.",
+        "Give the whole corrected answer again, and nothing else.",
     }
 
 
 def with_feedback(
     messages: Sequence[Mapping[str, Any]], completion: Completion, reason: str
 ) -> tuple[Mapping[str, Any], ...]:
-    """The conversation, the answer that failed, and `feedback`: what a retry sends."""
+    """The messages of a retry: the conversation, the answer that failed, and `feedback`."""
     return (*messages, {"role": "assistant", "content": completion.text}, feedback(reason))
 
 
@@ -123,15 +124,15 @@ _TextCheck = Callable[[str], "str | None"]
 def _each_choice(check: _TextCheck) -> Callable[[Completion], str | None]:
     def judge(completion: Completion) -> str | None:
         for choice in completion.choices:
-            reason = _judge_choice(choice, check)
+            reason = _check_choice(choice, check)
             if reason is not None:
                 return reason if len(completion.choices) == 1 else f"choice {choice.index}: {reason}"
-        return None if completion.choices else "the answer holds no choices"
+        return None if completion.choices else "the answer has no choices"
 
     return judge
 
 
-def _judge_choice(choice: Choice, check: _TextCheck) -> str | None:
+def _check_choice(choice: Choice, check: _TextCheck) -> str | None:
     message = choice.message
     if not message.content and message.tool_calls:
         return None
@@ -139,7 +140,7 @@ def _judge_choice(choice: Choice, check: _TextCheck) -> str | None:
         return "the model refused to answer"
     reason = check(message.content or "")
     if reason is not None and choice.finish_reason == "length":
-        return f"{reason} (it was cut off at the most tokens allowed)"
+        return f"{reason} (it was cut off at the token limit)"
     return reason
 
 
@@ -153,13 +154,13 @@ def _of_schema(text: bytes) -> Validator:
 
 def _callable(rule: Callable[[Completion], object]) -> Callable[[Completion], str | None]:
     if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(getattr(rule, "__call__", None)):  # noqa: B004
-        raise errors.BadRequestError(f"{PLACE}: a coroutine function is never awaited; use a plain function")
+        raise errors.BadRequestError(f"{PLACE}: a coroutine function is not awaited; use a plain function")
 
     def judge(completion: Completion) -> str | None:
         try:
             said = rule(completion)
         except Exception as error:
-            # Its message may quote the answer, so only its kind is passed on.
+            # Its message may quote the answer, so only the name of its class is used.
             return f"the validator raised {type(error).__name__}"
         if said is None or said is True:
             return None
@@ -177,15 +178,17 @@ def _callable(rule: Callable[[Completion], object]) -> Callable[[Completion], st
 
 def _pattern(rule: str) -> _TextCheck:
     if not rule:
-        raise errors.BadRequestError(f"{PLACE}: an empty pattern is found in any answer, write a pattern")
+        raise errors.BadRequestError(f"{PLACE}: an empty pattern is found in every answer; write a pattern")
     try:
         compiled = re.compile(rule)
     except (re.error, RecursionError, OverflowError) as error:
         at = getattr(error, "pos", None)
         where = "" if at is None else f" at character {at}"
         said = getattr(error, "msg", None) or str(error)
-        raise errors.BadRequestError(f"{PLACE}: not a regular expression{where}: {said}") from None
-    reason = f"it does not hold what the pattern {one_line(rule)} asks for"
+        raise errors.BadRequestError(
+            f"{PLACE}: invalid regular expression{where}: {said}; write one that re.compile accepts"
+        ) from None
+    reason = f"it does not match the pattern {one_line(rule)}"
 
     def check(text: str) -> str | None:
         return None if compiled.search(text) else reason
