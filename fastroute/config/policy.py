@@ -121,11 +121,12 @@ class Policy:
             are throttled or fail, grows as they succeed, and never exceeds ``max_in_flight``.
         queue_timeout: most seconds that a call waits for a limit.
         max_queue: most calls that wait at once.
-        timeout_base, timeout_per_1k: the time-out of one attempt: ``timeout_base`` seconds, and
-            ``timeout_per_1k`` for each 1000 output tokens asked for, times 1, 1.5 or 2.5 by the request's
-            level.
-        idle_timeout: seconds without a byte after which a stream that has begun ends with an error.
-        ping_timeout: seconds with keep-alives only after which a stream that has begun ends with an error.
+        timeout_base, timeout_per_1k: the estimated time of one attempt, after which a call moves to another
+            endpoint that is ready: ``timeout_base`` seconds, and ``timeout_per_1k`` for each 1000 output
+                tokens,
+            times 1, 1.5 or 2.5 by the request's level.
+        idle_timeout: seconds without a byte after which a stream whose content has begun ends with an error.
+        ping_timeout: seconds with keep-alives only after which such a stream ends with an error.
         drop_sampling: whether temperature, top_p and top_k are dropped for a model that refuses them; if not,
             a request with one of them goes to other models.
         cascade: whether the next cheaper tier follows one that cannot serve the request.
