@@ -181,7 +181,7 @@ def test_a_call_that_gives_up_waiting_lets_the_next_go(door: Door, pool: ThreadP
 
 
 def test_an_unknown_class_is_refused_by_name(start: Callable[..., Loopback]) -> None:
-    with pytest.raises(fastroute.BadRequestError, match=r"route\.priority: one of high, normal, low"):
+    with pytest.raises(fastroute.BadRequestError, match=r"route\.priority: must be one of high, normal, low"):
         start().ask(route={"priority": "urgent"})
 
 
@@ -310,7 +310,7 @@ class TestBudgetShares:
 
     def test_a_share_of_no_class_is_refused(self) -> None:
         budget = {"name": "day", "limit": 1, "window": "day", "shares": {"urgent": 0.5}}
-        with pytest.raises(fastroute.ConfigError, match="there are high, normal, low"):
+        with pytest.raises(fastroute.ConfigError, match="use one of high, normal, low"):
             fastroute.Client({"budgets": [budget]})
 
 
