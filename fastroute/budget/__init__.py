@@ -41,7 +41,7 @@ from .values import (
     BudgetStatus,
     Spent,
     of_tag,
-    sentence,
+    refusal_message,
     spent_in,
 )
 from .windows import Window, window_at
@@ -174,7 +174,7 @@ class Budgets:
         forced: bool = False,
         priority: str = "normal",
         at: float | None = None,
-        told: bool = True,
+        emit: bool = True,
     ) -> Reservation:
         """Reserves money in every budget that applies: in all of them or in none.
 
@@ -187,7 +187,7 @@ class Budgets:
             priority: the call's class; a budget may limit it to a share.
             at: the time of the attempt, seconds since the epoch, which decides the window; by default now.
                 The ledger's entry should have the same time.
-            told: whether a refusal is emitted to hooks; False where the call goes on without the attempt.
+            emit: whether a refusal is emitted to hooks; False where the call goes on without the attempt.
 
         Raises:
             BudgetExceeded: of the first budget that is exceeded; one that refuses goes before one that
@@ -220,7 +220,7 @@ class Budgets:
                     if budget.config.on_breach == "refuse":
                         break
             if breach is not None:
-                raise self._exceeded(*breach, tags, amount_nano, when, priority, told)
+                raise self._exceeded(*breach, tags, amount_nano, when, priority, emit)
             return Reservation(self, tuple(shares))
         except BaseException:
             Reservation(self, tuple(shares)).release()
@@ -352,7 +352,7 @@ class Budgets:
         amount: int | None,
         when: float,
         priority: str,
-        told: bool,
+        emit: bool,
     ) -> errors.BudgetExceeded:
         config = budget.config
         name, value, until = config.window, None, None
@@ -373,10 +373,10 @@ class Budgets:
             reserved_nano=reserved,
             limit_nano=budget.limit_for(priority),
         )
-        if told and self._hooks.wanted:
+        if emit and self._hooks.wanted:
             self._hooks.emit(event)
         return errors.BudgetExceeded(
-            sentence(event, config.tag, failure, priority if priority in config.shares else None),
+            refusal_message(event, config.tag, failure, priority if priority in config.shares else None),
             budget=config.name,
             on_breach=config.on_breach,
             retry_after=until,
@@ -398,14 +398,14 @@ class Budgets:
         spent = counter.figures()[0] + elsewhere
         while given < len(thresholds) and spent >= thresholds[given][0]:
             if counter.alert(stamp, given):
-                self._tell(scope, window, thresholds[given][1], spent)
+                self._emit_alert(scope, window, thresholds[given][1], spent)
             given += 1
         scope.alerted = (stamp, given)
 
     def _elsewhere(self, scope: Scope, counter: _core.Counter, window: Window) -> int:
         return 0 if self._bank is None else self._bank.elsewhere(scope.name, window, counter)
 
-    def _tell(self, scope: Scope, window: Window, share: float, spent: int) -> None:
+    def _emit_alert(self, scope: Scope, window: Window, share: float, spent: int) -> None:
         budget = scope.budget
         log.warning(
             "budget %s%s: %g %% of %s for %s is spent (%s)",

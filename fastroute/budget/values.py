@@ -104,7 +104,7 @@ def of_tag(tag: str | None, value: str | None) -> str:
     return f", {tag} {show(value)}" if value else f", without {tag}"
 
 
-def sentence(
+def refusal_message(
     event: events.BudgetExceededEvent, tag: str | None, failure: str, priority: str | None = None
 ) -> str:
     """The message of a refused call: which budget, why, and what would help."""

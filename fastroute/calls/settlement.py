@@ -160,7 +160,7 @@ class Settlement:
                     forced=options.force_premium,
                     priority=options.priority,
                     at=self._time,
-                    told=call.beside is None,
+                    emit=call.beside is None,
                 )
                 self._reservation.sent()
             end = min(call.deadline, self._started + limit)

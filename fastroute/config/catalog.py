@@ -476,13 +476,13 @@ def unknown_model(name: str, known: Iterable[str]) -> str:
 
 def price_problems(override: ModelOverride) -> Iterator[str]:
     """Prices of one table that do not fit each other, each with its key."""
-    told = {key for key, value in attrs.asdict(override, recurse=False).items() if value is not None}
-    if "long_context" in told and "long_input_price" not in told:
+    given = {key for key, value in attrs.asdict(override, recurse=False).items() if value is not None}
+    if "long_context" in given and "long_input_price" not in given:
         yield "long_context: has no effect alone; set long_input_price too"
     for key in PRICES:
-        if key.startswith("long_") and key in told and "long_context" not in told:
+        if key.startswith("long_") and key in given and "long_context" not in given:
             yield f"{key}: has no effect alone; set long_context too"
-    if "long_input_price" in told and "input_price" not in told:
+    if "long_input_price" in given and "input_price" not in given:
         yield "long_input_price: is a surcharge on input_price; set input_price too"
 
 

@@ -30,7 +30,7 @@ Scope = Literal["user", "all"]
 Operator = Literal["<", "<=", ">", ">=", "=="]
 
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
-# The levels that each built-in classifier gives; classes in [policy.classes] are held to them.
+# The levels of each built-in classifier; [policy.classes] may name these only.
 CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "five-level": ("trivial", "simple", "moderate", "complex", "expert"),

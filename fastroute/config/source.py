@@ -1,7 +1,7 @@
-"""Where a configuration comes from: a file, a mapping, the environment, or nothing but provider keys.
+"""Loads a configuration from a file, a mapping, the environment, or provider keys alone.
 
-Owns the order of precedence (environment over file over defaults), reading table by table so that all
-problems come out at once, and zero configuration. What keys mean is `models`; what fits what is `relations`.
+Environment variables override the file, and the file overrides the defaults. Each table is read by itself,
+so that all problems are reported at once.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ class Rates:
         """Counts one attempt.
 
         Args:
-            model: the attempt's.
-            tier: that the model was chosen from, if any.
+            model: the model that served the attempt.
+            tier: the tier that the model was chosen from, if any.
             ok: whether an answer came. Do not record an attempt that the caller cancelled.
             valid: whether the answer passed its validation; None if it was not validated.
         """

@@ -157,6 +157,8 @@ def test_the_environment_goes_over_the_file_over_the_defaults(tmp_path):
         ("FASTROUTE_TIMOUT", "5", "FASTROUTE_TIMOUT: names no key (did you mean FASTROUTE_TIMEOUT?)"),
         ("FASTROUTE_TIMEOUT", "soon", "fastroute.timeout (from FASTROUTE_TIMEOUT): must be a number above 0"),
         ("FASTROUTE_TIMEOUT", "1\nledger = 2", "fastroute.timeout (from FASTROUTE_TIMEOUT): "),
+        ("FASTROUTE_CACHE__SCOPE", "[1]", "cache.scope[0] (from FASTROUTE_CACHE__SCOPE): must be a string"),
+        ("FASTROUTE_TIERS", "{ t = 1 }", "tiers.t (from FASTROUTE_TIERS): must be a list, not 1"),
         ("FASTROUTE_POLICY__STRATGY", "x", "policy.stratgy (from FASTROUTE_POLICY__STRATGY): unknown key"),
         ("FASTROUTE_POLICY____STRATEGY", "x", "FASTROUTE_POLICY____STRATEGY: has an empty part"),
         ("FASTROUTE_ENDPOINTS__9__RPM", "1", "FASTROUTE_ENDPOINTS__9__RPM: unknown endpoint '9'"),

@@ -233,6 +233,7 @@ from fastroute.config.tables import TABLES
         ({"fastroute": {"default_model": "gpt-5"}}, "fastroute.default_model: no endpoint serves 'gpt-5'"),
         ({"endpoints": []}, "endpoints: none are defined"),
         ({"endpoints": {"a": 1}}, "endpoints: must be a list of tables, not a table"),
+        ({"endpoints": [None]}, "endpoints[0]: must be a table, not None"),
         ({"endpoints": [{"provider": "one"}]}, "endpoints[0].model: is missing"),
         (
             {"endpoints": [{"provider": "two", "model": "m"}]},
