@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,17 @@ def test_only_the_network_modules_import_requests(path: Path) -> None:
     }
     if names & {"requests", "urllib3"}:
         assert room_of(module_of(path)) in MAY_IMPORT_REQUESTS
+
+
+# The same thing for two back ends (HTTP and Redis, memory and Redis), or the format and the door of one API.
+SHARED_FILE_NAMES = {"connection", "endpoints", "openai"}
+
+
+def test_no_two_files_share_a_name() -> None:
+    """A command of the CLI is named after what it shows, so `cli/` may repeat the name of a room's file."""
+    names = Counter(path.stem for path in FILES if path.parent.name != "cli")
+    shared = {name for name, times in names.items() if times > 1}
+    assert shared - {"__init__", "__main__"} == SHARED_FILE_NAMES
 
 
 def test_the_rows_are_real() -> None:

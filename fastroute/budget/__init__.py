@@ -2,7 +2,7 @@
 
 The native core counts (`fastroute._core.Counter`), and never allows an overdraft, whatever the number of
 threads and processes. Windows of time are in `windows.py`, the counters of one budget in `scopes.py`,
-messages in `values.py`.
+messages in `status.py`.
 
 The life of a reservation::
 
@@ -30,7 +30,7 @@ from fastroute.figures import dollars
 
 from .allowance import Allowance
 from .scopes import ANY, Budget, Scope, Share
-from .values import (
+from .status import (
     AWAY,
     FULL,
     GRANTED,

@@ -4,7 +4,7 @@ A request for a completion passes through these steps::
 
     path, method    404, or 405 with Allow
     caller          401, before the body is read                                keyring.py
-    body            size, type, strict JSON, the allow-list of fields           body.py, schema.py
+    body            size, type, strict JSON, the allow-list of fields           body.py, request_schema.py
     model           404 if it is unknown, 403 if the key may not use it         models.py
     limits          429 with Retry-After                                        limits.py
     call            client.chat.completions.create
@@ -43,6 +43,7 @@ from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, KeyLimits, tokens_of
 from .models import ServedModels
+from .request_schema import INTEGERS, checker
 from .responses import (
     EventStream,
     GatewayError,
@@ -52,7 +53,6 @@ from .responses import (
     json_response,
     stream_response,
 )
-from .schema import INTEGERS, checker
 
 log = logging.getLogger("fastroute")
 
@@ -68,7 +68,7 @@ _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_
 _LEASE_SLACK = 30.0  # seconds from a call's deadline until its reservation in the key's budget ends
 
 _ANYBODY = Caller("")
-# Types and ranges are checked by `schema.py`, as the OpenAPI document shows them.
+# Types and ranges are checked by `request_schema.py`, as the OpenAPI document shows them.
 _READING = wire_openai.STRANGERS
 _MOST_BYTES = wire_openai.STRANGERS.max_bytes or 0
 

@@ -1,13 +1,13 @@
 """The OpenAPI document of the gateway: paths, responses and security.
 
-The request's schema is the one of `schema.py`, by which requests are checked.
+The request's schema is the one of `request_schema.py`, by which requests are checked.
 """
 
 from __future__ import annotations
 
 from fastroute import __version__
 
-from .schema import COMPONENTS, Json
+from .request_schema import COMPONENTS, Json
 
 _TEXT: Json = {"type": "string"}
 _NUMBER: Json = {"type": ["number", "null"]}

@@ -31,7 +31,7 @@ from fastroute.types import Attempt, Usage
 
 from . import journal as journals
 from .database import DatabaseCorrupt, DatabaseUnavailable, RowsRejected
-from .values import LedgerHealth, Prices, Saving, Totals
+from .results import LedgerHealth, Prices, Saving, Totals
 from .writer import Writer
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from fastroute.events import Hooks, LedgerDegraded
 
 from . import journal as journals
 from .database import DatabaseCorrupt, RowsRejected
-from .values import LedgerHealth
+from .results import LedgerHealth
 
 if TYPE_CHECKING:
     from .database import LedgerConnection, LedgerStorage

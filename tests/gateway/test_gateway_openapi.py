@@ -22,7 +22,7 @@ from fastroute import errors
 from fastroute.gateway.app import Gateway, create_app
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.gateway.openapi import document
-from fastroute.gateway.schema import COMPONENTS, checker
+from fastroute.gateway.request_schema import COMPONENTS, checker
 from fastroute.testing import Provider
 
 CONFIGURATION = """
