@@ -1,4 +1,4 @@
-"""Prints the table of docs/quality.md: how often chance alone reports a drift, and how soon a real one is reported.
+"""Prints the table of docs/quality.md: false alarms of drift, and how late a real one is reported.
 
     python tools/drift_windows.py
 
@@ -22,7 +22,8 @@ FALLS = 100  # drops of a rate, of each of which the delay of the report is meas
 
 
 def rates(window: int) -> tuple[Rates, list[DriftDetected]]:
-    hooks, events = Hooks(), []
+    hooks = Hooks()
+    events: list[DriftDetected] = []
     hooks.add(events.append, DriftDetected)
     return Rates(QualityConfig(window=window), hooks), events
 
