@@ -208,6 +208,7 @@ class Attempt:
         ttft: seconds until the first token of a stream.
         maybe_billed: it failed, but the provider may have charged for it.
         cached_tokens, cache_write_tokens, cache_write_1h_tokens: as in `Usage`.
+        service_tier: the service tier that the provider says it served the request in, if it says so.
     """
 
     id: str
@@ -235,6 +236,7 @@ class Attempt:
     tags: Mapping[str, str] = _EMPTY
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
+    service_tier: str | None = None
 
 
 @frozen(kw_only=True)

@@ -57,8 +57,8 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
     "--by",
     multiple=True,
     metavar="KEY",
-    help="model, tier, level, endpoint, provider, day, outcome or tag:NAME; several with commas. "
-    "[default: model]",
+    help="model, tier, level, endpoint, provider, day, outcome, service_tier or tag:NAME; several with "
+    "commas. [default: model]",
 )
 @click.option(
     "--since",

@@ -213,7 +213,7 @@ class Ledger:
 
         Args:
             *keys: up to four of ``model``, ``tier``, ``level``, ``endpoint``, ``provider``, ``day``,
-                ``outcome`` and ``tag:NAME``.
+                ``outcome``, ``service_tier`` and ``tag:NAME``.
             since, until: seconds since the epoch or aware datetimes; ``until`` is exclusive.
             tags: only entries with all of these tags; an empty value selects entries without that tag.
             model, tier, endpoint, provider, outcome: only entries with this value.

@@ -19,7 +19,7 @@ Durability = Literal["process", "power"]
 
 DAY_SECONDS = 86_400
 MOST_KEYS = 4
-GROUPS = ("model", "tier", "level", "endpoint", "provider", "day", "outcome")
+GROUPS = ("model", "tier", "level", "endpoint", "provider", "day", "outcome", "service_tier")
 """Keys to group entries by, besides ``tag:NAME``."""
 USAGE = (
     "prompt_tokens",

@@ -33,9 +33,16 @@ from fastroute.types import Attempt
 log = logging.getLogger("fastroute")
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in attrs.fields(Attempt))
-"""The order of a record's values. A release that adds a field to `Attempt` must change `SUFFIX`."""
+"""The order of a record's values.
 
-SUFFIX = ".v2"
+A release that adds a field to `Attempt` adds it at the end and changes `SUFFIX`, so that older releases leave
+its segments alone. It adds the suffix before to `_SUFFIXES`, so that older segments are still drained.
+"""
+
+SUFFIX = ".v3"
+_SUFFIXES = (".v2", SUFFIX)
+_DEFAULTS = [field.default for field in attrs.fields(Attempt)]
+_FEWEST = FIELDS.index("service_tier")  # values of a record of the oldest of these
 MAX_TEXT = 1024
 MAX_TAGS = 64
 _MAX_INT = 2**62
@@ -51,7 +58,9 @@ _INTS = frozenset(
     }
 )
 _FLAGS = frozenset({"stream", "maybe_billed"})
-_OPTIONAL = frozenset({"tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id"})
+_OPTIONAL = frozenset(
+    {"tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id", "service_tier"}
+)
 
 
 # ----------------------------------------------------------------------------------------------- records
@@ -118,7 +127,10 @@ def clean_text(value: Any) -> str:
 
 
 def decode(record: bytes) -> list[Any] | None:
-    """The values of a record, with or without its line feed; None if it is incomplete."""
+    """The values of a record, with or without its line feed; None if it is incomplete.
+
+    Fields that the release which wrote it did not have get their defaults.
+    """
     line = record.strip(b"\n")
     body = line[8:]
     try:
@@ -127,7 +139,9 @@ def decode(record: bytes) -> list[Any] | None:
         values = orjson.loads(body)
     except ValueError:
         return None
-    return values if isinstance(values, list) and len(values) == len(FIELDS) else None
+    if not isinstance(values, list) or not _FEWEST <= len(values) <= len(FIELDS):
+        return None
+    return values + _DEFAULTS[len(values) :]
 
 
 # ---------------------------------------------------------------------------------------------- segments
@@ -373,7 +387,7 @@ def orphans(directory: str) -> Iterator[JournalSegment]:
     except FileNotFoundError:
         return
     for name in names:
-        if not name.endswith(SUFFIX):
+        if not name.endswith(_SUFFIXES):
             continue
         path = os.path.join(directory, name)
         try:

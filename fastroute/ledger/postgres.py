@@ -96,6 +96,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ADD COLUMN cache_write_1h_tokens bigint NOT NULL DEFAULT 0
         """,
     ),
+    ("ALTER TABLE fastroute_attempts ADD COLUMN service_tier text",),
 )
 VERSION = len(MIGRATIONS)
 

@@ -28,9 +28,10 @@ _MOST_FAILURES = 62  # errors in a row: as the distance doubles each time, this 
 _LAST = 2**62
 
 _ID, _TIME = journal.FIELDS.index("id"), journal.FIELDS.index("time")
-_COLUMNS = ", ".join(journal.FIELDS)
-_UPWARD = " ".join(("SELECT seq,", _COLUMNS, "FROM attempts NOT INDEXED WHERE seq > ? ORDER BY seq"))
-_DOWNWARD = " ".join(("SELECT seq,", _COLUMNS, "FROM attempts NOT INDEXED WHERE seq < ? ORDER BY seq DESC"))
+_UPWARD = "FROM attempts NOT INDEXED WHERE seq > ? ORDER BY seq"
+_DOWNWARD = "FROM attempts NOT INDEXED WHERE seq < ? ORDER BY seq DESC"
+# What columns have that later releases added, in a file that was damaged before it had them.
+_LATER = {"cache_write_tokens": "0", "cache_write_1h_tokens": "0", "service_tier": "NULL"}
 
 
 def batches(path: str) -> Iterator[list[list[Any]]]:
@@ -45,14 +46,27 @@ def batches(path: str) -> Iterator[list[list[Any]]]:
         log.error("ledger: %s cannot be opened: %s", path, error)
         return
     with closing(connection):
-        for statement, start, sign in ((_UPWARD, 0, 1), (_DOWNWARD, _LAST, -1)):
-            for row in _rows(connection, statement, start, sign):
+        columns = _columns(connection)
+        for condition, start, sign in ((_UPWARD, 0, 1), (_DOWNWARD, _LAST, -1)):
+            for row in _rows(connection, f"SELECT seq, {columns} {condition}", start, sign):
                 batch.append(row)
                 if len(batch) == _BATCH:
                     yield batch
                     batch = []
     if batch:
         yield batch
+
+
+def _columns(connection: sqlite3.Connection) -> str:
+    """The columns to read, in the order of `journal.FIELDS`; a constant for each that the file lacks."""
+    try:
+        found = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('attempts')")}
+    except sqlite3.DatabaseError:
+        found = set()
+    absent = _LATER if found else {}
+    return ", ".join(
+        absent[name] if name in absent and name not in found else name for name in journal.FIELDS
+    )
 
 
 def _rows(connection: sqlite3.Connection, statement: str, start: int, sign: int) -> Iterator[list[Any]]:

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import attrs
+import orjson
 import pytest
 from entries import DAY, NOON, Opens, attempt, in_child, reap, segments, until
 from hypothesis import HealthCheck, given, settings
@@ -438,6 +439,17 @@ def test_a_torn_record_spoils_only_itself(opens: Opens) -> None:
         assert ledger.spent() == 111
         assert segments(opens.journal) == []
         assert os.path.exists(f"{opens.journal}/1-d-1.v999")
+
+
+def test_the_journal_of_the_release_before_is_drained(opens: Opens) -> None:
+    opens().close()
+    values = orjson.loads(journal.encode(attempt(cost_nano=7))[9:])[:-1]  # without the service tier
+    body = orjson.dumps(values)
+    Path(f"{opens.journal}/1-a-1.v2").write_bytes(b"\n%08x%b" % (zlib.crc32(body), body))
+    with opens() as ledger:
+        assert ledger.spent() == 7
+        assert [entry.service_tier for entry in ledger.entries()] == [None]
+        assert not os.path.exists(f"{opens.journal}/1-a-1.v2")
 
 
 def test_a_segment_in_use_is_nobody_elses(opens: Opens) -> None:

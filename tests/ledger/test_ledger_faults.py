@@ -21,7 +21,7 @@ from soak.ledger import check_sqlite, kill_loop
 import fastroute
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks, LedgerDegraded
-from fastroute.ledger import Ledger, salvage, sqlite
+from fastroute.ledger import Ledger, journal, salvage, sqlite
 from fastroute.platform import mounts
 from fastroute.testing import Provider
 
@@ -353,7 +353,7 @@ def test_a_file_from_before_cache_writes_were_counted_goes_on(path: Path) -> Non
     with Ledger(path) as ledger:
         ledger.append(attempt(0, cost_nano=1))
     with closing(sqlite3.connect(path)) as old, old:
-        for column in ("cache_write_tokens", "cache_write_1h_tokens"):
+        for column in ("cache_write_tokens", "cache_write_1h_tokens", "service_tier"):
             old.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     with Ledger(path) as ledger:
@@ -362,6 +362,40 @@ def test_a_file_from_before_cache_writes_were_counted_goes_on(path: Path) -> Non
         assert (new.cache_write_tokens, new.cache_write_1h_tokens) == (7, 3)
         assert (old_entry.cache_write_tokens, old_entry.cache_write_1h_tokens) == (0, 0)
         assert (ledger.spent(), ledger.totals().cache_write_tokens) == (11, 7)
+
+
+def test_a_file_from_before_service_tiers_were_recorded_goes_on(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.append(attempt(0, cost_nano=1))
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("ALTER TABLE attempts DROP COLUMN service_tier")
+        old.execute("PRAGMA user_version = 2")
+    with Ledger(path) as ledger:
+        ledger.append(attempt(1, cost_nano=10, service_tier="flex"))
+        assert [entry.service_tier for entry in ledger.entries()] == ["flex", None]
+        assert [(row.keys, row.cost_nano) for row in ledger.by("service_tier")] == [
+            ((None,), 1),
+            (("flex",), 10),
+        ]
+
+
+@pytest.mark.parametrize("lacking", [(), ("service_tier",), ("service_tier", "cache_write_1h_tokens")])
+def test_the_rows_of_a_damaged_file_of_an_older_release_are_saved(
+    path: Path, lacking: tuple[str, ...]
+) -> None:
+    with Ledger(path) as ledger:
+        for number in range(3):
+            ledger.append(attempt(number, cost_nano=10**number))
+    with closing(sqlite3.connect(path)) as old, old:
+        for column in lacking:
+            old.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
+    saved = {tuple(row) for batch in salvage.batches(str(path)) for row in map(_without_tags, batch)}
+    assert len(saved) == 3
+    assert sum(row[journal.FIELDS.index("cost_nano")] for row in saved) == 111
+
+
+def _without_tags(row: list[Any]) -> list[Any]:
+    return [None if isinstance(value, dict) else value for value in row]
 
 
 def test_a_migration_that_fails_leaves_everything_as_it_was(

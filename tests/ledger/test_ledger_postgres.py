@@ -187,8 +187,8 @@ def test_a_newer_schema_is_not_written_to_even_if_it_comes_while_running(
         assert server.run("SELECT count(*) FROM fastroute_attempts", url) == [(1,)]
         with pytest.raises(ConfigError, match="newer fastroute"):
             opens()
-        assert postgres.VERSION == 2
-        server.run("UPDATE fastroute_ledger SET version = 2", url)
+        assert postgres.VERSION == 3
+        server.run("UPDATE fastroute_ledger SET version = 3", url)
         assert ledger.spent() == 11
 
 
@@ -213,6 +213,23 @@ def test_an_older_schema_is_brought_forward_by_one_of_many(
         ledger.close()
     assert server.run("SELECT version FROM fastroute_ledger", url) == [(postgres.VERSION,)]
     assert server.run("SELECT sum(cost_nano) FROM fastroute_attempts WHERE region IS NULL", url) == [(61,)]
+
+
+def test_a_database_from_before_service_tiers_were_recorded_goes_on(
+    server: PostgresServer, opens: Opens
+) -> None:
+    url = str(opens.place)
+    with opens() as ledger:
+        ledger.append(attempt(0, cost_nano=1))
+    server.run("ALTER TABLE fastroute_attempts DROP COLUMN service_tier", url)
+    server.run("UPDATE fastroute_ledger SET version = 2", url)
+    with opens() as ledger:
+        ledger.append(attempt(1, cost_nano=10, service_tier="flex"))
+        assert [entry.service_tier for entry in ledger.entries()] == ["flex", None]
+        assert [(row.keys, row.cost_nano) for row in ledger.by("service_tier")] == [
+            ((None,), 1),
+            (("flex",), 10),
+        ]
 
 
 def test_what_is_no_ledger_is_refused(server: PostgresServer, tmp_path: Path) -> None:
