@@ -37,8 +37,9 @@ _ROUTE_WORDS = tuple(fields_dict(RouteOptions))
 class Completions:
     """`client.chat.completions`."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, submitted: bool = False) -> None:
         self._client = client
+        self._submitted = submitted
 
     @overload
     def create(
@@ -98,6 +99,8 @@ class Completions:
         try:
             generation = runtime.enter(token)
             request = client._request(generation.config, messages, model, bool(stream), route, params)
+            if self._submitted:
+                request = evolve(request, submitted=True)
             return runtime.run(generation, request, client._timeout_of(generation.config, request, timeout))
         finally:
             runtime.leave(generation, token)
@@ -268,8 +271,13 @@ class Client:
                 runtime.shared.unblocked(mended.name)
 
     def submit(self, **call: Any) -> Future[Any]:
-        """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full."""
-        return self._here.workers.submit(lambda: self.chat.completions.create(**call))
+        """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full.
+
+        Where `create` waits for a limit for ``policy.queue_timeout`` at most, a submitted call waits until
+        its own deadline (``timeout``), which begins when a thread takes it up.
+        """
+        completions = Completions(self, submitted=True)
+        return self._here.workers.submit(lambda: completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
         """Plain figures at this moment: where the state lives and how many processes work in it, endpoints

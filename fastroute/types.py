@@ -142,6 +142,7 @@ class Request:
         stream: whether chunks are wanted.
         options: the routing words.
         allowance: pays for the call, where the copy of the client that made it may spend a limited amount.
+        submitted: nobody waits for the answer at once, so it may wait for a limit until its deadline.
     """
 
     model: str
@@ -150,6 +151,7 @@ class Request:
     stream: bool = False
     options: RouteOptions = field(factory=RouteOptions)
     allowance: Purse | None = field(default=None, repr=False, eq=False)
+    submitted: bool = field(default=False, repr=False, eq=False)
 
     @property
     def max_tokens(self) -> int | None:

@@ -350,13 +350,15 @@ class Admission:
     ) -> Grant | None:
         """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
         policy, queue = self._policy, self._queue
-        patience = min(left, policy.queue_timeout - call.waited)
+        # queue_timeout is for a caller who waits for the answer, such as a web request.
+        patience = left if call.request.submitted else min(left, policy.queue_timeout - call.waited)
         if patience <= 0 or (limited.wait > patience and queue.reserved(limited.name) == 0):
-            raise self._limited(progress)
+            raise self._limited(progress, self._why_not(call, left))
         if progress.waiter is None:
             if queue.waiting >= policy.max_queue:
                 raise errors.RateLimitError(
-                    f"{queue.waiting} calls wait for limits already (policy.max_queue)",
+                    f"{queue.waiting} calls wait for limits already, as many as policy.max_queue allows; "
+                    "raise policy.max_queue or send fewer calls at once",
                     retry_after=max(limited.wait, _SOON),
                 )
             progress.waiter = queue.waiter(_rank(call))
@@ -400,7 +402,7 @@ class Admission:
             progress.refused = [
                 evolve(limited, wait=wait) if refusal is limited else refusal for refusal in progress.refused
             ]
-            raise self._limited(progress)
+            raise self._limited(progress, self._why_not(call, call.deadline - time.monotonic()))
         return None  # another limit, or another call was faster: look around again
 
     # ------------------------------------------------------------------------------------------ giving up
@@ -413,7 +415,17 @@ class Admission:
             return self._planner.rank(plan).refusal()
         return self._limited(progress)
 
-    def _limited(self, progress: Progress) -> errors.Error:
+    def _why_not(self, call: Call, left: float) -> str:
+        """Why a call does not go on waiting for a limit, and what would let it."""
+        longest = self._policy.queue_timeout
+        if call.request.submitted or left < longest - call.waited:
+            return f"; its deadline comes first, in {duration(max(left, 0.0))}: give it a longer timeout"
+        return (
+            f"; it may wait for {duration(longest)} in all (policy.queue_timeout): raise that, or submit "
+            "the call, which then waits until its deadline"
+        )
+
+    def _limited(self, progress: Progress, why: str = "") -> errors.Error:
         story = progress.story()
         if story is not None:
             return story
@@ -428,7 +440,7 @@ class Admission:
         waits = [refusal.wait for refusal in refused if refusal.wait]
         soonest = min(waits) if waits else None
         if any(refusal.reason in _WAITABLE for refusal in refused):
-            return errors.RateLimitError(f"every endpoint is at its limit: {text}", retry_after=soonest)
+            return errors.RateLimitError(f"every endpoint is at its limit: {text}{why}", retry_after=soonest)
         return errors.NoEndpointError(f"no endpoint lets the request in: {text}", retry_after=soonest)
 
 

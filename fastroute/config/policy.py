@@ -119,7 +119,7 @@ class Policy:
         max_in_flight: most calls at once at all endpoints together; None is unlimited.
         adaptive: whether each endpoint's limit on calls at once adapts: it begins at 20, shrinks when calls
             are throttled or fail, grows as they succeed, and never exceeds ``max_in_flight``.
-        queue_timeout: most seconds that a call waits for a limit.
+        queue_timeout: most seconds that a call waits for a limit; a submitted call waits until its deadline.
         max_queue: most calls that wait at once.
         timeout_base, timeout_per_1k: the estimated time of one attempt, after which a call moves to another
             endpoint that is ready: ``timeout_base`` seconds, and ``timeout_per_1k`` for each 1000 output

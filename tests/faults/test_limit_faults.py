@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 from loopback import MODEL, Loopback, core_of, within
@@ -352,6 +353,27 @@ def test_no_more_may_wait_than_the_queue_holds(start: Start) -> None:
     assert 3 <= len(raised) <= 5
     assert loop.provider().peak_in_flight == 1
     assert all("max_queue" in str(error) for error in raised)
+
+
+def test_submitted_calls_wait_until_their_deadline_and_others_for_queue_timeout(start: Start) -> None:
+    loop = start(1, providers={"a": {"rpm": 1200, "burst": 1}}, policy={"queue_timeout": 0.1})
+    question = [{"role": "user", "content": "hello"}]
+    words: dict[str, Any] = {"model": MODEL, "messages": question, "route": {"cache": False}}
+    futures = [loop.client.submit(**words) for _ in range(16)]
+    while loop.client.stats()["queued"] < 8:  # at 20 a second the last of them waits for 0.4 s
+        time.sleep(0.001)
+    with pytest.raises(fastroute.RateLimitError, match=r"policy\.queue_timeout"):
+        loop.ask("while the line is long")
+    assert [future.result(20).choices[0].finish_reason for future in futures] == ["stop"] * 16
+
+
+def test_a_submitted_call_that_cannot_go_in_before_its_deadline_is_refused_at_once(start: Start) -> None:
+    loop = start(1, providers={"a": {"rpm": 2, "burst": 1}})
+    loop.ask()
+    late = loop.client.submit(model=MODEL, messages=[{"role": "user", "content": "late"}], timeout=5)
+    with within(2.0), pytest.raises(fastroute.RateLimitError, match="deadline") as raised:
+        late.result(20)
+    assert raised.value.retry_after == pytest.approx(30, abs=1)
 
 
 def test_waiting_ends_with_the_queues_time_and_the_calls_deadline(start: Start) -> None:
