@@ -417,7 +417,7 @@ class RankingChoice:
         self, tokens_in: int = 0, tokens_out: int = 0, capabilities: int = 0, seed: int = 0, now: int = 0
     ) -> Ranked: ...
 
-# --- 6. Scan ---------------------------------------------------------------------------------------------
+# Scan: names that conditions of a rule set may use
 
 SCAN_FEATURES: tuple[str, ...]
 SCAN_OPERATORS: tuple[str, ...]

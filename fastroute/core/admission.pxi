@@ -3,14 +3,14 @@
 # ======================================================================================================================
 #
 # An endpoint is a hot cell (what ranking reads), a cold cell, two of the breaker's window, four of latencies, and the
-# permits. A permit is a 16-bit entry: the worker's slot in the low byte, 0 when free, a turn in the next seven bits that
-# grows each time the entry is taken, and a top bit for a call that is a breaker's probe, or asks to be. It is taken and
-# given back by one swap, so the limit is exact over all processes; what a killed worker held carries its slot and is
-# given back by `Segment.reap`, a probe with its lease; and a ticket names slot and turn, so that finishing it twice
-# finds another entry than it left.
+# permits. A permit is a 16-bit entry: the worker's slot in the low byte, 0 when free; in the next seven bits a turn
+# that grows each time the entry is taken; and a top bit for a call that is a breaker's probe, or asks to be. It is
+# taken and given back by one swap, so the limit is exact over all processes. A permit of a killed worker carries its
+# slot, so that `Segment.reap` can give it back, and the lease of a probe with it. A ticket holds slot and turn, so a
+# second `finish` of one ticket finds an entry that has changed and does nothing.
 #
-# What a worker has paid ahead for calls that still wait stands in a cell of its own for each endpoint it waited for, so
-# that a killed worker's place in the line is given back too.
+# What a worker has paid ahead for calls that still wait is noted in a cell for each worker and endpoint, so that it can
+# be paid back if the worker is killed.
 #
 # A ticket: bits 0-11 the permit's index, 12-19 slot, 20-27 probe and turn, 28-39 the breaker's ticket.
 
@@ -40,13 +40,13 @@ cdef enum:
 
 cdef enum:
     BEARABLE_AT_FIRST = 20
-    SHRINK_EVERY_MS = 1000
+    SHRINK_EVERY_MS = 1000       # a burst of refusals is one sign of overload, not one for each call under way
 
 cdef enum:
     FLAG_OPENED = 1
     FLAG_CLOSED = 2
 
-# Grows whenever any endpoint of this process is configured, so that rankings know when to copy weights again.
+# Grows each time an endpoint of this process is configured: rankings compare it to know when to copy weights again.
 cdef uint64_t configurations = 0
 
 # Structs --------------------------------------------------------------------------------------------------------------
@@ -90,16 +90,16 @@ cdef struct EndpointParts:
     RetryRules retry
     double inverse_weight
     int32_t max_in_flight
-    int32_t hint                 # where a free permit was seen last, in this process
+    int32_t hint                 # where this process last saw a free permit; a race over it costs a longer search only
     int32_t permit_cells         # how many of `permits` are claimed
     int32_t reach                # permits below this may be held: above max_in_flight after that was lowered
     bint adaptive                # whether `bearable` counts
-    uint64_t *bearable           # float calls at once that it has borne | stamp of the last shrinking; 0: not known yet
+    uint64_t *bearable           # float calls at once that it copes with | stamp of the last decrease; 0: not known yet
     uint64_t *permits[PERMIT_CELLS]
     uint64_t *pool               # what is leased of limits that many machines share, see pool.pxi; NULL: not shared
     bint leases_permits          # whether permits are leased too
-    int64_t full_until           # all machines together have no permit left, as this process was told: until then, ns
-    int64_t low_requests         # below these the pool is to be filled up
+    int64_t full_until           # until then (ns) no other machine is asked for a permit: the last answer was "none"
+    int64_t low_requests         # below these balances the pool should be filled up
     int64_t low_tokens
 
 # Permits --------------------------------------------------------------------------------------------------------------
@@ -121,9 +121,12 @@ cdef inline int64_t permit_take(EndpointParts *e, int slot, bint probe) noexcept
         place = permit_place(e.permits, index)
         seen = fr_load_u16(place)
         if seen & 0xFF == 0:
+            # A swap lost here moves on to the next entry: searching on is quicker than fighting for this one.
             new = <uint16_t>((seen + 0x100 & PERMIT_TURN) | slot | (PERMIT_PROBE if probe else 0))
             if fr_cas_u16(place, seen, new):
                 e.hint = index + 1
+                # Two steps; killed between them, a process leaves the count wrong by one until `mend_in_flight`. The
+                # count only orders endpoints. The limit is held by the permits themselves.
                 fr_add_i32(&e.hot.in_flight, 1)
                 refresh_load(e.hot)
                 return index | <int64_t>slot << 12 | <int64_t>(new >> 8) << 20
@@ -134,7 +137,8 @@ cdef inline int64_t permit_take(EndpointParts *e, int slot, bint probe) noexcept
 
 
 cdef inline int cell_permits_held(const uint64_t *cell) noexcept nogil:
-    """How many of a cell's permits are taken, four at a time: a slot above 0 carries into the bit above its byte."""
+    """How many of a cell's permits are taken."""
+    # Four at a time: 255 added to a slot above 0 carries into the bit above its byte. The multiplication sums the four.
     cdef int word
     cdef uint64_t taken = 0
     for word in range(1, 8):
@@ -143,7 +147,7 @@ cdef inline int cell_permits_held(const uint64_t *cell) noexcept nogil:
 
 
 cdef int permits_counted(const EndpointParts *e) noexcept nogil:
-    """All that are taken, above a limit that was lowered too."""
+    """All permits taken, including those above a limit that was lowered since."""
     cdef int number
     cdef int count = 0
     for number in range(e.permit_cells):
@@ -160,10 +164,12 @@ cdef int permits_held(EndpointParts *e, int first, int end) noexcept nogil:
 
 
 cdef int64_t permit_take_lowered(EndpointParts *e, int slot, bint probe) noexcept nogil:
-    """Takes a permit while some above a lowered limit may still be held: those count too.
+    """Takes a permit while some above a lowered limit may still be held, which count too.
 
-    It takes first and counts then, so that two that do so at once may both be refused but are never both let in.
+    It takes first and counts afterwards: of two callers at once both may be refused, but never both let in.
     """
+    # That needs each caller's swap to be seen before its own later loads. Acquire and release do not promise it, but
+    # sequential consistency does: see fr_cas_u16.
     cdef int64_t permit
     if permits_held(e, e.max_in_flight, e.reach) == 0:
         e.reach = e.max_in_flight
@@ -176,16 +182,15 @@ cdef int64_t permit_take_lowered(EndpointParts *e, int slot, bint probe) noexcep
 
 
 cdef int64_t permit_take_leased(EndpointParts *e, int slot, bint probe, int64_t now) noexcept nogil:
-    """Takes a permit of those that this machine has leased: takes first and counts then, as above.
-
-    Of two that were one too many together, whoever looks last finds the other gone and takes it again.
-    """
+    """Takes one of the permits that this machine has leased: takes first and counts afterwards, as above."""
     cdef int64_t permit
     while True:
         permit = permit_take(e, slot, probe) if e.reach == e.max_in_flight else permit_take_lowered(e, slot, probe)
         if permit < 0 or permits_counted(e) <= permits_leased(e, now):
             return permit
         permit_return(e, permit, slot)
+        # Two callers that found one permit left may both have given theirs back. Counting again, the later of them sees
+        # it free and takes it; refusing both would leave a leased permit unused.
         if permits_counted(e) >= permits_leased(e, now):
             return -1
 
@@ -194,6 +199,7 @@ cdef inline bint permit_return(EndpointParts *e, int64_t ticket, int slot) noexc
     """Gives the permit of a ticket back; False if it is not this process's, or was given back before."""
     cdef int index = ticket & 0xFFF
     cdef uint16_t turn = ticket >> 12 & 0xFF00
+    # A forked child has another slot than the ticket says: it cannot end its parent's calls.
     if (ticket >> 12 & 0xFF) != slot or slot == 0 or index >= e.permit_cells * CELL_PERMITS:
         return False
     if not fr_cas_u16(permit_place(e.permits, index), turn | <uint16_t>slot, turn & PERMIT_TURN):
@@ -223,9 +229,9 @@ cdef int probes_held(uint64_t *table, uint64_t mask, uint64_t key) noexcept nogi
 cdef void reap_probe(uint64_t *table, uint64_t mask, Hot *hot) noexcept nogil:
     """Ends the lease of a probe whose dead owner's permit is about to be freed.
 
-    The breaker's word has no room for an owner. But a probe holds a marked permit from before it asks until after it
-    has reported, a stream's until it ends; so if the dead worker's is the only one, the lease is its own. If there is
-    another, it runs out.
+    The breaker's word has no room for an owner. But a probe holds a marked permit from before it asks the breaker until
+    after it has reported (a stream until it ends). So if the dead worker's marked permit is the only one, the lease is
+    its own. If there is another one, it is not known whose the lease is, and it is left to run out.
     """
     cdef uint64_t word = fr_load(&hot.breaker)
     if control_state(word) == STATE_HALF_OPEN and word >> 26 and probes_held(table, mask, hot.key) == 1:
@@ -236,9 +242,11 @@ cdef void reap_probe(uint64_t *table, uint64_t mask, Hot *hot) noexcept nogil:
 
 
 cdef void refund(int64_t *tat, uint64_t *count, uint64_t interval, int64_t now) noexcept nogil:
-    """Gives a bucket back what was paid ahead. Killed in between, it leaves that to time."""
+    """Gives back to a bucket what was paid ahead for calls that wait."""
     cdef uint64_t paid = fr_load(count)
     cdef int64_t seen, cost
+    # The note first: a reaper killed after this step gives nothing back, and the bucket refills with time. In the other
+    # order the next reaper would pay back a second time.
     while not fr_cas(count, &paid, 0):
         pass
     cost = fr_product(<int64_t>(paid & INT64_MAX), <int64_t>(interval & INT64_MAX))
@@ -248,7 +256,7 @@ cdef void refund(int64_t *tat, uint64_t *count, uint64_t interval, int64_t now) 
 
 
 cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
-    """Frees every permit that a worker holds, and its places in line, in all endpoints."""
+    """Frees every permit that a worker holds, and gives back what it paid for calls that wait, at all endpoints."""
     cdef uint64_t number
     cdef uint64_t index = 0
     cdef uint64_t *hot
@@ -280,6 +288,7 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
                 seen = fr_load_u16(place)
                 if (seen & 0xFF) != slot:
                     continue
+                # Before the permit is freed, which says whose probe it is.
                 if seen & PERMIT_PROBE:
                     reap_probe(table, mask, <Hot *>hot)
                 if fr_cas_u16(place, seen, seen & PERMIT_TURN):
@@ -300,10 +309,10 @@ cdef int permits_taken(uint64_t *table, uint64_t mask, uint64_t key) noexcept no
 
 
 cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
-    """Sets the in-flight counts that a process killed between a permit and its count has left wrong.
+    """Corrects in-flight counts that a process left wrong when it was killed between a permit and its count.
 
-    A count is changed only if it and the permits stood still while they were looked at twice; a call that slips
-    through all the same makes it wrong by one until the next time.
+    A count is changed only if it and the permits were the same when read twice. A call that begins or ends unnoticed
+    all the same makes it wrong by one until the next time.
     """
     cdef uint64_t index = 0
     cdef Hot *hot
@@ -334,8 +343,12 @@ cdef inline bint is_burdened(const EndpointParts *e) noexcept nogil:
 
 
 cdef void adapt(EndpointParts *e, int outcome, int64_t now) noexcept nogil:
-    """Additive increase, multiplicative decrease: a result that was throttled or failed takes a tenth, once a second at
-    most; one that was OK adds 1 / limit while at least half of the limit is in use. From 1 to max_in_flight."""
+    """Additive increase, multiplicative decrease (AIMD), between 1 and max_in_flight.
+
+    A result that was throttled or failed takes a tenth, at most once a second. One that was OK adds 1 / limit, so that
+    a full round of calls adds 1; only while at least half of the limit is in use, for otherwise it proves nothing about
+    the limit.
+    """
     cdef uint32_t stamp = fr_millis(now)
     cdef uint64_t word = fr_load(e.bearable)
     cdef double limit
@@ -353,6 +366,7 @@ cdef void adapt(EndpointParts *e, int outcome, int64_t now) noexcept nogil:
 
 
 cdef inline int64_t refusal(int reason, int64_t wait) noexcept nogil:
+    # Held at 2**59 ns (18 years), so that shifted it still fits.
     return -(min(max(wait, 0), <int64_t>1 << 59) << 3 | reason)
 
 
@@ -381,7 +395,7 @@ cdef inline bint never_fits(const EndpointParts *e, int64_t tokens) noexcept nog
 
 
 cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
-    """What admit would answer, taking nothing; 0 for yes."""
+    """What ``endpoint_admit`` would answer, taking nothing; 0 for yes. Reasons in the same order as there."""
     cdef int64_t wait
     if never_fits(e, 0 if reserved else tokens):
         return refusal(REASON_TOO_LARGE, 0)
@@ -419,8 +433,10 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
         wait = block_left(word, now)
         if wait:
             return refusal(REASON_BLOCKED, wait)
+    # From what costs nothing to undo to what costs most: looking, then the permit, then the buckets. Tokens that are
+    # taken and given back would have others refused in between.
     if probe:
-        # The probe goes to a caller that will not be refused for another reason just after.
+        # The one probe should go to a caller that nothing else is going to refuse.
         wait = endpoint_wait(e, tokens, reserved, now)
         if wait:
             return wait
@@ -440,7 +456,8 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
             breaker_record(&e.rules, &e.breaker, gate, OUTCOME_IGNORED, now)
         return refusal(REASON_BUSY, 0)
     if probe:
-        # The permit was marked before: from the first moment of its lease on, it can be seen whose probe it is.
+        # Only now, with a marked permit in hand: if this process is killed at any time from here on, the permit shows
+        # whose probe it was (`reap_probe`).
         gate = breaker_allow(&e.rules, e.breaker.control, now)
         if gate < 0:
             permit_return(e, permit, slot)
@@ -468,6 +485,7 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
 cdef int64_t endpoint_reserve(
     EndpointParts *e, Waiting *waiting, int64_t tokens, int64_t max_wait, int64_t now
 ) noexcept nogil:
+    # The request may go when both buckets have what it needs, so the longer wait counts.
     cdef int64_t first, second
     if never_fits(e, tokens):
         return refusal(REASON_TOO_LARGE, 0)
@@ -479,7 +497,9 @@ cdef int64_t endpoint_reserve(
         bucket_settle(&e.requests, &e.cold.tat, -1, now)
         return refusal(REASON_TOKENS, -2 - second)
     if waiting is not NULL:
-        # After paying: a kill in between costs one place until time has brought it back, and never grants one too many.
+        # After paying: a process killed in between loses one place until the bucket has refilled. In the other order a
+        # reaper would give back what was never paid, and let one call too many in. The intervals go along because a
+        # reaper knows the segment only, not the limits.
         fr_store(&waiting.request_interval, <uint64_t>e.requests.interval)
         fr_store(&waiting.token_interval, <uint64_t>e.tokens.interval)
         fr_add(&waiting.requests, 1)
@@ -488,7 +508,7 @@ cdef int64_t endpoint_reserve(
 
 
 cdef inline void take_off(uint64_t *count, uint64_t n) noexcept nogil:
-    """Less by n, never below 0: a child may end what its parent has paid."""
+    """Subtracts n, but not below 0: a forked child may end a wait that its parent has noted in another cell."""
     cdef uint64_t seen = fr_load(count)
     while seen and not fr_cas(count, &seen, seen - min(seen, n)):
         pass
@@ -501,9 +521,11 @@ cdef inline void stop_waiting(Waiting *waiting, int64_t tokens) noexcept nogil:
 
 
 cdef inline int probe_end(EndpointParts *e, int64_t ticket, int slot, int outcome, int64_t now) noexcept nogil:
-    """Records a probe while its permit is still held: killed in between, it is the permit that tells whose it was.
+    """Records a probe's result while its permit is still held.
 
-    Only a probe can be recorded before it is known that the ticket has not been used: it counts once by itself.
+    If the process is killed between the two, the permit shows whose probe it was. Other results are recorded after the
+    permit is given back, which proves that the ticket was not used before. A probe needs no such proof: the breaker
+    counts it once.
     """
     cdef int index = ticket & 0xFFF
     if not ticket >> 28 & 1 or slot == 0 or index >= e.permit_cells * CELL_PERMITS:
@@ -516,6 +538,7 @@ cdef inline int probe_end(EndpointParts *e, int64_t ticket, int slot, int outcom
 cdef int endpoint_finish(
     EndpointParts *e, int slot, int64_t ticket, int outcome, double latency_s, int64_t token_delta, int64_t now
 ) noexcept nogil:
+    # The coarse clock is several times cheaper and exact enough for all but a bucket's arrival time.
     cdef int64_t coarse = now or fr_clock_coarse()
     cdef int state = probe_end(e, ticket, slot, outcome, coarse)
     if not permit_return(e, ticket, slot):
@@ -540,6 +563,7 @@ cdef inline int flags_of(int state) noexcept nogil:
 
 cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t tokens, int64_t now) noexcept nogil:
     probe_end(e, ticket, slot, OUTCOME_IGNORED, now)
+    # Only who gives the permit back pays the rest back, so an `undo` after a `finish` gives nothing back twice.
     if not permit_return(e, ticket, slot):
         return
     if e.pool is not NULL:
@@ -554,15 +578,16 @@ cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t toke
 cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t stamp) noexcept nogil:
     """(ewma + spread) * (calls in flight + 1) / success**2, faded to a time stamp; less is better.
 
-    Never measured: nothing when idle, so that it is tried; a poor load once a call is under way, so that one call tries
-    it and not all; and poor as long as its failures are fresh, so that what only ever fails is not for ever the first.
+    An endpoint that was never measured has load 0 while idle, so that it is tried; a high load while a call is under
+    way, so that one call tries it and not all of them; and a high load while its failures are recent, so that an
+    endpoint that only fails does not stay first.
     """
     cdef uint64_t measured = fr_load(&hot.ewma)
     cdef uint64_t failing = fr_load(&hot.failure)
     cdef int32_t in_flight
     cdef double failure, load
     if failing == 0:
-        # Without failures the load kept ready is all but faded.
+        # Without failures the load kept ready only has to be faded.
         if measured == 0:
             return fr_load_float(&hot.load)
         return <float>(fr_load_float(&hot.load) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau))
@@ -579,7 +604,7 @@ cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t sta
 
 
 cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:
-    """The same by weight, and higher while a breaker that has closed lately ramps up."""
+    """``measured_load`` divided by the weight, and by the ramp of a breaker that closed lately."""
     return (
         measured_load(e.hot, e.latency.inverse_tau, fr_millis(now)) * e.inverse_weight
         / breaker_ramp(&e.rules, fr_load(&e.hot.breaker), now)
@@ -587,5 +612,5 @@ cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept
 
 
 cdef inline float load_without_decay(const Hot *hot, float inverse_weight) noexcept nogil:
-    """The same as the last call left it, as if no time had passed since, and before the ramp."""
+    """The load as the last call left it, without fading and ramp, divided by the weight."""
     return fr_load_float(&hot.load) * inverse_weight

@@ -1,8 +1,10 @@
 /* Atomic words, clocks and small arithmetic under the core's .pxi sections.
  *
  * Every shared word is read and written through these, so that the C compiler cannot tear, cache or repeat an
- * access. A word that publishes others is stored with release and loaded with acquire order; counters that nothing
- * hangs on are relaxed. Nothing here allocates, blocks or calls Python.
+ * access. Nothing here allocates, blocks or calls Python.
+ *
+ * Memory order: a word that publishes others is stored with release and loaded with acquire order, so a process that
+ * sees it sees what was written before it. Counters and floats that publish nothing are relaxed.
  */
 #ifndef FASTROUTE_ATOMICS_H
 #define FASTROUTE_ATOMICS_H
@@ -20,7 +22,7 @@ static inline uint64_t fr_load(const uint64_t *word) { return __atomic_load_n(wo
 
 static inline void fr_store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
-/* One compare-and-swap. On failure *expected holds what was found, as the builtin leaves it. */
+/* One compare-and-swap. On failure *expected is set to the value found, so a loop need not load it again. */
 static inline int fr_cas(uint64_t *word, uint64_t *expected, uint64_t desired) {
     return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
@@ -101,7 +103,7 @@ static inline int64_t fr_clock(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* The tick of the same clock, up to 10 ms behind and several times cheaper: for what is measured in seconds. */
+/* The last tick of the same clock, up to 10 ms behind and several times cheaper to read: for times of seconds. */
 static inline int64_t fr_clock_coarse(void) {
 #ifdef CLOCK_MONOTONIC_COARSE
     struct timespec t;
@@ -115,7 +117,8 @@ static inline int64_t fr_clock_coarse(void) {
 /* Time stamps beside floats count milliseconds and wrap after 49 days. */
 static inline uint32_t fr_millis(int64_t now) { return (uint32_t)((uint64_t)now / 1000000u); }
 
-/* Seconds between two such stamps. A difference over half the range is a clock read a moment earlier: no time. */
+/* Seconds between two such stamps. Threads read the clock in another order than they swap a word, so `later` can be
+ * the earlier one: the difference is then over half the range, and counts as 0. */
 static inline double fr_elapsed(uint32_t later, uint32_t earlier) {
     uint32_t d = later - earlier;
     return d > 0x7fffffffu ? 0.0 : (double)d * 1e-3;
@@ -123,7 +126,7 @@ static inline double fr_elapsed(uint32_t later, uint32_t earlier) {
 
 /* ---- arithmetic ------------------------------------------------------------------------------------------------ */
 
-/* a + b and a * b for values that are not negative, held at FR_TIME_MAX. */
+/* a + b and a * b for values that are not negative, cut to FR_TIME_MAX. */
 static inline int64_t fr_sum(int64_t a, int64_t b) {
     int64_t r;
     return (__builtin_add_overflow(a, b, &r) || r > FR_TIME_MAX) ? FR_TIME_MAX : r;
@@ -147,7 +150,7 @@ static const double fr_powers[32] = {
 };
 
 /* a / d for 0 <= a <= FR_TIME_MAX by the reciprocal 2**64 / d: a multiplication where the division takes 20 cycles.
- * The product is short of the quotient by at most one, which the remainder shows. */
+ * The product is below the quotient by at most one, which the remainder shows. */
 static inline uint64_t fr_reciprocal(uint64_t d) { return UINT64_MAX / d; }
 
 static inline uint64_t fr_divide(uint64_t a, uint64_t d, uint64_t reciprocal) {
@@ -155,7 +158,7 @@ static inline uint64_t fr_divide(uint64_t a, uint64_t d, uint64_t reciprocal) {
     return q + (a - q * d >= d);
 }
 
-/* e**-x for x >= 0, to 1e-8 of its value; 0 from e**-700 on. Inlined, and a third of the time of exp().
+/* e**-x for x >= 0, to 1e-8 of its value; 0 from e**-700 on. Inlined, it takes a third of the time of exp().
  *
  * With x = (32 k + j + f) ln2/32, f in [0, 1): 2**-k from the exponent, 2**(-j/32) from the table, the rest by four
  * terms of the series. */
@@ -188,7 +191,8 @@ static inline double fr_fraction(uint64_t mixed) { return (double)(mixed >> 11) 
 /* An even choice among n (n > 0) by such a mix. */
 static inline uint32_t fr_choice(uint64_t mixed, uint32_t n) { return (uint32_t)(((mixed >> 32) * n) >> 32); }
 
-/* ceil((a*p + b*q) / 1e6) for values that are not negative, held at INT64_MAX. */
+/* ceil((a*p + b*q) / 1e6) for values that are not negative, cut to INT64_MAX. Rounded up, so that a budget is never
+ * charged less than the price. */
 static inline int64_t fr_price(int64_t a, int64_t p, int64_t b, int64_t q) {
     int64_t x, y, sum;
     if (!__builtin_mul_overflow(a, p, &x) && !__builtin_mul_overflow(b, q, &y) && !__builtin_add_overflow(x, y, &sum))

@@ -11,10 +11,11 @@
 #   bits 26-63  time in ms, rounded up: closed since (CLOSED, 0: never opened), open until (OPEN), lease of the probe
 #               until (HALF_OPEN, 0: no probe under way)
 #
-# A ticket is the epoch at which a call was let through, so a result that comes back in another epoch is late and
-# changes nothing: it neither prolongs an opening nor closes one. A probe is one ticket of a half-open breaker; its
-# lease sees to it that a killed owner does not hold the breaker half-open for ever. The outcomes of the window stand
-# in ten words beside it, each swapped alone; they are cleared by whoever closes the breaker, just before.
+# A ticket is the epoch in which a call was let through, so a result that comes back in another epoch is late and
+# changes nothing: it neither prolongs an opening nor closes one. (The epoch wraps after 2048 changes; a result would
+# have to be exactly that late to be mistaken.) A probe is one ticket of a half-open breaker. Its lease ends even if
+# its owner was killed, so the breaker cannot stay half-open for ever. The outcomes of the window are in ten words
+# beside the control word, each swapped alone. They are cleared just before the breaker is closed.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ cdef enum:
     OUTCOME_FAILURE = 1
     OUTCOME_IGNORED = 2
     OUTCOME_THROTTLED = 3
-    OUTCOME_USELESS = 4          # an answer, but not what was asked for: the rank counts it, the breaker does not
+    OUTCOME_USELESS = 4          # an answer that is of no use: it lowers the rank, but the breaker does not count it
 
 cdef enum:
     STATE_CLOSED = 0
@@ -59,10 +60,10 @@ cdef struct BreakerRules:        # all times in ns
     int64_t open                 # the first opening lasts half to all of this
     int64_t max_open             # and no opening longer than this
     int64_t reset                # closed for so long: the next opening is a first one again
-    int64_t lease                # a probe that has not reported by then counts as lost
+    int64_t lease                # a probe that has not reported after this is given up
     int64_t probes               # so many good probes, one after the other, close it
     int64_t ramp                 # after closing, full load comes back over this time
-    uint64_t salt                # tells the jitter of one breaker from that of another
+    uint64_t salt                # hash of the name: gives each breaker a jitter of its own
 
 cdef struct BreakerCells:
     uint64_t *control
@@ -139,6 +140,7 @@ cdef int64_t breaker_allow(const BreakerRules *rules, uint64_t *control, int64_t
     cdef uint64_t word = fr_load(control)
     cdef uint64_t epoch, count
     cdef int64_t left
+    # A closed breaker, nearly always: one load, no clock, no write.
     if control_state(word) == STATE_CLOSED:
         return control_epoch(word) << 1
     if now == 0:
@@ -149,8 +151,11 @@ cdef int64_t breaker_allow(const BreakerRules *rules, uint64_t *control, int64_t
         left = control_time(word) - now
         if left > 0:
             return -left
+        # The bits hold good probes only while half-open.
         count = control_count(word) if control_state(word) == STATE_HALF_OPEN else 0
-        # A lost probe's place is taken with a new epoch too, so that its late result is told from the new one's.
+        # Of all callers that come here at once one wins the swap and is the probe; the others see its lease and wait.
+        # A probe whose lease ran out is replaced under a new epoch, so that its result, should it still come, is not
+        # taken for the new probe's.
         epoch = control_epoch(word) + 1 & EPOCH_MASK
         if fr_cas(
             control, &word,
@@ -160,7 +165,7 @@ cdef int64_t breaker_allow(const BreakerRules *rules, uint64_t *control, int64_t
 
 
 cdef inline int64_t breaker_peek(uint64_t word, int64_t now) noexcept nogil:
-    """What allow would answer, taking nothing: 0 for yes, 1 for yes as the probe, negative: minus the wait."""
+    """Whether a call may go, changing nothing: 0: yes, 1: yes, as the probe, negative: minus the ns to wait."""
     cdef int64_t left
     if control_state(word) == STATE_CLOSED:
         return 0
@@ -169,7 +174,7 @@ cdef inline int64_t breaker_peek(uint64_t word, int64_t now) noexcept nogil:
 
 
 cdef bint breaker_hurry(uint64_t *control, int64_t now) noexcept nogil:
-    """Puts the end of an opening to now; whether there is one."""
+    """Moves the end of an opening to now; False if the breaker is not open."""
     cdef uint64_t word = fr_load(control)
     while control_state(word) == STATE_OPEN:
         if control_time(word) <= now or fr_cas(
@@ -191,12 +196,13 @@ cdef inline void window_add(
     number &= 0xFFFFFF
     while True:
         if word >> 40 == number:
+            # A full counter would carry into its neighbour.
             if (word >> 20 & WINDOW_COUNT_MAX) == WINDOW_COUNT_MAX:
                 return
             new = word + (1 << 20) + failure
         else:
-            # A little ahead of this one: a later bucket is there already, and this result came too late to count. More
-            # than that ahead: the 24 bits have wrapped since.
+            # A number a little above this one is a later bucket: this result came too late to count. A number far above
+            # is a much older bucket, from before the 24 bits wrapped, and is replaced.
             if word << 24 and ((word >> 40) - number & 0xFFFFFF) < 1024:
                 return
             new = number << 40 | 1 << 20 | failure
@@ -219,7 +225,9 @@ cdef inline bint window_trips(const BreakerRules *rules, const BreakerCells *cel
 
 
 cdef uint64_t opened_word(const BreakerRules *rules, uint64_t word, uint64_t opened, int64_t now) noexcept nogil:
-    """The control word of an opening: half to all of d = min(max_open, open * 2**k), by a mix of epoch, name and time."""
+    """The control word of an opening that lasts half to all of d = min(max_open, open * 2**opened)."""
+    # Jitter, so that breakers which opened together do not all send their probes at the same moment. A mix rather than
+    # a random number: the core takes no randomness of its own, and equal inputs can be tested.
     cdef int64_t d = rules.open
     cdef uint64_t k = opened
     while k > 0 and d < rules.max_open:
@@ -234,7 +242,7 @@ cdef uint64_t opened_word(const BreakerRules *rules, uint64_t word, uint64_t ope
 cdef int breaker_record(
     const BreakerRules *rules, const BreakerCells *cells, int64_t ticket, int outcome, int64_t now
 ) noexcept nogil:
-    """The state this result brought about, or -1 if it brought about none. ``now`` of 0 reads the clock."""
+    """The state that this result led to, or -1 if the state stays. ``now`` of 0 reads the clock."""
     cdef uint64_t word = fr_load(cells.control)
     cdef uint64_t count, k
     if <int64_t>control_epoch(word) != ticket >> 1:
@@ -245,11 +253,14 @@ cdef int breaker_record(
         return probe_record(rules, cells, ticket, outcome, now)
     if outcome > OUTCOME_FAILURE or control_state(word) != STATE_CLOSED:
         return -1
+    # The window first: the failure that trips it must be among those counted. Killed after this, the process has
+    # counted one result in the window and not in the row of failures, which changes no more than one result can.
     window_add(rules, cells, outcome == OUTCOME_FAILURE, now)
     while control_state(word) == STATE_CLOSED and <int64_t>control_epoch(word) == ticket >> 1:
         k = control_backoff(word)
         if outcome == OUTCOME_OK:
-            # The usual case writes nothing. A breaker that has been well for long enough forgets that it was ever open.
+            # The usual case writes nothing, so calls that go well do not fight for the cell. A breaker that has been
+            # closed for long enough forgets that it was ever open.
             if word >> 26 == 0 and control_count(word) == 0:
                 return -1
             if word >> 26 and now - control_time(word) >= max(rules.reset, rules.ramp):
@@ -279,6 +290,7 @@ cdef int probe_record(
     cdef uint64_t word = fr_load(cells.control)
     cdef uint64_t new, count
     cdef int result, index
+    # Read again: since the caller compared the epoch, the probe may have been replaced or have reported.
     while control_state(word) == STATE_HALF_OPEN and <int64_t>control_epoch(word) == ticket >> 1:
         if word >> 26 == 0:
             return -1                # this probe has reported already
@@ -288,11 +300,14 @@ cdef int probe_record(
             result = STATE_OPEN
             new = opened_word(rules, word, control_backoff(word), now)
         elif outcome != OUTCOME_OK:
+            # It says neither that the endpoint works nor that it does not. A lease of 0 gives the place to the next.
             new = control_word(STATE_HALF_OPEN, count, control_backoff(word), control_epoch(word), 0)
         elif <int64_t>count + 1 < rules.probes:
             new = control_word(STATE_HALF_OPEN, count + 1, control_backoff(word), control_epoch(word), 0)
         else:
             result = STATE_CLOSED
+            # Before the swap: closed with the old failures in its window, the breaker would open again at the first new
+            # one. A process killed between the two loses nothing: the window of a half-open breaker is not read.
             for index in range(WINDOW_WORDS):
                 fr_store(cells.window[index // 5] + index % 5, 0)
             new = control_word(
@@ -304,7 +319,7 @@ cdef int probe_record(
 
 
 cdef inline void probe_extend(uint64_t *control, int64_t ticket, int64_t until) noexcept nogil:
-    """The probe of a ticket, while it has not reported, keeps its place until then at least."""
+    """Extends the lease of a probe that has not reported until a time; never shortens it."""
     cdef uint64_t word = fr_load(control)
     cdef uint64_t ms = ms_of(until)
     while (
@@ -339,6 +354,7 @@ cdef int block_until(uint64_t *block, object until_ns, object reason) except -1:
     cdef uint64_t until = amount("until_ns", until_ns, 0)
     cdef uint64_t new = (until + 999) // 1000 << 8 | <uint64_t>whole("reason", integer(reason), 0, 255)
     cdef uint64_t word = fr_load(block)
+    # Only ever later: of two exclusions the longer one holds, whichever is recorded first.
     while word >> 8 < new >> 8 and not fr_cas(block, &word, new):
         pass
     return 0
@@ -358,30 +374,30 @@ cdef inline int checked_outcome(object outcome) except -1:
 
 @cython.final
 cdef class Breaker:
-    """Whether to send to an endpoint, learned from how calls to it end; shared by name.
+    """Decides whether to send to an endpoint, from how calls to it ended; shared by name.
 
-    Closed, it lets everything through. ``failures`` FAILUREs in a row, or a FAILURE that finds at least ``min_calls``
-    results in the last ``window_s`` of which the share ``rate`` or more failed, open it. Open, it refuses for d/2 to d,
-    d = min(max_open_s, open_s * 2**k), k the openings in a row before this one; where between is drawn from a mix of
-    epoch, time and name. Then it lets through one probe at a time, whoever asks: ``probes_to_close`` good ones close it,
-    a bad one opens it again, one that says nothing within ``probe_lease_s`` is given up. Times are kept in whole ms,
-    rounded up.
+    Closed, it lets every call through. It opens after ``failures`` FAILUREs in a row, or at a FAILURE when the last
+    ``window_s`` holds at least ``min_calls`` results of which the share ``rate`` or more failed. Open, it refuses calls
+    for a time between d/2 and d, where d = min(max_open_s, open_s * 2**k) and k is the number of openings in a row
+    before this one; the point between is drawn from a mix of epoch, time and name. Then it lets through one probe at a
+    time, from any process: ``probes_to_close`` good probes close it, a failed one opens it again, one without a result
+    after ``probe_lease_s`` is given up. Times are kept in whole ms, rounded up.
 
     IGNORED, THROTTLED and USELESS results count neither way; a probe that ends so gives its place to the next caller.
 
     Args:
         segment: Where the state lives.
         name: Two breakers of one name in one segment are the same breaker.
-        failures: 1 to 255.
+        failures: In a row, 1 to 255.
         rate: Above 0, at most 1.
         min_calls: 1 to 1048575.
-        window_s: In ten buckets of a tenth.
+        window_s: Seconds, kept in ten buckets.
         open_s: Length of the first opening, at least 1 ms.
         max_open_s: Length of the longest.
-        reset_s: After so long closed, the next opening is a first one again.
+        reset_s: After this long closed, the next opening counts as the first again.
         probe_lease_s: At least 1 ms.
         probes_to_close: 1 to 255.
-        ramp_s: How long after closing ``ramp`` takes to rise from 0.1 to 1.
+        ramp_s: Seconds after closing in which ``ramp`` rises from 0.1 to 1.
 
     Thread safety: all methods are lock-free; exactly one thread of one process gets a probe.
     """
@@ -420,18 +436,18 @@ cdef class Breaker:
         return breaker_allow(&self.rules, self.cells.control, moment(now))
 
     def record(self, ticket, outcome, now=0) -> int:
-        """Says how the call of a ticket ended: OK, FAILURE, IGNORED, THROTTLED or USELESS.
+        """Records how the call of a ticket ended: OK, FAILURE, IGNORED, THROTTLED or USELESS.
 
         Returns:
             The new state if this changed it, else -1. A ticket of an older epoch changes nothing. A probe's ticket
-            counts once; a closed breaker's counts as often as it is given.
+            counts once; a ticket of a closed breaker counts each time it is passed.
         """
         return breaker_record(
             &self.rules, &self.cells, ticket_of(ticket), checked_outcome(outcome), moment(now)
         )
 
     def cancel(self, ticket, now=0) -> None:
-        """The call of a ticket was not made, or its end says nothing: the same as recording IGNORED."""
+        """Records IGNORED: the call of a ticket was not made, or its result says nothing about the endpoint."""
         breaker_record(&self.rules, &self.cells, ticket_of(ticket), OUTCOME_IGNORED, moment(now))
 
     def state(self, now=0) -> int:
@@ -446,15 +462,15 @@ cdef class Breaker:
         return max(0, control_time(word) - (moment(now) or fr_clock()))
 
     def ramp(self, now=0) -> float:
-        """0.1 rising to 1.0 in ``ramp_s`` after closing; 1.0 whenever it did not close lately."""
+        """The share of its load that it should get: 0.1 rising to 1.0 in ``ramp_s`` after closing, else 1.0."""
         return breaker_ramp(&self.rules, fr_load(self.cells.control), moment(now) or fr_clock())
 
     def block(self, until_ns, reason) -> None:
-        """Excludes the endpoint until a time, whatever the state; only ever extends. ``allow`` does not look at it.
+        """Excludes the endpoint until a time, whatever the state. Never shortens an exclusion. ``allow`` ignores it.
 
         Args:
             until_ns: On the core's clock, kept in whole µs, rounded up.
-            reason: 0 to 255, the caller's own.
+            reason: 0 to 255, a code of the caller's.
         """
         block_until(self.cells.block, until_ns, reason)
 

@@ -2,10 +2,13 @@
 # Bucket: how many a minute (GCRA)
 # ======================================================================================================================
 #
-# One number says it all: the theoretical arrival time (TAT), the time at which the bucket will be full again. A permit
-# costs a fixed interval and moves the TAT on by it; the TAT may run ahead of now by at most `burst` intervals. So
-# exactly `burst` permits are free at once, then one an interval. Charging what has already been spent may push the
+# The whole state of a bucket is one number, the theoretical arrival time (TAT): when the bucket will be full again. A
+# permit costs a fixed interval and moves the TAT on by it; the TAT may run ahead of now by at most `burst` intervals.
+# So exactly `burst` permits are free at once, then one an interval. Charging what has already been spent may push the
 # TAT further: a debt, which later callers wait out. A TAT in the past is a full bucket, and 0 a fresh one.
+#
+# Because there is one word, a change is one swap: a process killed at any point leaves either the old TAT or the new
+# one. A refusal writes nothing, so callers that are refused do not move the TAT for the others.
 #
 # The interval is a minute divided by the rate, rounded up to a whole nanosecond. So the cost of n permits is exactly n
 # times that of one, and the rate is never exceeded; it falls short by less than a nanosecond a permit (0.002 % at a
@@ -41,6 +44,8 @@ cdef int set_limit(Limit *limit, str what, int64_t per_minute, int64_t burst) ex
         new.interval = (MINUTE_NS + per_minute - 1) // per_minute
         if burst == 0:
             new.burst = max(1, per_minute // 6)
+        # With this bound the sums below cannot overflow: now and TAT are at most 2**61, a granted n costs at most
+        # 2**60.
         if new.burst > MAX_TOLERANCE // new.interval:
             raise ValueError(
                 f"the burst of {what} must be at most {MAX_TOLERANCE // new.interval} at {per_minute} a minute, "
@@ -52,7 +57,7 @@ cdef int set_limit(Limit *limit, str what, int64_t per_minute, int64_t burst) ex
 
 
 cdef inline int64_t bucket_wait(const Limit *limit, const int64_t *tat, int64_t n, int64_t now) noexcept nogil:
-    """What acquiring n would answer: 0, the wait in ns, or -1 for never."""
+    """What ``bucket_acquire`` would answer, taking nothing."""
     if limit.per_minute < 0 or n == 0:
         return 0
     if n > limit.burst or limit.per_minute == 0:
@@ -61,7 +66,7 @@ cdef inline int64_t bucket_wait(const Limit *limit, const int64_t *tat, int64_t 
 
 
 cdef inline int64_t bucket_acquire(const Limit *limit, int64_t *tat, int64_t n, int64_t now) noexcept nogil:
-    """Takes n: 0. Or takes nothing: the wait in ns until n could be had, or -1 for never."""
+    """Takes n and returns 0; or takes nothing and returns the ns until n would be free, or -1 for never."""
     cdef int64_t seen, wait, ahead
     if limit.per_minute < 0 or n == 0:
         return 0
@@ -73,6 +78,7 @@ cdef inline int64_t bucket_acquire(const Limit *limit, int64_t *tat, int64_t n, 
         wait = ahead - limit.tolerance
         if wait > 0:
             return wait
+        # A lost swap has put the newer TAT into `seen`: all of it is computed again from there.
         if fr_cas_i64(tat, &seen, now + ahead):
             return 0
 
@@ -80,7 +86,10 @@ cdef inline int64_t bucket_acquire(const Limit *limit, int64_t *tat, int64_t n, 
 cdef inline int64_t bucket_reserve(
     const Limit *limit, int64_t *tat, int64_t n, int64_t max_wait, int64_t now
 ) noexcept nogil:
-    """Takes n now, to be used after the returned ns. Takes nothing: -1 for never, -2 - wait if that is too long."""
+    """Takes n now, to be used after the returned ns.
+
+    Or takes nothing and returns -1 for never, -2 - wait if the wait is above ``max_wait``.
+    """
     cdef int64_t seen, wait, ahead
     if limit.per_minute < 0 or n == 0:
         return 0
@@ -92,6 +101,7 @@ cdef inline int64_t bucket_reserve(
         wait = max(0, ahead - limit.tolerance)
         if wait > max_wait:
             return -2 - wait
+        # fr_sum, because reservations may have pushed the TAT beyond the tolerance: it stops at FR_TIME_MAX.
         if fr_cas_i64(tat, &seen, fr_sum(now, ahead)):
             return wait
 
@@ -108,7 +118,7 @@ cdef inline void bucket_settle(const Limit *limit, int64_t *tat, int64_t delta, 
             pass
         return
     cost = fr_product(-delta, limit.interval)
-    # A TAT that has passed is a full bucket: there is nothing to add to.
+    # A TAT in the past is a full bucket already. Moving it further back would let more than `burst` pass at once.
     while seen > now and not fr_cas_i64(tat, &seen, max(0, seen - cost)):
         pass
 
@@ -127,7 +137,10 @@ cdef inline int64_t bucket_available(const Limit *limit, const int64_t *tat, int
 
 
 cdef inline void bucket_tighten(const Limit *limit, int64_t *tat, int64_t remaining, int64_t now) noexcept nogil:
-    """Moves the TAT on so that no more than ``remaining`` are free now; never back."""
+    """Moves the TAT on so that no more than ``remaining`` are free now; never back.
+
+    Never back, because the provider counts calls only when they reach it, and this bucket also those on their way.
+    """
     cdef int64_t seen, target
     if limit.per_minute <= 0 or remaining >= limit.burst:
         return
@@ -145,7 +158,7 @@ cdef class Bucket:
     """A limit of so many a minute with a burst, shared by name.
 
     From fresh, exactly ``burst`` single permits are granted at once; then one an interval (a minute divided by the
-    rate, rounded up to a nanosecond). The limit is this object's own: only what has been taken is shared.
+    rate, rounded up to a nanosecond). Only the permits taken are shared by name; rate and burst belong to this object.
 
     Args:
         segment: Where the state lives.
@@ -187,10 +200,10 @@ cdef class Bucket:
         return bucket_acquire(&self.limit, self.tat, amount("n", n, 0), moment(now) or fr_clock())
 
     def reserve(self, n, max_wait, now=0) -> int:
-        """Takes ``n`` permits now that are good after a wait; who reserves first waits less, and each sleeps once.
+        """Takes ``n`` permits now, to be used after a wait. Earlier reservations wait less, and each sleeps once.
 
         Returns:
-            0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken, for the wait w is above ``max_wait`` ns.
+            0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken; the wait w would be above ``max_wait`` ns.
         """
         return bucket_reserve(
             &self.limit, self.tat, amount("n", n, 0), patience(max_wait), moment(now) or fr_clock()
@@ -205,5 +218,5 @@ cdef class Bucket:
         return bucket_available(&self.limit, self.tat, moment(now) or fr_clock())
 
     def tighten(self, remaining, now=0) -> None:
-        """The provider says that only ``remaining`` are left: there are no more than that now. Never loosens."""
+        """Lowers the permits free now to ``remaining``, as reported by the provider. Never raises them."""
         bucket_tighten(&self.limit, self.tat, amount("remaining", remaining, 0), moment(now) or fr_clock())

@@ -1,19 +1,19 @@
 # ======================================================================================================================
-# Choosing: what is wished of a row of endpoints, what came of it, and letting a request in there
+# Choosing: how to choose from a row of endpoints, the result, and admitting a request there
 # ======================================================================================================================
 #
-# What is wished of every choice from a row is checked once and kept as a RankingChoice. Its rank only looks; its
-# admit also asks the endpoints in their order until one lets the request in.
+# The criteria that do not change from request to request are checked once and kept as a RankingChoice. Its `rank`
+# changes nothing; its `admit` also asks the endpoints in order until one admits the request.
 
 # Classes --------------------------------------------------------------------------------------------------------------
 
 
 @cython.final
 cdef class Calibration:
-    """The ratio of real to estimated input tokens of one model, learned from returned usage; of this process alone.
+    """The ratio of real to estimated input tokens of one model, learned from reported usage; of this process alone.
 
-    Thread safety: the ratio is one word. Two threads that learn at once may lose one of the two observations, which a
-    moving average does not mind.
+    Thread safety: the ratio is one word. When two threads learn at once, one of the two observations may be lost, which
+    hardly changes a moving average.
     """
 
     cdef uint64_t word               # the ratio's bits
@@ -31,10 +31,10 @@ cdef class Calibration:
         return calibrated(amount("estimate", estimate, 0), fr_double(fr_load(&self.word)))
 
     def learn(self, double estimate, double real) -> None:
-        """Takes in that a request estimated (uncorrected) at ``estimate`` tokens took ``real``.
+        """Records that a request estimated (uncorrected) at ``estimate`` tokens took ``real``.
 
-        Figures that cannot be right are ignored, and the ratio stays within 0.3 to 3, so that a provider which reports
-        nonsense can neither starve nor flood a limit.
+        Figures of 0 or less are ignored, and the ratio stays within 0.3 to 3, so that a provider that reports nonsense
+        can neither block a limit nor make it useless.
         """
         cdef double ratio = fr_double(fr_load(&self.word))
         if estimate > 0 and real > 0:
@@ -46,25 +46,25 @@ cdef class Calibration:
 @cython.no_gc
 @cython.freelist(8)
 cdef class Ranked:
-    """What a ranking came to. Made by ``RankingChoice.rank`` and ``RankingChoice.admit`` only.
+    """The result of a ranking. Made by ``RankingChoice.rank`` and ``RankingChoice.admit`` only.
 
-    The verdicts and who comes ``first`` are settled when it is made. The rest of the order is sorted out when it is
-    asked for, and so are the figures of endpoints that were not in: ``keys``, ``values`` and ``prices`` are those of
-    the ranking's ``now``, but of the state that the endpoints are in when they are read.
+    The verdicts and ``first`` are computed when it is made. The rest of the order is sorted when it is read. ``keys``,
+    ``values`` and ``prices`` are computed when they are read: for the ranking's ``now``, but from the state that the
+    endpoints are in by then.
 
-    Made by ``admit``, it holds the ticket of the endpoint that let the request in until that is taken; one that is
-    never taken is given back with it, as by ``Endpoint.undo``.
+    A result of ``admit`` holds the ticket of the endpoint that admitted the request until ``take`` is called. A ticket
+    that was not taken is given back when the object is freed, as by ``Endpoint.undo``.
 
     Thread safety: immutable but for ``take``, which is for one thread.
     """
 
     cdef Ranking ranking
     cdef Wish wish
-    cdef Candidate *candidates           # those that are in, in the order of the row
+    cdef Candidate *candidates           # endpoints that passed the filters, in the order of the row
     cdef uint8_t *verdicts_
     cdef uint32_t count                  # of candidates
     cdef readonly int first              # index of the endpoint to try first, -1: none
-    cdef readonly int chosen             # index of the endpoint that let the request in, -1: none did, or none was asked
+    cdef readonly int chosen             # index of the endpoint that admitted the request; -1: none did, or not asked
     cdef readonly int64_t tokens         # paid there
     cdef int64_t ticket
     cdef bint holds                      # whether the ticket is still this object's to give back
@@ -74,6 +74,7 @@ cdef class Ranked:
         raise TypeError("a Ranked is made by RankingChoice.rank() and RankingChoice.admit()")
 
     def __dealloc__(self):
+        # The call raised between admission and `take`. Without this the permit would be held until the process ends.
         if self.holds:
             (<Endpoint>self.ranking.endpoints[self.chosen]).take_back(self.ticket, self.tokens, fr_clock())
         PyMem_Free(self.candidates)
@@ -82,22 +83,23 @@ cdef class Ranked:
         return f"<Ranked {self.order}{' relaxed' if self.soft_relaxed else ''}>"
 
     def take(self) -> int:
-        """The ticket of ``chosen``, whose end is the caller's to see to from now on.
+        """The ticket of ``chosen``. From now on the caller must end it, with ``Endpoint.finish`` or ``undo``.
 
         Raises:
-            ValueError: Nobody let the request in, or the ticket was taken before.
+            ValueError: No endpoint admitted the request, or the ticket was taken before.
         """
         if not self.holds:
-            raise ValueError("there is no ticket: nobody let the request in, or it was taken before")
+            raise ValueError("there is no ticket: no endpoint admitted the request, or it was taken before")
         self.holds = False
         return self.ticket
 
     cdef int64_t chosen_of(self) noexcept:
-        """How many there are in the order."""
+        """The number of endpoints in the order."""
         return min(self.wish.limit, <int64_t>self.count) if self.wish.limit else self.count
 
     cdef int32_t *sorted_places(self, int32_t *few) except NULL:
         """The candidates' places in order: in ``few`` if there is room, else in memory that the caller frees."""
+        # The order is sorted anew for each reader and not kept, so that readers in several threads share nothing.
         cdef int32_t *places = few
         if self.count > FEW:
             places = <int32_t *>PyMem_Malloc(self.count * sizeof(int32_t))
@@ -123,12 +125,12 @@ cdef class Ranked:
                 PyMem_Free(places)
 
     cdef int let_in(self) except -1:
-        """Asks one after the other until one lets the request in."""
+        """Asks the endpoints in order until one admits the request."""
         cdef int64_t length = self.chosen_of()
         cdef int32_t few[FEW]
         cdef int32_t *places
         cdef int64_t i
-        # Mostly the first does, and then nobody has to know in which order the others come.
+        # Nearly always the first one admits it, and then the others need not be sorted.
         if length == 0 or self.ask(self.first) or length == 1:
             return 0
         places = self.sorted_places(few)
@@ -155,12 +157,12 @@ cdef class Ranked:
 
     @property
     def verdicts(self) -> bytes:
-        """One code for each endpoint: 0 it is in, or OUT_… or SOFT_…, why not."""
+        """One code for each endpoint: 0 if it passed the filters, else OUT_… or SOFT_…."""
         return self.verdicts_[:self.ranking.count]
 
     @property
     def keys(self) -> tuple[float, ...]:
-        """The strategy's figure for each endpoint, less is better (TWO_CHOICES: the load)."""
+        """The figure that the strategy compares, for each endpoint; less is better (TWO_CHOICES: the load)."""
         cdef Ranking row = self.ranking
         cdef uint32_t i
         return tuple([
@@ -181,13 +183,13 @@ cdef class Ranked:
 
     @property
     def relaxed(self) -> bool:
-        """Nothing met the soft filters, so the order is by quality among what failed only those."""
+        """Whether no endpoint passed the soft filters; then those that failed only these are ordered, by quality."""
         return self.soft_relaxed
 
 
 @cython.final
 cdef class RankingChoice:
-    """What is wished of choosing from a ``Ranking``, made by its ``choice``.
+    """Criteria for choosing from a ``Ranking``; made by its ``choice``.
 
     Thread safety: it does not change; any number of threads may choose with it.
     """
@@ -202,18 +204,18 @@ cdef class RankingChoice:
         """Judges and orders all endpoints, changing nothing.
 
         Args:
-            tokens_in: Of the request, by estimate; corrected by the calibrations.
-            tokens_out: Most the answer may have.
-            capabilities: Bits that must all be there.
-            seed: Any number; breaks ties and draws lots. Equal seeds give equal answers.
+            tokens_in: Estimated tokens of the request, before the calibrations correct them.
+            tokens_out: Most tokens of the answer.
+            capabilities: Bits that an endpoint must all have.
+            seed: Any number, for ties and random choices. Equal seeds give equal results.
             now: ns; 0 reads the clock.
         """
         return self.ranked(tokens_in, tokens_out, capabilities, seed, moment(now) or fr_clock_coarse())
 
     def admit(self, tokens_in=0, tokens_out=0, capabilities=0, seed=0, now=0) -> Ranked:
-        """``rank``, and the first in its order that lets the request in does so: see ``Endpoint.admit``.
+        """``rank``, then asks the endpoints in order until one admits the request: see ``Endpoint.admit``.
 
-        What is paid there are the tokens as its model counts them. ``Ranked.chosen`` says who it was.
+        It pays there the tokens as that model counts them. ``Ranked.chosen`` is the endpoint's index.
         """
         cdef Ranked result = self.ranked(tokens_in, tokens_out, capabilities, seed, moment(now) or fr_clock())
         result.let_in()
@@ -221,6 +223,7 @@ cdef class RankingChoice:
 
     cdef inline Ranked ranked(self, object tokens_in, object tokens_out, object capabilities, object seed, int64_t now):
         cdef Ranked result = Ranked.__new__(Ranked)
+        # A copy, so that the choice stays as it is and any number of threads can rank with it.
         result.wish = self.wish
         result.wish.tokens_in = amount("tokens_in", tokens_in, 0)
         result.wish.tokens_out = amount("tokens_out", tokens_out, 0)

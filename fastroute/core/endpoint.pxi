@@ -2,16 +2,16 @@
 # Endpoint: the door to admission, limits and figures
 # ======================================================================================================================
 #
-# What happens inside stands in admission.pxi; here are only settings, and Python's way to each step and figure.
+# The steps themselves are in admission.pxi. Here are the settings, and a Python method for each step and figure.
 
 # Class ----------------------------------------------------------------------------------------------------------------
 
 
 @cython.final
 cdef class Endpoint(Limited):
-    """One model at one provider: its limits, breaker, latency, permits; state shared by name.
+    """One model at one provider: its limits, breaker, latency and permits; state shared by name.
 
-    The limits and rules are this object's own and can be changed in place (``configure``); what has been counted stays.
+    Limits and rules belong to this object and can be changed in place (``configure``); what was counted stays.
 
     Args:
         segment: Where the state lives.
@@ -25,8 +25,9 @@ cdef class Endpoint(Limited):
         failures, rate, min_calls, window_s, open_s, max_open_s, reset_s, probe_lease_s, probes_to_close, ramp_s: See
             ``Breaker``.
         tau_s: See ``Latency``.
-        adaptive: Whether calls at once are held to what it has borne, too: 20 at first; one that was throttled or failed
-            takes a tenth, once a second at most; with half of them in use, one that was OK adds 1 / limit (AIMD). Least 1.
+        adaptive: Whether to limit calls at once to what the endpoint copes with, too (AIMD): 20 at first, at least 1. A
+            call that was throttled or failed takes a tenth, at most once a second; one that was OK adds 1 / limit while
+            at least half of the limit is in use.
 
     Thread safety: all methods are lock-free and may be called from any thread and forked process. ``configure`` should
     be called by one thread at a time.
@@ -34,7 +35,7 @@ cdef class Endpoint(Limited):
 
     cdef Settings settings
     cdef Waiting *waiting_cell
-    cdef int waiting_slot          # the worker whose cell that is, 0: nobody's yet
+    cdef int waiting_slot          # the worker to which that cell belongs; 0: not looked up yet
 
     def __init__(
         self, Segment segment not None, str name not None, *, rpm=-1, request_burst=0, tpm=-1,
@@ -67,6 +68,7 @@ cdef class Endpoint(Limited):
         settings.tau_s = tau_s
         settings.adaptive = adaptive
         e.rules.salt = name_hash
+        # First, because it raises if a setting is out of range: a refused endpoint is not put on the list.
         self.apply(segment, name_hash, &settings)
         e.hot = <Hot *>segment.claim(name_hash, KIND_ENDPOINT)
         if not enlist(segment.table, segment.mask, &e.hot.key):
@@ -75,15 +77,16 @@ cdef class Endpoint(Limited):
         e.breaker.control = &e.hot.breaker
         e.breaker.block = &e.hot.block
         e.breaker.window[0] = segment.claim(name_hash, KIND_WINDOW, 0) + 1
-        e.bearable = e.breaker.window[0] + 5
+        e.bearable = e.breaker.window[0] + 5      # the window uses five of the cell's seven words
         e.breaker.window[1] = segment.claim(name_hash, KIND_WINDOW, 1) + 1
         claim_latency(&e.latency, segment, name_hash, e.hot, e.cold, tau_s)
         set_retry_rules(&e.retry, 0.2, 1.0, 10.0)
+        # Last: `Ranking` and a second `__init__` take an endpoint with a segment for a complete one.
         self.name = name
         self.segment = segment
 
     cdef int apply(self, Segment segment, uint64_t name_hash, const Settings *s) except -1:
-        """Checks all settings, then puts them in force together."""
+        """Checks all settings, then sets them. If one is refused, nothing is changed."""
         global configurations
         cdef EndpointParts *e = &self.parts
         cdef Limit requests, tokens
@@ -102,19 +105,23 @@ cdef class Endpoint(Limited):
         while e.permit_cells * CELL_PERMITS < s.max_in_flight:
             e.permits[e.permit_cells] = segment.claim(name_hash, KIND_PERMITS, e.permit_cells)
             e.permit_cells += 1
-        # There may be more from a time when the limit was higher.
+        # Another process, or this one before, may have had a higher limit. Calls that hold permits above the new one
+        # are still under way and have to be counted and given back.
         while e.permit_cells < PERMIT_CELLS:
             cell = find_cell(segment.table, segment.mask, sub_key(name_hash, KIND_PERMITS, e.permit_cells), False)
             if cell is NULL:
                 break
             e.permits[e.permit_cells] = cell
             e.permit_cells += 1
+        # One field after the other: a call admitted in another thread at this moment may see some old and some new
+        # limits, which is no worse than having come a moment earlier or later.
         e.requests = requests
         e.tokens = tokens
         e.rules = rules
         e.adaptive = s.adaptive
         e.inverse_weight = 1.0 / s.weight
         e.max_in_flight = <int32_t>s.max_in_flight
+        # Assumes that permits above the limit are held; the first call that finds none lowers it (permit_take_lowered).
         e.reach = max(e.permit_cells * CELL_PERMITS, e.max_in_flight)
         e.latency.inverse_tau = 1.0 / tau_s
         self.settings = s[0]
@@ -129,7 +136,7 @@ cdef class Endpoint(Limited):
         rate=None, min_calls=None, window_s=None, open_s=None, max_open_s=None, reset_s=None, probe_lease_s=None,
         probes_to_close=None, ramp_s=None, tau_s=None, adaptive=None,
     ) -> None:
-        """Changes the settings given, all of them or, if one is refused, none; what was counted and held stays.
+        """Changes the settings given: all of them, or none if one is refused. What was counted and is held stays.
 
         Raises:
             ValueError: A setting is out of range.
@@ -159,7 +166,7 @@ cdef class Endpoint(Limited):
     # The way of a call ------------------------------------------------------------------------------------------------
 
     def admit(self, tokens=0, now=0, bint reserved=False) -> int:
-        """Takes a permit, passes the breaker, pays one request and ``tokens``: all of it or nothing.
+        """Takes a permit, asks the breaker, pays one request and ``tokens``: all of it or nothing.
 
         Args:
             tokens: Estimated tokens of the call.
@@ -183,7 +190,9 @@ cdef class Endpoint(Limited):
         return answer
 
     cdef int64_t admit_shared(self, int slot, int64_t tokens, bint reserved, int64_t now) except? -1:
-        """The same with limits and probes that many machines share: what the pool lacks is asked for."""
+        """``let_in`` with limits and probes that many machines share: asks ``source`` for what the pool lacks."""
+        # A bounded number of turns, because each can lose what `source` brought to another thread or process. A caller
+        # refused after 16 waits or goes elsewhere, as after any refusal.
         cdef int64_t answer = 0
         cdef int64_t wait
         cdef int reason
@@ -193,7 +202,8 @@ cdef class Endpoint(Limited):
         cdef int lacking
         for attempt in range(16):
             if not probe and breaker_peek(fr_load(&self.parts.hot.breaker), now) == 1:
-                # One of all machines may send it, and only if nothing here is in its way.
+                # One machine of all may send the probe. It is asked for only when nothing here refuses the call: a
+                # machine that holds the right to probe and does not send keeps all the others waiting.
                 answer = endpoint_wait(&self.parts, tokens, reserved, now)
                 if answer == 0:
                     wait = self.source.probe(now)
@@ -207,7 +217,6 @@ cdef class Endpoint(Limited):
                     self.source.low()
                 return answer
             reason = -answer & 7
-            # By what was last heard there is some. Others may be quicker to take what is brought, so more than once.
             if reason == REASON_BUSY:
                 busy = True
                 lacking = permits_lacking(&self.parts, now)
@@ -215,6 +224,7 @@ cdef class Endpoint(Limited):
                     break
                 answer = self.source.permit(now) if lacking == 1 else 0
             elif (reason == REASON_REQUESTS or reason == REASON_TOKENS) and -answer >> 3 == 0:
+                # A refusal without a wait: the pool is empty, but the shared limit was not when it was last asked.
                 answer = self.source.supply(tokens, now)
                 busy = False
             else:
@@ -223,6 +233,7 @@ cdef class Endpoint(Limited):
                 break
         else:
             answer = refusal(REASON_BUSY if busy else REASON_REQUESTS, 0)
+        # Refused after all: the right to send the probe goes back, so that another machine can.
         if probe:
             self.source.judged(0)
         return answer
@@ -230,11 +241,12 @@ cdef class Endpoint(Limited):
     def finish(
         self, ticket, outcome, double latency_s=0.0, token_delta=0, now=0
     ) -> int:
-        """The call of a ticket has ended: gives its permit back, and counts how it went.
+        """Ends the call of a ticket: gives its permit back and records the outcome.
 
         Args:
-            ticket: From ``admit``. One already finished or undone changes nothing, nor does one of another process.
-                (Not noticed: a ticket given again after its permit was taken exactly a multiple of 128 times since.)
+            ticket: From ``admit``. A ticket that was finished or undone before changes nothing, nor does one of another
+                process. (A second ``finish`` goes unnoticed if the permit was taken an exact multiple of 128 times in
+                between.)
             outcome: OK, FAILURE, IGNORED, THROTTLED or USELESS.
             latency_s: Of an OK call; 0 if it was not measured.
             token_delta: Real tokens minus those admitted.
@@ -248,14 +260,16 @@ cdef class Endpoint(Limited):
             &self.parts, self.segment.worker_if_any(), ended, checked_outcome(outcome),
             checked_latency(latency_s), amount("token_delta", token_delta, -FR_TIME_MAX), moment(now),
         )
+        # Other machines care only about a breaker that opened or closed, or a probe that ended.
         if self.source is not None and (flags or ended >> 28 & 1):
             self.source.judged(flags)
         return flags
 
     def extend(self, ticket, double lease_s, now=0) -> None:
-        """The call of a ticket may take so long, at most a day: if it is a probe, no other goes before that.
+        """Extends a probe's lease to the time that its call may take, at most a day. Other calls: no effect.
 
-        A lease that is shorter than a slow answer would make every result a late one, and never close the breaker.
+        Without this, an endpoint whose answers take longer than the lease would never recover: each probe's result
+        would come after the lease ended, and not count.
         """
         cdef int64_t lease = <int64_t>(min(max(lease_s, 0.0), 86400.0) * 1e9)
         cdef int64_t given = ticket_of(ticket)
@@ -265,9 +279,9 @@ cdef class Endpoint(Limited):
                 self.source.extended(lease)
 
     def began(self, ticket, now=0) -> int:
-        """The first content of a stream is there: if it is a probe, it has reported, and the next one may go.
+        """Records the first content of a stream: if the stream is a probe, the probe has succeeded.
 
-        Its permit is given back by ``finish`` as ever; what it ends with no longer counts for the breaker.
+        ``finish`` gives its permit back as usual; the stream's final outcome no longer counts for the breaker.
 
         Returns:
             As ``finish``.
@@ -284,7 +298,7 @@ cdef class Endpoint(Limited):
         return flags
 
     def undo(self, ticket, tokens, now=0) -> None:
-        """Admitted, but nothing was sent: permit, probe, request and ``tokens`` are given back, nothing is counted."""
+        """Ends a call that was admitted but not sent: gives back permit, probe, request and ``tokens``."""
         self.take_back(ticket_of(ticket), amount("tokens", tokens, 0), moment(now) or fr_clock())
 
     cdef int take_back(self, int64_t ticket, int64_t tokens, int64_t now) except -1:
@@ -314,13 +328,15 @@ cdef class Endpoint(Limited):
         if self.source is not None:
             self.source.unreserve(paid, time)
             return
-        # In this order: a kill in between gives nothing back twice.
+        # The note first: if this process is killed in between, its reaper must not give the same back a second time.
         stop_waiting(self.waiting(self.segment.worker()), paid)
         bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, time)
         bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -paid, time)
 
     cdef Waiting *waiting(self, int slot) noexcept:
         """Where this worker notes what it has paid ahead here; NULL if the segment has no room for that."""
+        # Looked up again in a forked child, which has another slot. Without room waiting works all the same, only a
+        # killed worker's payments are not given back.
         if self.waiting_slot != slot:
             self.waiting_cell = <Waiting *>find_cell(
                 self.segment.table, self.segment.mask, sub_key(self.parts.hot.key, KIND_WAITING, slot), True
@@ -333,12 +349,13 @@ cdef class Endpoint(Limited):
         return endpoint_wait(&self.parts, amount("tokens", tokens, 0), False, moment(now) or fr_clock())
 
     def tighten(self, remaining_requests=-1, remaining_tokens=-1, now=0) -> None:
-        """The provider says that only so many are left (-1: it does not say). Never loosens."""
+        """Lowers what is free now to what the provider reports as remaining (-1: not reported). Never raises it."""
         cdef int64_t requests = amount("remaining_requests", remaining_requests, -1)
         cdef int64_t tokens = amount("remaining_tokens", remaining_tokens, -1)
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t before = 0
         cdef int64_t after
+        # Other machines are told only when this changed something: providers send these figures with every answer.
         if self.source is not None:
             before = fr_sum(fr_load_i64(&self.parts.cold.tat), fr_load_i64(&self.parts.hot.tat))
             pool_tighten(&self.parts, requests, tokens)
@@ -352,7 +369,7 @@ cdef class Endpoint(Limited):
                 self.source.tightened(requests, tokens)
 
     def deposit(self, now=0) -> None:
-        """A first attempt was made: see ``RetryBudget``."""
+        """Records a first attempt: see ``RetryBudget``."""
         retry_change(
             &self.parts.retry, &self.parts.cold.retry, self.parts.retry.ratio, 0.0, moment(now) or fr_clock_coarse()
         )
@@ -369,11 +386,11 @@ cdef class Endpoint(Limited):
         ttft_record(&self.parts.latency, checked_latency(x_s), reasoning)
 
     def record_ttft_timeout(self, bint reasoning=False) -> None:
-        """The first token did not come in time: the next limit is twice as long."""
+        """Records that the first token did not come in time, which doubles the next limit."""
         ttft_late(&self.parts.latency, reasoning)
 
     def block(self, until_ns, reason) -> None:
-        """Excludes it until a time, whatever its breaker says; only ever extends: see ``Breaker.block``."""
+        """Excludes it until a time, whatever the breaker's state. Never shortens: see ``Breaker.block``."""
         block_until(&self.parts.hot.block, until_ns, reason)
         if self.source is not None:
             self.source.blocked()
@@ -383,7 +400,7 @@ cdef class Endpoint(Limited):
         fr_store(&self.parts.hot.block, 0)
 
     def hurry(self, now=0) -> bool:
-        """Ends an opening of the breaker early: the next to ask is the probe. False if it is not open."""
+        """Ends an opening of the breaker early: the next call is the probe. False if it is not open."""
         return breaker_hurry(self.parts.breaker.control, moment(now) or fr_clock())
 
     # Figures ----------------------------------------------------------------------------------------------------------
@@ -430,7 +447,7 @@ cdef class Endpoint(Limited):
 
     @property
     def bearable(self) -> float | None:
-        """Calls at once that it is given by what it has borne; None unless ``adaptive``."""
+        """The adaptive limit of calls at once; None unless ``adaptive``."""
         return bearable_now(&self.parts) if self.parts.adaptive else None
 
     @property
@@ -478,7 +495,7 @@ cdef class Endpoint(Limited):
         return [latencies[i] for i in range(count)]
 
     def ttft_timeout(self, bint reasoning=False) -> float:
-        """How long to wait for a first token, seconds: 0 until 20 were seen, then 5 to 600 by mean and deviation."""
+        """How long to wait for a first token, seconds: 0 (no limit) until 20 were seen, then 5 to 600."""
         return ttft_limit(&self.parts.latency, reasoning)
 
     def load(self, now=0) -> float:
@@ -486,7 +503,7 @@ cdef class Endpoint(Limited):
         return load_with_decay(&self.parts, moment(now) or fr_clock())
 
     def usage(self, now=0) -> float:
-        """Tokens of the last minute: each fades with a time constant of 60 s."""
+        """Tokens used lately; each fades with a time constant of 60 s."""
         return usage_at(&self.parts, moment(now) or fr_clock())
 
     def available_requests(self, now=0) -> int:

@@ -1,8 +1,8 @@
-/* Two neighbouring words changed as one, and a way to die between any two writes, for money.pxi.
+/* A compare-and-swap of two neighbouring words, and a way to die between any two writes, for money.pxi.
  *
- * x86-64 and 64-bit ARM have a 16-byte compare-and-swap that every compiler for them can be told of in one
- * instruction or a short loop; the compilers' own builtin would bring a library that locks. Other processors use
- * the builtin where it is an instruction. Where there is none FR_HAS_PAIRS is 0 and no counter can be made.
+ * x86-64 and 64-bit ARM have a 16-byte compare-and-swap, written here in assembler: the compilers' builtin may call a
+ * library that takes a lock, which does not work across processes. Other processors use the builtin where it is an
+ * instruction. Where there is none FR_HAS_PAIRS is 0 and no counter can be made.
  */
 #ifndef FASTROUTE_MONEY_H
 #define FASTROUTE_MONEY_H
@@ -33,7 +33,7 @@ static inline int fr_cas_pair(fr_pair *pair, uint64_t value, uint64_t mark, uint
 #elif defined(__aarch64__)
 #define FR_HAS_PAIRS 1
 
-/* May fail though the pair is as expected (it was torn, or the reservation was lost): callers look again. */
+/* May fail although the pair is as expected (the processor lost its reservation of the line): callers try again. */
 static inline int fr_cas_pair(fr_pair *pair, uint64_t value, uint64_t mark, uint64_t new_value, uint64_t new_mark) {
     uint64_t seen_value, seen_mark;
     uint32_t failed = 1;
@@ -73,7 +73,7 @@ static inline int fr_cas_pair(fr_pair *pair, uint64_t value, uint64_t mark, uint
 
 #endif
 
-/* Writes left until this process kills itself; 0: it never does. For tests only: see die_after in money.pxi. */
+/* Writes left until this process kills itself; 0: never. For tests only: see die_after in money.pxi. */
 static int64_t fr_writes_left = 0;
 
 static inline void fr_about_to_write(void) {

@@ -2,31 +2,31 @@
 # Money: counters that cannot be overdrawn, and the reservations against them
 # ======================================================================================================================
 #
-# A counter is one cell. Its `committed` is what has been spent plus what is reserved, and a reservation is let in by
-# one swap that finds it within the limit; so it never passes the limit, whoever else swaps. A reservation is a cell of
-# its own that says whose it is, how much, until when, and whether the request was sent.
+# A counter is one cell. Its `committed` is what has been spent plus what is reserved. A reservation is admitted by one
+# swap that finds it within the limit, so `committed` never passes the limit, whatever other processes do. A reservation
+# is a cell of its own that says whose it is, how much, until when, and whether the request was sent.
 #
-# Two cells cannot be changed at once, and a process may be killed between them. So the counter's number stands beside
-# a mark that names the change that made it, and both are swapped as one (16 bytes). Whoever finds a mark first brings
-# the marked reservation up to date and only then makes a change of its own. So at any time a change has been made if
-# and only if the mark names it or its reservation says so, and who cleans up after the dead can tell which:
+# Two cells cannot be changed at once, and a process may be killed between them. So beside the counter's number is a
+# mark that names the change that made it, and both are swapped as one (16 bytes). A process that finds a mark first
+# brings the marked reservation up to date and only then makes a change of its own. So at any time a change has been
+# made if and only if the mark names it or its reservation says so, and a reaper can tell which:
 #
-#   killed as it is             left behind                              made good by reaping
-#   being filled in             TAKEN                                    free; nothing was counted
-#   being counted               COUNTING, the mark elsewhere             free; nothing was counted
-#                               COUNTING, the mark names it              HELD
-#   held, nothing sent          HELD                                     given back
-#   on its way or answered      HELD and SENT                            free; the whole of it stays spent
+#   killed while                left behind                              what reaping does
+#   being filled in             TAKEN                                    frees it; nothing was counted
+#   being counted               COUNTING, the mark elsewhere             frees it; nothing was counted
+#                               COUNTING, the mark names it              makes it HELD, then as below
+#   held, nothing sent          HELD                                     gives the money back
+#   on its way or answered      HELD and SENT                            frees it; the whole amount stays spent
 #   being settled               SETTLING                                 as HELD, with SENT or without
-#                               CLOSING, the mark elsewhere              the change it says is made
-#                               CLOSING, the mark names it               free; the change was made
-#   beginning a window          the mark says BEGIN                      the window and its alerts are written
+#                               CLOSING, the mark elsewhere              makes the change that it names
+#                               CLOSING, the mark names it               frees it; the change was made
+#   beginning a window          the mark says BEGIN                      writes the window and its alerts
 #
-# One window follows the other in the same cell. The stamp (window and how often the cell was begun) is in every
-# reservation; one with another stamp belongs to a window that is over, whose sum nobody asks for: it is only freed.
-# A change of stamp changes the mark, so a swap meant for the window before fails.
+# One window follows another in the same cell. Every reservation holds the counter's stamp (the window, and how often
+# the cell was begun). A reservation with another stamp belongs to a window that is over and no longer counted: it is
+# only freed. A change of stamp changes the mark, so a swap meant for the window before fails.
 #
-# What is spent is not a number of its own: it is `committed` less what is reserved, read while the mark stands still.
+# What is spent is not stored: it is `committed` minus what is reserved, read while the mark does not change.
 #
 # A ticket: bits 0-23 the reservation's cell, 24-55 its turn.
 
@@ -44,7 +44,7 @@ cdef extern from "money.h" nogil:
 OVER_LIMIT = REASON_OVER_LIMIT
 OTHER_WINDOW = REASON_OTHER_WINDOW
 
-cdef int64_t MAX_NANO = 1_000_000_000_000_000_000     # a thousand million dollars; nine of them fit in a word
+cdef int64_t MAX_NANO = 1_000_000_000_000_000_000     # a thousand million dollars; nine such amounts fit in a word
 MOST_NANO = MAX_NANO
 cdef int64_t LATE_NS = 3_600_000_000_000              # how long after its lease a reservation may still be settled
 
@@ -74,7 +74,7 @@ cdef enum:                       # low two bits of a mark; 0: none yet
     MARK_CLOSE = 2
     MARK_BEGIN = 3
 
-cdef uint64_t RESERVATIONS = 0x7265736572766500       # stands for a name: all reservations of a segment are one row
+cdef uint64_t RESERVATIONS = 0x7265736572766500       # used like a name's hash; its cells are numbered
 
 # Structs --------------------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ cdef struct Entry:               # one cell: one reservation
     uint64_t key
     uint64_t state               # turn << 32 | worker's slot << 8 | LATE | SENT | phase
     int64_t amount               # nano-dollars reserved
-    int64_t cost                 # what it is settled to; good while CLOSING
+    int64_t cost                 # what it is settled to; valid while CLOSING
     int64_t lease                # ns on the core's clock: after that it may be taken away
     uint64_t purse               # index of the counter's cell
     uint64_t stamp               # the counter's window and how often begun, when this was counted
@@ -116,11 +116,12 @@ cdef inline uint64_t in_phase(uint64_t state, uint64_t phase) noexcept nogil:
 
 
 cdef inline uint64_t mark_of(uint64_t cell, uint64_t state, uint64_t kind) noexcept nogil:
+    # With the turn in it, so that a mark never names a later reservation in the same cell (for 2**32 turns).
     return (state >> 32) << 26 | cell << 2 | kind
 
 
 cdef void follow(uint64_t *table, Purse *purse, uint64_t mark) noexcept nogil:
-    """Brings up to date what a mark found in a counter names; any number may do so at once, and twice."""
+    """Brings up to date what a counter's mark names. Idempotent; any number of threads may do it at once."""
     cdef uint64_t kind = mark & 3
     cdef uint64_t seen, begun, before, after
     cdef uint64_t *word
@@ -145,7 +146,7 @@ cdef void follow(uint64_t *table, Purse *purse, uint64_t mark) noexcept nogil:
 cdef bint purse_begin(
     uint64_t *table, Purse *purse, uint64_t seen, uint64_t window, int64_t spent, uint64_t alerts
 ) noexcept nogil:
-    """Begins a window with what has been spent in it so far; False if the counter is no longer at ``seen``."""
+    """Begins a window with what has been spent in it so far; False if the counter's stamp is not ``seen``."""
     cdef uint64_t mark, value, new
     while True:
         mark = fr_load(&purse.committed.mark)
@@ -173,7 +174,8 @@ cdef Entry *entry_take(uint64_t *table, uint64_t mask, uint32_t *hint, uint64_t 
         if entry is NULL or number >= <uint32_t>MAX_RESERVATIONS:
             if wrapped:
                 break
-            # Past the last that was ever used: look from the first on, and only then add one.
+            # Past the last cell that was ever used: search from the first on before claiming a new cell, which would
+            # stay claimed for ever.
             wrapped = True
             number = 0
             continue
@@ -189,6 +191,7 @@ cdef int64_t purse_reserve(
     uint64_t *table, Purse *purse, Entry *entry, uint64_t stamp, int64_t amount, int64_t most, int64_t lease
 ) noexcept nogil:
     """Counts a reservation that was TAKEN, if no more than ``most`` is committed before it."""
+    # Filled in before it is COUNTING: of a COUNTING reservation a reaper reads the fields.
     cdef uint64_t cell = (<uint64_t *>entry - table) // 8
     cdef uint64_t state = fr_load(&entry.state)
     cdef uint64_t mark, new
@@ -211,6 +214,7 @@ cdef int64_t purse_reserve(
         if fr_load(&purse.window) >> 8 != stamp:
             reason = REASON_OTHER_WINDOW
         elif value > most:
+            # A refusal needs no swap, so the number is checked here to be the one that belongs to this window.
             if fr_load(&purse.committed.mark) != mark:
                 continue
             reason = REASON_OVER_LIMIT
@@ -224,7 +228,7 @@ cdef int64_t purse_reserve(
 
 
 cdef void entry_close(uint64_t *table, Entry *entry, uint64_t state) noexcept nogil:
-    """Makes the change that a CLOSING reservation says, if it has not been made. For its owner, or who reaps it."""
+    """Makes the change that a CLOSING reservation names, if it was not made yet. For its owner, or its reaper."""
     cdef Purse *purse = <Purse *>(table + 8 * entry.purse)
     cdef uint64_t new = mark_of((<uint64_t *>entry - table) // 8, state, MARK_CLOSE)
     cdef uint64_t mark
@@ -232,6 +236,7 @@ cdef void entry_close(uint64_t *table, Entry *entry, uint64_t state) noexcept no
     while True:
         mark = fr_load(&purse.committed.mark)
         follow(table, purse, mark)
+        # Freed by following the mark: another process has found this change made, so it must not be made twice.
         if fr_load(&entry.state) != state:
             return
         value = fr_load_i64(<int64_t *>&purse.committed.value)
@@ -247,12 +252,13 @@ cdef void entry_close(uint64_t *table, Entry *entry, uint64_t state) noexcept no
 
 
 cdef bint entry_settle(uint64_t *table, Entry *entry, uint64_t seen, uint64_t slot, int64_t cost) noexcept nogil:
-    """Settles a HELD reservation whose state is ``seen`` (-1: to its whole amount); False if somebody else has."""
+    """Settles a HELD reservation whose state is ``seen`` (-1: to its whole amount); False if it was settled before."""
     cdef uint64_t state
+    # What is committed stays: freeing the reservation makes it spent.
     if cost < 0 or cost == entry.amount:
         return turn_to(&entry.state, seen, freed(seen))
     state = in_phase(seen & ~<uint64_t>0xFF00 | slot << 8, SETTLING)
-    # Of two that settle at once one gets past here, so the cost is written once.
+    # Of two threads that settle at once only one gets past here, so only one writes the cost.
     if not turn_to(&entry.state, seen, state):
         return False
     write(<uint64_t *>&entry.cost, <uint64_t>cost)
@@ -262,7 +268,7 @@ cdef bint entry_settle(uint64_t *table, Entry *entry, uint64_t seen, uint64_t sl
 
 
 cdef void entry_reap(uint64_t *table, Entry *entry, uint64_t slot) noexcept nogil:
-    """Ends the reservation of a dead worker. One process at a time reaps a worker."""
+    """Ends the reservation of a dead worker. Only one process at a time reaps a worker (`Segment.reap`)."""
     cdef uint64_t seen, phase
     cdef Purse *purse
     while True:
@@ -282,6 +288,7 @@ cdef void entry_reap(uint64_t *table, Entry *entry, uint64_t slot) noexcept nogi
         elif phase == HELD:
             entry_settle(table, entry, seen, slot, 0)
         else:
+            # SETTLING but not SENT: whether the cost was written is unknown, and as nothing was sent it is 0.
             write(<uint64_t *>&entry.cost, 0)
             turn_to(&entry.state, seen, in_phase(seen, CLOSING))
 
@@ -298,7 +305,9 @@ cdef void reap_reservations(uint64_t *table, uint64_t mask, int slot) noexcept n
 
 
 cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_t *committed) noexcept nogil:
-    """What is reserved, and committed at that time; read again while changes are made, but not without end."""
+    """What is reserved, and what was committed at that time."""
+    # Read again while other processes make changes, but not for ever: after 64 rounds the figures may be off by what
+    # changed in between. They are only shown to people; limits are held by `purse_reserve`.
     cdef uint64_t cell = (<uint64_t *>purse - table) // 8
     cdef uint64_t number, mark, stamp, seen
     cdef int64_t reserved, amount
@@ -318,6 +327,7 @@ cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_
             if (seen & PHASE) < HELD or seen & LATE or fr_load(&entry.purse) != cell or fr_load(&entry.stamp) != stamp:
                 continue
             amount = fr_load_i64(&entry.amount)
+            # Of the same turn after as before: the amount belongs to the state that was read.
             if fr_load(&entry.state) >> 32 == seen >> 32:
                 reserved += min(amount, INT64_MAX - reserved)
         if fr_load(&purse.committed.mark) == mark:
@@ -329,17 +339,17 @@ cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_
 
 
 def sweep_reservations(Segment segment not None, now=0) -> int:
-    """Takes back reservations whose lease has run out: one that was sent stays spent, any other is given back.
+    """Ends reservations whose lease has run out: one that was sent stays spent, any other is given back.
 
-    A reservation that was sent can still be settled for an hour after its lease. What dead workers hold is
-    `Segment.reap`'s.
+    A reservation that was sent can still be settled for an hour after its lease. Reservations of dead workers are ended
+    by `Segment.reap`.
 
     Args:
         segment: All its reservations are looked at.
         now: ns; 0 reads the clock.
 
     Returns:
-        How many were taken back.
+        How many were ended.
     """
     cdef int64_t time = moment(now) or fr_clock()
     cdef int64_t lease
@@ -368,7 +378,7 @@ def sweep_reservations(Segment segment not None, now=0) -> int:
 
 
 def die_after(writes) -> None:
-    """For tests: kills this process just before its so manieth write to counters and reservations. 0: never."""
+    """For tests: kills this process just before its n-th write to counters and reservations. 0: never."""
     fr_die_after(amount("writes", writes, 0))
 
 
@@ -376,8 +386,8 @@ def die_after(writes) -> None:
 cdef class Counter:
     """Money spent and reserved in one window, shared by name; nano-dollars throughout.
 
-    It begins with no window: whoever comes first asks elsewhere what has been spent in it and calls ``begin``. The
-    limit is the caller's: only the money is shared.
+    A new counter has no window: the first caller looks up elsewhere (the ledger) what has been spent in it and calls
+    ``begin``. Each caller gives its own limit; only the money is shared.
 
     Args:
         segment: Where the state lives.
@@ -393,7 +403,7 @@ cdef class Counter:
     cdef readonly Segment segment
     cdef readonly str name
     cdef Purse *purse
-    cdef uint32_t hint             # where a free reservation was seen last, in this process
+    cdef uint32_t hint             # where this process last saw a free reservation
 
     def __init__(self, Segment segment not None, str name not None) -> None:
         if not FR_HAS_PAIRS:
@@ -404,7 +414,7 @@ cdef class Counter:
 
     @property
     def stamp(self) -> int:
-        """The window and how often the cell was begun; 0 before the first. Other methods hold callers to it."""
+        """The window and how often the cell was begun; 0 before the first. Other methods take it as an argument."""
         follow(self.segment.table, self.purse, fr_load(&self.purse.committed.mark))
         return fr_load(&self.purse.window) >> 8
 
@@ -417,11 +427,11 @@ cdef class Counter:
         """Begins a window in place of the one there.
 
         Args:
-            stamp: Read before ``spent`` was asked for: if the counter has been begun by another since, nothing
-                happens.
+            stamp: Read before ``spent`` was looked up. If the window has been begun by another caller since, nothing
+                changes.
             window: Its number, 1 to 2**32 - 1.
-            spent: In it so far, 0 to ``MOST_NANO``.
-            alerts: Bits of the alerts that need not be given any more.
+            spent: Spent in it so far, 0 to ``MOST_NANO``.
+            alerts: Bits of the alerts that were given already.
 
         Returns:
             Whether this call began it.
@@ -443,7 +453,8 @@ cdef class Counter:
             stamp: The window it is meant for.
             amount: 0 to ``MOST_NANO``.
             most: Usually the limit less ``amount``; negative lets nothing in.
-            lease: ns on the core's clock. Must be longer than the request can take: after that it may be taken back.
+            lease: Until when, ns on the core's clock. After that `sweep_reservations` may end the reservation, so it
+                must be later than the request can end.
 
         Returns:
             0 or more: a ticket, in this process only. ``OVER_LIMIT``, or ``OTHER_WINDOW``: the counter is at another
@@ -463,10 +474,10 @@ cdef class Counter:
         return purse_reserve(self.segment.table, self.purse, entry, at, nano, before, until)
 
     def sent(self, ticket) -> bool:
-        """The request is about to be sent: from now on it counts as spent should nobody settle it.
+        """Records that the request is about to be sent: if it is never settled, the whole amount counts as spent.
 
         Returns:
-            False if the reservation is no more: its lease ran out, or it was settled. Then nothing may be sent.
+            False if the reservation has ended: its lease ran out, or it was settled. Then nothing may be sent.
         """
         cdef uint64_t seen
         cdef Entry *entry = self.entry_of(ticket)
@@ -480,10 +491,10 @@ cdef class Counter:
                 return True
 
     def settle(self, ticket, cost=-1) -> bool:
-        """Puts what it cost in the place of what was reserved; -1 keeps the amount reserved.
+        """Replaces the amount reserved by the real cost; -1 keeps the amount reserved.
 
         Returns:
-            False if that was done before, or if the ticket is not one of this process: nothing has changed.
+            False, and nothing changed, if that was done before or the ticket is not one of this process.
         """
         cdef uint64_t seen
         cdef int64_t nano = integer(cost)
@@ -496,12 +507,13 @@ cdef class Counter:
             seen = fr_load(&entry.state)
             if not self.held(seen, ticket):
                 return False
-            # It fails only when another thread has sent or settled it, or a sweep has found it late.
+            # Fails only when the state has changed since it was read: another thread has sent or settled it, or a sweep
+            # has marked it late. Then it is looked at again.
             if entry_settle(self.segment.table, entry, seen, seen >> 8 & 0xFF, nano):
                 return True
 
     def alert(self, stamp, bit) -> bool:
-        """Whether this caller is the one to give an alert (0 to 7) of the window; each is given once."""
+        """True for the one caller that should give an alert (0 to 7) of the window; each is given once."""
         cdef int64_t number = integer(bit)
         cdef uint64_t at = PyLong_AsUnsignedLongLong(stamp)
         cdef uint64_t seen = fr_load(&self.purse.window)
@@ -519,7 +531,7 @@ cdef class Counter:
         return fr_load_i64(<int64_t *>&self.purse.committed.value)
 
     def figures(self) -> tuple[int, int]:
-        """(spent, reserved): exact when nothing changes meanwhile. It looks at every reservation of the segment."""
+        """(spent, reserved), exact if nothing changes while it reads. Reads every reservation of the segment."""
         cdef int64_t committed = 0
         cdef int64_t reserved = purse_reserved(self.segment.table, self.segment.mask, self.purse, &committed)
         return (committed - reserved, reserved)
@@ -533,7 +545,7 @@ cdef class Counter:
         return entry
 
     cdef bint held(self, uint64_t state, int64_t ticket) noexcept:
-        """Whether a state is that of a ticket that this process holds."""
+        """Whether a state is that of a ticket held by this process."""
         cdef uint64_t slot = <uint64_t>self.segment.worker_if_any()
         return (
             state >> 32 == <uint64_t>ticket >> 24 and (state & PHASE) == HELD

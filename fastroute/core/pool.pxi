@@ -2,30 +2,30 @@
 # Pool: permits that this machine has leased from a limit that many machines share
 # ======================================================================================================================
 #
-# The bucket of a shared limit is kept elsewhere; what this machine was granted of it ahead lies in a cell of its own,
-# from which all its processes take. A balance and the time until which it is good stand side by side and are swapped as
-# one (16 bytes), so a lease that has run out is never added to a new one. A balance below zero is a debt: tokens that a
-# call took beyond its estimate, to be charged to the shared limit with the next lease.
+# The bucket of a shared limit is kept elsewhere (state/redis/). What this machine was granted of it in advance is in a
+# cell of its own, from which all its processes take. A balance and the time until which it is good are side by side and
+# swapped as one (16 bytes), so an expired lease is never added to a new one. A balance below zero is a debt: tokens
+# that a call took beyond its estimate, to be charged to the shared limit with the next lease.
 #
-# The endpoint's own two buckets stand still meanwhile as mirrors of the shared ones: their TATs are what was last heard,
-# in this machine's time. So how long a refused call has to wait is answered here, without asking anybody. When nobody
-# can be asked, the machine goes on with a part of the limit from these mirrors: each permit then costs as many as there
-# are machines, which is the limit divided by their number and needs no second bucket.
+# The endpoint's own two buckets are not charged while the limit is shared. They mirror the shared buckets: their TATs
+# are what the last answer said, in this machine's time. So the wait of a refused call is known here without asking.
+# When the shared state cannot be reached, the machine goes on with its part of the limit, taken from these mirrors:
+# each permit then costs as many as there are machines, which divides the limit by their number without a second bucket.
 #
 # A process killed between two steps loses permits and never makes any.
 #
-# How many calls this machine may have under way is leased as well, and a word beside the balances: how many, and until
-# when. It grows when other machines have given their part up, and before any of it is given back it is made smaller
-# here; a call takes its permit first and counts then, so whoever has made it smaller sees in his turn all that were let
-# in before. Beside the word stands a turn, which every change makes larger and which each message to the others names:
-# so what was answered to an earlier question is neither believed here nor, sent late, there. A lease that has run out
-# is nothing; a machine that can ask nobody gives itself one, of its part.
+# How many calls this machine may have under way is leased as well. A word beside the balances says how many, and until
+# when. It grows after other machines have given up their part, and is made smaller here before any of it is given back.
+# A call takes its permit first and counts afterwards, so the process that made the number smaller sees every call that
+# was let in before. Beside the word is a turn, which grows with every change and is part of each message to the shared
+# state: an answer to an earlier question is ignored here, and a message that arrives late is ignored there. An expired
+# lease counts as none. A machine that cannot reach the shared state gives itself its own part.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
 cdef enum:
     KIND_POOL = 14
-    PERMITS_ALONE = 1 << 15      # in a lease of permits: this machine's own part, since nobody could be asked
+    PERMITS_ALONE = 1 << 15      # in a lease of permits: this machine's own part, as the shared state was out of reach
 
 # Struct ---------------------------------------------------------------------------------------------------------------
 
@@ -40,7 +40,8 @@ cdef struct Pool:                # one cell
 
 
 cdef inline int64_t pair_good(const fr_pair *pair, int64_t now) noexcept nogil:
-    """What may be taken; a debt lasts for ever."""
+    """What may be taken now. A debt does not expire with the lease."""
+    # Two loads, which may be of different changes: good enough to look at. What is taken is decided by a swap of both.
     cdef int64_t until = fr_load_i64(<int64_t *>&pair.mark)
     cdef int64_t balance = fr_load_i64(<int64_t *>&pair.value)
     return balance if until > now else min(balance, <int64_t>0)
@@ -50,6 +51,7 @@ cdef bint pair_take(fr_pair *pair, int64_t n, int64_t now) noexcept nogil:
     cdef uint64_t until
     cdef int64_t balance
     while True:
+        # A lost swap of a pair does not say what it found (on ARM it may even fail for no reason): read again.
         until = fr_load(&pair.mark)
         balance = fr_load_i64(<int64_t *>&pair.value)
         if <int64_t>until <= now or balance < n:
@@ -59,7 +61,7 @@ cdef bint pair_take(fr_pair *pair, int64_t n, int64_t now) noexcept nogil:
 
 
 cdef void pair_add(fr_pair *pair, int64_t delta) noexcept nogil:
-    """Gives back, or takes what was spent already, into debt if need be."""
+    """Gives back, or charges what was spent already, into debt if the balance is too small."""
     cdef uint64_t until
     cdef int64_t balance
     while True:
@@ -71,6 +73,8 @@ cdef void pair_add(fr_pair *pair, int64_t delta) noexcept nogil:
 
 cdef void pair_grant(fr_pair *pair, int64_t n, int64_t until, int64_t now) noexcept nogil:
     """Adds a lease to what is still good."""
+    # What expired is dropped: permits leased a while ago, used now together with the new ones, would be a burst above
+    # the shared limit. A debt is carried over, because the tokens were used.
     cdef uint64_t seen
     cdef int64_t balance, good
     while True:
@@ -101,7 +105,10 @@ cdef inline int64_t lack_wait(const Limit *limit, const int64_t *mirror, int64_t
 
 
 cdef int64_t pool_wait(EndpointParts *e, int64_t tokens, int64_t now) noexcept nogil:
-    """A refusal with the wait by what was last heard (0: ask), or 0 if the pool has one request and ``tokens``."""
+    """0 if the pool has one request and ``tokens``; else a refusal with the wait that the mirrors give.
+
+    A wait of 0 in it means: the shared limit had some left when it was last asked, so ask again.
+    """
     cdef Pool *pool = <Pool *>e.pool
     cdef int64_t lacking
     if e.requests.per_minute >= 0:
@@ -118,6 +125,8 @@ cdef int64_t pool_wait(EndpointParts *e, int64_t tokens, int64_t now) noexcept n
 cdef int64_t pool_take(EndpointParts *e, int64_t tokens, int64_t now) noexcept nogil:
     """Takes one request and ``tokens``, both or neither; 0, or what ``pool_wait`` says."""
     cdef Pool *pool = <Pool *>e.pool
+    # `pool_wait` looks after the take has failed. If it finds enough by then, another process has brought some: asking
+    # again is right.
     if e.requests.per_minute >= 0 and not pair_take(&pool.requests, 1, now):
         return pool_wait(e, tokens, now) or refusal(REASON_REQUESTS, 0)
     if e.tokens.per_minute < 0 or tokens == 0 or pair_take(&pool.tokens, tokens, now):
@@ -137,7 +146,7 @@ cdef inline void pool_charge(EndpointParts *e, int64_t requests, int64_t tokens)
 
 
 cdef void pool_tighten(EndpointParts *e, int64_t requests, int64_t tokens) noexcept nogil:
-    """The provider says that only so many are left (-1: it does not say)."""
+    """Lowers the balances to what the provider reports as remaining (-1: not reported)."""
     cdef Pool *pool = <Pool *>e.pool
     if requests >= 0:
         pair_drain(&pool.requests, requests, 0)
@@ -167,7 +176,7 @@ cdef inline int permits_leased(const EndpointParts *e, int64_t now) noexcept nog
 
 
 cdef inline int permits_lacking(const EndpointParts *e, int64_t now) noexcept nogil:
-    """After a refusal: 0: it stands; 1: others may have a permit to lease; 2: there is one here by now."""
+    """After a refusal. 0: it stands; 1: other machines may give a permit up; 2: one has become free here."""
     cdef int held = permits_counted(e)
     if not e.leases_permits or held >= e.max_in_flight or is_burdened(e):
         return 0
@@ -185,24 +194,26 @@ cdef inline int64_t times(int64_t n, int64_t machines, int64_t most) noexcept no
 
 @cython.final
 cdef class Lease:
-    """What this machine holds of an endpoint's shared limits, and the endpoint's side of sharing them.
+    """The part of an endpoint's shared limits that this machine holds, and the endpoint's side of sharing them.
 
-    With it the endpoint takes permits from the pool; when that is empty, and by what was last heard the shared limit is
-    not, it asks ``source``, in the caller's thread:
+    With a lease, the endpoint takes permits from the pool. When the pool is empty but the shared limit was not when it
+    was last asked, the endpoint calls ``source``, in the caller's thread:
 
-    * ``supply(tokens, now)``: put at least one request and ``tokens`` into the pool; 0, or a refusal as of ``admit``.
-    * ``low()``: the pool is running low; must only take note.
-    * ``reserve(tokens, max_wait, now)`` and ``unreserve(tokens, now)``: as of `Endpoint`, from the shared limit itself.
-    * ``probe(now)``: 0 if this machine may send the probe of an open breaker, or the ns until it is worth asking again;
-      ``extended(lease)``: it may take so many ns; and ``judged(flags)``: a probe has ended, or a result opened (1) or
-      closed (2) the breaker. Both must only take note.
-    * ``tightened(requests, tokens)`` and ``blocked()``: as the provider said; must only take note.
-    * ``permit(now)``: have one more permit leased than are taken; 0, or a refusal. Only with ``permits``.
+    * ``supply(tokens, now)``: put at least one request and ``tokens`` into the pool. Returns 0, or a refusal as
+      ``admit`` does.
+    * ``low()``: the pool is running low. Must return at once, without I/O.
+    * ``reserve(tokens, max_wait, now)`` and ``unreserve(tokens, now)``: as in `Endpoint`, from the shared limit itself.
+    * ``probe(now)``: 0 if this machine may send the probe of an open breaker, or the ns until it is worth asking again.
+      ``extended(lease)``: the probe may take so many ns. ``judged(flags)``: a probe has ended, or a result opened (1)
+      or closed (2) the breaker. The last two must return at once, without I/O.
+    * ``tightened(requests, tokens)`` and ``blocked()``: the provider reported a limit or an exclusion. Must return at
+      once, without I/O.
+    * ``permit(now)``: lease one more permit than are taken. Returns 0, or a refusal. Only with ``permits``.
 
     Args:
-        endpoint: The endpoint, or a quota, of which only the first two are asked; it has one source at a time.
-        source: As above, or None: the limits are this machine's alone (again).
-        permits: Whether calls at once are shared too.
+        endpoint: The endpoint; or a quota, for which only the first two are called. It has one source at a time.
+        source: As above, or None: the limits are not shared (any more).
+        permits: Whether the limit of calls at once is shared too.
 
     Raises:
         OSError: This processor cannot swap 16 bytes at once.
@@ -221,6 +232,7 @@ cdef class Lease:
         self.pool = <Pool *>segment.claim(segment.name_hash(endpoint.name), KIND_POOL)
         self.parts = &endpoint.parts
         self.endpoint = endpoint
+        # In this order: a thread that finds `leases_permits` set reads the pool without checking it.
         self.parts.leases_permits = False
         self.parts.pool = NULL if source is None else <uint64_t *>self.pool
         self.parts.leases_permits = permits and source is not None
@@ -236,17 +248,17 @@ cdef class Lease:
         )
 
     def marks(self, requests, tokens) -> None:
-        """Below which balances ``low`` is called."""
+        """Sets the balances below which ``low`` is called."""
         self.parts.low_requests = amount("requests", requests, 0)
         self.parts.low_tokens = amount("tokens", tokens, 0)
 
     def balance(self, now=0) -> tuple[int, int]:
-        """(requests, tokens) that are there to be taken; negative: a debt."""
+        """(requests, tokens) that may be taken now; negative: a debt."""
         cdef int64_t time = moment(now) or fr_clock()
         return (pair_good(&self.pool.requests, time), pair_good(&self.pool.tokens, time))
 
     def grant(self, requests, tokens, until, now=0) -> None:
-        """Adds a lease that is good until a time (ns); what is there and still good is good as long."""
+        """Adds a lease that is good until a time (ns). It extends what is in the pool and still good."""
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t end = moment(until)
         cdef int64_t r = amount("requests", requests, 0)
@@ -257,16 +269,17 @@ cdef class Lease:
             pair_grant(&self.pool.tokens, t, end, time)
 
     def heard(self, requests_ahead, tokens_ahead, now=0) -> None:
-        """The shared buckets will be full in so many ns."""
+        """Sets the mirrors: the shared buckets will be full in so many ns."""
+        # Plain stores: a later answer replaces an earlier one, and the mirrors only tell how long to wait.
         cdef int64_t time = moment(now) or fr_clock()
         fr_store(<uint64_t *>&self.parts.cold.tat, <uint64_t>fr_sum(time, amount("requests_ahead", requests_ahead, 0)))
         fr_store(<uint64_t *>&self.parts.hot.tat, <uint64_t>fr_sum(time, amount("tokens_ahead", tokens_ahead, 0)))
 
     def drain(self, requests, tokens, now=0) -> tuple[int, int]:
-        """Takes what is above these balances out of the pool.
+        """Takes out of the pool what is above these balances.
 
         Returns:
-            What of it is still good and should be given back.
+            The part of it that has not expired and should be given back to the shared limit.
         """
         cdef int64_t time = moment(now) or fr_clock()
         return (
@@ -275,7 +288,7 @@ cdef class Lease:
         )
 
     def share(self, tokens, machines, until, now=0) -> int:
-        """Puts what one call lacks into the pool from this machine's part of the limits, for nobody can be asked.
+        """Fills the pool with what one call lacks from this machine's part of the limits, when the source is down.
 
         Returns:
             0, or a refusal as of ``admit``.
@@ -302,7 +315,7 @@ cdef class Lease:
         return 0
 
     def share_ahead(self, tokens, machines, max_wait, now=0) -> int:
-        """``Endpoint.reserve`` of this machine's part of the limits."""
+        """``Endpoint.reserve`` from this machine's part of the limits, when the source is down."""
         cdef EndpointParts *e = self.parts
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t many = whole("machines", integer(machines), 1, 1000000)
@@ -325,6 +338,7 @@ cdef class Lease:
         """(leased, taken, turn, ns for which the lease is good, whether it is this machine's own part)."""
         cdef int64_t time = moment(now) or fr_clock()
         cdef uint64_t turn, word
+        # Both halves of one change: a lease is only changed together with its turn.
         while True:
             turn = fr_load(&self.pool.permits.mark)
             word = fr_load(<uint64_t *>&self.pool.permits.value)
@@ -337,11 +351,17 @@ cdef class Lease:
         )
 
     def lease_permits(self, turn, many, until, *, bint alone=False, after=0) -> bool:
-        """Sets how many permits are leased until a time (ns), and whether nobody else was asked.
+        """Sets how many permits are leased until a time (ns).
+
+        Args:
+            turn: The turn on which this decision was based.
+            many: Permits, 0 to 4096.
+            until: ns on the core's clock.
+            alone: The number is this machine's own part, set without asking the others.
+            after: The new turn is larger than this, and than ``turn``.
 
         Returns:
-            False: nothing is set, for the turn is no longer this one. If set, it is larger from now on, and than
-            ``after``.
+            False, and nothing set, if the turn has changed since.
         """
         cdef uint64_t seen = unsigned(turn)
         cdef uint64_t after_turn = unsigned(after)
@@ -355,15 +375,16 @@ cdef class Lease:
         return False
 
     def full(self, until) -> None:
-        """All machines together have no permit left: until a time (ns) this process does not ask again."""
+        """Records that all machines together have no permit left: this process does not ask again until then (ns)."""
         fr_store(<uint64_t *>&self.parts.full_until, <uint64_t>moment(until))
 
     def part(self, machines) -> None:
-        """The endpoint's retry budget is this machine's part of it: its constant share, one in so many."""
+        """Makes the constant part of the retry budget this machine's share of it: divides it by ``machines``."""
         set_retry_rules(&self.parts.retry, 0.2, 1.0 / whole("machines", integer(machines), 1, 1000000), 10.0)
 
     def open(self, until_ns, now=0) -> bool:
-        """Another machine's breaker has opened: this one is open until then too. False: it is open or on probe."""
+        """Opens the breaker until a time, as another machine's has opened. False if it is not closed."""
+        # A breaker that is open or half-open keeps its own time: it has seen failures itself, or has a probe under way.
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t until = moment(until_ns)
         cdef uint64_t *control = self.parts.breaker.control
@@ -380,7 +401,7 @@ cdef class Lease:
         return False
 
     def close(self, now=0) -> bool:
-        """Another machine's probe went well: this breaker is closed too. False: it was."""
+        """Closes the breaker, as another machine's probe has succeeded. False if it was closed."""
         cdef int64_t time = moment(now) or fr_clock()
         cdef uint64_t *control = self.parts.breaker.control
         cdef uint64_t word = fr_load(control)

@@ -1,5 +1,5 @@
-/* What the segment asks of the operating system: a shared mapping, of a file or of none, and whether this process
- * has been forked. */
+/* What the segment needs from the operating system: a shared mapping (anonymous or of a file), whether this process
+ * has been forked, and whether other processes still exist. */
 #ifndef FASTROUTE_PROCESS_H
 #define FASTROUTE_PROCESS_H
 
@@ -20,21 +20,22 @@
 #define MAP_ANONYMOUS MAP_ANON
 #endif
 
-/* Counts the forks between the first process and this one. getpid() is a system call; reading this is one load. */
+/* Counts the forks between the first process and this one. getpid() is a system call; reading this is one load.
+ * pthread_atfork also sees forks made in C, which run none of Python's hooks. */
 static uint32_t fr_forks = 1;
 
 static void fr_count_fork(void) { __atomic_fetch_add(&fr_forks, 1, __ATOMIC_RELAXED); }
 
 static inline uint32_t fr_fork_count(void) { return __atomic_load_n(&fr_forks, __ATOMIC_RELAXED); }
 
-/* More calls than one change nothing. Returns 0, or an errno. */
+/* Idempotent. Returns 0, or an errno. */
 static inline int fr_watch_forks(void) {
     static int watching = 0;
     if (__atomic_exchange_n(&watching, 1, __ATOMIC_ACQ_REL)) return 0;
     return pthread_atfork(NULL, NULL, fr_count_fork);
 }
 
-/* Memory of no file (fd < 0), or that of an open file which is at least so long. NULL leaves its reason in errno. */
+/* Anonymous memory (fd < 0), or that of an open file at least this long. On NULL the reason is in errno. */
 static inline void *fr_map_shared(size_t bytes, int fd) {
     void *place = mmap(NULL, bytes, PROT_READ | PROT_WRITE, fd < 0 ? MAP_SHARED | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
     return place == MAP_FAILED ? NULL : place;
@@ -45,7 +46,7 @@ static inline int64_t fr_file_size(int fd) {
     return fstat(fd, &status) ? -1 : (int64_t)status.st_size;
 }
 
-/* A descriptor of our own for the same opening of a file, with which file it is, so that it can be told later. */
+/* A duplicate of a descriptor, and the file's identity, by which fr_drop_file recognises it. */
 typedef struct {
     int fd;
     dev_t device;
@@ -61,7 +62,8 @@ static inline int fr_keep_file(fr_file *file, int fd) {
     return file->fd >= 0;
 }
 
-/* A program that becomes a daemon closes every descriptor, and by now the number may be another file's. */
+/* A program that becomes a daemon closes every descriptor, so by now the number may belong to another file, which must
+ * not be closed here. */
 static inline void fr_drop_file(const fr_file *file) {
     struct stat status;
     if (!fstat(file->fd, &status) && status.st_dev == file->device && status.st_ino == file->inode) close(file->fd);
@@ -69,8 +71,8 @@ static inline void fr_drop_file(const fr_file *file) {
 
 static inline int fr_process_exists(int pid) { return kill(pid, 0) == 0 || errno == EPERM; }
 
-/* When the process started, in the kernel's ticks since boot; 0 if that cannot be known; -1 if it is no more. A zombie
- * is no more: it runs nothing and only waits for its parent to ask after it. */
+/* When the process started, in the kernel's ticks since boot; 0 if that cannot be found out; -1 if it does not exist. A
+ * zombie counts as not existing: it will never run again, and may stay for long if its parent does not wait for it. */
 static inline int64_t fr_process_start(int pid) {
     char name[32], text[1024];
     char *at;
@@ -79,6 +81,7 @@ static inline int64_t fr_process_start(int pid) {
     if (!fr_process_exists(pid)) return -1;
     snprintf(name, sizeof name, "/proc/%d/stat", pid);
     fd = open(name, O_RDONLY | O_CLOEXEC);
+    /* No file though /proc is there: the process ended since. Without /proc (macOS) nothing can be said. */
     if (fd < 0) return errno == ENOENT && access("/proc/self/stat", F_OK) == 0 ? -1 : 0;
     length = read(fd, text, sizeof text - 1);
     close(fd);

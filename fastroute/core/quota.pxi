@@ -2,20 +2,20 @@
 # Quota: requests and tokens a minute that are not an endpoint's
 # ======================================================================================================================
 #
-# What a caller may use, for one. There is no permit, breaker or latency: a request is paid when it comes, and its tokens
-# are put right when it has ended. Both arrival times stand in one cell. It can be shared with other machines as an
-# endpoint's limits are: `Lease` works on `Limited`, which is what the two have in common.
+# For example the limits of one caller. There is no permit, breaker or latency: a request is paid for when it arrives,
+# and its tokens are corrected when it has ended. Both arrival times are in one cell. A quota can be shared with other
+# machines as an endpoint's limits are: `Lease` works on `Limited`, the base class of both.
 
 # Classes --------------------------------------------------------------------------------------------------------------
 
 
 cdef class Limited:
-    """What has limits of requests and tokens a minute: a `Quota` or an `Endpoint`."""
+    """Base class of `Quota` and `Endpoint`: limits of requests and tokens a minute."""
 
     cdef readonly Segment segment
     cdef readonly str name
     cdef EndpointParts parts
-    cdef object source             # shares the limits with other machines, see Lease; None: they are this one's alone
+    cdef object source             # shares the limits with other machines, see Lease; None: they are not shared
 
     def __init__(self) -> None:
         raise TypeError("Limited is made as an Endpoint or a Quota")
@@ -46,9 +46,11 @@ cdef class Quota(Limited):
         set_limit(&e.requests, "rpm", integer(rpm), integer(request_burst))
         set_limit(&e.tokens, "tpm", integer(tpm), integer(token_burst))
         cell = segment.claim(segment.name_hash(name), KIND_BUCKET)
-        e.hot = <Hot *>cell        # its tat, the last word, is that of tokens
-        e.cold = <Cold *>cell      # and its tat, the second, that of requests
-        e.max_in_flight = 1        # there are no permits, and nothing asks for one
+        # One cell seen as both structs: of Hot only `tat` is used, the last word, for tokens; of Cold only `tat`, the
+        # second word, for requests. The two do not overlap.
+        e.hot = <Hot *>cell
+        e.cold = <Cold *>cell
+        e.max_in_flight = 1        # above 0 for `never_fits`; a quota has no permits
         self.name = name
         self.segment = segment
 
@@ -73,6 +75,7 @@ cdef class Quota(Limited):
             if wait:
                 return refusal(REASON_REQUESTS, wait)
             wait = bucket_acquire(&e.tokens, &e.hot.tat, cost, time)
+            # Killed between the two, the process has used one request for nothing, until the bucket has refilled.
             if wait:
                 bucket_settle(&e.requests, &e.cold.tat, -1, time)
                 return refusal(REASON_TOKENS, wait)
@@ -85,7 +88,8 @@ cdef class Quota(Limited):
                 return 0
             if -wait >> 3:
                 return wait
-            # By what was last heard there is some. Others may be quicker to take what is brought, so more than once.
+            # A refusal without a wait: the pool is empty, but the shared limit was not when it was last asked. Another
+            # thread or process may take what `supply` brings, so this is tried more than once, but not for ever.
             wait = self.source.supply(cost, time)
             if wait:
                 return wait

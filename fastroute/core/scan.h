@@ -1,17 +1,18 @@
 /* The text scan: counts and pattern matches in one linear pass over the strings' own memory.
  *
- * Owns the bytes: narrowing text of any width to one byte a character, counting, and running the compiled
- * tables. Making those tables, reading messages and judging the counts is scan.pxi.
+ * Here: narrowing text of any width to one byte a character, counting, and running the compiled tables. Making the
+ * tables, reading messages and applying rules to the counts is in scan.pxi.
  *
  * All texts of a request form one stream of bytes in which a line feed ends each text. A line feed is white
- * space, is no part of a word, stands in no pattern and is not matched by a wildcard, so nothing can match or
- * run on across two texts. The stream goes by in blocks through a small window that stays in the first-level
- * cache; no text is held as a whole. The window ends in padding, so no kernel needs a case for a text's last
- * few bytes and none reads outside it.
+ * space, is no part of a word, is in no pattern and is not matched by a wildcard, so no match and no word can reach
+ * across two texts. The stream passes in blocks through a small window that stays in the first-level cache; no
+ * text is copied as a whole. The window ends in padding, so no kernel needs a case for a text's last few bytes
+ * and none reads outside it.
  *
- * A character above U+00FF becomes a byte that behaves as it would: a letter or digit of any script one Latin-1
- * letter (decimal digits another), white space a no-break space, all else a section sign; and the four that equal an ASCII letter when
- * case is ignored (U+0130, U+0131, U+017F, U+212A) become that letter. Patterns are ASCII, so this loses nothing.
+ * A character above U+00FF becomes a byte that behaves the same: a letter or digit of any script one Latin-1
+ * letter (decimal digits another), white space a no-break space, all else a section sign; and the four that equal
+ * an ASCII letter when case is ignored (U+0130, U+0131, U+017F, U+212A) become that letter. Patterns are ASCII, so
+ * this loses nothing.
  */
 #ifndef FASTROUTE_SCAN_H
 #define FASTROUTE_SCAN_H
@@ -32,7 +33,7 @@
 
 /* --- narrowing ----------------------------------------------------------------------------------------- */
 
-/* Narrows 16 characters if none of them is above U+00FF, and says whether it did. */
+/* Narrows 16 characters if none of them is above U+00FF; returns whether it did. */
 static inline int scan_pack2(uint8_t *to, const Py_UCS2 *from)
 {
 #if defined(__SSE2__)
@@ -89,7 +90,8 @@ static inline int scan_pack4(uint8_t *to, const Py_UCS4 *from)
 SCAN_DEFINE_COPY(scan_copy2, scan_pack2, Py_UCS2)
 SCAN_DEFINE_COPY(scan_copy4, scan_pack4, Py_UCS4)
 
-/* Bytes beyond one a character that UTF-8 needs. */
+/* Bytes that UTF-8 needs beyond one a character. Summed in runs of 128, which fit in the narrow sums: so the compiler
+ * can add many characters with one instruction. */
 static int64_t scan_utf8_extra(int kind, const void *data, size_t n)
 {
     int64_t extra = 0;
@@ -152,8 +154,8 @@ static inline int64_t scan_sum(scan_v16 bytes)
 #endif
 }
 
-/* Counts in `length` bytes, a multiple of SCAN_STEP and at most SCAN_BLOCK. White space is str.split's: 9-13,
- * 28-32, 0x85, 0xA0. */
+/* Counts in `length` bytes, a multiple of SCAN_STEP and at most SCAN_BLOCK, beyond which the byte-wide sums would
+ * overflow. White space is what str.split takes for it: 9-13, 28-32, 0x85, 0xA0. */
 static void scan_count(scan_pass *pass, const uint8_t *text, uint32_t length)
 {
     scan_v16 digits = {0}, questions = {0}, newlines = {0};
@@ -186,13 +188,12 @@ static void scan_count(scan_pass *pass, const uint8_t *text, uint32_t length)
 
 /* --- kernels: matching --------------------------------------------------------------------------------- */
 
-/* Every pattern that begins in `length` bytes, a multiple of SCAN_STEP; reads `reach` bytes more. A step waits
- * for the one before it, so several parts of the text are walked side by side to hide that; each starts with
- * nothing matched and goes on past its end far enough to see what began within it. (A pattern without a longest
- * match would have to go on until it meets the state its neighbour had there.)
+/* Finds every pattern that begins in `length` bytes, a multiple of SCAN_STEP; reads `reach` bytes more. A step has to
+ * wait for the load of the one before it, so four parts of the text are walked side by side to use that time. Each
+ * starts with nothing matched and goes on past its end far enough to see what began within it.
  *
- * Most texts hold few matches, and then a branch that is rarely taken is cheapest. Where a block turns out to be
- * full of them, `rich` does without a branch, so that no text can be slower than another. */
+ * Most texts contain few matches, and then a branch that is rarely taken is cheapest. After a block that is full of
+ * them, `rich` does without a branch, so that no text makes the scan slower than others do. */
 static inline __attribute__((always_inline)) uint32_t scan_walk_as(scan_pass *pass, const uint8_t *text,
                                                                    uint32_t length, int rich)
 {
@@ -246,7 +247,7 @@ static void scan_examine(scan_pass *pass, const uint8_t *text, uint32_t length)
         scan_walk(pass, text, length);
 }
 
-/* Takes in bytes; examines a block whenever one is full with the look-ahead that its last byte needs. */
+/* Adds bytes to the window; examines a block when it is there with the look-ahead that its last byte needs. */
 static void scan_put(scan_pass *pass, int kind, const void *data, size_t n)
 {
     const uint32_t full = 1 + SCAN_BLOCK + pass->table->reach;
@@ -278,7 +279,7 @@ static inline void scan_end_text(scan_pass *pass)
     pass->added++;
 }
 
-/* The counts begin at 0: that is for the caller to see to. */
+/* The caller passes counts of 0. */
 static void scan_begin(scan_pass *pass, const scan_table *table, scan_counts *counts)
 {
     /* Field by field, and not the window: clearing more than is needed would be a good part of a short scan. */
@@ -334,6 +335,7 @@ static void scan_finish(scan_pass *pass)
     uint32_t rest = pass->used - 1;
     uint32_t length = (rest + SCAN_STEP - 1) / SCAN_STEP * SCAN_STEP;
     uint8_t *text = pass->window + 1;
+    /* Line feeds, which match nothing; those that are counted are subtracted again below. */
     memset(text + rest, '\n', length - rest + pass->table->reach + SCAN_STEP);
     pass->added += length - rest;
     while (length) {

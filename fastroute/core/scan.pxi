@@ -1,13 +1,17 @@
-# --- 6. Scan ---------------------------------------------------------------------------------------------
+# ======================================================================================================================
+# Scan: what a request's text contains, and the level that follows from it
+# ======================================================================================================================
 #
-# What is in a request's text, and which level that makes it: the patterns of all groups, words, characters and
-# structure in one linear pass (scan.h), then the rule set's conditions over the counts, all in one native call.
+# The patterns of all groups, words, characters and structure are counted in one linear pass (scan.h); then the rule
+# set's conditions over the counts decide the level; all in one native call.
 #
-# The semantics are those of `re` with IGNORECASE, on ASCII patterns: mode "substring" is the literal text, mode
-# "word" is \b(?:pattern)\b in which a dot is any character but a line feed, mode "pattern" a regular expression of
-# the subset in scan_pattern.pxi. U+0130 and U+0131 match i, U+017F
-# matches s, U+212A matches k; every other character outside ASCII matches only a dot. A word consists of what
-# str.isalnum accepts, and the underscore; a combining mark is not part of a word.
+# The semantics are those of `re` with IGNORECASE, on ASCII patterns: mode "substring" is the literal text, mode "word"
+# is \b(?:pattern)\b in which a dot is any character but a line feed, mode "pattern" a regular expression of the subset
+# in scan_pattern.pxi. U+0130 and U+0131 match i, U+017F matches s, U+212A matches k; every other character outside
+# ASCII matches only a dot. A word consists of what str.isalnum accepts, and the underscore; a combining mark is not
+# part of a word.
+#
+# The scan keeps the GIL: 50 KB take some 30 µs, and getting the GIL back from other threads would take milliseconds.
 #
 # Thread safety: Rules and Scan never change once made.
 
@@ -110,8 +114,8 @@ ctypedef struct scan_condition:
 
 ctypedef struct scan_rule:
     int level        # index into the levels
-    int first        # its conditions: from this one
-    int end          # up to before this one
+    int first        # its conditions: from this index
+    int end          # up to, but not including, this one
     double confidence
 
 
@@ -120,7 +124,7 @@ include "scan_pattern.pxi"
 include "scan_search.pxi"
 
 
-# Rules ...................................................................................................
+# Rules --------------------------------------------------------------------------------------------------------------
 
 
 @cython.final
@@ -131,17 +135,17 @@ cdef class Rules:
         groups: ``(name, patterns, mode, weight)`` each; mode is ``"substring"``, ``"word"`` or ``"pattern"``. Case
             is ignored. At most 16 groups and 64 different patterns in all, ASCII, of 1 to 256 characters, or 1000
             of mode ``"pattern"``.
-        scope: ``"user"`` looks for patterns, words and structure in messages of role ``user`` only.
+        scope: ``"user"`` counts patterns, words and structure in messages of role ``user`` only; ``"all"`` in all.
         base, low, high: the score is ``base`` plus each group's weight times the number of its patterns that
-            occur, held to ``low`` .. ``high``.
+            occur, limited to ``low`` .. ``high``.
         levels: names of the levels.
         rules: ``(level, confidence, conditions)`` each; a condition is ``(feature, operator, value)``. The first
             rule of which all conditions hold decides.
-        default: ``(level, confidence)`` if none does.
+        default: ``(level, confidence)`` if no rule holds.
         portable: use the plain C kernel even where the processor has AVX2 (for tests and comparison).
 
     Raises:
-        ValueError: if anything in these cannot be right; the message says what and where.
+        ValueError: if an argument is invalid; the message says which one and why.
 
     Thread safety: immutable; any number of threads may scan with one object.
     """
@@ -161,6 +165,7 @@ cdef class Rules:
     cdef readonly tuple groups          # names
     cdef tuple spellings                # of each group: (pattern, bit) pairs
 
+    # In __cinit__, which runs once for each object: a second __init__ would replace the tables under a running scan.
     def __cinit__(
         self, *, groups, str scope, levels, rules, default, double base=0.0, double low=-1e300,
         double high=1e300, bint portable=False,
@@ -211,7 +216,8 @@ cdef class Rules:
                     program = _scan_checked(text, mode)
                 except ValueError as error:
                     raise ValueError(f"{where}: pattern {text!r}: {error}") from None
-                # The case of a letter after a backslash matters.
+                # One bit for patterns that match the same, so that `total` counts them once. In a regular pattern the
+                # case of a letter after a backslash matters, so its text is not lowered.
                 key = (mode, text if mode == "pattern" else text.lower())
                 if key not in bits:
                     if len(bits) == SCAN_MAX_PATTERNS:
@@ -246,13 +252,16 @@ cdef class Rules:
             ([{columns[byte] for byte in characters} for characters in sets], is_word, number)
             for sets, is_word, number in patterns
         ]
+        # `free` is walked over the whole text by the portable kernel; `fixed` from single places by the AVX2 kernel.
         for fixed in (False, True):
             rows, start = _scan_automaton(classed, columns, words, fixed)
             _scan_store(&self.table.fixed if fixed else &self.table.free, rows, start, len(words))
+        # Plus 1: the first cell of a row is the set of patterns that matched.
         for byte in range(256):
             self.table.column[<int> byte] = <int> columns[byte] + 1
             self.table.word[<int> byte] = words[columns[byte]]
         _scan_buckets(&self.table, patterns)
+        # Rounded up to what the portable kernel takes at a time.
         self.table.reach = (max(len(sets) for sets, _, _ in patterns) + 3) // 4 * 4
         for _, _, number in patterns:
             self.table.all |= <uint64_t> 1 << <int> number
@@ -274,6 +283,8 @@ cdef class Rules:
             search.begin = search.dfa.first + <uintptr_t> (sizeof(uint64_t) * places[automaton.begin])
             if automaton.sink is not None:
                 search.sink = search.dfa.first + <uintptr_t> (sizeof(uint64_t) * places[automaton.sink])
+        # Texts with wider characters are turned into columns before they are walked: in their alphabet, `columns`, a
+        # column stands for itself.
         self.table.end = len(kinds)
         for symbol in range(256):
             column = columns[symbol]
@@ -337,13 +348,13 @@ cdef class Rules:
 
         Args:
             messages: OpenAI's message mappings. Content may be a string, a list of parts (text is read, images
-                are counted) or missing; content of any other kind is passed over.
+                are counted) or missing; content of any other kind is ignored.
             max_tokens: output tokens asked for, 0 if unknown.
             tools: how many tools or functions the request offers.
 
         Returns:
-            The counts and the level. Reading is linear in the text; of a text that would bring the whole above
-            1 MiB of characters and is longer than 16 KiB only the first and last 8 KiB are examined.
+            The counts and the level. The time is linear in the text. Of a text that is longer than 16 KiB and would
+            make the request longer than 1 MiB of characters, only the first and last 8 KiB are examined.
 
         Raises:
             TypeError: if ``messages`` is not a sequence of mappings; it says which one is not.
@@ -353,13 +364,13 @@ cdef class Rules:
         return result
 
     def read(self, messages, params):
-        """As `scan`, for a request as it came in.
+        """`scan` for a request as the caller passed it.
 
         Args:
             messages: as for `scan`.
-            params: the request's other parameters, a mapping; of these ``max_tokens`` or else
-                ``max_completion_tokens`` (what is no finite number counts as none), and how many ``tools`` and
-                ``functions`` there are.
+            params: the request's other parameters, a mapping. Used are ``max_tokens`` or else
+                ``max_completion_tokens`` (ignored unless a finite number), and the number of ``tools`` and
+                ``functions``.
         """
         cdef Scan result = self._read(messages)
         cdef int64_t max_tokens = 0, tools = 0
@@ -373,6 +384,8 @@ cdef class Rules:
         return result
 
     cdef Scan _read(self, messages):
+        # Nothing here validates a request: what is not text is ignored, so that classifying cannot fail where the
+        # provider would have answered.
         cdef scan_pass task
         cdef Scan result = Scan.__new__(Scan)
         cdef Py_ssize_t index = 0
@@ -433,7 +446,7 @@ cdef class Rules:
         return self.low if score < self.low else self.high if score > self.high else score
 
     cdef double _value(self, Scan scan, int feature) noexcept:
-        """A feature's, by its place in SCAN_FEATURES; the groups' follow them."""
+        """The value of a feature, by its place in SCAN_FEATURES; the groups follow them."""
         cdef const scan_counts *tally = &scan.tally
         if feature >= SCAN_GROUPS:
             return scan_popcount(tally.found & self.masks[feature - SCAN_GROUPS])
@@ -443,7 +456,7 @@ cdef class Rules:
             return scan.score
         if feature == SCAN_TOTAL:
             return scan_popcount(tally.found)
-        # Counts; those that are asked for most stand first.
+        # Compared one after the other: the features used most come first.
         return <double> (
             tally.chars if feature == SCAN_CHARS else
             tally.words if feature == SCAN_WORDS else
@@ -474,7 +487,7 @@ cdef inline bint _scan_holds(int relation, double value, double bound) noexcept 
 
 
 cdef int64_t _scan_limit(value) except -1:
-    """Output tokens asked for, up to 2**53; 0 if that is no finite number."""
+    """Output tokens asked for, at most 2**53, from where on a double is no longer exact; 0 unless a finite number."""
     cdef double number
     if isinstance(value, int):
         return min(max(value, 0), 9007199254740992)
@@ -485,7 +498,7 @@ cdef int64_t _scan_limit(value) except -1:
 
 
 cdef int64_t _scan_number(offered) except -1:
-    """How many tools there are in a list of them."""
+    """The number of tools in a list of them."""
     if offered is None:
         return 0
     if isinstance(offered, list):
@@ -494,7 +507,7 @@ cdef int64_t _scan_number(offered) except -1:
 
 
 cdef int _scan_part(scan_pass *task, part, bint in_scope) except -1:
-    """Reads one part of a content list; the result is how many images it holds."""
+    """Reads one part of a content list and returns the number of images in it."""
     if isinstance(part, str):
         scan_text(task, part, in_scope)
         return 0
@@ -511,17 +524,17 @@ cdef int _scan_part(scan_pass *task, part, bint in_scope) except -1:
     return kind == "image_url" or kind == "input_image"
 
 
-# Scan ....................................................................................................
+# Scan ---------------------------------------------------------------------------------------------------------------
 
 
 @cython.final
 @cython.no_gc
 @cython.freelist(16)
 cdef class Scan:
-    """What `Rules.scan` found. Only `Rules` makes one.
+    """The result of `Rules.scan`, made only there.
 
-    ``chars``, ``utf8``, ``messages``, ``turns``, ``images`` and ``average`` are over all messages, exact whatever
-    their length; the other counts over the texts in scope, as far as they were examined.
+    ``chars``, ``utf8``, ``messages``, ``turns``, ``images`` and ``average`` cover all messages and are exact. The other
+    counts cover the texts in scope, as far as they were examined (see ``truncated``).
 
     Thread safety: immutable.
     """
@@ -530,7 +543,7 @@ cdef class Scan:
     cdef scan_counts tally
     cdef int64_t max_tokens
     cdef int64_t tools
-    cdef readonly double score          # held to its bounds
+    cdef readonly double score          # limited to its bounds
     cdef readonly double confidence     # of the rule that decided
     cdef readonly int level_index       # index into the rule set's levels
     cdef readonly int rule              # index of the rule that decided, -1: the default
@@ -569,7 +582,7 @@ cdef class Scan:
 
     @property
     def words(self):
-        """What ``len(text.split())`` gives, summed over the texts."""
+        """``len(text.split())``, summed over the texts."""
         return self.tally.words
 
     @property
@@ -580,19 +593,19 @@ cdef class Scan:
     @property
     @cython.nonecheck(True)
     def counts(self):
-        """How many different patterns of each group occur."""
+        """The number of different patterns of each group that occur."""
         cdef int i
         return tuple([scan_popcount(self.tally.found & self.rules.masks[i]) for i in range(self.rules.group_count)])
 
     @property
     def total(self):
-        """How many different patterns occur in all; one that stands in two groups of one mode counts once."""
+        """The number of different patterns that occur; one that is in two groups of the same mode counts once."""
         return scan_popcount(self.tally.found)
 
     @property
     @cython.nonecheck(True)
     def matches(self):
-        """The patterns that occur, as the rule set spells them, by group; groups without any are left out."""
+        """The patterns that occur, as the rule set spells them, by group; groups without a match are left out."""
         cdef uint64_t found = self.tally.found
         result = {}
         for name, pairs in zip(self.rules.groups, self.rules.spellings):

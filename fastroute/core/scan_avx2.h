@@ -1,13 +1,13 @@
 /* The text scan's kernel for x86-64 processors with AVX2, found at run time; scan.h has the one for all others.
  *
- * It counts and matches in one go. Matching is a filter before a check: the patterns are put into eight buckets,
- * and a table look-up on the two nibbles of a byte, for 32 bytes at once, says for which buckets a byte could be
- * the first character, another for the second, and so on to the fourth. Where all four agree, and for patterns
- * that begin a word where the byte before is no part of one, the automaton `fixed` is walked from there. The
- * filter may let too much pass, never too little. A bucket of which everything has been found lets nothing pass.
+ * It counts and matches in one pass. Matching is a filter before a check. The patterns are in eight buckets. A table
+ * look-up on the two nibbles of a byte, for 32 bytes at once, gives the buckets for which the byte can be the first
+ * character; another look-up does so for the second, and so on to the fourth. Where all four agree (and, for patterns
+ * that begin with a word, where the byte before is not part of one) the automaton `fixed` is walked from there. The
+ * filter may let too much pass, never too little. A bucket whose patterns have all been found lets nothing pass.
  *
- * Where the text is such that checking would take longer than walking the automaton over all of it, the caller does
- * that for the rest of the request, so the time stays linear whatever the text.
+ * For a text in which checking would take longer than walking the automaton over all of it, the caller walks the
+ * automaton for the rest of the request, so the time stays linear whatever the text.
  */
 #ifndef FASTROUTE_SCAN_AVX2_H
 #define FASTROUTE_SCAN_AVX2_H
@@ -19,7 +19,7 @@
 #define SCAN_AVX2 __attribute__((target("avx2,popcnt,bmi,lzcnt")))
 #define SCAN_AVX2_INLINE static inline SCAN_AVX2 __attribute__((always_inline))
 
-/* Kinds of byte, as bits of what the two tables below have in common at its nibbles. */
+/* Kinds of byte: bits that are set in both tables below at the byte's two nibbles. */
 enum {
     SCAN_IS_SPACE = 0x0F,                /* four bits, as white space is four rectangles of nibbles */
     SCAN_IS_WORD = 0xE0,                 /* ASCII letters (two bits) and digits */
@@ -53,7 +53,7 @@ SCAN_AVX2_INLINE int64_t scan_sum32(__m256i bytes)
     return _mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1);
 }
 
-/* Buckets that the 32 bytes at `text` may be the character number `place` of. */
+/* For each of the 32 bytes at `text`, the buckets for which it can be the character that `low` and `high` are about. */
 SCAN_AVX2_INLINE __m256i scan_possible(const uint8_t *text, __m256i low, __m256i high)
 {
     const __m256i nibble = _mm256_set1_epi8(0x0F);
@@ -62,7 +62,7 @@ SCAN_AVX2_INLINE __m256i scan_possible(const uint8_t *text, __m256i low, __m256i
     return _mm256_and_si256(_mm256_shuffle_epi8(low, _mm256_and_si256(v, nibble)), _mm256_shuffle_epi8(high, above));
 }
 
-/* Walks the automaton from one place on; the result is how many steps that took. */
+/* Walks the automaton from one place on until nothing can match any more; returns the number of steps. */
 static inline uint32_t scan_check(const scan_table *table, const uint8_t *text, uint64_t *found)
 {
     const uint8_t *at = text;
@@ -137,6 +137,8 @@ SCAN_AVX2_INLINE uint32_t scan_vectors_as(scan_pass *pass, const uint8_t *text, 
             outside_before = outside >> 63;
             for (; hits; hits &= hits - 1)
                 steps += 4 + scan_check(table, text + i + __builtin_ctzll(hits), &found);
+            /* Checking has cost enough: let nothing pass in the rest of the block, which is only counted. The caller
+             * walks the automaton over all of it. */
             if (__builtin_expect(steps > most, 0))
                 high0 = zero;
         }

@@ -1,9 +1,12 @@
 # The scan's compiler: patterns become the automata and the filter that scan.h runs. Part of scan.pxi.
 #
-# A pattern is a string of byte sets with an assertion at both ends or none. Together they are a small NFA; the
-# subset construction makes it a DFA over classes of bytes. A DFA state remembers whether the last character was
-# part of a word, so that a boundary is decided on reading the next one. Regular patterns, whose matches may be of
-# any length, have automata of their own: scan_pattern.pxi.
+# A pattern is a sequence of byte sets, with a word boundary at both ends or at none. Together the patterns are a small
+# NFA; the subset construction turns it into a DFA over classes of bytes. A DFA state remembers whether the last
+# character was part of a word, so a boundary is decided when the next character is read. Regular patterns, whose
+# matches may have any length, have automata of their own: scan_pattern.pxi.
+#
+# This runs once for a rule set, so it is Python with sets of states as bits of one integer, written for clarity. Only
+# the number of rows has a limit (SCAN_MAX_CELLS): wildcards can make it grow exponentially.
 
 def _scan_automaton(patterns, columns, words, bint fixed):
     """The rows of a DFA: one ``(matched bits, [next row of each class])`` a state, and its two start rows.
@@ -12,8 +15,8 @@ def _scan_automaton(patterns, columns, words, bint fixed):
     ``c`` is part of a word. With ``fixed``, matches begin at the first character only, and row 0 is the row
     from which nothing can match any more.
     """
-    # Items are bits: item k of a pattern stands for "k of its characters read"; 0 is not stored, as it is
-    # always there (or, with `fixed`, there only at the start).
+    # Items are bits: item k of a pattern stands for "k of its characters read". Item 0 is not stored: it is in every
+    # state (or, with `fixed`, in the start states only).
     cdef int classes = len(words)
     advance = [0] * classes
     begin = [[0] * classes, [0] * classes]     # by whether there is a word boundary before the class
@@ -35,6 +38,7 @@ def _scan_automaton(patterns, columns, words, bint fixed):
     start = [(0, word, 0, True) for word in (0, 1)]
     states = {}
     rows = []
+    # The row from which nothing can match leads to itself: scan_check in scan_avx2.h stops there.
     if fixed:
         states[(0, 0, 0, False)] = 0
         rows.append((0, [0] * classes))
@@ -49,6 +53,8 @@ def _scan_automaton(patterns, columns, words, bint fixed):
         for column in range(classes):
             boundary = word != words[column]
             matched = 0
+            # A pattern of mode "word" that was read to its end matches only now, if its last character is followed by a
+            # boundary. A literal pattern matches on its last character, and need not be carried further.
             if boundary:
                 ended = items & word_mask
                 while ended:
@@ -80,7 +86,10 @@ def _scan_automaton(patterns, columns, words, bint fixed):
 
 
 def _scan_classes(patterns):
-    """Bytes that all patterns treat alike make one class: a column for each byte, and whether a class is of words."""
+    """A column for each byte, and for each column whether it is part of words.
+
+    Bytes that all patterns treat alike share a column: rows become short enough for the first-level cache.
+    """
     members = {frozenset(characters) for sets, _, _ in patterns for characters in sets}
     columns, signatures = [], {}
     words = []
@@ -95,7 +104,9 @@ def _scan_classes(patterns):
 
 
 cdef list _scan_store(scan_dfa *dfa, rows, start, int classes):
-    """Lays the rows out as scan_tables.h has them; the result is the cell each begins at, from the first row's."""
+    """Lays the rows out as scan_tables.h describes; returns the cell at which each begins, counted from the first."""
+    # A row begins at a multiple of 16 bytes, or 8 bytes further if its set is not empty: so bit 3 of its address says
+    # whether anything matched, without a load. The stride leaves room for that.
     cdef int stride = (1 + 1 + classes + 1) // 2 * 2
     cdef int place, column
     cdef uint64_t *cells
@@ -143,7 +154,7 @@ cdef double _scan_share(uint32_t low, uint32_t high) noexcept nogil:
 
 
 def _scan_passing(windows):
-    """How much of prose a bucket lets pass, in no particular unit."""
+    """How much of prose a bucket lets pass, in no unit: for comparison only."""
     passing = 1.0
     for low, high in windows:
         passing *= _scan_share(low, high)
@@ -151,22 +162,23 @@ def _scan_passing(windows):
 
 
 def _scan_joined(one, other):
-    """Two buckets as one, and how much more passes then."""
+    """How much more passes when two buckets are joined, and the joined bucket."""
     windows = [(a | c, b | d) for (a, b), (c, d) in zip(one[2], other[2])]
     passing = _scan_passing(windows)
     return passing - one[3] - other[3], (one[0], one[1] | other[1], windows, passing)
 
 
 cdef int _scan_buckets(scan_table *table, list patterns) except -1:
-    """Spreads the patterns over the filter's eight buckets, so that little passes which is no match.
+    """Spreads the patterns over the filter's eight buckets so that few bytes pass which are no match.
 
-    Begins with a bucket for each pattern, then joins the two for which that lets least more pass, until there
-    are eight. Patterns that can begin within a word are kept apart from those that cannot.
+    Greedy: begins with a bucket for each pattern, then joins the two whose join lets least more pass, until there are
+    eight. Patterns that can begin within a word are kept apart from those that cannot, because for the latter the
+    filter also looks at the byte before. A poor choice costs time, never a match.
     """
     cdef int number, place, byte
     buckets = {}
     for sets, is_word, number in patterns:
-        # A boundary follows a character outside words if what comes next is part of one.
+        # A pattern of mode "word" whose first character is always part of a word needs a byte outside words before it.
         inner = not is_word or not all(chr(byte).isalnum() for byte in sets[0])
         windows = []
         for place in range(4):

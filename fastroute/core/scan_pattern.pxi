@@ -1,10 +1,11 @@
-# The scan's regular patterns: the subset of `re` that can be matched in linear time, parsed. Part of scan.pxi.
+# The parser of the scan's regular patterns: the subset of `re` that can be matched in linear time. Part of scan.pxi.
 #
 # A pattern becomes a program of five instructions: a set of characters, a fork, a jump, an assertion, the end. The
-# alphabet is what scan.h tells apart: a byte each for Latin-1, for what lies above the byte that behaves the same, and
-# one symbol more for decimal digits of other scripts. Making automata of programs is scan_search.pxi.
+# alphabet is what scan.h tells apart: a symbol for each Latin-1 character, which also stands for the characters above
+# U+00FF that behave the same, and one more symbol for decimal digits of other scripts. Making automata of programs is
+# in scan_search.pxi.
 #
-# Nobody asks where a match is or how long, only whether there is one. So lazy repeats are the same as others,
+# Only whether a pattern matches is of interest, not where or how long. So lazy repeats are the same as greedy ones, and
 # groups capture nothing.
 
 cdef enum:
@@ -16,7 +17,7 @@ cdef enum:
     SCAN_MAX_PROGRAM = 2000         # instructions of a pattern
 
 
-# A Python integer, so that sets of any size are shifted as such.
+# A Python integer: shifting a literal 1, Cython might use a C int, which is too small for sets of symbols.
 cdef object _SCAN_ONE = 1
 
 
@@ -36,11 +37,11 @@ cdef object _SCAN_WILD = _SCAN_EVERY ^ _SCAN_ONE << 0x0A
 cdef object _SCAN_CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v"}
 
 
-# Parsing .................................................................................................
+# Parsing ------------------------------------------------------------------------------------------------------------
 
 
 class _PatternParser:
-    """Reads one pattern into a tree of tuples; what is outside the subset is refused with its place.
+    """Parses one pattern into a tree of tuples. Refuses what is outside the subset, with its place.
 
     Nodes: ``("set", symbols)``, ``("all", nodes)``, ``("any", nodes)``, ``("repeat", node, least, most or None)``
     and ``("assert", one of ^ $ b B)``.
@@ -63,6 +64,7 @@ class _PatternParser:
         node = self.alternatives()
         if self.at < len(text):
             raise self.wrong(self.at, "this ) closes nothing; the character itself is \\)")
+        # Such a pattern would always count, which is never meant.
         if _scan_empty(node):
             raise ValueError("it matches without reading a character, so it would be found in every text")
         return node
@@ -115,6 +117,7 @@ class _PatternParser:
             if rest[:1] != ":":
                 raise self.wrong(start, "only (?:...) and (...) are known; case is ignored without a flag")
             self.at += 2
+        # This parser is recursive, and so are the functions that walk its tree.
         self.depth += 1
         if self.depth > SCAN_MAX_DEPTH:
             raise self.wrong(start, f"groups go more than {SCAN_MAX_DEPTH} deep")
@@ -184,6 +187,7 @@ class _PatternParser:
     def repeated(self, node):
         start = self.at
         char = self.peek()
+        # `re` refuses a repeated assertion too, but accepts one in a group.
         if node[0] == "assert" and self.text[start - 1] != ")":
             raise self.wrong(start, "an assertion cannot be repeated")
         self.at += 1
@@ -233,8 +237,9 @@ def _scan_empty(node):
 
 def _scan_program(text):
     """A pattern as instructions: ``("set", symbols)``, ``("fork", two)``, ``("jump", one)``, ``("assert", which)``
-    and ``("match",)`` at the end; places are relative to the program's own start. After it stand notes:
-    ``("chain", start, length, count)`` for as many copies of something, each of which may be the last.
+    and ``("match",)`` at the end; places are relative to the program's own start. After it come notes for
+    `_SearchAutomaton`: ``("chain", start, length, count)``, count copies of one node in a row, each of which may be the
+    last.
 
     Raises:
         ValueError: what is wrong, and at which character.
@@ -245,6 +250,7 @@ def _scan_program(text):
 
 
 def _scan_emit(node, program, chains):
+    # Checked before each node and not at the end: nested repeats of 1000 would fill the memory first.
     if len(program) > SCAN_MAX_PROGRAM:
         raise ValueError(f"it is too large: more than {SCAN_MAX_PROGRAM} steps when its repeats are written out")
     kind = node[0]
@@ -274,7 +280,7 @@ def _scan_emit_repeat(node, least, most, program, chains):
     for _ in range(least):
         start = len(program)
         _scan_emit(node, program, chains)
-        if len(program) == start:      # an empty group, as often as you like
+        if len(program) == start:      # an empty group: repeating it adds nothing
             return
     if most is None and least:
         program.append(("fork", start, len(program) + 1))

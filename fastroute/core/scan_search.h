@@ -1,12 +1,12 @@
 /* The text scan's kernel for regular patterns. Each text is walked from its beginning, whatever its width, by every
  * automaton of the rule set; scan_tables.h has the structures.
  *
- * A step waits for the one before it, so four parts of a span are walked side by side: the first from where the
- * search has come to, the others as if nothing before them mattered. Then the parts are joined. If the search comes
- * out of a part in the row that the next one was begun with, that one stands. Otherwise it goes on into the next part
- * until both were in the same row at the same place, from where on they agree. A pattern like a.*b may never let
- * them meet; then the rest of the text is walked in one stream. Nothing is read more than twice, so the time is
- * linear whatever the text and the patterns.
+ * A step has to wait for the load of the one before it, so four parts of a span are walked side by side: the first
+ * from the row that the search has reached, the others as if nothing had matched before them. Then the parts are
+ * joined. If the search leaves a part in the row with which the next part was begun, the next part's result is valid.
+ * Otherwise the search goes on into the next part until both were in the same row at the same place: from there on
+ * they are the same. With a pattern like a.*b that may never happen; then the rest of the text is walked in one
+ * stream. Nothing is read more than twice, so the time is linear whatever the text and the patterns.
  */
 #ifndef FASTROUTE_SCAN_SEARCH_H
 #define FASTROUTE_SCAN_SEARCH_H
@@ -15,8 +15,8 @@
 
 enum { SCAN_MARKS = SCAN_SPAN / SCAN_STREAMS / SCAN_MARK };
 
-/* Walks one stream; with `marks`, only until it is in the row that another stream was in at the same place, which
- * leaves *joined true. No branch for a match: a text full of them is not slower. */
+/* Walks one stream; with `marks`, only until it is in the row that another stream was in at the same place, and then
+ * sets *joined. No branch for a match, so that a text full of them is not slower. */
 static inline uintptr_t scan_search_one(uintptr_t row, const uint8_t *text, size_t n, const uint8_t *column,
                                         uint64_t *found, const uintptr_t *marks, int *joined)
 {
@@ -43,7 +43,7 @@ static inline uintptr_t scan_search_one(uintptr_t row, const uint8_t *text, size
     return row;
 }
 
-/* Walks four parts, a multiple of SCAN_MARK long each; *apart becomes true if two did not meet. */
+/* Walks four parts, a multiple of SCAN_MARK long each; sets *apart if two of them did not meet. */
 static uintptr_t scan_search_four(const scan_search *search, uintptr_t row, const uint8_t *text, size_t part,
                                   const scan_alphabet *alphabet, uint64_t *found, int *apart)
 {
@@ -83,12 +83,13 @@ static uintptr_t scan_search_four(const scan_search *search, uintptr_t row, cons
     return row;
 }
 
-/* Walks on from a row over as much of a text as one likes. */
+/* Walks on from a row over n bytes. */
 static uintptr_t scan_search_on(const scan_search *search, uintptr_t row, const uint8_t *text, size_t n,
                                 const scan_alphabet *alphabet, uint64_t *found, int *apart)
 {
     while (n >= SCAN_STREAMS * SCAN_MARK) {
         size_t span = n < SCAN_SPAN ? n : SCAN_SPAN, part = span / SCAN_STREAMS / SCAN_MARK * SCAN_MARK;
+        /* Nothing more can be found: the rest of the text need not be read. */
         if (row == search->sink || !(search->all & ~*found))
             return row;
         if (*apart) {
@@ -102,7 +103,7 @@ static uintptr_t scan_search_on(const scan_search *search, uintptr_t row, const 
     return scan_search_one(row, text, n, alphabet->column, found, NULL, NULL);
 }
 
-/* Characters of two or four bytes as columns. */
+/* Turns characters of two or four bytes into columns. */
 static void scan_search_columns(const scan_table *table, uint8_t *to, int kind, const char *from, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -111,7 +112,8 @@ static void scan_search_columns(const scan_table *table, uint8_t *to, int kind, 
     }
 }
 
-/* Part of a text, or all of it: `first` and `last` say whether it begins and ends where the text does. */
+/* Searches part of a text, or all of it: `first` and `last` say whether it begins and ends where the text does. Only
+ * there ^ and $ may match. */
 static void scan_search_part(scan_pass *pass, int kind, const char *data, size_t n, int first, int last)
 {
     const scan_table *table = pass->table;

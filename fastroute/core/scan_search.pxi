@@ -1,9 +1,12 @@
 # The automata of the scan's regular patterns, which scan_search.h runs. Part of scan.pxi.
 #
-# Programs become a DFA by the subset construction: it has a row for each set of places where a match may stand, so
-# reading a character is one step however many places there are. Assertions look at the character before, which a row
-# remembers, and at the one being read; at the end of a text one last symbol is read that is no character. What is
-# left of a pattern that has been found is dropped, as one match is enough.
+# Programs become a DFA by the subset construction: it has a row for each set of instructions that a match may have
+# reached, so reading a character is one step however many there are. Assertions look at the character before, which a
+# row remembers, and at the one being read; at the end of a text one last symbol is read that stands for no character.
+# The instructions of a pattern that has been found are dropped, as one match is enough.
+#
+# A DFA can have exponentially many rows. All limits below are on making it, in states and in steps, so that a rule set
+# from a configuration is either compiled in bounded time or refused; scanning with it is linear in any case.
 
 cdef enum:
     SCAN_MAX_STATES = 4096          # of a pattern's own automaton ...
@@ -11,7 +14,7 @@ cdef enum:
     SCAN_MAX_SEARCHES = 8           # automata
     SCAN_MAX_STEPS = 1_500_000      # of making one: about a second
 
-# What a character may be to an assertion.
+# The kinds of character that assertions tell apart.
 cdef enum:
     SCAN_NEXT_OTHER
     SCAN_NEXT_WORD
@@ -20,10 +23,10 @@ cdef enum:
 
 
 def _scan_alphabet(programs):
-    """Symbols that all programs treat alike make one column.
+    """Gives symbols that all programs treat alike one column.
 
     Returns:
-        The column of each symbol, and for each column what it is to an assertion; the last is a text's end.
+        The column of each symbol, and the kind (SCAN_NEXT_…) of each column; the last column is a text's end.
     """
     members = {item[1] for program in programs for item in program if item[0] == "set"}
     columns, kinds, signatures = [], [], {}
@@ -44,10 +47,14 @@ def _scan_alphabet(programs):
 class _SearchAutomaton:
     """The DFA of some programs, in the form that `_scan_store` lays out.
 
-    A state is ``(items, word, begun, pending, ending, found)``: the instructions where a match may stand, as bits;
-    whether the character before was part of a word, if an assertion wants to know; whether the text has begun;
-    then what holds only if the line feed just read was the text's last character, as ``$`` may stand before that:
-    items and patterns found; and the patterns found on arrival.
+    A state is ``(items, word, begun, pending, ending, found)``:
+
+    * items: the instructions that a match may have reached, as bits;
+    * word: whether the character before was part of a word; always False if no assertion in the state needs it;
+    * begun: whether this is the beginning of a text;
+    * pending, ending: items, and patterns found, that count only if the line feed just read was the text's last
+      character, because ``$`` also matches before that;
+    * found: the patterns found on arrival.
 
     Attributes:
         rows: ``(patterns found, [next row of each column])`` each.
@@ -76,9 +83,11 @@ class _SearchAutomaton:
                 self._code.append(item)
                 self._bit.append(_SCAN_ONE << number)
             self._owned[_SCAN_ONE << number] = (_SCAN_ONE << len(self._code)) - (_SCAN_ONE << base)
+        # Sets of instructions are bits of one integer, so the frequent operations on a state are single operations.
         self._asserting = sum([_SCAN_ONE << at for at, item in enumerate(self._code) if item[0] == "assert"])
         self._reading = [0] * len(kinds)
-        # Where only one instruction can follow, all of those are moved on at once.
+        # A set followed by a set, as in plain text: all of these are moved on by one shift. For the others the
+        # instructions that can follow are worked out once.
         self._plain = 0
         self._next = {}
         representative = {column: symbol for symbol, column in enumerate(columns)}
@@ -97,7 +106,10 @@ class _SearchAutomaton:
         self._build(self._reached(starts, True)[0], most)
 
     def _reached(self, places, begun):
-        """The sets and open assertions that can be come to without reading, as bits, and the patterns ended."""
+        """The sets and assertions that can be reached without reading a character, as bits, and the patterns ended.
+
+        ``^`` is decided here, as it depends on nothing that is read; the other assertions stay in the state.
+        """
         stack, seen = list(places), set()
         items = found = 0
         while stack:
@@ -118,10 +130,11 @@ class _SearchAutomaton:
         return items, found
 
     def _beyond(self, at, word, begun, kind):
-        """What an open assertion lets through, given what stands before and after it.
+        """What can be reached through an assertion, given the characters before and after it.
 
         Returns:
-            Sets, patterns ended; then those of both that hold only if a line feed to be read is the last.
+            Sets and patterns ended; then the same two that hold only if the line feed being read is the text's last
+            character.
         """
         key = (at, word, begun, kind)
         if key in self._passed:
@@ -154,7 +167,7 @@ class _SearchAutomaton:
         return result
 
     def _open(self, items, word, begun, kind):
-        """`_beyond` for all of a state's items: its sets are through already."""
+        """`_beyond` for all assertions of a state, together with its sets."""
         asserting = items & self._asserting
         sets, found, late_sets, late_found = items ^ asserting, 0, 0, 0
         while asserting:
@@ -184,10 +197,10 @@ class _SearchAutomaton:
         return items, found
 
     def _pruned(self, items, start, mask, length, count):
-        """Without what stands at a place of a copy that a copy before it has too.
+        """The items without those in a copy of a repeated node that are in an earlier copy at the same place too.
 
-        Whatever can follow there can follow the earlier one, which has more copies to go. So a.{0,60}b needs a
-        state for each distance from the last a, not for every set of distances from all of them.
+        Whatever can follow the later one can follow the earlier one, which has more copies to go. So a.{0,60}b needs
+        a state for each distance from the last a, not for every set of distances from all of them.
         """
         rest = items >> start & (_SCAN_ONE << length * count) - 1
         seen = 0
@@ -201,6 +214,8 @@ class _SearchAutomaton:
         return items
 
     def _state(self, items, word, begun, pending, ending, found):
+        # Brings a state into one form, so that states which behave the same become one row. Without each of the three
+        # steps the number of rows multiplies: with the patterns found, with distances, with the character before.
         rest = found
         while rest:
             last = rest & -rest
@@ -258,6 +273,8 @@ class _SearchAutomaton:
             # After a text's end nothing is read, so these rows lead nowhere.
             if not found and self.rows[row] == (0, [row] * classes):
                 self.sink = row
+        # One row for each set of patterns that a text's end can complete. Added after the sink was looked for, which
+        # compares a row with one whose cells all lead to itself.
         leaves = {}
         for row, found in ends.items():
             if found not in leaves:
@@ -267,7 +284,11 @@ class _SearchAutomaton:
 
 
 def _scan_searches(programs, columns, kinds, found):
-    """As few automata as the programs fit in by halving, added to ``found``: ``(mask of patterns, automaton)``."""
+    """Adds to ``found`` the automata for the programs, ``(mask of patterns, automaton)`` each.
+
+    One automaton for all is the quickest to run but may be too large; then each half of the programs gets its own, and
+    so on. A program that is too large alone is refused.
+    """
     if len(found) == SCAN_MAX_SEARCHES:
         raise ValueError("the patterns are too many and too open-ended for one rule set")
     most = SCAN_MAX_STATES if len(programs) == 1 else SCAN_MAX_SHARED
@@ -285,7 +306,7 @@ def _scan_searches(programs, columns, kinds, found):
 
 
 def _scan_checked(str text, mode):
-    """The program of a regular pattern, None for a pattern of any other mode; both if they can be used.
+    """Checks a pattern; returns the program of a regular one, None for the other modes.
 
     Raises:
         ValueError: what is wrong with the pattern.
@@ -300,14 +321,14 @@ def _scan_checked(str text, mode):
 
 
 def check_pattern(str text not None, str mode not None):
-    """Checks one pattern as far as that can be done without the others of its rule set.
+    """Checks one pattern by itself, without the others of its rule set.
 
     Args:
         text: the pattern.
         mode: ``"substring"``, ``"word"`` or ``"pattern"``.
 
     Raises:
-        ValueError: what is wrong, in mode ``"pattern"`` with the character it is at (counted from 0).
+        ValueError: what is wrong; in mode ``"pattern"`` with the index of the character (from 0).
     """
     program = _scan_checked(text, mode)
     if program is not None:

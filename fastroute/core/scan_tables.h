@@ -1,5 +1,5 @@
-/* What the kernels of the text scan share: its structures, a character as a byte, a step of an automaton, and runs of
- * back-ticks. scan.h puts the kernels together.
+/* What the kernels of the text scan share: the structures, a character as a byte, a step of an automaton, and runs of
+ * back-ticks. scan.h combines the kernels.
  */
 #ifndef FASTROUTE_SCAN_TABLES_H
 #define FASTROUTE_SCAN_TABLES_H
@@ -14,23 +14,24 @@ enum {
     SCAN_LONGEST = 256,                  /* characters in the longest pattern */
     SCAN_STREAMS = 4,                    /* places of a block that the table-driven kernel walks at once */
     SCAN_WHOLE = 1 << 20,                /* characters of a request that are examined whole ... */
-    SCAN_END = 8192,                     /* ... beyond which a long text shows only this much of each end */
+    SCAN_END = 8192,                     /* ... beyond which only so many of each end of a long text are */
     SCAN_SPAN = 4096,                    /* bytes that a search takes at a time */
     SCAN_MARK = 16,                      /* bytes between two places where its streams can be joined */
     SCAN_WINDOW = 1 + SCAN_BLOCK + 2 * SCAN_LONGEST + 2 * SCAN_STEP
 };
 
-/* One automaton. A row of cells begins with the 64-bit set of patterns known to have matched on arrival; after it
- * stands, for every class of byte, the address of the next row, so that a step is two loads and nothing else. The
- * address of a row whose set is not empty is an odd multiple of 8, that of any other an even one. */
+/* One automaton. A row of cells begins with the 64-bit set of patterns that have matched on arrival; then comes, for
+ * every class of byte, the address of the next row, so that a step is two loads and nothing else. The address of a
+ * row whose set is not empty is an odd multiple of 8, that of any other an even one: whether anything matched is seen
+ * from the address, without a load. */
 typedef struct {
     uint64_t *memory;                    /* of all rows; they begin at its first multiple of 16 bytes */
     uintptr_t first;                     /* the first row */
     uintptr_t start[2];                  /* row to begin with after a character outside, inside a word */
 } scan_dfa;
 
-/* An automaton for regular patterns, which have no longest match and may look at the ends of a text. Each text is
- * a search of its own; a row after its last character shows what is found there. */
+/* An automaton for regular patterns, whose matches may have any length and may depend on the ends of a text. Each text
+ * is a search of its own; the row reached after its last character shows what is found there. */
 typedef struct {
     scan_dfa dfa;
     uintptr_t begin;                     /* row to begin a text with */
@@ -38,7 +39,7 @@ typedef struct {
     uint64_t all;                        /* its patterns */
 } scan_search;
 
-/* What the characters of a text are to the searches. */
+/* How the searches see the characters of a text. */
 typedef struct {
     uint8_t column[256];                 /* cell of a row that stands for a byte */
     uint8_t word[256];                   /* whether a byte is part of a word */
@@ -82,13 +83,13 @@ typedef struct {
 /* A scan under way. */
 typedef struct {
     const scan_table *table;
-    scan_counts *counts;                 /* where they are to stand in the end: copying them would cost more */
+    scan_counts *counts;                 /* in the result itself, which saves copying them */
     int64_t left;                        /* characters that may still be examined whole */
-    int64_t added;                       /* line feeds that are not the texts' own */
+    int64_t added;                       /* line feeds in the window that were not in the texts */
     uint32_t used;                       /* bytes of the window in use; byte 0 has been examined already */
     uint32_t ticks;                      /* back-ticks in the run that reaches up to here, modulo 3 */
-    int dense;                           /* there are so many near-matches that filtering costs more */
-    int rich;                            /* there are so many matches that asking before each costs more */
+    int dense;                           /* there are so many near-matches that the filter costs more than it saves */
+    int rich;                            /* there are so many matches that a branch for each costs more */
     uint8_t window[SCAN_WINDOW];
 } scan_pass;
 
@@ -96,8 +97,8 @@ typedef struct {
 
 enum { SCAN_LETTER = 0xE9, SCAN_DECIMAL = 0xEA, SCAN_SPACE = 0xA0, SCAN_OTHER = 0xA7 };
 
-/* By code point, 0: not asked for yet. Only the pages of scripts in use are ever touched. Two threads may fill
- * in the same byte, with the same value. */
+/* The byte of each code point, 0: not looked up yet. Only the pages of scripts in use are ever touched. Two threads may
+ * fill in the same byte at once, with the same value. */
 static uint8_t scan_known[0x110000];
 
 static uint8_t scan_learn(uint32_t c)
@@ -152,7 +153,7 @@ static inline uint64_t scan_matched(uintptr_t row)
 
 /* --- runs of back-ticks -------------------------------------------------------------------------------- */
 
-/* In plain C, as processors that the compiler cannot count on having the instruction get a slow call. */
+/* In plain C: where the compiler may not use the instruction, its builtin would be a function call. */
 static inline uint32_t scan_popcount(uint64_t bits)
 {
     bits -= bits >> 1 & 0x5555555555555555u;

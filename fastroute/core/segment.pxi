@@ -3,10 +3,10 @@
 # ======================================================================================================================
 #
 # Layout: header (two cells), worker table (64 cells), then 2**k cells of 64 bytes. A cell is a 64-bit key and 56 bytes
-# of state. The key is 60 bits of a hash of the name and 4 bits of kind, so it is never 0 and tells a stranger what
-# the state is. A cell is found by open addressing and claimed by one compare-and-swap of its key; all-zero state is
-# the valid beginning of every kind, so there is no second step that a killed process could leave undone. Cells are
-# never given back.
+# of state. The key is 60 bits of a hash of the name and 4 bits of kind; no kind is 0, so no key is 0. A cell is found
+# by open addressing and claimed by one compare-and-swap of its key. All-zero state is a valid beginning for every
+# kind, so claiming has no second step that a killed process could leave undone. Cells are never given back: a search
+# may therefore stop at the first empty cell, and a pointer to a cell stays valid as long as the mapping.
 
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -67,10 +67,10 @@ cdef enum:
     MIN_CELLS = 64
     MAX_CELLS = 16777216         # 2**24 cells, 1 GiB
     HEADER_CELLS = 2
-    WORKER_CELLS = 64            # 256 workers of 16 bytes; number 0 is nobody
+    WORKER_CELLS = 64            # 256 workers of 16 bytes; number 0 is not used: it marks a permit as free
     WORKERS = 256
-    LOOKS = 4                    # workers whose pids one `reap` asks about beyond whether they are there
-    BURIALS = 16                 # dead workers after which one `reap` lets the next one go on
+    LOOKS = 4                    # living pids whose start time one `reap` compares: each costs a read of /proc
+    BURIALS = 16                 # dead workers that one `reap` cleans up, so that one call is not held up for long
     LISTED = 14                  # endpoints in one cell of their list
     LAYOUT_VERSION = 3
 
@@ -90,22 +90,22 @@ cdef enum:                       # the low four bits of a key
     KIND_LIST = 13
 
 cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes
-cdef int64_t TEND_NS = 500_000_000                    # how often somebody looks for dead workers
+cdef int64_t TEND_NS = 500_000_000                    # how often one of the workers looks for dead ones
 cdef uint64_t ENDPOINTS = 0x656e6470_6f696e74         # the name of the list of endpoints
 cdef uint64_t REAPING = 1 << 31                       # in a worker's word: being reaped by the process named there
 
 # Structs --------------------------------------------------------------------------------------------------------------
 
 cdef struct Header:              # 128 bytes
-    uint64_t magic               # written last: a mapping without it is not ready
+    uint64_t magic               # SEGMENT_MAGIC; a file that begins otherwise is not a segment
     uint64_t version             # LAYOUT_VERSION; another one means another layout, never a conversion
     uint64_t cells               # number of cells after the worker table, a power of two
     uint64_t bytes               # size of the whole mapping
     uint64_t boot                # hash of the machine's boot id: state of an earlier boot is worthless
     uint64_t namespace           # pid namespace in which the workers' pids mean something; 0: not known
     uint64_t checksum            # CRC-32 of all fields above
-    int64_t tended               # when somebody last looked for dead workers, ns
-    uint64_t looked              # up to which worker somebody has asked what its pid is by now
+    int64_t tended               # when a worker last looked for dead ones, ns
+    uint64_t looked              # the worker whose start time was compared last; the next `reap` begins after it
     uint64_t spare[7]
 
 cdef struct Worker:              # 16 bytes
@@ -150,6 +150,8 @@ cdef uint64_t *find_cell(uint64_t *cells, uint64_t mask, uint64_t key, bint clai
                 return NULL
             if fr_cas(cell, &found, key):
                 return cell
+        # After a lost swap `found` is the winner's key, which may be the one wanted here: two processes that claim one
+        # name at once meet in one cell.
         if found == key:
             return cell
     return NULL
@@ -170,14 +172,15 @@ cdef uint64_t *listed(uint64_t *table, uint64_t mask, uint64_t number) noexcept 
     if cell is NULL:
         return NULL
     index = <uint32_t>fr_load_i32(<int32_t *>(cell + 1) + number % LISTED)
+    # The mapping may be a file that something else has written to: an index is checked before it becomes an address.
     return NULL if index == 0 or index > mask + 1 else table + 8 * <uint64_t>(index - 1)
 
 
 cdef bint enlist(uint64_t *table, uint64_t mask, uint64_t *endpoint) noexcept nogil:
     """Puts an endpoint's hot cell on the list, once; False if the table is full.
 
-    The list spares `Segment.reap` a walk through all cells. Whoever makes an endpoint does this before using it, so one
-    that was killed between claiming the cell and listing it has left nothing there to take back.
+    The list spares `Segment.reap` a walk through all cells. An endpoint is put on it before it is used, so a process
+    killed between claiming the cell and listing it holds no permit there that a reaper would have to find.
     """
     cdef uint64_t number
     cdef uint64_t *cell
@@ -190,6 +193,7 @@ cdef bint enlist(uint64_t *table, uint64_t mask, uint64_t *endpoint) noexcept no
             return False
         for lane in range(LISTED):
             seen = fr_load_i32(<int32_t *>(cell + 1) + lane)
+            # The last comparison is of what a lost swap found: another process may have listed the same endpoint.
             if seen == index or (seen == 0 and fr_cas_i32(<int32_t *>(cell + 1) + lane, &seen, index)) or seen == index:
                 return True
     return False
@@ -221,17 +225,17 @@ cdef uint64_t header_checksum(const Header *header):
     return crc32((<const char *>header)[:6 * sizeof(uint64_t)])
 
 
-# Cython's own conversion would cut 1.5 down to 1; these take nothing but integers, so that seconds given for ns fail.
+# Cython's own conversion would truncate 1.5 to 1. These accept integers only, so that seconds given for ns fail.
 
 cdef inline int64_t integer(object value) except? -1:
-    # Of an int Cython's own conversion is inlined; for the rest only what has an __index__ passes here.
+    # For an int, Cython's conversion is inlined. Anything else goes to PyLong_AsLongLong, which accepts only what has
+    # an __index__.
     if PyLong_Check(value):
         return value
     return PyLong_AsLongLong(value)
 
 
 cdef inline uint64_t unsigned(object value) except? <uint64_t>-1:
-    # Most are small, and then there is no call.
     if PyLong_Check(value):
         return value
     return PyLong_AsUnsignedLongLong(value)
@@ -258,7 +262,7 @@ cdef inline int64_t amount(str what, object value, int64_t low) except? -1:
 
 
 cdef inline int64_t patience(object max_wait) except -1:
-    """The longest wait, ns; anything above 73 years is as good as for ever."""
+    """The longest wait, ns; anything above 73 years is cut to that."""
     cdef int64_t number = PyLong_AsLongLong(max_wait)
     if number < 0:
         if number == -1 and PyErr_Occurred():
@@ -284,11 +288,11 @@ class SegmentFullError(MemoryError):
 
 
 class SegmentMisfitError(ValueError):
-    """A file holds no segment that this process could work in.
+    """The file holds no segment that this process can use.
 
     Attributes:
-        reason: ``size``, ``magic``, ``version``, ``checksum``, ``boot`` (it is of an earlier one, or of another
-            machine) or ``namespace`` (its pids are of another pid namespace, usually another container).
+        reason: ``size``, ``magic``, ``version``, ``checksum``, ``boot`` (made before the machine's last start, or on
+            another machine) or ``namespace`` (its pids belong to another pid namespace, usually another container).
     """
 
     def __init__(self, reason: str, text: str) -> None:
@@ -307,7 +311,10 @@ def clock() -> int:
 
 
 def fork_count() -> int:
-    """A number that is another one in every child forked since this module was imported, whatever forked it."""
+    """The number of forks that led to this process since the module was imported, plus 1.
+
+    It differs between a process and its children, however they were forked (`os.fork`, or fork() in C).
+    """
     return fr_fork_count()
 
 
@@ -315,13 +322,13 @@ def fork_count() -> int:
 cdef class Segment:
     """The shared memory in which all state lives.
 
-    It is an anonymous shared mapping: processes forked after its making work on the same cells. ``in_file`` makes or
-    joins one in a file, for processes that have no common parent. Whoever holds an object made on a segment keeps the
-    mapping alive.
+    It is an anonymous shared mapping: processes forked after it was made work on the same cells. ``in_file`` makes or
+    joins one in a file, for processes that have no common parent. Every object made on a segment keeps the mapping
+    alive.
 
     Args:
-        cells: How many 64-byte cells it has room for, 64 to 2**24, rounded up to a power of two. An endpoint takes 16
-            of them with the usual limits.
+        cells: How many 64-byte cells it has room for, 64 to 2**24, rounded up to a power of two. An endpoint with the
+            default limits takes 16.
 
     Thread safety: every method may be called from any thread and any forked process at any time.
     """
@@ -333,7 +340,9 @@ cdef class Segment:
     cdef uint64_t *table
     cdef uint64_t mask
     cdef fr_file file              # the mapping's file, kept open for the lock that says it is in use; 0: none
-    cdef uint64_t slot_word        # this process's slot, with the fork count at which it was claimed above it
+    # This process's slot in the low half, the fork count at which it was claimed in the high half. The object's memory
+    # is private to a process: a forked child inherits the word, sees another fork count and claims its own slot.
+    cdef uint64_t slot_word
 
     def __init__(self, cells=16384) -> None:
         if self.memory is not NULL:
@@ -354,18 +363,20 @@ cdef class Segment:
 
     @staticmethod
     def size(cells=16384) -> int:
-        """How many bytes a segment of so many cells, a power of two, takes."""
+        """Bytes that a segment with this many cells (a power of two) takes."""
         return (HEADER_CELLS + WORKER_CELLS + cells) * CELL_BYTES
 
     @staticmethod
     def in_file(int fd, bint fresh=False) -> Segment:
-        """The segment in an open file; of an own descriptor, so that ``fd`` can be closed (its locks stay).
+        """The segment in an open file.
+
+        It keeps a duplicate of ``fd``, so ``fd`` may be closed; locks on the open file stay until the segment is gone.
 
         Args:
-            fd: Open for reading and writing. Nobody may ever make the file shorter: what is mapped and not there ends
-                the process.
-            fresh: Make an empty segment in it. The file must have its size (``size``) and its space already, hold
-                nothing but zeros, and be unknown to all others until this has returned.
+            fd: Open for reading and writing. The file must never be made shorter: access to a mapped page that has no
+                file behind it kills the process (SIGBUS).
+            fresh: Make an empty segment in it. The file must have its final size (``size``) and its blocks allocated,
+                contain only zeros, and have no name that another process could open until this has returned.
 
         Raises:
             SegmentMisfitError: It holds no segment, or none of this layout, boot and pid namespace.
@@ -374,7 +385,7 @@ cdef class Segment:
         cdef int64_t bytes = fr_file_size(fd)
         cdef int64_t count = bytes // CELL_BYTES - HEADER_CELLS - WORKER_CELLS
         if count < MIN_CELLS or count > MAX_CELLS or count & (count - 1) or bytes % CELL_BYTES:
-            raise SegmentMisfitError("size", f"is {max(bytes, 0)} bytes long, which no segment is")
+            raise SegmentMisfitError("size", f"is {max(bytes, 0)} bytes long, which is not the size of a segment")
         cdef Segment segment = Segment.__new__(Segment)
         segment.map_memory(bytes, fd)
         if fresh:
@@ -405,11 +416,15 @@ cdef class Segment:
         header.boot = boot_hash()
         header.namespace = pid_namespace()
         fr_store(&header.magic, SEGMENT_MAGIC)
+        # Last, because it covers the fields above. No other process can see a half-written header: an anonymous mapping
+        # is not shared yet, and a fresh file has no name yet.
         header.checksum = header_checksum(header)
         return 0
 
     cdef int check_header(self) except -1:
         cdef const Header *header = self.header
+        # From the most general to the most specific, so that the reason given is the helpful one: a file of another
+        # layout is not called damaged only because its checksum is computed otherwise.
         if fr_load(&header.magic) != SEGMENT_MAGIC:
             raise SegmentMisfitError("magic", "does not begin as a segment does")
         if header.version != LAYOUT_VERSION:
@@ -434,7 +449,7 @@ cdef class Segment:
 
     @property
     def used(self) -> int:
-        """How many cells are claimed (counted now: it walks the table)."""
+        """How many cells are claimed. Reads the whole table."""
         cdef uint64_t index
         cdef uint64_t count = 0
         for index in range(self.mask + 1):
@@ -443,7 +458,7 @@ cdef class Segment:
 
     @property
     def workers_known(self) -> int:
-        """How many processes have a slot: those at work, and dead ones that nobody has reaped yet."""
+        """How many processes have a slot: living ones, and dead ones that were not reaped yet."""
         cdef int number
         cdef int count = 0
         for number in range(1, WORKERS):
@@ -452,7 +467,7 @@ cdef class Segment:
 
     @property
     def tended(self) -> int:
-        """When somebody last looked for dead workers (`tend`), ns on the core's clock; 0: never."""
+        """When a worker last looked for dead ones (`tend`), ns on the core's clock; 0: never."""
         return fr_load_i64(&self.header.tended)
 
     def slot(self) -> int:
@@ -464,11 +479,11 @@ cdef class Segment:
         return self.worker()
 
     def tend(self, now=0) -> int:
-        """`reap`, unless somebody has within the last half second: cheap enough for the entry of every call.
+        """Calls `reap` unless a worker has done so within the last half second. Cheap enough for every call.
 
-        It is kept in the segment when that was, so that of many workers one looks and not all. Should that one be
-        killed while it does, the next looks half a second later: whatever dies is made good within five seconds, be it a
-        zombie among 32 workers.
+        The time of the last look is kept in the segment, so only one of many workers looks. If that one is killed while
+        it looks, another does half a second later. What a dead worker held is given back within five seconds, even if
+        the worker is a zombie among 32 workers.
 
         Args:
             now: ns; 0 reads the clock.
@@ -480,13 +495,17 @@ cdef class Segment:
         return self.reap()
 
     def reap(self) -> int:
-        """Gives back what dead workers held and frees their slots; mends the in-flight counts. Returns how many died.
+        """Gives back what dead workers held, frees their slots and corrects the in-flight counts.
 
         Money that a dead worker had reserved stays spent if its request was sent: see `Counter`.
 
-        A worker is dead when its pid is gone, is a zombie, or belongs to a process that started at another time. It
-        asks the system after every worker, so call it every few seconds, not for every call. A pid that is still there
-        takes longer to ask about: of more than 4 such workers one call looks at 4, and the next one at the next. So it is with more than 16 dead.
+        A worker is dead when its pid is gone, is a zombie, or belongs to a process that started at another time. This
+        costs one system call a worker, so use it every few seconds, not for every call. For a pid that still exists
+        the start time has to be read from /proc: one call does so for at most 4 workers, the next call for the next 4.
+        One call cleans up at most 16 dead workers.
+
+        Returns:
+            How many dead workers were cleaned up.
         """
         cdef int number, step
         cdef int reaped = 0
@@ -499,6 +518,7 @@ cdef class Segment:
             seen = fr_load(&self.workers[number].owner)
             if <uint32_t>seen == 0:
                 continue
+            # Of a slot that is being reaped, this pid is the reaper's, which may have been killed in its turn.
             if fr_process_exists(<int>(seen & 0x7FFFFFFF)):
                 if looks == 0:
                     continue
@@ -506,13 +526,15 @@ cdef class Segment:
                 fr_store(&self.header.looked, number)
                 if not self.is_dead(number, seen):
                     continue
-            # Only who wins this swap cleans up. Should it be killed half-way, the next one finds it dead in turn; were
-            # two to clean up, the slower one could free the permits of the slot's next owner.
+            # Only the winner of this swap cleans up: if two did, the slower one could free the permits of the slot's
+            # next owner. If the winner is killed half-way, its pid in the word lets the next reaper take over. A word
+            # equal to `mine` belongs to another thread of this process.
             mine = (seen & ~<uint64_t>0xFFFFFFFF) | REAPING | self_pid
             if seen == mine or not fr_cas(&self.workers[number].owner, &seen, mine):
                 continue
             reap_permits(self.table, self.mask, number)
             reap_reservations(self.table, self.mask, number)
+            # Before the slot is freed: with the old start time its next owner would look dead until it has set its own.
             fr_store(&self.workers[number].started, 0)
             epoch = (mine >> 32) + 1
             fr_cas(&self.workers[number].owner, &mine, (epoch & 0xFFFFFFFF) << 32)
@@ -523,6 +545,8 @@ cdef class Segment:
         return reaped
 
     cdef bint is_dead(self, int number, uint64_t owner) noexcept:
+        # When in doubt, a worker lives: its permits are lost for a while, where the opposite mistake would let calls
+        # through above the limit. So a start time of 0 (not known) never proves a death.
         cdef uint64_t started = fr_load(&self.workers[number].started)
         cdef int64_t start = fr_process_start(<int>(owner & 0x7FFFFFFF))
         if start < 0:
@@ -532,14 +556,14 @@ cdef class Segment:
         return started != 0 and start != 0 and started != <uint64_t>start
 
     cdef inline int worker(self) except -1:
-        """The slot of this process. Costs one comparison unless the process is new."""
+        """The slot of this process, claimed if it has none yet."""
         cdef uint64_t word = fr_load(&self.slot_word)
         if word >> 32 == fr_fork_count():
             return <int>(word & 0xFF)
         return self.claim_slot(word)
 
     cdef inline int worker_if_any(self) noexcept nogil:
-        """The same, but 0 if this process has no slot yet."""
+        """The slot of this process, 0 if it has none yet."""
         cdef uint64_t word = fr_load(&self.slot_word)
         return <int>(word & 0xFF) if word >> 32 == fr_fork_count() else 0
 
@@ -550,14 +574,16 @@ cdef class Segment:
         cdef uint64_t seen
         cdef uint64_t start = <uint64_t>max(fr_process_start(<int>pid), <int64_t>0)
         if pid_namespace() != self.header.namespace:
-            # To the others its pid would be another process's, or nobody's: they would take its permits away.
+            # Other workers would look its pid up in their own namespace, find none or a stranger, take this worker for
+            # dead and free its permits.
             raise RuntimeError("this process has left the pid namespace of the state that it inherited")
         for attempt in range(2):
             for number in range(1, <uint64_t>WORKERS):
                 seen = fr_load(&self.workers[number].owner)
                 if <uint32_t>seen or not fr_cas(&self.workers[number].owner, &seen, seen | pid):
                     continue
-                # Threads of a new process may come here together: the first sets the word, the others give back.
+                # Several threads of a new process may be here at once, each with a slot. The first to set the word
+                # decides; the others free theirs, under a new epoch as after every owner.
                 if fr_cas(&self.slot_word, &word, forks << 32 | number):
                     fr_store(&self.workers[number].started, start)
                     return <int>number

@@ -3,9 +3,10 @@
 # ======================================================================================================================
 #
 # A histogram of five slices of a minute each, with buckets a quarter of a power of two wide: from 1 ms to 2097 s in 84
-# counters of 16 bits, 28 to a cell. The minute under way takes the place of the one five before it; whoever comes first
-# in it stamps the slice by one compare-and-swap and then empties it. What is counted in between, or was there when its
-# stamper was killed, is off by so much for five minutes: that moves an estimate, and a share of calls, by a little.
+# counters of 16 bits, 28 to a cell. The current minute reuses the slice of the minute five before it: the first caller
+# in it stamps the slice by one compare-and-swap and then empties it. Calls counted between the two steps are lost, and
+# if that caller is killed between them the old counts stay, for five minutes. Both shift an estimate a little, and the
+# number of hedges with it; nothing else depends on these counts.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
@@ -27,7 +28,7 @@ cdef struct TailCells:
 # Functions ------------------------------------------------------------------------------------------------------------
 
 cdef inline uint64_t minute_of(int64_t now) noexcept nogil:
-    """Never 0, which is a slice that was never used."""
+    """The number of a minute, from 1 on: 0 stands for a slice that was never used."""
     return <uint64_t>(now // SLICE_NS) + 1
 
 
@@ -41,13 +42,15 @@ cdef inline int bucket_of(double x) noexcept nogil:
 
 
 cdef int slice_at(const TailCells *cells, uint64_t minute) noexcept nogil:
-    """The slice of a minute, emptied of an earlier one; -1 if a later one has its place already."""
+    """The slice of a minute, emptied of an earlier one; -1 if a later minute has it already."""
     cdef int slice = <int>(minute % SLICES)
     cdef uint64_t word = fr_load(cells.slices + slice)
     cdef int cell, lane
     while word >> 32 != minute:
+        # A thread that was held up between reading the clock and this must not empty the slice of a later minute.
         if word >> 32 > minute:
             return -1
+        # The swap sets the hedges of the new minute to 0 with its stamp, so their count is exact from the first on.
         if fr_cas(cells.slices + slice, &word, minute << 32):
             for cell in range(SLICE_CELLS):
                 for lane in range(7):
@@ -69,7 +72,8 @@ cdef void tail_record(const TailCells *cells, double x, int64_t now) noexcept no
         return
     place = counter_of(cells, slice, bucket_of(x))
     seen = fr_load_u16(place)
-    # A full counter stays full: the tail then reads as later than it is, which sends fewer hedges.
+    # A full counter stays full and must not carry into its neighbour. Quantiles then come out too high, which sends
+    # fewer hedges.
     while seen != 0xFFFF and not fr_cas_u16(place, seen, seen + 1):
         seen = fr_load_u16(place)
 
@@ -91,7 +95,7 @@ cdef uint64_t tail_counts(const TailCells *cells, uint64_t *counts, int64_t now)
 
 
 cdef double tail_quantile(const TailCells *cells, double share, uint64_t least, int64_t now) noexcept nogil:
-    """Within its bucket the quantile is taken to lie by how much of the bucket is below it."""
+    """Interpolates within the bucket, on a logarithmic scale, by how much of the bucket is below the quantile."""
     cdef uint64_t counts[TAIL_BUCKETS]
     cdef uint64_t total = tail_counts(cells, counts, now)
     cdef double wanted = share * <double>total
@@ -126,6 +130,8 @@ cdef bint tail_hedge(const TailCells *cells, double share, int64_t now) noexcept
     cdef uint64_t word
     if slice < 0:
         return False
+    # The slice's word is read before the sum over all slices and swapped after it: if another process takes a hedge in
+    # between, the swap fails and the sum is made again. So hedges within one minute are granted exactly.
     while True:
         word = fr_load(cells.slices + slice)
         if word >> 32 != minute or <double>tail_hedges(cells, now) + 1.0 > most:
@@ -134,8 +140,8 @@ cdef bint tail_hedge(const TailCells *cells, double share, int64_t now) noexcept
             break
     if fr_load(cells.slices + <int>((minute + 1) % SLICES)) >> 32 != minute + 1:
         return True
-    # The minute has turned meanwhile. Whoever turned it may have added up this one's without what was just taken,
-    # which is given back: then what counts in a minute is taken from one word alone, and exact.
+    # The next minute has begun since, in another thread or process, which may have summed up this minute's hedges
+    # before the swap above. So the hedge is given back: with it there could be one more than the share allows.
     word = fr_load(cells.slices + slice)
     while word >> 32 == minute and not fr_cas(cells.slices + slice, &word, word - 1):
         pass
@@ -147,9 +153,9 @@ cdef bint tail_hedge(const TailCells *cells, double share, int64_t now) noexcept
 
 @cython.final
 cdef class Tail:
-    """The latencies of the last five minutes, from which the delay of a hedge follows; shared by name.
+    """The latencies of the last five minutes, from which the delay of a hedge is computed; shared by name.
 
-    A quantile lies within its bucket, which is a fifth of its value wide.
+    Buckets are a fifth of their value wide, so a quantile is exact to that.
 
     Args:
         segment: Where the state lives.
@@ -172,17 +178,17 @@ cdef class Tail:
         self.name = name
 
     def record(self, double latency_s, now=0) -> None:
-        """Counts one call, or one that was given up after so many seconds."""
+        """Counts one call that took so long, or was given up after that, seconds."""
         tail_record(&self.cells, checked_latency(latency_s), moment(now) or fr_clock_coarse())
 
     def quantile(self, double share, least=1, now=0) -> float:
-        """Seconds in which that share (0..1) of the calls was over; 0.0 if there were fewer than ``least``."""
+        """Seconds within which that share (0..1) of the calls ended; 0.0 if there were fewer than ``least``."""
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"share must be 0 to 1, not {share!r}")
         return tail_quantile(&self.cells, share, <uint64_t>amount("least", least, 0), moment(now) or fr_clock_coarse())
 
     def hedge(self, double share, now=0) -> bool:
-        """Takes one hedge; False, and nothing taken, when it would be more than that share of the calls."""
+        """Takes one hedge; False, and nothing taken, if hedges would be more than that share of the calls."""
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"share must be 0 to 1, not {share!r}")
         return tail_hedge(&self.cells, share, moment(now) or fr_clock_coarse())
