@@ -4,23 +4,23 @@ What each error carries is documented here. `providers/` decides which error a r
 `calls/retry.py` what happens next. Names below `APIError` are the OpenAI SDK's own::
 
     Error
-    ├── ConfigError                    a configuration that cannot be right; .problems lists all of it
-    ├── NoEndpointError                nothing is left that could serve the request
-    │   └── RequestTooLargeForLimit    it asks for more tokens than a limit can ever grant
-    ├── BudgetExceeded                 money: the call would cost more than is allowed
-    ├── DeadlineExceeded               the call's own time is up (also a TimeoutError)
-    ├── LedgerError                    the record of attempts cannot be written out or read at present
-    ├── ValidationError                the answer failed the caller's check; .completion is the last one
-    ├── StreamInterrupted              a stream broke after content had been handed out
+    ├── ConfigError                    an invalid configuration; .problems lists every problem
+    ├── NoEndpointError                no endpoint can serve the request
+    │   └── RequestTooLargeForLimit    it needs more tokens than any limit allows
+    ├── BudgetExceeded                 the call would cost more than is allowed
+    ├── DeadlineExceeded               the call's deadline has passed (also a TimeoutError)
+    ├── LedgerError                    the ledger cannot be read or written now
+    ├── ValidationError                the answer failed its validation; .completion is the last answer
+    ├── StreamInterrupted              a stream broke after its first content
     │   ├── StreamTruncated            it ended without a finish reason
-    │   └── StreamStalled              it stayed silent for too long
+    │   └── StreamStalled              nothing arrived for too long
     └── APIError
-        ├── APIConnectionError         no usable answer came back
+        ├── APIConnectionError         there was no usable answer
         │   ├── APITimeoutError        (also a TimeoutError)
-        │   ├── TLSError               the certificate or the handshake was refused
-        │   └── UpstreamProtocolError  what came back is not an answer in the provider's format
+        │   ├── TLSError               the certificate was invalid or the handshake failed
+        │   └── UpstreamProtocolError  the answer is not in the provider's format
         │       ├── UpstreamTruncated  it was cut off
-        │       └── EmptyResponse      it holds nothing
+        │       └── EmptyResponse      it has no content
         └── APIStatusError             the provider answered with an error
             ├── BadRequestError            400
             │   ├── ContextLengthExceeded
@@ -28,7 +28,7 @@ What each error carries is documented here. `providers/` decides which error a r
             ├── AuthenticationError        401
             ├── PermissionDeniedError      403
             ├── NotFoundError              404, 410
-            │   └── ModelNotFoundError     no such model in the catalogue; .suggestions are near names
+            │   └── ModelNotFoundError     no such model in the catalogue; .suggestions are similar names
             ├── ConflictError              409
             ├── RequestTooLargeError       413
             ├── UnprocessableEntityError   422
@@ -36,7 +36,7 @@ What each error carries is documented here. `providers/` decides which error a r
             │   └── QuotaExceededError     billing: waiting does not help
             └── InternalServerError        500 and above
 
-No message holds an API key or a prompt. Errors are plain values: making one takes no lock and does no I/O.
+No message contains an API key or a prompt. Creating an error takes no lock and does no I/O.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Error(Exception):
     """The root of all errors raised by fastroute.
 
     Attributes:
-        message: what went wrong; ``str(error)`` puts the endpoint before it.
-        endpoint: where the attempt failed that this is the error of; None if it is of no attempt.
+        message: what went wrong; ``str(error)`` also has the endpoint.
+        endpoint: the endpoint of the attempt that failed; None if the error is not that of an attempt.
         status_code: HTTP status of the provider's answer, or the one a gateway should send; None if
             there is none.
-        attempts: what was tried before giving up, oldest first.
+        attempts: the attempts of the call, oldest first.
         request_id: the provider's id of the failed request.
         retry_after: seconds after which the same call may succeed.
     """
@@ -97,7 +97,7 @@ def _rebuild(kind: type[Error], args: tuple[Any, ...], state: dict[str, Any]) ->
 
 
 class ConfigError(Error):
-    """A configuration that cannot be right.
+    """A configuration is invalid.
 
     Attributes:
         problems: one line each, ``path: what is wrong, what would be right``.
@@ -114,27 +114,27 @@ class ConfigError(Error):
 
 
 class NoEndpointError(Error):
-    """Nothing is left that could serve the request; the message says why for each candidate."""
+    """No endpoint can serve the request; the message has the reason of each candidate."""
 
     default_status = 503
 
 
 class LedgerError(Error):
-    """The record of attempts cannot be written out or read at present; no call fails for it."""
+    """The ledger cannot be read or written now. Calls do not raise it."""
 
 
 class RequestTooLargeForLimit(NoEndpointError):
-    """The request asks for more tokens at once than any endpoint's limit can ever grant."""
+    """The request needs more tokens at once than the limit of any endpoint allows."""
 
     default_status = 413
 
 
 class BudgetExceeded(Error):
-    """The call would cost more than a budget or its price cap allows.
+    """The call would cost more than a budget or its ``max_cost`` allows.
 
     Attributes:
-        budget: the name of the budget; None for a price cap.
-        on_breach: ``refuse``, or ``downgrade`` where a cheaper model may be tried.
+        budget: the name of the budget; None for ``max_cost``.
+        on_breach: ``refuse``, or ``downgrade`` if a cheaper tier may be tried.
     """
 
     default_status = 429
@@ -148,17 +148,17 @@ class BudgetExceeded(Error):
 
 
 class DeadlineExceeded(Error, TimeoutError):
-    """The time that the caller gave the whole call is up."""
+    """The deadline of the call has passed."""
 
     default_status = 504
 
 
 class ValidationError(Error):
-    """The answer failed the caller's check.
+    """The answer failed its validation.
 
     Attributes:
-        completion: the last answer that was judged.
-        reason: what is wrong with it, in the words of the check.
+        completion: the last answer that was validated.
+        reason: why it failed, in the words of the rule.
     """
 
     default_status = 502
@@ -172,11 +172,11 @@ class ValidationError(Error):
 
 
 class StreamInterrupted(Error):
-    """A stream broke after some of it had been handed to the caller, so no other endpoint may take over.
+    """A stream broke after its first content, so failover was not possible.
 
     Attributes:
-        partial_text: the content handed out so far.
-        usage: tokens spent as far as known; its ``source`` says whether estimated.
+        partial_text: the content until then.
+        usage: the tokens used, as far as known; its ``source`` says whether they are estimated.
     """
 
     default_status = 502
@@ -190,17 +190,17 @@ class StreamInterrupted(Error):
 
 
 class StreamTruncated(StreamInterrupted):
-    """The stream ended without saying why it finished."""
+    """The stream ended without a finish reason."""
 
 
 class StreamStalled(StreamInterrupted):
-    """The stream stayed silent longer than its idle time-out."""
+    """Nothing arrived for longer than the idle time-out."""
 
 
 class Blame(enum.Enum):
-    """What a failed attempt holds for: whatever shares it will fail in the same way."""
+    """What caused a failure: everything that shares the cause is expected to fail too."""
 
-    REQUEST = "request"  #: this request, and no other
+    REQUEST = "request"  #: only this request
     ENDPOINT = "endpoint"  #: one model at one provider
     ACCOUNT = "account"  #: a provider's key: all endpoints of that provider
     HOST = "host"  #: the host in a base URL: all endpoints at that host
@@ -210,9 +210,9 @@ class APIError(Error):
     """An attempt at a provider failed.
 
     Attributes:
-        code, type, param: the provider's own error fields, where it gave them.
-        blame: what the failure holds for.
-        maybe_billed: whether the provider may have charged for the attempt all the same.
+        code, type, param: fields of the provider's error, if present.
+        blame: what caused the failure.
+        maybe_billed: whether the provider may have charged for the attempt.
     """
 
     default_blame: ClassVar[Blame] = Blame.ENDPOINT
@@ -237,25 +237,25 @@ class APIError(Error):
 
 
 class APIConnectionError(APIError):
-    """No usable answer came back: refused, reset, unresolvable, or not HTTP."""
+    """There was no usable answer: connection refused or reset, unknown host, or not HTTP."""
 
     default_status = 502
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """The provider did not answer in the time the attempt had."""
+    """The provider did not answer within the time limit of the attempt."""
 
     default_status = 504
 
 
 class TLSError(APIConnectionError):
-    """The provider's certificate or the handshake was refused; verification is never weakened."""
+    """The provider's certificate is invalid, or the TLS handshake failed."""
 
     default_blame = Blame.HOST
 
 
 class UpstreamProtocolError(APIConnectionError):
-    """What came back is not an answer in the provider's format."""
+    """The answer is not in the provider's format."""
 
 
 class UpstreamTruncated(UpstreamProtocolError):
@@ -263,15 +263,15 @@ class UpstreamTruncated(UpstreamProtocolError):
 
 
 class EmptyResponse(UpstreamProtocolError):
-    """The answer holds nothing: no choices, or no content, tool call, refusal or reasoning in them."""
+    """The answer is empty: no choices, or no content, tool call, refusal or reasoning in them."""
 
 
 class APIStatusError(APIError):
     """The provider answered with an error status, or with an error in a successful answer.
 
     Attributes:
-        should_retry: the provider's own word in ``x-should-retry``; None if it said nothing.
-        respell: changes to a `providers.base.Target` with which the endpoint would take the same request;
+        should_retry: the provider's header ``x-should-retry``; None without one.
+        respell: changes to a `providers.base.Target` with which the endpoint would accept the same request;
             empty if none are known.
     """
 
@@ -317,10 +317,10 @@ class NotFoundError(APIStatusError):
 
 
 class ModelNotFoundError(NotFoundError):
-    """No model, alias or tier has the name that the caller asked for.
+    """No model, alias or tier has the name that was asked for.
 
     Attributes:
-        suggestions: known names that are near it, nearest first.
+        suggestions: similar known names, most similar first.
     """
 
     def __init__(self, message: str = "", *, suggestions: Sequence[str] = (), **rest: Any) -> None:
@@ -348,7 +348,7 @@ class RateLimitError(APIStatusError):
 
 
 class QuotaExceededError(RateLimitError):
-    """A spend or quota limit at the provider: waiting does not help until the bill is paid."""
+    """A spending limit or quota at the provider is used up; waiting does not help."""
 
     default_blame = Blame.ACCOUNT
 
@@ -372,7 +372,7 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def for_status(status: int) -> type[APIStatusError]:
-    """The class for an HTTP status: its own, or `InternalServerError` from 500 up, or `APIStatusError`."""
+    """The class for an HTTP status; `InternalServerError` from 500 on, `APIStatusError` for others."""
     known = _BY_STATUS.get(status)
     if known is not None:
         return known

@@ -1,8 +1,8 @@
-"""What happened, as frozen records, and the list of hooks that hear them.
+"""Events as immutable records, and the hooks that are called with them.
 
-Defines the records and delivers them. A hook runs in the
-thread that noticed the event, after the call's own work; one that raises is logged and otherwise ignored,
-so no hook can fail or lose a call. With no hook registered an event is not even made (ask `Hooks.wanted`).
+A hook runs in the thread in which the event happens, after the call's own work. An exception of a hook is
+logged and otherwise ignored, so a hook cannot fail a call. If no hook is registered, events are not created
+(see `Hooks.wanted`).
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ log = logging.getLogger("fastroute")
 
 @frozen
 class Event:
-    """Anything that happened."""
+    """The base class of all events."""
 
 
 @frozen
 class AttemptFinished(Event):
-    """One request to one endpoint ended, well or badly."""
+    """One request to one endpoint has ended, with or without success."""
 
     attempt: Attempt
 
 
 @frozen
 class CallFinished(Event):
-    """A whole call ended; ``error`` is the class name of what the caller got instead of an answer.
+    """A whole call has ended.
 
-    A stream that was closed early says ``client_cancelled``.
+    Attributes:
+        error: the class name of the error that was raised; ``client_cancelled`` for a stream that the caller
+            closed early; None after success.
     """
 
     route: Route | None
@@ -44,7 +46,7 @@ class CallFinished(Event):
 
 @frozen
 class FailedOver(Event):
-    """A call moved from one endpoint to another."""
+    """A call has moved from one endpoint to another."""
 
     call_id: str
     from_endpoint: str
@@ -54,7 +56,7 @@ class FailedOver(Event):
 
 @frozen
 class BreakerChanged(Event):
-    """A circuit breaker opened or closed: ``state`` is ``open`` or ``closed``."""
+    """A circuit breaker has opened or closed: ``state`` is ``open`` or ``closed``."""
 
     endpoint: str
     state: str
@@ -62,15 +64,15 @@ class BreakerChanged(Event):
 
 @frozen(kw_only=True)
 class HealthChecked(Event):
-    """A background check of an endpoint ended.
+    """A background check of an endpoint has ended.
 
     Attributes:
         kind: ``models`` or ``completion``.
-        outcome: ``ok``; ``failed``; or ``unclear``, which says nothing of the endpoint's health: throttled, a
-            key refused, no list available.
-        seconds: how long it took.
-        error: the class name of what came instead of an answer.
-        state: of the endpoint's breaker since: ``closed``, ``open`` or ``half-open``.
+        outcome: ``ok``; ``failed``; or ``unclear``, if the result does not depend on the endpoint's health:
+            throttled, a rejected key, no list of models available.
+        seconds: duration of the check.
+        error: the class name of the error, if there was one.
+        state: the state of the endpoint's breaker after the check: ``closed``, ``open`` or ``half-open``.
     """
 
     endpoint: str
@@ -83,7 +85,7 @@ class HealthChecked(Event):
 
 @frozen
 class EndpointBlocked(Event):
-    """An endpoint is left out for ``seconds``: a key refused, a quota spent, a long Retry-After."""
+    """An endpoint is not used for ``seconds``: a rejected key, a spent quota, a long Retry-After."""
 
     endpoint: str
     reason: str
@@ -92,7 +94,7 @@ class EndpointBlocked(Event):
 
 @frozen
 class RetryBudgetExhausted(Event):
-    """A retry on the same endpoint was not made, because too many were made lately."""
+    """A retry at the same endpoint was not made, because of too many recent retries."""
 
     endpoint: str
 
@@ -102,8 +104,8 @@ class StreamForgiven(Event):
     """A streamed answer was complete but had a tolerated defect.
 
     Attributes:
-        kind: ``missing_done``: it lacked its format's end mark; ``invalid_utf8``: bytes of it were no UTF-8,
-            and U+FFFD stands in their place.
+        kind: ``missing_done``: the end mark of its format is missing; ``invalid_utf8``: it contained bytes
+            that are not UTF-8, which were replaced by U+FFFD.
     """
 
     endpoint: str
@@ -112,12 +114,12 @@ class StreamForgiven(Event):
 
 @frozen
 class ClassifierFailed(Event):
-    """A classifier could not say what a request is, and the default tier is used.
+    """A classifier failed for a request, so the default tier is used.
 
     Attributes:
         kind: ``raised``, ``timeout``, ``busy``, ``unknown-level``, ``bad-score``, ``tie``, or ``unreadable``
-            for messages that no rule set can read.
-        reason: in words; holds nothing of the request.
+            for messages that rule sets cannot read.
+        reason: a description that contains nothing of the request.
     """
 
     classifier: str
@@ -127,19 +129,20 @@ class ClassifierFailed(Event):
 
 @frozen
 class LedgerDegraded(Event):
-    """The ledger cannot write its database at present; entries wait in its journal."""
+    """The ledger cannot write to its database now; entries wait in its journal."""
 
     reason: str
 
 
 @frozen
 class SharingChanged(Event):
-    """Redis, over which machines share limits, breakers and budgets, was found away, or is back.
+    """Redis, which shares limits, breakers and budgets between machines, is unavailable or available again.
 
     Attributes:
-        shared: whether it is there now.
-        reason: why not.
-        machines: while it is away, this machine goes on with one in so many parts of every limit.
+        shared: whether it is available now.
+        reason: why it is not.
+        machines: the number of machines. While Redis is unavailable, this machine uses every limit divided by
+            this number.
     """
 
     shared: bool
@@ -149,9 +152,9 @@ class SharingChanged(Event):
 
 @frozen
 class StateDegraded(Event):
-    """Limits, breakers and budgets are shared with fewer processes than the configuration asks for.
+    """Limits, breakers and budgets are shared with fewer processes than configured.
 
-    Told once in each client, when a call begins and somebody listens.
+    Emitted once per client, at the first call for which a hook is registered.
     """
 
     reason: str
@@ -159,11 +162,12 @@ class StateDegraded(Event):
 
 @frozen(kw_only=True)
 class DriftDetected(Event):
-    """A model's answers changed for better or worse: a rate left its baseline (see `quality`).
+    """A rate of a model differs from its baseline, up or down (see `fastroute.quality`).
 
     Attributes:
-        measure: ``success`` of attempts, or ``validation`` of the answers that were judged.
-        rate, baseline: 0..1, over the newest ``samples`` results and the ``baseline_samples`` before those.
+        measure: ``success`` of attempts, or ``validation`` of validated answers.
+        rate: 0..1, over the newest ``samples`` results.
+        baseline: 0..1, over the ``baseline_samples`` results before those.
     """
 
     model: str
@@ -177,12 +181,14 @@ class DriftDetected(Event):
 
 @frozen(kw_only=True)
 class BudgetAlert(Event):
-    """Spending in a budget's window has reached a share of its limit; told once, by one of all processes.
+    """Spending in a budget's window has reached a share of its limit.
+
+    Emitted once, in one of the processes that share the state.
 
     Attributes:
-        value: of the tag that the budget is per; None for a budget of all calls.
+        value: the value of the tag, if the budget is per tag; None for a budget of all calls.
         window: the day or month (``2026-11-21``, ``2026-11``), or ``total``.
-        share: of the limit, 0 to 1.
+        share: the share of the limit, 0 to 1.
         spent_nano, limit_nano: nano-dollars.
     """
 
@@ -196,13 +202,13 @@ class BudgetAlert(Event):
 
 @frozen(kw_only=True)
 class BudgetExceededEvent(Event):
-    """A budget did not let a call in at the price it would have had; it may go on at a cheaper one.
+    """A budget has rejected a call at its price; with ``downgrade`` the call may continue at a cheaper tier.
 
     Attributes:
         value, window: as for `BudgetAlert`; the window may be ``request``.
-        on_breach: what the budget asks for: ``refuse`` or ``downgrade``.
-        amount_nano: what the call could have cost, nano-dollars; None if its price is unknown.
-        spent_nano, reserved_nano, limit_nano: how the budget stood.
+        on_breach: the budget's setting: ``refuse`` or ``downgrade``.
+        amount_nano: the worst-case cost of the call in nano-dollars; None if its price is unknown.
+        spent_nano, reserved_nano, limit_nano: the state of the budget, nano-dollars.
     """
 
     budget: str
@@ -217,13 +223,13 @@ class BudgetExceededEvent(Event):
 
 @frozen
 class ConfigReloaded(Event):
-    """Another configuration is in force from now on.
+    """A new configuration is in use.
 
     Attributes:
         source: the file, or ``mapping``, ``Config`` or ``environment``.
-        changed: the parts that are not as before (``policy``, ``providers.openai``), by name only; empty if
-            nothing is. A provider whose key is another counts.
-        kept: settings that were changed in the source and stay as they were until the program is restarted.
+        changed: the names of the parts that have changed (``policy``, ``providers.openai``), without values.
+            A provider with a new key counts as changed.
+        kept: settings that differ in the source but cannot change until the program is restarted.
     """
 
     source: str
@@ -233,7 +239,7 @@ class ConfigReloaded(Event):
 
 @frozen
 class ConfigRefused(Event):
-    """A configuration was not taken into force, and the one before it stays.
+    """A configuration was invalid at a reload; the previous one stays in use.
 
     Attributes:
         problems: one line each, as in `errors.ConfigError`.
@@ -245,7 +251,7 @@ class ConfigRefused(Event):
 
 @frozen
 class Hedged(Event):
-    """A second request was sent, because the call's first took longer than most.
+    """A second request was sent, because the first one of the call was slow.
 
     Attributes:
         first, second: the endpoints.
@@ -262,7 +268,7 @@ class Hooks:
     """The callables that events are emitted to.
 
     Attributes:
-        wanted: whether there is any; without one, events need not be built.
+        wanted: whether any hook is registered; otherwise events need not be created.
 
     Thread safety: adding and removing take a lock; emitting reads one tuple and takes none.
     """
@@ -275,11 +281,11 @@ class Hooks:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: a thread that is not here may have held the lock."""
+        """In a forked child: replaces the lock, which a thread of the parent may have held."""
         self._lock = threading.Lock()
 
     def add(self, hook: Callable[[Any], object], kind: type[Event] = Event) -> Callable[[], None]:
-        """Calls ``hook`` with every event of that kind from now on; the result takes it off again."""
+        """Registers a hook for events of a kind; returns a function that removes it."""
         entry = (kind, hook)
         with self._lock:
             self._hooks = (*self._hooks, entry)
@@ -293,7 +299,7 @@ class Hooks:
         return remove
 
     def emit(self, event: Event) -> None:
-        """Hands the event to every hook of its kind; what a hook raises is logged."""
+        """Calls every hook of the event's kind; logs exceptions that they raise."""
         for kind, hook in self._hooks:
             if isinstance(event, kind):
                 try:
