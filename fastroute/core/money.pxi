@@ -120,7 +120,12 @@ cdef inline uint64_t mark_of(uint64_t cell, uint64_t state, uint64_t kind) noexc
     return (state >> 32) << 26 | cell << 2 | kind
 
 
-cdef void follow(uint64_t *table, Purse *purse, uint64_t mark) noexcept nogil:
+cdef inline uint64_t *cell_at(uint64_t *table, uint64_t mask, uint64_t index) noexcept nogil:
+    """The cell of an index that was read from shared memory, which something else may have written to."""
+    return table + 8 * (index & mask)
+
+
+cdef void follow(uint64_t *table, uint64_t mask, Purse *purse, uint64_t mark) noexcept nogil:
     """Brings up to date what a counter's mark names. Idempotent; any number of threads may do it at once."""
     cdef uint64_t kind = mark & 3
     cdef uint64_t seen, begun, before, after
@@ -133,7 +138,7 @@ cdef void follow(uint64_t *table, Purse *purse, uint64_t mark) noexcept nogil:
                 return
             seen = fr_load(&purse.window)
     elif kind:
-        word = &(<Entry *>(table + 8 * (mark >> 2 & 0xFFFFFF))).state
+        word = &(<Entry *>cell_at(table, mask, mark >> 2 & 0xFFFFFF)).state
         before = COUNTING if kind == MARK_COUNT else CLOSING
         seen = fr_load(word)
         while seen >> 32 == mark >> 26 and (seen & PHASE) == before:
@@ -144,20 +149,20 @@ cdef void follow(uint64_t *table, Purse *purse, uint64_t mark) noexcept nogil:
 
 
 cdef bint purse_begin(
-    uint64_t *table, Purse *purse, uint64_t seen, uint64_t window, int64_t spent, uint64_t alerts
+    uint64_t *table, uint64_t mask, Purse *purse, uint64_t seen, uint64_t window, int64_t spent, uint64_t alerts
 ) noexcept nogil:
     """Begins a window with what has been spent in it so far; False if the counter's stamp is not ``seen``."""
     cdef uint64_t mark, value, new
     while True:
         mark = fr_load(&purse.committed.mark)
-        follow(table, purse, mark)
+        follow(table, mask, purse, mark)
         value = fr_load(&purse.committed.value)
         if fr_load(&purse.window) >> 8 != seen:
             return False
         new = window << 26 | ((seen & 0xFFFF) + 1 & 0xFFFF) << 10 | alerts << 2 | MARK_BEGIN
         fr_about_to_write()
         if fr_cas_pair(&purse.committed, value, mark, <uint64_t>spent, new):
-            follow(table, purse, new)
+            follow(table, mask, purse, new)
             return True
 
 
@@ -188,7 +193,8 @@ cdef Entry *entry_take(uint64_t *table, uint64_t mask, uint32_t *hint, uint64_t 
 
 
 cdef int64_t purse_reserve(
-    uint64_t *table, Purse *purse, Entry *entry, uint64_t stamp, int64_t amount, int64_t most, int64_t lease
+    uint64_t *table, uint64_t mask, Purse *purse, Entry *entry, uint64_t stamp, int64_t amount, int64_t most,
+    int64_t lease,
 ) noexcept nogil:
     """Counts a reservation that was TAKEN, if no more than ``most`` is committed before it."""
     # Filled in before it is COUNTING: of a COUNTING reservation a reaper reads the fields.
@@ -208,7 +214,7 @@ cdef int64_t purse_reserve(
         # The order matters: a window that began after the mark was read has changed the mark; one that began before
         # is seen, because the mark was followed first.
         mark = fr_load(&purse.committed.mark)
-        follow(table, purse, mark)
+        follow(table, mask, purse, mark)
         value = fr_load_i64(<int64_t *>&purse.committed.value)
         reason = 0
         if fr_load(&purse.window) >> 8 != stamp:
@@ -223,19 +229,19 @@ cdef int64_t purse_reserve(
             return reason
         fr_about_to_write()
         if fr_cas_pair(&purse.committed, <uint64_t>value, mark, <uint64_t>(value + min(amount, INT64_MAX - value)), new):
-            follow(table, purse, new)
+            follow(table, mask, purse, new)
             return <int64_t>(cell | state >> 32 << 24)
 
 
-cdef void entry_close(uint64_t *table, Entry *entry, uint64_t state) noexcept nogil:
+cdef void entry_close(uint64_t *table, uint64_t mask, Entry *entry, uint64_t state) noexcept nogil:
     """Makes the change that a CLOSING reservation names, if it was not made yet. For its owner, or its reaper."""
-    cdef Purse *purse = <Purse *>(table + 8 * entry.purse)
+    cdef Purse *purse = <Purse *>cell_at(table, mask, fr_load(&entry.purse))
     cdef uint64_t new = mark_of((<uint64_t *>entry - table) // 8, state, MARK_CLOSE)
     cdef uint64_t mark
     cdef int64_t value, rest
     while True:
         mark = fr_load(&purse.committed.mark)
-        follow(table, purse, mark)
+        follow(table, mask, purse, mark)
         # Freed by following the mark: another process has found this change made, so it must not be made twice.
         if fr_load(&entry.state) != state:
             return
@@ -247,11 +253,13 @@ cdef void entry_close(uint64_t *table, Entry *entry, uint64_t state) noexcept no
         rest += min(entry.cost, INT64_MAX - rest)
         fr_about_to_write()
         if fr_cas_pair(&purse.committed, <uint64_t>value, mark, <uint64_t>rest, new):
-            follow(table, purse, new)
+            follow(table, mask, purse, new)
             return
 
 
-cdef bint entry_settle(uint64_t *table, Entry *entry, uint64_t seen, uint64_t slot, int64_t cost) noexcept nogil:
+cdef bint entry_settle(
+    uint64_t *table, uint64_t mask, Entry *entry, uint64_t seen, uint64_t slot, int64_t cost
+) noexcept nogil:
     """Settles a HELD reservation whose state is ``seen`` (-1: to its whole amount); False if it was settled before."""
     cdef uint64_t state
     # What is committed stays: freeing the reservation makes it spent.
@@ -263,11 +271,11 @@ cdef bint entry_settle(uint64_t *table, Entry *entry, uint64_t seen, uint64_t sl
         return False
     write(<uint64_t *>&entry.cost, <uint64_t>cost)
     write(&entry.state, in_phase(state, CLOSING))
-    entry_close(table, entry, in_phase(state, CLOSING))
+    entry_close(table, mask, entry, in_phase(state, CLOSING))
     return True
 
 
-cdef void entry_reap(uint64_t *table, Entry *entry, uint64_t slot) noexcept nogil:
+cdef void entry_reap(uint64_t *table, uint64_t mask, Entry *entry, uint64_t slot) noexcept nogil:
     """Ends the reservation of a dead worker. Only one process at a time reaps a worker (`Segment.reap`)."""
     cdef uint64_t seen, phase
     cdef Purse *purse
@@ -277,16 +285,16 @@ cdef void entry_reap(uint64_t *table, Entry *entry, uint64_t slot) noexcept nogi
         if (seen >> 8 & 0xFF) != slot or phase == FREE:
             return
         if phase == COUNTING or phase == CLOSING:
-            purse = <Purse *>(table + 8 * entry.purse)
-            follow(table, purse, fr_load(&purse.committed.mark))
+            purse = <Purse *>cell_at(table, mask, fr_load(&entry.purse))
+            follow(table, mask, purse, fr_load(&purse.committed.mark))
             if fr_load(&entry.state) != seen:
                 continue
         if phase == CLOSING:
-            entry_close(table, entry, seen)
+            entry_close(table, mask, entry, seen)
         elif phase == TAKEN or phase == COUNTING or seen & SENT:
             turn_to(&entry.state, seen, freed(seen))
         elif phase == HELD:
-            entry_settle(table, entry, seen, slot, 0)
+            entry_settle(table, mask, entry, seen, slot, 0)
         else:
             # SETTLING but not SENT: whether the cost was written is unknown, and as nothing was sent it is 0.
             write(<uint64_t *>&entry.cost, 0)
@@ -301,7 +309,7 @@ cdef void reap_reservations(uint64_t *table, uint64_t mask, int slot) noexcept n
         entry = <Entry *>find_cell(table, mask, sub_key(RESERVATIONS, KIND_RESERVATION, number), False)
         if entry is NULL:
             return
-        entry_reap(table, entry, slot)
+        entry_reap(table, mask, entry, slot)
 
 
 cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_t *committed) noexcept nogil:
@@ -315,7 +323,7 @@ cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_
     cdef Entry *entry
     for attempt in range(64):
         mark = fr_load(&purse.committed.mark)
-        follow(table, purse, mark)
+        follow(table, mask, purse, mark)
         committed[0] = fr_load_i64(<int64_t *>&purse.committed.value)
         stamp = fr_load(&purse.window) >> 8
         reserved = 0
@@ -369,7 +377,7 @@ def sweep_reservations(Segment segment not None, now=0) -> int:
         if (seen & PHASE) != HELD or lease > time:
             continue
         if not seen & SENT:
-            swept += entry_settle(segment.table, entry, seen, slot, 0)
+            swept += entry_settle(segment.table, segment.mask, entry, seen, slot, 0)
         elif not seen & LATE:
             swept += turn_to(&entry.state, seen, seen | LATE)
         elif time - lease > LATE_NS:
@@ -415,7 +423,7 @@ cdef class Counter:
     @property
     def stamp(self) -> int:
         """The window and how often the cell was begun; 0 before the first. Other methods take it as an argument."""
-        follow(self.segment.table, self.purse, fr_load(&self.purse.committed.mark))
+        follow(self.segment.table, self.segment.mask, self.purse, fr_load(&self.purse.committed.mark))
         return fr_load(&self.purse.window) >> 8
 
     @property
@@ -443,7 +451,8 @@ cdef class Counter:
         if not 0 <= bits < 1 << MAX_ALERTS:
             raise ValueError(f"alerts must be 0 to 255, not {alerts}")
         return purse_begin(
-            self.segment.table, self.purse, PyLong_AsUnsignedLongLong(stamp), <uint64_t>number, money("spent", spent), bits
+            self.segment.table, self.segment.mask, self.purse, PyLong_AsUnsignedLongLong(stamp), <uint64_t>number,
+            money("spent", spent), bits,
         )
 
     def reserve(self, stamp, amount, most, lease) -> int:
@@ -471,7 +480,9 @@ cdef class Counter:
         cdef Entry *entry = entry_take(self.segment.table, self.segment.mask, &self.hint, slot)
         if entry is NULL:
             raise SegmentFullError("the segment has no room for one more reservation; make it with more cells")
-        return purse_reserve(self.segment.table, self.purse, entry, at, nano, before, until)
+        return purse_reserve(
+            self.segment.table, self.segment.mask, self.purse, entry, at, nano, before, until
+        )
 
     def sent(self, ticket) -> bool:
         """Records that the request is about to be sent: if it is never settled, the whole amount counts as spent.
@@ -509,7 +520,7 @@ cdef class Counter:
                 return False
             # Fails only when the state has changed since it was read: another thread has sent or settled it, or a sweep
             # has marked it late. Then it is looked at again.
-            if entry_settle(self.segment.table, entry, seen, seen >> 8 & 0xFF, nano):
+            if entry_settle(self.segment.table, self.segment.mask, entry, seen, seen >> 8 & 0xFF, nano):
                 return True
 
     def alert(self, stamp, bit) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import signal
+import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from children import ended, forked
@@ -573,3 +576,34 @@ def test_many_kills_at_once_leave_exact_sums(segment: Segment) -> None:
         pass
     assert counter.figures() == (0, 0)
     assert counter.committed == 0
+
+
+# What something else may have written into a file's cells: kind of the cell, word, value. Each names a cell that is
+# not there: bits 2-25 of a mark, and word 5 of a reservation.
+STRAY = {
+    "mark of a reservation": (10, 3, 5 << 26 | 0xFFFFFF << 2 | 1),
+    "mark of a settlement": (10, 3, 5 << 26 | 0xFFFFFF << 2 | 2),
+    "counter of a reservation": (11, 5, 1 << 40),
+}
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_an_index_beyond_the_table_does_not_lead_out_of_the_mapping(tmp_path: Path, stray: str) -> None:
+    kind, word, value = STRAY[stray]
+    with open(tmp_path / "state", "w+b") as file:
+        file.truncate(Segment.size(256))
+        segment = Segment.in_file(file.fileno(), True)
+        memory = mmap.mmap(file.fileno(), 0)
+
+    def work() -> None:
+        counter = begun(segment, 40)
+        ticket = reserve(counter, 10, 100)
+        for place in range(Segment.size(256) - 256 * 64, Segment.size(256), 64):
+            if memory[place] & 15 == kind:
+                struct.pack_into("<Q", memory, place + 8 * word, value)
+        counter.settle(ticket, 5)
+        counter.figures()
+        _core.sweep_reservations(segment, FAR + 1)
+        assert reserve(counter, 10, 100) >= 0
+
+    assert ended(forked(work)) == 0
