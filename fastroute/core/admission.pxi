@@ -168,8 +168,7 @@ cdef int64_t permit_take_lowered(EndpointParts *e, int slot, bint probe) noexcep
 
     It takes first and counts afterwards: of two callers at once both may be refused, but never both let in.
     """
-    # That needs each caller's swap to be seen before its own later loads. Acquire and release do not promise it, but
-    # sequential consistency does: see fr_cas_u16.
+    # That needs the swap and the loads after it to be sequentially consistent: see atomics.h.
     cdef int64_t permit
     if permits_held(e, e.max_in_flight, e.reach) == 0:
         e.reach = e.max_in_flight

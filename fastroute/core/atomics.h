@@ -4,7 +4,11 @@
  * access. Nothing here allocates, blocks or calls Python.
  *
  * Memory order: a word that publishes others is stored with release and loaded with acquire order, so a process that
- * sees it sees what was written before it. Counters and floats that publish nothing are relaxed.
+ * sees it sees what was written before it. Some steps need more: they take something by a swap and then look at what
+ * others have taken (`permit_take_lowered`, `tail_hedge`), and of two that do so at once one must see the other. Only
+ * sequential consistency promises that, so the swaps and loads of whole words and of permits have it. On x86-64 the
+ * instructions are the same; on ARM64 it rules out loads that may overtake an earlier swap (LDAPR). Counters and
+ * floats that publish nothing are relaxed.
  */
 #ifndef FASTROUTE_ATOMICS_H
 #define FASTROUTE_ATOMICS_H
@@ -18,13 +22,13 @@
 
 /* ---- words ------------------------------------------------------------------------------------------------- */
 
-static inline uint64_t fr_load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline uint64_t fr_load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
 
 static inline void fr_store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
 
 /* One compare-and-swap. On failure *expected is set to the value found, so a loop need not load it again. */
 static inline int fr_cas(uint64_t *word, uint64_t *expected, uint64_t desired) {
-    return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
 static inline uint64_t fr_add(uint64_t *word, uint64_t delta) {
@@ -47,10 +51,10 @@ static inline int fr_cas_i32(int32_t *word, int32_t *expected, int32_t desired) 
     return __atomic_compare_exchange_n(word, expected, desired, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
-static inline uint16_t fr_load_u16(const uint16_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline uint16_t fr_load_u16(const uint16_t *word) { return __atomic_load_n(word, __ATOMIC_SEQ_CST); }
 
 static inline int fr_cas_u16(uint16_t *word, uint16_t expected, uint16_t desired) {
-    return __atomic_compare_exchange_n(word, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+    return __atomic_compare_exchange_n(word, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
 /* ---- a float and a 32-bit stamp (or a second float) in one word ------------------------------------------------ */
