@@ -57,6 +57,7 @@ class BlockReason(enum.IntEnum):
         return _BLOCK_WORDS.get(self) or self.name.lower().replace("_", " ")
 
 
+# Blocks whose cause lies with an account or a host, and so holds for all its endpoints.
 _SHARED_BLOCKS = {
     int(BlockReason.KEY_REFUSED): errors.Blame.ACCOUNT,
     int(BlockReason.QUOTA_SPENT): errors.Blame.ACCOUNT,
@@ -132,8 +133,10 @@ class State:
     """
 
     def __init__(self, config: Config, catalog: Catalog, previous: State | None = None) -> None:
+        # A reload keeps the segment: calls of the previous generation hold permits in it until they end.
         self.home: Home = open_home(config) if previous is None else previous.home
         self.segment: _core.Segment = self.home.segment
+        # Emitted later: while the client is being made, no hook can be registered yet.
         self.untold = previous is None and self.home.reason is not None
         self.outputs: OutputHistory = OutputHistory() if previous is None else previous.outputs
         known = previous.endpoints if previous is not None else ()
@@ -145,10 +148,13 @@ class State:
             provider = config.providers[entry.provider]
             model = catalog.model(entry.model)
             rules = self._rules[entry.name] = _rules(config, entry)
+            # The core finds an endpoint's cells by its name, so counts survive reloads, and processes with
+            # their endpoints in another order share them.
             with self._room(f"only {len(endpoints)} of {len(config.endpoints)} fit into"):
                 core = _core.Endpoint(self.segment, entry.name, **rules)
                 kinds = ("whole", "begun") if config.policy.hedging.enabled else ()
                 tails = {kind: _core.Tail(self.segment, f"{entry.name} {kind}") for kind in kinds}
+            # One for each model and not for each endpoint: all of them count tokens in the same way.
             calibration = calibrations.setdefault(model.name, _core.Calibration())
             counts = forgiven.get(entry.name) or dict.fromkeys(("missing_done", "invalid_utf8"), 0)
             endpoints.append(
@@ -250,7 +256,7 @@ class State:
     def sharing(self) -> dict[str, Any]:
         """Where the state is kept, and how many processes use it, as plain values."""
         home = self.home
-        self.segment.reap()
+        self.segment.reap()  # so that processes that have died are not counted
         return {
             "kind": home.kind,
             "path": home.path,
@@ -295,7 +301,7 @@ def _rules(config: Config, entry: EndpointConfig) -> dict[str, Any]:
         "token_burst": limits.token_burst or 0,
         "max_in_flight": limits.max_in_flight,
         "adaptive": config.policy.adaptive,
-        "weight": max(entry.weight, _LAST_RESORT),
+        "weight": max(entry.weight, _LAST_RESORT),  # loads are divided by it
         "failures": breaker.failures,
         "rate": breaker.rate,
         "min_calls": breaker.min_calls,

@@ -79,6 +79,7 @@ def open_home(config: Config) -> Home:
     try:
         path = machine_path(config) if kind == "machine" else state
         found, segment = _open(path)
+        # Claimed now, so that a file in which all slots are taken shows here and not in the middle of a call.
         segment.slot()
         if kind == "machine":
             if not config.ledger:
@@ -133,6 +134,7 @@ def remove_abandoned(folder: str) -> None:
         found = [path for path in paths if path not in (lock, keep)]
         if keep in paths and base in found:
             continue
+        # A process that is opening the file holds this lock; then the file is not abandoned, and not waited for.
         try:
             with _locked(lock, 0.0):
                 left = [path for path in found if not _remove_if_abandoned(path)]
@@ -151,6 +153,8 @@ def _remove_if_abandoned(path: str) -> bool:
     except FileNotFoundError:
         return True
     with files.closing(fd):
+        # The file's time is that of the last process that joined. The exclusive lock cannot be had while any
+        # process holds its shared one.
         if time.time() - os.fstat(fd).st_mtime < ABANDONED or not files.lock(fd):
             return False
         try:
@@ -158,7 +162,8 @@ def _remove_if_abandoned(path: str) -> bool:
         except _core.SegmentMisfitError:
             pass  # of an earlier boot, of a container that is gone, or not a segment
         else:
-            # A daemon that closed all its descriptors has lost the lock but still uses the mapping.
+            # A daemon that closed all its descriptors has lost the lock but still uses the mapping: it has a
+            # slot, or has looked for dead workers lately.
             segment.reap()
             unused = segment.tended == 0 or _core.clock() - segment.tended > ABANDONED * 1e9
             if segment.workers_known or not unused:
@@ -239,12 +244,14 @@ def _join(path: str) -> _core.Segment | None:
             files.lock(fd, shared=True)
             os.utime(fd)  # writing to mapped memory does not change the file's time
             return segment
+    # Renamed, not removed or overwritten: a process that has it mapped keeps working on it.
     os.replace(path, aside)
     return _make(path)
 
 
 def _make(path: str) -> _core.Segment:
-    # The scratch name may be left over from a killed process; this one holds the lock.
+    # Complete before it gets its name, so that no process can open it half made. The scratch name may be left
+    # over from a killed process; this one holds the lock.
     with files.replacing(path, path + _NEW) as fd:
         # Allocate all space now: on a full disk, touching an unallocated page would kill the process.
         os.posix_fallocate(fd, 0, _core.Segment.size())

@@ -578,8 +578,8 @@ def test_many_kills_at_once_leave_exact_sums(segment: Segment) -> None:
     assert counter.committed == 0
 
 
-# What something else may have written into a file's cells: kind of the cell, word, value. Each names a cell that is
-# not there: bits 2-25 of a mark, and word 5 of a reservation.
+# What something else may have written into a file's cells: kind of the cell, word, value. Each names a cell
+# that is not there: bits 2-25 of a mark, and word 5 of a reservation.
 STRAY = {
     "mark of a reservation": (10, 3, 5 << 26 | 0xFFFFFF << 2 | 1),
     "mark of a settlement": (10, 3, 5 << 26 | 0xFFFFFF << 2 | 2),

@@ -144,6 +144,7 @@ class Shared:
         except (ValueError, TypeError, IndexError):
             raise AwayError("Redis sent an unexpected answer") from None
         first, self._first = self._first, False
+        # The number of machines first: what follows computes this machine's share with it.
         self._count_machines(count)
         self.version = version or self.version
         for field, value in zip(news[::2], news[1::2]):
@@ -184,6 +185,8 @@ class Shared:
                 return
             self._closed = True
             thread = self._thread
+        # Joined before anything is returned, or its last heartbeat could lease again what is returned here. In
+        # a forked child that thread does not exist.
         if thread is not None and self._pid == os.getpid():
             self._wake.set()
             thread.join()
@@ -205,6 +208,8 @@ class Shared:
 
     def _count_machines(self, heard: int) -> None:
         """Updates the number of machines. A smaller one is used only after the missing had time to return."""
+        # A machine that missed a few heartbeats still uses its share. If the others took more at once, all
+        # together would exceed the limit.
         now = _core.clock()
         if heard >= self._count:
             self._count, self._fewer = max(1, heard), now + _MACHINE_LIFE_MS * 1_000_000
@@ -227,6 +232,7 @@ class Shared:
         due = [(one.permits, request) for one, request in asked if request is not None]
         if not due:
             return False
+        # Before the request: a lease runs on the server from a moment after this, so here it never ends later.
         begun = _core.clock()
         try:
             keys, requests = [permits.key for permits, _ in due], [request for _, request in due]
@@ -259,6 +265,7 @@ def _beat_until_closed(shared: weakref.ref[Shared], wake: threading.Event) -> No
         owner = shared()
         if owner is None or owner.closed:
             return
+        # Before the work, so that what is asked for during it wakes the thread again.
         wake.clear()
         now = _core.clock()
         try:
@@ -268,7 +275,7 @@ def _beat_until_closed(shared: weakref.ref[Shared], wake: threading.Event) -> No
                 owner.beat()
         except AwayError:
             pass
-        except Exception:
+        except Exception:  # without this thread the machine would share nothing any more
             log.exception("state: sharing over Redis failed; it will be tried again")
         # Drop the reference while waiting, so that an unused owner can be collected.
         del owner

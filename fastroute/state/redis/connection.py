@@ -111,6 +111,7 @@ class RedisConnection:
             self._failed(ticket, error)
             raise AwayError(self.reason) from None
         except BaseException:
+            # Ctrl-C, or a greenlet that was killed. A probe that never reports would keep all others waiting.
             self._breaker.record(ticket, _core.IGNORED)
             raise
         self._breaker.record(ticket, _core.OK)
@@ -121,6 +122,7 @@ class RedisConnection:
 
     def _failed(self, ticket: int, error: BaseException) -> None:
         self.reason = _reason(error)
+        # The breaker opens after FAILURES failures in a row: a time-out counts for all of them at once.
         slow = isinstance(error, (self._redis.TimeoutError, TimeoutError)) or getattr(error, "slow", False)
         scripts = self._scripts
         if scripts is not None and self.address.service is not None:

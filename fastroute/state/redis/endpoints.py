@@ -92,7 +92,7 @@ class SharedEndpoint(SharedLimits):
             )
             return int(left) * 1_000_000
         except (AwayError, ValueError):
-            return 0
+            return 0  # without Redis each machine sends probes of its own
 
     def extended(self, lease: int) -> None:
         """Extends the time that the running probe may take, to ``lease`` ns from now."""
@@ -132,6 +132,8 @@ class SharedEndpoint(SharedLimits):
             AwayError: if Redis is unavailable; pending changes are dropped, except of the breaker and blocks.
         """
         super().settle()
+        # Each kind is removed before it is published: a change made during the request sets it again. Of
+        # several changes of one kind only the last state is published.
         told = self._told
         probe = [self._connection.key("probe", self.name)]
         if told.pop("extend", False):
@@ -147,7 +149,7 @@ class SharedEndpoint(SharedLimits):
                 try:
                     tell()
                 except AwayError:
-                    told[kind] = True
+                    told[kind] = True  # other machines must hear of it, however late
                     raise
 
     def learn(self, field: str, value: str, server_ms: int, first: bool) -> None:
@@ -155,6 +157,8 @@ class SharedEndpoint(SharedLimits):
         if self._heard.get(field) == value:
             return
         self._heard[field] = value
+        # The end of an opening or block applies only when it is fresh: what a new machine reads first may be
+        # older than what it has found out itself.
         try:
             word, until, code, _ = value.split(" ")
             left = (int(until) - server_ms) * 1_000_000

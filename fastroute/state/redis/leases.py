@@ -74,6 +74,8 @@ class SharedLimits:
 
     def supply(self, tokens: int, now: int) -> int:
         """Leases at least one request and ``tokens`` into the pool; returns 0 or a refusal."""
+        # After the time-out it asks Redis itself: two requests are better than a call that waits behind a
+        # thread whose request hangs.
         asking = self._asking
         locked = asking.acquire(timeout=PATIENCE)
         try:
@@ -87,6 +89,7 @@ class SharedLimits:
 
     def low(self) -> None:
         """Makes the sharing thread refill the pool."""
+        # Called during admission, so without a lock: dict operations are atomic.
         if "low" not in self._told:
             self._told["low"] = True
             self._wake()
@@ -111,12 +114,15 @@ class SharedLimits:
         Raises:
             AwayError: if Redis is unavailable; the lease expires.
         """
+        # An unchanged balance means no call for a second: all of it is returned. Otherwise two leases are kept.
         balance = self.lease.balance()
         idle = balance == self._balance
         self._balance = balance
         keep = (0, 0) if idle or everything else (2 * self._chunk[0], 2 * self._chunk[1])
         requests, tokens = self.lease.drain(*keep)
         debt_r, debt_t = (min(0, balance) for balance in self.lease.balance())
+        # What is returned has left the pool before, and a debt leaves it only after it was charged. A process
+        # killed in between loses permits or has a debt charged twice; no permit is used twice.
         if requests or tokens or debt_r or debt_t:
             self._ask(0, (-requests - debt_r, -1, 0, 0), (-tokens - debt_t, -1, 0, 0))
             self.lease.grant(-debt_r, -debt_t, _core.clock() + LEASE_NS)
@@ -143,6 +149,7 @@ class SharedLimits:
             )
         except AwayError:
             return lease.share(tokens, self._machines(), _core.clock() + LEASE_NS)
+        # The script charges a debt whether or not it grants a lease.
         lease.grant(got_r + debt_r, got_t + debt_t, _core.clock() + LEASE_NS)
         if granted:
             return 0

@@ -118,6 +118,7 @@ class RedisBank:
         asking = self._asking
         locked = asking.acquire(timeout=_PATIENCE)
         try:
+            # Computed under the lock: the thread before may have leased enough for both.
             lacking = counter.committed + need - account.grant
             if lacking <= 0:
                 return GRANTED  # another thread has leased it
@@ -136,6 +137,7 @@ class RedisBank:
             AwayError: if Redis is unavailable.
         """
         for key, account in tuple(self._accounts.items()):
+            # The window is over. What is left of its grant is not returned: nobody can use it any more.
             if account.counter.window != account.number:
                 self._accounts.pop(key, None)
                 continue
@@ -165,6 +167,8 @@ class RedisBank:
         key = (name, window.number)
         found = self._accounts.get(key)
         if found is None:
+            # Two counters in turn, so that the grant of a new window does not replace one that calls of the
+            # window before still read.
             granted = _core.Counter(self._segment, f"granted\0{name}\0{window.number & 1}")
             found = self._accounts.setdefault(key, _Account(name, window.number, granted, counter))
         return found
@@ -187,6 +191,7 @@ class RedisBank:
         connection = self._connection
         digest = blake2b(account.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         key = connection.key("money", digest, str(account.number))
+        # Costs above their estimates may have been committed without a grant: they are charged in any case.
         over = max(0, account.counter.committed - account.grant)
         # The part of the grant that the ledger does not have yet: not committed, or only reserved.
         held = max(0, account.grant - account.counter.figures()[0])
@@ -215,7 +220,9 @@ class RedisBank:
                 break
             if base >= 0 or spent is None:
                 return REFUSED
+            # Redis does not know the window (new, or Redis lost its data): only then is the ledger read.
             base = spent()
         account.life, account.total = life, all_of_them
+        # After the grant is in Redis. If this process is killed in between, that part stays unspent.
         account.add(give + over)
         return GRANTED if word == "granted" else REFUSED

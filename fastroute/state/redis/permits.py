@@ -92,10 +92,13 @@ class Permits:
 
     def supply(self) -> bool:
         """Leases permits for a call that found none left; returns False if none can be leased now."""
+        # More than once, because another thread may take what was leased, or change the lease so that the
+        # answer no longer applies.
         for _ in range(4):
             leased, held, _, left, alone = self._lease.permits()
             if leased > held:
                 return True
+            # Redis is known to be unavailable, and this machine's share is in use.
             if alone and left and self._connection.rest_ns:
                 break
             try:
@@ -109,6 +112,7 @@ class Permits:
                     break
                 continue
             self.take(request, answer, begun)
+            # Redis has decided: there are not enough. (A later turn, in contrast, means that it must be asked again.)
             if answer[0] < request.need and answer[2] < 0:
                 break
         leased, held, _, _, _ = self._lease.permits()
@@ -123,6 +127,7 @@ class Permits:
         Call `take` with the answer, or `away`.
         """
         leased, held, _, left, alone = self._lease.permits()
+        # A lease that Redis knows. It is made smaller here before Redis is told, see above.
         if left and not alone:
             spare = 0 if self.wanted else self._spare
             if leased > held + spare:
@@ -208,6 +213,8 @@ class Permits:
 
         Redis counts at least as much for this machine until a request with a later turn.
         """
+        # Calls may be admitted between reading and setting, up to the old lease. They are counted after it was
+        # set, when no more can be: see the core's `permit_take_leased`.
         held = self._lease.permits()[1]
         if self._lease.lease_permits(turn, max(many, held), until):
             leased, held, turn, _, _ = self._lease.permits()
