@@ -134,7 +134,7 @@ def remove_abandoned(folder: str) -> None:
         found = [path for path in paths if path not in (lock, keep)]
         if keep in paths and base in found:
             continue
-        # A process that is opening the file holds this lock; then the file is not abandoned, and not waited for.
+        # Without waiting: a process that holds the lock is opening the file, so it is not abandoned.
         try:
             with _locked(lock, 0.0):
                 left = [path for path in found if not _remove_if_abandoned(path)]

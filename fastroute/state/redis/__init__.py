@@ -185,8 +185,8 @@ class Shared:
                 return
             self._closed = True
             thread = self._thread
-        # Joined before anything is returned, or its last heartbeat could lease again what is returned here. In
-        # a forked child that thread does not exist.
+        # Joined before anything is returned, or its last heartbeat could lease again what is returned here.
+        # In a forked child that thread does not exist.
         if thread is not None and self._pid == os.getpid():
             self._wake.set()
             thread.join()
@@ -232,7 +232,7 @@ class Shared:
         due = [(one.permits, request) for one, request in asked if request is not None]
         if not due:
             return False
-        # Before the request: a lease runs on the server from a moment after this, so here it never ends later.
+        # Before the request: the lease begins on the server after this, so it never ends later here than there.
         begun = _core.clock()
         try:
             keys, requests = [permits.key for permits, _ in due], [request for _, request in due]

@@ -114,7 +114,7 @@ class SharedLimits:
         Raises:
             AwayError: if Redis is unavailable; the lease expires.
         """
-        # An unchanged balance means no call for a second: all of it is returned. Otherwise two leases are kept.
+        # An unchanged balance means no call for a second: all is returned. Otherwise two leases are kept.
         balance = self.lease.balance()
         idle = balance == self._balance
         self._balance = balance

@@ -112,7 +112,7 @@ class Permits:
                     break
                 continue
             self.take(request, answer, begun)
-            # Redis has decided: there are not enough. (A later turn, in contrast, means that it must be asked again.)
+            # Redis has decided that there are not enough. (After a later turn it has to be asked again.)
             if answer[0] < request.need and answer[2] < 0:
                 break
         leased, held, _, _, _ = self._lease.permits()
@@ -213,8 +213,8 @@ class Permits:
 
         Redis counts at least as much for this machine until a request with a later turn.
         """
-        # Calls may be admitted between reading and setting, up to the old lease. They are counted after it was
-        # set, when no more can be: see the core's `permit_take_leased`.
+        # Calls may be admitted between reading and setting, up to the old lease. They are counted after it
+        # was set, when no more can be: see the core's `permit_take_leased`.
         held = self._lease.permits()[1]
         if self._lease.lease_permits(turn, max(many, held), until):
             leased, held, turn, _, _ = self._lease.permits()
