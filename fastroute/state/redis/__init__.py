@@ -232,7 +232,7 @@ class Shared:
         due = [(one.permits, request) for one, request in asked if request is not None]
         if not due:
             return False
-        # Before the request: the lease begins on the server after this, so it never ends later here than there.
+        # Before the request: the lease begins later on the server, so it never ends later here than there.
         begun = _core.clock()
         try:
             keys, requests = [permits.key for permits, _ in due], [request for _, request in due]
