@@ -1,7 +1,6 @@
-"""The public client: OpenAI's `chat.completions.create`, routed.
+"""The public client, with the interface of OpenAI's `chat.completions.create`.
 
-Defines the names that callers use and checks what they pass. A call runs in its caller's thread; it goes on
-in `runtime/runtime.py`.
+It checks the arguments of a call and passes it to `runtime/runtime.py`. A call runs in its caller's thread.
 """
 
 from __future__ import annotations
@@ -78,20 +77,20 @@ class Completions:
         Args:
             messages: OpenAI's messages.
             model: a model, an alias, a tier, or ``auto``; default: ``default_model`` of the configuration.
-            stream: return a `Stream` of chunks instead.
+            stream: whether to return a `Stream` of chunks.
             route: routing words: ``tags``, ``tier``, ``quality``, ``max_cost`` (USD), ``max_latency``
-                (seconds), ``cache`` (False: leave the cache alone), ``validate`` (a JSON Schema, a pattern or
-                a callable that judges the answer), ``force_premium`` (budgets do not downgrade), ``priority``
-                (``high``, ``normal``, ``low``), ``hedge`` (whether a second request may be sent when the
-                first is slow), ``deadline`` (seconds).
-            timeout: seconds the whole call may take, retries and waiting and all.
-            **params: every other parameter of the API, passed on untouched; 0 is a value.
+                (seconds), ``cache`` (False: do not use the cache), ``validate`` (a JSON Schema, a pattern or
+                a callable that validates the answer), ``force_premium`` (budgets do not downgrade),
+                ``priority`` (``high``, ``normal``, ``low``), ``hedge`` (whether a second request may be sent
+                if the first is slow), ``deadline`` (seconds).
+            timeout: seconds that the whole call may take, including retries and waiting.
+            **params: all other parameters of the API, passed on unchanged, also those with the value 0.
 
         Returns:
             A `Completion` in OpenAI's shape with ``.route``, or a `Stream`.
 
         Raises:
-            Error: or one of its kinds; ``.attempts`` says what was tried.
+            Error: or a subclass; ``.attempts`` has the attempts.
         """
         client = self._client
         runtime = client.runtime
@@ -119,23 +118,23 @@ class Client:
     Args:
         config: a path to a TOML file, a mapping, a `Config`, or None: the file that FASTROUTE_CONFIG names,
             else ./fastroute.toml, else the providers whose keys are in the environment.
-        session: a requests session of the caller's to send through (its proxies, TLS settings and mounted
-            adapters); it is not closed by the client.
-        compress: called with the messages and the input tokens there is room for when a request is too long
-            for every model that could serve it; returns shorter messages. It may take its time: it runs in
-            the caller's thread, before anything is reserved.
-        classifier: called with the messages and the other parameters of a request for ``auto``, in place of
-            the rule set that ``policy.classifier`` names; returns one of its levels or a tier, that with a
-            confidence (0..1), or a mapping with a score for each. It has ``policy.classifier_timeout``, in a
-            thread of its own; if it fails in any way, the default tier is used.
-        default_state: ``[fastroute] state`` where the configuration does not say: ``"machine"`` suits what a
-            server loads anew in each of its workers.
+        session: your own requests session to send through, with its proxies, TLS settings and mounted
+            adapters; the client does not close it.
+        compress: called if a request is too long for every model that could serve it, with the messages and
+            the input tokens that are allowed; returns shorter messages. It runs in the caller's thread
+            without a time limit, before anything is reserved.
+        classifier: called instead of the rule set of ``policy.classifier`` for requests with ``auto``, with
+            the messages and the other parameters; returns a level of the rule set or a tier, either with a
+            confidence (0..1), or a mapping with a score for each. It runs in a separate thread for at most
+            ``policy.classifier_timeout`` seconds; if it fails, the default tier is used.
+        default_state: the default of ``[fastroute] state``. Use ``"machine"`` for an application that a
+            server loads in each of its workers.
 
     Raises:
-        ConfigError: listing every problem of the configuration.
+        ConfigError: with every problem of the configuration.
 
-    Thread safety: one client serves all threads, and forked children go on with it: they share limits,
-    breakers and latencies with their parent and start with connections and threads of their own.
+    Thread safety: all methods. Forked children can use the client too: they share limits, breakers and
+    latencies with their parent, and have their own connections and threads.
     """
 
     def __init__(
@@ -161,12 +160,12 @@ class Client:
 
     @property
     def config(self) -> Config:
-        """The configuration in force."""
+        """The current configuration."""
         return self.runtime.generation.config
 
     @property
     def ledger(self) -> Ledger | NullLedger:
-        """The record of all attempts, with its sums."""
+        """The ledger: the record of all attempts, and sums over it."""
         return self.runtime.ledger
 
     def plan(
@@ -178,7 +177,7 @@ class Client:
         route: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> Plan:
-        """Shows how a call would be routed, without sending anything; ``str(plan)`` explains it.
+        """Returns how a call would be routed, without sending anything; ``str(plan)`` explains it.
 
         Raises:
             ModelNotFoundError, BadRequestError: as `create` would.
@@ -220,18 +219,18 @@ class Client:
         timeout: float | None = None,
         **params: Any,
     ) -> Completion | Stream:
-        """Asks one endpoint: without the cache, failover or a second attempt.
+        """Calls one endpoint, without the cache, failover or a second attempt.
 
-        The call waits for limits, is entered and charged like any other, with the tag ``probe`` unless
-        ``route`` says otherwise. How long it takes does not count where endpoints are compared.
+        The call waits for limits, and is recorded and charged like any other, with the tag ``probe`` unless
+        ``route`` has one. Its latency does not affect the ranking of endpoints.
 
         Args:
-            endpoint: its name, ``provider/model`` unless it has another.
+            endpoint: the endpoint's name, by default ``provider/model``.
             messages, stream, route, timeout, **params: as for `create`.
 
         Raises:
-            NoEndpointError: there is none of that name, or it lets no call in now.
-            Error: what the call failed with; ``.attempts`` holds it.
+            NoEndpointError: there is no endpoint of that name, or it admits no call now.
+            Error: the attempt failed; ``.attempts`` has it.
         """
         runtime = self.runtime
         generation, token = None, object()
@@ -239,7 +238,7 @@ class Client:
             generation = runtime.enter(token)
             request = self._request(generation.config, messages, None, bool(stream), route, params)
             if request.options.validate is not None:
-                raise errors.BadRequestError("route.validate: must be left out where one endpoint is asked")
+                raise errors.BadRequestError("route.validate: is not supported by probe; leave it out")
             options = evolve(request.options, tags={TAG: "call", **request.options.tags})
             request = evolve(request, options=options)
             asked = generation.state.named(endpoint)
@@ -249,17 +248,16 @@ class Client:
             runtime.leave(generation, token)
 
     def unblock(self, endpoint: str) -> None:
-        """Lets an endpoint that was left out be asked again at once, after its key or quota was put right.
+        """Ends the block of an endpoint at once, for instance after its key or quota was corrected.
 
-        So are the other endpoints that are left out for the same fault of its account or host. It holds for
-        all processes that share the state. An endpoint that is not left out stays as it is; breakers close by
-        themselves.
+        This includes other endpoints that are blocked because of the same account or host, and all processes
+        that share the state. Breakers are not changed. Does nothing if the endpoint is not blocked.
 
         Args:
-            endpoint: its name, ``provider/model`` unless it has another.
+            endpoint: the endpoint's name, by default ``provider/model``.
 
         Raises:
-            NoEndpointError: there is none of that name.
+            NoEndpointError: there is no endpoint of that name.
 
         Thread safety: may be called from any thread.
         """
@@ -273,16 +271,19 @@ class Client:
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full.
 
-        Where `create` waits for a limit for ``policy.queue_timeout`` at most, a submitted call waits until
-        its own deadline (``timeout``), which begins when a thread takes it up.
+        `create` waits for a limit for at most ``policy.queue_timeout``. A submitted call waits until its
+        deadline (``timeout``), which is counted from when a thread starts it.
         """
         completions = Completions(self, submitted=True)
         return self._here.workers.submit(lambda: completions.create(**call))
 
     def stats(self) -> dict[str, Any]:
-        """Plain figures at this moment: where the state lives and how many processes work in it, endpoints
-        (limits, breaker, latency), cache, waiting calls, what classifiers failed in, the health checks that
-        this process made."""
+        """Current figures as plain values.
+
+        They are: where the state is kept and how many processes share it, endpoints (limits, breaker,
+        latency), cache, waiting calls, classifier failures, rates, budgets, ledger, and the health checks of
+        this process.
+        """
         runtime = self._here
         generation, health = runtime.generation, runtime.health
         return {
@@ -299,31 +300,35 @@ class Client:
         }
 
     def reload(self, source: Source = None) -> events.ConfigReloaded:
-        """Reads the configuration again and puts it into force as a whole, or changes nothing.
+        """Reads the configuration again and applies it as a whole, or changes nothing if it is invalid.
 
-        Calls and streams under way end under the configuration they began with; limits are the new ones for
-        all at once, and what was used of them stays used. See docs/reload.md.
+        Running calls and streams keep their configuration, except for limits, which change for all calls at
+        once; what was used of them stays used. See docs/reload.md.
 
         Args:
-            source: where to read from, now and at later reloads: as for `Client`. Default: where the present
-                one came from, with the environment and the keys as they are now.
+            source: where to read from, now and at later reloads, as for `Client`. Default: the source of the
+                current configuration, with the current environment and keys.
 
         Returns:
-            What is different now, and which settings wait for a restart.
+            What has changed, and which settings need a restart.
 
         Raises:
-            ConfigError: with every problem; the configuration in force stays.
+            ConfigError: with every problem; the current configuration stays in use.
             Error: the client is closed.
 
-        Thread safety: may be called from any thread; two reloads go one after the other. It reaches this
-        process only, not those it was forked from or has forked.
+        Thread safety: may be called from any thread; reloads run one after the other. It affects only this
+        process, not its parent or children.
         """
         return self._here.reload(source)
 
     def on(
         self, hook: Callable[[Any], object], kind: type[events.Event] = events.Event
     ) -> Callable[[], None]:
-        """Calls ``hook`` with every event of that kind (see `fastroute.events`); the result takes it off."""
+        """Calls ``hook`` with every event of a kind (see `fastroute.events`).
+
+        Returns:
+            A function that removes the hook.
+        """
         return self._here.hooks.add(hook, kind)
 
     def with_options(
@@ -334,15 +339,15 @@ class Client:
         budget: float | Purse | None = None,
         cache: bool | None = None,
     ) -> Client:
-        """A client with other defaults that shares all else with this one; closing either closes both.
+        """A client with other defaults that shares everything else with this one; closing one closes both.
 
         Args:
-            timeout: seconds a whole call may take.
+            timeout: seconds that a whole call may take.
             tags: added to the tags of every call.
-            budget: USD that all calls of the new client together may cost, in this process; a call whose
-                worst case does not fit any more raises `BudgetExceeded`. Or an object that pays for the
-                attempts of these calls, see `fastroute.types.Purse`.
-            cache: False: no call reads or writes the response cache.
+            budget: USD that all calls of the new client together may cost in this process; a call whose
+                worst-case cost does not fit raises `BudgetExceeded`. Or an object that pays for the attempts
+                of these calls, see `fastroute.types.Purse`.
+            cache: False to use the response cache for no call.
         """
         other = Client.__new__(Client)
         other.runtime = self.runtime
@@ -363,7 +368,7 @@ class Client:
         return other
 
     def close(self) -> None:
-        """Lets running calls end, writes the ledger out, closes connections. May be called again."""
+        """Waits for running calls, writes the ledger and closes connections. Idempotent."""
         self._here.close()
 
     def __enter__(self) -> Client:
@@ -395,7 +400,7 @@ class Client:
                 f"messages: must be a list of mappings with role and content, not {type(messages).__name__}"
             )
         if not messages:
-            raise errors.BadRequestError("messages: at least one is needed")
+            raise errors.BadRequestError("messages: must not be empty")
         for message in messages:
             if type(message) is not dict:
                 messages = _mappings(messages)
@@ -403,7 +408,7 @@ class Client:
         if model is None:
             model = config.default_model
         elif not isinstance(model, str) or not model:
-            raise errors.BadRequestError("model: the name of a model, alias or tier, or auto")
+            raise errors.BadRequestError("model: must be the name of a model, alias or tier, or auto")
         for name in ("max_tokens", "max_completion_tokens"):
             wanted = params.get(name)
             if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
@@ -411,7 +416,7 @@ class Client:
         options = self._route_options(route)
         if stream and options.validate is not None:
             raise errors.BadRequestError(
-                "route.validate: a streamed answer is handed out before it could be judged; leave out stream"
+                "route.validate: a streamed answer cannot be validated; leave out stream"
             )
         request = Request(model, messages, params, stream, options)
         return request if self._allowance is None else evolve(request, allowance=self._allowance)
@@ -439,11 +444,11 @@ _NO_OPTIONS = RouteOptions()
 
 
 def _checked(words: Mapping[str, Any]) -> RouteOptions:
-    """The routing words as a value; every wrong one is named."""
+    """The routing words as a value; raises BadRequestError for an invalid one."""
     for name in words:
         if name not in _ROUTE_WORDS:
             raise errors.BadRequestError(
-                f"route.{name}: unknown routing word; there are {', '.join(_ROUTE_WORDS)}"
+                f"route.{name}: unknown routing word; use one of {', '.join(_ROUTE_WORDS)}"
             )
     options = RouteOptions(**words)
     tags = options.tags
@@ -477,7 +482,7 @@ def _checked(words: Mapping[str, Any]) -> RouteOptions:
 
 
 def _mappings(messages: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-    """Messages of which some may be objects, such as an answer's own message handed back."""
+    """Messages as mappings; some may be objects, such as the message of an earlier answer."""
     found: list[Mapping[str, Any]] = []
     for place, message in enumerate(messages):
         if isinstance(message, Mapping):
@@ -500,5 +505,5 @@ def _number(name: str, value: Any) -> float:
 def _seconds(name: str, value: Any) -> float:
     number = _number(name, value)
     if number == 0:
-        raise errors.BadRequestError(f"{name}: more than 0 seconds are wanted")
+        raise errors.BadRequestError(f"{name}: must be more than 0 seconds")
     return number
