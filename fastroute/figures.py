@@ -1,8 +1,8 @@
-"""The one percentile of samples, and the one way to write amounts of money and durations.
+"""Percentiles, and the text of amounts of money and durations.
 
-Reports, pages, metrics and messages take them from here: the same samples have the same median and the same
-amount has the same text wherever they are read. The gateway's page writes by the same rules, in
-`gateway/figures.js`; a test compares the two.
+Reports, pages, metrics and messages all use these functions, so that the same samples have the same median
+and the same amount has the same text everywhere. The dashboard uses the same rules in `gateway/figures.js`; a
+test compares the two.
 
 Money is integer nano-dollars (1 USD = 10**9), durations are seconds. Texts are rounded half up, in integers.
 """
@@ -15,7 +15,7 @@ from typing import TypeVar
 _Number = TypeVar("_Number", int, float)
 
 _NANO = 10**9
-# Each unit, its nanoseconds, and the number of it from which the next one is used.
+# Each unit, its nanoseconds, and the count from which the next unit is used.
 _UNITS = (
     ("ns", 1, 1000),
     ("µs", 10**3, 1000),
@@ -46,17 +46,17 @@ def percentile(samples: Iterable[_Number], percent: float) -> _Number:
         raise ValueError(f"percent: {percent!r} is out of range, must be above 0 and at most 100")
     ordered = sorted(samples)
     if not ordered:
-        raise ValueError("samples: there are none, must be at least one")
+        raise ValueError("samples: must not be empty")
     return ordered[-(-len(ordered) * thousandths // 100_000) - 1]
 
 
 def dollars(nano: int, *, exact: bool = False) -> str:
-    """An amount for people: ``$0``, ``$0.0000018``, ``$0.0125``, ``$1.234``, ``$5.00``, ``$1,234.57``.
+    """An amount as text: ``$0``, ``$0.0000018``, ``$0.0125``, ``$1.234``, ``$5.00``, ``$1,234.57``.
 
-    To the cent from 10 dollars on, below that to four significant digits; never fewer than two decimals.
+    Rounded to cents from 10 dollars on, below that to four significant digits; at least two decimals.
 
     Args:
-        exact: all digits, for amounts that are compared: $0.50 is never more than $0.50.
+        exact: whether to print all digits, for amounts that are compared.
     """
     if nano == 0:
         return "$0"
@@ -68,13 +68,13 @@ def dollars(nano: int, *, exact: bool = False) -> str:
 
 
 def decimal_dollars(nano: int) -> str:
-    """An amount for programs, exactly and with nine decimals: ``0.012500000``."""
+    """The exact amount as text for programs, with nine decimals: ``0.012500000``."""
     whole, rest = divmod(abs(nano), _NANO)
     return f"{'-' if nano < 0 else ''}{whole}.{rest:09d}"
 
 
 def duration(seconds: float) -> str:
-    """A duration for people, to three digits: ``0 s``, ``850 µs``, ``12.5 ms``, ``1.05 s``, ``2.5 min``.
+    """A duration as text, with three digits: ``0 s``, ``850 µs``, ``12.5 ms``, ``1.05 s``, ``2.5 min``.
 
     Seconds and minutes are used up to 120, hours up to 48. The finest step is a nanosecond.
 
@@ -95,12 +95,12 @@ def duration(seconds: float) -> str:
 
 
 def _rounded(amount: int, step: int) -> int:
-    """How many steps there are in an amount, half a step counted as one."""
+    """An amount divided by a step, rounded half up."""
     return (2 * amount + step) // (2 * step)
 
 
 def _plain(number: int, decimals: int) -> str:
-    """A number of so many decimals, without zeros at its end."""
+    """A number with the given decimals, without trailing zeros."""
     whole, rest = divmod(number, 10**decimals)
     text = f"{rest:0{decimals}d}".rstrip("0") if decimals else ""
     return f"{whole:,}.{text}" if text else f"{whole:,}"

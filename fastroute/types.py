@@ -1,11 +1,11 @@
-"""The values that flow through a call, all frozen, in the shape of OpenAI's chat completions.
+"""The immutable values of a call, in the shape of OpenAI's chat completions.
 
-Defines the request, the completion, the chunk and what fastroute adds to them (`Route`, `Attempt`,
-`Classification`). `providers/` makes them from bytes; nothing here does I/O or reads a clock.
-Money is in integer nano-dollars (1 USD = 10**9) in fields that end in ``_nano``; times are in seconds.
+They are the request, the completion, the chunk, and what fastroute adds to them (`Route`, `Attempt`,
+`Classification`). `providers/` creates them from bytes. Nothing here does I/O or reads a clock. Fields that
+end in ``_nano`` are integer nano-dollars (1 USD = 10**9); times are in seconds.
 
-Whatever a provider sends beside the known fields stays reachable: attribute access on a message, delta
-or completion falls back to the provider's own JSON, and `to_dict` returns all of it.
+Unknown fields of a provider remain available: attribute access on a message, delta or completion falls back
+to the provider's JSON, and `to_dict` returns all of it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NANO = 1_000_000_000
 _EMPTY: Mapping[str, Any] = {}
 
 Compress = Callable[[Sequence[Mapping[str, Any]], int], Sequence[Mapping[str, Any]]]
-"""Messages and the input tokens there is room for → shorter messages."""
-_MOST_TOKENS = 1 << 40  # more than this asks for nothing more
+"""A function from messages and the allowed input tokens to shorter messages."""
+_MOST_TOKENS = 1 << 40  # a larger max_tokens means the same
 
 
 def copy_json(value: Any) -> Any:
@@ -38,7 +38,7 @@ def copy_json(value: Any) -> Any:
 
 
 class _Open:
-    """Falls back to the provider's JSON for fields that OpenAI, or somebody else, adds later."""
+    """Falls back to the provider's JSON for fields that the class does not have."""
 
     __slots__ = ()
 
@@ -50,7 +50,7 @@ class _Open:
         raise AttributeError(f"{type(self).__name__!r} has no field {name!r}, and the provider sent none")
 
     def to_dict(self) -> dict[str, Any]:
-        """The provider's JSON for this part, as a copy of its own."""
+        """A copy of the provider's JSON for this part."""
         copied: dict[str, Any] = copy_json(self._raw)
         return copied
 
@@ -92,30 +92,29 @@ class Purse(Protocol):
 
 PRIORITIES = ("high", "normal", "low")
 SAMPLING_PARAMETERS: Mapping[str, Any] = {"temperature": 1, "top_p": 1, "top_k": None}
-"""What sets how tokens are drawn, each with the value that is the same as leaving it out."""
+"""The sampling parameters, each with the value that is the same as leaving it out."""
 REQUEST_ID_TAG = "client_request_id"
-"""A tag that tells single calls apart, for the ledger; it says nothing of whose they are."""
+"""A tag that identifies single calls in the ledger, and not their owner."""
 
 
 @frozen(kw_only=True)
 class RouteOptions:
-    """The routing words of one call (the ``route=`` mapping), checked.
+    """The routing words of one call (the ``route=`` mapping), after checks.
 
     Attributes:
-        tags: free labels for the ledger; all but `REQUEST_ID_TAG` also keep cached answers of different tags
-            apart.
-        tier: serve from this tier whatever the classifier says.
-        quality: the least quality (0..1) a model may have.
-        max_cost: USD the whole call may cost by estimate.
-        max_latency: seconds an endpoint may be expected to take.
-        cache: False neither reads nor writes the response cache.
-        force_premium: budgets neither downgrade nor, unless hard, refuse the call.
-        validate: what the answer is held to: a JSON Schema, a regular expression or a callable.
+        tags: labels for the ledger; all except `REQUEST_ID_TAG` also separate cached answers.
+        tier: the tier to serve from, whatever the classifier finds.
+        quality: preferred minimum quality (0..1) of the model.
+        max_cost: maximum of the estimated cost of the whole call, USD.
+        max_latency: preferred maximum of the expected latency, seconds.
+        cache: False to use the response cache neither for reading nor for writing.
+        force_premium: budgets do not downgrade the call, and only hard ones reject it.
+        validate: the rule for the answer: a JSON Schema, a regular expression or a callable.
         deadline: seconds from the start of the call until it must have ended.
-        priority: its class, one of `PRIORITIES`: who goes first where calls wait for a limit, and how much
-            of a budget it may use.
-        hedge: whether a second request may be sent when the first is slow, where ``policy.hedging`` is
-            enabled; None leaves it to the policy.
+        priority: one of `PRIORITIES`, for the order of calls that wait for a limit and for the shares of
+            budgets.
+        hedge: whether a second request may be sent if the first is slow, if ``policy.hedging`` is enabled;
+            None for the policy's setting.
     """
 
     tags: Mapping[str, str] = field(factory=dict)
@@ -133,16 +132,17 @@ class RouteOptions:
 
 @frozen
 class Request:
-    """One chat completion as asked for.
+    """The request for one chat completion.
 
     Attributes:
-        model: the name the caller used: a model, an alias, a tier or ``auto``.
-        messages: OpenAI's message mappings, untouched.
-        params: every other parameter by its OpenAI name; a value of 0 is a value.
-        stream: whether chunks are wanted.
+        model: the name that the caller used: a model, an alias, a tier or ``auto``.
+        messages: OpenAI's message mappings, unchanged.
+        params: all other parameters by their OpenAI names, also those with the value 0.
+        stream: whether the answer is streamed.
         options: the routing words.
-        allowance: pays for the call, where the copy of the client that made it may spend a limited amount.
-        submitted: nobody waits for the answer at once, so it may wait for a limit until its deadline.
+        allowance: pays for the call, if its client has a budget of its own (`Client.with_options`).
+        submitted: whether it was submitted to the thread pool, so that it may wait for a limit until its
+            deadline.
     """
 
     model: str
@@ -155,9 +155,9 @@ class Request:
 
     @property
     def max_tokens(self) -> int | None:
-        """Output tokens asked for, under either of OpenAI's two names; None for no limit.
+        """The limit of output tokens, under either of OpenAI's two names; None for no limit.
 
-        Some servers take a negative number for no limit, so it is no error here.
+        A negative number is no limit too, as some servers define it.
         """
         wanted = self.params.get("max_completion_tokens")
         if wanted is None:
@@ -170,15 +170,15 @@ class Request:
 
 @frozen(kw_only=True)
 class Classification:
-    """What kind of request it is, and why.
+    """The class of a request, with the reason.
 
     Attributes:
         level: the class, one of the rule set's levels.
-        score: the rule set's number, where it has one.
+        score: the rule set's score, if it has one.
         confidence: 0..1.
-        matches: the words and patterns found, by group.
+        matches: the words and patterns that were found, by group.
         classifier: the rule set's name.
-        reason: one line in words.
+        reason: one line of text.
     """
 
     level: str
@@ -191,20 +191,20 @@ class Classification:
 
 @frozen(kw_only=True)
 class Attempt:
-    """One request sent to one endpoint: a line of the ledger.
+    """One request that was sent to one endpoint: an entry of the ledger.
 
     Attributes:
         id: unique among all attempts of all processes.
         call_id: shared by the attempts of one call.
         time: when it was sent, seconds since the epoch (UTC).
-        endpoint, provider, model: where it went.
+        endpoint, provider, model: where it was sent.
         tier, level: the tier it was served from and the class of the request, if any.
-        outcome: ``ok``, ``failed``, ``client_cancelled``, or ``hedge_lost``: another attempt of the same call
-            was quicker.
+        outcome: ``ok``, ``failed``, ``client_cancelled``, or ``hedge_lost`` (another attempt of the same
+            call finished first).
         error: the error's class name, if it failed.
-        prompt_tokens: all input tokens, those read from a cache or written to one among them.
-        completion_tokens: all output tokens, reasoning among them.
-        usage_source: ``provider`` (its own figures), ``estimated``, or ``none`` (nothing was spent).
+        prompt_tokens: all input tokens, including those read from a cache or written to one.
+        completion_tokens: all output tokens, including reasoning.
+        usage_source: ``provider`` (the provider's figures), ``estimated``, or ``none`` (nothing was spent).
         cost_nano: nano-dollars; None if the model's price is unknown.
         latency: seconds until the answer was complete (or the failure was known).
         ttft: seconds until the first token of a stream.
@@ -247,18 +247,18 @@ class Route:
 
     Attributes:
         model: the catalogue's name of the model that answered.
-        endpoint, provider: where.
-        tier: the tier it was chosen from, if by tier.
-        classification: of the request, if it was classified; worked out when first asked for, because most
-            callers never do.
+        endpoint, provider: where it answered.
+        tier: the tier that the model was chosen from, if any.
+        classification: the class of the request, if it was classified; computed at the first access, because
+            most callers do not need it.
         cost_nano: nano-dollars for all attempts of the call; None if a price is unknown.
         latency: seconds from the call to its end (None while a stream is running).
         ttft: seconds to the first token of a stream.
-        attempts: all of them, oldest first.
+        attempts: all attempts, oldest first.
         cached: the answer came from the cache, or from an equal call that was in flight.
         waited: seconds spent waiting for limits and back-off.
         request_id: the provider's id.
-        downgraded: the budget that sent the call to the cheapest tier, if one did.
+        downgraded: the name of the budget that downgraded the call to the cheapest tier, if any.
     """
 
     model: str
@@ -300,15 +300,15 @@ class Route:
 
 @frozen
 class TokenPrices:
-    """What a model's tokens cost, nano-dollars per million.
+    """The prices of a model's tokens, nano-dollars per million.
 
     Attributes:
-        input, output: of the prompt, of the answer.
-        cached_input: read from the provider's cache; None: as ``input``.
-        cache_write: written to it, for minutes; None: as ``input``.
-        cache_write_1h: written to be kept for an hour; None: as ``cache_write``.
-        long_context: a prompt of more tokens than this costs ``long``, it and its answer as a whole.
-        long: None: prompts of any length cost the same.
+        input, output: tokens of the prompt and of the answer.
+        cached_input: tokens read from the provider's cache; None: as ``input``.
+        cache_write: tokens written to the cache for minutes; None: as ``input``.
+        cache_write_1h: tokens written to the cache for an hour; None: as ``cache_write``.
+        long_context: if the prompt has more tokens than this, the prices ``long`` apply to prompt and answer.
+        long: these prices; None if all prompts have the same prices.
     """
 
     input: int
@@ -320,11 +320,11 @@ class TokenPrices:
     long: TokenPrices | None = None
 
     def at(self, prompt_tokens: int) -> TokenPrices:
-        """The prices of a prompt of that length."""
+        """The prices for a prompt of this length."""
         return self if self.long is None or prompt_tokens <= self.long_context else self.long
 
     def cost(self, usage: Usage) -> int:
-        """Nano-dollars, rounded up to a whole one."""
+        """The cost of an answer in nano-dollars, rounded up."""
         prices = self.at(usage.prompt_tokens)
         total = usage.prompt_tokens * prices.input + usage.completion_tokens * prices.output
         if usage.cached_tokens and prices.cached_input is not None:
@@ -338,10 +338,10 @@ class TokenPrices:
         return -(-total // 1_000_000)
 
     def worst(self, prompt_tokens: int, completion_tokens: int, *, hour: bool = False) -> int:
-        """Nano-dollars that so many tokens cost at most, whatever of them is read from a cache or written.
+        """The highest possible cost in nano-dollars, however many tokens are read from or written to a cache.
 
         Args:
-            hour: whether they may be written to be kept for an hour.
+            hour: whether tokens may be written to the cache for an hour.
         """
         prices = self.at(prompt_tokens)
         dearest = max(prices.input, prices.cache_write or 0, (prices.cache_write_1h or 0) if hour else 0)
@@ -361,15 +361,15 @@ class CompletionTokensDetails:
 
 @frozen
 class Usage:
-    """Tokens of one answer, each counted once whatever the provider's own way of counting.
+    """The tokens of one answer, each counted once, however the provider counts.
 
     Attributes:
-        prompt_tokens: all input tokens; ``cached_tokens`` and ``cache_write_tokens`` are among them.
-        completion_tokens: all output tokens; ``reasoning_tokens`` are among them.
+        prompt_tokens: all input tokens, including ``cached_tokens`` and ``cache_write_tokens``.
+        completion_tokens: all output tokens, including ``reasoning_tokens``.
         source: ``provider`` or ``estimated``.
         cached_tokens: input read from the provider's cache.
-        cache_write_tokens: input written to the provider's cache, ``cache_write_1h_tokens`` among them.
-        cache_write_1h_tokens: input written to be kept for an hour.
+        cache_write_tokens: input written to the provider's cache, including ``cache_write_1h_tokens``.
+        cache_write_1h_tokens: input written to the cache for an hour.
     """
 
     prompt_tokens: int = 0
@@ -393,7 +393,7 @@ class Usage:
         return CompletionTokensDetails(self.reasoning_tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """In OpenAI's shape; tokens written to a cache are told where there are any."""
+        """The usage in OpenAI's shape; ``cache_write_tokens`` is included unless it is 0."""
         details = {"cached_tokens": self.cached_tokens}
         if self.cache_write_tokens:
             details["cache_write_tokens"] = self.cache_write_tokens
@@ -434,7 +434,7 @@ class Message(_Open):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it: no content, tool call, refusal, reasoning, picture, or the like."""
+        """Whether it has no content, tool call, refusal, reasoning, image, or other field with a value."""
         return not (self.content or self.tool_calls or self.refusal or _says_something(self._raw))
 
 
@@ -448,11 +448,11 @@ class Choice(_Open):
 
 @frozen(kw_only=True)
 class Completion(_Open):
-    """An answer in OpenAI's shape, with ``.route`` beside it.
+    """An answer in OpenAI's shape, with ``.route``.
 
     Attributes:
         choices: at least one.
-        usage: None only where the provider gave none and none was estimated.
+        usage: None if the provider sent none and none was estimated.
         route: how it was served.
     """
 
@@ -471,7 +471,7 @@ class Completion(_Open):
         return self.choices[0].message.content or "" if self.choices else ""
 
     def with_route(self, route: Route, usage: Usage | None = None) -> Completion:
-        """The same answer, served another way; ``usage`` replaces its own where given."""
+        """The same answer with another route, and with ``usage`` if given."""
         return Completion(
             id=self.id,
             created=self.created,
@@ -486,7 +486,7 @@ class Completion(_Open):
 
 @frozen
 class Delta(_Open):
-    """What one chunk adds to a message."""
+    """The part of a message that one chunk adds."""
 
     role: str | None = None
     content: str | None = None
@@ -505,7 +505,7 @@ class ChunkChoice(_Open):
 
 @frozen(kw_only=True)
 class Chunk(_Open):
-    """One piece of a streamed answer; ``usage`` is set on the last one where it was asked for."""
+    """One piece of a streamed answer; the last one has ``usage`` if that was requested."""
 
     id: str
     created: int
@@ -517,7 +517,7 @@ class Chunk(_Open):
 
     @property
     def has_content(self) -> bool:
-        """Whether it brings something a caller would show: from then on no other endpoint may take over."""
+        """Whether it has content that a caller would show; after such a chunk there is no failover."""
         for choice in self.choices:
             delta = choice.delta
             if delta.content or delta.tool_calls or delta.refusal or _says_something(delta._raw):
@@ -526,12 +526,12 @@ class Chunk(_Open):
 
 
 def _says_something(raw: Mapping[str, Any]) -> bool:
-    """Whether any field of a message but its role has something in it."""
+    """Whether any field of a message except its role has a value."""
     return any(name != "role" and value and _is_filled(value) for name, value in raw.items())
 
 
 def _is_filled(value: Any) -> bool:
-    """Whether there is more in a JSON value than empty parts."""
+    """Whether a JSON value has a part that is not empty."""
     if isinstance(value, Mapping):
         return any(name != "type" and item and _is_filled(item) for name, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -543,13 +543,13 @@ def _is_filled(value: Any) -> bool:
 
 
 def usd_to_nano(usd: float) -> int:
-    """Whole nano-dollars, rounded up; money is never compared as a float.
+    """An amount in nano-dollars, rounded up, because amounts must not be compared as floats.
 
     Raises:
         ValueError: if it is negative, NaN or infinite.
     """
     if not 0 <= usd < math.inf:
-        raise ValueError(f"{usd!r} is no amount of money")
+        raise ValueError(f"{usd!r} is not an amount of money; must be 0 or more and finite")
     return math.ceil(round(usd * NANO, 3))
 
 
