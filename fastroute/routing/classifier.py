@@ -1,9 +1,9 @@
-"""Which level a request is of, by a rule set, and why.
+"""Classifies requests by a rule set.
 
-Reading the text is the core's (`fastroute._core.Rules`). The form of rule sets is in `config/rules.py`; which
-tier serves a level, and what a low confidence means, is in `planner.py`.
+The core reads the text (`fastroute._core.Rules`). The form of rule sets is in `config/rules.py`; which tier
+serves a level, and what a low confidence means, is decided in `planner.py`.
 
-A classifier looks at counts only: it follows nothing that a prompt says. Its time is linear in the length of
+A classifier uses counts only, so a prompt cannot give it instructions. Its time is linear in the length of
 the text, whatever the text is, and only the two ends of a very long one are examined.
 """
 
@@ -20,15 +20,15 @@ from fastroute.types import Classification
 
 
 class Classifier:
-    """A rule set made ready to use.
+    """A compiled rule set.
 
-    `scan` is for the way of a call: one native call, and nothing else is made. `explain` turns what it found
-    into a `Classification` when somebody wants to read it.
+    `scan` is on the way of every call: it is one native call and makes no other object. `explain` makes a
+    `Classification` of its result when one is wanted.
 
     Attributes:
-        rule_set: what it was made of.
-        scan: a request's messages and its other parameters → counts, score and level; a method of the core,
-            without a Python function around it. It raises TypeError if the messages are not a sequence of
+        rule_set: the rule set.
+        scan: a request's messages and other parameters → counts, score and level. A method of the core,
+            without a Python function around it. Raises TypeError if the messages are not a sequence of
             mappings.
 
     Thread safety: immutable; any number of threads may use one.
@@ -37,7 +37,7 @@ class Classifier:
     __slots__ = ("_rules", "rule_set", "scan")
 
     def __init__(self, rule_set: RuleSet, *, portable: bool = False) -> None:
-        """``portable`` keeps to plain C where the processor could do more; the results are the same."""
+        """``portable``: use no special instructions of the processor; the results are the same."""
         self.rule_set = rule_set
         self._rules = compiled(rule_set, portable)
         self.scan: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Scan] = self._rules.read
@@ -47,7 +47,7 @@ class Classifier:
         """The classifier of a built-in rule set, or of one among ``own``.
 
         Raises:
-            ConfigError: if there is none of that name.
+            ConfigError: if no rule set has that name.
         """
         known = {**load_builtin(), **(own or {})}
         if name not in known:
@@ -64,14 +64,14 @@ class Classifier:
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The levels it tells apart, cheapest first."""
+        """Its levels, cheapest first."""
         return self.rule_set.levels
 
     def __repr__(self) -> str:
         return f"Classifier({self.name!r})"
 
     def explain(self, scan: Scan) -> Classification:
-        """The classification that a scan by this classifier found, with its reason in words."""
+        """The classification for a scan by this classifier, with the reason in words."""
         rule_set = self.rule_set
         return Classification(
             level=scan.level,

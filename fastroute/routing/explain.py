@@ -1,4 +1,4 @@
-"""Why a plan is as it is: each endpoint with its figures and verdict, as values, as text, as an error."""
+"""Explains a plan: each endpoint with its figures and verdict, as values, as text or as an error."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _CAPABILITIES = {
 # Without slots: attrs fills the dict of a frozen class at once, but sets each slot by a call of its own.
 @frozen(kw_only=True, slots=False)
 class Candidate:
-    """One endpoint as a plan saw it.
+    """One endpoint of a plan, with its figures at the time of planning.
 
     Attributes:
-        rank: 0 is asked first; None: left out.
-        verdict: why it is in or out.
-        price: USD by estimate; None if unknown.
+        rank: 0 is tried first; None: left out.
+        verdict: why it is in the plan or left out.
+        price: estimated USD; None if unknown.
         latency: expected seconds; 0 if never measured.
         state: of its breaker.
         value: price / (quality × speed), lower is better.
-        available_requests, available_tokens: what its limits let in at this moment; None: no limit.
+        available_requests, available_tokens: what its limits allow now; None: no limit.
     """
 
     endpoint: str
@@ -72,7 +72,7 @@ class Candidate:
 
 
 class StageRanking:
-    """One stage as it was ranked, its figures taken out once, with what the request needs."""
+    """A ranked stage, its figures read once, with the estimate and needs of the request."""
 
     __slots__ = ("estimate", "needs", "now", "order", "prices", "stage", "values", "verdicts")
 
@@ -111,7 +111,7 @@ class StageRanking:
         )
 
     def verdict(self, place: int) -> str:
-        """Why the endpoint at a place of the stage is in or out."""
+        """Why the endpoint at a place of the stage is in the plan or left out."""
         stage = self.stage
         code = self.verdicts[place]
         if code == 0:
@@ -153,7 +153,7 @@ class StageRanking:
 
 
 def candidates_of(rankings: Sequence[StageRanking]) -> tuple[Candidate, ...]:
-    """Every endpoint of every stage, those that are asked first, in order."""
+    """Every endpoint of every stage: first those that may serve the request, in order, then the others."""
     inside: list[Candidate] = []
     outside: list[Candidate] = []
     for ranking in rankings:
@@ -180,6 +180,7 @@ def refusal_of(rankings: Sequence[StageRanking]) -> Error:
             if code in (_core.OUT_BLOCKED, _core.OUT_BREAKER):
                 waits.append(_reopens(endpoint, now))
     text = "; ".join(lines)
+    # Where waiting helps for any endpoint, the error says how long. Only otherwise is the request the cause.
     endpoints = [endpoint for ranking in rankings for endpoint in ranking.stage.endpoints]
     if codes == {_core.OUT_BLOCKED} and all(endpoint.model_gone for endpoint in endpoints):
         return NotFoundError(f"no provider serves the model: {text}", retry_after=min(waits))
@@ -206,7 +207,7 @@ def text_of(
         f"confidence {classification.confidence:.2f})" + (f": {words}" if words else ""),
         f"why       {classification.reason}",
         f"asked     {asked}, served from {stage.reason}"
-        + (", nothing meets the wishes: best quality first" if relaxed else ""),
+        + (", no model meets the criteria: best quality first" if relaxed else ""),
         f"estimate  {estimate.input_tokens} tokens in, {estimate.output_tokens} out",
     ]
     for candidate in candidates_of(rankings):
@@ -225,4 +226,4 @@ def _reopens(endpoint: LiveEndpoint, now: int) -> float:
 
 
 def _limited(available: int) -> int | None:
-    return None if available >= 2**62 else available  # the core's word for no limit is its largest number
+    return None if available >= 2**62 else available  # without a limit the core returns its largest number

@@ -1,11 +1,11 @@
-"""What a function of the program's own says a request is, and what happens when it cannot say.
+"""Classifies requests by a function of the user's program.
 
 Runs the function in a thread with a time limit, checks its result and counts failures. Rule sets are in
 `classifier.py`; which tier serves a level is decided in `planner.py`.
 
-A function may raise, hang or return nonsense, and none of that may hold up a call or fail it: whoever asked
-goes on by the default tier once the time is over. A thread in which it hangs cannot be ended; it is left
-alone, and when all of them hang, calls are told so at once instead of each waiting its time.
+The function may raise, hang or return an invalid value. None of that may delay a call beyond the time limit
+or make it fail: the call goes on in the default tier. A thread in which the function hangs cannot be ended.
+When all threads hang, calls go on at once instead of waiting for the time limit each.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _LOG_AGAIN = 60.0  # seconds between two log lines of one kind
 
 @frozen
 class Opinion:
-    """What the function said, checked.
+    """A checked result of the function.
 
     Attributes:
-        level: one of the levels it could choose from.
+        level: one of the levels that it could choose from.
         confidence: 0..1.
-        scored: whether it gave each level a score; the confidence is then the highest.
+        scored: whether it returned a score for each level; the confidence is then the highest.
     """
 
     level: str
@@ -54,7 +54,7 @@ class Opinion:
 
 
 class NoOpinion(Exception):
-    """The function said nothing that can be used."""
+    """The function gave no usable result."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(reason)
@@ -70,8 +70,8 @@ class _PendingOpinion:
         self.params = params
         self.context = contextvars.copy_context()
         self.done = threading.Event()
-        self.running = False
-        self.dropped = False  # no call waits for it
+        self.running = False  # in the function; False as well after it was dropped before a thread took it
+        self.dropped = False  # its call has stopped waiting
         self.answer: object = None
         self.error: str | None = None
 
@@ -81,10 +81,10 @@ class FunctionClassifier:
 
     Args:
         ask: the function; None: there is none, and only failures of the rule set are counted here.
-        hooks: hear `ClassifierFailed`.
+        hooks: for `ClassifierFailed`.
 
     Raises:
-        ConfigError: it is not a plain function.
+        ConfigError: if ``ask`` is not a plain function.
 
     Thread safety: all methods. The function is called from several threads at once, at most 16.
     """
@@ -108,7 +108,7 @@ class FunctionClassifier:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: none of the parent's threads is here, nor what they were asked."""
+        """Resets threads, queue and lock in a forked child, where the parent's threads do not exist."""
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[_PendingOpinion | None] = queue.SimpleQueue()
         self._threads = 0
@@ -122,12 +122,12 @@ class FunctionClassifier:
         levels: Collection[str],
         timeout: float,
     ) -> tuple[Opinion | None, str | None]:
-        """The function's opinion, or None and why there is none; that is counted and told already.
+        """The function's opinion, or None and why there is none, which is counted, logged and emitted.
 
         Args:
             messages, params: of the request.
-            levels: those it can choose from.
-            timeout: seconds it may take, the wait for a thread among them.
+            levels: the levels to choose from.
+            timeout: seconds, including the wait for a thread.
         """
         try:
             return _checked(self._said(messages, params, timeout), levels), None
@@ -136,10 +136,10 @@ class FunctionClassifier:
             return None, refused.reason
 
     def failed(self, classifier: str, kind: Kind, reason: str) -> None:
-        """Counts a classifier's failure, and makes it known.
+        """Counts, logs and emits a classifier's failure.
 
         Args:
-            reason: in words; must hold nothing of the request.
+            reason: in words; must contain nothing of the request.
         """
         now = time.monotonic()
         with self._lock:
@@ -158,7 +158,7 @@ class FunctionClassifier:
             return {"asked": self._asked, "failed": dict(self._failed), "hanging": self._hanging}
 
     def close(self) -> None:
-        """Lets the threads end that do not hang. May be called again."""
+        """Ends the threads that do not hang. Idempotent."""
         with self._lock:
             self._closed = True
             threads, self._threads = self._threads, 0
@@ -174,14 +174,17 @@ class FunctionClassifier:
         with self._lock:
             self._asked += 1
             if self._hanging >= MOST_THREADS:
-                raise NoOpinion("busy", f"it hangs in all of its {MOST_THREADS} threads")
+                raise NoOpinion("busy", f"all of its {MOST_THREADS} threads hang in earlier calls")
             if self._closed:
                 raise NoOpinion("busy", "the client is closed")
+            # Below 0, `_idle` counts the questions in the queue that wait for a thread.
             if self._idle > 0 or self._threads >= MOST_THREADS:
                 self._idle -= 1
             else:
                 self._start()
             self._waiting.put(opinion)
+        # In a finally, because the wait may end by Ctrl-C. Under the lock, so that the thread and this call
+        # agree on whether the answer came in time.
         try:
             opinion.done.wait(timeout)
         finally:
@@ -196,14 +199,14 @@ class FunctionClassifier:
         return opinion.answer
 
     def _start(self) -> None:
-        # No thread of an executor's: those are waited for when the interpreter ends, however they hang.
+        # Not a thread of an executor: the interpreter waits for those at its end, even if they hang.
         thread = threading.Thread(
             target=self._work, args=(self._waiting,), name="fastroute-classifier", daemon=True
         )
         try:
             thread.start()
         except RuntimeError:
-            raise NoOpinion("busy", "the system lets no more threads start") from None
+            raise NoOpinion("busy", "the system cannot start another thread") from None
         self._threads += 1
 
     def _work(self, waiting: queue.SimpleQueue[_PendingOpinion | None]) -> None:
@@ -231,14 +234,14 @@ class FunctionClassifier:
             opinion.done.set()
 
 
-# ------------------------------------------------------------------------------------- what it may say
+# ------------------------------------------------------------------------------------- checking its result
 
 
 def _checked(said: object, levels: Collection[str]) -> Opinion:
-    """What the function returned, as an opinion.
+    """The opinion in what the function returned.
 
     Raises:
-        NoOpinion: it is none, in words that hold nothing of the request: what it returned may.
+        NoOpinion: if there is none. The reason does not quote the value, which may contain the request.
     """
     if isinstance(said, str):
         return Opinion(_level(said, levels), 1.0)
@@ -247,36 +250,36 @@ def _checked(said: object, levels: Collection[str]) -> Opinion:
     if isinstance(said, Mapping):
         scores = {_level(level, levels): _share(score, "a score") for level, score in said.items()}
         if not scores:
-            raise NoOpinion("bad-score", "it gave no level a score")
+            raise NoOpinion("bad-score", "it returned no scores")
         highest = max(scores.values())
         best = [level for level, score in scores.items() if score == highest]
         if len(best) > 1:
             raise NoOpinion("tie", f"it gave {', '.join(best)} the same score")
         return Opinion(best[0], highest, True)
-    raise NoOpinion("unknown-level", f"it returned a value of type {type(said).__name__}, which is no level")
+    raise NoOpinion("unknown-level", f"it returned a value of type {type(said).__name__}, not a level")
 
 
 def _level(given: object, levels: Collection[str]) -> str:
     if not isinstance(given, str) or given not in levels:
-        raise NoOpinion("unknown-level", f"it returned a level that there is not; known: {', '.join(levels)}")
+        raise NoOpinion("unknown-level", f"it returned an unknown level; known: {', '.join(levels)}")
     return given
 
 
 def _share(given: Any, what: str) -> float:
     if isinstance(given, bool):
-        raise NoOpinion("bad-score", f"it returned {what} that is no number from 0 to 1")
+        raise NoOpinion("bad-score", f"it returned {what} that is not a number from 0 to 1")
     try:
         number = float(given)  # accepts the numbers of numpy too
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(given, (str, bytes)) or not 0 <= number <= 1:
-        raise NoOpinion("bad-score", f"it returned {what} that is no number from 0 to 1")
+        raise NoOpinion("bad-score", f"it returned {what} that is not a number from 0 to 1")
     return number
 
 
 def classification(opinion: Opinion, name: str) -> Classification:
-    """The classification of an opinion, in words."""
-    said = "the highest of its scores" if opinion.scored else "as the function said"
+    """The classification that an opinion stands for."""
+    said = "the highest of its scores" if opinion.scored else "returned by the function"
     return Classification(
         level=opinion.level,
         score=opinion.confidence if opinion.scored else None,

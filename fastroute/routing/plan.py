@@ -1,8 +1,8 @@
-"""A plan: who is asked for one request, in which order, and why.
+"""A plan: the endpoints that may serve one request, in which order, and why.
 
 A plan is a value: it explains itself, and says why no endpoint can serve the request. Making it, ranking its
-stages and walking through them is in `planner.py`. A plan may be made and thrown away: nothing was sent or
-counted for it.
+stages and walking through them is in `planner.py`. Nothing is sent or counted for a plan, so it may be made
+and thrown away.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from .stage import Estimate, Stage
 
 
 class Judgement(partial[Classification]):
-    """What a classifier found in a request. Called, it returns the `Classification`.
+    """The result of classifying a request. Calling it returns the `Classification`.
 
-    It does not keep the request alive. Its arguments are a function that explains, a scan or an opinion (None
-    if the classifier failed), and why it failed.
+    A partial, so that the classification is made only when it is wanted and the request is not kept alive.
+    Its arguments are `Planner.explain`, a scan or an opinion (None if the classifier failed), and why it
+    failed.
 
     Attributes:
         level: the class alone, which costs less than the classification; None if the classifier failed.
@@ -33,16 +34,16 @@ class Judgement(partial[Classification]):
 
 
 class Plan:
-    """Who would be asked for one request, in which order, and why.
+    """The endpoints that may serve one request, in which order, and why.
 
     Attributes:
-        request: what was planned for.
-        estimate: tokens and time it is expected to take.
+        request: the request.
+        estimate: the tokens and time that it is expected to take.
         needs: capabilities that a model must have, as bits.
         judgement: the class of the request.
-        stages: the endpoints that may be asked, those of the first stage before those of the next.
-        ranked: the stages that have been reached, each with the order of its endpoints at that moment. The
-            planner adds to it; a plan that `Client.plan` returns has all of them.
+        stages: the endpoints, in stages that are tried one after the other.
+        ranked: the stages that have been reached, each with the order of its endpoints at that time. The
+            planner adds to it; a plan that `Client.plan` returns has all stages.
 
     Thread safety: may be shared once all stages are ranked; before that, a plan belongs to one thread.
     """
@@ -67,14 +68,14 @@ class Plan:
 
     @property
     def classification(self) -> Classification:
-        """The class of the request, and why; worked out at the first access."""
+        """The class of the request, and why; computed at the first access."""
         if self._classification is None:
             self._classification = self.judgement()
         return self._classification
 
     @property
     def tier(self) -> str | None:
-        """The tier it is served from, if it was chosen by tier."""
+        """The tier that serves the request, if it is served by a tier."""
         return self.stages[0].tier
 
     @property
@@ -84,12 +85,12 @@ class Plan:
 
     @property
     def relaxed(self) -> bool:
-        """Whether no model met the wishes for quality, latency and price, so that the best one is taken."""
+        """Whether no model met the limits of quality, latency and price, so that the best model is taken."""
         return bool(self.ranked) and self.ranked[0][1].relaxed
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every endpoint of every stage, those that are asked first, in order."""
+        """Every endpoint of every stage: first those that may serve it, in order, then those left out."""
         return candidates_of(self._rankings())
 
     def refusal(self) -> Error:

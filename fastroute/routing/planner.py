@@ -1,15 +1,14 @@
-"""A request, the configuration and the endpoints' state → a plan: who is asked, in which order, and why.
+"""Makes plans: which endpoints may serve a request, in which order.
 
-Decides, and reads nothing but the core's state: nothing is sent or counted here, and only `Planner.admit`
-admits a request. The plan as a value is in `plan.py`, its explanation in `explain.py`; `calls/dispatch.py`
+It reads the configuration and the core's state, and sends nothing. Only `Planner.admit` changes something: it
+admits the request. The plan as a value is in `plan.py`, its explanation in `explain.py`; `calls/dispatch.py`
 carries it out.
 
-A plan has stages, asked one after the other: the tier or model that the request calls for, then the fallback
-models of what was in it, then, for a tier, the cheaper tiers. Where an endpoint turned out not to serve its
-model, the dearer tiers follow: the router chose that model, so the caller is not to pay for the choice with a
-failed call. Within a stage the core ranks: models of a tier
-by price / (quality × speed), the endpoints of a model by the policy's strategy. A stage is ranked when it is
-reached, so a later one sees the state of its moment.
+A plan has stages, which are tried one after the other: the tier or model that the request asks for, then the
+fallback models of those in the first stage, then, for a tier, the cheaper tiers. If an endpoint turns out not
+to serve its model, the dearer tiers follow: fastroute chose that model, so the call should not fail for it.
+Within a stage the core ranks: the models of a tier by price / (quality × speed), the endpoints of a model by
+the policy's strategy. A stage is ranked when it is reached, by the state at that time.
 """
 
 from __future__ import annotations
@@ -65,16 +64,17 @@ _CHAIN_NAMES = {
     "context_fallbacks": "fallback for long input",
     "content_fallbacks": "fallback for filtered content",
 }
-_MIDDLE_TIER = "standard"  # serves requests that were not classified with confidence
+_MIDDLE_TIER = "standard"  # serves requests whose class is not certain enough
 
-# How much longer than a simple one an answer of a harder class may take for each token.
+# Seconds for each token of answer, relative to those of a simple request, by class.
 _TIMEOUT_FACTORS = {"simple": 1.0, "moderate": 1.5, "complex": 2.5, "creative": 3.0}
 
 
 class Planner:
     """Makes plans for one configuration.
 
-    Thread safety: all methods; what it remembers (stages by name) is only ever added to.
+    Thread safety: all methods. Stages are kept by name and never removed; of two threads that build the same
+    stage at once one result is kept, and both are equal.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Planner:
         classifier: Classifier,
         function_classifier: FunctionClassifier | None = None,
     ) -> None:
-        """``function_classifier``: a function that is asked for the class where a model is chosen by it."""
+        """``function_classifier``: classifies requests for which a model is chosen by class, if given."""
         self._config = config
         self._function_classifier = function_classifier or FunctionClassifier(None, Hooks())
         self._catalog = catalog
@@ -115,20 +115,19 @@ class Planner:
 
     @property
     def remembered(self) -> int:
-        """Entries of its tables: bounded by the configuration, whatever names callers write."""
+        """Entries of its tables. The configuration bounds them, whatever names callers write."""
         return len(self._stages) + len(self._of_tier) + len(self._of_model)
 
     def plan(self, request: Request, at: LiveEndpoint | None = None) -> Plan:
-        """Decides, sending nothing.
+        """The plan for a request. Sends nothing.
 
         Args:
-            request: what is asked.
-            at: the endpoint that is to serve it, and no other; the model and the tier asked for are not
-                looked at.
+            request: the request.
+            at: the only endpoint that may serve it; the model and tier of the request are then ignored.
 
         Raises:
-            ModelNotFoundError: no model, alias or tier has the name; near names are in the message.
-            BadRequestError: a routing word is wrong.
+            ModelNotFoundError: if no model, alias or tier has the name; the message has near names.
+            BadRequestError: if the tier in ``route`` is unknown.
         """
         scan, failure = self._scan(request)
         params = request.params
@@ -147,6 +146,7 @@ class Planner:
             needs |= JSON_SCHEMA
         if not _SAMPLES.isdisjoint(params) and not self._drop_sampling and _sets_sampling(params):
             needs |= sampling_bit(params)
+        # The function is slow, so it is asked only where the class decides about the model.
         judged = scan
         if at is None and self._function_classifier.wanted and self._chosen_by_class(request):
             judged, failure = self._function_classifier.ask(
@@ -176,13 +176,13 @@ class Planner:
         level: str | None,
         stage: Stage,
     ) -> Estimate:
-        """The estimate, with the seconds of SPEC C6: a base, and more per thousand tokens of answer."""
+        """The estimate; its time-out is a base and more for each thousand tokens of answer."""
         params, model = request.params, stage.endpoints[0].model
         asked = None if REASONING_PARAMETERS.isdisjoint(params) else reasoning_tokens(params)
         reasoning = model.capabilities & REASONING != 0 if asked is None else asked > 0
         tokens = wanted
         if tokens is None:
-            tokens = self._state.outputs.p95.get(model.name, 0)  # with their reasoning, where there was any
+            tokens = self._state.outputs.p95.get(model.name, 0)  # the reasoning of those answers is included
         if not tokens:
             tokens = USUAL_OUTPUT + ((USUAL_EFFORT if asked is None else asked) if reasoning else 0)
         factor = self._factor_of.get(level or "", 1.0)
@@ -218,19 +218,20 @@ class Planner:
     # ----------------------------------------------------------------------------------------- who is asked
 
     def rank(self, plan: Plan) -> Plan:
-        """Ranks all stages of the plan that have not been reached, by the state of this moment."""
+        """Ranks all stages of the plan that have not been reached, by the present state."""
         ranked = plan.ranked
         for stage in plan.stages[len(ranked) :] if ranked else plan.stages:
             ranked.append((stage, self._order(plan, stage)))
+        # Dearer stages are ranked after those of the plan, so some of them may be in the list already.
         for stage in self._dearer(plan, False)[len(ranked) - len(plan.stages) :]:
             ranked.append((stage, self._order(plan, stage)))
         return plan
 
     def admit(self, plan: Plan) -> tuple[LiveEndpoint, _core.Ranked] | None:
-        """Ranks the first stage and lets the request in at its first endpoint that can take it, in one step.
+        """Ranks the first stage and admits the request at the first endpoint that can take it, in one step.
 
         Returns:
-            That endpoint and the object that holds its ticket; None if none admits it.
+            That endpoint and the object that holds its ticket; None if no endpoint admits it.
         """
         estimate, first = plan.estimate, plan.stages[0]
         ranked = self._choice(plan, first).admit(
@@ -240,14 +241,14 @@ class Planner:
         return None if ranked.chosen < 0 else (first.endpoints[ranked.chosen], ranked)
 
     def walk(self, plan: Plan, *, gone: bool = False) -> Iterator[tuple[LiveEndpoint, str | None]]:
-        """Every endpoint that may serve it, with its tier, first choice first.
+        """Every endpoint that may serve the request, with its tier, the first choice first.
 
-        A later stage is ranked when it is reached. ``gone``: in this call an endpoint turned out not to serve
-        its model, so for a tier the dearer ones follow.
+        A later stage is ranked when it is reached. ``gone``: during this call an endpoint turned out not to
+        serve its model, so for a tier the dearer tiers follow.
         """
         for stage, ranked in self._reached(plan, gone):
             endpoints, tier = stage.endpoints, stage.tier
-            # Mostly the first one serves it, and the order of the others is not needed.
+            # The first one nearly always serves it. The core sorts the others only when `order` is read.
             if ranked.first >= 0:
                 yield endpoints[ranked.first], tier
                 for place in ranked.order[1:]:
@@ -271,7 +272,7 @@ class Planner:
                 yield stage.endpoints[place], None
 
     def opened(self, plan: Plan) -> Iterator[tuple[LiveEndpoint, str | None]]:
-        """Endpoints that only their breaker keeps out, or a host that was unreachable, and their tier."""
+        """Endpoints that only an open breaker or an unreachable host excludes, with their tier."""
         for stage, ranked in self._reached(plan):
             for place, endpoint in enumerate(stage.endpoints):
                 verdict = ranked.verdicts[place]
@@ -279,7 +280,7 @@ class Planner:
                     yield endpoint, stage.tier
 
     def room(self, plan: Plan) -> int:
-        """Input tokens that would fit, if the request is too long for all who could serve it; else 0."""
+        """Input tokens that would fit, if the request is too long for every endpoint of the plan; else 0."""
         widest = 0
         for stage, ranked in self._reached(plan):
             if ranked.first >= 0:
@@ -302,7 +303,7 @@ class Planner:
             yield ranked[place]
 
     def _dearer(self, plan: Plan, gone: bool) -> tuple[Stage, ...]:
-        """The dearer tiers, if an endpoint of the plan is left out for not serving its model; else none."""
+        """The dearer tiers, if an endpoint of the plan is excluded for not serving its model; else none."""
         if plan.tier is None or not self._config.policy.cascade:
             return ()
         if gone or any(
@@ -319,12 +320,13 @@ class Planner:
         )
 
     def _choice(self, plan: Plan, stage: Stage) -> _core.RankingChoice:
-        """The stage's wishes, or the request's where it has its own."""
+        """The criteria of the stage, with those of the request in their place where it has its own."""
         options = plan.request.options
         cost, quality, latency = options.max_cost, options.quality, options.max_latency
         choice = stage.choice
         if stage.base_tokens != ENDLESS:
             choice = stage.choice_for(plan.estimate.input_tokens)
+        # Nearly every request: the choice that was checked once is used again.
         if cost is None and quality is None and latency is None:
             return choice
         return choice.ranking.choice(
@@ -337,12 +339,12 @@ class Planner:
         )
 
     def max_price(self, request: Request) -> int:
-        """Nano-dollars that the whole call may cost by estimate; -1 for no cap."""
+        """Nano-dollars that the whole call may cost, by estimate; -1 for no limit."""
         wanted = request.options.max_cost
         return self._max_price if wanted is None else usd_to_nano(wanted)
 
     def explain(self, scan: Any, failure: str | None) -> Classification:
-        """The classification for what the classifier found, or None and why it failed."""
+        """The classification of a scan or an opinion; if that is None, one that says why there is none."""
         if scan is None:
             name = self._function_classifier.name or self._classifier.name
             return Classification(
@@ -363,8 +365,8 @@ class Planner:
         try:
             return self._classifier.scan(request.messages, request.params), None
         except Exception as error:
-            # A message that no classifier can read is still the provider's to refuse; the call goes on by
-            # the middle tier. Only the kind of the error is shown, because its text may quote the message.
+            # Whether such a message is valid is for the provider to decide, so the call goes on, in the
+            # default tier. Only the kind of the error is shown, because its text may quote the message.
             kind = type(error).__name__
             self._function_classifier.failed(self._classifier.name, "unreadable", kind)
             return None, kind
@@ -380,7 +382,8 @@ class Planner:
         if wanted is not None:
             if wanted not in self._models_of:
                 raise BadRequestError(
-                    f'route.tier: there is no tier "{wanted}"; there are {", ".join(self._tiers) or "none"}'
+                    f'route.tier: unknown tier "{wanted}"; '
+                    + (f"use one of {', '.join(self._tiers)}" if self._tiers else "no tiers are configured")
                 )
             return self._tier_stages(wanted)
         if name == AUTO:
@@ -404,7 +407,7 @@ class Planner:
         try:
             return self._catalog.resolve(name)
         except ModelNotFoundError:
-            # Near names of the whole catalogue would send the caller on to models that nothing serves here.
+            # Near names of the whole catalogue would suggest models that no endpoint serves here.
             models = sorted(self._state.by_model)
             suggestions = near(name, [*models, *self._config.aliases, *self._tiers, AUTO], 3)
             hint = (
@@ -437,7 +440,7 @@ class Planner:
         if stages is None:
             stage = self._build(f"model {model}", None, (model,), by_value=False)
             if stage is None:
-                return None  # a caller's spelling: not remembered, or any text would grow the table
+                return None  # not kept: callers could fill the table with names that they make up
             stages = self._of_model[model] = (stage, *self._later_stages(stage))
         return stages
 
@@ -446,6 +449,7 @@ class Planner:
 
         Each endpoint comes once.
         """
+        # Without repeats, because several models may name the same fallback.
         seen = {endpoint.model.name for endpoint in first.endpoints}
         level = list({endpoint.model.name: endpoint.model for endpoint in first.endpoints}.values())
         while level:
@@ -536,6 +540,8 @@ class Planner:
     ) -> Stage:
         """The stage of these endpoints, each with the place of its model among those of the stage."""
         found = [endpoint for _, endpoint in endpoints]
+        # Some providers charge more for every token of a prompt above a length. For such prompts another
+        # ranking, with those prices, is made at the first of them and kept; there are few such lengths.
         steps = {
             model.prices.long_context for endpoint in found if (model := endpoint.model).prices is not None
         }
@@ -561,7 +567,7 @@ class Planner:
     def _choice_of(
         self, endpoints: Sequence[tuple[int, LiveEndpoint]], tokens: int, by_value: bool
     ) -> _core.RankingChoice:
-        """The choice from these endpoints by their prices of a prompt of so many tokens."""
+        """The choice from these endpoints with their prices for a prompt of so many tokens."""
         found = [endpoint for _, endpoint in endpoints]
         prices = [
             _UNKNOWN if (known := endpoint.model.prices) is None else known.at(tokens) for endpoint in found
@@ -584,11 +590,11 @@ class Planner:
 
 
 _SAMPLES = frozenset(SAMPLING_PARAMETERS)
-_UNKNOWN = TokenPrices(-1, -1)  # the core's word for it
+_UNKNOWN = TokenPrices(-1, -1)  # the core's value for an unknown price
 
 
 def _sets_sampling(params: Mapping[str, Any]) -> bool:
-    """Whether a request sets how tokens are drawn to anything but what every model does anyway."""
+    """Whether a request sets a sampling parameter to anything but its usual value."""
     return any(params.get(name) not in (None, usual) for name, usual in SAMPLING_PARAMETERS.items())
 
 
@@ -596,11 +602,11 @@ def _json_tokens(value: Any) -> int:
     try:
         return len(orjson.dumps(value)) // 4 + 1
     except TypeError:
-        return 0  # no JSON: the provider's encoder refuses it with its place
+        return 0  # not JSON: the provider's encoder raises an error that names the place
 
 
 def _count(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:
-    """Characters, bytes, messages and images, for when the scan could not read them."""
+    """Characters, bytes, messages and images of messages that the scan could not read."""
     chars = sum(
         len(message["content"])
         for message in messages

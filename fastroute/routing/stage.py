@@ -1,4 +1,4 @@
-"""Endpoints that are ranked together, and what a request is expected to take."""
+"""Stages of a plan (endpoints that are ranked together), and the estimate of a request."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ENDLESS = 1 << 62  # tokens
 # Without slots: attrs fills the dict of a frozen class at once, but sets each slot by a call of its own.
 @frozen(slots=False)
 class Estimate:
-    """What the request is expected to take.
+    """The tokens and the time that a request is expected to take.
 
     Attributes:
-        input_tokens: prompt tokens, by the text's length.
-        output_tokens: answer tokens: those asked for, or what such answers took lately.
+        input_tokens: prompt tokens, from the text's length.
+        output_tokens: answer tokens: the caller's limit, or the length of the model's recent answers.
         timeout: seconds that an attempt may take while another endpoint is ready; the last one has until the
             call's deadline.
         reasoning: whether the answer is expected to begin with reasoning.
@@ -32,7 +32,7 @@ class Estimate:
 
     @property
     def prompt_scale(self) -> float:
-        """How many times as long as to a short prompt the first token may take."""
+        """How many times longer the first token may take than for a short prompt."""
         return 1.0 + self.input_tokens / 10_000
 
 
@@ -42,11 +42,11 @@ class Stage:
 
     Attributes:
         reason: where the stage comes from, in words.
-        tier: the tier's name, if it is one.
-        choice: chooses among them by the configuration's wishes.
-        by_value: models by price / (quality × speed); otherwise in the order given.
-        base_tokens: prompts of up to so many tokens have their usual price at every endpoint.
-        longer: the choice by the prices of a longer prompt, of so many tokens.
+        tier: the tier's name, if the stage is one.
+        choice: chooses among the endpoints by the configuration's criteria.
+        by_value: whether models are ordered by price / (quality × speed), not as given.
+        base_tokens: prompts of up to this many tokens have the base price at every endpoint.
+        longer: returns the choice by the prices for a longer prompt, given its tokens.
     """
 
     reason: str
@@ -58,6 +58,7 @@ class Stage:
     longer: Callable[[int], _core.RankingChoice]
 
     def choice_for(self, estimate: int) -> _core.RankingChoice:
-        """The choice by the prices of such a prompt, as the model counts it that counts the most."""
+        """The choice by the prices for a prompt of this estimated length."""
+        # Each model counts tokens in its own way. The highest count decides: no price is estimated too low.
         most = max(endpoint.calibration.apply(estimate) for endpoint in self.endpoints)
         return self.choice if most <= self.base_tokens else self.longer(most)
