@@ -1,7 +1,6 @@
-"""One attempt at one endpoint: send, decode, settle, for whole and for streamed answers.
+"""One attempt at one endpoint: send, decode, settle, for plain and for streamed answers.
 
-Whether there is another attempt is decided in `dispatch.py`; what an attempt gives back is in
-`settlement.py`.
+`dispatch.py` decides whether there is another attempt. `settlement.py` releases what an attempt holds.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from .upstream import Upstream
 class Attempts:
     """Makes attempts.
 
-    Thread safety: all methods; it holds no state of its own.
+    Thread safety: all methods; it has no mutable state.
     """
 
     def __init__(self, policy: Policy, sinks: Sinks) -> None:
@@ -30,14 +29,15 @@ class Attempts:
     # ------------------------------------------------------------------------------------------ plain answers
 
     def complete(self, call: Call, upstream: Upstream, grant: Grant) -> Completion:
-        """Sends the request and returns the whole answer, with its route.
+        """Sends the request and returns the complete answer, with its route.
 
         Raises:
-            errors.APIError: the attempt failed; ``call.verdict`` says what may be done about it.
-            Superseded: another attempt of the call was quicker.
+            errors.APIError: the attempt failed; ``call.verdict`` says what may be tried next.
+            Superseded: another attempt of the call finished first.
         """
         settlement = Settlement(self.sinks, call, upstream, grant)
-        own = upstream.endpoint.provider.timeout  # configured, so it ends the attempt in any case
+        # A configured limit ends the attempt even if no other endpoint is ready.
+        own = upstream.endpoint.provider.timeout
         exchange = None
         usage: Usage | None = None
         try:
@@ -59,10 +59,10 @@ class Attempts:
         return completion.with_route(call.route(upstream.endpoint, now), usage)
 
     def judge(self, call: Call, completion: Completion) -> None:
-        """Holds an answer to the caller's check, once its attempt is settled: no permit should wait for that.
+        """Validates an answer. Call it after the attempt is settled, since validation may take long.
 
         Raises:
-            errors.ValidationError: it failed; the error carries the answer.
+            errors.ValidationError: the answer failed; the error has the answer.
         """
         validator = call.validator
         route = completion.route
@@ -75,15 +75,15 @@ class Attempts:
         self.sinks.rates.record(model, tier, True, reason is None)
         if reason is not None:
             raise errors.ValidationError(
-                f"the answer failed its check: {reason}", completion=completion, reason=reason
+                f"the answer failed validation: {reason}", completion=completion, reason=reason
             )
 
     # ------------------------------------------------------------------------------------------------ streams
 
     def stream(self, call: Call, upstream: Upstream, grant: Grant) -> Stream:
-        """Sends the request and returns the stream once its first content is there.
+        """Sends the request and returns the stream when its first content has arrived.
 
-        Until then nothing has been handed out, so a failure is an ordinary failed attempt.
+        Until then the caller has received nothing, so a failure is that of an ordinary attempt.
 
         Raises:
             errors.APIError, Superseded: as for `complete`.
@@ -110,8 +110,9 @@ class Attempts:
             settlement.took(ttft)
         except BaseException as error:
             late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
-            if late and not settlement.settled:  # it is, where another attempt of the call has cut it
-                # It would have taken at least that long: else the limit could not learn from what it cuts.
+            if late and not settlement.settled:  # settled if another attempt of the call has cut it
+                # The real time is at least this long. Without this record the learned limit would only
+                # contain attempts below it, and could never grow.
                 core.record_ttft(settlement.elapsed() / scale, reasoning)
                 core.record_ttft_timeout(reasoning)
             settlement.failed(error, exchange, usage=usage)
@@ -123,9 +124,9 @@ class Attempts:
 
 
 def _check(completion: Completion) -> None:
-    """Raises if the answer is none: broken off by the provider, or with nothing in it.
+    """Raises if the answer is unusable: broken off by the provider, or empty.
 
-    An answer of which the output limit left nothing is one: the model was at work, on what it does not show.
+    An empty answer that reached the output limit is valid: the model used its tokens for hidden reasoning.
     """
     usage, filtered = completion.usage, False
     for choice in completion.choices:
@@ -141,13 +142,13 @@ def _check(completion: Completion) -> None:
         filtered = filtered or (reason or "").lower() in FILTERED
     if filtered:
         raise errors.ContentFilterError(
-            "the content filter left nothing of the answer", code="content_filter", maybe_billed=True
+            "the content filter removed the whole answer", code="content_filter", maybe_billed=True
         )
-    raise errors.EmptyResponse("the answer has nothing in it", maybe_billed=True)
+    raise errors.EmptyResponse("the answer is empty", maybe_billed=True)
 
 
 def _answer_chars(completion: Completion) -> int:
-    """Characters that the model wrote, in all choices, tool arguments among them."""
+    """Characters that the model wrote, in all choices, including tool arguments."""
     chars = 0
     for choice in completion.choices:
         message = choice.message

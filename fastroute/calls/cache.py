@@ -1,11 +1,9 @@
-"""Answers already paid for, and questions already in flight.
+"""The response cache, its keys, and single-flight: equal requests that run at the same time are sent once.
 
-The response cache (cachetools), its keys, and single-flight: equal requests that run at the same time are
-sent once.
-
-A key is SHA-256 over length-prefixed parts: the configuration's fingerprint, the scope (the caller's tags, so
-that tenants never meet) and the request as canonical JSON. Requests that differ in anything but the order of
-keys get different keys: 1, 1.0 and true differ, and so do the two Unicode forms of one letter.
+A key is the SHA-256 of length-prefixed parts: the configuration's fingerprint, the scope (the caller's tags,
+so that tenants do not share answers) and the request as canonical JSON. Requests have the same key only if
+they differ in nothing but the order of JSON keys: 1, 1.0 and true differ, and so do the two Unicode forms of
+one letter.
 """
 
 from __future__ import annotations
@@ -26,14 +24,14 @@ from fastroute import errors
 from fastroute.types import REQUEST_ID_TAG, Completion, Request
 
 _KEPT_REASONS = frozenset({"stop", "tool_calls", "function_call"})
-_MAX_LEADERS = 2  # failed leaders that one follower sees before it gives up itself
+_MAX_LEADERS = 2  # failed leaders after which a follower gives up too
 
 
 class Flight:
-    """One call that others wait for.
+    """One call that equal calls (its followers) wait for.
 
-    When it fails, its followers move on together to ``successor``, which the first of them leads: however
-    many they are, one of them calls again.
+    If it fails, all followers move to ``successor``, which the first of them leads. So only one of them makes
+    the call again, however many there are.
     """
 
     __slots__ = ("completion", "done", "error", "heirs", "leader", "successor")
@@ -51,10 +49,11 @@ class Cache:
     """Completions by key, bounded in entries, bytes and time.
 
     Args:
-        ttl: seconds an answer stays, give or take a tenth, so that entries made together do not end together.
-        max_entries, max_bytes: bounds; the least recently used go first.
-        max_entry_bytes: a larger answer is not kept.
-        scope: the tags that keep answers apart, or ``all`` but that of a request's id.
+        ttl: seconds that an answer is kept, randomly up to a tenth more or less, so that entries that were
+            stored together do not expire together.
+        max_entries, max_bytes: bounds; the least recently used entries are dropped first.
+        max_entry_bytes: larger answers are not stored.
+        scope: the tags that separate answers, or ``all`` for all tags except that of a request's id.
 
     Attributes:
         flights: calls in progress that identical calls wait for, by key.
@@ -87,11 +86,10 @@ class Cache:
         self.misses = 0
 
     def key(self, request: Request, fingerprint: bytes = b"") -> bytes | None:
-        """The request's key, or None if it has none: it is no JSON, or its answer is judged by a rule that
-        nothing tells from others.
+        """The request's key; None if it is not JSON, or its answer is validated by a rule without a key.
 
         Args:
-            fingerprint: of everything in the configuration that shapes an answer.
+            fingerprint: a hash of everything in the configuration that affects answers.
         """
         options = request.options
         try:
@@ -115,24 +113,24 @@ class Cache:
         return hashlib.sha256(parts).digest()
 
     def get(self, key: bytes) -> Completion | None:
-        """The answer kept for the key."""
+        """The stored answer for the key, or None."""
         with self._lock:
             try:
-                entry = self._store[key]  # not its `get`, which looks for the key and the time twice
+                entry = self._store[key]  # not `get`, which looks up the key and the time twice
             except KeyError:
                 return None
             self.hits += 1
         return entry[0]
 
     def through(self, key: bytes, make: Callable[[], Completion], deadline: float) -> tuple[Completion, bool]:
-        """The answer for the key: kept, or shared with an equal call in flight, or made now.
+        """The answer for the key: from the store, from an equal call in flight, or made now.
 
         Args:
             make: makes the answer; runs in this thread, with no lock held.
             deadline: time.monotonic until which to wait for another caller's answer.
 
         Returns:
-            The completion, and whether somebody else had made it.
+            The completion, and whether it was made by another call.
 
         Raises:
             Exception: whatever ``make`` raises; after two failed leaders a copy of the last one's error.
@@ -143,7 +141,7 @@ class Cache:
         heir = object()
         try:
             return self._through(key, make, deadline, led, awaited, heir)
-        except BaseException:  # an interrupt may have come at any point, and may come now
+        except BaseException:  # an interrupt may come at any point, also during this cleanup
             try:
                 self._let_go(key, led, awaited, heir)
             except BaseException:
@@ -152,7 +150,7 @@ class Cache:
             raise
 
     def _let_go(self, key: bytes, led: list[Flight], awaited: list[Flight], heir: object) -> None:
-        """Releases all that wait for it. Idempotent."""
+        """Releases everyone who waits for this call's flights. Idempotent."""
         for flight in led:
             if not flight.done.is_set():
                 self._land(key, flight)
@@ -178,7 +176,7 @@ class Cache:
             if leads:
                 return self._lead(key, flight, make), False
             if flight.leader == threading.get_ident():
-                return make(), False  # called from within its own making: waiting would never end
+                return make(), False  # called by its own `make`: waiting would never end
             if not flight.done.wait(max(0.0, deadline - time.monotonic())):
                 raise errors.DeadlineExceeded("the deadline passed while an equal request was in flight")
             if flight.completion is not None:
@@ -200,7 +198,7 @@ class Cache:
         awaited: list[Flight],
         heir: object | None,
     ) -> tuple[Flight, bool, Completion | None]:
-        """The flight to wait for or to lead, or the answer that is already kept."""
+        """The flight, whether this call leads it, and the answer if it is stored already."""
         me = threading.get_ident()
         with self._lock:
             entry = self._store.get(key)
@@ -230,7 +228,7 @@ class Cache:
             successor = flight.successor
             abandoned = not flight.heirs and successor is not None and successor.leader is None
             if abandoned and self.flights.get(key) is successor:
-                del self.flights[key]  # those that would have taken over have given up
+                del self.flights[key]  # all followers have given up
 
     def _lead(self, key: bytes, flight: Flight, make: Callable[[], Completion]) -> Completion:
         try:
@@ -243,7 +241,7 @@ class Cache:
         return completion
 
     def _land(self, key: bytes, flight: Flight) -> None:
-        """Ends a flight: keeps its answer, or leaves it to the first of those who waited."""
+        """Ends a flight: stores its answer, or creates a successor for its followers."""
         with self._lock:
             if self.flights.get(key) is flight:
                 del self.flights[key]
@@ -254,12 +252,12 @@ class Cache:
         flight.done.set()
 
     def clear(self) -> None:
-        """Forgets all answers; calls in flight go on."""
+        """Drops all answers; calls in flight continue."""
         with self._lock:
             self._store.clear()
 
     def stats(self) -> dict[str, int]:
-        """Entries and bytes held, hits, misses, and calls that shared another's answer."""
+        """Stored entries and bytes, hits, misses, and calls that shared the answer of another call."""
         with self._lock:
             return {
                 "entries": len(self._store),
@@ -270,14 +268,14 @@ class Cache:
             }
 
     def after_fork(self) -> None:
-        """In a forked child: no call of the parent's threads will ever end here."""
+        """In a forked child: drops the flights, since the parent's calls never end here."""
         self._lock = threading.Lock()
         self.flights = {}
         self._random = random.Random()
 
     def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:
         if self._scope == "all":
-            # An id that every call has of its own would make each of them a miss.
+            # With an id that is unique to a call in the key, there would never be a hit.
             return (
                 {name: tags[name] for name in tags if name != REQUEST_ID_TAG}
                 if REQUEST_ID_TAG in tags
@@ -304,7 +302,7 @@ def _size(entry: tuple[Completion, int]) -> int:
 
 
 def _worth_keeping(completion: Completion) -> bool:
-    """Only whole answers with the provider's own usage: nothing cut, filtered, empty or guessed."""
+    """Whether to store an answer: it is complete, not filtered or empty, and has the provider's usage."""
     if completion.usage is None or completion.usage.source != "provider":
         return False
     return all(
@@ -314,7 +312,7 @@ def _worth_keeping(completion: Completion) -> bool:
 
 
 def _rule(rule: Any) -> Any:
-    """What an answer is held to, as JSON: a schema or pattern itself, any other by its ``key``."""
+    """A validation rule as JSON: a schema or pattern itself, otherwise its ``key``."""
     if rule is None or isinstance(rule, (dict, str)):
         return rule
     key = getattr(rule, "key", None)
@@ -327,5 +325,5 @@ def _canonical(value: Any) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError:
-        # Lone surrogates, which orjson refuses; what is no JSON at all is refused here as well.
+        # For lone surrogates, which orjson rejects. Values that are not JSON are rejected here too.
         return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False).encode("ascii")

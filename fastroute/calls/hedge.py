@@ -1,12 +1,12 @@
-"""The second request of a call whose first takes longer than most.
+"""Hedging: whether and when a slow call gets a second request.
 
-Decides whether and when a call is hedged. The second attempt runs in a thread of the pool, the first in the
-caller's. `dispatch.py` chooses the endpoint, and `call.Race` decides which of the two wins.
+The second attempt runs in a thread of the pool, the first in the caller's thread. `dispatch.py` chooses the
+endpoint, and `call.Race` decides which of the two wins.
 
-The delay is a high percentile of the endpoint's last five minutes (J. Dean and L. A. Barroso, The Tail at
-Scale, CACM 56:2, 2013): of whole answers for plain calls, of the time to the first token for streams. A call
-that lost to its hedge counts there with the time after which it was given up, or the percentile would creep
-down.
+The delay is a high percentile of the endpoint's latencies of the last five minutes (J. Dean and L. A.
+Barroso, The Tail at Scale, CACM 56:2, 2013): of complete answers for plain calls, of the time to the first
+token for streams. A call that lost to its hedge is included with the time until it was cut. Without these
+calls the percentile would fall over time.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ _Answer = TypeVar("_Answer")
 
 
 class Hedge(Generic[_Answer]):
-    """The second attempt of one call, which begins at its time unless the first has ended by then.
+    """The second attempt of one call, which begins after a delay unless the first has ended by then.
 
     Args:
         delay: seconds after which it begins.
-        send: makes the attempt; None if no endpoint admits it or it fails.
+        send: makes the attempt; returns None if no endpoint admits it or it fails.
         workers: the threads that hedges run in.
 
     Attributes:
-        race: decides between the two.
-        failure: what `send` leaves here of an attempt that failed.
+        race: decides between the two attempts.
+        failure: set by `send` if its attempt failed.
 
-    Thread safety: the first attempt's thread calls all methods; `send` runs in a thread of its own.
+    Thread safety: the first attempt's thread calls all methods except `launch`; `send` runs in a thread of
+    ``workers``.
     """
 
     def __init__(
@@ -58,48 +59,48 @@ class Hedge(Generic[_Answer]):
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._begun = False
-        self._closed = False  # too late to begin; an answer is dropped
+        self._closed = False  # it must not begin any more, and its answer is dropped
         self._answer: _Answer | None = None
         self._alarm: Alarm | None = None
 
     def begin(self) -> None:
-        """From now on the delay runs. `end` must follow, even where this is interrupted."""
+        """Starts the delay. Call `end` afterwards, even if this is interrupted."""
         self._alarm = Alarm(time.monotonic() + self._delay, self.launch)
         self._alarm.start()
 
     def result(self) -> _Answer | None:
-        """The second attempt's answer, waiting for it; None if it has not begun by now, or has none.
+        """Waits for the second attempt's answer; None if it has not begun, or has no answer.
 
-        To be called when the first attempt has ended without an answer.
+        Call it when the first attempt has ended without an answer.
         """
         with self._lock:
             if not self._begun:
                 self._closed = True
                 return None
-        self._over.wait()  # for as long as its own clocks let it run
+        self._over.wait()  # bounded by the time limits of the attempt
         answer, self._answer = self._answer, None
         return answer
 
     def end(self) -> None:
-        """The call goes on without it: it does not begin any more, and ends at once where it has begun.
+        """Cancels the second attempt, whether or not it has begun; drops its answer. Idempotent.
 
-        An answer that has been asked for is not touched.
+        An answer that `result` has returned is not affected.
         """
         with self._lock:
             self._closed = True
-            self._answer = None  # of a stream, which gives everything back when it is dropped
-        alarm, self._alarm = self._alarm, None  # which holds this in turn
+            self._answer = None  # a stream releases everything when it is dropped
+        alarm, self._alarm = self._alarm, None  # breaks the reference cycle
         if alarm is not None:
             alarm.cancel()
         self.race.end()
 
     def launch(self) -> None:
-        """Begins the second attempt in a thread of the workers. The timer's thread calls this."""
-        # That thread runs all timers, so this must neither wait nor fail.
+        """Begins the second attempt in a thread of the workers. Called by the timer thread."""
+        # The timer thread runs all timers, so this must neither wait nor raise.
         try:
             if not self._workers.start(self._context, self._run):
                 log.debug("a call is not hedged: all threads for hedges are in use")
-        except (errors.Error, RuntimeError) as problem:  # the client is closed, or the interpreter ends
+        except (errors.Error, RuntimeError) as problem:  # the client or the interpreter is closed
             log.debug("a call is not hedged: %s", problem)
         except Exception:
             log.exception("a call is not hedged")
@@ -115,10 +116,10 @@ class Hedge(Generic[_Answer]):
         except (
             errors.Error,
             _core.SegmentFullError,
-        ) as problem:  # over a budget, or no slot for this process
+        ) as problem:  # over a budget, or no slot for this process in the segment
             log.debug("a call is not hedged: %s", problem)
         except Exception:
-            log.exception("a hedge failed as no attempt should")
+            log.exception("a hedge failed with an unexpected error")
         finally:
             with self._lock:
                 if not self._closed:
@@ -127,7 +128,7 @@ class Hedge(Generic[_Answer]):
 
 
 class Hedging:
-    """Says which calls are hedged and when.
+    """Decides which calls are hedged, and when.
 
     Thread safety: all methods; the percentiles are in the core.
     """
@@ -145,18 +146,18 @@ class Hedging:
             return None
         delay = tail.quantile(rule.percentile, rule.min_samples)
         if delay == 0:
-            return None  # too few to know
+            return None  # too few samples
         delay = max(delay * call.estimate.prompt_scale if stream else delay, rule.min_delay)
         return delay if time.monotonic() + delay < call.deadline else None
 
     def hedge(
         self, call: Call, endpoint: LiveEndpoint, send: Callable[[Hedge[_Answer]], _Answer | None]
     ) -> Hedge[_Answer] | None:
-        """The hedge of the call's first attempt, at this endpoint, not begun; None if it is to have none."""
+        """A hedge for the call's first attempt, at this endpoint, not begun; None if it is not hedged."""
         delay = self.delay(call, endpoint)
         return None if delay is None else Hedge(delay, send, self._workers)
 
     def pay(self, call: Call, endpoint: LiveEndpoint) -> bool:
-        """Takes one of the hedges that the endpoint's calls allow, if there is one left."""
+        """Takes one hedge from the endpoint's share; returns False if none is left."""
         tail = endpoint.tail(call.request.stream)
         return tail is not None and tail.hedge(self._rule.max_share)
