@@ -45,15 +45,18 @@ class Attempts:
             body = exchange.body()
             settlement.check_status(exchange, body)
             completion = upstream.format.decode(body, call.request, upstream.target)
+            # The usage before the check: an answer that fails it is charged all the same.
             usage = completion.usage
             if usage is None:
                 usage = settlement.estimated_usage(_answer_chars(completion))
+            # The check before `win`: an empty answer must not end a hedge that may bring a good one. And the
+            # latency before it, because `win` settles the other attempt, which takes time.
             _check(completion)
             latency = settlement.elapsed()
             settlement.win(usage)
             settlement.took(latency)
             now = settlement.succeeded(usage, exchange, latency)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C and killed greenlets too: the permit must go back
             settlement.failed(error, exchange, usage=usage)
             raise
         return completion.with_route(call.route(upstream.endpoint, now), usage)
@@ -118,6 +121,7 @@ class Attempts:
             settlement.failed(error, exchange, usage=usage)
             raise
         settlement.begun()
+        # Now and not at the stream's end, which may be minutes away: other calls wait for a probe's result.
         settlement.began()
         core.record_ttft(ttft / scale, reasoning)
         return Stream(settlement, exchange, reader, head, ttft)

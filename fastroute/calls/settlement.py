@@ -1,8 +1,11 @@
-"""One request on its way, and its settlement: exactly once, however the attempt ends.
+"""Sends one request, and settles its attempt exactly once, however it ends.
 
 Settling releases the permit, records the outcome in breaker and latency, charges budgets and writes one entry
-to the ledger. What the attempts of a call share is in `call.py`; what is done with the answer is in
-`attempt.py` and `stream.py`.
+to the ledger. Several threads may want to settle at once: the attempt's own, the one whose attempt won, and
+the timer thread. A flag under a lock decides which of them does. An interrupt (Ctrl-C, a killed greenlet) may
+come between any two lines, so each step can be repeated without counting twice.
+
+What the attempts of a call share is in `call.py`; decoding answers is in `attempt.py` and `stream.py`.
 """
 
 from __future__ import annotations
@@ -33,32 +36,32 @@ from .retry import RetryPolicy, Verdict
 from .upstream import Upstream
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
-_PROBE_SLACK = 5.0  # seconds that a breaker's probe keeps its place beyond the end of its attempt
+_PROBE_SLACK = 5.0  # seconds that a breaker's probe is leased beyond the end of its attempt
 
 
 log = logging.getLogger("fastroute")
 
 
 class Recorder(Protocol):
-    """Where attempts are written down."""
+    """The ledger, as far as an attempt needs it."""
 
     def append(self, attempt: Attempt) -> None: ...
 
 
 @frozen(eq=False, kw_only=True)
 class Sinks:
-    """Where attempts are judged, written down and made known.
+    """What an attempt is reported to.
 
     Attributes:
-        retries: says what may be done about an error.
-        ledger: gets one line an attempt.
-        hooks: events are emitted to them.
-        outputs: learn how long answers are.
+        retries: classifies errors.
+        ledger: gets one entry for each attempt.
+        hooks: get the events.
+        outputs: the lengths of answers.
         rates: success and validation rates of the models.
-        budgets: what may still be spent; None where no budget is configured.
-        gate: the permits of all endpoints together, if there is such a limit.
+        budgets: None if no budget is configured.
+        gate: the limit of calls at all endpoints together, if there is one.
         queue: the calls that wait for a permit.
-        affected: the endpoints that a failure of one of them holds for.
+        affected: returns the endpoints for which a failure of one of them holds too.
     """
 
     retries: RetryPolicy
@@ -73,7 +76,7 @@ class Sinks:
 
 
 class Settlement:
-    """An attempt under way: from its permits to its one line in the ledger."""
+    """An attempt under way: from its permits to its one entry in the ledger."""
 
     __slots__ = (
         "_call",
@@ -130,7 +133,7 @@ class Settlement:
         return time.monotonic() - self._started
 
     def open(self, stream: bool, limit: float, *, movable: bool) -> Exchange:
-        """Encodes and sends; on a failure everything is settled before it is raised.
+        """Encodes and sends the request. A failure is settled before it is raised.
 
         Args:
             limit: seconds after which the attempt is cut.
@@ -139,8 +142,10 @@ class Settlement:
         """
         call, upstream = self._call, self._upstream
         try:
+            # From here on this attempt gives the permits back, no longer the call. In this order: interrupted
+            # between the two lines, both give them back, and the second time changes nothing.
             call.settlement = self
-            call.held = None  # from here on it is this attempt's to give back
+            call.held = None
             call.gate = -1
             request = upstream.accepted(call.request) if upstream.refuses_sampling else call.request
             body = upstream.format.encode(request, upstream.target)
@@ -162,15 +167,20 @@ class Settlement:
                     at=self._time,
                     emit=call.beside is None,
                 )
+                # Before anything is sent: if this process is killed from now on, the worst case stays spent.
                 self._reservation.sent()
             end = min(call.deadline, self._started + limit)
+            # A probe's lease must outlast its attempt, or its result would come too late to count.
             upstream.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
             self._timer = timer = RequestTimer(end)
+            # The socket's own time-out must not end an attempt that the timer may still give more time.
             if movable and end < call.deadline:
                 timer.extension = self._extension
                 read_timeout = call.deadline - self._started
             else:
                 read_timeout = end - self._started
+            # The last moment at which the attempt can be called off for nothing: from `_sent` on it may be
+            # billed, and is settled instead of undone.
             if call.race is not None:
                 call.race.enter(self)
             self._sent = True
@@ -186,7 +196,10 @@ class Settlement:
             raise
 
     def _extension(self) -> float:
-        """Asked by the timer thread at the limit: the call's deadline, or 0 to cut the attempt."""
+        """What the attempt may do at its limit: run to the call's deadline, or 0: be cut.
+
+        The timer thread calls this, and it runs all timers: it must neither wait nor fail.
+        """
         call = self._call
         try:
             if call.elsewhere is not None and call.elsewhere():
@@ -199,9 +212,9 @@ class Settlement:
         return call.deadline
 
     def begun(self) -> None:
-        """Content has come, so no other endpoint can take over: the attempt keeps its time."""
+        """Records that content has arrived: no other endpoint can take over any more."""
         if self._timer is not None:
-            self._timer.extension = None  # which holds this in turn
+            self._timer.extension = None  # breaks a reference cycle: it is a method of this object
 
     def _worst_cost(self, body: bytes) -> int | None:
         """Nano-dollars that the attempt can cost at most, or None if the model's price is unknown."""
@@ -219,11 +232,11 @@ class Settlement:
         choices = call.request.params.get("n")
         if isinstance(choices, int) and choices > 1:
             output *= choices
-        # Keeping the prompt for an hour is the dearest that can be asked for, and is asked for by this word.
+        # Caching the prompt for an hour costs most. This is how a request asks for it.
         return model.prices.worst(prompt, output, hour=b'"1h"' in body)
 
     def _pay(self, cost: int | None) -> None:
-        """Settles what was set aside with the real cost; None keeps the worst case."""
+        """Settles the reservations with the real cost; None keeps the worst case."""
         if self._reservation is not None:
             self._reservation.settle(cost)
         allowance = self._call.request.allowance
@@ -231,7 +244,7 @@ class Settlement:
             allowance.settle(self._id, cost)
 
     def check_status(self, exchange: Exchange, body: bytes) -> None:
-        """Raises what an answer means that is no 200, or one without content or of another type."""
+        """Raises if the status is not 200, the body is empty or the content type is wrong."""
         if exchange.status != 200:
             raise self._upstream.format.decode_error(
                 exchange.status, exchange.headers, body, self._upstream.target
@@ -241,7 +254,7 @@ class Settlement:
         check_content_type(exchange.headers, False)
 
     def estimated_usage(self, answer_chars: int) -> Usage:
-        """For a provider that gave no usable figures: by the lengths of prompt and answer."""
+        """Usage estimated by the lengths of prompt and answer, if the provider sent no usable figures."""
         return Usage(self._call.estimate.input_tokens, (answer_chars + 2) // 3, source="estimated")
 
     def _expected_usage(self) -> Usage:
@@ -251,13 +264,15 @@ class Settlement:
         return Usage(estimate.input_tokens, output, source="estimated")
 
     def win(self, usage: Usage | None) -> None:
-        """The answer is there: ends the other attempt, if the call is hedged. Before it is settled.
+        """Claims that this attempt answers the call, and ends the other one if the call is hedged.
+
+        Called before `succeeded`, so that only one of two attempts settles as the answer.
 
         Args:
-            usage: what it took; None if that is not known yet.
+            usage: the attempt's usage; None if it is not known yet.
 
         Raises:
-            Superseded: the other one was first; this one is charged and settled.
+            Superseded: if the other attempt was first; this one is charged and settled.
         """
         race = self._call.race
         if race is None:
@@ -269,13 +284,13 @@ class Settlement:
         race.end(None if usage is None else usage.completion_tokens)
 
     def lose(self, output_tokens: int | None) -> None:
-        """Cuts and settles it: another attempt of the call was quicker, or the call is over.
+        """Settles and cuts the attempt: another attempt of the call was quicker, or the call is over.
 
-        Its own thread, woken by the end of its connection, finds everything done.
+        The attempt's own thread then fails on its closed connection and finds it settled.
 
         Args:
-            output_tokens: of the other's answer, which this one's provider will have written too; None if
-                they are not known. Nothing is charged where no byte has gone out.
+            output_tokens: length of the other answer, which this provider may have written and charged too;
+                None if unknown. An attempt of which no byte was sent is not charged.
         """
         if self._settled:
             return
@@ -290,7 +305,7 @@ class Settlement:
         if self._call.beside is None:
             self.took(latency)
         try:
-            # Before it is cut, or its own thread might take the cut for a failure and settle that.
+            # Before it is cut: otherwise its own thread could take the cut for a failure and settle that.
             self._settle(
                 _core.IGNORED,
                 self._entry("hedge_lost", latency, usage, self._exchange),
@@ -301,7 +316,10 @@ class Settlement:
                 self._timer.cut()
 
     def took(self, latency: float) -> None:
-        """Counts the seconds until the answer, a stream's first token, or the end of waiting for either."""
+        """Records the seconds until the answer or the first token came, or was no longer waited for.
+
+        The delay of later hedges is computed from these.
+        """
         call = self._call
         endpoint, stream = self._upstream.endpoint, call.request.stream
         tail = endpoint.begun if stream else endpoint.whole
@@ -328,8 +346,9 @@ class Settlement:
         usage: Usage | None = None,
         ttft: float | None = None,
     ) -> None:
-        """Settles an attempt that ended with an error, an interrupt or a caller who went away."""
+        """Settles an attempt that ended with an error, an interrupt or a caller that left."""
         latency = self.elapsed()
+        # First: nothing below may fail or wait while the provider still sends.
         if exchange is not None:
             exchange.close()
         if self._settled:
@@ -340,13 +359,13 @@ class Settlement:
         if exchange is not None:
             self._limits(exchange.headers)
         if not isinstance(error, errors.Error) or isinstance(error, errors.DeadlineExceeded):
-            # An interrupt, a killed greenlet, a bug of ours, a slow reader: nothing that the endpoint did.
+            # An interrupt, a killed greenlet, a bug in fastroute, a slow reader: not the endpoint's fault.
             self.cancelled(exchange, usage, ttft)
             return
         call = self._call
         verdict = self._sinks.retries.classify(error)
         if self.moved:
-            verdict = evolve(verdict, once=False)  # slow is not down, and others are ready
+            verdict = evolve(verdict, once=False)  # it was cut only because another endpoint was ready
         outcome = int(verdict.outcome)
         if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
             outcome = _core.IGNORED
@@ -362,11 +381,12 @@ class Settlement:
         if usage is not None:
             spent = max(spent, usage.total_tokens)
         self._settle(outcome, self._entry("failed", latency, usage, exchange, ttft, error), spent)
+        # After settling, so that no permit is held while blocks are published and logged.
         if verdict.block_seconds and (verdict.strikes == 1 or self._upstream.strike() >= verdict.strikes):
             self._block(verdict)
 
     def cancelled(self, exchange: Exchange | None, usage: Usage | None, ttft: float | None = None) -> None:
-        """Settles an attempt whose caller went away: the provider may charge for all of it."""
+        """Settles an attempt whose caller left. The provider may charge for all of it."""
         if exchange is not None:
             exchange.close()
         if usage is None:
@@ -378,13 +398,13 @@ class Settlement:
         )
 
     def began(self) -> None:
-        """The first content of a stream is there: as a probe it has shown enough."""
+        """Records the first content of a stream: a probe has succeeded with that."""
         flags = self._upstream.endpoint.core.began(self._grant.ticket)
         if flags:
             self._breaker_changed(flags, None)
 
     def hand_out(self) -> None:
-        """From here on the attempt is its stream's to settle."""
+        """Records that the stream settles the attempt from now on."""
         self._handed_out = True
 
     def abandon(self) -> None:
@@ -402,7 +422,7 @@ class Settlement:
         return self._settled
 
     def _cut_by_caller(self, latency: float) -> bool:
-        """Whether the caller's own deadline left the endpoint too little time to be blamed."""
+        """Whether the caller's deadline ended it so early that a time-out says nothing about the endpoint."""
         call = self._call
         return time.monotonic() >= call.deadline and latency < 0.5 * call.estimate.timeout
 
@@ -417,11 +437,11 @@ class Settlement:
         )
 
     def _block(self, verdict: Verdict) -> None:
-        """Leaves out all endpoints that the failure holds for."""
+        """Blocks all endpoints for which the failure holds."""
         seconds, code, hooks = verdict.block_seconds, verdict.block_code, self._sinks.hooks
         endpoints = self._sinks.affected(self._upstream.endpoint, verdict.blame)
         if code is BlockReason.HOST_DOWN:
-            # This one finds out when the host is back, by its retries and its breaker.
+            # Not this one: its retries and its breaker find out when the host is back.
             endpoints = tuple(other for other in endpoints if other is not self._upstream.endpoint)
         until = _core.clock() + int(seconds * 1e9)
         for endpoint in endpoints:
@@ -429,13 +449,14 @@ class Settlement:
             if hooks.wanted:
                 hooks.emit(events.EndpointBlocked(endpoint.name, verdict.reason, seconds))
         if endpoints:
-            # To wait for a while is routine; a key, a quota or a model name must be put right.
+            # Waiting is routine. A key, a quota or a model name needs someone to correct it.
             level = logging.INFO if code in _ROUTINE else logging.WARNING
             names = ", ".join(endpoint.name for endpoint in endpoints)
             be = "is" if len(endpoints) == 1 else "are"
             log.log(level, "%s %s left out for %s: %s", names, be, duration(seconds), verdict.reason)
 
     def _undo(self) -> None:
+        # Nothing was sent: the limits get everything back, as if the attempt had not been made.
         self.begun()
         try:
             with self._lock:
@@ -446,6 +467,7 @@ class Settlement:
             self._pay(0)
             self._freed()
         except BaseException:
+            # An interrupt: once more. If `undo` was not done, `finish` frees the permit.
             if self._settled:
                 self._upstream.endpoint.core.finish(self._grant.ticket, _core.IGNORED)
                 self._pay(0)
@@ -453,7 +475,7 @@ class Settlement:
             raise
 
     def _freed(self) -> None:
-        """Lets others in: the endpoint's permit is back already."""
+        """Gives back the gate's permit and wakes calls that wait for it or for the endpoint's."""
         sinks, grant = self._sinks, self._grant
         if grant.gate >= 0 and sinks.gate is not None:
             sinks.gate.undo(grant.gate, 0)
@@ -469,7 +491,7 @@ class Settlement:
         ttft: float | None = None,
         error: errors.Error | None = None,
     ) -> Attempt:
-        """The attempt as it ended: its line in the ledger."""
+        """The attempt as it ended: its entry in the ledger."""
         call, endpoint = self._call, self._upstream.endpoint
         cost: int | None = 0
         if usage is not None:
@@ -518,14 +540,15 @@ class Settlement:
             with self._lock:
                 if self._settled:
                     return
-                # Under the lock, so that the call's attempts are complete once it is settled.
+                # Under the lock, so that the call's attempts are complete once it is settled. It may be there
+                # already, if an interrupt came before the next line the first time.
                 known = self._call.attempts
                 if not known or all(each.id != attempt.id for each in known):
                     known.append(attempt)
                 self._settled = True
             self._record(core_outcome, attempt, spent_tokens)
         except BaseException:
-            # An interrupt, at whatever line: once more. Each step counts once, however often it is taken.
+            # An interrupt, at whatever line: once more. Each step counts once, however often it is done.
             if self._settled:
                 self._record(core_outcome, attempt, spent_tokens)
             raise
@@ -533,14 +556,18 @@ class Settlement:
     def _record(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
         sinks, call, grant = self._sinks, self._call, self._grant
         shown = attempt.latency if call.timed else 0.0
+        # The permit first: calls that wait for it should not wait for the ledger as well.
         finish = self._upstream.endpoint.core.finish
         flags = finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
         self._freed()
-        # What the caller's own request brought about, or cut short, says nothing about the model.
+        # What the caller's request caused, or ended early, says nothing about the model. `_told` is set
+        # first: an interrupt may lose an event, but never repeats one.
         told, self._told = self._told, True
         outcome = attempt.outcome
         if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream) and not told:
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
+        # The ledger before the budget: killed between the two, the process leaves a reservation that counts
+        # at the worst case. In the other order it could leave money spent that no ledger knows.
         sinks.ledger.append(attempt)
         self._pay(attempt.cost_nano)
         if told:
