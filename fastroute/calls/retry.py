@@ -1,8 +1,8 @@
-"""What may be done about a failed attempt, and after how long: an immutable policy, from error to `Verdict`.
+"""The retry policy: what may be tried after an error, and after how long, as a `Verdict`.
 
-What a provider's headers say is read in `providers/limit_headers.py`. The choice of the next endpoint,
-sleeping and the retry budget are in `dispatch.py`, `admission.py` and the core. Pure: no I/O and no clock;
-the random number is an argument.
+`providers/limit_headers.py` reads the headers of a provider. The choice of the next endpoint, sleeping and
+the retry budget are in `dispatch.py`, `admission.py` and the core. Nothing here does I/O or reads a clock;
+random numbers are arguments.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from fastroute.state.endpoints import BlockReason
 
 
 class Action(enum.Enum):
-    """What may be done about a failed attempt, the weakest first."""
+    """What may be tried after a failed attempt, in the order of how much that is."""
 
-    STOP = "stop"  #: nothing: the caller gets the error
-    FALL_BACK = "fall back"  #: a model with a larger context window may be asked
-    FAIL_OVER = "fail over"  #: other endpoints may be asked, this one not
-    RESPELL = "respell"  #: this endpoint may be asked at once, in another spelling
-    ONCE_MORE = "once more"  #: other endpoints may be asked, and this one once again after a pause
-    RETRY = "retry"  #: other endpoints may be asked, and this one again after a pause
+    STOP = "stop"  #: nothing; the caller gets the error
+    FALL_BACK = "fall back"  #: a model with a larger context window
+    FAIL_OVER = "fail over"  #: other endpoints, but not this one
+    RESPELL = "respell"  #: this endpoint at once, with the request in another form
+    ONCE_MORE = "once more"  #: other endpoints, and this one once after a pause
+    RETRY = "retry"  #: other endpoints, and this one after a pause
 
 
 class CoreOutcome(enum.IntEnum):
-    """The outcome of an attempt as the core records it; the numbers are the core's."""
+    """The outcome of an attempt, with the core's numbers."""
 
     OK = 0
     FAILURE = 1
-    IGNORED = 2  #: says nothing about the endpoint
+    IGNORED = 2  #: not related to the endpoint's health
     THROTTLED = 3  #: over a limit: counted by the limiter, not by the breaker
-    USELESS = 4  #: an answer, but not what was asked for: counted by the rank, not by the breaker
+    USELESS = 4  #: an answer without use: lowers the rank, does not count for the breaker
 
 
 @frozen
 class Verdict:
-    """What the policy says of an error.
+    """The policy's decision about an error.
 
     Attributes:
-        action: what may be done.
-        outcome: what the core counts.
-        block_seconds: leave out for so long whatever the failure holds for; 0 for not at all.
-        block_code: why, as the core keeps it.
-        reason: why, in words, for logs and events.
-        blame: what the failure holds for, and so which endpoints are left out.
-        strikes: leave out only after so many such failures in a row, with no success between.
-        once: another attempt makes sense once, not again and again: it failed slowly.
-        free: the attempt does not count against ``max_attempts``.
+        action: what may be tried.
+        outcome: what the core records.
+        block_seconds: how long to block the endpoints that ``blame`` covers; 0 for no block.
+        block_code: the reason of the block, as the core stores it.
+        reason: the reason as text, for logs and events.
+        blame: the cause of the failure, which determines the blocked endpoints.
+        strikes: block only after this many such failures in a row.
+        once: retry at most once, because the attempt failed slowly.
+        free: the attempt does not count for ``max_attempts``.
     """
 
     action: Action
@@ -67,7 +67,7 @@ class Verdict:
 
 
 class _RetrySettings(Protocol):
-    """The part of the configuration's policy that is about retries."""
+    """The retry settings of the configuration's policy."""
 
     @property
     def max_attempts(self) -> int: ...
@@ -84,7 +84,7 @@ class _RetrySettings(Protocol):
 
 
 _OVERLOADED = 529
-_STRIKES = 3  # refusals without a reason, one after the other, until an endpoint is left out
+_STRIKES = 3  # refusals in a row without a reason after which an endpoint is blocked
 
 
 def _positive(instance: object, attribute: Attribute[float], value: float) -> None:
@@ -101,17 +101,19 @@ def _not_negative(instance: object, attribute: Attribute[float], value: float) -
 class RetryPolicy:
     """When to try again, where, and after how long. Immutable, so all threads share one.
 
+    All times are in seconds.
+
     Attributes:
-        max_attempts: attempts of one call in all, over all endpoints.
-        base, cap: seconds; the n-th pause is drawn from 0 to ``min(cap, base * 2**n)``.
+        max_attempts: attempts of one call, over all endpoints together.
+        base, cap: the n-th pause is a random time from 0 to ``min(cap, base * 2**n)``.
         throttle_base, throttle_cap: the same after 429 and 529.
         floor: the shortest pause.
-        max_retry_after: a Retry-After up to this is waited for, a longer one blocks the endpoint.
-        max_block: no Retry-After blocks for longer than this.
-        key_block: seconds for which an account, a host or an endpoint is left out that refuses all requests:
-            a key that is not valid, a certificate that cannot be verified, a model that is not served.
-        quota_block: the same for an account without money.
-        host_block: the same for the other endpoints of a host that cannot be reached.
+        max_retry_after: a Retry-After up to this is waited for; a longer one blocks the endpoint.
+        max_block: the longest block because of a Retry-After.
+        key_block: block of an account, a host or an endpoint that refuses all requests: an invalid key, a
+            certificate that cannot be verified, a model that is not served.
+        quota_block: block of an account whose quota is spent.
+        host_block: block of the other endpoints of a host that cannot be reached.
     """
 
     max_attempts: int = field(default=3, validator=validators.ge(1))
@@ -128,7 +130,7 @@ class RetryPolicy:
 
     @classmethod
     def from_policy(cls, settings: _RetrySettings) -> RetryPolicy:
-        """The policy that a configuration asks for."""
+        """The policy with the settings of a configuration."""
         return cls(
             max_attempts=settings.max_attempts,
             base=settings.backoff_base,
@@ -139,15 +141,13 @@ class RetryPolicy:
         )
 
     def classify(self, error: BaseException) -> Verdict:
-        """What may be done about an error, and which outcome the core records.
+        """What may be tried after an error, and which outcome the core records.
 
-        A provider's own ``x-should-retry`` decides about asking the same endpoint again, whatever the status
-        (except that a spent quota stays spent); the breaker uses the status alone. A Retry-After above
-        `max_retry_after` is never slept through: the endpoint is blocked for that time, and others may be
-        asked.
+        The provider's header ``x-should-retry`` decides whether the same endpoint may be tried again,
+        whatever the status, except for a spent quota. The breaker uses the status only. A Retry-After above
+        `max_retry_after` is not waited for: the endpoint is blocked for that time, and others may be tried.
 
-        Anything that is not an error of fastroute (an interrupt, a bug) stops, and is not held against the
-        endpoint.
+        Any other exception (an interrupt, a bug) ends the call and does not count for the endpoint.
         """
         verdict = self._by_rule(error)
         return self._with_headers(error, verdict) if isinstance(error, errors.APIStatusError) else verdict
@@ -182,20 +182,20 @@ class RetryPolicy:
                     action=Action.FAIL_OVER,
                     block_seconds=wait,
                     block_code=verdict.block_code or BlockReason.RETRY_AFTER,
-                    reason=verdict.reason or "it asked for that by Retry-After",
+                    reason=verdict.reason or "its Retry-After is longer than policy.max_retry_after",
                 )
         return verdict
 
     def backoff(self, n: int, error: BaseException | None, rnd: float) -> float | None:
-        """Seconds to pause before asking the same endpoint again; None if it should not be asked at all.
+        """Seconds to wait before the same endpoint is tried again; None if it should not be tried again.
+
+        After a Retry-After the pause is that time plus up to a tenth of it (at most a second). Otherwise it
+        is a random time below a bound that doubles with each retry.
 
         Args:
-            n: retries made already, from 0.
-            error: what the last attempt failed with.
-            rnd: a random number in 0..1, which spreads the callers.
-
-        A Retry-After is obeyed, plus up to a tenth of it (a second at most); without one the pause is drawn
-        evenly from 0 to a bound that doubles each time.
+            n: retries made so far, from 0.
+            error: the error of the last attempt.
+            rnd: a random number in 0..1, so that callers do not retry at the same time.
         """
         wait = getattr(error, "retry_after", None)
         if wait is not None and wait > 0:
@@ -214,14 +214,14 @@ class RetryPolicy:
 
 @frozen
 class _Handling:
-    """What is done about one kind of error.
+    """The verdict for one kind of error.
 
     Attributes:
-        errors: classes of the error.
-        verdict: what is done; seconds and blame are filled in.
-        blame: what the error must hold for; None: whatever it holds for.
-        statuses: the statuses that it must have; empty: any.
-        block: the attribute of the policy that says for how long endpoints are left out; empty: they are not.
+        errors: the classes of the error.
+        verdict: the verdict, without its seconds and blame.
+        blame: the blame that the error must have; None for any.
+        statuses: the statuses that it must have; empty for any.
+        block: the attribute of `RetryPolicy` with the seconds of the block; empty for no block.
     """
 
     errors: tuple[type[BaseException], ...]
@@ -240,11 +240,11 @@ class _Handling:
 
 _REFUSED = (errors.BadRequestError, errors.UnprocessableEntityError)
 
-# The first rule that holds is the one.
+# The first rule that holds determines the verdict.
 _RULES: tuple[_Handling, ...] = (
     # -- the request
     _Handling((errors.ContextLengthExceeded,), Verdict(Action.FALL_BACK, CoreOutcome.IGNORED)),
-    # A model with `content_fallbacks` leads on from here: that is known in dispatch.
+    # `dispatch.py` tries the model's `content_fallbacks`, if it has some.
     _Handling((errors.ContentFilterError,), Verdict(Action.STOP, CoreOutcome.IGNORED)),
     # -- the account
     _Handling(
@@ -258,7 +258,7 @@ _RULES: tuple[_Handling, ...] = (
         Blame.ACCOUNT,
         block="quota_block",
     ),
-    # It can pay for less, and another account perhaps for this.
+    # The account can still pay for smaller requests, and another account may pay for this one.
     _Handling((errors.QuotaExceededError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
     _Handling(
         (errors.AuthenticationError,),
@@ -281,7 +281,7 @@ _RULES: tuple[_Handling, ...] = (
         Blame.ACCOUNT,
         block="key_block",
     ),
-    # A 403 that does not say why: a firewall's page, or a rule of somebody between.
+    # A 403 without a reason, such as the page of a firewall or proxy.
     _Handling(
         (errors.PermissionDeniedError,),
         Verdict(
@@ -315,15 +315,15 @@ _RULES: tuple[_Handling, ...] = (
     _Handling(
         (errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.IGNORED), statuses=frozenset({408, 425})
     ),
-    # Groq: no capacity for its flex tier at present.
+    # Groq: its flex tier has no capacity now.
     _Handling(
         (errors.APIStatusError,), Verdict(Action.RETRY, CoreOutcome.THROTTLED), statuses=frozenset({498})
     ),
-    # A redirect, which only a change of the configuration mends.
+    # A redirect: the configured base URL is wrong, so retries do not help.
     _Handling((errors.APIStatusError,), Verdict(Action.STOP, CoreOutcome.IGNORED), statuses=range(300, 400)),
-    # Any other status is this provider's alone.
+    # Any other status may be specific to this provider.
     _Handling((errors.APIStatusError,), Verdict(Action.FAIL_OVER, CoreOutcome.IGNORED)),
-    # -- the host, and what lies between
+    # -- the host and the network
     _Handling(
         (errors.TLSError,),
         Verdict(
@@ -347,7 +347,7 @@ _RULES: tuple[_Handling, ...] = (
     ),
     # -- the answer
     _Handling((errors.EmptyResponse,), Verdict(Action.ONCE_MORE, CoreOutcome.USELESS)),
-    # A silent endpoint costs a whole time-out each time.
+    # Each further attempt at an endpoint that does not answer takes a whole time-out.
     _Handling((errors.APITimeoutError,), Verdict(Action.RETRY, CoreOutcome.FAILURE, once=True)),
     _Handling((errors.APIConnectionError,), Verdict(Action.RETRY, CoreOutcome.FAILURE)),
     _Handling((errors.StreamTruncated, errors.StreamStalled), Verdict(Action.STOP, CoreOutcome.FAILURE)),

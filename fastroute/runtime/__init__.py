@@ -1,1 +1,1 @@
-"""What a client keeps running: the generation in force, reload, health checks, discovery."""
+"""The parts of a running client: the current generation, reload, health checks, discovery."""

@@ -1,7 +1,7 @@
 """Asks a provider for its models, whether it accepts the key, and which configured models it does not list.
 
-Where a format has its list is in `providers/listing.py`. The request goes through the same `transport` as
-every other: redirects are not followed, and the key is in its header only.
+`providers/listing.py` knows the list of each format. Requests use the same `transport` as calls: redirects
+are not followed, and the key is only in its header.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _DATED = re.compile(r"-(?:[0-9]{8}|[0-9]{4}-[0-9]{2}-[0-9]{2})$")
 
 @frozen
 class Lacking:
-    """An endpoint that asks its provider for a model that it does not list.
+    """An endpoint whose model its provider does not list.
 
     Attributes:
-        endpoint: its name.
-        upstream: what it asks for.
-        near: listed names like it, nearest first.
+        endpoint: the endpoint's name.
+        upstream: the provider's name of the model, as configured.
+        near: similar listed names, most similar first.
     """
 
     endpoint: str
@@ -49,19 +49,19 @@ class Lacking:
 
 @frozen(kw_only=True)
 class Discovery:
-    """What one provider said.
+    """The result for one provider.
 
     Attributes:
         provider: its name in the configuration.
         format, base_url: as configured.
-        status: ``valid``: it takes the key (or wants none and none is configured); ``refused``: it does not;
-            ``open``: it lists its models to anyone, which says nothing of the key; ``unreachable``: no answer
-            came; ``unknown``: one came that says neither, see ``error``.
-        models: what it lists, in its own order.
-        lacking: endpoints whose model is not among them; always empty where ``compared`` is false.
-        compared: whether endpoints were looked for in the list. They are not where it is empty, which says
-            nothing of what is served, and where its names are others: Azure lists what could be deployed,
-            and endpoints ask for deployments.
+        status: ``valid``: the key is accepted (or none is needed and none is configured); ``refused``: it is
+            not; ``open``: the list does not require a key, so the key could not be checked; ``unreachable``:
+            there was no answer; ``unknown``: any other result, see ``error``.
+        models: the listed models, in the provider's order.
+        lacking: endpoints whose model is not listed; always empty if ``compared`` is false.
+        compared: whether endpoints were compared with the list. They are not if the list is empty, or if it
+            has other names: Azure lists models that could be deployed, but endpoints have names of
+            deployments.
         error: why there is no list.
     """
 
@@ -76,35 +76,36 @@ class Discovery:
 
     @property
     def ok(self) -> bool:
-        """Whether there is a list that is not empty, and every endpoint's model is in it."""
+        """Whether the list is not empty and contains every endpoint's model."""
         return self.error is None and bool(self.models) and not self.lacking
 
 
 def models(config: Config, name: str, *, timeout: float = TIMEOUT) -> Discovery:
     """Asks a provider of the configuration for its models.
 
-    What goes wrong at the provider is in the answer, not raised. Nothing that is asked here costs tokens.
+    Failures of the provider are in the result and not raised. The requests cost no tokens.
 
     Args:
         config: the configuration.
-        name: of a provider in it.
+        name: the name of a provider in it.
         timeout: seconds for all pages together.
 
     Raises:
         ConfigError: if there is no such provider, its key cannot be read, or its format has no lists.
 
-    Thread safety: may be called from any thread; nothing is shared between calls.
+    Thread safety: may be called from any thread.
     """
     provider = config.providers.get(name)
     if provider is None:
         known = ", ".join(config.providers) or "none"
         raise errors.ConfigError(
-            f"providers: there is no {show(name)}{did_you_mean(name, config.providers)}; there are {known}"
+            f"providers: unknown provider {show(name)}{did_you_mean(name, config.providers)}; "
+            f"use one of {known}"
         )
     format = get_format(provider.format)
     listing = listing_of(format)
     if listing is None:
-        raise errors.ConfigError(f"providers.{name}.format: {provider.format} has no lists of models")
+        raise errors.ConfigError(f"providers.{name}.format: {provider.format} has no list of models")
     key = read_key(name, provider)
     target = target_at(config, name, key, endpoint=name)
     transport = transport_to(config, name, pool_size=1)
@@ -143,7 +144,7 @@ def _status_of(
     key: Secret | None,
     deadline: float,
 ) -> Status:
-    """Whether a list that was given says that the key is good: not if it is given without one too."""
+    """``open`` if the list is available without the key too, otherwise ``valid``."""
     if key is None:
         return "valid"
     try:
@@ -166,7 +167,9 @@ def _all_pages(
         if found.after == after:
             break
         after = found.after
-    raise errors.UpstreamProtocolError("the list of models has no end: its pages lead on and on")
+    raise errors.UpstreamProtocolError(
+        f"the list of models has more than {_MOST_PAGES} pages, or its pages repeat"
+    )
 
 
 def page(
@@ -180,15 +183,15 @@ def page(
     """One page of a provider's list.
 
     Args:
-        transport: the connections to it.
-        format: the wire format it speaks, and
-        listing: how that lists models.
-        target: its address and key.
-        after: the mark that the page before gave; None for the first.
-        deadline: time.monotonic by which it must be there.
+        transport: the connections to the provider.
+        format: the provider's wire format.
+        listing: how the format lists models.
+        target: the provider's base URL and key.
+        after: the mark of the previous page; None for the first page.
+        deadline: time.monotonic by which the page must have arrived.
 
     Raises:
-        APIError: no answer, or none that is a list.
+        APIError: there is no answer, or it is not a list.
     """
     headers = format.headers(target, False)
     headers.pop("Content-Type", None)
@@ -223,10 +226,10 @@ def not_listed(wanted: dict[str, str], listed: tuple[str, ...]) -> Iterable[Lack
 
 
 def _is_served(upstream: str, served: set[str]) -> bool:
-    """Whether a name is listed, itself or as what it stands for.
+    """Whether a name is listed, itself or under another form.
 
-    Dated models are asked for without their date, or as ``-latest``; relays take a model's variant behind a
-    colon.
+    A dated model also has its name without the date and with ``-latest``. Relays accept a variant of a model
+    after a colon.
     """
     if upstream in served or upstream.removesuffix("-latest") in served:
         return True

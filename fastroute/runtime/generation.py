@@ -1,12 +1,12 @@
-"""One configuration, built: all that serves calls under it, put into force and given up as a whole.
+"""The objects that are built from one configuration and serve calls with it: a generation.
 
-A generation holds the catalogue, the endpoints, the planner, the connections and the dispatcher. Nothing of
-it changes once it is built, so a call that entered it ends as it began, even if another one comes into force.
-Which generation is in force, and when an old one is given up, is decided in `runtime.py`.
+A generation has the catalogue, the endpoints, the planner, the connections and the dispatcher. They do not
+change once they are built, so a call keeps its configuration even if a reload replaces the generation.
+`runtime.py` replaces generations and closes old ones.
 
-A new generation takes over what does not depend on the configuration: the core's counts under each endpoint's
-name, what was learned of models, cached answers, and the connections to every provider whose address, TLS and
-proxy settings are the same.
+A new generation keeps what does not depend on the configuration: the core's counts by endpoint name, what was
+learned about models, cached answers, and the connections to every provider with unchanged base URL, TLS and
+proxy settings.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LASTING = (
     "reload",
 )
 
-# Keys, in whatever table, that say when and how often but not what is answered; all others are taken to.
+# Keys of any table that do not affect the content of answers; all other keys are assumed to.
 _NOT_SHAPING = frozenset(
     {
         *LASTING,
@@ -93,14 +93,14 @@ _NOT_SHAPING = frozenset(
 
 @frozen(eq=False, kw_only=True)
 class Surroundings:
-    """What stays the same from one configuration to the next.
+    """The objects that a reload does not replace.
 
     Attributes:
-        ledger: gets one line an attempt.
+        ledger: records the attempts.
         hooks: events are emitted to them.
-        line: where calls wait for a limit.
-        opinions: a function of the program's that classifies requests, if there is one.
-        session: a caller's own session to send through.
+        queue: the calls that wait for a limit.
+        function_classifier: the user's function that classifies requests, if there is one.
+        session: the user's own session to send through.
         hedges: the threads that hedges run in.
     """
 
@@ -113,23 +113,24 @@ class Surroundings:
 
 
 class Generation:
-    """One configuration, ready to serve.
+    """The objects built from one configuration.
 
     Args:
         config: the configuration.
         keys: the providers' keys, by name.
-        around: what goes on from one configuration to the next.
-        previous: the generation that this one is to follow.
+        around: the objects that a reload does not replace.
+        previous: the generation that this one replaces.
 
     Attributes:
         active: a token for each call that has entered it; see `runtime/runtime.py`.
-        upstreams: each endpoint's format, address and connections, by its name.
-        fingerprint: of all that shapes an answer; equal requests under equal ones share an answer.
+        upstreams: each endpoint's format, base URL, key and connections, by its name.
+        fingerprint: a hash of everything that affects answers; equal requests with equal fingerprints may
+            share an answer.
 
     Raises:
-        ConfigError: if it cannot be built; the previous generation is as it was.
+        ConfigError: it cannot be built; the previous generation is unchanged.
 
-    Thread safety: everything may be used from any thread.
+    Thread safety: all methods and attributes.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class Generation:
         if previous is not None and previous.config.budgets == config.budgets:
             self.budgets = previous.budgets
         else:
-            # What has been spent and reserved is in the segment, by each budget's name: it goes on.
+            # Spending and reservations are in the segment, by the budget's name, so they are kept.
             spent = spent_in(around.ledger)
             self.budgets = Budgets(config.budgets, self.state.segment, spent, around.hooks)
         sinks = Sinks(
@@ -208,7 +209,7 @@ class Generation:
             )
 
     def changes(self, previous: Generation) -> tuple[str, ...]:
-        """The parts that are not as in the previous one, by name."""
+        """The names of the parts that differ from those of the previous generation."""
         old, new = previous.config, self.config
         found: list[str] = []
         for key in (field.name for field in fields(Config)):
@@ -223,15 +224,15 @@ class Generation:
             names = dict.fromkeys((*before, *after))
             parts = [f"{key}.{name}" for name in names if before.get(name) != after.get(name)]
             if not parts and list(before) != list(after):
-                parts = [key]  # the order alone, which says what is cheapest or asked first
+                parts = [key]  # only the order has changed, which says what is cheapest or tried first
             found += parts
         found += [f"providers.{name}" for name in self.keys if not self._same_key(name, previous)]
         return tuple(dict.fromkeys(found))
 
     def forgive(self, previous: Generation) -> None:
-        """Lets endpoints in again that were left out for something of their provider that is mended now.
+        """Ends the blocks of endpoints whose provider has a new key or base URL.
 
-        A key refused or a quota spent keeps an endpoint out for long; another key or address is a new start.
+        Blocks because of a rejected key or a spent quota last long, and the change may have fixed the cause.
         """
         for endpoint in self.state.endpoints:
             name = endpoint.config.provider
@@ -242,7 +243,7 @@ class Generation:
                 endpoint.core.unblock()
 
     def after_fork(self) -> None:
-        """In a forked child: the parent's other calls do not go on here."""
+        """In a forked child: drops the calls of the parent, which do not continue here."""
         self.active.clear()
         self.admission.after_fork()
         self.rates.after_fork()
@@ -279,7 +280,7 @@ class Generation:
 
 
 def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:
-    """All that connections to a provider depend on: while it stays equal, they can be kept."""
+    """The settings that connections to a provider depend on; if they are equal, connections are kept."""
     return (
         provider.base_url,
         provider.max_in_flight,
@@ -305,14 +306,14 @@ def _fingerprint(config: Config, catalog: Catalog) -> bytes:
 
 
 def lasting(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
-    """The new configuration with the old one's values of what cannot change, and which those are."""
+    """The new configuration with the old values of settings that cannot change, and their names."""
     kept = [key for key in LASTING if getattr(old, key) != getattr(new, key)]
     values: dict[str, Any] = {key: getattr(old, key) for key in kept}
     return (evolve(new, **values) if kept else new), tuple(f"fastroute.{key}" for key in kept)
 
 
 def files_of(config: Config) -> tuple[str, ...]:
-    """The files that a configuration refers to and that are read again with it."""
+    """The files that a configuration names and that are read with it."""
     found = [config.catalog]
     for provider in config.providers.values():
         found += [provider.api_key_file, provider.ca_bundle or ""]

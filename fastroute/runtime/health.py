@@ -1,15 +1,15 @@
-"""Checks endpoints in the background that get no calls or are left out, and asks one endpoint directly.
+"""Background checks of endpoints without calls or with an open breaker, and calls to one endpoint.
 
-A check that asks for an answer is a call like any other (`ask`), with its entry and cost; a check that asks
-for the list of models goes through `discovery`. The core decides what a result does to the breaker.
+A check of kind ``completion`` is a call like any other (`ask`), with its ledger entry and cost; one of kind
+``models`` uses `discovery`. The core decides what a result does to the breaker.
 
 An endpoint is checked if it had no result for an interval, or if its breaker is not closed. All processes
 that share the state look for such endpoints, and one claims the check: the claim is a bucket of the shared
-state that holds one interval in milliseconds and is emptied at once. So there is at most one check an
-interval, and if the process that claimed it is killed, another one claims the next.
+state with the capacity of one interval in milliseconds, which a claim empties. So there is at most one check
+per interval, and if the process that claimed it is killed, another one claims the next.
 
-A check does not take what a caller may need: it does not wait for limits, and it is skipped while a limit is
-half used. Its latency is not recorded, because its answer is shorter than a caller's.
+A check takes nothing that a caller may need: it does not wait for limits, and it is skipped while a limit is
+half used. Its latency is not recorded, because its answer is shorter than that of a usual call.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastroute")
 
 PROMPT = "Reply with OK."
-TAG = "probe"  # the tag of calls that serve no caller; its value says what they are for
+TAG = "probe"  # the tag of calls that only measure; its value says why they were made
 
 _MESSAGES = ({"role": "user", "content": PROMPT},)
 _OPTIONS = RouteOptions(tags={TAG: "health-check"}, cache=False, priority="low")
 _MS = 1_000_000  # ns
-_TICK = 20 * _MS  # more than what the coarse clock, by which plans are made, may be behind
-_AT_ONCE = 4  # endpoints that are checked side by side
-_JITTER = 0.1  # of an interval by which a look may be late, so that machines do not check in step
-_PAUSE, _PAUSES = 0.05, 20  # seconds until a second probe is tried again, and how often
-_TRY_AGAIN = 1.0  # seconds after a look that failed for a reason of its own
+_TICK = 20 * _MS  # more than the delay of the coarse clock that plans use
+_AT_ONCE = 4  # endpoints that are checked at the same time
+_JITTER = 0.1  # random delay, as a share of the interval, so that machines do not check at the same time
+_PAUSE, _PAUSES = 0.05, 20  # seconds between tries of a second probe, and their number
+_TRY_AGAIN = 1.0  # seconds after an unexpected error
 
 
 def ask(
@@ -59,18 +59,18 @@ def ask(
 ) -> Completion | Stream:
     """One call to one endpoint: no cache, no other endpoint, no second attempt.
 
-    It is limited, entered and charged like any other. Its latency does not count where endpoints are compared
-    by theirs: what is asked of one endpoint on purpose is rarely what callers ask.
+    It is limited, recorded and charged like any other call. Its latency does not affect the ranking of
+    endpoints, because such requests usually differ from those of callers.
 
     Args:
-        generation: the one that serves the call.
+        generation: the generation that serves the call.
         endpoint: one of its endpoints.
-        request: the call; its model and tier are not looked at.
-        timeout: seconds it may take, waiting and all.
+        request: the request; its model and tier are ignored.
+        timeout: seconds that it may take, including waiting.
         wait: whether it may wait for a limit.
 
     Raises:
-        Error: it was not let in, if ``.attempts`` is empty, or what it failed with.
+        Error: the attempt failed, or, if ``.attempts`` is empty, the call was not admitted.
     """
     started = time.monotonic()
     plan = generation.planner.plan(request, endpoint)
@@ -84,7 +84,7 @@ def ask(
 
 
 class Owner(Protocol):
-    """Whose endpoints are checked."""
+    """The runtime whose endpoints are checked."""
 
     hooks: events.Hooks
     queue: WaitQueue
@@ -95,16 +95,16 @@ class Owner(Protocol):
 
 @define(eq=False, kw_only=True)
 class _Known:
-    """What this process knows of one endpoint.
+    """This process's record of one endpoint.
 
     Attributes:
-        counts: its results so far, good and bad, when they were last looked at.
-        since: when they last were others, ns.
-        claim: the bucket from which its checks are claimed, and
-        interval: for which interval that was made, ms.
-        listed: whether its provider has given its list of models before.
-        checks, failed, unclear: checks that this process made, and how many of them ended so.
-        skipped: checks that this process claimed, and that were not let in.
+        counts: the endpoint's numbers of good and bad results when they were last read.
+        since: when these numbers last changed, ns.
+        claim: the bucket from which its checks are claimed.
+        interval: the interval for which ``claim`` was made, ms.
+        listed: whether its provider has returned its list of models before.
+        checks, failed, unclear: the checks that this process made, and those with this outcome.
+        skipped: checks that this process claimed, but that were not admitted.
     """
 
     counts: tuple[int, int]
@@ -123,24 +123,24 @@ class _Known:
 
 
 class HealthChecks:
-    """Checks the endpoints of a client in a thread of its own.
+    """Checks the endpoints of a client in a separate thread.
 
     Args:
-        owner: the client's runtime, whose generation in force says what to check and how.
+        owner: the client's runtime; its current generation has the endpoints and the settings.
 
     Thread safety: all methods. The thread starts with the first call of a process, and again in a forked
     child; it ends when this object is collected.
     """
 
     def __init__(self, owner: Owner) -> None:
-        self._owner = weakref.ref(owner)  # it holds this
+        self._owner = weakref.ref(owner)  # the owner refers to this
         self._hooks, self._queue = owner.hooks, owner.queue
         self._known: dict[str, _Known] = {}
         self._stopped = False
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: no thread yet, and its own chance."""
+        """In a forked child: has no thread yet, and a new random generator."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -162,14 +162,14 @@ class HealthChecks:
                 self._thread.start()
 
     def wake(self) -> None:
-        """Looks now: the configuration is another."""
+        """Makes the thread look at once, after a change of the configuration."""
         self._wake.set()
 
     def stop(self, *, wait: bool = True) -> None:
-        """Ends the thread, after the check that it is at. May be called again.
+        """Ends the thread after its current check. Idempotent.
 
         Args:
-            wait: whether to return only when it has ended.
+            wait: whether to wait for its end.
         """
         with self._lock:
             self._stopped = True
@@ -186,10 +186,10 @@ class HealthChecks:
         """Makes the checks that are due.
 
         Args:
-            now: what the intervals are counted by, on the core's clock, ns; 0 reads it.
+            now: the time by the core's clock, ns; 0 reads the clock.
 
         Returns:
-            Seconds after which one may be due again.
+            Seconds until the next check may be due.
 
         Raises:
             Error: the client is closed.
@@ -220,7 +220,7 @@ class HealthChecks:
         return (min(waits) + self._random.random() * _JITTER * interval) / 1e9
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """Plain figures of the checks that this process made, by endpoint."""
+        """The figures of this process's checks by endpoint, as plain values."""
         return {
             name: {
                 "checks": known.checks,
@@ -240,7 +240,7 @@ class HealthChecks:
     def _due_in(
         self, generation: Generation, endpoint: LiveEndpoint, known: _Known, interval: int, now: int
     ) -> int:
-        """ns after which to look at it again; 0: it is to be checked now, by this process."""
+        """Nanoseconds until the endpoint should be looked at again; 0 if this process checks it now."""
         core = endpoint.core
         counts = core.counts
         if counts != known.counts:
@@ -255,17 +255,17 @@ class HealthChecks:
         return self._claimed_for(generation, endpoint.name, known, interval // _MS, now)
 
     def _claimed_for(self, generation: Generation, name: str, known: _Known, interval: int, now: int) -> int:
-        """ns for which it has been claimed; 0: it was not, and now is this process's."""
+        """Nanoseconds until the check can be claimed again; 0 if this process has claimed it now."""
         if known.claim is None or known.interval != interval:
             try:
                 known.claim = _core.Bucket(generation.state.segment, f"(health) {name}", 60_000, interval)
             except _core.SegmentFullError:
-                return interval * _MS  # as full for others, who may have claimed none either
+                return interval * _MS  # the segment is full, also for other processes: make no check
             known.interval = interval
         return known.claim.acquire(interval, now)
 
     def _is_tight(self, generation: Generation, core: _core.Endpoint) -> bool:
-        """Whether what a check would take may soon be missing to a caller: a limit is half used."""
+        """Whether a limit is half used, so that callers may soon need what a check would take."""
         if self._queue.waiting:
             return True
         permits = core.max_in_flight if core.bearable is None else core.bearable
@@ -279,7 +279,7 @@ class HealthChecks:
         return gate is not None and 2 * gate.in_flight >= gate.max_in_flight
 
     def _side_by_side(self, checks: Sequence[Callable[[], None]]) -> None:
-        """Makes checks at once, so that one endpoint that hangs does not keep the others waiting."""
+        """Makes checks at the same time, so that an endpoint that hangs does not delay the others."""
         left: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         for check in checks:
             left.put(check)
@@ -319,10 +319,10 @@ class HealthChecks:
             error, sent = problem, True
             outcome = "failed" if _is_failure(problem, rule.kind, known.listed) else "unclear"
         except Exception:
-            log.exception("the check of %s failed for a reason of its own", endpoint.name)
+            log.exception("the check of %s failed with an unexpected error", endpoint.name)
             return
         finally:
-            known.counts = core.counts  # the check's own result is not one of a call
+            known.counts = core.counts  # so that the check's own result does not count as that of a call
         took = time.monotonic() - started
         with self._lock:
             if not sent:
@@ -347,10 +347,10 @@ class HealthChecks:
             )
 
     def _complete(self, generation: Generation, endpoint: LiveEndpoint, rule: HealthCheckConfig) -> bool:
-        """Asks for a short answer, as the breaker's probe if it is not closed. False: was not let in.
+        """Requests a short answer, as a probe unless the breaker is closed; returns whether it was admitted.
 
-        The opening of a breaker is ended for it, or a recovery would not be seen before its time. While good
-        answers are still missing to close the breaker, they are asked for at once.
+        An open breaker is made half-open first, so that a recovery is detected before its time. Further
+        probes follow at once until the breaker closes.
         """
         core = endpoint.core
         request = Request(endpoint.model.name, _MESSAGES, {"max_tokens": rule.max_tokens}, False, _OPTIONS)
@@ -365,7 +365,7 @@ class HealthChecks:
                     raise
                 if not good or not pauses or self._stopped:
                     return good > 0
-                # Where many machines share the place of the probe, it is given back a moment later.
+                # With many machines, the right to send a probe is returned a moment after the probe.
                 pauses -= 1
                 time.sleep(_PAUSE)
             if core.state() != _core.HALF_OPEN:
@@ -375,12 +375,12 @@ class HealthChecks:
     def _list(
         self, generation: Generation, endpoint: LiveEndpoint, rule: HealthCheckConfig, known: _Known
     ) -> bool:
-        """Asks for the provider's list of models. False: was not let in, or there is none.
+        """Requests the provider's list of models; returns False if there is none or it was not admitted.
 
-        A list proves that somebody is there, not that the model answers: it ends the opening of a breaker, so
-        that the next call is its probe, but closes none. Without one it stays open.
+        A list shows that the provider is reachable, not that the model answers. So it makes an open breaker
+        half-open, and the next call is the probe. Without a list the breaker stays open.
         """
-        from fastroute.providers.listing import listing_of  # which needs every format
+        from fastroute.providers.listing import listing_of  # imports all formats
 
         core = endpoint.core
         listing = listing_of(generation.upstreams[endpoint.name].format)
@@ -396,7 +396,7 @@ class HealthChecks:
             return False
         ended: int | None = None
         try:
-            half_open = core.state() == _core.HALF_OPEN  # then this holds the place of its probe
+            half_open = core.state() == _core.HALF_OPEN  # then this request is the probe
             try:
                 self._read_list(generation, endpoint, listing, rule.timeout)
                 known.listed = True
@@ -422,7 +422,7 @@ class HealthChecks:
         discovery.page(upstream.transport, upstream.format, listing, upstream.target, None, deadline)
 
     def _finish(self, endpoint: LiveEndpoint, ticket: int, outcome: int) -> None:
-        opened = endpoint.core.finish(ticket, outcome)  # closing it is left to a call
+        opened = endpoint.core.finish(ticket, outcome)  # only a call closes the breaker
         if not opened:
             return
         log.warning("the breaker of %s is open: its list of models is unavailable", endpoint.name)
@@ -431,15 +431,15 @@ class HealthChecks:
 
 
 def _end_opening(core: _core.Endpoint) -> None:
-    """Has the next to ask be the breaker's probe, if it is open."""
+    """Makes an open breaker half-open, so that the next call is its probe."""
     core.hurry(_core.clock() - _TICK)
 
 
 def _is_failure(error: errors.Error, kind: str, listed: bool) -> bool:
-    """Whether an error is the endpoint's fault and not the key's, the limits' or the check's.
+    """Whether an error is caused by the endpoint, and not by the key, the limits or the check itself.
 
-    Not every provider that answers calls has a list of models, so an answer that is none says something only
-    if there was one before.
+    Some providers that serve calls have no list of models, so an invalid list counts only if there was a
+    valid one before.
     """
     if isinstance(error, errors.UpstreamProtocolError) or (
         isinstance(error, errors.APIStatusError) and (error.status_code or 0) >= 500
@@ -459,7 +459,7 @@ def _look_until_stopped(found: weakref.ref[HealthChecks], wake: threading.Event)
         except errors.Error:
             return  # the client is closed
         except Exception:
-            log.exception("looking for endpoints to check failed; it is tried again")
+            log.exception("the search for endpoints to check failed; it will be tried again")
             pause = _TRY_AGAIN
         # So that unused checks can be collected.
         del checks

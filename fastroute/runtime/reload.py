@@ -1,10 +1,10 @@
-"""Notices that the configuration should be read again: a hang-up signal, or a change of its files.
+"""Detects when to read the configuration again: after SIGHUP, or after a change of its files.
 
-A thread waits for either and calls the client, which reads the configuration and returns the files to look
-at. A file counts as changed once it stands still.
+A thread waits for either and calls the client, which reads the configuration and returns the files to watch.
+A file counts as changed when it does not change any more.
 
-The signal's handler only puts an item into a queue: it runs between any two steps of the main thread, which
-may hold any lock.
+The signal handler only puts an item into a queue, because it interrupts the main thread anywhere, also while
+that holds a lock.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fastroute.platform.files import Stamp, stamp
 
 log = logging.getLogger("fastroute")
 
-INTERVAL = 2.0  # seconds between two looks at the files
-SETTLE = 0.2  # seconds after which a file that has changed is looked at again, for it may be half written
+INTERVAL = 2.0  # seconds between two checks of the files
+SETTLE = 0.2  # seconds until a changed file is checked again, since it may be incomplete
 
 
 # ------------------------------------------------------------------------------------------------- the files
@@ -34,8 +34,8 @@ SETTLE = 0.2  # seconds after which a file that has changed is looked at again, 
 class Changes:
     """Whether files have changed since they were last read, by time, inode and size.
 
-    A change counts once two looks in a row have seen the same, so that a file is not read while it is being
-    written. A file that is missing counts like any other state of it.
+    A change counts when two checks in a row find the same, so that a file is not read while it is being
+    written. That a file does not exist is a state like any other.
     """
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -44,11 +44,11 @@ class Changes:
 
     @property
     def moving(self) -> bool:
-        """Whether the last look saw something new, which the next one is to confirm."""
+        """Whether the last check found a change that the next one must confirm."""
         return self._last != self._read
 
     def look(self) -> bool:
-        """Looks at the files; True if they should be read now. Says so once for each change."""
+        """Checks the files; returns whether they should be read now, once for each change."""
         seen = _stamps(self._read)
         settled = seen == self._last
         self._last = seen
@@ -58,7 +58,7 @@ class Changes:
         return True
 
     def follow(self, files: Sequence[str]) -> None:
-        """Looks at these from now on; those it knows are compared with what they were when last read."""
+        """Sets the files to check; files that were checked before are compared with their last read state."""
         fresh = _stamps([file for file in files if file not in self._read])
         self._read = {file: fresh[file] if file in fresh else self._read[file] for file in files}
         self._last = {file: fresh[file] if file in fresh else self._last[file] for file in files}
@@ -72,16 +72,16 @@ def _stamps(paths: Iterable[str]) -> dict[str, Stamp | None]:
 
 
 class FileWatch:
-    """Calls ``act`` in a thread of its own whenever there is cause to read the configuration again.
+    """Calls ``act`` in a separate thread whenever the configuration should be read again.
 
     Args:
         mode: ``signal`` or ``change``.
-        files: those to look at.
-        act: a bound method, held weakly: reads the configuration again and returns the files to look at from
-            then on. The watch ends when its object is gone.
+        files: the files to check.
+        act: a bound method, referred to weakly: reads the configuration and returns the files to check from
+            then on. The watch ends when the method's object is garbage-collected.
 
     Raises:
-        ConfigError: the signal cannot be listened to from here.
+        ConfigError: signals cannot be handled in this thread.
 
     Thread safety: all methods; `wake` may be called from a signal handler.
     """
@@ -95,13 +95,13 @@ class FileWatch:
             _listen(self)
 
     def after_fork(self) -> None:
-        """In a forked child: there is no thread yet; `ensure` starts one."""
+        """In a forked child: has no thread until `ensure` starts one."""
         self._queue: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def ensure(self) -> None:
-        """Starts the thread, if this process has none."""
+        """Starts the thread unless this process has one."""
         if self._thread is not None:
             return
         with self._lock:
@@ -112,11 +112,11 @@ class FileWatch:
                 self._thread.start()
 
     def wake(self) -> None:
-        """Has the configuration read again, whatever the files look like."""
+        """Makes the thread read the configuration again, whether or not the files have changed."""
         self._queue.put(True)
 
     def stop(self) -> None:
-        """Ends the thread once it is done with what it is at. May be called again."""
+        """Ends the thread after its current work. Idempotent."""
         self.stopped = True
         self._queue.put(False)
 
@@ -145,7 +145,7 @@ class FileWatch:
 # ----------------------------------------------------------------------------------------------- the signal
 
 _listeners: tuple[weakref.ref[FileWatch], ...] = ()
-_previous: Any = signal.SIG_DFL  # what stood in the handler's place
+_previous: Any = signal.SIG_DFL  # the handler that was installed before
 
 
 def _listen(watch: FileWatch) -> None:
@@ -156,8 +156,8 @@ def _listen(watch: FileWatch) -> None:
             signal.signal(signal.SIGHUP, _on_hangup)
         except ValueError:
             raise ConfigError(
-                'fastroute.reload: "signal" is set, but this client is not made in the main thread, where '
-                'Python listens to signals; must be made there, or be "change" or "off"'
+                'fastroute.reload: "signal" needs a client that is created in the main thread, where '
+                'Python handles signals; create it there, or use "change" or "off"'
             ) from None
         _previous = present
     _listeners = (*(known for known in _listeners if known() is not None), weakref.ref(watch))

@@ -1,10 +1,11 @@
-"""What a client and its copies share: the generation in force, and what outlives it.
+"""The runtime that a client and its copies share: the current generation, and what outlives it.
 
-A call enters the generation in force with `Runtime.enter` and leaves it with `Runtime.leave`. `enter` stores
-the call's token there and then checks that the generation is still in force; a reload puts another one into
-force and then looks for tokens. One of the two always sees the other, so a call takes no lock.
+`Runtime.run` carries out one call: cache, plan, dispatch.
 
-A call's way from the cache over plan and dispatch to its answer is `Runtime.run`.
+A call enters the current generation with `Runtime.enter` and leaves it with `Runtime.leave`. `enter` stores
+the call's token in the generation and then checks that the generation is still the current one. A reload
+first replaces the current generation and then looks for tokens in the old one. In this order at least one of
+the two sees the other, so a call takes no lock.
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ forks.in_child(_after_fork)
 
 
 class Runtime:
-    """Serves calls by the configuration in force.
+    """Serves calls with the current configuration.
 
     Attributes:
-        generation: the one in force. Read it once: the next read may give another.
-        hedge_workers: the threads of calls' second attempts.
+        generation: the current generation. Read it once per call, because a reload may replace it.
+        hedge_workers: the threads of hedges.
 
     Raises:
         ConfigError: with every problem of the configuration.
 
-    Thread safety: all methods. A forked child keeps the generation in force and opens connections of its own.
+    Thread safety: all methods. A forked child keeps the current generation and opens its own connections.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Runtime:
         self.function_classifier = FunctionClassifier(classifier, self.hooks)
         self.queue = WaitQueue()
         self.closed = False
-        self._retired: set[Generation] = set()  # no longer in force, but calls have hold of them
+        self._retired: set[Generation] = set()  # old generations that calls still use
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.watch: FileWatch | None = None
@@ -114,7 +115,7 @@ class Runtime:
             self.watch.ensure()
 
     def after_fork(self) -> None:
-        """In a forked child: starts over, with none of the parent's calls and threads."""
+        """In a forked child: drops the calls and threads of the parent."""
         self._reloading = threading.Lock()
         self._swapping = threading.Lock()
         self.hooks.after_fork()
@@ -133,7 +134,7 @@ class Runtime:
             self.health.after_fork()
 
     def close(self) -> None:
-        """Lets running calls end, writes the ledger out, closes connections. May be called again."""
+        """Waits for running calls, writes the ledger and closes connections. Idempotent."""
         with self._swapping:
             if self.closed:
                 return
@@ -156,18 +157,18 @@ class Runtime:
     # ------------------------------------------------------------------------------------------- generations
 
     def enter(self, token: object) -> Generation:
-        """The generation in force, kept whole until `leave` is called with the same token."""
+        """The current generation, which stays usable until `leave` is called with the same token."""
         if _core.fork_count() != forks.handled:
             forks.ensure()
         if threading.get_ident is not greenlets.GET_IDENT:
-            greenlets.check()  # gevent has patched since: raises
+            greenlets.check()  # raises if gevent has patched after the import
         if self.closed:
             raise errors.Error("the client is closed")
         if self.watch is not None:
             self.watch.ensure()  # a forked child has no thread until it is first used
         if self.shared is not None:
             self.shared.ensure()
-        health = self.health  # which a reload may take away
+        health = self.health  # a reload may set it to None
         if health is not None:
             health.ensure()
         while True:
@@ -178,7 +179,7 @@ class Runtime:
             self.leave(generation, token)
 
     def leave(self, generation: Generation | None, token: object) -> None:
-        """Lets go of what `enter` gave, or would have given (None) had it not been interrupted."""
+        """Ends the use of a generation; None if `enter` was interrupted before it returned one."""
         if generation is None:
             for each in (self.generation, *self._retired):
                 each.active.discard(token)
@@ -188,7 +189,7 @@ class Runtime:
             self._give_up(generation)
 
     def reload(self, source: Source) -> events.ConfigReloaded:
-        """Puts the configuration into force as it reads now, or changes nothing and raises."""
+        """Reads the configuration and applies it, or raises and changes nothing."""
         try:
             with self._reloading:
                 event = self._replace(self._source if source is None else source)
@@ -199,21 +200,21 @@ class Runtime:
                 )
             raise
         for key in event.kept:
-            log.warning("%s: was changed in %s, but stays as it is until a restart", key, event.source)
+            log.warning("%s: has changed in %s; a restart is needed to apply it", key, event.source)
         if self.hooks.wanted:
             self.hooks.emit(event)
         return event
 
     def _reload_unasked(self) -> Sequence[str]:
-        """Reloads because of a signal or a changed file; says in the log what came of it."""
+        """Reloads because of a signal or a changed file, and logs the result."""
         try:
             event = self.reload(None)
             log.info("%s was reloaded; changed: %s", event.source, ", ".join(event.changed) or "nothing")
         except errors.Error as error:
             if not self.closed:
-                log.error("the configuration was not reloaded, the one before it stays: %s", error)
+                log.error("the configuration was not reloaded; the previous one stays in use: %s", error)
         except Exception:
-            log.exception("the configuration was not reloaded, the one before it stays")
+            log.exception("the configuration was not reloaded; the previous one stays in use")
         return self._files()
 
     def _replace(self, source: Source) -> events.ConfigReloaded:
@@ -245,14 +246,14 @@ class Runtime:
         config, state = self.generation.config, self.generation.state
         if not config.over_redis:
             return None
-        from fastroute.state.redis import Shared  # nothing else needs it
+        from fastroute.state.redis import Shared  # imported only if it is used
 
         shared = Shared(config, state.segment, state.home.path, self.hooks)
         self._attach(shared, self.generation)
         return shared
 
     def _check_health(self, config: Config) -> None:
-        """Begins or ends checking endpoints, as the configuration says."""
+        """Starts or stops health checks, as configured."""
         before = self.health
         if not config.policy.health_check.enabled:
             self.health = None
@@ -268,7 +269,7 @@ class Runtime:
         generation.budgets.share(shared.bank)
 
     def _give_up(self, generation: Generation) -> None:
-        """Closes the connections that only a generation without calls was using; streams under way finish."""
+        """Closes the connections that only this generation used; running streams finish."""
         with self._swapping:
             if generation not in self._retired:
                 return
@@ -289,11 +290,11 @@ class Runtime:
     # ----------------------------------------------------------------------------------------------- calls
 
     def run(self, generation: Generation, request: Request, timeout: float) -> Completion | Stream:
-        """One call, from the cache to its answer."""
+        """Carries out one call and returns its answer."""
         started = time.monotonic()
         deadline = started + timeout
         hooks = self.hooks
-        # Takes back what killed workers held; one process of all does it every few seconds.
+        # Releases what killed workers held; one process does it every few seconds.
         generation.state.segment.tend()
         if generation.state.untold:
             generation.state.tell(hooks)
@@ -375,15 +376,14 @@ def _compressed(
 
 
 def _read(source: Source, default_state: str) -> tuple[Source, Config, dict[str, Secret | None]]:
-    """A configuration and its keys, and where to read it again: a file by its absolute path."""
+    """The source (a file by its absolute path), the configuration and its keys."""
     file = file_of(source)
     if file is not None:
         source = str(file)
     config = load(source, formats=format_names(), default_state=default_state)
     if config.reload == "change" and file is None:
         raise errors.ConfigError(
-            'fastroute.reload: "change" is set, but the configuration does not come from a file; '
-            'must come from one, or be "signal" or "off"'
+            'fastroute.reload: "change" needs a configuration from a file; use a file, or "signal" or "off"'
         )
     return source, config, read_keys(config)
 
