@@ -1,12 +1,12 @@
-"""Where calls of this process wait for a limit, in the order of their class and their coming.
+"""The queue of this process's calls that wait for a limit, ordered by priority and arrival.
 
 There are two kinds of waiting. For a permit (calls in flight) each endpoint has a queue: a permit that is
-released wakes its first call, and no later call overtakes it. For a rate there is a time: it is
-reserved in the core, so that a call sleeps once; a call of a higher class takes the time of a lower one,
-which takes a later time in exchange.
+released wakes the first call, and no later call overtakes it. For a rate a call reserves a time in the core,
+so that it sleeps once. A call of a higher class takes the reserved time of a lower one, which gets a later
+time in exchange.
 
-Other processes have lines of their own; the first of a line looks again every 20 ms for what they give back.
-`admission.py` decides whether to wait, and for what.
+Each process has queues of its own. Nothing tells it when another process releases a permit, so the first call
+of a queue looks again every 20 ms. `admission.py` decides whether to wait, and for what.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterable
 from fastroute import _core
 from fastroute.types import PRIORITIES
 
-ALL = ""  # the line for a permit of all endpoints together
+ALL = ""  # the queue for a permit of all endpoints together
 RANKS = {name: rank for rank, name in enumerate(PRIORITIES)}
 
 POLL_INTERVAL = 0.02
 """Seconds after which the first of a queue looks again: another process may have freed a permit."""
-_REAP = 1.0  # seconds between two looks for what killed workers held
+_REAP = 1.0  # seconds between two searches for permits of killed workers
 
 
 class Waiter:
-    """A call that waits, in any number of queues at once."""
+    """A call that waits; it may be in several queues at once."""
 
     __slots__ = ("_turn", "key", "names")
 
@@ -50,22 +50,24 @@ class Waiter:
         return self._turn.is_set()
 
     def sleep(self, seconds: float) -> bool:
-        """Sleeps until it is woken or the time is over; whether it was woken."""
+        """Sleeps until it is woken or the time is over; returns whether it was woken."""
+        # An event, so that a wake between two sleeps is not lost. Cleared only after the sleep: whatever woke
+        # it is looked at next.
         woken = self._turn.wait(seconds)
         self._turn.clear()
         return woken
 
 
 class ReservedTime:
-    """A reserved time and the call that it belongs to."""
+    """A reserved time and its call."""
 
     __slots__ = ("due", "paid", "tokens", "waiter")
 
     def __init__(self, waiter: Waiter, due: float, tokens: int) -> None:
         self.waiter = waiter
         self.due = due
-        self.tokens = tokens  # what its owner needs
-        self.paid = tokens  # what has been reserved with the time
+        self.tokens = tokens  # what the call needs
+        self.paid = tokens  # what was reserved together with the time
 
     def __lt__(self, other: ReservedTime) -> bool:
         return self.due < other.due
@@ -75,7 +77,7 @@ class ReservedTimes:
     """The reserved times of one endpoint, the next first.
 
     Attributes:
-        credit: tokens paid with the times that are gone, less what those who took them needed.
+        credit: tokens paid with times that have passed, minus what the calls that used these times needed.
     """
 
     __slots__ = ("credit", "entries")
@@ -86,16 +88,17 @@ class ReservedTimes:
 
     def insert(self, new: ReservedTime) -> None:
         """Adds a call; calls of lower classes move back."""
+        # Times are exchanged only if a call of a lower class has an earlier one than the new call.
         insort(self.entries, new)
         first = next((each for each in self.entries if each is new or each.waiter.key > new.waiter.key), new)
         if first is not new:
             self._exchange()
 
     def withdraw(self, entry: ReservedTime, away: bool) -> None:
-        """Takes a call out, if it is among them.
+        """Removes a call, if it is in the list.
 
         Args:
-            away: it does not go in, but gets its payment back: others move up.
+            away: the call gives its reservation back instead of using it: others move up.
         """
         if entry not in self.entries:
             return
@@ -106,14 +109,15 @@ class ReservedTimes:
             self.credit += entry.paid - entry.tokens
 
     def _exchange(self, gone: ReservedTime | None = None) -> None:
-        """Gives the times out anew, by class and coming.
+        """Assigns the times anew, by class and arrival.
 
-        At none of them more has gone in than was paid until then, of requests and of tokens: a call for which
-        too little was paid yet is passed over.
+        At no time may more requests or tokens have been admitted than were paid by then. So a call that needs
+        more tokens than that is passed over until a later time.
 
         Args:
-            gone: whose owner goes away and gets its payment back: the last of the times goes with it, which
-                is the one that the bucket has again.
+            gone: the entry whose call gives its reservation back. The last time is removed with it, since
+            that
+                is the part that the bucket gets back.
         """
         times = [(entry.due, entry.paid) for entry in self.entries]
         left = sorted(
@@ -135,7 +139,7 @@ class ReservedTimes:
                 found.append(entry)
                 if moved:
                     entry.waiter.wake()
-        for entry in left:  # in debt for one that went before
+        for entry in left:  # an earlier call has used more than was paid: these wait for the last time
             entry.due, entry.paid, since = times[-1][0], since, 0
             found.append(entry)
             entry.waiter.wake()
@@ -145,17 +149,18 @@ class ReservedTimes:
 
 
 class WaitQueue:
-    """The calls of this process that wait for a limit, whatever configuration each began under.
+    """The calls of this process that wait for a limit, across reloads of the configuration.
 
     Args:
         clock: seconds, monotonic.
 
     Attributes:
-        waiting: how many there are.
+        waiting: the number of calls. Read without the lock: nearly always it is 0, and then a call that does
+            not wait costs nothing here.
         waiters: the calls that wait for a permit, by endpoint, in the order in which they get one.
-        times: the reserved times, by endpoint. Both hold only endpoints that are waited for.
+        times: the reserved times, by endpoint. Both contain only endpoints with calls that wait.
 
-    Thread safety: all methods. Nothing is called while the lock is held but the core.
+    Thread safety: all methods. While the lock is held, nothing outside is called.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -163,7 +168,7 @@ class WaitQueue:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In a forked child: no call waits."""
+        """Empties the queue in a forked child, where no call waits."""
         self.waiting = 0
         self._waiting: set[Waiter] = set()
         self._lock = threading.Lock()
@@ -175,25 +180,26 @@ class WaitQueue:
     # ------------------------------------------------------------------------------------- permits
 
     def waiter(self, rank: int) -> Waiter:
-        """One for a call that is going to wait."""
+        """A new waiter of this rank, behind all earlier ones of the same rank."""
         return Waiter((rank, next(self._orders)))
 
     def enter(self, waiter: Waiter) -> Waiter:
-        """Begins to wait there; `leave` must follow, even where this is interrupted."""
+        """Counts the call as waiting. `leave` must follow, even if this is interrupted."""
         with self._lock:
             self._waiting.add(waiter)
             self.waiting = len(self._waiting)
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
-        """Leaves all queues and wakes who is first there now. Idempotent."""
+        """Leaves all queues and wakes the call that is now first in each. Idempotent."""
         with self._lock:
             self._waiting.discard(waiter)
             self.waiting = len(self._waiting)
             self._stand(waiter, ())
 
     def is_behind(self, name: str, rank: int, waiter: Waiter | None) -> bool:
-        """Whether another call, here before this one or of a higher class, waits for one of its permits."""
+        """Whether a call before this one, by class or arrival, waits for a permit of the endpoint."""
+        # Once without the lock, for the usual case that no call waits.
         queue = self.waiters.get(name)
         if not queue:
             return False
@@ -206,13 +212,14 @@ class WaitQueue:
             return first.key[0] <= rank
 
     def wait(self, waiter: Waiter, names: Iterable[str], core: _core.Endpoint, seconds: float) -> None:
-        """Waits until one of the endpoints may have a permit, ``seconds`` at most.
+        """Waits until one of the endpoints may have a permit, at most ``seconds``.
 
-        Returns at once when it joins a queue: a permit released before that woke no call.
+        Returns at once when it has joined a queue, so that the caller looks again: a permit that was released
+        before it joined has woken no call.
 
         Args:
-            names: whose permits would do.
-            core: any endpoint of the segment, to take back what killed workers held.
+            names: the endpoints whose permits are wanted.
+            core: any endpoint of the segment, for taking back permits of killed workers.
         """
         wanted = tuple(names)
         with self._lock:
@@ -221,13 +228,14 @@ class WaitQueue:
             if joins:
                 return
             leads = any(self.waiters[name][0] is waiter for name in waiter.names)
+        # Only the first of a queue polls, so the cost does not grow with the number of calls that wait.
         if leads:
             self._reap(core)
             seconds = min(seconds, POLL_INTERVAL)
         waiter.sleep(seconds)
 
     def freed(self, name: str) -> None:
-        """Tells the first who waits for it that a permit of the endpoint was given back."""
+        """Wakes the first call that waits for a permit of the endpoint, or of all endpoints together."""
         if not self.waiting:
             return
         with self._lock:
@@ -236,26 +244,27 @@ class WaitQueue:
                     queue[0].wake()
 
     def look(self) -> None:
-        """Tells everybody to look again: limits have changed."""
+        """Wakes all calls that wait for a permit, since limits have changed."""
         with self._lock:
             for queue in self.waiters.values():
                 for waiter in queue:
                     waiter.wake()
 
     def _stand(self, waiter: Waiter, names: tuple[str, ...]) -> None:
-        """Leaves its queues and joins others; the first of each queue that it left is woken."""
+        """Leaves its queues and joins others; wakes the first call of each queue that it left."""
+        # Woken, because this call may have been woken for a permit that it does not take.
         if names == waiter.names:
             return
         for name in waiter.names:
             if name not in names:
                 queue = self.waiters.get(name, [])
-                if waiter in queue:  # it is not where an interrupt came before the end of this
+                if waiter in queue:  # it may not be, if an interrupt cut this short the time before
                     queue.remove(waiter)
                 if queue:
                     queue[0].wake()
                 else:
                     self.waiters.pop(name, None)
-        waiter.names = names  # set first: after an interrupt it leaves those it has joined
+        waiter.names = names  # before it joins them: after an interrupt it leaves those that it has joined
         for name in names:
             queue = self.waiters.setdefault(name, [])
             if waiter not in queue:
@@ -272,7 +281,7 @@ class WaitQueue:
     def reserved(self, name: str) -> float:
         """Seconds until the last reserved time of the endpoint; 0 without one.
 
-        While there is one, a call that comes would be refused: it can reserve at once.
+        While there is one, the core would refuse a new call, so the call can reserve at once.
         """
         times = self.times.get(name)
         if times is None:
@@ -290,14 +299,15 @@ class WaitQueue:
         patience: float,
         go_in: Callable[[], int],
     ) -> int:
-        """Reserves a request and its tokens, waits for their time and goes in.
+        """Reserves a request and its tokens, waits until the reserved time and is admitted.
 
         Args:
             patience: seconds to wait at most.
-            go_in: ``core.admit`` with what was reserved; keeps the ticket where an interrupt cannot lose it.
+            go_in: calls ``core.admit`` with the reservation and keeps the ticket where an interrupt cannot
+                lose it.
 
         Returns:
-            As `_core.Endpoint.admit`: a ticket, or a refusal with nothing reserved any more.
+            As `_core.Endpoint.admit`: a ticket, or a refusal; then nothing is reserved any more.
         """
         wait = core.reserve(tokens, int(patience * 1e9))
         if wait <= 0:
@@ -307,6 +317,7 @@ class WaitQueue:
             limit = self._clock() + patience
             with self._lock:
                 self.times.setdefault(name, ReservedTimes()).insert(mine)
+            # A call of a higher class may change `due` at any time, and wakes this one.
             while (left := mine.due - self._clock()) > 0 and mine.due <= limit:
                 waiter.sleep(left)
             self._withdraw(name, mine, left > 0)
@@ -314,7 +325,7 @@ class WaitQueue:
             self._withdraw(name, mine, True)
             core.unreserve(tokens)
             raise
-        if left > 0:  # a higher class has taken its time
+        if left > 0:  # calls of a higher class have moved its time beyond its patience
             core.unreserve(tokens)
             return -(int(left * 1e9) << 3 | _core.REQUESTS)
         return self._go_in(core, tokens, go_in)
