@@ -1,7 +1,11 @@
-"""A streamed answer: the chunks, the clocks that may cut it, and leaving it early.
+"""A streamed answer: its chunks, its time limits, and closing it early.
 
-A stream keeps the permits of its attempt until it ends; releasing them is in `settlement.py`. The wire format
-turns events into chunks.
+A stream keeps the permits of its attempt until it ends; `settlement.py` releases them. The wire format turns
+events into chunks.
+
+Three threads may end a stream: the one that iterates, one that calls `close`, and the timer thread at the
+call's deadline. Settling happens once; which of them was first shows in `Stream._ended` and
+`Stream._failure`.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from .upstream import Upstream
 
 
 class StreamReader:
-    """Chunks out of an exchange, with the stream's clocks."""
+    """Reads the chunks of a stream and sets its time limits."""
 
     def __init__(
         self, exchange: Exchange, upstream: Upstream, call: Call, idle_timeout: float, ping_timeout: float
@@ -40,10 +44,10 @@ class StreamReader:
         self._call = call
         self._progress = time.monotonic()
         self.ended = False
-        self._begun = False  # content has come; before it, only the attempt's limit and the deadline count
-        self.paused = False  # the program has the chunks, and nothing is read until it asks for more
-        self._failure: errors.APIError | None = None  # to be raised after what came before it
-        self.said = False  # there was content in the head
+        self._begun = False  # content has arrived; before, only the attempt's limit and deadline count
+        self.paused = False  # the program has all chunks so far; nothing is read until it asks for more
+        self._failure: errors.APIError | None = None  # raised after the chunks before it
+        self.said = False  # whether there was content in the head
 
     def head(self) -> list[Chunk]:
         """The chunks up to the first one with content; all of them if none has any."""
@@ -64,11 +68,12 @@ class StreamReader:
         """The chunks of each piece that arrives, until the stream has properly ended.
 
         Raises:
-            errors.APIError: it broke, or sent an error, or ended without a finish reason.
+            errors.APIError: if it broke, sent an error, or ended without a finish reason.
         """
         decoder = self.decoder
         while not self.ended and self._failure is None:
-            if self.paused:  # the program took this time, not the provider
+            # The time since was the program's and not the provider's, so the idle clock starts anew.
+            if self.paused:
                 self.paused = False
                 self._progress = time.monotonic()
                 if self._progress >= self._call.deadline:
@@ -93,19 +98,22 @@ class StreamReader:
                     if decoder.done:
                         break
             except errors.APIError as error:
-                # What the end has cut is no fault: whether enough came before, the decoder says.
+                # A last event that the end has cut is no error by itself: `decoder.end` decides below whether
+                # enough came before it.
                 if not (self.ended and isinstance(error, errors.UpstreamProtocolError)):
                     self._failure = error
+            # The format's end has come before the connection's: what is left is read so that the connection
+            # can be used again.
             if decoder.done and not self.ended:
                 self.ended = True
                 self._exchange.drain(self._pieces)
             if chunks:
                 if self._begun and not self.ended:
                     self._pause()
-                yield chunks  # those before a failure too, however the network has cut the stream
+                yield chunks  # before raising a failure: which piece it came in depends on the network
             elif not self.ended:
                 now = time.monotonic()
-                if any(event.event != "ping" for event in parsed):  # a ping is a sign of life, no progress
+                if any(event.event != "ping" for event in parsed):  # a ping shows life but not progress
                     self._progress = now
                 if self._begun:
                     self._extend(now)
@@ -120,13 +128,14 @@ class StreamReader:
         return [kind for kind, present in found.items() if present]
 
     def _check_whole(self, error: errors.Error) -> None:
-        """Raises the error unless all was said before it: then how the connection ends changes nothing."""
+        """Raises the error unless the stream was complete before it."""
         try:
             self.decoder.end()
         except errors.UpstreamProtocolError:
             raise error from None
 
     def _pause(self) -> None:
+        # While the program has the chunks, only the call's deadline runs.
         self.paused = True
         self._exchange.extend(self._call.deadline)
 
@@ -136,7 +145,7 @@ class StreamReader:
         )
 
     def _not_a_stream(self) -> None:
-        """Raises what one JSON document in place of a stream stands for: mostly an error in a 200."""
+        """Raises for one JSON document in place of a stream: usually an error with status 200."""
         self._upstream.format.decode(self._exchange.body(), self._call.request, self._upstream.target)
         raise errors.UpstreamProtocolError(
             "the provider answered a streamed request in one piece", maybe_billed=True
@@ -156,16 +165,17 @@ def _weak(method: Callable[[], None]) -> Callable[[], None]:
 
 
 class Stream:
-    """A streamed answer: iterate over its chunks, or leave early with `close` (or a ``with`` block).
+    """A streamed answer: iterate over its chunks, or end it early with `close` (or a ``with`` block).
 
-    ``usage`` and ``route`` are set once it has ended; ``route`` says where it is served from the start.
+    ``usage`` is set when it has ended. ``route`` names the endpoint from the start, and has all figures when
+    it has ended.
 
     Raises while iterating:
-        errors.StreamInterrupted: or one of its kinds, when the stream breaks after content was handed out.
-        errors.DeadlineExceeded: when the call's own deadline cuts it.
+        errors.StreamInterrupted: or a subclass, if the stream breaks after its first content.
+        errors.DeadlineExceeded: if the call's deadline passes.
 
-    Thread safety: one thread iterates; `close` may be called from any, and a stream that is dropped without
-    being closed gives its connection and permits back when it is collected.
+    Thread safety: one thread iterates; `close` may be called from any thread. A stream that is dropped
+    without being closed releases its connection and permits when it is collected.
     """
 
     def __init__(
@@ -182,6 +192,8 @@ class Stream:
         self.usage: Usage | None = None
         self.route: Route = settlement.call.route(settlement.upstream.endpoint, time.monotonic(), ttft=ttft)
         self._failure: errors.DeadlineExceeded | None = None
+        # From here on this object settles the attempt. The alarm refers to it weakly: otherwise a stream that
+        # the program drops would live, with its permits, until the deadline.
         settlement.hand_out()
         self._alarm = Alarm(settlement.call.deadline, _weak(self._deadline_passed))
         self._alarm.start()
@@ -203,7 +215,7 @@ class Stream:
             except BaseException as error:
                 raise self._broke(error) from None
             if batch is None:
-                if not self._ended:  # otherwise another thread has closed it
+                if not self._ended:  # else another thread has closed it
                     self._finish()
                 raise StopIteration
             self._ready = iter(batch)
@@ -221,7 +233,7 @@ class Stream:
         if settlement is not None and not settlement.settled:
             self.close()
         alarm = getattr(self, "_alarm", None)
-        if alarm is not None:  # an interrupt may have come before it was cancelled
+        if alarm is not None:  # still set if an interrupt came while the stream was ending
             alarm.cancel()
 
     @property
@@ -230,16 +242,17 @@ class Stream:
         return self._reader.decoder.text
 
     def close(self) -> None:
-        """Ends it early: the connection is shut, permits go back, the ledger says ``client_cancelled``."""
+        """Ends the stream early: shuts the connection and settles the attempt as ``client_cancelled``."""
         self._ready = iter(())
         if self._settlement.settled or self._pid != os.getpid():
-            return  # a copy in a forked child: connection and permits are the parent's to give back
+            return  # a copy in a forked child leaves connection and permits to the parent
+        # Before the connection is shut, which wakes a thread that is iterating: it sees that it was closed.
         self._ended = True
         self._settlement.cancelled(self._exchange, self._spent(), self._ttft)
         self._close_books("client_cancelled")
 
     def completion(self) -> Completion:
-        """The whole answer as one completion, once the stream has ended."""
+        """The whole answer as one completion, after the stream has ended."""
         if not self._ended or self.usage is None:
             raise errors.Error("the stream has not ended yet")
         return self._reader.decoder.completion().with_route(self.route, self.usage)
@@ -258,15 +271,18 @@ class Stream:
         self._close_books()
 
     def _deadline_passed(self) -> None:
-        """Called by the timer thread: a program that pauses must not hold permit and money for longer."""
+        """Ends a stream that the program is not reading, so that it holds no permit and money any longer.
+
+        Called by the timer thread.
+        """
         settlement = self._settlement
         if settlement.settled:
             return
-        if self._reader.ended:  # all of it is here, and only its chunks are left to be taken
+        if self._reader.ended:  # the whole answer has arrived; only its chunks were not taken yet
             self._finish()
             return
         if not self._reader.paused:
-            return  # it is being read, and its own thread finds out
+            return  # it is being read: its own thread fails at the same deadline
         failure = errors.DeadlineExceeded("the call's deadline passed while its answer was not being read")
         self._failure, self._ended = failure, True
         settlement.cancelled(self._exchange, self._spent(), self._ttft)
@@ -302,6 +318,7 @@ class Stream:
                 "the stream was closed by another thread", partial_text=self.text
             )
         else:
+            # Content has arrived, so the provider may charge for it whatever the error is.
             error_billed = error
             if isinstance(error_billed, errors.APIError):
                 error_billed.maybe_billed = True
@@ -312,7 +329,7 @@ class Stream:
         return shown
 
     def _spent(self) -> Usage:
-        """What a stream that ended early has cost, by its own figures or by the text that came."""
+        """The usage of a stream that ended early: the provider's figures, or estimated from its text."""
         usage = self._reader.decoder.usage
         return usage if usage is not None else self._estimated()
 
