@@ -1,6 +1,6 @@
-"""One call on its way: what its attempts share, what let it in, and which of two attempts wins.
+"""One call: what its attempts share, its permits, and which of two attempts wins.
 
-Sending and settling one attempt is in `settlement.py`; when a second one begins beside it is in `hedge.py`.
+Sending and settling one attempt is in `settlement.py`; beginning a second one beside it is in `hedge.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Ids:
         self.renew()
 
     def renew(self) -> None:
-        """In a forked child: ids of its own."""
+        """Takes another prefix, in a forked child: otherwise it would repeat its parent's ids."""
         self.next = map(f"{os.urandom(8).hex()}-{{:x}}".format, itertools.count()).__next__
 
 
@@ -46,11 +46,11 @@ forks.in_child(ids.renew)
 
 
 LARGE_BODY = 1 << 20
-"""Bytes of a request's body; a larger one that is too large is sent twice at most."""
+"""Bytes; a larger body is sent to one other endpoint at most after one has found it too large."""
 
 
 class UnderWay(Protocol):
-    """An attempt under way, as the call that it belongs to knows it."""
+    """The attempt under way, as far as its call needs it."""
 
     def abandon(self) -> None:
         """Settles the attempt unless it has been settled, or its stream will settle it. Idempotent."""
@@ -60,22 +60,22 @@ class Call:
     """What the attempts of one call share.
 
     Attributes:
-        deadline: time.monotonic by which the call must have ended.
-        attempts: those that were sent, oldest first.
-        validator: what the answer is held to, if anything.
-        rejected: answers that failed it so far.
+        deadline: `time.monotonic` by which the call must have ended.
+        attempts: those that were sent and settled, in the order of their ends.
+        validator: the caller's check of the answer, if any.
+        rejected: answers that have failed it.
         uncounted: the endpoints of attempts that do not count against ``max_attempts``.
         uploads: the sizes of the bodies sent that were larger than `LARGE_BODY`.
         waited: seconds spent waiting for limits and back-off.
-        verdict: what the retry policy said of the last failure.
-        gate: its ticket of the limit over all endpoints, the last one it had; -1 without one.
-        held: what let it in, until its attempt answers for that.
-        sending: the attempt that answers for it since.
-        downgraded: the budget that sent it to the cheapest tier, if one did.
-        timed: whether its latency counts where endpoints are compared by theirs.
-        race: decides between the attempt under way and its hedge, where it may have one.
-        elsewhere: says whether another endpoint is ready to take over from the attempt under way.
-        beside: for the copy of the call that a hedge is sent for, the endpoint of the first attempt.
+        verdict: the retry policy's verdict on the last failure.
+        gate: its last ticket of the limit over all endpoints; -1 without one.
+        held: its permits, until an attempt takes responsibility for them.
+        settlement: the attempt that is responsible for them since.
+        downgraded: the budget that moved it to the cheapest tier, if one did.
+        timed: whether its latency counts for the ranking of endpoints.
+        race: decides between the attempt under way and its hedge, if it may have one.
+        elsewhere: returns whether another endpoint is ready to take over from the attempt under way.
+        beside: in the copy of the call for a hedge, the endpoint of the first attempt.
     """
 
     __slots__ = (
@@ -138,7 +138,8 @@ class Call:
         self.elsewhere: Callable[[], bool] | None = None
 
     def hedged(self, race: Race, beside: str) -> Call:
-        """A copy for a second attempt beside the one under way there: of the same attempts and deadline."""
+        """A copy for a second attempt beside the one under way; it shares attempts and deadline."""
+        # Permits and verdict belong to one attempt; the threads of the two must not see each other's.
         other = copy.copy(self)
         other.race = race  # the call's own may be over by now
         other.beside = beside
@@ -148,7 +149,7 @@ class Call:
         return other
 
     def route(self, endpoint: LiveEndpoint, now: float, *, ttft: float | None = None) -> Route:
-        """How the call was served, once its last attempt has ended."""
+        """How the call was served, after its last attempt has ended."""
         cost: int | None = 0
         for attempt in self.attempts:
             cost = None if cost is None or attempt.cost_nano is None else cost + attempt.cost_nano
@@ -170,7 +171,7 @@ class Call:
 
 @frozen
 class Grant:
-    """What let a call in, to be handed back.
+    """The permits of an admitted call, to be given back.
 
     Attributes:
         ticket, tokens: of the endpoint's limits.
@@ -188,13 +189,13 @@ class Superseded(APIError):
 
 
 class Contestant(Protocol):
-    """An attempt that takes part."""
+    """An attempt that takes part in a race."""
 
     def lose(self, output_tokens: int | None) -> None:
-        """Ends it at once, whatever it is doing, and charges what it may have cost.
+        """Ends the attempt at once and charges what it may have cost.
 
         Args:
-            output_tokens: how long the winner's answer is; None if that is unknown or none has won.
+            output_tokens: length of the winner's answer; None if unknown or if none has won.
         """
 
 
@@ -213,10 +214,10 @@ class Race:
         self._decided = False
 
     def enter(self, contestant: Contestant) -> None:
-        """Takes part from now on, so before anything is sent.
+        """Takes part. Call it before anything is sent.
 
         Raises:
-            Superseded: it is over.
+            Superseded: if the race is decided.
         """
         with self._lock:
             if self._decided:
@@ -224,7 +225,7 @@ class Race:
             self._contestants.append(contestant)
 
     def win(self, contestant: Contestant) -> bool:
-        """Whether this one is the winner: the first to ask, and only that one."""
+        """Returns True for the first contestant that calls this, and False for all others."""
         with self._lock:
             if not self._decided:
                 self._decided = True
@@ -233,6 +234,7 @@ class Race:
 
     def end(self, output_tokens: int | None = None) -> None:
         """Ends all that have not won; afterwards none can win. Idempotent."""
+        # Losers are settled outside the lock: that writes to the ledger and may take time.
         with self._lock:
             self._decided = True
             losers = [each for each in self._contestants if each is not self._winner]

@@ -73,6 +73,8 @@ class Hedge(Generic[_Answer]):
 
         Call it when the first attempt has ended without an answer.
         """
+        # Under the lock: either the second attempt has begun and is waited for, or it never begins. Between
+        # the two it would be sent for a call that has given up.
         with self._lock:
             if not self._begun:
                 self._closed = True
@@ -121,6 +123,7 @@ class Hedge(Generic[_Answer]):
         except Exception:
             log.exception("a hedge failed with an unexpected error")
         finally:
+            # An answer that comes after `end` is dropped here. In a finally, or `result` would wait for ever.
             with self._lock:
                 if not self._closed:
                     self._answer = answer
@@ -147,6 +150,7 @@ class Hedging:
         delay = tail.quantile(rule.percentile, rule.min_samples)
         if delay == 0:
             return None  # too few samples
+        # Times to first token are recorded as for a short prompt (`Settlement.took`).
         delay = max(delay * call.estimate.prompt_scale if stream else delay, rule.min_delay)
         return delay if time.monotonic() + delay < call.deadline else None
 

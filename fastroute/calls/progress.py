@@ -1,4 +1,4 @@
-"""How far a call has come through its plan: who was asked, who may be asked again, and who refused."""
+"""How far a call has come through its plan: the endpoints tried, refused, and left to try."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .queue import Waiter
 
 @frozen
 class NotAdmitted:
-    """Why the core did not let a call in, and for how long (seconds; 0 if it cannot say)."""
+    """Why the core did not admit a call, and for how long (seconds; 0 if unknown)."""
 
     name: str
     endpoint: LiveEndpoint
@@ -23,12 +23,12 @@ class NotAdmitted:
 
 
 class Progress:
-    """One call's way through its plan.
+    """The state of one call between its attempts.
 
     Attributes:
-        tried: names of the endpoints that were asked.
-        excluded: of those that may not be asked any more.
-        primary: the error of the endpoint that was asked first, which is raised if no other answers.
+        tried: names of the endpoints that were tried.
+        excluded: names of the endpoints that must not be tried any more.
+        primary: the error of the first endpoint tried, which is raised if no other answers.
         first: that endpoint.
     """
 
@@ -57,40 +57,41 @@ class Progress:
     def __init__(self) -> None:
         self.tried: set[str] = set()
         self.excluded: set[str] = set()
-        # Tried, and may be asked again: with what each failed last, the longest ago first.
+        # Endpoints that may be tried again, with the last error of each, the oldest first.
         self.retry: list[tuple[LiveEndpoint, errors.APIError]] = []
         self.refused: list[NotAdmitted] = []
-        self.waiter: Waiter | None = None  # in line, while it waits
+        self.waiter: Waiter | None = None  # its place in the queue, while it waits
         self.primary: errors.Error | None = None
         self.first: LiveEndpoint | None = None
-        self.others: list[errors.Error] = []  # what the later attempts failed with
-        self.unsaid: errors.Error | None = None  # what the first format cannot express, where none was asked
+        self.others: list[errors.Error] = []  # the errors of the later attempts
+        self.unsaid: errors.Error | None = None  # the first error of a format that cannot express the request
         self.failed: LiveEndpoint | None = None
         self.failed_slowly = False
         self.gone = False  # an endpoint turned out not to serve its model
         self.too_large = 0  # refusals because of the size
         self.too_small: set[str] = set()  # models whose window the request does not fit
-        self.respelled: set[tuple[str, str]] = set()  # endpoints and what was to be spelled another way
-        self.twice: set[str] = set()  # endpoints that may be asked once more only
-        self.wider_than = 0  # only models with a larger window than this are left to ask
-        self.chain: tuple[str, Model] | None = None  # a chain that is asked before the plan, and whose it is
-        self.leaves_plan = False  # the chain is asked in the plan's place
+        self.respelled: set[tuple[str, str]] = set()  # endpoints and parameters that were spelled another way
+        self.twice: set[str] = set()  # endpoints that may be tried only once more
+        self.wider_than = 0  # only models with a larger window than this are left to try
+        self.chain: tuple[str, Model] | None = None  # fallbacks to try before the plan, and whose they are
+        self.leaves_plan = False  # these fallbacks replace the plan
 
     def failure(self, endpoint: LiveEndpoint, error: errors.APIError) -> None:
-        """Records what an attempt failed with."""
+        """Records the error of an attempt."""
         if self.primary is None:
             self.primary, self.first = error, endpoint
         elif error is not self.primary:
             self.others.append(error)
 
     def refused_by_first(self, error: errors.APIError) -> None:
-        """Makes this error the story, which the first endpoint answered with after another one."""
+        """Makes this later error of the first endpoint the one to raise."""
         if self.primary is not None and self.primary is not error:
             self.others = [self.primary, *(other for other in self.others if other is not error)]
             self.primary = error
 
     def story(self) -> errors.Error | None:
-        """The error to raise: the first endpoint's, with those of the later attempts as its causes."""
+        """The error to raise: that of the first endpoint, with those of the later attempts as its causes."""
+        # The causes are moved, so that a second call does not chain them again.
         primary = self.primary or self.unsaid
         last: BaseException | None = primary
         while last is not None and self.others:
@@ -100,9 +101,9 @@ class Progress:
         return primary
 
     def detour(self, chain: str, model: Model, *, alone: bool) -> None:
-        """Asks the models of a chain next, which can take what this model could not.
+        """Makes the models of a chain the next to try, since they can take what this model could not.
 
-        ``alone``: and none of the plan after them.
+        ``alone``: the rest of the plan is not tried after them.
         """
         self.chain = (chain, model)
         self.leaves_plan = alone

@@ -169,6 +169,8 @@ class RetryPolicy:
             verdict = Verdict(Action.RETRY, verdict.outcome)
         elif error.should_retry is False and verdict.action is Action.RETRY:
             verdict = Verdict(Action.FAIL_OVER, verdict.outcome)
+        # Not slept through: a call has other endpoints to try. The block also keeps all other calls away, in
+        # every process, which would only get the same answer.
         wait = error.retry_after
         if (
             wait is not None
@@ -240,7 +242,9 @@ class _Handling:
 
 _REFUSED = (errors.BadRequestError, errors.UnprocessableEntityError)
 
-# The first rule that holds determines the verdict.
+# The first rule that holds determines the verdict, so a special case comes before the general one. What only
+# the caller's request is to blame for is IGNORED: one caller's bad requests must not open the breaker for all
+# others.
 _RULES: tuple[_Handling, ...] = (
     # -- the request
     _Handling((errors.ContextLengthExceeded,), Verdict(Action.FALL_BACK, CoreOutcome.IGNORED)),

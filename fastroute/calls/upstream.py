@@ -1,4 +1,4 @@
-"""Where an endpoint's requests go: its wire format, address, key and connections, prepared once."""
+"""The wire format, address, key and connections of an endpoint, prepared once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def target_at(
     upstream: str = "",
     max_output: int | None = None,
 ) -> Target:
-    """The address, key and headers of a provider for one endpoint, or for none (a list of its models)."""
+    """The address, key and headers of a provider, for one endpoint or for a list of its models."""
     settings = config.providers[provider]
     return Target(
         endpoint=endpoint,
@@ -52,7 +52,7 @@ def transport_to(
     """Connections to a provider.
 
     Args:
-        session: a caller's own session to send through.
+        session: the caller's own `requests.Session`, if it is to be used.
         pool_size: connections kept; default: the provider's ``max_in_flight``.
     """
     settings = config.providers[provider]
@@ -63,7 +63,7 @@ def transport_to(
         proxy=settings.proxy,
         ca_bundle=settings.ca_bundle,
         session=session,
-        # A proxy resolves names itself; its own address may well be private.
+        # A proxy resolves names itself, and its own address is often private.
         allow_private_hosts=settings.allow_private_hosts
         or settings.proxy is not None
         or is_loopback_url(settings.base_url),
@@ -74,11 +74,11 @@ class Upstream:
     """One endpoint's format, target and connections.
 
     Attributes:
-        plain, stream: the prepared requests, to be sent with a body.
-        refuses_sampling: the model refuses sampling parameters, always or while it reasons.
+        plain, stream: the prepared requests, without a body.
+        refuses_sampling: whether the model refuses sampling parameters, always or while it reasons.
 
-    Thread safety: all threads share it. `respell` is one attribute store; a strike that two threads count at
-    once may count as one.
+    Thread safety: all threads share it. `respell` is one attribute store. Two strikes at once may count as
+    one, which blocks an endpoint one refusal later.
     """
 
     def __init__(self, endpoint: LiveEndpoint, target: Target, transport: Transport) -> None:
@@ -91,10 +91,10 @@ class Upstream:
         both = SAMPLING | SAMPLING_WITHOUT_REASONING
         self.refuses_sampling = endpoint.model.capabilities & both != both
         self._strikes = 0
-        self._succeeded = 0  # answers of the endpoint before the first of these strikes
+        self._succeeded = 0  # the endpoint's successes, in all processes, before the first of these strikes
 
     def accepted(self, request: Request) -> Request:
-        """The request without sampling parameters, where the model refuses them.
+        """The request, without sampling parameters if the model refuses them.
 
         The planner lets such a request come here only if its values are the defaults, or if
         ``policy.drop_sampling`` is set. Some models refuse even the defaults.
@@ -108,11 +108,12 @@ class Upstream:
         return evolve(request, params=kept)
 
     def respell(self, changes: Mapping[str, Any]) -> None:
-        """Sends requests in another spelling from now on: attributes of the target and their values."""
+        """Changes attributes of the target, so that later requests are spelled another way."""
+        # The whole target is replaced: a request that is being encoded in another thread keeps the old one.
         self.target = evolve(self.target, **changes)
 
     def strike(self) -> int:
-        """Counts a refusal without a reason; returns how many came in a row, with no answer between."""
+        """Counts a refusal without a reason; returns how many came in a row, without a success between."""
         succeeded, _ = self.endpoint.core.counts
         if succeeded != self._succeeded:
             self._succeeded, self._strikes = succeeded, 0
