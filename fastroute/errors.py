@@ -101,15 +101,17 @@ class ConfigError(Error):
 
     Attributes:
         problems: one line each, ``path: what is wrong, what would be right``.
+        file: the file that they are in, if they are in one.
     """
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
+    def __init__(self, problems: str | Sequence[str], file: str = "") -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
-        lines = self.problems
+        self.file = file
+        lines, where = self.problems, f" in {file}" if file else ""
         super().__init__(
-            lines[0]
+            lines[0] + (f" ({where.strip()})" if where else "")
             if len(lines) == 1
-            else f"{len(lines)} problems:" + "".join(f"\n  {line}" for line in lines)
+            else f"{len(lines)} problems{where}:" + "".join(f"\n  {line}" for line in lines)
         )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +22,12 @@ def pytest_configure() -> None:
     """Ctrl-C is for everybody: a shell starts what runs in its background deaf to it, and so its children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The default ledger lies in the user's state folder, which is not for tests.
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastroute-state-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 def pytest_collection_finish() -> None:

@@ -107,7 +107,7 @@ def command(
     from fastroute.ledger.report import report, to_csv, to_json, to_table
 
     catalog, settings = _source(config)
-    location = path or settings.ledger
+    location = path or settings.ledger_place
     if not location:
         refuse('the configuration has no ledger (ledger = ""); name one with --ledger FILE')
     if "://" not in location and not os.path.exists(location):

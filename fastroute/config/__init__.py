@@ -4,6 +4,9 @@
 - `environment`: environment variables over a file
 - `reader`: TOML and its tables, into attrs classes; `messages`: the wording of problems
 - `tables`, `policy`: every key with its type, default and validator; `validators`: the validators
+- `known_providers`: what need not be written for well-known providers; `usable`: what is left where keys are
+  missing
+- `advice`: what is valid but cannot work
 - `consistency`: rules over more than one key; `urls`, `redis_url`: which addresses are allowed
 - `catalog`: models and prices; `price_update`: updates of a catalogue file; `rules`: rule sets of classifiers
 - `secrets`: API keys, which are never shown
@@ -22,7 +25,7 @@ from .policy import (
 )
 from .rules import CLASSIFIERS
 from .secrets import Secret, read_key, read_keys
-from .source import Findings, Source, catalog_of, check, file_of, load, tiers_of
+from .source import Findings, Source, catalog_of, check, file_of, load, load_with_keys, tiers_of
 from .tables import (
     AUTO,
     BudgetConfig,
@@ -61,6 +64,7 @@ __all__ = [
     "file_of",
     "is_loopback_url",
     "load",
+    "load_with_keys",
     "read_key",
     "read_keys",
     "tiers_of",

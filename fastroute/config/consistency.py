@@ -12,6 +12,7 @@ from attrs import fields
 from fastroute import errors
 
 from .catalog import CHAINS, Catalog, alias_problems, price_problems
+from .known_providers import known_providers
 from .messages import did_you_mean, quoted, show, unknown
 from .rules import CLASSIFIERS
 from .tables import AUTO, BudgetConfig, Config, EndpointConfig, ProviderConfig
@@ -103,18 +104,29 @@ def _providers(config: Config, formats: Collection[str]) -> Iterable[str]:
         if provider.api_key_env and provider.api_key_file:
             yield f"{path}.api_key_file: api_key_env is set too; set only one of the two"
         yield from _bursts(path, provider, provider.rpm, provider.tpm)
+        served = {entry.model for entry in config.endpoints if entry.provider == name}
+        for model in provider.models:
+            if model not in served:  # a file's list has become endpoints
+                yield f"{path}.models: {show(model)} has no endpoint; add an EndpointConfig for it"
 
 
 def _endpoints(config: Config, providers: set[str], places: Sequence[int] | None) -> Iterable[str]:
     if not config.endpoints and places is None:
-        yield "endpoints: none are defined; add [[endpoints]] with a provider and a model"
+        yield (
+            "endpoints: none are defined; add [[endpoints]] with a provider and a model, "
+            'or models = ["…"] to the table of a provider'
+        )
     names: dict[str, int] = {}
     weights: dict[str, float] = {}
     for number, endpoint in zip(places or range(len(config.endpoints)), config.endpoints):
         path = f"endpoints[{number}]"
         if endpoint.provider not in providers:
-            known = sorted(providers) or ["those defined in [providers.NAME]"]
-            yield f"{path}.provider: {unknown('provider', endpoint.provider, known)}"
+            hint = did_you_mean(endpoint.provider, [*sorted(providers), *known_providers()])
+            known = ", ".join(sorted(providers)) or "none"
+            yield (
+                f"{path}.provider: unknown provider {show(endpoint.provider)}{hint}; use one of {known}, "
+                f"or add [providers.{quoted(endpoint.provider)}] with its base_url"
+            )
         if endpoint.name in names:
             yield (
                 f"{path}.name: {show(endpoint.name)} is the name of endpoints[{names[endpoint.name]}] too; "

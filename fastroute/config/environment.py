@@ -3,6 +3,10 @@
 Two underscores separate a table from its key. Case is ignored, and ``_`` stands for any character that a
 variable's name cannot have: ``FASTROUTE_MODELS__GPT_4_1__QUALITY`` is ``models."gpt-4.1".quality``. A value
 that is valid TOML (a number, true, a list) is read as TOML; any other is a string.
+
+A variable that looks like a misspelt key is a problem, because a setting that was meant would have no effect.
+Any other unknown one is a warning: programs have variables of their own with this prefix. Kubernetes sets
+variables for each Service, here one whose name begins with ``fastroute``; these are ignored.
 """
 
 from __future__ import annotations
@@ -12,11 +16,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .catalog import Catalog
-from .messages import did_you_mean, quoted, show
-from .reader import parse_toml
+from .messages import near, quoted, show
+from .policy import Policy
+from .reader import attributes_of, parse_toml
 from .redis_url import PASSWORDS
 from .rules import CLASSIFIERS
-from .tables import LISTS, SETTINGS, TABLES
+from .tables import LISTS, SETTINGS, TABLES, CacheConfig, QualityConfig
 
 PREFIX = "FASTROUTE_"
 CONFIG_VARIABLE = "FASTROUTE_CONFIG"  # names the file to read
@@ -31,10 +36,23 @@ NOT_KEYS = frozenset(
         *(f"{variable}_FILE" for variable in PASSWORDS.values()),
     }
 )
+# Of a Service NAME, with "fastroute" or "fastroute-…" as its name: NAME_SERVICE_HOST, NAME_SERVICE_PORT and
+# NAME_SERVICE_PORT_HTTP, NAME_PORT, NAME_PORT_8080_TCP and NAME_PORT_8080_TCP_ADDR, _PORT and _PROTO.
+_OF_A_SERVICE = re.compile(
+    r"FASTROUTE(?:_[A-Z0-9_]+)?_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
+    r"|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:ADDR|PORT|PROTO))?)"
+)
+_SERVICE_PORT = re.compile(r"FASTROUTE(?:_[A-Z0-9_]+)?_PORT")
+_SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://")
+# The tables whose keys are sometimes written without the table: FASTROUTE_STRATEGY.
+_PLAIN_TABLES: Mapping[str, Any] = {"policy": Policy, "cache": CacheConfig, "quality": QualityConfig}
+_NEAR = 0.75
 _NOT_IN_VARIABLE = re.compile(r"[^a-z0-9]+")
 
 
-def overlay(tables: dict[str, Any], environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+def overlay(
+    tables: dict[str, Any], environ: Mapping[str, str], problems: list[str], warnings: list[str]
+) -> dict[str, str]:
     """Puts the variables into ``tables``, in place.
 
     Returns:
@@ -45,6 +63,10 @@ def overlay(tables: dict[str, Any], environ: Mapping[str, str], problems: list[s
         words = variable.removeprefix(PREFIX).split("__")
         if words[0].lower() in SETTINGS:
             words.insert(0, "fastroute")
+        elif words[0].lower() not in ("fastroute", *TABLES):
+            if not _of_a_service(variable, environ[variable]):
+                _report_unknown(variable, words, problems, warnings)
+            continue
         path = _place(tables, words, variable, problems)
         if path is None:
             continue
@@ -54,16 +76,37 @@ def overlay(tables: dict[str, Any], environ: Mapping[str, str], problems: list[s
     return provenance
 
 
+def _of_a_service(variable: str, value: str) -> bool:
+    """Whether Kubernetes has set the variable for a Service."""
+    if _OF_A_SERVICE.fullmatch(variable):
+        return True
+    return bool(_SERVICE_PORT.fullmatch(variable) and _SERVICE_ADDRESS.match(value))
+
+
+def _report_unknown(variable: str, words: list[str], problems: list[str], warnings: list[str]) -> None:
+    known = {name: PREFIX + name.upper() for name in (*SETTINGS, *TABLES, "config")}
+    for table, kind in _PLAIN_TABLES.items():
+        for key in attributes_of(kind):
+            known.setdefault(key, f"{PREFIX}{table.upper()}__{key.upper()}")
+    matches = near(words[0], known, cutoff=_NEAR)
+    if matches:
+        meant = "__".join((known[matches[0]], *words[1:]))
+        problems.append(
+            f"{variable}: names no key (did you mean {meant}?); use a key of docs/configuration.md, "
+            "or another prefix for a variable of your own"
+        )
+    else:
+        warnings.append(
+            f"{variable}: names no key and is ignored; use a key of docs/configuration.md, "
+            "or another prefix for a variable of your own"
+        )
+
+
 def _place(
     tables: dict[str, Any], words: list[str], variable: str, problems: list[str]
 ) -> tuple[Any, Any, str] | None:
     """The container and key that a variable names, and the path for messages."""
     table = words[0].lower()
-    if table != "fastroute" and table not in TABLES:
-        known = [PREFIX + name.upper() for name in (*SETTINGS, *TABLES)]
-        hint = did_you_mean(PREFIX + words[0], known)
-        problems.append(f"{variable}: names no key{hint}; use a key of docs/configuration.md")
-        return None
     if any(not word for word in words):
         problems.append(f"{variable}: has an empty part; write two underscores only between two names")
         return None

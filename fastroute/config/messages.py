@@ -48,14 +48,14 @@ def quoted(key: Any) -> str:
     return '"' + word[:80].replace('"', "'") + '"'
 
 
-def near(word: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Known names that look like ``word``, nearest first; case is ignored."""
+def near(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Known names that look like ``word``, nearest first; case is ignored. A higher cutoff finds fewer."""
     import difflib  # only once a name is wrong
 
     by_lower: dict[str, str] = {}
     for name in known:
         by_lower.setdefault(name.lower(), name)
-    matches = difflib.get_close_matches(word.lower()[:100], list(by_lower), count, 0.6)
+    matches = difflib.get_close_matches(word.lower()[:100], list(by_lower), count, cutoff)
     return [by_lower[match] for match in matches]
 
 

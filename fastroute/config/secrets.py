@@ -9,7 +9,10 @@ import logging
 import os
 import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from attrs import field, frozen
 
 from fastroute import errors
 from fastroute.platform import files
@@ -83,22 +86,50 @@ def _without_value() -> Secret:
     return secret
 
 
+class MissingKeyError(errors.ConfigError):
+    """A key that is configured is not on this machine: no variable, an empty one, or no file."""
+
+
+@frozen
+class ProviderKeys:
+    """The keys of a configuration, by the provider's name.
+
+    Attributes:
+        found: the keys; None for a provider without a key.
+        missing: for each provider whose key is not here, where it was looked for and how to set it.
+    """
+
+    found: dict[str, Secret | None] = field(factory=dict)
+    missing: dict[str, str] = field(factory=dict)
+
+
 def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | None = None) -> Secret | None:
     """The key of the provider ``name``; None if none is configured.
 
     Raises:
-        ConfigError: if the key is missing where it is configured, or cannot be a key.
+        MissingKeyError: the key is missing where it is configured.
+        ConfigError: it cannot be a key, or its file cannot be read.
     """
     environ = os.environ if environ is None else environ
     if provider.api_key_env:
         path = f"providers.{quoted(name)}.api_key_env"
         value = environ.get(provider.api_key_env)
         if value is None:
-            raise errors.ConfigError(
+            raise MissingKeyError(
                 f"{path}: the environment variable {provider.api_key_env} is not set; set it to the API key"
+            )
+        if not value.strip():
+            raise MissingKeyError(
+                f"{path}: the key in {provider.api_key_env} is empty; set it to the API key "
+                "(for a server without keys, leave api_key_env out)"
             )
     elif provider.api_key_file:
         path = f"providers.{quoted(name)}.api_key_file"
+        if not Path(provider.api_key_file).exists():
+            raise MissingKeyError(
+                f"{path}: {provider.api_key_file} cannot be read, because it does not exist; "
+                "create it with the API key alone"
+            )
         value = read_secret_file(path, provider.api_key_file, "key")
     else:
         return None
@@ -111,17 +142,19 @@ def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | N
     return Secret(value)
 
 
-def read_keys(config: Config, environ: Mapping[str, str] | None = None) -> dict[str, Secret | None]:
-    """The keys of all providers, by the provider's name.
+def read_keys(config: Config, environ: Mapping[str, str] | None = None) -> ProviderKeys:
+    """The keys of all providers.
 
     Raises:
-        ConfigError: with every key that is missing or invalid.
+        ConfigError: with every key that is invalid.
     """
-    keys: dict[str, Secret | None] = {}
+    keys = ProviderKeys()
     problems: list[str] = []
     for name, provider in config.providers.items():
         try:
-            keys[name] = read_key(name, provider, environ)
+            keys.found[name] = read_key(name, provider, environ)
+        except MissingKeyError as error:
+            keys.missing[name] = error.problems[0]
         except errors.ConfigError as error:
             problems += error.problems
     if problems:

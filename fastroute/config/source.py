@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,18 @@ from attrs import frozen
 
 from fastroute import errors
 
+from .advice import advice, operation_problems
 from .catalog import Catalog
 from .consistency import find_problems
 from .environment import CONFIG_VARIABLE, overlay
+from .known_providers import complete, join, key_variables, other_keys
 from .messages import quoted, show
 from .reader import attributes_of, read_entries, read_key, read_table, read_toml, unknown_key
 from .rules import RuleSet, RuleSetTable
-from .secrets import read_keys
+from .secrets import Secret, read_keys
 from .tables import LISTS, SETTINGS, TABLES, Config
 from .urls import url_problem
+from .usable import usable
 
 log = logging.getLogger("fastroute")
 
@@ -34,25 +37,6 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 
 DEFAULT_FILE = "fastroute.toml"
 FORMATS = ("openai", "anthropic", "gemini", "azure")
-
-
-@frozen
-class _Preset:
-    """A provider that is configured by its key alone."""
-
-    name: str
-    variable: str
-    format: str
-    base_url: str
-
-
-_PRESETS = (
-    _Preset("openai", "OPENAI_API_KEY", "openai", "https://api.openai.com/v1"),
-    _Preset("deepseek", "DEEPSEEK_API_KEY", "openai", "https://api.deepseek.com/v1"),
-    _Preset("openrouter", "OPENROUTER_API_KEY", "openai", "https://openrouter.ai/api/v1"),
-    _Preset("anthropic", "ANTHROPIC_API_KEY", "anthropic", "https://api.anthropic.com"),
-    _Preset("gemini", "GEMINI_API_KEY", "gemini", "https://generativelanguage.googleapis.com/v1beta"),
-)
 
 
 @frozen
@@ -72,6 +56,17 @@ class Findings:
     @property
     def ok(self) -> bool:
         return not self.problems
+
+
+@frozen
+class _Read:
+    """What could be read of a configuration, and what is wrong with the rest."""
+
+    config: Config
+    problems: list[str]
+    warnings: list[str]
+    provenance: Mapping[str, str] = {}
+    file: str = ""
 
 
 def load(
@@ -94,12 +89,47 @@ def load(
     Raises:
         ConfigError: with every problem and its path.
     """
-    findings = _find(source, os.environ if environ is None else environ, formats, default_state)
-    if findings.config is None:
-        raise errors.ConfigError(findings.problems)
-    for warning in findings.warnings:
+    read = _read(source, os.environ if environ is None else environ, formats, default_state)
+    if read.problems:
+        raise errors.ConfigError(read.problems, read.file)
+    _log(read.warnings)
+    return read.config
+
+
+def load_with_keys(
+    source: Source = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    formats: Collection[str] = FORMATS,
+    default_state: str = "memory",
+) -> tuple[Config, dict[str, Secret | None]]:
+    """The configuration as far as it can be used here, and the keys of its providers by name.
+
+    The endpoints of a provider whose key is missing are left out, with a warning. Arguments as for `load`.
+
+    Raises:
+        ConfigError: with every problem of the configuration and of the keys, and if no endpoint is left.
+    """
+    environ = os.environ if environ is None else environ
+    read = _read(source, environ, formats, default_state)
+    try:
+        keys = read_keys(read.config, environ)
+    except errors.ConfigError as error:
+        raise errors.ConfigError([*read.problems, *error.problems], read.file) from None
+    if read.problems:
+        raise errors.ConfigError(read.problems, read.file)
+    if not keys.missing:
+        _log(read.warnings)
+        return read.config, keys.found
+    config = usable(read.config, keys.missing, catalog_of)
+    _log(read.warnings)
+    _log(f"{problem}; until then no calls go to this provider" for problem in keys.missing.values())
+    return config, keys.found
+
+
+def _log(warnings: Iterable[str]) -> None:
+    for warning in warnings:
         log.warning("%s", warning)
-    return findings.config
 
 
 def check(
@@ -115,21 +145,19 @@ def check(
     """
     environ = os.environ if environ is None else environ
     try:
-        findings = _find(source, environ, formats)
+        read = _read(source, environ, formats)
     except errors.ConfigError as error:
         return Findings(error.problems)
-    config = findings.config
-    if config is None:
-        return findings
-    warnings = list(findings.warnings)
+    problems, warnings = read.problems, read.warnings
     try:
-        read_keys(config, environ)
+        warnings += read_keys(read.config, environ).missing.values()
     except errors.ConfigError as error:
-        warnings += error.problems
-    if config.ledger and "://" not in config.ledger and not Path(config.ledger).absolute().parent.is_dir():
-        directory = Path(config.ledger).absolute().parent
-        warnings.append(f"fastroute.ledger: the directory {directory} does not exist; create it")
-    return attrs.evolve(findings, warnings=tuple(warnings))
+        problems += error.problems
+    if problems:
+        return Findings(tuple(problems), tuple(warnings))
+    more = advice(read.config, catalog_of(read.config), environ)
+    warnings += [_with_provenance(warning, read.provenance) for warning in more]
+    return Findings((), tuple(warnings), read.config)
 
 
 def file_of(source: Source = None, *, environ: Mapping[str, str] | None = None) -> Path | None:
@@ -161,20 +189,34 @@ def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------ sources
 
 
-def _find(
+def _read(
     source: Source, environ: Mapping[str, str], formats: Collection[str], default_state: str = "memory"
-) -> Findings:
+) -> _Read:
     warnings = _environment_warnings(environ)
+    file = None if isinstance(source, (Mapping, Config)) else _path(source, environ)
     if isinstance(source, Config):
-        problems = _relation_problems(source, formats)
-        return Findings(tuple(problems), tuple(warnings), None if problems else source)
-    if isinstance(source, Mapping):
-        return _from_tables(source, Path(), environ, formats, warnings, default_state)
-    path = _path(source, environ)
-    if path is not None:
-        return _from_tables(read_toml(path), path.parent, environ, formats, warnings, default_state)
-    tables = _zero(environ, formats, warnings)
-    return _from_tables(tables, Path(), environ, formats, warnings, default_state)
+        read = _Read(source, _relation_problems(source, formats), warnings)
+    else:
+        given = source if isinstance(source, Mapping) else {} if file is None else read_toml(file)
+        read = _from_tables(
+            given,
+            Path() if file is None else file.parent,
+            environ,
+            formats,
+            warnings,
+            default_state,
+            found=source is not None or file is not None,
+            # An empty file is a mistake, or half-written: it must not turn into all that the keys allow.
+            joined=bool(given) or file is None,
+        )
+    if read.config.reload == "change" and file is None:
+        read.problems.append(
+            'fastroute.reload: "change" needs a configuration from a file; use a file, or "signal" or "off"'
+        )
+    read.warnings.extend(
+        _with_provenance(problem, read.provenance) for problem in operation_problems(read.config)
+    )
+    return read if file is None else attrs.evolve(read, file=str(file))
 
 
 def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
@@ -200,38 +242,20 @@ def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
     return []
 
 
-def _zero(environ: Mapping[str, str], formats: Collection[str], warnings: list[str]) -> dict[str, Any]:
-    """Tables for every provider whose key is in the environment, with the catalogue's models there."""
-    catalog = Catalog.builtin()
-    providers: dict[str, Any] = {}
-    endpoints: list[dict[str, Any]] = []
-    for preset in _PRESETS:
-        if not environ.get(preset.variable):
-            continue
-        if preset.format not in formats:
-            warnings.append(
-                f"{preset.variable}: is ignored, because the {preset.format} format is not available here"
-            )
-            continue
-        providers[preset.name] = {
-            "format": preset.format,
-            "base_url": preset.base_url,
-            "api_key_env": preset.variable,
-        }
-        endpoints += [
-            {"provider": preset.name, "model": model, "upstream": upstream}
-            for model, upstream in catalog.served_by(preset.name).items()
-        ]
-    if not providers:
-        usable = ", ".join(preset.variable for preset in _PRESETS if preset.format in formats)
-        raise errors.ConfigError(
-            [
-                f"no configuration found; set one of {usable} to an API key, set FASTROUTE_CONFIG to a file, "
-                f"or create ./{DEFAULT_FILE}",
-                *warnings,
-            ]
+def _nothing_configured(found: bool, environ: Mapping[str, str], formats: Collection[str]) -> list[str]:
+    """The problem of a configuration without providers and endpoints, and hints."""
+    keys = ", ".join(key_variables(formats))
+    if found:
+        problem = (
+            f"endpoints: none are defined; set one of {keys} to an API key, or name a provider and its "
+            'models: [providers.openai] models = ["gpt-4.1"]'
         )
-    return {"providers": providers, "endpoints": endpoints}
+    else:
+        problem = (
+            f"no configuration found; set one of {keys} to an API key, set FASTROUTE_CONFIG to a file, or "
+            f"create ./{DEFAULT_FILE} (fastroute init writes one)"
+        )
+    return [problem, *other_keys(environ, formats)]
 
 
 # ---------------------------------------------------------------------------------------- reading tables
@@ -244,10 +268,19 @@ def _from_tables(
     formats: Collection[str],
     warnings: list[str],
     default_state: str,
-) -> Findings:
+    *,
+    found: bool,
+    joined: bool,
+) -> _Read:
     problems: list[str] = []
     tables: dict[str, Any] = copy.deepcopy(dict(given))
-    provenance = overlay(tables, environ, problems)
+    listed: set[tuple[str, str]] = set()
+    if joined:
+        join(tables, environ, formats, warnings)
+    # Before the environment's own keys, so that they find the endpoints, and after them for what they add.
+    provenance = complete(tables, environ, directory, listed)
+    provenance |= overlay(tables, environ, problems, warnings)
+    provenance |= complete(tables, environ, directory, listed)
 
     for key in tables:
         if key != "fastroute" and key not in TABLES:
@@ -273,9 +306,12 @@ def _from_tables(
             parts[key] = read_entries(attribute, raw, "", problems)
 
     config = _with_paths_from(directory, Config(**parts))
+    if not (tables["providers"] or tables["endpoints"]):
+        problems += _nothing_configured(found, environ, formats)
+        places = []
     problems += _relation_problems(config, formats, tables, places)
     problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
-    return Findings(tuple(problems), tuple(warnings), None if problems else config)
+    return _Read(config, problems, warnings, provenance)
 
 
 def _read_settings(raw: Any, problems: list[str]) -> dict[str, Any]:

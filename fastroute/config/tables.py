@@ -6,12 +6,15 @@ more than one key are in `consistency`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import optional
+
+from fastroute.platform.state_folder import state_folder
 
 from .catalog import ModelOverride
 from .policy import MOST_IN_FLIGHT, Policy
@@ -86,6 +89,7 @@ class ProviderConfig:
 
     Attributes:
         base_url: the API's URL, without the path of a single operation.
+        models: the names of models that have an endpoint here without a table of their own in [[endpoints]].
         format: the wire format.
         api_version: the version of Azure's API, where its URLs name one.
         api_key_env: the environment variable that contains the key; without it and a file, no key is sent.
@@ -105,6 +109,7 @@ class ProviderConfig:
     """
 
     base_url: str = field(validator=text())
+    models: tuple[str, ...] = field(default=(), validator=sequence_of(model_name))
     format: str = field(default="openai", validator=text())
     api_version: str | None = field(default=None, validator=optional(azure_version))
     api_key_env: str = field(default="", validator=variable_name)
@@ -137,7 +142,7 @@ class EndpointConfig:
     Attributes:
         provider: a name from [providers].
         model: the name that callers use.
-        upstream: the provider's name of the model; by default the same.
+        upstream: the provider's name of the model; by default the one in the catalogue, else the same.
         name: unique among endpoints; by default ``provider/model``.
         weight: its share of calls, for strategies that use weights; with 0 it is used last.
         rpm, tpm, burst, token_burst, max_in_flight: override the provider's.
@@ -255,7 +260,8 @@ class Config:
         state: which processes share limits, breakers, latencies and budgets. ``memory``: this one and its
             forks; ``machine``: all of this user and configuration (``machine:NAME``: of that name); a path:
             all of this user that open that file; ``redis://…``: those of many machines.
-        ledger: the SQLite file or PostgreSQL database that records attempts; empty for none.
+        ledger: the SQLite file or PostgreSQL database that records attempts; empty for none. None: a file in
+            the user's state folder, which all programs without a ledger of their own share.
         ledger_durability: what an entry survives: ``process``: any end of the process; ``power``: a power
             cut too.
         ledger_journal: for PostgreSQL, the local directory that stores entries until the server has them.
@@ -282,7 +288,7 @@ class Config:
 
     default_model: str = field(default=AUTO, validator=text())
     state: str = field(default="memory", validator=state_location)
-    ledger: str = field(default="fastroute.db", validator=ledger_location)
+    ledger: str | None = field(default=None, validator=optional(ledger_location))
     ledger_durability: str = field(default="process", validator=one_of("durability", DURABILITIES))
     ledger_journal: str = field(default="", validator=text(empty=True))
     ledger_wal: str = field(default="auto", validator=one_of("ledger_wal", LEDGER_WALS))
@@ -313,6 +319,14 @@ class Config:
     def local_state(self) -> str:
         """Where this machine's part of the state is kept: ``state``, or the ``local=`` of a Redis address."""
         return local_part(self.state) if self.over_redis else self.state
+
+    @property
+    def ledger_place(self) -> str:
+        """The ledger's file or address: as configured, or the default one; empty for none."""
+        if self.ledger is not None:
+            return self.ledger
+        folder = state_folder()
+        return "" if folder is None else os.path.join(folder, "fastroute.db")
 
     @property
     def levels(self) -> Mapping[str, tuple[str, ...]]:

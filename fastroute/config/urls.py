@@ -59,10 +59,20 @@ def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> 
     if any(segment in (".", "..") for segment in parts.path.split("/")):
         return "has . or .. in its path; write the resolved path"
     host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc
-    problem = _host_problem(host, allow_private_hosts)
-    if problem:
-        return problem
-    if parts.scheme == "http" and not allow_http and host.strip("[]") not in _LOOPBACK:
+    malformed, private = _host_problem(host)
+    if malformed and not (allow_private_hosts and malformed == _LOCALHOST):
+        return malformed
+    refused = private is not None and not allow_private_hosts
+    plain = parts.scheme == "http" and not allow_http and host.strip("[]") not in _LOOPBACK
+    if refused and plain:
+        # Both in one message, or the second would come up only once the first is mended.
+        return (
+            f"{private} is in a private, local or reserved network, and the URL is plain HTTP; use https:// "
+            "and a public host, or set allow_private_hosts = true and allow_http = true for this provider"
+        )
+    if refused:
+        return _private(private or "")
+    if plain:
         return "is plain HTTP; use https://, or set allow_http = true for this provider"
     return None
 
@@ -84,49 +94,49 @@ def is_loopback_url(url: str) -> bool:
     return urlsplit(url).hostname in _LOOPBACK
 
 
-def _host_problem(host: str, allow_private_hosts: bool) -> str | None:
+_LOCALHOST = "has an unusual spelling of localhost; write localhost"
+
+
+def _host_problem(host: str) -> tuple[str | None, str | None]:
+    """What is wrong with a host as it is written, and what is in a private network, if it is."""
     if not host:
-        return "has no host; use a URL like https://api.example.com/v1"
+        return "has no host; use a URL like https://api.example.com/v1", None
     if host in ("localhost", "127.0.0.1", "[::1]"):
-        return None
+        return None, None
     if host.endswith("."):
-        return "has a host that ends with a dot; remove the dot"
+        return "has a host that ends with a dot; remove the dot", None
     if host.startswith("["):
-        return _ipv6_problem(host, allow_private_hosts)
+        return _ipv6_problem(host)
     labels = host.split(".")
     if _NUMERIC.fullmatch(labels[-1]):
-        return _ipv4_problem(host, allow_private_hosts)
+        return _ipv4_problem(host)
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        return "has an invalid host name; use a URL like https://api.example.com/v1"
-    if allow_private_hosts:
-        return None
+        return "has an invalid host name; use a URL like https://api.example.com/v1", None
     if host.lower() in _LOOPBACK:
-        return "has an unusual spelling of localhost; write localhost"
-    if len(labels) == 1 or host.lower().endswith(_PRIVATE_SUFFIXES):
-        return _private("the host")
-    return None
+        return _LOCALHOST, None
+    return None, "the host" if len(labels) == 1 or host.lower().endswith(_PRIVATE_SUFFIXES) else None
 
 
-def _ipv4_problem(host: str, allow_private_hosts: bool) -> str | None:
+def _ipv4_problem(host: str) -> tuple[str | None, str | None]:
     try:
         address = ipaddress.IPv4Address(host)
     except ValueError:
-        return "has an unusual spelling of an IPv4 address; write four decimal numbers like 203.0.113.7"
-    return None if allow_private_hosts or _is_public(address) else _private(str(address))
+        return "has an unusual spelling of an IPv4 address; write four decimal numbers like 203.0.113.7", None
+    return None, None if _is_public(address) else str(address)
 
 
-def _ipv6_problem(host: str, allow_private_hosts: bool) -> str | None:
+def _ipv6_problem(host: str) -> tuple[str | None, str | None]:
     if "%" in host:
-        return "has an IPv6 address with a zone; remove the zone"
+        return "has an IPv6 address with a zone; remove the zone", None
     try:
         address = ipaddress.IPv6Address(host.strip("[]"))
     except ValueError:
-        return "has an invalid IPv6 address; use one like [2001:db8::1]"
+        return "has an invalid IPv6 address; use one like [2001:db8::1]", None
     if address.ipv4_mapped is not None:
-        return "has an IPv4 address written as IPv6; write four decimal numbers"
+        return "has an IPv4 address written as IPv6; write four decimal numbers", None
     if f"[{address}]" != host.lower():
-        return f"has an unusual spelling of an IPv6 address; write [{address}]"
-    return None if allow_private_hosts or _is_public(address) else _private(str(address))
+        return f"has an unusual spelling of an IPv6 address; write [{address}]", None
+    return None, None if _is_public(address) else str(address)
 
 
 def _is_public(address: Address) -> bool:

@@ -230,6 +230,11 @@ def model_name(instance: Any, attribute: Any, value: Any) -> None:
         )
 
 
+def is_model_name(value: object) -> bool:
+    """Whether `model_name` accepts the value."""
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
 def variable_name(instance: Any, attribute: Any, value: Any) -> None:
     """The name of an environment variable, or nothing."""
     if not isinstance(value, str) or (value and not _VARIABLE.fullmatch(value)):

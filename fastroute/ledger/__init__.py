@@ -470,14 +470,37 @@ def open_ledger(
 
 
 def configured_ledger(config: Config, hooks: Hooks | None = None) -> Ledger:
-    """Opens the ledger of a configuration; errors as in `open_ledger`."""
-    return open_ledger(
-        config.ledger,
-        hooks,
-        cast("Durability", config.ledger_durability),
-        config.ledger_journal or None,
-        {"on": True, "off": False}.get(config.ledger_wal),
+    """Opens the ledger of a configuration.
+
+    The default ledger is opened if it can be; otherwise nothing is recorded, and a warning says so.
+
+    Raises:
+        ConfigError: as `open_ledger`, for a ledger that the configuration names.
+    """
+    place = config.ledger_place
+    try:
+        if config.ledger is None:
+            if not place:
+                raise ConfigError("this user has no home directory")
+            os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+        return open_ledger(
+            place,
+            hooks,
+            cast("Durability", config.ledger_durability),
+            config.ledger_journal or None,
+            {"on": True, "off": False}.get(config.ledger_wal),
+        )
+    except (ConfigError, OSError) as error:
+        if config.ledger is not None or config.ledger_journal:
+            raise
+        reason = str(error.strerror if isinstance(error, OSError) else error).removeprefix("ledger: ")
+    log.warning(
+        "fastroute.ledger: nothing is recorded, because the default ledger cannot be used (%s); set "
+        "FASTROUTE_LEDGER to a file that can be written, or to nothing for no ledger%s",
+        reason if not place or place in reason else f"{place}: {reason}",
+        ". Budgets begin at 0 with every start" if config.budgets else "",
     )
+    return NullLedger()
 
 
 def _storage(

@@ -26,6 +26,7 @@ import orjson
 
 from fastroute.errors import ConfigError
 from fastroute.platform import forks, mounts
+from fastroute.platform.state_folder import state_folder
 from fastroute.types import Attempt
 
 from .database import (
@@ -487,9 +488,11 @@ def _column(name: str, values: Sequence[Any]) -> list[Any]:
 
 def _journal_of(parameters: Mapping[str, Any]) -> str:
     """The default directory of the journal for a database, the same for every process of a user."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    folder = state_folder()
+    if folder is None:
+        raise ConfigError("fastroute.ledger_journal: this user has no home directory; name a local directory")
     digest = hashlib.sha256(orjson.dumps(sorted((key, str(value)) for key, value in parameters.items())))
-    return os.path.join(state, "fastroute", f"ledger-{digest.hexdigest()[:16]}.journal")
+    return os.path.join(folder, f"ledger-{digest.hexdigest()[:16]}.journal")
 
 
 # ------------------------------------------------------------------------------------------------- forks

@@ -24,7 +24,7 @@ from fastroute import _core, errors, events
 from fastroute.calls.call import Call
 from fastroute.calls.queue import WaitQueue
 from fastroute.calls.stream import Stream
-from fastroute.config import Config, Secret, Source, file_of, load, read_keys
+from fastroute.config import Config, Secret, Source, file_of, load_with_keys
 from fastroute.ledger import Ledger, NullLedger, configured_ledger
 from fastroute.platform import forks, greenlets
 from fastroute.platform import hosting as servers
@@ -91,6 +91,7 @@ class Runtime:
         self.watch: FileWatch | None = None
         self.health: HealthChecks | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
+        config = self._with_ledger(config)
         try:
             self.hedge_workers = Workers(config.workers, 0, "fastroute-hedge")
             self._around = Surroundings(
@@ -222,7 +223,7 @@ class Runtime:
             raise errors.Error("the client is closed")
         old = self.generation
         source, read, keys = _read(source, self._default_state)
-        config, kept = lasting(old.config, read)
+        config, kept = lasting(old.config, self._with_ledger(read))
         new = Generation(config, keys, self._around, old)
         if self.shared is not None:
             self._attach(self.shared, new)
@@ -241,6 +242,11 @@ class Runtime:
         if not old.active:
             self._give_up(old)
         return events.ConfigReloaded(_name_of(source), new.changes(old), kept)
+
+    def _with_ledger(self, config: Config) -> Config:
+        """The configuration with no ledger, if the default one could not be opened."""
+        skipped = config.ledger is None and isinstance(self.ledger, NullLedger)
+        return evolve(config, ledger="") if skipped else config
 
     def _share(self) -> Shared | None:
         config, state = self.generation.config, self.generation.state
@@ -380,12 +386,7 @@ def _read(source: Source, default_state: str) -> tuple[Source, Config, dict[str,
     file = file_of(source)
     if file is not None:
         source = str(file)
-    config = load(source, formats=format_names(), default_state=default_state)
-    if config.reload == "change" and file is None:
-        raise errors.ConfigError(
-            'fastroute.reload: "change" needs a configuration from a file; use a file, or "signal" or "off"'
-        )
-    return source, config, read_keys(config)
+    return source, *load_with_keys(source, formats=format_names(), default_state=default_state)
 
 
 def _name_of(source: Source) -> str:

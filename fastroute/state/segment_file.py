@@ -82,7 +82,7 @@ def open_home(config: Config) -> Home:
         # Claimed now, so that a file in which all slots are taken shows here and not in the middle of a call.
         segment.slot()
         if kind == "machine":
-            if not config.ledger:
+            if not config.ledger_place:
                 with _judging(found + _KEEP), suppress(FileExistsError):
                     files.create(found + _KEEP)
             remove_abandoned(os.path.dirname(path))
@@ -177,7 +177,7 @@ def _fingerprint(config: Config) -> str:
         (name, at.format, at.base_url, at.api_key_env, at.api_key_file)
         for name, at in config.providers.items()
     )
-    ledger = config.ledger
+    ledger = config.ledger_place
     if ledger and "://" not in ledger:
         ledger = os.path.abspath(ledger)
     text = repr((providers, ledger, sorted(budget.name for budget in config.budgets)))

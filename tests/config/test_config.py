@@ -29,7 +29,7 @@ from fastroute.config import (
 
 def test_defaults_are_those_documented():
     config = load(tables(), environ=NOTHING)
-    assert (config.default_model, config.state, config.ledger) == ("auto", "memory", "fastroute.db")
+    assert (config.default_model, config.state, config.ledger) == ("auto", "memory", None)
     assert (config.timeout, config.connect_timeout, config.max_response_bytes) == (600.0, 5.0, 32 << 20)
     assert config.cache == CacheConfig(
         enabled=True, ttl=3600.0, max_entries=10_000, max_bytes=64 << 20, max_entry_bytes=1 << 20, scope="all"
@@ -155,6 +155,23 @@ def test_the_environment_goes_over_the_file_over_the_defaults(tmp_path):
     ("variable", "value", "problem"),
     [
         ("FASTROUTE_TIMOUT", "5", "FASTROUTE_TIMOUT: names no key (did you mean FASTROUTE_TIMEOUT?)"),
+        ("FASTROUTE_LEGDER", "x", "FASTROUTE_LEGDER: names no key (did you mean FASTROUTE_LEDGER?)"),
+        ("FASTROUTE_CONFG", "x", "FASTROUTE_CONFG: names no key (did you mean FASTROUTE_CONFIG?)"),
+        (
+            "FASTROUTE_STRATEGY",
+            "x",
+            "FASTROUTE_STRATEGY: names no key (did you mean FASTROUTE_POLICY__STRATEGY?)",
+        ),
+        (
+            "FASTROUTE_POLCY__STRATEGY",
+            "x",
+            "FASTROUTE_POLCY__STRATEGY: names no key (did you mean FASTROUTE_POLICY__",
+        ),
+        (
+            "FASTROUTE_POLICY__STRATEGIE",
+            "x",
+            "policy.strategie (from FASTROUTE_POLICY__STRATEGIE): unknown key",
+        ),
         ("FASTROUTE_TIMEOUT", "soon", "fastroute.timeout (from FASTROUTE_TIMEOUT): must be a number above 0"),
         ("FASTROUTE_TIMEOUT", "1\nledger = 2", "fastroute.timeout (from FASTROUTE_TIMEOUT): "),
         ("FASTROUTE_CACHE__SCOPE", "[1]", "cache.scope[0] (from FASTROUTE_CACHE__SCOPE): must be a string"),
@@ -175,6 +192,46 @@ def test_a_wrong_variable_is_a_problem(variable, value, problem):
     assert len(found) == 1
     assert found[0].startswith(problem), found
     assert source["policy"] == {"strategy": "latency"}, "the caller's mapping is left alone"
+
+
+SERVICES = {
+    "FASTROUTE_SERVICE_HOST": "10.0.0.1",
+    "FASTROUTE_SERVICE_PORT": "8080",
+    "FASTROUTE_SERVICE_PORT_HTTP_API": "8080",
+    "FASTROUTE_PORT": "tcp://10.0.0.1:8080",
+    "FASTROUTE_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+    "FASTROUTE_PORT_8080_TCP_PROTO": "tcp",
+    "FASTROUTE_PORT_8080_TCP_PORT": "8080",
+    "FASTROUTE_PORT_8080_TCP_ADDR": "10.0.0.1",
+    "FASTROUTE_PORT_53_UDP_ADDR": "10.0.0.1",
+    "FASTROUTE_GATEWAY_SERVICE_HOST": "10.0.0.2",
+    "FASTROUTE_GATEWAY_PORT": "tcp://10.0.0.2:80",
+    "FASTROUTE_GATEWAY_PORT_80_TCP": "tcp://10.0.0.2:80",
+    "FASTROUTE_STATE_REDIS_PORT": "tcp://10.0.0.3:6379",
+}
+
+
+def test_the_variables_of_a_kubernetes_service_are_ignored():
+    found = check(tables(), environ=SERVICES)
+    assert found.ok
+    assert not [warning for warning in found.warnings if "FASTROUTE" in warning]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FASTROUTE_PORT", "8080"),
+        ("FASTROUTE_VERSION", "1.2"),
+        ("FASTROUTE_API_KEY", KEY),
+        ("FASTROUTE_DEBUG", ""),
+    ],
+)
+def test_any_other_variable_is_ignored_with_a_warning(variable, value):
+    found = check(tables(), environ={variable: value})
+    assert found.ok
+    (warning,) = [warning for warning in found.warnings if warning.startswith(f"{variable}: names no key")]
+    assert KEY not in warning
+    assert "another prefix" in warning
 
 
 def test_a_config_is_taken_as_it_is_but_checked():

@@ -20,6 +20,7 @@ from fastroute.config import (
     Secret,
     check,
     load,
+    load_with_keys,
     read_key,
     read_keys,
 )
@@ -124,7 +125,7 @@ def test_a_check_warns_of_a_ledger_whose_directory_is_not_here(tmp_path):
 def test_all_missing_keys_come_at_once_and_are_warnings_of_a_check():
     source = tables(
         providers={
-            name: {"base_url": "https://x.example.com", "api_key_env": name.upper()}
+            name: {"base_url": "https://x.example.com/v1", "api_key_env": name.upper(), "models": ["m"]}
             for name in ("one", "two")
         }
     )
@@ -135,10 +136,11 @@ def test_all_missing_keys_come_at_once_and_are_warnings_of_a_check():
         "providers.one.api_key_env",
         "providers.two.api_key_env",
     ]
+    assert tuple(read_keys(found.config, NOTHING).missing.values()) == found.warnings
+    assert set(read_keys(found.config, {"ONE": "a", "TWO": "b"}).found) == {"one", "two"}
     with pytest.raises(errors.ConfigError) as caught:
-        read_keys(found.config, NOTHING)
+        load_with_keys(source, environ=NOTHING)
     assert caught.value.problems == found.warnings
-    assert set(read_keys(found.config, {"ONE": "a", "TWO": "b"})) == {"one", "two"}
 
 
 def from_file(path: Path) -> ProviderConfig:
