@@ -38,13 +38,13 @@ class Dispatcher:
     """Runs calls.
 
     Args:
-        quality: what is done about answers that fail their check.
+        quality: what to do with answers that fail their check.
         planner: makes another plan for a call that needs one.
-        retries: what may be done about an error.
+        retries: classifies errors.
         upstreams: by endpoint name.
         attempts: makes attempts.
-        admission: lets calls in.
-        hedging: which calls get a second request and when, if any do.
+        admission: admits calls.
+        hedging: decides which calls are hedged and when; None if hedging is off.
 
     Thread safety: all methods; a call runs in its caller's thread.
     """
@@ -72,27 +72,28 @@ class Dispatcher:
         """The answer of the first endpoint that gives one.
 
         Raises:
-            errors.Error: of the primary attempt, with all attempts attached, when every way is used up.
+            errors.Error: the error of the endpoint that was tried first, with all attempts attached, if none
+                answers.
         """
         return self._run(call, plan, self._attempts.complete)
 
     def stream(self, call: Call, plan: Plan) -> Stream:
-        """As `complete`, with the stream of the first endpoint whose content begins."""
+        """As `complete`, but returns the stream of the first endpoint that sends content."""
         return self._run(call, plan, self._attempts.stream)
 
     def once(self, call: Call, plan: Plan, *, wait: bool) -> Completion | Stream:
-        """One attempt at the first endpoint of the plan that lets the call in, and no other after it.
+        """One attempt, at the first endpoint of the plan that admits the call, without failover.
 
-        The same endpoint is asked again only if it takes another spelling of the request.
+        The same endpoint is tried again only if it needs another spelling of the request.
 
         Args:
             call: the call.
-            plan: who may be asked.
-            wait: whether it may wait for a limit, in line with all others.
+            plan: the endpoints that may be tried.
+            wait: whether it may wait for a limit, in the queue with all others.
 
         Raises:
-            errors.NoEndpointError, errors.RateLimitError: no endpoint admits it; nothing was sent.
-            errors.Error: what the attempt failed with.
+            errors.NoEndpointError, errors.RateLimitError: if no endpoint admits it; nothing was sent.
+            errors.Error: the error of the attempt.
         """
         attempt = self._attempts.stream if call.request.stream else self._attempts.complete
         enter = self._admission.grant if wait else self._admission.at_once
@@ -120,6 +121,7 @@ class Dispatcher:
         except _core.SegmentFullError as problem:
             raise _left_out(problem) from None
         finally:
+            # Also after Ctrl-C at any line above: whatever the call still holds goes back.
             self._admission.clear(call, progress)
 
     # ------------------------------------------------------------------------------------------- the loop
@@ -128,10 +130,11 @@ class Dispatcher:
         progress = Progress()
         try:
             while True:
-                call.settlement = None  # what it was has been settled
+                call.settlement = None  # that of the attempt before is settled
                 grant = self._admission.grant(call, plan, progress)
                 endpoint = grant.endpoint
                 first = endpoint.name not in progress.tried
+                # Only a first attempt adds to the retry budget, or retries would pay for more retries.
                 if first:
                     progress.tried.add(endpoint.name)
                     endpoint.core.deposit()
@@ -142,10 +145,11 @@ class Dispatcher:
                     answer = self._attempted(call, plan, progress, grant, attempt)
                     if answer is not None:
                         return self._judged(call, answer)
+                # Both of these begin a new walk through a plan: the endpoints tried so far did not fail.
                 except errors.ValidationError as error:
                     plan = self._rejected(call, plan, error)
                     progress = Progress()
-                    progress.primary = error  # with its answer, if there is no way to a better one
+                    progress.primary = error  # raised, with the rejected answer, if no other answer comes
                 except errors.BudgetExceeded as error:
                     plan = self._downgraded(call, plan, error)
                     progress = Progress()
@@ -158,7 +162,7 @@ class Dispatcher:
             self._admission.clear(call, progress)
 
     def _judged(self, call: Call, answer: _Either) -> _Either:
-        """The answer, held to the caller's check if it has one."""
+        """The answer, after the caller's check if there is one."""
         if isinstance(answer, Completion):
             self._attempts.judge(call, answer)
         return answer
@@ -173,7 +177,7 @@ class Dispatcher:
         grant: Grant,
         attempt: Callable[[Call, Upstream, Grant], _Answer],
     ) -> _Answer | None:
-        """The answer of an attempt, or of its hedge; None when it failed and another may be made."""
+        """The answer of an attempt, or of its hedge; None if it failed and another attempt may be made."""
         endpoint = grant.endpoint
         upstream = self._upstreams[endpoint.name]
         hedge = None
@@ -187,7 +191,9 @@ class Dispatcher:
                 hedge.begin()
             return attempt(call, upstream, grant)
         except errors.APIError as error:
-            # Without a verdict it is no failure of the endpoint's: the hedge has won.
+            # Without a verdict the endpoint has not failed: the hedge has won. An error that ends the call
+            # ends it at once; after any other the hedge may still answer, and only if it does not is the
+            # failure handled.
             final = call.verdict is not None and call.verdict.action is Action.STOP
             answer = None if hedge is None or final else hedge.result()
             if answer is None:
@@ -196,7 +202,7 @@ class Dispatcher:
                     self._failed(*hedge.failure)
             return answer
         finally:
-            call.elsewhere = None  # which holds the call in turn
+            call.elsewhere = None  # breaks a reference cycle: it refers to the call
             if hedge is not None:
                 hedge.end()
                 call.race = None
@@ -212,8 +218,8 @@ class Dispatcher:
     ) -> _Answer | None:
         """The answer of a second attempt beside the one under way; None if no endpoint admits it or it fails.
 
-        Only this thread uses plan and progress: the thread of the first attempt waits for it before it goes
-        on.
+        Only this thread changes plan and progress: the thread of the first attempt waits for this one before
+        it uses them again.
         """
         second = call.hedged(hedge.race, first.name)
         try:
@@ -230,12 +236,13 @@ class Dispatcher:
                 hedge.failure = (second, progress, endpoint, error)
                 return None
         finally:
+            # Not `clear`: a hedge never waits in the queue.
             self._admission.release(second)
 
     # ------------------------------------------------------------------------------------------ another way
 
     def _rejected(self, call: Call, plan: Plan, error: errors.ValidationError) -> Plan:
-        """The plan for another answer after one that failed its check; raises when that was the last."""
+        """The plan for another answer after one that failed its check; raises if there is none."""
         quality = self._quality
         completion = error.completion
         call.rejected += 1
@@ -253,10 +260,13 @@ class Dispatcher:
     def _lengthened(
         self, call: Call, plan: Plan, completion: Completion, error: errors.ValidationError
     ) -> Plan:
-        """The plan for the same answer with more room, after one that was cut; raises where there is none.
+        """The plan for the same request with a larger ``max_tokens``, after an answer that was cut.
 
-        Asked as before, it would be cut as before and paid for again; and neither a dearer model nor being
-        told what is missing makes an answer shorter.
+        The same request would be cut again and paid for again, and neither a dearer model nor feedback makes
+        an answer shorter.
+
+        Raises:
+            errors.ValidationError: if no longer answer can be asked for.
         """
         wanted = call.request.max_tokens
         route = completion.route
@@ -280,7 +290,8 @@ class Dispatcher:
         ) from None
 
     def _downgraded(self, call: Call, plan: Plan, error: errors.BudgetExceeded) -> Plan:
-        """The plan for the cheapest tier, where a budget asks for that; else raises its refusal."""
+        """The plan for the cheapest tier, if the budget says so; otherwise raises the budget's error."""
+        # Once a call: if the cheapest tier is over the budget too, there is nothing cheaper to move to.
         cheapest = None
         if error.on_breach == "downgrade" and call.downgraded is None:
             cheapest = None if call.request.options.force_premium else self._planner.cheapest(plan)
@@ -294,10 +305,10 @@ class Dispatcher:
         return self._attempts.sinks.hooks
 
     def _failed(self, call: Call, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> None:
-        """Records a failed attempt; raises when it was the last."""
+        """Records a failed attempt; raises if no other may be made."""
         verdict, call.verdict = call.verdict, None
         if verdict is None:
-            # Nothing was sent: this endpoint's format cannot express the request. Another's may.
+            # Nothing was sent: this endpoint's format cannot express the request, but another's may.
             progress.unsaid = progress.unsaid or error
             progress.excluded.add(endpoint.name)
             return
@@ -306,6 +317,7 @@ class Dispatcher:
                 call.uncounted.append(endpoint.name)
                 return
             verdict = evolve(verdict, action=Action.FAIL_OVER)
+        # Recorded before anything can raise, so that the error raised in the end names all that failed.
         progress.failure(endpoint, error)
         progress.failed = endpoint
         if time.monotonic() >= call.deadline:
@@ -321,12 +333,16 @@ class Dispatcher:
             action = Action.FAIL_OVER if action is Action.STOP else action
         if action is Action.STOP:
             if progress.first is endpoint:
-                # It refuses the request itself, whatever it answered before.
+                # It refuses the request itself, whatever its earlier error was.
                 progress.refused_by_first(error)
                 raise progress.story() or error
-            action = Action.FAIL_OVER  # the caller's error is the first one's, which may be asked again
+            # A later endpoint refuses it. That does not end the call: the first one, which may be tried
+            # again, may still accept it.
+            action = Action.FAIL_OVER
         self._check_attempts(call, progress, endpoint, verdict, error)
         progress.retry = [known for known in progress.retry if known[0] is not endpoint]
+        # RETRY: tried again after a pause. FALL_BACK: only models with a larger window. Else: not tried
+        # again.
         if action is Action.ONCE_MORE:
             action = Action.FAIL_OVER if endpoint.name in progress.twice else Action.RETRY
             progress.twice.add(endpoint.name)
@@ -339,9 +355,11 @@ class Dispatcher:
             progress.excluded.add(endpoint.name)
 
     def _respelled(self, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> bool:
-        """Whether the same endpoint is to be asked again at once, in the spelling that it takes.
+        """Respells the endpoint's requests as the error says; returns whether to try it again at once.
 
-        Once for each call and spelling, since calls of other threads may be under way in the old one.
+        Once for each call and parameter. Not once for all calls, since this one may have been under way in
+        the old spelling when another call changed it; and not more often, since a provider that refuses both
+        spellings would keep a call going for ever.
         """
         changes = error.respell if isinstance(error, errors.APIStatusError) else {}
         news = {(endpoint.name, change) for change in changes} - progress.respelled
@@ -365,7 +383,7 @@ class Dispatcher:
         if isinstance(error, (errors.RequestTooLargeError, errors.ContextLengthExceeded)):
             progress.too_large += 1
             last = last or (progress.too_large > 1 and isinstance(error, errors.RequestTooLargeError))
-        # Once it has been too large for an endpoint, a large body is sent to one other at most.
+        # A large body that was too large for one endpoint is sent to one other at most: uploads are slow.
         last = last or (progress.too_large > 0 and len(call.uploads) > 1)
         if last:
             raise progress.story() or error
@@ -378,5 +396,5 @@ _DETOURS: Mapping[type[errors.APIError], str] = {
 
 
 def _left_out(problem: _core.SegmentFullError) -> errors.NoEndpointError:
-    """The error of a forked child for which no worker's slot is left."""
-    return errors.NoEndpointError(f"this process cannot take part in what others count: {problem}")
+    """The error of a forked process for which no worker slot is left."""
+    return errors.NoEndpointError(f"this process cannot share limits with the other processes: {problem}")
