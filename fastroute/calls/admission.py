@@ -1,11 +1,14 @@
-"""Admits calls: limits, breakers, waiting, and the pause before an endpoint is asked again.
+"""Admits calls: limits, breakers, waiting, and the pause before an endpoint is tried again.
 
 Sending is in `dispatch.py`, the order of candidates in `routing/planner.py`, the queue itself in `queue.py`.
 
-An endpoint that was not tried is asked at once; a call waits only when there is none. Then it takes the
-shorter of two waits: for the limit of an untried endpoint, or the back-off before a tried one is asked again,
-which that endpoint's retry budget must allow. Failover to another endpoint needs no budget: otherwise an
-outage of one provider would use up what is meant to end it.
+A call waits only if no untried endpoint admits it at once. Then it takes the shorter of two waits: for the
+limit of an untried endpoint, or the back-off before a tried one is tried again, which that endpoint's retry
+budget must allow. Failover to another endpoint needs no budget: during an outage of one provider it is what
+helps.
+
+Permits are kept in the call (`Call.held`, `Call.gate`) from the statement in which they are acquired. An
+interrupt may come between any two statements, and `clear` gives back what it finds there.
 """
 
 from __future__ import annotations
@@ -32,21 +35,21 @@ from .queue import ALL, RANKS, WaitQueue
 from .retry import RetryPolicy
 
 _WAITABLE = (_core.REQUESTS, _core.TOKENS, _core.BUSY)
-_SOON = 0.02  # seconds that a wait for a permit is taken to last
+_SOON = 0.02  # seconds, the assumed wait for a permit
 
 
 class Admission:
-    """Lets calls in.
+    """Admits calls.
 
     Args:
-        policy: queue bounds.
-        planner: walks through the plans.
-        retries: how long to wait before asking again.
-        line: where calls wait for a limit.
-        state: the permits of all endpoints together, and how often a breaker may be hurried.
-        hooks: events are emitted to them.
+        policy: bounds of the queue.
+        planner: iterates over the endpoints of plans.
+        retries: how long to wait before an endpoint is tried again.
+        queue: the calls that wait for a limit.
+        state: the limit of all endpoints together, and of early probes.
+        hooks: get the events.
 
-    Thread safety: all methods; a call is one thread's.
+    Thread safety: all methods; a call belongs to one thread.
     """
 
     def __init__(
@@ -68,11 +71,11 @@ class Admission:
         self.random = random.Random()
 
     def after_fork(self) -> None:
-        """In a forked child: other random choices than the parent's."""
+        """Makes a forked child draw other random numbers than its parent."""
         self.random = random.Random()
 
     def grant(self, call: Call, plan: Plan, progress: Progress) -> Grant:
-        """The next endpoint that lets the call in, waiting if it must; raises when there is none."""
+        """Permits at the next endpoint that admits the call, waiting if need be; raises if none will."""
         try:
             while True:
                 found = self.at_once(call, plan, progress) or self._after_waiting(call, plan, progress)
@@ -84,8 +87,10 @@ class Admission:
                 progress.waiter = None
 
     def at_once(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
-        """The next endpoint that lets the call in now; None if none does, for what ``refused`` says."""
+        """Permits at the next endpoint that admits the call now; None if none does, see ``refused``."""
         progress.refused = []
+        # The gate first: a permit of an endpoint that is taken and given back again for want of the gate's
+        # would keep other calls out for nothing.
         gate = self._pass_gate(call, progress)
         if gate is None:
             untried = self._untried(call, plan, progress)
@@ -95,8 +100,8 @@ class Admission:
             ]
             return None
         if not plan.ranked and not call.attempts and not self._queue.waiting:
-            # No call waits before it, so the core may rank and admit in one step. Until it is taken, the
-            # ticket is the plan's, which gives it back should an interrupt come in between.
+            # No call waits before this one, so the core may rank and admit in one step. Until the ticket is
+            # taken, the plan holds it and gives it back if an interrupt comes in between.
             entered = self._planner.admit(plan)
             if entered is not None:
                 endpoint, ranked = entered
@@ -116,11 +121,11 @@ class Admission:
     def beside(
         self, first: LiveEndpoint, second: Call, plan: Plan, progress: Progress, pay: Callable[[], bool]
     ) -> Grant | None:
-        """Another endpoint of the stage that lets a call's hedge in at once, over no limit.
+        """Permits for a call's hedge at another endpoint of the stage; None if none admits it at once.
 
         Args:
-            first: where the call's first attempt is under way.
-            pay: takes one of the hedges that there may be.
+            first: the endpoint of the first attempt.
+            pay: takes one hedge from the allowed share; returns whether there was one.
         """
         paid = False
         for endpoint in self._planner.beside(plan, first):
@@ -134,7 +139,7 @@ class Admission:
             if self._ask(second, progress, endpoint, gate) < 0:
                 self._leave_gate(second, gate)
                 continue
-            # The share first: it is what mostly refuses, and a retry budget should not be spent on that.
+            # The share of hedges first: it refuses more often, and then no retry budget should be spent.
             paid = paid or pay()
             if paid and endpoint.core.withdraw(half=True):
                 return second.held
@@ -144,13 +149,13 @@ class Admission:
         return None
 
     def ready_elsewhere(self, call: Call, plan: Plan, progress: Progress) -> bool:
-        """Whether an endpoint that was not asked yet would let the call in now, if its attempt were cut.
+        """Whether an untried endpoint would admit the call now, if its attempt were cut.
 
-        Thread safety: may be called by another thread while the call's own one waits for an answer.
+        Thread safety: the timer thread calls this while the call's own thread waits for an answer.
         """
         if len(call.attempts) + 1 - call.rejected >= self._retries.max_attempts:
             return False
-        # A plan of its own: the call's thread and its hedge may reach further stages at the same time.
+        # A plan of its own, since ranking a stage changes a plan, and the hedge's thread may do so now.
         again = Plan(plan.request, plan.estimate, plan.needs, plan.judgement, plan.stages)
         for endpoint, _ in self._untried(call, again, progress):
             core, tokens = endpoint.core, self._tokens(call, endpoint)
@@ -162,28 +167,28 @@ class Admission:
         return False
 
     def clear(self, call: Call, progress: Progress) -> None:
-        """Leaves nothing held by a call that has ended."""
-        if progress.waiter is not None:  # interrupted while it left the line
+        """Gives back everything that a call still holds at its end. Idempotent."""
+        if progress.waiter is not None:  # an interrupt came while it left the queue
             self._queue.leave(progress.waiter)
         self.release(call)
 
     def release(self, call: Call) -> None:
-        """Leaves nothing held by an attempt that is over, or did not begin."""
+        """Gives back what an attempt still holds that has ended, or has not begun. Idempotent."""
         settlement = call.settlement
-        if settlement is not None:  # whose settling an interrupt may have cut short
+        if settlement is not None:  # an interrupt may have come before it was settled
             settlement.abandon()
-        if call.held is not None:  # interrupted between being let in and sending
+        if call.held is not None:  # an interrupt came between admission and sending
             self._give_back(call)
         if settlement is None:
             self._leave_gate(call, call.gate)
-        call.settlement = None  # each holds the other, which would keep both until a collection
+        call.settlement = None  # breaks a reference cycle: it refers to the call
 
     def _ask(self, call: Call, progress: Progress, endpoint: LiveEndpoint, gate: int) -> int:
         """As `_core.Endpoint.admit`: a ticket, which the call now holds with the gate's, or a refusal."""
         tokens = self._tokens(call, endpoint)
         answer = self._behind(call, progress, endpoint.name) if self._queue.waiting else 0
         if answer >= 0:
-            # In one statement: an interrupt between two would lose the ticket.
+            # In one statement: an interrupt between two statements would lose the ticket.
             call.held = grant = Grant(endpoint, endpoint.core.admit(tokens), tokens, gate)
             answer = grant.ticket
             if answer < 0:
@@ -191,17 +196,17 @@ class Admission:
         return answer
 
     def _give_back(self, call: Call) -> None:
-        """Undoes what let a call in that does not go on."""
+        """Gives back the permits of an admitted call that is not sent."""
         grant = call.held
         if grant is not None:
             if grant.ticket >= 0:
                 grant.endpoint.core.undo(grant.ticket, grant.tokens)
                 self._queue.freed(grant.endpoint.name)
             self._leave_gate(call, grant.gate)
-        call.held = None  # last: interrupted before, it is given back once more, which changes nothing
+        call.held = None  # last: after an interrupt it is given back once more, which changes nothing
 
     def _pass_gate(self, call: Call, progress: Progress) -> int | None:
-        """A permit of all endpoints together; -1 where there is no such limit, None where it is used up."""
+        """A ticket of the limit of all endpoints together; -1 without such a limit, None if it is used up."""
         gate = self._state.gate
         if gate is None:
             return -1
@@ -217,10 +222,11 @@ class Admission:
             self._queue.freed(ALL)
 
     def _behind(self, call: Call, progress: Progress, name: str) -> int:
-        """Negative, as a refusal of the core's, where others wait whom this call must not overtake."""
+        """A refusal as the core's if calls wait that this one must not overtake, else 0."""
         if self._queue.is_behind(name, _rank(call), progress.waiter):
             return -_core.BUSY
-        # Times that are reserved are paid, so the core would refuse: to reserve one too is the next step.
+        # The reserved times are paid for, so the core would refuse as well. With this wait the call goes on
+        # to reserve a time too.
         wait = self._queue.reserved(name)
         return -(int(wait * 1e9) << 3 | _core.REQUESTS) if wait else 0
 
@@ -244,7 +250,8 @@ class Admission:
             yield endpoint, tier
 
     def _affordable(self, call: Call, plan: Plan, *endpoints: LiveEndpoint) -> bool:
-        """Whether an attempt at each of these keeps the whole call under its price cap."""
+        """Whether the whole call stays under its price limit with an attempt at each of these."""
+        # Attempts that have failed count too: the limit is for the call.
         cap = self._planner.max_price(plan.request)
         if cap < 0:
             return True
@@ -268,9 +275,9 @@ class Admission:
         return endpoint.calibration.apply(estimate.input_tokens) + output
 
     def _after_waiting(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
-        """Sleeps for the shorter of: an untried endpoint's limit, a tried endpoint's back-off.
+        """Waits for an untried endpoint's limit or a tried endpoint's back-off, whichever is shorter.
 
-        Returns None when the untried ones should be asked again; raises when there is nothing to wait for.
+        Returns None if the untried endpoints should be asked again; raises if there is nothing to wait for.
         """
         left = call.deadline - time.monotonic()
         if left <= 0:
@@ -288,9 +295,11 @@ class Admission:
             if found is None:
                 raise self.exhausted(plan, progress)
             return found
+        # Removed first: whatever is found below, this endpoint gets another turn only if it fails once more.
         progress.retry = [known for known in progress.retry if known[0] is not endpoint]
         if not self._affordable(call, plan, endpoint):
             return None
+        # Before the pause: of many calls that pause at once, no more than the budget allows are sent.
         if not endpoint.core.withdraw():
             if self._hooks.wanted:
                 self._hooks.emit(events.RetryBudgetExhausted(endpoint.name))
@@ -303,11 +312,11 @@ class Admission:
             return call.held
         self._leave_gate(call, -1 if gate is None else gate)
         if -answer & 7 in _WAITABLE:
-            progress.tried.discard(endpoint.name)  # at its limit by now: it may be waited for like any other
+            progress.tried.discard(endpoint.name)  # now at its limit: may be waited for
         return None
 
     def _backoff(self, call: Call, progress: Progress) -> tuple[float, LiveEndpoint | None]:
-        """Seconds until an endpoint may be asked again, and which: who named no time, the longest ago."""
+        """Seconds until a tried endpoint may be tried again, and which: by Retry-After, then the oldest."""
         if not progress.retry:
             return 0.0, None
         endpoint, error = min(progress.retry, key=lambda known: known[1].retry_after or 0.0)
@@ -315,16 +324,18 @@ class Admission:
         return (math.inf if pause is None else pause), endpoint
 
     def _hurried(self, call: Call, plan: Plan, progress: Progress) -> Grant | None:
-        """Where nobody is left: an endpoint that may be back by now lets the call in.
+        """Permits at an endpoint that may have recovered, if every endpoint is excluded for its health.
 
-        If one is left out because another endpoint found its host unreachable, it is asked. If every breaker
-        is open, the one that would close first lets the call in as its probe, once a second at most in all
+        An endpoint that is blocked because another one found its host unreachable is tried. If every breaker
+        is open, the one that would close first admits the call as its probe, at most once a second in all
         processes.
         """
+        # A call that was tried somewhere has an error to raise. This is for calls that would fail untried.
         if progress.primary is not None:
             return None
         refused = [(each.endpoint, each.tier) for each in progress.refused if each.reason == _core.BREAKER]
         refused += [(each.endpoint, each.tier) for each in progress.refused if each.endpoint.host_down]
+        # Some endpoint refused for a reason that a probe does not change, for example the request's size.
         if len(refused) < len(progress.refused):
             return None
         opened = refused or list(self._planner.opened(plan))
@@ -348,10 +359,11 @@ class Admission:
     def _wait_in_queue(
         self, call: Call, progress: Progress, limited: NotAdmitted, left: float
     ) -> Grant | None:
-        """Waits in line for a limit: its time is reserved first, so that a waiter sleeps once."""
+        """Waits in the queue for a limit. For a rate a time is reserved, so that the call sleeps once."""
         policy, queue = self._policy, self._queue
-        # queue_timeout is for a caller who waits for the answer, such as a web request.
+        # queue_timeout is for a caller that waits for the answer, such as a web request.
         patience = left if call.request.submitted else min(left, policy.queue_timeout - call.waited)
+        # Where times are reserved, this call's class may give it an earlier one than the core's answer says.
         if patience <= 0 or (limited.wait > patience and queue.reserved(limited.name) == 0):
             raise self._limited(progress, self._why_not(call, left))
         if progress.waiter is None:
@@ -365,6 +377,7 @@ class Admission:
             queue.enter(progress.waiter)
         start = time.monotonic()
         try:
+            # A permit of any endpoint will do. A rate that is free again before that ends the wait too.
             if limited.reason == _core.BUSY:
                 busy = [refusal.name for refusal in progress.refused if refusal.reason == _core.BUSY]
                 waits = [refusal.wait for refusal in progress.refused if refusal.wait]
@@ -403,7 +416,7 @@ class Admission:
                 evolve(limited, wait=wait) if refusal is limited else refusal for refusal in progress.refused
             ]
             raise self._limited(progress, self._why_not(call, call.deadline - time.monotonic()))
-        return None  # another limit, or another call was faster: look around again
+        return None  # another limit, or another call was quicker: ask all endpoints again
 
     # ------------------------------------------------------------------------------------------ giving up
 
@@ -416,7 +429,7 @@ class Admission:
         return self._limited(progress)
 
     def _why_not(self, call: Call, left: float) -> str:
-        """Why a call does not go on waiting for a limit, and what would let it."""
+        """Why a call does not wait any longer for a limit, and what would change that."""
         longest = self._policy.queue_timeout
         if call.request.submitted or left < longest - call.waited:
             return f"; its deadline comes first, in {duration(max(left, 0.0))}: give it a longer timeout"
