@@ -1,1 +1,1 @@
-"""What fastroute costs, beside what it is compared with; see docs/benchmarks.md."""
+"""Benchmarks of fastroute and the packages that it is compared with; see docs/benchmarks.md."""

@@ -1,7 +1,7 @@
-"""Whole calls over loopback, and what is done once a call: planning, the cache.
+"""Whole calls over loopback, planning, and the cache.
 
-The local provider runs in a process of its own. Limits, breakers, ledger and prices are on; the cache is off
-but where it is what is measured.
+The local provider runs in a separate process. Limits, breakers, ledger and prices are on. The cache is off
+except in its own benchmark.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ BODY = orjson.dumps({"model": "gpt-4.1", "messages": MESSAGES, "max_tokens": 256
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer none"}
 SHORT_ANSWER = "All three cases are read by the second way."
 CHUNKS = 500
-LONG_ANSWER = text_of(CHUNKS * 4)  # the local provider sends four characters a chunk
+LONG_ANSWER = text_of(CHUNKS * 4)  # the local provider sends four characters per chunk
 
 
 class _Server:
-    """One provider for all contenders that are prepared at the same time."""
+    """One provider for all contenders that exist at the same time."""
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
@@ -72,7 +72,7 @@ long = _Server(LONG_ANSWER)
 def client_of(
     stack: ExitStack, base_url: str, *, cache: bool = False, hedging: bool = False
 ) -> fastroute.Client:
-    """Ten endpoints, all of them the local server, with everything else on."""
+    """A client with ten endpoints at the local server and all features on."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastroute-bench-"))
     client = fastroute.Client(
         {
@@ -102,7 +102,7 @@ def routed(stack: ExitStack, url: str) -> Call:
 
 
 def hedged(stack: ExitStack, url: str) -> Call:
-    """The same where a slow call would have a second request."""
+    """The same with hedging."""
     create = client_of(stack, url, hedging=True).chat.completions.create
     return lambda: create(model="auto", messages=MESSAGES, max_tokens=256)
 
@@ -120,7 +120,7 @@ def session(stack: ExitStack, url: str) -> Call:
 
 
 def session_threads(stack: ExitStack, url: str) -> Call:
-    """A session for each thread: a shared one is not said to be safe."""
+    """One session per thread, because requests does not document sessions as thread-safe."""
     local = threading.local()
 
     def call() -> Any:
@@ -168,10 +168,10 @@ _SHORT_JSON = f'"content":"{SHORT_ANSWER}"'.encode()
 
 
 def is_answer(answer: Any) -> bool:
-    """Whether it is the provider's answer: as bytes, as JSON that was read, or as a completion.
+    """Whether a result is the provider's answer, as bytes, as parsed JSON or as a completion.
 
-    It costs next to nothing, so that it can be asked of every answer while a clock runs. A completion of
-    fastroute's must have gone to the provider and have a price.
+    It is fast enough to be called for every answer during a measurement. A completion of fastroute must
+    have an attempt and a cost.
     """
     if isinstance(answer, bytes):
         return _SHORT_JSON in answer
@@ -183,7 +183,7 @@ def is_answer(answer: Any) -> bool:
 
 
 def checked(call: Call) -> Callable[[], None]:
-    """The call, failing on a wrong answer."""
+    """The call, with a check of its answer."""
 
     def made() -> None:
         if not is_answer(answer := call()):
@@ -201,7 +201,7 @@ def whole(make: Callable[[ExitStack, str], Call]) -> Callable[[ExitStack], Opera
 
 _CALLS = {
     "requests.Session.post": session,
-    "fastroute create, everything on": routed,
+    "fastroute create, all features on": routed,
     "fastroute's transport alone": transport,
     "urllib3 pool": pool,
     "httpx.Client": httpx,
@@ -215,7 +215,7 @@ _CALLS = {
 
 
 def cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]]:
-    """CPU of one call, in µs: of its thread, of the process, and of the process over the bare transport."""
+    """CPU time of one call in µs: of its thread, of the process, and of the process minus the transport."""
 
     def run(seconds: float) -> list[float]:
         with ExitStack() as stack:
@@ -246,7 +246,7 @@ def cpu(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[float]
 
 
 def rate(make: Callable[[ExitStack, str], Call], threads: int, seconds: float) -> tuple[float, float]:
-    """Calls a second, connections open already, and the CPU of one in µs."""
+    """Calls per second over open connections, and the CPU time of one call in µs."""
     with ExitStack() as stack:
         call = checked(make(stack, short.join(stack)))
 
@@ -269,7 +269,7 @@ def rates(make: Callable[[ExitStack, str], Call]) -> Callable[[float], list[floa
 
 
 def raw_client(port: int, connections: int, seconds: float) -> float:
-    """Answers a second to a client that sends the same bytes again as soon as an answer is whole."""
+    """Answers per second to a client that sends the same bytes again after each complete answer."""
     request = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
@@ -307,7 +307,7 @@ def raw_client(port: int, connections: int, seconds: float) -> float:
 
 
 def _capacity(seconds: float) -> list[float]:
-    """The server's own rate: a client that does next to nothing with the answers, in a process of its own."""
+    """The server's rate for a client in a separate process that hardly reads the answers."""
     with ExitStack() as stack:
         url = short.join(stack)
         port = int(url.split(":")[2].split("/")[0])
@@ -329,10 +329,10 @@ def streamed(make: Callable[[ExitStack, str], Read]) -> Callable[[ExitStack], Op
 
 
 def streamed_text(pieces: list[Any]) -> str:
-    """The text of a stream that was read as server-sent events, in lines or not, or as chunks."""
+    """The text of a stream that was read as server-sent events or as chunks."""
     if isinstance(pieces[0], (bytes, str)):
         whole = "".join(piece if isinstance(piece, str) else piece.decode() for piece in pieces)
-        events = whole.replace("\n", "").split("data: ")[1:]  # no chunk's text is long enough to hold that
+        events = whole.replace("\n", "").split("data: ")[1:]  # a chunk's text is too short for this
         if events.pop() != "[DONE]":
             return ""
         deltas = [choice["delta"] for event in events for choice in orjson.loads(event)["choices"]]
@@ -501,7 +501,7 @@ COMPARISONS = (
         loops=4,
         rounds=150,
         clock=time.perf_counter,
-        note="time on the wall; ratio: to requests.Session.post",
+        note="wall-clock time; ratio: to requests.Session.post",
     ),
     Comparison(
         f"A streamed chunk, of {CHUNKS}: CPU of the reading thread",
@@ -522,7 +522,7 @@ COMPARISONS = (
 
 _THREADED: dict[str, Callable[[float], Sequence[float]]] = {
     "requests.Session for each thread": rates(session_threads),
-    "fastroute create, everything on": rates(routed),
+    "fastroute create, all features on": rates(routed),
     "urllib3 pool": rates(pool),
     "openai SDK": rates(openai),
     "litellm Router": rates(router),
@@ -535,8 +535,8 @@ TRIALS = (
         ("calling thread, µs", "process, µs", "over the bare transport, µs"),
         {
             "fastroute's transport alone": cpu(transport),
-            "fastroute create, everything on": cpu(routed),
-            "fastroute create, hedging on too": cpu(hedged),
+            "fastroute create, all features on": cpu(routed),
+            "fastroute create, all features and hedging on": cpu(hedged),
             "openai SDK": cpu(openai),
             "litellm Router": cpu(router),
         },
@@ -549,7 +549,7 @@ TRIALS = (
         ("process, µs",),
         {
             "requests.Session for each thread": cpu_threads(session_threads),
-            "fastroute create, everything on": cpu_threads(routed),
+            "fastroute create, all features on": cpu_threads(routed),
             "fastroute's transport alone": cpu_threads(transport),
             "urllib3 pool": cpu_threads(pool),
         },
@@ -557,10 +557,10 @@ TRIALS = (
         rounds=7,
         base="requests.Session for each thread",
         ratio="process, µs",
-        note="a busy machine changes it less than a rate",
+        note="less affected by the load of the machine than a rate",
     ),
     Trial(
-        "Calls a second, instant upstream",
+        "Calls per second, provider without latency",
         ("1 thread", "8 threads", "32 threads"),
         _THREADED,
         seconds=1.0,

@@ -1,9 +1,9 @@
-"""What a gateway adds to a call.
+"""The time that a gateway adds to a call.
 
-One plain client asks a local provider directly, through `fastroute serve`, through gunicorn, and through the
-litellm proxy, in turns. Every gateway is one process, checks a key, and has on what it does by default: for
-fastroute limits, breakers, prices and the ledger; the cache is off. Beside the median stands what each way
-adds to the direct call.
+One client calls a local provider directly, through `fastroute serve`, through gunicorn, and through the
+litellm proxy, in interleaved rounds. Every gateway is one process, checks a key and has its default settings:
+for fastroute limits, breakers, prices and the ledger. The cache is off. The tables show the median and the
+difference to the direct call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .calls import BODY, is_answer, short
 from .side_by_side import NO_OP, Comparison, Contender, MissingError, Operation, need
 
 MASTER_KEY = "sk-benchmark"
-_SETTLE = 90.0  # seconds that a gateway may take to be there; the litellm proxy needs some twenty
+_SETTLE = 90.0  # seconds until a gateway must be ready; the litellm proxy needs some twenty
 
 
 def _operation(stack: ExitStack, port: int, path: str, key: str) -> Operation:
@@ -45,7 +45,7 @@ def _operation(stack: ExitStack, port: int, path: str, key: str) -> Operation:
         try:
             connection.request("POST", path, BODY, headers)
             return connection.getresponse().read()
-        except (ConnectionError, http.client.HTTPException):  # it was idle while another gateway started
+        except (ConnectionError, http.client.HTTPException):  # idle for too long
             connection.close()
             connection.request("POST", path, BODY, headers)
             return connection.getresponse().read()
@@ -96,7 +96,7 @@ def _await(process: subprocess.Popen[bytes], port: int, path: str, folder: Path)
                 return
         time.sleep(0.1)
     tail = (folder / "log").read_text(errors="replace")[-300:]
-    raise MissingError(f"it does not come up here: {' '.join(tail.split())}")
+    raise MissingError(f"it does not start here: {' '.join(tail.split())}")
 
 
 # --------------------------------------------------------------------------------------------- the contenders
@@ -108,7 +108,7 @@ def direct(stack: ExitStack) -> Operation:
 
 
 def _prepared(stack: ExitStack) -> tuple[Path, str]:
-    """A folder with a configuration and keys of fastroute's, and a caller's key."""
+    """A directory with a configuration and keys of fastroute, and a caller's key."""
     folder = _folder(stack)
     url = short.join(stack)
     (folder / "fastroute.toml").write_text(
@@ -155,7 +155,7 @@ def litellm(stack: ExitStack) -> Operation:
         "litellm_settings": {"telemetry": False},
         "general_settings": {"master_key": MASTER_KEY},
     }
-    (folder / "config.yaml").write_text(json.dumps(settings))  # which is YAML too
+    (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is valid YAML
     command = [str(program), "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
     process = stack.enter_context(
         _process(
@@ -172,7 +172,7 @@ def litellm(stack: ExitStack) -> Operation:
 
 COMPARISONS = (
     Comparison(
-        "One call of 600 bytes through a gateway, a provider that answers at once",
+        "One call of 600 bytes through a gateway, with a provider without latency",
         (
             NO_OP,
             Contender("direct", direct),
@@ -185,7 +185,7 @@ COMPARISONS = (
         loops=20,
         rounds=21,
         clock=time.perf_counter,
-        note="time on the wall, of one plain client that keeps its connection; every gateway is one process, "
-        "checks a key, and has on what it does by default, and the cache off",
+        note="wall-clock time of one client that reuses its connection; every gateway is one process and "
+        "checks a key, with its default settings and without a cache",
     ),
 )

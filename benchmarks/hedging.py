@@ -1,8 +1,8 @@
-"""What hedging does to the slowest calls.
+"""The effect of hedging on the slowest calls.
 
-Two local providers answer within some 300 ms, lognormally, and two questions in a hundred only after five
-seconds, as a provider does that has lost a request. The same calls go out with and without hedging. The time
-is the providers', so the load of the machine matters little.
+Two local providers answer after some 300 ms (lognormally distributed), and two calls in a hundred after five
+seconds, like a provider that has lost a request. The same calls are made with and without hedging. Most of
+the time is waiting for the providers, so the machine's load has little effect.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .workers import in_threads
 
 MODEL = "benchmark-model"
 ANSWER = "done"
-SHARE = 0.02  # of the questions are answered only after
+SHARE = 0.02  # the share of calls that are answered after
 STUCK = 5.0  # seconds
 
 
 @frozen
 class Outcome:
-    """What the callers of one configuration saw.
+    """The results with one configuration.
 
     Attributes:
         latencies: seconds.
-        requests: sent to the providers.
-        won, lost: hedges that answered, and that were outrun.
+        requests: the number of requests that were sent to the providers.
+        won, lost: the numbers of hedges that answered first, and of those that did not.
     """
 
     latencies: tuple[float, ...]
@@ -57,10 +57,10 @@ def run(
     seed: int = 1,
     answer: str = ANSWER,
 ) -> Outcome:
-    """Makes so many calls from so many threads, after ``warm`` others that teach it what is slow.
+    """Makes the calls, after ``warm`` others from which the client learns its latencies.
 
     Args:
-        stuck: seconds until the questions that get stuck are answered.
+        stuck: seconds until the slow calls are answered.
     """
     with ExitStack() as stack:
         providers = [
@@ -105,12 +105,12 @@ def _ask(client: fastroute.Client, calls: int, threads: int) -> list[fastroute.R
 
 
 CALLS = 4000
-_FULL = 50.0  # seconds in which so many calls are made
+_FULL = 50.0  # seconds that all calls take
 
 
 def _tail(enabled: bool) -> Callable[[float], list[float]]:
     def measure(seconds: float) -> list[float]:
-        # A short run has fewer calls, and none takes longer than the run.
+        # A short run has fewer calls, and no call is longer than the run.
         part = min(1.0, seconds / _FULL)
         calls = max(60, int(CALLS * part))
         found = run(enabled, calls, stuck=STUCK * part, warm=min(200, calls))
@@ -123,12 +123,12 @@ def _tail(enabled: bool) -> Callable[[float], list[float]]:
 TRIALS = (
     Trial(
         "The slowest calls, with and without hedging",
-        ("p50, s", "p95, s", "p99, s", "p99.9, s", "requests a call", "hedges", "that won"),
+        ("p50, s", "p95, s", "p99, s", "p99.9, s", "requests per call", "hedges", "hedges that won"),
         {"without hedging": _tail(False), "with hedging": _tail(True)},
         seconds=_FULL,
         rounds=1,
         note=f"{CALLS:,} calls from 32 threads to two providers that answer in 0.3 s at the median, "
-        "lognormally with sigma 0.3, and to two questions in a hundred only after 5 s; the defaults but for "
+        "lognormally with sigma 0.3, and to two calls in a hundred after 5 s; default settings except "
         "`min_samples = 50`",
     ),
 )

@@ -1,7 +1,7 @@
-"""Machine instructions under callgrind, which a busy machine cannot move; needs valgrind.
+"""Machine instructions counted by callgrind, which do not depend on the machine's load; needs valgrind.
 
-Each statement runs a number of times in one process and more often in another; the difference is the
-statement's own, as what starts the interpreter cancels out. The row ``no-op`` is the loop.
+Each statement runs a number of times in one process and more often in another. The difference is that of the
+statement, without the start of the interpreter. The row ``no-op`` is the empty loop.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ for _ in range(20):
     call()
 """
 
-# By contender: a statement, and whether its answer is what it should be.
+# For each contender: a statement, and an expression that checks its result.
 STATEMENTS = {
     "no-op": ("None", "answer is None"),
     "floor: method call, one clock read": ("clock()", "answer > 0"),
@@ -65,7 +65,7 @@ STATEMENTS = {
 
 
 def program(statement: str, check: str, times: int, setup: str = _CORE) -> str:
-    """A program that evaluates the statement so many times and fails on a wrong answer."""
+    """A program that evaluates the statement ``times`` times and fails on a wrong result."""
     return f"""{setup}
 def run():
     for _ in range({times}):
@@ -77,9 +77,9 @@ assert {check}, answer
 
 
 def instructions(code: str) -> int:
-    """Instructions that a new interpreter executes for a program."""
+    """The number of instructions that a new interpreter executes for a program."""
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-c", code]
-    # A fixed hash seed: the start of the interpreter must not differ between two programs.
+    # With a fixed hash seed, the interpreter starts in the same way for all programs.
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     found = re.search(r"Collected : (\d+)", ended.stderr)
@@ -116,11 +116,11 @@ TRIALS = (
         ("instructions",),
         {
             **{name: _core(name) for name in STATEMENTS},
-            "a whole call on loopback, everything on": _call("routed"),
+            "a whole call on loopback, all features on": _call("routed"),
             "its transport alone": _call("transport"),
         },
         seconds=0.0,
         rounds=1,
-        note="under callgrind: user space, all threads of the process; a busy machine hardly changes them",
+        note="under callgrind: user space, all threads of the process; independent of the machine's load",
     ),
 )

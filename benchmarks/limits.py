@@ -1,4 +1,4 @@
-"""Token buckets and breakers beside those of other packages, all in one process."""
+"""Token buckets and breakers, compared with those of other packages, in one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastroute.calls.queue import WaitQueue
 from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, Trial, WrongAnswerError, need
 from .workers import load
 
-PLENTY = 1_000_000_000  # a minute, the most there is: one each 60 ns, so a burst makes up the rest
+PLENTY = 1_000_000_000  # per minute, the maximum: one each 60 ns; a burst covers faster loops
 
 
 def bucket(granted: bool) -> Callable[[ExitStack], Operation]:
@@ -57,7 +57,7 @@ def limits(granted: bool) -> Callable[[ExitStack], Operation]:
         package = need("limits")
         storage = need("limits.storage").MemoryStorage()
         stack.callback(storage.reset)
-        strategy = need("limits.strategies").FixedWindowRateLimiter(storage)  # its quickest
+        strategy = need("limits.strategies").FixedWindowRateLimiter(storage)  # its fastest strategy
         item = package.RateLimitItemPerHour(10**12 if granted else 1)
         if not granted:
             strategy.hit(item, "bench")
@@ -70,13 +70,13 @@ def limits(granted: bool) -> Callable[[ExitStack], Operation]:
 def pyrate(granted: bool) -> Callable[[ExitStack], Operation]:
     def make(stack: ExitStack) -> Operation:
         package = need("pyrate_limiter")
-        # A log of one entry a permit is its default; its own GCRA keeps a number, as ours does.
+        # Its default is a log with one entry per permit; its GCRA keeps a number, as ours does.
         rate = package.Rate(10**9 if granted else 1, package.Duration.HOUR)
         limiter = _pyrate_limiter(package, rate)
         stack.callback(limiter.close)
         if not granted:
             limiter.try_acquire("bench", blocking=False)
-        # Where it does not block it also refuses whoever meets another thread inside.
+        # Without blocking, it also refuses a thread while another one is inside.
         names = {"acquire": limiter.try_acquire, "wait": granted}
         return Operation("acquire('bench', blocking=wait)", names, lambda answer: answer is granted)
 
@@ -112,7 +112,7 @@ def _acquiring(granted: bool) -> Comparison:
 def breaker(_: ExitStack) -> Operation:
     found = _core.Breaker(_core.Segment(64), "bench")
     names = {"allow": found.allow, "record": found.record, "OK": _core.OK}
-    return Operation("record(allow(), OK)", names, lambda state: state == -1)  # -1: as it was
+    return Operation("record(allow(), OK)", names, lambda state: state == -1)  # -1: unchanged
 
 
 def call(_: ExitStack) -> Operation:
@@ -144,7 +144,7 @@ def endpoint(_: ExitStack) -> Operation:
     names = {"admit": found.admit, "finish": found.finish, "OK": _core.OK}
 
     def went_through(state: int) -> bool:
-        # A refusal would have been no ticket to finish. What is asked for here is given back.
+        # After a refusal there would be no ticket to finish. The permit of this check is released.
         before = found.counts[0]
         finished = found.finish(found.admit(700), _core.OK, 0.5, -100)
         return state == finished == 0 and found.counts[0] == before + 1 and found.in_flight == 0
@@ -160,16 +160,16 @@ COMPARISONS = (
         (
             NO_OP,
             FLOOR,
-            Contender("a Python call of nothing", call),
+            Contender("a call of an empty Python function", call),
             Contender("fastroute Breaker.allow + record", breaker, ours=True),
             Contender(
                 "fastroute Endpoint.admit + finish (limits, breaker, permits, latency)", endpoint, ours=True
             ),
-            Contender("circuitbreaker, around a call of nothing", circuitbreaker),
-            Contender("pybreaker, around a call of nothing", pybreaker),
+            Contender("circuitbreaker, around an empty function", circuitbreaker),
+            Contender("pybreaker, around an empty function", pybreaker),
         ),
         base="fastroute Breaker.allow + record",
-        note="the peers wrap a call: take the call of nothing off them",
+        note="the peers wrap a call: subtract the call of an empty function",
     ),
 )
 
@@ -177,11 +177,11 @@ COMPARISONS = (
 # ------------------------------------------------------------------------------------------ many threads
 
 
-_BATCH = 200  # acquires between two looks at whether the time is over
+_BATCH = 200  # acquires between two checks of the time
 
 
 def acquire_rate(make: Callable[[ExitStack], Operation], threads: int, seconds: float) -> float:
-    """Acquires a second of so many threads on one limiter, in millions; the last of each batch is checked."""
+    """Millions of acquires per second of several threads on one limiter; checks the last of each batch."""
     with ExitStack() as stack:
         operation = make(stack)
         body = compile(
@@ -211,8 +211,8 @@ def alone_and_together(make: Callable[[ExitStack], Operation]) -> Callable[[floa
 
 
 _THREADS = Trial(
-    "Token bucket, granted: 8 threads beside 1",
-    ("million a second, 1 thread", "8 threads", "8 : 1"),
+    "Token bucket, granted: 8 threads and 1",
+    ("million per second, 1 thread", "8 threads", "8 : 1"),
     {
         "fastroute Bucket.acquire": alone_and_together(bucket(True)),
         "ratelimit": alone_and_together(ratelimit(True)),
@@ -232,16 +232,16 @@ PER_SECOND = 500
 
 
 def waiting(take: Callable[[ExitStack], Callable[[], int]], burst: int) -> Callable[[float], list[float]]:
-    """Threads that wait for one permit after the other: rate reached, asks a permit, how evenly.
+    """Threads that wait for one permit after the other: the rate, calls per permit, the deviation.
 
     Args:
-        take: makes the limiter; what it returns waits for a permit and says how often it asked.
-        burst: permits that the limiter may give at once. It fails if it gives more than that and its rate.
+        take: makes the limiter; returns a function that waits for a permit and returns its number of calls.
+        burst: permits that may be granted at once. More than this and the rate together fail the run.
     """
 
     def run(seconds: float) -> list[float]:
         with ExitStack() as stack:
-            begun = time.perf_counter()  # before the limiter is there, so that the bound is never too small
+            begun = time.perf_counter()  # before the limiter exists, so that the bound is not too small
             acquire = take(stack)
             asks = [0] * WAITERS
 
@@ -270,7 +270,7 @@ def _endpoint() -> _core.Endpoint:
 
 
 def in_line(_: ExitStack) -> Callable[[], int]:
-    """As admission does: ask; if refused, or if others wait already, reserve a time, sleep once, go in."""
+    """Waits as `calls/admission.py` does: if refused, or if others wait, reserves a time and sleeps once."""
     found, queue = _endpoint(), WaitQueue()
 
     def go_in() -> int:
@@ -299,7 +299,7 @@ def in_line(_: ExitStack) -> Callable[[], int]:
 
 
 def retrying(_: ExitStack) -> Callable[[], int]:
-    """Ask; if refused, sleep as long as the answer says and ask again."""
+    """Tries; if refused, sleeps for the time in the refusal and tries again."""
     found = _core.Bucket(_core.Segment(64), "retrying", PER_SECOND * 60, 1)
 
     def acquire() -> int:
@@ -325,7 +325,7 @@ def pyrate_waiting(gcra: bool) -> Callable[[ExitStack], Callable[[], int]]:
         def acquire() -> int:
             if limiter.try_acquire("bench") is not True:
                 raise WrongAnswerError("try_acquire gave no permit")
-            return 0  # it does not say how often it asked
+            return 0  # the package does not report its number of calls
 
         return acquire
 
@@ -347,11 +347,11 @@ def ratelimit_waiting(_stack: ExitStack) -> Callable[[], int]:
 TRIALS = (
     _THREADS,
     Trial(
-        f"Waiting for a permit: {WAITERS} threads on {PER_SECOND} a second",
-        ("share of the rate", "asks a permit", "largest deviation of a thread"),
+        f"Waiting for a permit: {WAITERS} threads at {PER_SECOND} per second",
+        ("share of the rate", "calls per permit", "largest deviation of a thread"),
         {
             "fastroute Endpoint: reserve, sleep once, admit": waiting(in_line, burst=1),
-            "a loop that sleeps what the refusal says (Bucket.acquire)": waiting(retrying, burst=1),
+            "a loop that sleeps for the time in the refusal (Bucket.acquire)": waiting(retrying, burst=1),
             "pyrate-limiter, blocking, GCRA": waiting(pyrate_waiting(True), burst=1),
             "pyrate-limiter, blocking, its default (a window)": waiting(
                 pyrate_waiting(False), burst=PER_SECOND
@@ -360,7 +360,7 @@ TRIALS = (
         },
         seconds=3.0,
         rounds=3,
-        note="asks: 0 where the package does not tell; in line, a refusal is one, a reservation is one; "
-        "a window lets a second's worth go at once",
+        note="calls per permit: 0 if the package does not report it; for fastroute a refusal and a "
+        "reservation count one each; a window admits the permits of a second at once",
     ),
 )

@@ -1,8 +1,8 @@
-"""The figures of the recorded run in the pages: ``python -m benchmarks.pages`` rewrites them.
+"""Writes the figures of the recorded run into the pages: ``python -m benchmarks.pages``.
 
-In a page a figure stands between ``<!--run:NAME-->`` and ``<!--/run-->``: in lines of its own, or within a
-line, but not at its start, where a comment makes HTML of all of it. `FIGURES` says what each name stands for.
-A test holds the pages to the recorded run.
+In a page a figure is between ``<!--run:NAME-->`` and ``<!--/run-->``, on separate lines or within a line. It
+must not be at the start of a line, because Markdown treats a line that begins with a comment as HTML.
+`FIGURES` has the function for each name. A test compares the pages with the recorded run.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ PAGES = ("README.md", "docs/benchmarks.md", "docs/ledger.md", "docs/routing.md")
 _MARKED = re.compile(r"(<!--run:([\w ]+)-->)(.*?)(<!--/run-->)", re.DOTALL)
 
 CALL = "A whole call on loopback, one thread"
-RATE = "Calls a second, instant upstream"
+RATE = "Calls per second, provider without latency"
 CPU = "CPU of a call"
 DECISION = "A decision: classify 500 B, rank 10, breaker and limit, settle"
 BUCKET = "Token bucket, granted"
-WAITING = "Waiting for a permit: 32 threads on 500 a second"
+WAITING = "Waiting for a permit: 32 threads at 500 per second"
 BREAKER = "Breaker: what it adds to a call"
 LEDGER = "An entry in the ledger, calling thread"
 BUSY = "An entry in the ledger, calling thread, 16 busy threads"
-THROUGH = "Entries through the ledger, thousands a second"
+THROUGH = "Entries written by the ledger, thousands per second"
 START = "Import, in a fresh interpreter"
-GATEWAY = "One call of 600 bytes through a gateway, a provider that answers at once"
+GATEWAY = "One call of 600 bytes through a gateway, with a provider without latency"
 HEDGING = "The slowest calls, with and without hedging"
 PLAN = "client.plan, 10 endpoints, 400 B"
 CACHE = "Cache hit, request of 400 B, key included"
 CHUNK = "A streamed chunk, of 500: CPU of the reading thread"
 SCAN_500 = "Scan of 500 B, 48 words and phrases, words counted"
 SCAN_50K = "Scan of 50 KB"
-OURS = "fastroute create, everything on"
+OURS = "fastroute create, all features on"
 
 
 # ------------------------------------------------------------------------------------------------ words
 
 
 def _time(run: Run, title: str, name: str) -> float:
-    """A comparison's median, seconds."""
+    """The median of a comparison's row, seconds."""
     return run.row(title, name).figures[0]
 
 
@@ -67,15 +67,15 @@ def _percent(share: float) -> str:
 
 
 def _block(*lines: str) -> str:
-    """Lines of their own, which Markdown takes for Markdown behind a comment."""
+    """Separate lines, with the empty lines that Markdown needs after a comment."""
     return "\n\n" + "\n".join(lines) + "\n\n"
 
 
 def _below(value: float, *limits: tuple[float, str]) -> str:
-    """The words of the first limit that the value is below.
+    """The text for the first limit that the value is below.
 
     Raises:
-        ValueError: it is above all: the page claims what is no longer true.
+        ValueError: it is above all limits, so the claim of the page is no longer true.
     """
     for limit, words in limits:
         if value < limit:
@@ -104,7 +104,7 @@ def floor(run: Run) -> str:
     times = [
         row.figures[0]
         for table in run.tables
-        if not table.columns  # which counts something else
+        if not table.columns  # the figures of trials are not times
         for row in table.rows
         if row.name == FLOOR.name
     ]
@@ -120,7 +120,7 @@ def import_ratio(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """README's table."""
+    """The README's table."""
     by_hand = "Hyperscan + circuitbreaker + limits"
 
     def cpu(name: str) -> str:
@@ -138,7 +138,7 @@ def summary(run: Run) -> str:
         for strategy in ("simple-shuffle", "latency-based-routing")
     )
     in_line = served("fastroute Endpoint: reserve, sleep once, admit")
-    retrying = served("a loop that sleeps what the refusal says (Bucket.acquire)")
+    retrying = served("a loop that sleeps for the time in the refusal (Bucket.acquire)")
     rows = (
         (
             "a whole call on loopback, limits, breaker, ledger and cost on",
@@ -149,7 +149,7 @@ def summary(run: Run) -> str:
             f"litellm Router {_ratio(run, CALL, 'litellm Router')}",
         ),
         (
-            "calls a second, 32 threads",
+            "calls per second, 32 threads",
             f"**{_ratio(run, RATE, OURS)}**",
             f"`requests.Session` per thread {_ratio(run, RATE, 'requests.Session for each thread')}",
             f"urllib3 pool {_ratio(run, RATE, 'urllib3 pool')}",
@@ -175,7 +175,7 @@ def summary(run: Run) -> str:
             *(f"{name} {_took(run, BUCKET, name)}" for name in ("ratelimit", "limits", "pyrate-limiter")),
         ),
         (
-            "32 threads waiting on 500 permits a second",
+            "32 threads waiting for 500 permits per second",
             f"{in_line[0]} of the rate, ± {in_line[1]} between threads",
             f"pyrate-limiter {served('pyrate-limiter, blocking, GCRA')[0]}",
             f"a retry loop {retrying[0]}, ± {retrying[1]}",
@@ -183,8 +183,8 @@ def summary(run: Run) -> str:
         (
             "breaker, allow and record",
             _took(run, BREAKER, "fastroute Breaker.allow + record"),
-            f"circuitbreaker {_took(run, BREAKER, 'circuitbreaker, around a call of nothing')}",
-            f"pybreaker {_took(run, BREAKER, 'pybreaker, around a call of nothing')}",
+            f"circuitbreaker {_took(run, BREAKER, 'circuitbreaker, around an empty function')}",
+            f"pybreaker {_took(run, BREAKER, 'pybreaker, around an empty function')}",
         ),
         (
             "scan of 50 KB for 48 words and phrases",
@@ -205,11 +205,11 @@ def summary(run: Run) -> str:
         ),
     )
     lines = [f"| {what} | {ours} | {' · '.join(beside)} |" for what, ours, *beside in rows]
-    return _block("| what | fastroute | beside it, in the same run |", "|---|---:|---|", *lines)
+    return _block("| what | fastroute | others, in the same run |", "|---|---:|---|", *lines)
 
 
 def gateways(run: Run) -> str:
-    """README's table of gateways."""
+    """The README's table of gateways."""
     lines = [
         f"| {shown} | {_took(run, GATEWAY, name)} | {duration(run.row(GATEWAY, name).added or 0.0)} |"
         for shown, name in (
@@ -226,11 +226,11 @@ def gateways(run: Run) -> str:
 
 
 def tables(run: Run) -> str:
-    """All tables, with what they were measured on."""
+    """All tables, with the machine and the versions."""
     return _block(run.heading(), *(f"\n{table.markdown()}" for table in run.tables))
 
 
-# What is measured, its row, and the aim in seconds.
+# What is measured, its row, and the target in seconds.
 _CORE_AIMS = (
     ("breaker, allow and record", BREAKER, "fastroute Breaker.allow + record", 40e-9),
     ("pick among 10", "Pick among 10 endpoints", "fastroute Ranking.pick, latency, no decay", 40e-9),
@@ -252,9 +252,9 @@ _CORE_AIMS = (
     ("scan of 500 B, portable", SCAN_500, "fastroute, portable kernel", 400e-9),
     ("scan of 50 KB, portable", SCAN_50K, "fastroute, portable kernel", 30e-6),
     (
-        "a decision, all filters on, given back",
+        "a decision, all filters on, released",
         DECISION,
-        "fastroute: all filters on, given back by the core in place of finish",
+        "fastroute: all filters on, released by the core instead of finish",
         400e-9,
     ),
     (
@@ -263,10 +263,10 @@ _CORE_AIMS = (
         "fastroute: the same, all filters on, by value",
         400e-9,
     ),
-    ("a decision without wishes, settled", DECISION, "fastroute: scan; rank and admit; finish", 400e-9),
+    ("a decision without filters, settled", DECISION, "fastroute: scan; rank and admit; finish", 400e-9),
     ("a decision by picking one, settled", DECISION, "fastroute: scan, pick one, admit, finish", 400e-9),
 )
-_AIMED_FLOOR = 36e-9  # seconds of a method call with one clock read where the aims were set
+_AIMED_FLOOR = 36e-9  # seconds of a method call with one clock read on the machine of the targets
 
 
 def _floor(run: Run, title: str) -> float:
@@ -274,20 +274,20 @@ def _floor(run: Run, title: str) -> float:
 
 
 def core_aims(run: Run) -> str:
-    """The core beside its aims, also as it would be where the aims were set."""
+    """The core's targets, the measured times, and these scaled to the machine of the targets."""
     lines = []
     for what, title, name, aim in _CORE_AIMS:
         took = _time(run, title, name)
         scaled = duration(took * _AIMED_FLOOR / _floor(run, title))
         lines.append(f"| {what} | {duration(aim)} | {duration(took)} | {scaled} |")
-    return _block("| | aim | measured | by the floor |", "|---|---:|---:|---:|", *lines)
+    return _block("| | target | measured | scaled by the floor |", "|---|---:|---:|---:|", *lines)
 
 
 def call_aims(run: Run) -> str:
-    """Whole calls, and what is done once a call, beside their aims."""
+    """The targets of whole calls and their parts, and the measured values."""
     rows = (
         ("a whole call, ratio to requests.Session.post", "0.4", _ratio(run, CALL, OURS)),
-        ("calls a second, 32 threads, ratio to requests", "2.5", _ratio(run, RATE, OURS)),
+        ("calls per second, 32 threads, ratio to requests", "2.5", _ratio(run, RATE, OURS)),
         ("CPU that routing adds to the bare transport", "40 µs", cpu_added(run)),
         ("a streamed chunk, parsed, CPU", "15 µs", _took(run, CHUNK, "fastroute, chunks as objects")),
         ("`client.plan`", "10 µs", _took(run, PLAN, "fastroute plan")),
@@ -305,14 +305,14 @@ def call_aims(run: Run) -> str:
         ),
     )
     lines = [f"| {what} | {aim} | {measured} |" for what, aim, measured in rows]
-    return _block("| | aim | measured |", "|---|---:|---:|", *lines)
+    return _block("| | target | measured |", "|---|---:|---:|", *lines)
 
 
 # ---------------------------------------------------------------------------------------------- other pages
 
 
 def ledger(run: Run) -> str:
-    """What the ledger costs the calling thread."""
+    """The ledger's time in the calling thread."""
     commit = "one SQLite commit (WAL, synchronous NORMAL)"
     power = "fastroute Ledger.append, durability power"
 
@@ -323,7 +323,7 @@ def ledger(run: Run) -> str:
     rows = (
         ("one direct SQLite commit an entry", _took(run, LEDGER, commit)),
         ("the ledger, one thread", _took(run, LEDGER, "fastroute Ledger.append")),
-        ('the ledger, `durability="power"`', f"{_took(run, LEDGER, power)} on that disk"),
+        ('the ledger, `durability="power"`', f"{_took(run, LEDGER, power)} on this disk"),
         ("16 busy threads, direct commits", busy("one SQLite commit each")),
         ("16 busy threads, the ledger", busy("fastroute Ledger.append")),
     )
@@ -364,7 +364,7 @@ def rewritten(text: str, run: Run) -> str:
     """A page's text with the run's figures.
 
     Raises:
-        KeyError: the page names a figure that there is not.
+        KeyError: the page has an unknown figure.
     """
 
     def fill(found: re.Match[str]) -> str:

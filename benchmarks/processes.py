@@ -1,4 +1,4 @@
-"""One limit for several processes: forked workers on the anonymous shared segment, beside the usual ways."""
+"""One limit for several processes: forked workers on a shared segment, compared with other ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .side_by_side import NO_OP, Comparison, Contender, Operation, Trial, WrongA
 from .workers import beside, forked
 
 WORKERS = 4
-_PLENTY = 1_000_000_000  # a minute; the burst makes up for what is taken more quickly
+_PLENTY = 1_000_000_000  # per minute; a burst covers faster loops
 
 
 def _shared(_: ExitStack) -> Operation:
@@ -50,7 +50,7 @@ def _value(_: ExitStack) -> Operation:
 
 
 def sqlite_taker(path: str, per_second: float, burst: float) -> Callable[[], bool]:
-    """A token bucket in one row; each process and only it uses its connection."""
+    """A token bucket in one row; each process has its own connection."""
     with closing(sqlite3.connect(path, isolation_level=None)) as first:
         first.execute("PRAGMA journal_mode = WAL")
         first.execute("CREATE TABLE bucket (tokens REAL, stamp REAL)")
@@ -87,7 +87,7 @@ def _sqlite(stack: ExitStack) -> Operation:
 
 
 def contended(make: Callable[[ExitStack], Operation]) -> Callable[[ExitStack], Operation]:
-    """The same while another process takes as fast as it can."""
+    """The same while another process acquires as fast as it can."""
 
     def prepare(stack: ExitStack) -> Operation:
         operation = make(stack)
@@ -113,7 +113,7 @@ _WAYS = {
 
 COMPARISONS = (
     Comparison(
-        "One bucket for forked processes, taken by one",
+        "A bucket shared by forked processes, used by one",
         (
             NO_OP,
             *(Contender(name, make, ours=name.startswith("fastroute")) for name, make in _WAYS.items()),
@@ -122,13 +122,13 @@ COMPARISONS = (
     ),
     *(
         Comparison(
-            f"The same, a second process taking too: {name}",
+            f"The same, used by two: {name}",
             (NO_OP, Contender(name, contended(make), ours=name.startswith("fastroute"))),
             base="no-op",
-            note="by itself, as the other process would slow down its neighbours in the table",
+            note="in its own table, because the other process would slow down other rows",
         )
         for name, make in _WAYS.items()
-        if name != "SQLite, one row"  # the other process may hold its lock for any time
+        if name != "SQLite, one row"  # the other process may hold the lock for an unlimited time
     ),
 )
 
@@ -140,14 +140,14 @@ BURST = 200
 
 
 def bound(make: Callable[[ExitStack], Callable[[], bool]]) -> Callable[[float], list[float]]:
-    """Forked workers that all take as fast as they can: granted, of what the bucket may give.
+    """Forked workers that acquire as fast as they can: the share of the bound that is granted.
 
-    It fails if one permit more is granted than that.
+    Fails if one permit more than the bound is granted.
     """
 
     def run(seconds: float) -> list[float]:
         with ExitStack() as stack:
-            begun = time.monotonic()  # before the bucket is there, so that the bound is never too small
+            begun = time.monotonic()  # before the bucket exists, so that the bound is not too small
             take = make(stack)
 
             def work() -> tuple[int, int, float]:
@@ -182,14 +182,14 @@ def _theirs(_: ExitStack) -> Callable[[], bool]:
 
 TRIALS = (
     Trial(
-        f"{WORKERS} forked processes on one bucket of {RATE} a second",
-        ("share of the bound", "asks a permit"),
+        f"{WORKERS} forked processes with one bucket of {RATE} per second",
+        ("share of the bound", "calls per permit"),
         {
             "fastroute Bucket on the forked segment": bound(_ours),
             "multiprocessing.Value under its lock": bound(_theirs),
         },
         seconds=1.0,
         rounds=3,
-        note="one permit over the bound would fail the run",
+        note="the run fails if one permit more than the bound is granted",
     ),
 )

@@ -1,6 +1,6 @@
-"""Measures all tables and puts their figures into the pages: ``python -m benchmarks.record``.
+"""Measures all tables and writes their figures into the pages: ``python -m benchmarks.record``.
 
-The tables go to standard output, and to ``benchmarks/results/run.json`` once all are measured.
+The tables are printed, and written to ``benchmarks/results/run.json`` when all are measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .table import measure
 
 
 def missing(run: Run) -> list[str]:
-    """What must be there before a run can be recorded, each with what mends it."""
+    """What is missing to record a run, each with how to provide it."""
     found = [
         f"{name} is not installed: pip install -e '.[bench]'"
         for name, version in run.packages.items()
@@ -26,7 +26,7 @@ def missing(run: Run) -> list[str]:
     if shutil.which("valgrind") is None:
         found.append("valgrind is not installed: apt-get install valgrind")
     if not run.commit:
-        found.append("the source tree is not that of a commit: commit what was changed, or stash it")
+        found.append("the source tree differs from its commit: commit or stash the changes")
     return found
 
 

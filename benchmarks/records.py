@@ -1,4 +1,4 @@
-"""What writing down an attempt costs its caller, beside a commit of the same row."""
+"""The time that recording an attempt takes in the calling thread, compared with a commit of the same row."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def attempt(n: int) -> Attempt:
 
 
 class Direct:
-    """One commit for each entry, on a connection of the thread's own, as a ledger without a journal would."""
+    """One commit per entry on a connection of the thread, like a ledger without a journal."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -95,7 +95,7 @@ class Direct:
 
 
 class Memory:
-    """Keeps the entries where a crash loses them."""
+    """Keeps the entries in memory."""
 
     def __init__(self) -> None:
         self.entries: list[Attempt] = []
@@ -116,7 +116,7 @@ FROM attempts
 
 
 def kept(target: Any, path: Path) -> int:
-    """How many entries the target has kept; -1 if one of them is not as it was written."""
+    """The number of entries in the target; -1 if one of them differs from what was written."""
     if isinstance(target, Memory):
         return len(target.entries)
     target.flush()
@@ -163,7 +163,7 @@ COMPARISONS = (
         loops=50,
         rounds=30,
         clock=time.perf_counter,
-        note="time on the wall, making the entry included",
+        note="wall-clock time, including making the entry",
     ),
 )
 
@@ -175,9 +175,9 @@ ROWS = 5_000
 
 
 def busy(make: Make) -> Callable[[float], list[float]]:
-    """The append alone, µs, from threads that compute and sleep as calls do: its median and 99th percentile.
+    """The median and 99th percentile of an append in µs, in threads that compute and sleep like calls.
 
-    Giving the interpreter lock away is what costs here.
+    Most of the time is spent on acquiring the interpreter lock again.
     """
 
     def run(seconds: float) -> list[float]:
@@ -204,7 +204,7 @@ def busy(make: Make) -> Callable[[float], list[float]]:
 
 
 def through(make: Make) -> Callable[[float], list[float]]:
-    """Thousand entries a second: written, the last one in the file; and summed by model and day."""
+    """Thousands of entries per second: written to the file, and summed by model and day."""
 
     def run(_: float) -> list[float]:
         with ExitStack() as stack:
@@ -239,14 +239,14 @@ TRIALS = (
         {"fastroute Ledger.append": busy(Ledger), "one SQLite commit each": busy(Direct)},
         seconds=0.5,
         rounds=5,
-        note="time on the wall of the append alone",
+        note="wall-clock time of the append only",
     ),
     Trial(
-        "Entries through the ledger, thousands a second",
+        "Entries written by the ledger, thousands per second",
         ("written", "summed by model and day"),
         {"fastroute Ledger": through(Ledger), "one SQLite commit each, one SELECT": through(Direct)},
         seconds=0.0,
         rounds=5,
-        note=f"{ROWS:,} entries, written by one thread until the last is in the file",
+        note=f"{ROWS:,} entries of one thread, until the last is in the file",
     ),
 )

@@ -1,4 +1,4 @@
-"""Reading a prompt, picking an endpoint, and both with a limit and a breaker: a decision."""
+"""Scanning a prompt, choosing an endpoint, and both with a limit and a breaker (a decision)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .side_by_side import FLOOR, NO_OP, Comparison, Contender, Operation, need
 
 @cache
 def prose() -> str:
-    """The prompts that come with the package, one after the other."""
+    """The prompts of the package, joined."""
     path = Path(fastroute.__file__).parent / "cli" / "demo_prompts.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     texts = [message["content"] for line in lines for message in json.loads(line)["messages"]]
@@ -39,7 +39,7 @@ def text_of(size: int) -> str:
 
 @cache
 def rule_set() -> RuleSet:
-    """All groups of the rule sets that come with the package in one."""
+    """One rule set with all groups of the built-in rule sets."""
     groups: dict[str, Any] = {}
     for known in load_builtin().values():
         for name, group in known.groups.items():
@@ -87,16 +87,16 @@ def _compiled() -> tuple[re.Pattern[str], ...]:
 
 
 def _with_re(text: str) -> list[int]:
-    """Which patterns occur: each is searched for, since in one alternation one would hide another.
+    """The patterns that occur. Each is searched separately, because an alternation finds only one per place.
 
-    The text is lowered first: that is several times as quick as IGNORECASE.
+    The text is lowercased first, which is several times faster than IGNORECASE.
     """
     lowered = text.lower()
     return [place for place, pattern in enumerate(_compiled()) if pattern.search(lowered)]
 
 
 def _counted(found: list[int]) -> list[int]:
-    """How many of the patterns are of each group."""
+    """The number of patterns by group."""
     groups = [place for place, group in enumerate(rule_set().groups.values()) for _ in group.patterns]
     counts = collections.Counter(groups[pattern] for pattern in found)
     return [counts[place] for place in range(len(rule_set().groups))]
@@ -233,7 +233,7 @@ def _scan(title: str, text: str, level: str, per: float = 1.0, note: str = "") -
 
 
 _LONG = 50_000
-# Beginnings of patterns without their ends: filters find candidates everywhere, and none of them is one.
+# Beginnings of patterns without their ends, so that a filter finds many candidates and no match.
 _NEARLY = ("compar optimiz analyz desig extrac trade-of synthesi architec evaluat " * 800)[:_LONG]
 _MATCHES = " ".join(
     text.replace(".", " ")
@@ -247,7 +247,7 @@ SCANS = (
     _scan("Scan of 500 B, 48 words and phrases, words counted", text_of(500), "low"),
     _scan("Scan of 50 KB", text_of(_LONG), "high"),
     _scan("Scan of 50 KB with one letter that is not Latin-1", text_of(_LONG - 1) + "\u2019", "high"),
-    _scan("Scan of 50 KB, most of it the words looked for", _MATCHES, "high"),
+    _scan("Scan of 50 KB, most of it words that match", _MATCHES, "high"),
     _scan("Scan of 50 KB of words that almost match, per byte", _NEARLY, "low", _LONG, "time per byte"),
     Comparison(
         "Compiling 48 words and phrases",
@@ -295,8 +295,8 @@ def ranking_of(endpoints: list[_core.Endpoint]) -> _core.Ranking:
 
 
 def _is_least(endpoints: list[_core.Endpoint], place: int, decay: bool = True) -> bool:
-    """Whether none has a smaller load. Of 200 many have the same, which fades by the millisecond."""
-    now = 0 if decay else 1  # a moment before anything was measured, from which nothing has faded
+    """Whether no endpoint has a smaller load. Many of 200 are equal, and loads decay by the millisecond."""
+    now = 0 if decay else 1  # a time before the measurements, at which nothing has decayed
     return endpoints[place].load(now) <= 1.001 * min(endpoint.load(now) for endpoint in endpoints)
 
 
@@ -308,7 +308,7 @@ def pick(number: int, strategy: int, decay: bool) -> Callable[[ExitStack], Opera
         def is_good(place: int) -> bool:
             if strategy == _core.LATENCY:
                 return _is_least(endpoints, place, decay)
-            # Of two that are drawn the worst of all is never taken.
+            # Of two random endpoints, the worst one of all is never chosen.
             return endpoints[place].load() < max(endpoint.load() for endpoint in endpoints)
 
         return Operation("pick(s, 7, decay)", names, is_good)
@@ -336,7 +336,7 @@ def rank(number: int, what: str) -> Callable[[ExitStack], Operation]:
 
 
 class _Plain:
-    """An endpoint as a router in Python keeps it."""
+    """The state of an endpoint in a router written in Python."""
 
     __slots__ = ("ewma", "in_flight", "samples")
 
@@ -389,7 +389,7 @@ def _picks(number: int) -> Comparison:
             Contender(
                 "fastroute Ranking.pick, two choices", pick(number, _core.TWO_CHOICES, False), ours=True
             ),
-            Contender("fastroute Choice.rank, the first is known", rank(number, "first"), ours=True),
+            Contender("fastroute Choice.rank, the first only", rank(number, "first"), ours=True),
             Contender("fastroute Choice.rank, the whole order", rank(number, "order"), ours=True),
             Contender("a scan of EWMAs in Python", python_ewma(number)),
             Contender("the 50-window formula in Python", python_window(number)),
@@ -404,16 +404,16 @@ _NUMBER = 10
 _TEXT = text_of(500)
 
 
-# Two calls of the core: the scan of the messages, whose level a router turns into a row of endpoints, and the
-# choice from that row, which ranks it and lets the request in.
+# Two calls of the core: the scan of the messages, whose level determines a row of endpoints, and the choice
+# from that row, which ranks it and admits the request.
 _DECIDE = "admit(scan(messages, params).chars // 4, 256, needs)"
 
 
 def decision(filters: bool, settled: bool = True) -> Callable[[ExitStack], Operation]:
     """With filters: capabilities, price cap and ceiling, quality floor, latency budget, and by value.
 
-    The context window and the limits' bursts are looked at either way. What is not settled is given back by
-    the core with what ``admit`` returned.
+    The context window and the bursts of the limits are checked in any case. If a decision is not settled, the
+    core releases the permit with the object that ``admit`` returned.
     """
 
     def make(_: ExitStack) -> Operation:
@@ -441,7 +441,7 @@ def _reading() -> dict[str, Any]:
 
 
 def _good_choice(names: dict[str, Any], decay: bool = True) -> Callable[[int], bool]:
-    """Whether the text is in its class, the least loaded endpoint is chosen, and nothing is kept of it."""
+    """Whether the class is right, the least loaded endpoint is chosen, and nothing stays in flight."""
     endpoints = names["endpoints"]
 
     def is_good(chosen: int) -> bool:
@@ -456,13 +456,13 @@ def _good_choice(names: dict[str, Any], decay: bool = True) -> Callable[[int], b
 
 
 def _settled(names: dict[str, Any], choose: Callable[[], int], decay: bool = True) -> Callable[[int], bool]:
-    """Whether a decision changed no breaker (a refusal cannot be settled), and chooses well."""
+    """Whether a decision is right and changed no breaker (a refusal cannot be settled)."""
     is_good = _good_choice(names, decay)
     return lambda flags: flags == 0 and is_good(choose())
 
 
 def bare_decision(_: ExitStack) -> Operation:
-    """The same without filters, values and an order: one endpoint is picked."""
+    """The same without filters, values and an order: only one endpoint is chosen."""
     endpoints = _endpoints(_NUMBER)
     pick = ranking_of(endpoints).pick
     names = {
@@ -477,7 +477,7 @@ def bare_decision(_: ExitStack) -> Operation:
 
 
 def _by_hand(find: Callable[[str], Any]) -> Callable[[], tuple[Any, str, bool, bool]]:
-    """A scan, the least EWMA whose breaker is closed, and a moving window, each of a package of its own."""
+    """A scan, the lowest EWMA with a closed breaker, and a moving window, each from a different package."""
     breaker = need("circuitbreaker").CircuitBreaker
     package = need("limits")
     strategy = need("limits.strategies").FixedWindowRateLimiter(need("limits.storage").MemoryStorage())
@@ -500,7 +500,7 @@ def _by_hand(find: Callable[[str], Any]) -> Callable[[], tuple[Any, str, bool, b
 
 
 def _as_by_hand(found: Any) -> Callable[[Any], bool]:
-    """Whether a decision found that, and let the call in at the endpoint with the least EWMA."""
+    """Whether a decision found the patterns and admitted the call at the endpoint with the lowest EWMA."""
     least = min(range(_NUMBER), key=lambda place: _Plain(place).ewma)
     return lambda answer: answer == (found, f"endpoint-{least}", True, True)
 
@@ -538,7 +538,7 @@ def litellm_router(base_url: str = "http://127.0.0.1:9", **options: Any) -> Any:
 def load_litellm() -> Any:
     import os
 
-    # Its price list ships with it; it would be fetched at import otherwise.
+    # Use the bundled price list, which would otherwise be fetched at import.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     litellm = need("litellm")
     litellm.telemetry = False
@@ -571,7 +571,7 @@ COMPARISONS = (
             Contender("fastroute: scan; rank and admit; finish", decision(filters=False), ours=True),
             Contender("fastroute: the same, all filters on, by value", decision(filters=True), ours=True),
             Contender(
-                "fastroute: all filters on, given back by the core in place of finish",
+                "fastroute: all filters on, released by the core instead of finish",
                 decision(filters=True, settled=False),
                 ours=True,
             ),

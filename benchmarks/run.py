@@ -1,4 +1,4 @@
-"""What one run of the benchmarks found and on what: kept as JSON, shown as Markdown."""
+"""The results of one run of the benchmarks and its machine, stored as JSON and shown as Markdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGES = (
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, three digits."""
+    """A duration as text, with three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, or a whole number."""
+    """A number with three digits, or a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -43,9 +43,9 @@ class Table:
     """The rows of a comparison or a trial.
 
     Attributes:
-        columns: names of the rows' figures; empty for a comparison, whose one figure is a median in seconds.
-        ratio: whether ratios are shown.
-        added: whether it is shown what each row takes more than the base.
+        columns: names of the rows' figures; empty for a comparison, which has a median in seconds.
+        ratio: whether to show ratios.
+        added: whether to show the difference to the base.
     """
 
     title: str
@@ -76,7 +76,7 @@ class Table:
         return next(row for row in self.rows if row.name == name)
 
     def markdown(self) -> str:
-        """A heading and the table; of a comparison the median and the tenth to ninetieth percentile."""
+        """A heading and the table; a comparison has the median and the tenth to ninetieth percentile."""
         head = ["", *(self.columns or ("median", "10 to 90 %"))]
         head += [name for name, shown in (("added", self.added), ("ratio", self.ratio)) if shown]
         out = [f"### {self.title}", ""]
@@ -107,16 +107,16 @@ def _line(cells: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """Tables of one run, and what they were measured on.
+    """The tables of one run, and the machine and versions.
 
     Attributes:
         date: ISO 8601.
-        commit: of the source tree; empty where it is not known, or the tree differs from it.
-        processors: how many, and their name.
-        load: of the machine when the run began, runnable processes over a minute.
+        commit: the commit of the source tree; empty if unknown, or if the tree differs from it.
+        processors: their number and name.
+        load: the load average of a minute at the start of the run.
         python: implementation and version.
         optimized: whether Python was built with profile-guided optimization.
-        packages: versions of fastroute, of what it is built on, and of the peers.
+        packages: versions of fastroute, its dependencies, and the peers.
     """
 
     date: str
@@ -131,7 +131,7 @@ class Run:
 
     @classmethod
     def here(cls) -> Run:
-        """A run that begins now, without tables yet."""
+        """A run without tables, on this machine and now."""
         versions = {}
         for name in _PACKAGES:
             try:
@@ -153,7 +153,7 @@ class Run:
         """A contender's figures in a table.
 
         Raises:
-            LookupError: there are none.
+            LookupError: the table or the row is unknown.
         """
         for table in self.tables:
             for row in table.rows:
@@ -162,7 +162,7 @@ class Run:
         raise LookupError(f"{title} - {name}: not in this run; record one with python -m benchmarks.record")
 
     def heading(self) -> str:
-        """What it was measured on, as a Markdown list."""
+        """Date, machine and versions as a Markdown list."""
         built = (
             "" if self.optimized else ", built without profile-guided optimization, which slows Python code"
         )
@@ -176,7 +176,7 @@ class Run:
         )
 
     def dump(self) -> str:
-        """JSON, a row a line."""
+        """The run as JSON, with one row per line."""
         head = json.dumps(asdict(replace(self, tables=())), ensure_ascii=False, indent=1)
         tables = []
         for table in self.tables:
@@ -187,7 +187,7 @@ class Run:
 
     @classmethod
     def load_from(cls, text: str) -> Run:
-        """What `dump` wrote."""
+        """The run that `dump` wrote."""
         found = json.loads(text)
         tables = tuple(
             Table(
@@ -203,7 +203,7 @@ class Run:
 
 
 def _sparse(row: Row) -> dict[str, Any]:
-    """Only what is there, with six digits."""
+    """The row's values except empty ones, with six digits."""
     found: dict[str, Any] = {"name": row.name, "figures": [_rounded(figure) for figure in row.figures]}
     for name in ("ratio", "added", "low", "high"):
         value = getattr(row, name)
@@ -232,7 +232,7 @@ def _commit() -> str:
     """The commit of the source tree; empty if there is none or the tree differs from it."""
     root = Path(__file__).parent.parent
     try:
-        # What a recording writes is not part of what it measures.
+        # The files that a recording writes are ignored, because they do not affect its results.
         changed = _git(root, "status", "--porcelain", "-uno", "--", ".", ":!*.md", ":!benchmarks/results")
         return "" if changed else _git(root, "rev-parse", "HEAD")
     except (OSError, subprocess.CalledProcessError):

@@ -1,14 +1,14 @@
-"""Compares ways to do one thing: in turns, in one run, so that a busy machine is unfair to none of them.
+"""Compares ways to do the same thing in interleaved rounds, so that the machine's load affects all alike.
 
-What is compared is in the modules beside this one, as `Comparison` (operations short enough to repeat) and
-`Trial` (runs that take seconds and have several figures). The tests run each once and check its answer;
-`benchmarks.table` measures them and prints the tables.
+The other modules define each `Comparison` (operations that are short enough to repeat) and `Trial` (runs that
+take seconds and have several figures). The tests run each once and check its answer; `benchmarks.table`
+measures them and prints the tables.
 
-A contender is a Python expression and the names in it: the expression is compiled into the timing loop, so
-that a native call is not measured through a Python function around it. Each round runs every contender once;
-the figure is the median over the rounds. The row ``no-op`` is the same loop with nothing in it.
+A contender is a Python expression and its names. The expression is compiled into the timing loop, so that no
+Python function around a native call is measured. Each round runs every contender once; the figure is the
+median of the rounds. The row ``no-op`` is the empty loop.
 
-A contender that gives a wrong answer, or one of whose threads or processes raises, fails the run.
+A contender that gives a wrong answer fails the run, and so does an exception of its threads or processes.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class MissingError(Exception):
 
 
 class WrongAnswerError(Exception):
-    """A contender does not do what it is compared for."""
+    """A contender gave a wrong answer."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What one contender repeats.
+    """The operation that one contender repeats.
 
     Attributes:
         statement: a Python expression over ``names``.
-        names: what the expression refers to.
-        check: whether a result of the expression is what a working contender gives.
-        per: how many units (chunks, bytes) one evaluation stands for.
+        names: the objects that the expression uses.
+        check: returns whether a result of the expression is right.
+        per: the units (chunks, bytes) of one evaluation.
     """
 
     statement: str
@@ -53,7 +53,7 @@ class Operation:
     per: float = 1.0
 
     def verify(self) -> None:
-        """Evaluates the statement once.
+        """Evaluates the statement once and checks the result.
 
         Raises:
             WrongAnswerError: the answer is not that of a working contender.
@@ -68,7 +68,7 @@ Maker = Callable[[ExitStack], Operation]
 
 @dataclass(frozen=True)
 class Contender:
-    """A named way to do it; ``make`` prepares it and leaves on the stack what has to be closed."""
+    """A named contender; ``make`` prepares it, and puts on the stack what must be closed."""
 
     name: str
     make: Maker
@@ -77,16 +77,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ways to do one thing, measured in turns.
+    """Ways to do the same thing, measured in interleaved rounds.
 
     Attributes:
-        title: what is done.
+        title: the table's title.
         base: the contender that ratios refer to.
-        added: whether to show what each contender takes more than ``base``.
-        loops: evaluations in one timing; None: found for each contender, so that a timing takes 2 ms.
+        added: whether to show the difference to ``base``.
+        loops: evaluations per timing; None: chosen for each contender, so that a timing takes 2 ms.
         rounds: timings of each contender.
-        clock: seconds. The thread's CPU time by default: what other processes take from a small machine is
-            then nobody's; the time on the wall where waiting is part of what is compared.
+        clock: returns seconds. The default is the thread's CPU time, which other processes do not affect; use
+            the wall clock if waiting is part of the comparison.
     """
 
     title: str
@@ -101,13 +101,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Trial:
-    """Runs with several figures each, in turns; each figure is the median over the rounds.
+    """Runs with several figures each, in interleaved rounds; each figure is the median of the rounds.
 
     Attributes:
         columns: the figures' names, in order.
-        runs: by contender, a function of seconds to run for (it decides what that means) → the figures. It
-            checks the contender's answers, and raises `WrongAnswerError`.
-        ratio: the column whose ratio to ``base`` is shown; None: no ratios.
+        runs: for each contender a function from the seconds to run to the figures. It checks the contender's
+            answers and raises `WrongAnswerError`.
+        ratio: the column whose ratio to ``base`` is shown; None for no ratios.
     """
 
     title: str
@@ -122,12 +122,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender's figures; times in seconds. ``skipped`` says why there are none.
+    """One contender's figures; times in seconds. ``skipped`` is the reason if there are none.
 
     Attributes:
         figures: a comparison's median, or a trial's figures.
-        ratio: of the (first or chosen) figure to that of the base.
-        added: what the median is more than that of the base, where that is shown.
+        ratio: the ratio of the first or the chosen figure to that of the base.
+        added: the difference of the median to that of the base, if shown.
         low, high: tenth and ninetieth percentile of a comparison.
     """
 
@@ -154,15 +154,15 @@ def clock(_: ExitStack) -> Operation:
     return Operation("clock()", {"clock": _core.clock}, lambda now: now > 0)
 
 
-# By what this takes, the figures of one machine can be compared with those of another.
+# With the time of this, figures of different machines can be compared.
 FLOOR = Contender("floor: method call, one clock read", clock)
 
 
 def need(module: str) -> Any:
-    """A peer's module.
+    """Imports a peer's module.
 
     Raises:
-        MissingError: it is not installed or does not load here.
+        MissingError: it is not installed or cannot be imported.
     """
     import importlib
 
@@ -174,7 +174,7 @@ def need(module: str) -> Any:
 
 @contextmanager
 def quiet_gc() -> Iterator[None]:
-    """Collects now and not while the clock runs, as timeit does."""
+    """Runs the garbage collector before the timing and disables it meanwhile, like timeit."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -195,7 +195,7 @@ def _loops_for(timer: timeit.Timer, target: float) -> int:
 
 
 def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
-    """Measures every contender in turns, and checks its answer before and after.
+    """Measures all contenders in interleaved rounds, and checks their answers before and after.
 
     Raises:
         WrongAnswerError: an answer is not that of a working contender.
@@ -221,7 +221,7 @@ def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
             timers.append((contender.name, timer, loops, operation.per))
             samples[contender.name] = []
         for turn in range(rounds or comparison.rounds):
-            # Each round begins with another one: the second after a slow one finds other caches than it left.
+            # Each round starts with another contender, because the caches depend on the one before.
             shift = turn % len(timers)
             with quiet_gc():
                 for name, timer, loops, per in (*timers[shift:], *timers[:shift]):
@@ -251,7 +251,7 @@ def compare(comparison: Comparison, rounds: int | None = None) -> list[Row]:
 
 
 def run_trial(trial: Trial, rounds: int | None = None, seconds: float | None = None) -> list[Row]:
-    """Runs every contender in turns; what one of them raises is raised, but that it is missing."""
+    """Runs all contenders in interleaved rounds; a `MissingError` is recorded and not raised."""
     found: dict[str, list[Sequence[float]]] = {name: [] for name in trial.runs}
     skipped: dict[str, str] = {}
     with thread_failures():

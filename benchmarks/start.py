@@ -1,4 +1,4 @@
-"""What importing costs, each time in a fresh interpreter, with the byte code that installing leaves."""
+"""The time and memory of imports in a fresh interpreter, with compiled byte code."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ print(took * 1e3, pages * os.sysconf("SC_PAGESIZE") / 2**20)
 
 
 def fresh(statement: str, modules: set[str], peer: str = "") -> Callable[[float], list[float]]:
-    """Milliseconds and MiB of a statement in an interpreter of its own.
+    """Milliseconds and MiB of a statement in a new interpreter.
 
     Args:
-        modules: what the statement must have imported.
+        modules: modules that the statement must have imported.
         peer: a module that may be missing.
     """
 
     def run(_: float) -> list[float]:
         if peer and find_spec(peer) is None:
             raise MissingError(f"{peer} is not installed")
-        # A source tree may have none, as where PYTHONDONTWRITEBYTECODE is set.
+        # A source tree may have no byte code, for instance with PYTHONDONTWRITEBYTECODE.
         compileall.compile_dir(str(Path(fastroute.__file__).parent), quiet=2)
         code = _CODE.format(statement=statement, modules=modules)
         ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)

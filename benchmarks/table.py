@@ -1,6 +1,6 @@
 """Measures tables and prints them as Markdown: ``python -m benchmarks.table [WORD ...]``.
 
-Words choose the tables whose titles contain one of them. Progress goes to standard error.
+Words select the tables whose titles contain one of them. Progress goes to standard error.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TRIALS: tuple[Trial, ...] = (
 
 
 def measure(wanted: Callable[[str], bool] = lambda title: True, rounds: int | None = None) -> Iterator[Table]:
-    """Measures the tables whose titles are wanted, one after the other."""
+    """Measures the selected tables, one after the other."""
     logging.getLogger("fastroute").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")  # the peers' own
+    warnings.simplefilter("ignore")  # warnings of the peers
     begun = time.monotonic()
     for each in (*COMPARISONS, *TRIALS):
         if wanted(each.title):

@@ -1,4 +1,4 @@
-"""A contender that gives a wrong answer, or one of whose threads or processes fails, fails the run."""
+"""A wrong answer of a contender, and an exception of its threads or processes, fail the run."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def broken(_: ExitStack) -> Operation:
 
 
 class Forgetful(records.Memory):
-    """Loses every other entry, and its sums are wrong."""
+    """A ledger that loses every other entry and has wrong sums."""
 
     def __init__(self, _: Path) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """Every row of the tables, through pytest-benchmark: ``pytest benchmarks``.
 
-With ``--benchmark-disable`` each contender runs once and its answer is checked, nothing is timed. The ratios
-that count come from ``python -m benchmarks.table``, which takes the contenders in turns; pytest-benchmark
-measures one after the other.
+With ``--benchmark-disable`` each contender runs once and its answer is checked, without timing.
+pytest-benchmark measures one contender after the other; use ``python -m benchmarks.table`` for ratios,
+because it interleaves the contenders.
 
-A peer that is not there is skipped; where ``CI`` is ``true`` it fails.
+A missing peer is skipped; with ``CI=true`` it fails.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .side_by_side import (
 from .table import COMPARISONS, TRIALS
 from .workers import thread_failures
 
-# The peers' own warnings are theirs to mend; ours are still errors (the modules are named).
+# Warnings in the modules of peers are ignored; others are still errors.
 pytestmark = pytest.mark.filterwarnings(
     "ignore",
     "error:::fastroute",
@@ -52,16 +52,16 @@ RUNS = [
     if trial not in instructions.TRIALS  # valgrind takes a minute
     for name in trial.runs
 ]
-SHORT = 0.1  # seconds that a trial runs when nothing is timed
+SHORT = 0.1  # seconds of a trial without timing
 
 
-# Too much to install for each change; recording a run checks its answers.
+# Too large to install for each change; recording a run checks its answers.
 NOT_IN_CI = "litellm proxy"
 
 
 @contextmanager
 def present(name: str) -> Iterator[None]:
-    """Skips what a missing peer leaves out, but where everything must be there."""
+    """Skips a row if its peer is missing, or fails if every peer must be installed."""
     try:
         yield
     except MissingError as error:

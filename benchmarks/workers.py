@@ -1,6 +1,6 @@
-"""Threads and processes of contenders. What one of them raises is raised in the caller too: it fails the run.
+"""Threads and processes for contenders. Their exceptions are raised in the caller too, which fails the run.
 
-Nothing else in this package starts a thread or forks; a test holds it to that.
+No other module of this package starts a thread or forks; a test checks this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class ChildError(Exception):
-    """A process of a contender raised, or ended without an answer."""
+    """A process of a contender raised an exception, or ended without a result."""
 
 
 # ----------------------------------------------------------------------------------------------- threads
@@ -32,7 +32,7 @@ class ChildError(Exception):
 
 @contextmanager
 def thread_failures() -> Iterator[None]:
-    """Raises what any thread raised meanwhile, whoever started it: the first exception, as it was."""
+    """Raises the first exception of any thread that ended within the block."""
     failures: list[BaseException] = []
 
     def keep(failure: Any) -> None:
@@ -51,13 +51,13 @@ def thread_failures() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Load:
-    """What threads did in the time they had.
+    """The work of threads in a given time.
 
     Attributes:
-        counts: repetitions of each thread when the time was over.
-        total: repetitions of all threads, those included that ended after it.
-        seconds: how long it was on the wall.
-        cpu: seconds of the whole process meanwhile.
+        counts: repetitions of each thread at the end of the time.
+        total: repetitions of all threads, including those that ended afterwards.
+        seconds: the wall-clock time.
+        cpu: the CPU seconds of the process in that time.
     """
 
     counts: tuple[int, ...]
@@ -67,13 +67,13 @@ class Load:
 
 
 def load(threads: int, seconds: float, prepare: Callable[[int], Callable[[], object]]) -> Load:
-    """Lets threads repeat something, all of them from the same moment on.
+    """Repeats something in threads that start at the same time.
 
     Args:
         prepare: called in each thread with its number before the clock starts; returns what to repeat.
 
     Raises:
-        BaseException: whatever a thread raised; the others stop then.
+        BaseException: an exception of a thread; the other threads stop then.
     """
     counts = [0] * threads
     ready, stop = threading.Barrier(threads + 1), threading.Event()
@@ -114,7 +114,7 @@ def load(threads: int, seconds: float, prepare: Callable[[int], Callable[[], obj
 
 
 def in_threads(threads: int, function: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """Calls the function for each item, in so many threads, and returns the results in order."""
+    """Calls the function for each item in several threads, and returns the results in order."""
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, items))
 
@@ -123,7 +123,7 @@ def in_threads(threads: int, function: Callable[[S], T], items: Iterable[S]) -> 
 
 
 class Child:
-    """A forked process that works and sends back what came of it."""
+    """A forked process that works and sends back its result."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         reader, writer = os.pipe()
@@ -146,14 +146,14 @@ class Child:
         pipe.write(answer)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits until it has answered or died, for so many seconds at most; whether it has."""
+        """Waits until it has answered or ended; returns whether it has, within ``seconds``."""
         return bool(select.select([self._reader], [], [], seconds)[0])
 
     def result(self) -> Any:
-        """What its work returned, once it has ended.
+        """The result of its work, after it has ended.
 
         Raises:
-            ChildError: it raised or was killed.
+            ChildError: it raised an exception or was killed.
         """
         with self._reader:
             sent = self._reader.read()
@@ -172,10 +172,10 @@ class Child:
 
 
 def forked(processes: int, work: Callable[[], T]) -> list[T]:
-    """Does the work in forked processes at the same time, and returns what each of them returned.
+    """Does the work in several forked processes at the same time, and returns their results.
 
     Raises:
-        ChildError: one of them raised or was killed.
+        ChildError: one of them raised an exception or was killed.
     """
     children = [Child(work) for _ in range(processes)]
     results, failure = [], None
@@ -191,10 +191,10 @@ def forked(processes: int, work: Callable[[], T]) -> list[T]:
 
 @contextmanager
 def beside(work: Callable[[], object]) -> Iterator[Child]:
-    """A forked process that repeats the work until the block ends.
+    """A forked process that repeats the work until the end of the block.
 
     Raises:
-        ChildError: at the end of the block, if the process raised or was killed before it.
+        ChildError: the process raised an exception or was killed before the end of the block.
     """
 
     def repeat() -> None:
