@@ -22,7 +22,7 @@ from fastroute import _core, errors, events
 from fastroute.budget import Budgets, Reservation
 from fastroute.figures import duration
 from fastroute.providers.base import check_content_type, request_id_of
-from fastroute.providers.limit_headers import parse_limits
+from fastroute.providers.limit_headers import HeaderLimit, parse_limits
 from fastroute.quality import Rates
 from fastroute.state.endpoints import BlockReason, LiveEndpoint
 from fastroute.state.tokens import OutputHistory
@@ -333,9 +333,8 @@ class Settlement:
             self._upstream.endpoint.calibration.learn(estimate, usage.prompt_tokens)
             if self._call.request.max_tokens is None:
                 self._sinks.outputs.record(self._upstream.endpoint.model.name, usage.completion_tokens)
-        self._limits(exchange.headers)
         spent = usage.prompt_tokens + usage.completion_tokens
-        self._settle(_core.OK, self._entry("ok", latency, usage, exchange, ttft), spent)
+        self._settle(_core.OK, self._entry("ok", latency, usage, exchange, ttft), spent, exchange.headers)
         return time.monotonic()
 
     def failed(
@@ -356,8 +355,6 @@ class Settlement:
         if not self._sent:
             self._undo()
             return
-        if exchange is not None:
-            self._limits(exchange.headers)
         if not isinstance(error, errors.Error) or isinstance(error, errors.DeadlineExceeded):
             # An interrupt, a killed greenlet, a bug in fastroute, a slow reader: not the endpoint's fault.
             self.cancelled(exchange, usage, ttft)
@@ -380,7 +377,8 @@ class Settlement:
         spent = self._grant.tokens if billed else 0
         if usage is not None:
             spent = max(spent, usage.total_tokens)
-        self._settle(outcome, self._entry("failed", latency, usage, exchange, ttft, error), spent)
+        headers = None if exchange is None else exchange.headers
+        self._settle(outcome, self._entry("failed", latency, usage, exchange, ttft, error), spent, headers)
         # After settling, so that no permit is held while blocks are published and logged.
         if verdict.block_seconds and (verdict.strikes == 1 or self._upstream.strike() >= verdict.strikes):
             self._block(verdict)
@@ -426,14 +424,30 @@ class Settlement:
         call = self._call
         return time.monotonic() >= call.deadline and latency < 0.5 * call.estimate.timeout
 
-    def _limits(self, headers: Mapping[str, str]) -> None:
-        limits = parse_limits(headers)
-        if limits is None:
-            return
+    def _limits(self, headers: Mapping[str, str], *, served: bool) -> None:
+        """Applies the rate limits in an answer's headers.
+
+        Args:
+            served: it is a good answer, so a limit that it does not tell is there no more. A refusal often
+                tells only the limit that it is about.
+        """
         core = self._upstream.endpoint.core
-        requests_left, tokens_left = limits.remaining_requests, limits.remaining_tokens
+        limits = parse_limits(headers, self._time)
+        if limits is None:
+            if served and core.paced:
+                core.pace(0, 60.0, 0, 60.0)
+            return
+        requests, tokens = limits.requests or _UNTOLD, limits.tokens or _UNTOLD
+        nothing = 0 if served else -1
+        core.pace(
+            requests.limit or (nothing if requests is _UNTOLD else -1),
+            requests.window,
+            tokens.limit or (nothing if tokens is _UNTOLD else -1),
+            tokens.window,
+        )
         core.tighten(
-            -1 if requests_left is None else requests_left, -1 if tokens_left is None else tokens_left
+            -1 if requests.remaining is None else requests.remaining,
+            -1 if tokens.remaining is None else tokens.remaining,
         )
 
     def _block(self, verdict: Verdict) -> None:
@@ -534,7 +548,13 @@ class Settlement:
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
         )
 
-    def _settle(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
+    def _settle(
+        self,
+        core_outcome: int,
+        attempt: Attempt,
+        spent_tokens: int,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.begun()
         try:
             with self._lock:
@@ -546,19 +566,25 @@ class Settlement:
                 if not known or all(each.id != attempt.id for each in known):
                     known.append(attempt)
                 self._settled = True
-            self._record(core_outcome, attempt, spent_tokens)
+            self._record(core_outcome, attempt, spent_tokens, headers)
         except BaseException:
             # An interrupt, at whatever line: once more. Each step counts once, however often it is done.
             if self._settled:
-                self._record(core_outcome, attempt, spent_tokens)
+                self._record(core_outcome, attempt, spent_tokens, headers)
             raise
 
-    def _record(self, core_outcome: int, attempt: Attempt, spent_tokens: int) -> None:
+    def _record(
+        self, core_outcome: int, attempt: Attempt, spent_tokens: int, headers: Mapping[str, str] | None
+    ) -> None:
         sinks, call, grant = self._sinks, self._call, self._grant
         shown = attempt.latency if call.timed else 0.0
         # The permit first: calls that wait for it should not wait for the ledger as well.
         finish = self._upstream.endpoint.core.finish
         flags = finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
+        if headers is not None:
+            # After what was estimated too much is given back, or that would come on top of what is left; and
+            # before others are let in.
+            self._limits(headers, served=core_outcome == _core.OK)
         self._freed()
         # What the caller's request caused, or ended early, says nothing about the model. `_told` is set
         # first: an interrupt may lose an event, but never repeats one.
@@ -586,5 +612,6 @@ class Settlement:
             hooks.emit(events.BreakerChanged(name, state))
 
 
+_UNTOLD = HeaderLimit(None, None, None)
 _NOTHING = Usage(source="none")
 _ROUTINE = (BlockReason.RETRY_AFTER, BlockReason.HOST_DOWN)

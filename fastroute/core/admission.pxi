@@ -98,6 +98,9 @@ cdef struct EndpointParts:
     uint64_t *permits[PERMIT_CELLS]
     uint64_t *pool               # what is leased of limits that many machines share, see pool.pxi; NULL: not shared
     bint leases_permits          # whether permits are leased too
+    uint64_t *told[2]            # requests and tokens that the provider allows: float count | window in ms; NULL: a quota
+    uint64_t told_seen[2]        # the words by which `requests` and `tokens` above were set in this process
+    bint follows[2]              # no limit is configured, so the provider's is used
     int64_t full_until           # until then (ns) no other machine is asked for a permit: the last answer was "none"
     int64_t low_requests         # below these balances the pool should be filled up
     int64_t low_tokens
@@ -384,18 +387,78 @@ cdef inline double usage_at(const EndpointParts *e, int64_t now) noexcept nogil:
     return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) / FR_USAGE_TAU)
 
 
+cdef void adopt_told(EndpointParts *e, int which) noexcept nogil:
+    """Sets this process's limit of requests (0) or tokens (1) by what the provider has told any process.
+
+    Limits that many machines share are not mixed with what one of them was told.
+    """
+    cdef Limit *limit = &e.tokens if which else &e.requests
+    cdef uint64_t word = fr_load(e.told[which])
+    cdef int64_t most = <int64_t>fr_value(word)
+    e.told_seen[which] = word
+    if most <= 0 or e.pool is not NULL:
+        limit.per_minute = -1
+        limit.burst = limit.interval = limit.tolerance = 0
+        return
+    limit.interval = max(<int64_t>fr_stamp(word) * 1000000 // most, 1)
+    limit.per_minute = max(MINUTE_NS // limit.interval, 1)
+    limit.burst = most
+    limit.tolerance = limit.interval * most
+
+
+cdef inline void follow_told(EndpointParts *e) noexcept nogil:
+    """Takes over what another process was told since."""
+    if e.follows[0] and fr_load(e.told[0]) != e.told_seen[0]:
+        adopt_told(e, 0)
+    if e.follows[1] and fr_load(e.told[1]) != e.told_seen[1]:
+        adopt_told(e, 1)
+
+
+cdef void tell_limit(EndpointParts *e, int which, int64_t most, double window_s, int64_t now) noexcept nogil:
+    """The provider allows so many in a window; 0: it does not say so any more.
+
+    What is used stays used, in numbers: the TAT runs ahead by as many of the new intervals.
+    """
+    cdef Limit *limit = &e.tokens if which else &e.requests
+    cdef int64_t *tat = &e.hot.tat if which else &e.cold.tat
+    cdef uint64_t seen = fr_load(e.told[which])
+    cdef uint64_t word = fr_pack(<float>most, <uint32_t>(window_s * 1e3)) if most > 0 else 0
+    cdef int64_t before = limit.interval
+    cdef int64_t at
+    # A window reckoned from a reset in whole seconds differs a little each time: that is no news.
+    if word and most == <int64_t>fr_value(seen) and abs(<double>fr_stamp(seen) - window_s * 1e3) <= 0.2 * fr_stamp(seen):
+        return
+    if word == seen or not fr_cas(e.told[which], &seen, word):
+        return                   # another process was told something newer
+    adopt_told(e, which)
+    at = fr_load_i64(tat)
+    while before and limit.interval and at > now:
+        if fr_cas_i64(tat, &at, now + <int64_t>(<double>(at - now) / before * limit.interval)):
+            break
+
+
+cdef inline int64_t to_pay(const EndpointParts *e, int64_t tokens) noexcept nogil:
+    """Tokens to take from the bucket, never more than it holds where only the provider's headers limit them."""
+    # An estimate may be too high, and nobody has configured that such a request is refused: the provider decides.
+    return min(tokens, e.tokens.burst) if e.follows[1] and e.tokens.per_minute >= 0 else tokens
+
+
 cdef inline bint never_fits(const EndpointParts *e, int64_t tokens) noexcept nogil:
     """Whether no waiting would let such a request in."""
     return (
         e.max_in_flight == 0
         or e.requests.per_minute == 0
-        or (e.tokens.per_minute >= 0 and tokens > 0 and (tokens > e.tokens.burst or e.tokens.per_minute == 0))
+        or (
+            e.tokens.per_minute >= 0 and tokens > 0 and not e.follows[1]
+            and (tokens > e.tokens.burst or e.tokens.per_minute == 0)
+        )
     )
 
 
 cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int64_t now) noexcept nogil:
     """What ``endpoint_admit`` would answer, taking nothing; 0 for yes. Reasons in the same order as there."""
     cdef int64_t wait
+    follow_told(e)
     if never_fits(e, 0 if reserved else tokens):
         return refusal(REASON_TOO_LARGE, 0)
     wait = block_left(fr_load(&e.hot.block), now)
@@ -415,7 +478,7 @@ cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int6
     wait = bucket_wait(&e.requests, &e.cold.tat, 1, now)
     if wait:
         return refusal(REASON_REQUESTS, wait)
-    wait = bucket_wait(&e.tokens, &e.hot.tat, tokens, now)
+    wait = bucket_wait(&e.tokens, &e.hot.tat, to_pay(e, tokens), now)
     if wait:
         return refusal(REASON_TOKENS, wait)
     return 0
@@ -426,6 +489,7 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
     cdef int64_t permit, wait
     cdef int64_t gate = 0
     cdef bint probe = control_state(fr_load(&e.hot.breaker)) != STATE_CLOSED
+    follow_told(e)
     if never_fits(e, 0 if reserved else tokens):
         return refusal(REASON_TOO_LARGE, 0)
     if word:
@@ -465,7 +529,7 @@ cdef int64_t endpoint_admit(EndpointParts *e, int slot, int64_t tokens, bint res
         if e.pool is not NULL:
             wait = pool_take(e, tokens, now)
         elif (wait := bucket_acquire(&e.requests, &e.cold.tat, 1, now)) == 0:
-            wait = bucket_acquire(&e.tokens, &e.hot.tat, tokens, now)
+            wait = bucket_acquire(&e.tokens, &e.hot.tat, to_pay(e, tokens), now)
             if wait:
                 bucket_settle(&e.requests, &e.cold.tat, -1, now)
                 wait = refusal(REASON_TOKENS, wait)
@@ -486,8 +550,10 @@ cdef int64_t endpoint_reserve(
 ) noexcept nogil:
     # The request may go when both buckets have what it needs, so the longer wait counts.
     cdef int64_t first, second
+    follow_told(e)
     if never_fits(e, tokens):
         return refusal(REASON_TOO_LARGE, 0)
+    tokens = to_pay(e, tokens)
     first = bucket_reserve(&e.requests, &e.cold.tat, 1, max_wait, now)
     if first < 0:
         return refusal(REASON_REQUESTS, -2 - first)
@@ -569,7 +635,7 @@ cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t toke
         pool_charge(e, -1, -tokens)
     else:
         bucket_settle(&e.requests, &e.cold.tat, -1, now)
-        bucket_settle(&e.tokens, &e.hot.tat, -tokens, now)
+        bucket_settle(&e.tokens, &e.hot.tat, -to_pay(e, tokens), now)
     if tokens:
         usage_add(e, -<double>tokens, now)
 

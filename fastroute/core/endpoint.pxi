@@ -79,6 +79,9 @@ cdef class Endpoint(Limited):
         e.breaker.window[0] = segment.claim(name_hash, KIND_WINDOW, 0) + 1
         e.bearable = e.breaker.window[0] + 5      # the window uses five of the cell's seven words
         e.breaker.window[1] = segment.claim(name_hash, KIND_WINDOW, 1) + 1
+        e.told[0] = e.breaker.window[0] + 6
+        e.told[1] = e.breaker.window[1] + 5
+        follow_told(e)
         claim_latency(&e.latency, segment, name_hash, e.hot, e.cold, tau_s)
         set_retry_rules(&e.retry, 0.2, 1.0, 10.0)
         # Last: `Ranking` and a second `__init__` take an endpoint with a segment for a complete one.
@@ -117,6 +120,9 @@ cdef class Endpoint(Limited):
         # limits, which is no worse than having come a moment earlier or later.
         e.requests = requests
         e.tokens = tokens
+        e.follows[0] = s.rpm < 0
+        e.follows[1] = s.tpm < 0
+        e.told_seen[0] = e.told_seen[1] = 0
         e.rules = rules
         e.adaptive = s.adaptive
         e.inverse_weight = 1.0 / s.weight
@@ -331,7 +337,7 @@ cdef class Endpoint(Limited):
         # The note first: if this process is killed in between, its reaper must not give the same back a second time.
         stop_waiting(self.waiting(self.segment.worker()), paid)
         bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, time)
-        bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -paid, time)
+        bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -to_pay(&self.parts, paid), time)
 
     cdef Waiting *waiting(self, int slot) noexcept:
         """Where this worker notes what it has paid ahead here; NULL if the segment has no room for that."""
@@ -348,6 +354,31 @@ cdef class Endpoint(Limited):
         """What ``admit`` would answer, taking nothing: 0 for yes, else its negative answer."""
         return endpoint_wait(&self.parts, amount("tokens", tokens, 0), False, moment(now) or fr_clock())
 
+    def pace(
+        self, requests=-1, double requests_window_s=60.0, tokens=-1, double tokens_window_s=60.0, now=0
+    ) -> None:
+        """Sets the limits that the provider reports: so many requests and tokens in windows of so many seconds.
+
+        They hold where ``rpm`` or ``tpm`` is not limited, in all processes, until the provider reports others, or none
+        (0). -1: not reported now, so the last report stands. A request of more tokens than such a limit allows at once
+        is admitted when the bucket is full.
+        """
+        cdef int64_t request_count = amount("requests", requests, -1)
+        cdef int64_t token_count = amount("tokens", tokens, -1)
+        cdef int64_t time = moment(now) or fr_clock()
+        seconds("requests_window_s", requests_window_s, 0.001, 86400.0)
+        seconds("tokens_window_s", tokens_window_s, 0.001, 86400.0)
+        if self.parts.follows[0] and request_count >= 0:
+            tell_limit(&self.parts, 0, min(request_count, MAX_PER_MINUTE), requests_window_s, time)
+        if self.parts.follows[1] and token_count >= 0:
+            tell_limit(&self.parts, 1, min(token_count, MAX_PER_MINUTE), tokens_window_s, time)
+
+    @property
+    def paced(self) -> bool:
+        """Whether the provider's own limits are kept to, of requests or of tokens."""
+        cdef EndpointParts *e = &self.parts
+        return (e.follows[0] and fr_load(e.told[0]) != 0) or (e.follows[1] and fr_load(e.told[1]) != 0)
+
     def tighten(self, remaining_requests=-1, remaining_tokens=-1, now=0) -> None:
         """Lowers what is free now to what the provider reports as remaining (-1: not reported). Never raises it."""
         cdef int64_t requests = amount("remaining_requests", remaining_requests, -1)
@@ -355,6 +386,7 @@ cdef class Endpoint(Limited):
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t before = 0
         cdef int64_t after
+        follow_told(&self.parts)
         # Other machines are told only when this changed something: providers send these figures with every answer.
         if self.source is not None:
             before = fr_sum(fr_load_i64(&self.parts.cold.tat), fr_load_i64(&self.parts.hot.tat))
@@ -422,7 +454,8 @@ cdef class Endpoint(Limited):
 
     @property
     def rpm(self) -> int:
-        """Requests a minute; -1: no limit."""
+        """Requests a minute, configured or, without that, as the provider says; -1: no limit."""
+        follow_told(&self.parts)
         return self.parts.requests.per_minute
 
     @property
@@ -432,7 +465,8 @@ cdef class Endpoint(Limited):
 
     @property
     def tpm(self) -> int:
-        """Tokens a minute; -1: no limit."""
+        """Tokens a minute, configured or, without that, as the provider says; -1: no limit."""
+        follow_told(&self.parts)
         return self.parts.tokens.per_minute
 
     @property
@@ -508,12 +542,14 @@ cdef class Endpoint(Limited):
 
     def available_requests(self, now=0) -> int:
         """Requests free now; 2**63 - 1 without a limit."""
+        follow_told(&self.parts)
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t free = bucket_available(&self.parts.requests, &self.parts.cold.tat, time)
         return free if self.parts.pool is NULL else fr_sum(free, pool_good(&self.parts, True, time))
 
     def available_tokens(self, now=0) -> int:
         """Tokens free now, negative in debt; 2**63 - 1 without a limit."""
+        follow_told(&self.parts)
         cdef int64_t time = moment(now) or fr_clock()
         cdef int64_t free = bucket_available(&self.parts.tokens, &self.parts.hot.tat, time)
         return free if self.parts.pool is NULL else fr_sum(free, pool_good(&self.parts, False, time))
@@ -524,6 +560,7 @@ cdef class Endpoint(Limited):
         score, error_rate = self.health()
         left, reason = self.blocked(now)
         succeeded, failed = self.counts
+        follow_told(&self.parts)
         limited_requests = self.parts.requests.per_minute >= 0
         limited_tokens = self.parts.tokens.per_minute >= 0
         return {

@@ -288,7 +288,7 @@ cdef inline int64_t most_that_fits(const EndpointParts *e) noexcept nogil:
     """The most tokens for which never_fits is false; -1 when it is true whatever the tokens."""
     if never_fits(e, 0):
         return -1
-    if e.tokens.per_minute < 0:
+    if e.tokens.per_minute < 0 or e.follows[1]:
         return INT64_MAX
     return e.tokens.burst if e.tokens.per_minute > 0 else 0
 

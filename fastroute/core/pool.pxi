@@ -237,6 +237,9 @@ cdef class Lease:
         self.parts.pool = NULL if source is None else <uint64_t *>self.pool
         self.parts.leases_permits = permits and source is not None
         endpoint.source = source
+        for which in range(2):
+            if self.parts.follows[which]:
+                adopt_told(self.parts, which)
 
     def limits(self) -> tuple[int, int, int, int]:
         """ns a request, most requests at once, ns a token, most tokens at once; -1, 0 where there is no limit."""

@@ -72,7 +72,7 @@ cdef enum:
     LOOKS = 4                    # living pids whose start time one `reap` compares: each costs a read of /proc
     BURIALS = 16                 # dead workers that one `reap` cleans up, so that one call is not held up for long
     LISTED = 14                  # endpoints in one cell of their list
-    LAYOUT_VERSION = 3
+    LAYOUT_VERSION = 4
 
 LAYOUT = LAYOUT_VERSION
 

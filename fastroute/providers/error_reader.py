@@ -11,12 +11,13 @@ even that may be logged, log ``type(error)``, ``error.code`` and ``error.param``
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from fastroute import errors
 
-from . import jsontext, limit_headers
+from . import jsontext, limit_headers, waits
 from .base import Target, request_id_of
 from .wordings import SPELLINGS, WORDINGS
 
@@ -123,6 +124,9 @@ _STATUS_BY_CODE = {
 _CODE = re.compile(r"[\w.\-/ ]{1,80}", re.ASCII)
 
 
+_BESIDE = ("code", "type", "error_type", "param", "retry_after", "retry_after_seconds", "retryAfter")
+
+
 def error_object(body: Any) -> Any:
     """The error in a decoded body; None if the body is not an error.
 
@@ -136,7 +140,7 @@ def error_object(body: Any) -> Any:
         return None
     error = body.get("error")
     if error:
-        beside = {name: body[name] for name in ("code", "type", "error_type", "param") if body.get(name)}
+        beside = {name: body[name] for name in _BESIDE if body.get(name)}
         # xAI and TGI put the code beside the text.
         return {"message": error, **beside} if isinstance(error, str) and beside else error
     status = body.get("base_resp")
@@ -150,10 +154,17 @@ def error_object(body: Any) -> Any:
 
 
 def from_response(
-    status: int, headers: Mapping[str, str], body: bytes, target: Target | None = None
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    target: Target | None = None,
+    now: float | None = None,
 ) -> errors.APIError:
-    """The error for an answer with any status but 200."""
-    lowered = {name.lower(): value for name, value in headers.items()}
+    """The error for an answer with any status but 200.
+
+    ``now``: the time, seconds since the epoch, for answers without a Date; default: this machine's clock.
+    """
+    lowered = limit_headers.lowered(headers)
     request_id = request_id_of(lowered)
     where = f"{target.endpoint} " if target is not None else ""
     if 300 <= status < 400:
@@ -176,56 +187,27 @@ def from_response(
         found = error_object(jsontext.loads(body))
     except ValueError:
         found = None
-    error = from_error(found if found is not None else excerpt(body, target), status, target)
+    now = time.time() if now is None else now
+    sent = limit_headers.time_of(lowered, now)
+    error = from_error(found if found is not None else excerpt(body, target), status, target, sent)
     error.request_id = request_id
     said = lowered.get("x-should-retry")
     if said in ("true", "false"):
         error.should_retry = said == "true"
-    error.retry_after = limit_headers.parse_retry_after(lowered)
-    if error.retry_after is None:
-        error.retry_after = _hinted_wait(found, lowered, status)
+    error.retry_after = limit_headers.parse_retry_after(lowered, now) or error.retry_after
+    if error.retry_after is None and status == 429:
+        error.retry_after = waits.wait_in_headers(lowered, now)
     return error
 
 
-def _hinted_wait(error: Any, headers: Mapping[str, str], status: int) -> float | None:
-    """Seconds to wait without a Retry-After: from the error's RetryInfo, or the reset of a spent limit."""
-    details = error.get("details") if isinstance(error, dict) else None
-    if isinstance(details, list):
-        for detail in details:
-            delay = (
-                limit_headers.parse_duration(detail.get("retryDelay")) if isinstance(detail, dict) else None
-            )
-            if delay:
-                return delay
-    if status != 429:
-        return None
-    if headers.get("anthropic-ratelimit-unified-status", "").strip().lower() == "rejected":
-        # A subscription's limits: the time at which they start again, often hours away.
-        now = limit_headers.parse_http_date(headers.get("date"))
-        wait = limit_headers.parse_reset(headers.get("anthropic-ratelimit-unified-reset"), now)
-        if wait:
-            return wait
-    limits = limit_headers.parse_limits(headers)
-    if limits is None:
-        return None
-    # A reset is the time until the limit is full again, which is later than when it admits one call. So it
-    # is used only while it is short enough to wait for.
-    waits = [
-        reset
-        for remaining, reset in (
-            (limits.remaining_requests, limits.reset_requests),
-            (limits.remaining_tokens, limits.reset_tokens),
-        )
-        if remaining == 0 and reset is not None and 0 < reset <= 60
-    ]
-    return max(waits, default=None)
-
-
-def from_error(error: Any, status: int | None = None, target: Target | None = None) -> errors.APIStatusError:
+def from_error(
+    error: Any, status: int | None = None, target: Target | None = None, now: float | None = None
+) -> errors.APIStatusError:
     """The error for an error object or its bare text.
 
     Without ``status`` (an error inside a 200 answer or a stream) the object's code, type or text gives it; if
-    none is known it counts as 500, since the provider had accepted the request.
+    none is known it counts as 500, since the provider had accepted the request. ``now``: when it was sent,
+    seconds since the epoch; default: this moment.
     """
     fields = error if isinstance(error, dict) else {}
     code = _name(fields.get("code"))
@@ -258,9 +240,13 @@ def from_error(error: Any, status: int | None = None, target: Target | None = No
         param, respell = _respelled(param, text)
     shown = redact(text, MESSAGE_LIMIT, target)
     said = ", ".join(dict.fromkeys(part for part in (code, kind) if part))
+    wait = None
+    if issubclass(kept, _PASSING) or given in _PASSING_STATUSES:
+        wait = waits.wait_in_error(fields, handed_on, time.time() if now is None else now)
     return kept(
         f"{given}{f' ({said})' if said else ''}: {shown or 'no message'}",
         status_code=given,
+        retry_after=wait,
         code=code,
         type=kind,
         param=param,
@@ -269,6 +255,9 @@ def from_error(error: Any, status: int | None = None, target: Target | None = No
     )
 
 
+# Refusals that pass with time: what they say of it is read, see `waits.py`.
+_PASSING = (errors.RateLimitError, errors.ConflictError, errors.InternalServerError)
+_PASSING_STATUSES = (408, 425, 498)
 _PARAMETER_ERRORS = (errors.BadRequestError, errors.UnprocessableEntityError)
 
 

@@ -1,7 +1,8 @@
 """Parses Retry-After and the rate-limit headers of providers, strictly.
 
-No clock is read: a time in a header is compared with the Date header of the same response. What follows from
-the numbers is decided in `calls/retry.py` and the core.
+No clock is read: a time in a header is compared with the Date header of the same response, and with the time
+that the caller passes where there is none. What an error's body and text say about waiting is read in
+`waits.py`; what follows from the numbers is decided in `calls/retry.py` and the core.
 
 Headers are not trusted: every parser accepts any text and returns None for what is not exactly in its
 grammar. Python's ``int`` and ``float`` would accept ``nan``, ``1_000`` and digits of other scripts, and raise
@@ -10,6 +11,7 @@ on 5000 digits.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -41,9 +43,14 @@ _RFC3339 = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,12}))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
-_EPOCH_BEGINS = 1_000_000_000  # a bare number from here on is a time since the epoch, not a span of 31 years
+# A bare number from here on is a time since the epoch, not a span of 31 years: in seconds, milliseconds (from
+# 1973 on) or microseconds.
+_EPOCH_BEGINS = 1_000_000_000
+_EPOCH_UNITS = ((100_000_000_000, 1.0), (100_000_000_000_000, 1e3), (math.inf, 1e6))
+_EPOCH = re.compile(r"[0-9]{13,16}(?:\.[0-9]{1,6})?")
 
 _HOUR = 3600.0
+_LONGEST = 366 * 24 * _HOUR  # a longer wait is a mistake
 
 
 def _number(text: object) -> float | None:
@@ -108,138 +115,218 @@ def _rfc3339(text: str) -> float | None:
     return moment + (int(fraction) / 10 ** len(fraction) if fraction else 0.0)
 
 
-def parse_reset(text: object, now_wall: float | None = None) -> float | None:
-    """Seconds until a limit is full again, never negative; None if unknown.
+def seconds_until(value: object, now: float | None = None) -> float | None:
+    """Seconds from ``now`` to a time that a provider names, negative for one in the past; None if unknown.
 
-    Accepts the forms that providers send: a Go duration, seconds, RFC 3339, seconds since the epoch. The last
-    two need ``now_wall``, the response's time (seconds since the epoch) from its own Date header.
+    Accepts the forms that providers send, as text or as a number of JSON: a Go duration, seconds, an HTTP
+    date, RFC 3339, and seconds, milliseconds or microseconds since the epoch. Of these, a point in time needs
+    ``now`` (seconds since the epoch). More than a year ahead is unknown.
     """
-    if not isinstance(text, str) or len(text) > 64:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = f"{value:.6f}" if math.isfinite(value) and 0 <= value < 1e16 else ""
+    if not isinstance(value, str) or len(value) > 64:
         return None
-    text = text.strip(" \t")
+    text = value.strip(" \t")
     seconds = parse_duration(text)
-    if seconds is not None:
-        return seconds
-    moment = _number(text)
-    if moment is None:
-        moment = _rfc3339(text)
-    elif moment < _EPOCH_BEGINS:
-        return moment
-    if moment is None or now_wall is None:
-        return None
-    return max(0.0, moment - now_wall)
+    if seconds is None:
+        number = float(text) if _EPOCH.fullmatch(text) else _number(text)
+        if number is not None and number < _EPOCH_BEGINS:
+            seconds = number
+        elif now is not None:
+            moment = parse_http_date(text) or _rfc3339(text)
+            if number is not None:
+                moment = number / next(unit for most, unit in _EPOCH_UNITS if number < most)
+            seconds = None if moment is None else moment - now
+    return None if seconds is None or seconds > _LONGEST else seconds
+
+
+def parse_reset(text: object, now: float | None = None) -> float | None:
+    """Seconds until a limit is full again, never negative; None if unknown. See `seconds_until`."""
+    seconds = seconds_until(text, now)
+    return None if seconds is None else max(0.0, seconds)
 
 
 # -------------------------------------------------------------------------------------------------- headers
 
 
-def _lowered(headers: Mapping[str, str]) -> dict[str, str]:
+def lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with their names in lower case."""
     return {name.lower(): value for name, value in headers.items()}
 
 
-def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+def time_of(headers: Mapping[str, str], now: float | None) -> float | None:
+    """When a response was sent, seconds since the epoch: by its Date header, else ``now``.
+
+    A wrong clock of this machine does not matter as long as the server says what time it takes it to be.
+    """
+    sent = parse_http_date(headers.get("date"))
+    return now if sent is None else sent
+
+
+# Names, and how many of their units are a second; the first that can be read counts.
+WAITS: tuple[tuple[str, int], ...] = (
+    ("retry-after-ms", 1000),
+    ("x-ms-retry-after-ms", 1000),
+    ("x-amz-retry-after", 1000),
+    ("retry-after", 1),
+)
+
+
+def parse_retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds that the provider asks to wait; None if absent, malformed, zero or in the past. Never raises.
 
-    ``retry-after-ms`` takes precedence over ``x-ms-retry-after-ms``, and that over ``retry-after`` (seconds,
-    with or without a fraction, or an HTTP date); a malformed one is skipped. A date is compared with the
-    response's own Date header, so that a wrong local clock does not matter, and is ignored without it.
+    ``retry-after-ms`` takes precedence over ``x-ms-retry-after-ms``, and that over ``retry-after`` (forms:
+    `seconds_until`); a malformed one is skipped. A point in time is compared with the Date of the same
+    response, else with ``now``, and is ignored without either.
     """
-    lowered = _lowered(headers)
-    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
-        milliseconds = _number(lowered.get(name))
-        if milliseconds:
-            return milliseconds / 1000
-    text = lowered.get("retry-after")
-    seconds = _number(text)
-    if seconds is None:
-        moment, now = parse_http_date(text), parse_http_date(lowered.get("date"))
-        if moment is None or now is None:
-            return None
-        seconds = moment - now
-    return seconds if seconds > 0 else None
+    found = lowered(headers)
+    for name, unit in WAITS:
+        text = found.get(name)
+        if text is None:
+            continue
+        seconds = seconds_until(text, time_of(found, now)) if unit == 1 else _number(text)
+        if seconds is not None and seconds > 0:
+            return seconds / unit
+    return None
+
+
+@frozen
+class HeaderLimit:
+    """One limit as a response's headers tell it; None for what is absent or unreliable.
+
+    Attributes:
+        limit: most in one window.
+        remaining: what is left of it.
+        reset: seconds until it is full again, not until the next call is admitted.
+    """
+
+    limit: int | None
+    remaining: int | None
+    reset: float | None
+
+    @property
+    def window(self) -> float:
+        """Seconds in which the limit refills, from 1 to 60: a minute unless the reset shows that it is less.
+
+        What is used is back at the reset, so all of it takes as much longer as it is more. While little is
+        used, a reset in whole seconds says little, but then nothing depends on it.
+        """
+        if self.limit is None or self.remaining is None or self.reset is None or self.remaining >= self.limit:
+            return 60.0
+        return min(max(self.reset * self.limit / (self.limit - self.remaining), 1.0), 60.0)
 
 
 @frozen
 class RateLimitHeaders:
-    """A response's rate-limit headers; None for what is absent or unreliable.
+    """A response's rate-limit headers: those by which the calls of an endpoint can be paced.
 
-    ``remaining_requests`` and ``remaining_tokens`` are for pacing limits per minute. A number that belongs to
-    a limit per day is left out, whatever its header's name: it must not be taken for this minute's.
+    A limit per day is left out, whatever its headers' names: its numbers must not be taken for this minute's.
 
     Attributes:
-        remaining_requests, remaining_tokens: what is left of the allowance.
-        reset_requests, reset_tokens: seconds until it is full again, not until the next call is admitted.
+        requests, tokens: the limits; None where there is none.
     """
 
-    remaining_requests: int | None = None
-    reset_requests: float | None = None
-    remaining_tokens: int | None = None
-    reset_tokens: float | None = None
+    requests: HeaderLimit | None = None
+    tokens: HeaderLimit | None = None
 
 
 # Names under which providers send limit, remaining and reset; the first whose remaining is present counts.
+_Names = tuple[str, str, str]
+
+
+def _names(pattern: str, what: str) -> _Names:
+    """The three names of a limit on ``what``."""
+    limit, remaining, reset = (
+        pattern.format(what=what, part=part) for part in ("limit", "remaining", "reset")
+    )
+    return limit, remaining, reset
+
+
+_OPENAI = "x-ratelimit-{part}-{what}"
+_ANTHROPIC = "anthropic-ratelimit-{what}-{part}"
 _REQUEST_NAMES = (
-    ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
-    (
-        "anthropic-ratelimit-requests-limit",
-        "anthropic-ratelimit-requests-remaining",
-        "anthropic-ratelimit-requests-reset",
-    ),
+    _names(_OPENAI, "requests"),  # OpenAI, Azure, Groq (per day), xAI, Fireworks, SambaNova, LiteLLM
+    _names(_ANTHROPIC, "requests"),
+    _names(_OPENAI, "req-minute"),  # Mistral
+    _names(_OPENAI, "requests-minute"),  # Cerebras
 )
 _TOKEN_NAMES = (
-    ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-    (
-        "x-ratelimit-limit-tokens_usage_based",
-        "x-ratelimit-remaining-tokens_usage_based",
-        "x-ratelimit-reset-tokens_usage_based",
-    ),
-    (
-        "anthropic-ratelimit-tokens-limit",
-        "anthropic-ratelimit-tokens-remaining",
-        "anthropic-ratelimit-tokens-reset",
-    ),
-    (
-        "anthropic-ratelimit-input-tokens-limit",
-        "anthropic-ratelimit-input-tokens-remaining",
-        "anthropic-ratelimit-input-tokens-reset",
-    ),
+    _names(_OPENAI, "tokens"),
+    _names(_OPENAI, "tokens_usage_based"),
+    _names(_ANTHROPIC, "tokens"),
+    _names(_ANTHROPIC, "input-tokens"),
+    _names(_OPENAI, "tokens-minute"),  # Mistral, Cerebras
+)
+# Limits whose window ends at the reset: nothing is left before, and all is there again after it.
+WINDOWS: tuple[_Names, ...] = (
+    _names(_OPENAI, "requests-day"),  # Cerebras, SambaNova
+    _names(_OPENAI, "tokens-day"),
+    ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),  # OpenRouter, Together
+    ("x-rate-limit-limit", "x-rate-limit-remaining", "x-rate-limit-reset"),
+    ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),  # a draft of the IETF
 )
 
 
-def parse_limits(headers: Mapping[str, str]) -> RateLimitHeaders | None:
-    """The remaining allowance in a response's headers, or None if it is not in them. Never raises.
+def parse_limits(headers: Mapping[str, str], now: float | None = None) -> RateLimitHeaders | None:
+    """The limits in a response's headers, or None if there are none. Never raises.
 
     This runs for every answer, so only the few names are looked up: they must be in lower case, as the
     transport's are, or the mapping must ignore case.
     """
-    requests = _dimension(headers, _REQUEST_NAMES)
-    tokens = _dimension(headers, _TOKEN_NAMES)
-    if requests == tokens == (None, None, None):
+    requests = _limit_of(headers, _REQUEST_NAMES, now)
+    tokens = _limit_of(headers, _TOKEN_NAMES, now)
+    if requests is None and tokens is None:
         return None
-    remaining = None if _beyond_a_minute(*requests) else requests[1]
-    return RateLimitHeaders(remaining, requests[2], tokens[1], tokens[2])
+    if requests is not None and _beyond_a_minute(requests):
+        requests = None
+    return RateLimitHeaders(requests, tokens)
 
 
-_Dimension = tuple[int | None, int | None, float | None]
+def parse_spent(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """Seconds until the limit that a refusal is about lets a call in again, by the resets of spent limits.
+
+    A window that is used up is waited for to its end. Other limits refill little by little: the reset is the
+    time until they are full, which is later than when they admit one call, so it is used only while it is
+    short enough to wait for.
+    """
+    waits = []
+    for limit_name, remaining_name, reset_name in WINDOWS:
+        if reset_name in headers:
+            limit = _read_limit(headers, (limit_name, remaining_name, reset_name), now)
+            if limit.reset and (limit.remaining == 0 or remaining_name not in headers):
+                waits.append(limit.reset)
+    if waits:
+        return max(waits)
+    for names in (_REQUEST_NAMES, _TOKEN_NAMES):
+        found = _limit_of(headers, names, now)
+        if found is not None and found.remaining == 0 and found.reset is not None and 0 < found.reset <= 60:
+            waits.append(found.reset)
+    return max(waits, default=None)
 
 
-def _dimension(headers: Mapping[str, str], names: tuple[tuple[str, str, str], ...]) -> _Dimension:
-    for limit_name, remaining_name, reset_name in names:
-        if remaining_name not in headers:
-            continue
-        limit = _count(headers.get(limit_name))
-        remaining = _count(headers.get(remaining_name))
-        reset = headers.get(reset_name)
-        seconds = parse_reset(reset)
-        if seconds is None and reset is not None:
-            seconds = parse_reset(reset, parse_http_date(headers.get("date")))
-        if limit is not None and limit <= 0:
-            limit = remaining = None
-        # Azure sends -1 and 0 for unknown. A true 0 comes with the limit or a time of reset.
-        if remaining is not None and (remaining < 0 or (remaining == 0 and limit is None and not seconds)):
-            remaining = None
-        return limit, remaining, seconds
-    return None, None, None
+def _limit_of(headers: Mapping[str, str], names: tuple[_Names, ...], now: float | None) -> HeaderLimit | None:
+    for each in names:
+        if each[1] in headers:
+            found = _read_limit(headers, each, now)
+            if found.limit is None and found.remaining is None and found.reset is None:
+                return None
+            return found
+    return None
+
+
+def _read_limit(headers: Mapping[str, str], names: _Names, now: float | None) -> HeaderLimit:
+    limit = _count(headers.get(names[0]))
+    remaining = _count(headers.get(names[1]))
+    reset = headers.get(names[2])
+    seconds = parse_reset(reset)
+    if seconds is None and reset is not None:
+        seconds = parse_reset(reset, time_of(headers, now))
+    if limit is not None and limit <= 0:
+        limit = remaining = None
+    # Azure sends -1 and 0 for unknown. A true 0 comes with the limit or a time of reset.
+    if remaining is not None and (remaining < 0 or (remaining == 0 and limit is None and not seconds)):
+        remaining = None
+    return HeaderLimit(limit, remaining, seconds)
 
 
 def _count(text: object) -> int | None:
@@ -253,13 +340,14 @@ def _count(text: object) -> int | None:
     return int(text) if len(text) <= 16 else None
 
 
-def _beyond_a_minute(limit: int | None, remaining: int | None, reset: float | None) -> bool:
+def _beyond_a_minute(found: HeaderLimit) -> bool:
     """Whether a limit's window is much longer than a minute.
 
     Either its reset is more than an hour away, or it refills that slowly: if 30 of 14,400 are used and are
     back in three minutes, all of them take a day. A fixed window can look like that while little of it is
     used; its number would not limit anything then.
     """
+    limit, remaining, reset = found.limit, found.remaining, found.reset
     if reset is None:
         return False
     if reset > _HOUR:

@@ -136,6 +136,7 @@ WORDINGS: tuple[Wording, ...] = (
             r"prepayment credits",
             r"monthly spending (?:cap|limit)",
             r"account is in good standing",
+            r"reached your specified api usage limits",
             r"failure to pay past invoices",
             r"(?:used all available|doesn't have any|have exceeded your monthly included) credits",
             r"余额不足",

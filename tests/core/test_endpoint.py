@@ -397,6 +397,56 @@ class TestSettings:
         endpoint.tighten(9, 900, T0)
         assert taken(endpoint, T0)[1:3] == (2, 50)
 
+    def test_what_the_provider_allows_paces_where_nothing_is_configured(self, make: Make) -> None:
+        endpoint = make(tpm=6000, token_burst=1000)
+        assert not endpoint.paced
+        endpoint.pace(30, 60.0, 500, 60.0, T0)
+        assert endpoint.paced
+        assert taken(endpoint, T0)[1:3] == (30, 1000)  # tokens are configured
+        endpoint.tighten(2, -1, T0)
+        for _ in range(2):
+            assert endpoint.admit(0, T0) >= 0
+        assert refusal(endpoint.admit(0, T0)) == (REQUESTS, 2 * SECOND)
+        assert endpoint.reserve(0, 3 * SECOND, T0) == 2 * SECOND
+        endpoint.unreserve(0, T0)
+        assert endpoint.admit(0, T0 + 2 * SECOND) >= 0
+
+    def test_another_limit_keeps_what_was_used(self, make: Make) -> None:
+        endpoint = make()
+        endpoint.pace(30, 60.0, now=T0)
+        for _ in range(10):
+            endpoint.admit(0, T0)
+        endpoint.pace(60, 60.0, now=T0)
+        assert endpoint.available_requests(T0) == 50
+        endpoint.pace(60, 10.0, now=T0)
+        assert endpoint.available_requests(T0) == 50
+        assert endpoint.available_requests(T0 + SECOND) == 56
+        endpoint.pace(60, 11.0, now=T0)  # within what rounding makes of it
+        assert endpoint.available_requests(T0 + SECOND) == 56
+        endpoint.pace(-1, now=T0)
+        assert endpoint.paced
+        endpoint.pace(0, 60.0, 0, 60.0, T0)
+        assert not endpoint.paced
+        assert endpoint.available_requests(T0) == 2**63 - 1
+
+    def test_a_request_above_the_provider_s_tokens_is_let_in_by_a_full_bucket(self, make: Make) -> None:
+        endpoint = make()
+        endpoint.pace(tokens=1000, now=T0)
+        assert endpoint.wait(5000, T0) == 0
+        assert endpoint.admit(5000, T0) >= 0
+        assert refusal(endpoint.admit(5000, T0)) == (TOKENS, 60 * SECOND)
+
+    def test_what_one_is_told_holds_for_all(self) -> None:
+        segment = _core.Segment(64)
+        first, second = (_core.Endpoint(segment, "e") for _ in range(2))
+        first.pace(30, 60.0, now=T0)
+        first.tighten(0, now=T0)
+        assert refusal(second.admit(0, T0)) == (REQUESTS, 2 * SECOND)
+        assert second.rpm == 30
+        second.configure(rpm=600, request_burst=100)
+        assert second.admit(0, T0 + 60 * SECOND) >= 0
+        assert not second.paced
+
     def test_endpoints_of_one_name_are_one(self, make: Make) -> None:
         one, other = (
             make(max_in_flight=2, rpm=60, request_burst=3),
@@ -535,6 +585,7 @@ STEPS = st.lists(
                 "block",
                 "unblock",
                 "tighten",
+                "pace",
                 "hurry",
                 "extend",
                 "began",
@@ -608,6 +659,11 @@ def test_native_answers_as_the_twin(
         elif what == "tighten":
             for endpoint in both:
                 endpoint.tighten(which - 1, tokens - 1, now)
+        elif what == "pace":
+            window = (1.0, 60.0, 55.0)[which % 3]
+            for endpoint in both:
+                endpoint.pace(which - 1, window, max(10 * which - 11, -1), 60.0, now)
+            assert native.paced == oracle.paced, where
         elif what == "extend" and held:
             tickets, _ = held[which % len(held)]
             for endpoint, ticket in zip(both, tickets, strict=True):

@@ -147,6 +147,46 @@ def test_what_is_left_tightens_the_limit(start: Start, reset: str, limit: str, l
     assert loop.endpoint()["available_requests"] == (49 if left is None else left)
 
 
+OPENAI = "x-ratelimit-{part}-{what}"
+ANTHROPIC = "anthropic-ratelimit-{what}-{part}"
+
+
+@pytest.mark.parametrize(
+    ("names", "what", "reset", "figure"),
+    [
+        pytest.param(OPENAI, "requests", "1m0s", "requests", id="openai-requests"),
+        pytest.param(OPENAI, "tokens", "1m0s", "tokens", id="openai-tokens"),
+        pytest.param(OPENAI, "requests", "60", "requests", id="azure-seconds"),
+        pytest.param(ANTHROPIC, "requests", "1994-11-06T08:50:37Z", "requests", id="anthropic-requests"),
+        pytest.param(ANTHROPIC, "input-tokens", "1994-11-06T08:50:37Z", "tokens", id="anthropic-tokens"),
+        pytest.param(OPENAI, "req-minute", None, "requests", id="mistral-requests"),
+        pytest.param(OPENAI, "tokens-minute", None, "tokens", id="mistral-tokens"),
+    ],
+)
+def test_headers_pace_an_endpoint_without_limits_of_its_own(
+    start: Start, names: str, what: str, reset: str | None, figure: str
+) -> None:
+    loop = start(1, policy={"queue_timeout": 0.0})
+    told = {"limit": "600", "remaining": "0", "reset": reset}
+    headers = {names.format(part=part, what=what): value for part, value in told.items() if value is not None}
+    loop.provider().script(Fault.headers({"date": "Sun, 06 Nov 1994 08:49:37 GMT", **headers}))
+    loop.ask()
+    assert loop.endpoint()[f"available_{figure}"] is not None
+    with pytest.raises(fastroute.RateLimitError, match=f"{figure} a minute used up"):
+        loop.ask(max_tokens=100)
+    assert loop.provider().received == 1
+
+
+def test_an_answer_that_tells_no_limit_ends_the_pace(start: Start) -> None:
+    loop = start(1)
+    told = {"x-ratelimit-limit-requests": "60", "x-ratelimit-remaining-requests": "50"}
+    loop.provider().script(Fault.headers(told), Fault.status(500), Fault.headers({"x-other": "1"}))
+    loop.ask()
+    assert loop.endpoint()["rpm"] == 60
+    loop.ask()
+    assert loop.endpoint()["rpm"] is None
+
+
 @pytest.mark.parametrize("value", ["-1", "0", "10, 20", "abc"], ids=lambda value: f"072-075-{value}")
 def test_what_azure_does_not_know_is_ignored(start: Start, value: str) -> None:
     loop = start(1, providers={"a": {"rpm": 1, "burst": 50}})

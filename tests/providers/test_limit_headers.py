@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastroute.providers.limit_headers import (
+    HeaderLimit,
     RateLimitHeaders,
     parse_duration,
     parse_http_date,
@@ -71,8 +72,22 @@ def test_retry_after_that_is_not_understood_is_no_answer(text: str) -> None:
 
 def test_a_date_is_compared_with_the_response_and_not_with_our_clock() -> None:
     assert parse_retry_after({"Retry-After": LATER, "Date": DATE}) == 20
+    assert parse_retry_after({"Retry-After": LATER, "Date": DATE}, 0.0) == 20
     assert parse_retry_after({"Retry-After": LATER}) is None
     assert parse_retry_after({"Retry-After": LATER, "Date": "rubbish"}) is None
+
+
+def test_a_date_without_the_response_s_own_is_compared_with_our_clock() -> None:
+    assert parse_retry_after({"Retry-After": LATER}, DATE_WALL) == 20
+    assert parse_retry_after({"Retry-After": LATER, "Date": "rubbish"}, DATE_WALL) == 20
+    assert parse_retry_after({"Retry-After": DATE}, DATE_WALL) is None
+
+
+@pytest.mark.parametrize("moment", ["1741305600", "1741305600000", "1741305600000000", "1741305600.0"])
+def test_times_since_the_epoch_in_seconds_and_smaller_units(moment: str) -> None:
+    assert parse_retry_after({"Retry-After": moment}, 1741305570.0) == 30
+    assert parse_reset(moment, 1741305570.0) == 30
+    assert parse_retry_after({"Retry-After": moment}) is None
 
 
 def test_milliseconds_come_first_and_what_is_not_understood_is_passed_over() -> None:
@@ -115,8 +130,10 @@ def test_no_header_raises_or_gives_a_time_below_zero(headers: dict[str, str]) ->
     assert wait is None or wait > 0
     limits = parse_limits(headers)
     if limits is not None:
-        for name in ("remaining_requests", "remaining_tokens", "reset_requests", "reset_tokens"):
-            assert getattr(limits, name) is None or getattr(limits, name) >= 0
+        for limit in (limits.requests, limits.tokens):
+            if limit is not None:
+                assert all(each is None or each >= 0 for each in (limit.limit, limit.remaining, limit.reset))
+                assert 1 <= limit.window <= 60
     for value in headers.values():
         assert (parse_reset(value, DATE_WALL) or 0.0) >= 0
         assert (parse_duration(value) or 0.0) >= 0
@@ -222,7 +239,7 @@ def test_limits_of_openai() -> None:
             "x-ratelimit-reset-tokens": "1m0s",
         }
     )
-    assert limits == RateLimitHeaders(9000, 6.0, 0, 60.0)
+    assert limits == RateLimitHeaders(HeaderLimit(10000, 9000, 6.0), HeaderLimit(200000, 0, 60.0))
 
 
 def test_limits_of_anthropic_by_the_response_s_clock() -> None:
@@ -237,7 +254,7 @@ def test_limits_of_anthropic_by_the_response_s_clock() -> None:
             "anthropic-ratelimit-tokens-reset": "1994-11-06T08:49:47Z",
         }
     )
-    assert limits == RateLimitHeaders(49, 0.0, 30000, 10.0)
+    assert limits == RateLimitHeaders(HeaderLimit(50, 49, 0.0), HeaderLimit(40000, 30000, 10.0))
 
 
 @pytest.mark.parametrize("unknown", ["-1", "0"])
@@ -245,9 +262,9 @@ def test_what_azure_sends_when_it_does_not_know(unknown: str) -> None:
     limits = parse_limits(
         {"x-ratelimit-remaining-tokens": unknown, "x-ratelimit-remaining-requests": unknown}
     )
-    assert limits is None or (limits.remaining_tokens is None and limits.remaining_requests is None)
+    assert limits is None
     limits = parse_limits({"x-ratelimit-limit-tokens": unknown, "x-ratelimit-remaining-tokens": "5"})
-    assert limits is None or limits.remaining_tokens is None
+    assert limits is None
 
 
 @pytest.mark.parametrize("remaining", ["14399", "14370", "100"])
@@ -264,13 +281,54 @@ def test_requests_per_day_do_not_pace_minutes(remaining: str) -> None:
         }
     )
     assert limits is not None
-    assert limits.remaining_requests is None
-    assert limits.remaining_tokens == 17000
+    assert limits.requests is None
+    assert limits.tokens == HeaderLimit(18000, 17000, 3.33)
 
 
 @pytest.mark.parametrize("text", ["10, 20", "ten", "1_0", "٣", "9" * 40, "1.5"])
 def test_counts_that_are_none(text: str) -> None:
     assert parse_limits({"x-ratelimit-remaining-requests": text}) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "window"),
+    [
+        ("30", "29", "2s", 60),
+        ("30", "0", "1m0s", 60),
+        ("5", "4", "200ms", 1),
+        ("60", "30", "5s", 10),
+        ("60", "30", "0s", 1),
+        ("500", "450", "60s", 60),
+        ("30", "30", "0s", 60),
+        ("30", "29", None, 60),
+    ],
+)
+def test_the_window_of_a_limit_is_a_minute_unless_its_reset_shows_less(
+    limit: str, remaining: str, reset: str | None, window: float
+) -> None:
+    headers = {"x-ratelimit-limit-requests": limit, "x-ratelimit-remaining-requests": remaining}
+    if reset is not None:
+        headers["x-ratelimit-reset-requests"] = reset
+    limits = parse_limits(headers)
+    assert limits is not None
+    assert limits.requests is not None
+    assert limits.requests.window == pytest.approx(window)
+
+
+def test_limits_under_names_with_their_window() -> None:
+    mistral = parse_limits(
+        {
+            "x-ratelimit-limit-req-minute": "60",
+            "x-ratelimit-remaining-req-minute": "59",
+            "x-ratelimit-limit-tokens-minute": "50000",
+            "x-ratelimit-remaining-tokens-minute": "47196",
+            "x-ratelimit-limit-tokens-month": "4000000",
+            "x-ratelimit-remaining-tokens-month": "3950246",
+        }
+    )
+    assert mistral == RateLimitHeaders(HeaderLimit(60, 59, None), HeaderLimit(50000, 47196, None))
+    day = {"x-ratelimit-limit-requests-day": "100", "x-ratelimit-remaining-requests-day": "3"}
+    assert parse_limits(day) is None
 
 
 def test_no_limits_at_all() -> None:

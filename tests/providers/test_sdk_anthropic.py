@@ -175,9 +175,10 @@ def test_limits_are_told_and_kept() -> None:
         first = sdk.messages.with_raw_response.create(**ASKED)
         limits = parse_limits(dict(first.headers))
         assert limits is not None
-        assert limits.remaining_requests == 0
-        assert limits.reset_requests is not None
-        assert 0 < limits.reset_requests <= 61
+        assert limits.requests is not None
+        assert limits.requests.remaining == 0
+        assert limits.requests.reset is not None
+        assert 0 < limits.requests.reset <= 61
         with pytest.raises(anthropic.RateLimitError) as caught:
             sdk.messages.create(**ASKED)
         assert 0 < int(caught.value.response.headers["retry-after"]) <= 60

@@ -17,12 +17,17 @@ class Bucket:
 
     def __init__(self, segment: Segment, name: str, per_minute: int, burst: int = 0) -> None:
         self.per_minute = per_minute
+        self.configured = per_minute >= 0
         self.burst = burst or max(1, per_minute // 6)
+        self.told = (0, 0)  # what the provider allows, and in how many ms
         self.state = segment.find("bucket", name, _Arrival)
 
     @property
     def interval(self) -> int:
         """What a permit is worth, ns: rounded up to a whole one, so that no fraction is ever given away."""
+        if not self.configured:
+            most, window_ms = self.told
+            return window_ms * 1_000_000 // most if most else 0
         return ceil_div(MINUTE, self.per_minute)
 
     def cost(self, n: int) -> int:
@@ -78,6 +83,24 @@ class Bucket:
         if self.per_minute == 0:
             return 0
         return (self.tolerance - max(0, self.state.tat - now)) // self.interval
+
+    def pace(self, most: int, window_s: float, now: int = 0) -> None:
+        """The provider allows so many in a window; what is used stays used."""
+        now = now or clock()
+        if self.configured or most < 0:
+            return
+        window_ms = int(window_s * 1000)
+        same = most == self.told[0] and abs(window_ms - self.told[1]) <= 0.2 * self.told[1]
+        if same:
+            return
+        before, self.told = self.interval, (most, window_ms if most else 0)
+        self.per_minute, self.burst = (MINUTE // self.interval, most) if most else (-1, 0)
+        if before and most and self.state.tat > now:
+            self.state.tat = now + int((self.state.tat - now) / before * self.interval)
+
+    def payable(self, n: int) -> int:
+        """A request that is larger than the provider's limit is let in when the bucket is full."""
+        return min(n, self.burst) if not self.configured and self.per_minute >= 0 else n
 
     def tighten(self, remaining: int, now: int = 0) -> None:
         now = now or clock()

@@ -106,13 +106,17 @@ class Endpoint:
             return BUSY, 0
         if not reserved and (wait := self.requests.wait(1, now)):
             return REQUESTS, wait
-        if not reserved and (wait := self.tokens.wait(tokens, now)):
+        if not reserved and (wait := self.tokens.wait(self.tokens.payable(tokens), now)):
             return TOKENS, wait
         return 0, 0
 
     def never(self, tokens: int) -> bool:
         """No waiting would let such a request in."""
-        return self.max_in_flight == 0 or self.requests.wait(1, 1) < 0 or self.tokens.wait(tokens, 1) < 0
+        return (
+            self.max_in_flight == 0
+            or self.requests.wait(1, 1) < 0
+            or self.tokens.wait(self.tokens.payable(tokens), 1) < 0
+        )
 
     def wait(self, tokens: int = 0, now: int = 0) -> int:
         reason, wait = self._refusal(tokens, now or clock(), False)
@@ -125,7 +129,7 @@ class Endpoint:
             return -(wait << 3 | reason)
         if not reserved:
             assert self.requests.acquire(1, now) == 0
-            assert self.tokens.acquire(tokens, now) == 0
+            assert self.tokens.acquire(self.tokens.payable(tokens), now) == 0
         flight.issued += 1
         flight.tickets[flight.issued] = self.breaker.allow(now)
         self._use(tokens, now)
@@ -135,6 +139,7 @@ class Endpoint:
         now = now or clock()
         if self.never(tokens):
             return -TOO_LARGE
+        tokens = self.tokens.payable(tokens)
         waits = {REQUESTS: self.requests.wait(1, now), TOKENS: self.tokens.wait(tokens, now)}
         for reason, wait in waits.items():
             if wait > max_wait:
@@ -145,7 +150,7 @@ class Endpoint:
 
     def unreserve(self, tokens: int, now: int = 0) -> None:
         self.requests.settle(-1, now)
-        self.tokens.settle(-tokens, now)
+        self.tokens.settle(-self.tokens.payable(tokens), now)
 
     def finish(
         self, ticket: int, outcome: int, latency_s: float = 0.0, token_delta: int = 0, now: int = 0
@@ -236,6 +241,21 @@ class Endpoint:
 
     def available_tokens(self, now: int = 0) -> int:
         return self.tokens.available(now)
+
+    def pace(
+        self,
+        requests: int = -1,
+        requests_window_s: float = 60.0,
+        tokens: int = -1,
+        tokens_window_s: float = 60.0,
+        now: int = 0,
+    ) -> None:
+        self.requests.pace(requests, requests_window_s, now)
+        self.tokens.pace(tokens, tokens_window_s, now)
+
+    @property
+    def paced(self) -> bool:
+        return self.requests.told[0] > 0 or self.tokens.told[0] > 0
 
     def tighten(self, remaining_requests: int = -1, remaining_tokens: int = -1, now: int = 0) -> None:
         for bucket, remaining in ((self.requests, remaining_requests), (self.tokens, remaining_tokens)):
