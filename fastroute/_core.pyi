@@ -465,6 +465,7 @@ class Scan:
     messages: int
     turns: int
     images: int
+    media: int
     score: float
     def __init__(self, *args: NoReturn, **kwargs: NoReturn) -> None: ...
     @property

@@ -330,7 +330,8 @@ class Settlement:
         """Settles a good answer; returns time.monotonic."""
         estimate = self._call.estimate.input_tokens
         if usage.source == "provider":
-            self._upstream.endpoint.calibration.learn(estimate, usage.prompt_tokens)
+            if not self._call.estimate.media:  # what is no text would distort the estimates of text
+                self._upstream.endpoint.calibration.learn(estimate, usage.prompt_tokens)
             if self._call.request.max_tokens is None:
                 self._sinks.outputs.record(self._upstream.endpoint.model.name, usage.completion_tokens)
         spent = usage.prompt_tokens + usage.completion_tokens

@@ -32,6 +32,7 @@ STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
 # Whether temperature, top_p and top_k may be set: always, and with reasoning_effort = "none" only.
 SAMPLING, SAMPLING_WITHOUT_REASONING = 16, 32
 REASONING = 64  # the model reasons before it answers, unless it is told not to
+FILE, AUDIO, VIDEO = 128, 256, 512  # what it can read besides text and images
 CAPABILITIES: Mapping[str, int] = MappingProxyType(
     {
         "streaming": STREAMING,
@@ -39,6 +40,9 @@ CAPABILITIES: Mapping[str, int] = MappingProxyType(
         "vision": VISION,
         "json_schema": JSON_SCHEMA,
         "reasoning": REASONING,
+        "file": FILE,
+        "audio": AUDIO,
+        "video": VIDEO,
     }
 )
 # A model without a description is assumed to support what nearly every server does, which excludes images.
@@ -92,7 +96,8 @@ class ModelOverride:
         long_context: input tokens above which the ``long_…`` prices apply to the whole request.
         context_window: most tokens of input and output together.
         max_output_tokens: most tokens of output; larger requests are reduced to it.
-        capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``, ``reasoning``.
+        capabilities: some of ``streaming``, ``tools``, ``vision``, ``json_schema``, ``reasoning``, ``file``,
+            ``audio``, ``video``; ``vision`` includes ``file``.
         sampling: whether ``temperature``, ``top_p`` and ``top_k`` may differ from their defaults;
             ``without-reasoning``: with ``reasoning_effort = "none"`` only.
         quality: 0 (worst) to 1, relative to the other models.
@@ -164,8 +169,8 @@ class Model:
         long_context: input tokens above which the ``long_…`` prices apply; 0 if they never do.
         prices: the same, for computing costs; None if the price of input or output is unknown.
         context_window, max_output_tokens: tokens; 0 is unknown.
-        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`, `REASONING`, `SAMPLING`,
-            `SAMPLING_WITHOUT_REASONING`.
+        capabilities: bits of `STREAMING`, `TOOLS`, `VISION`, `JSON_SCHEMA`, `REASONING`, `FILE`, `AUDIO`,
+            `VIDEO`, `SAMPLING`, `SAMPLING_WITHOUT_REASONING`.
         quality: 0 to 1.
         latency: typical seconds, until it is measured; 0 is unknown.
         tier: its tier when a configuration defines no tiers.
@@ -215,6 +220,11 @@ class Model:
         """Whether sampling parameters may be set, as in a file."""
         found = self.capabilities & _SAMPLING[True]
         return next(setting for setting, bits in _SAMPLING.items() if bits == found)
+
+    @property
+    def reads(self) -> int:
+        """The capabilities with what follows from them: who sees images reads files, page by page."""
+        return self.capabilities | FILE if self.capabilities & VISION else self.capabilities
 
     @property
     def capability_names(self) -> tuple[str, ...]:

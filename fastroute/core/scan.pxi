@@ -390,6 +390,7 @@ cdef class Rules:
         cdef Scan result = Scan.__new__(Scan)
         cdef Py_ssize_t index = 0
         cdef bint is_user, in_scope
+        cdef int kind
         if isinstance(messages, (str, bytes, dict)):
             raise TypeError(f"messages must be a list of mappings, not {type(messages).__name__}")
         result.rules = self
@@ -411,7 +412,9 @@ cdef class Rules:
                 scan_text(&task, content, in_scope)
             elif isinstance(content, (list, tuple)):
                 for part in content:
-                    result.images += _scan_part(&task, part, in_scope)
+                    kind = _scan_part(&task, part, in_scope)
+                    result.images += kind == SCAN_IMAGE
+                    result.media += kind != SCAN_TEXT
         scan_finish(&task)
         result.messages = index
         return result
@@ -506,22 +509,27 @@ cdef int64_t _scan_number(offered) except -1:
     return len(offered) if isinstance(offered, _ScanSized) else 0
 
 
+cdef enum:
+    SCAN_TEXT
+    SCAN_IMAGE
+    SCAN_OTHER
+
+
 cdef int _scan_part(scan_pass *task, part, bint in_scope) except -1:
-    """Reads one part of a content list and returns the number of images in it."""
+    """Reads one part of a content list and returns what it is: text, an image or something else."""
     if isinstance(part, str):
         scan_text(task, part, in_scope)
-        return 0
+        return SCAN_TEXT
     if not isinstance(part, (dict, _ScanMapping)):
-        return 0
+        return SCAN_TEXT
     kind = part.get("type")
-    if not isinstance(kind, str):
-        return 0
-    if kind == "text" or kind == "input_text":
+    if kind is None or (isinstance(kind, str) and (kind == "text" or kind == "input_text")):
+        # Without a type it is a part of Gemini's, which may be text as well.
         text = part.get("text")
         if isinstance(text, str):
             scan_text(task, text, in_scope)
-        return 0
-    return kind == "image_url" or kind == "input_image"
+        return SCAN_TEXT if kind is not None or (isinstance(text, str) and len(part) == 1) else SCAN_OTHER
+    return SCAN_IMAGE if kind == "image_url" or kind == "input_image" else SCAN_OTHER
 
 
 # Scan ---------------------------------------------------------------------------------------------------------------
@@ -533,8 +541,8 @@ cdef int _scan_part(scan_pass *task, part, bint in_scope) except -1:
 cdef class Scan:
     """The result of `Rules.scan`, made only there.
 
-    ``chars``, ``utf8``, ``messages``, ``turns``, ``images`` and ``average`` cover all messages and are exact. The other
-    counts cover the texts in scope, as far as they were examined (see ``truncated``).
+    ``chars``, ``utf8``, ``messages``, ``turns``, ``images``, ``media`` and ``average`` cover all messages and are exact. The
+    other counts cover the texts in scope, as far as they were examined (see ``truncated``).
 
     Thread safety: immutable.
     """
@@ -550,6 +558,7 @@ cdef class Scan:
     cdef readonly Py_ssize_t messages   # how many
     cdef readonly Py_ssize_t turns      # how many of role user
     cdef readonly Py_ssize_t images     # image parts
+    cdef readonly Py_ssize_t media      # parts that are not text, images among them
 
     def __init__(self, *args, **kwargs):
         raise TypeError("a Scan comes from Rules.scan")

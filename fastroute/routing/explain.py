@@ -8,11 +8,14 @@ from attrs import frozen
 
 from fastroute import _core
 from fastroute.config.catalog import (
+    AUDIO,
+    FILE,
     JSON_SCHEMA,
     SAMPLING,
     SAMPLING_WITHOUT_REASONING,
     STREAMING,
     TOOLS,
+    VIDEO,
     VISION,
 )
 from fastroute.errors import (
@@ -34,6 +37,9 @@ _CAPABILITIES = {
     TOOLS: "tools",
     VISION: "vision",
     JSON_SCHEMA: "JSON schema",
+    FILE: "file",
+    AUDIO: "audio",
+    VIDEO: "video",
     SAMPLING: "temperature or top_p (policy.drop_sampling leaves them out)",
     SAMPLING_WITHOUT_REASONING: "temperature or top_p (policy.drop_sampling leaves them out)",
 }
@@ -123,7 +129,7 @@ class StageRanking:
         price = self.prices[place]
         cost = "unknown" if price < 0 else dollars(price)
         if code == _core.OUT_CAPABILITY:
-            lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.capabilities & bit]
+            lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.reads & bit]
             return f"left out: no {', '.join(lacking)}"
         if code == _core.OUT_WINDOW:
             return (

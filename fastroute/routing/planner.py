@@ -23,10 +23,13 @@ import orjson
 from fastroute import _core
 from fastroute.config import AUTO, Config, tiers_of
 from fastroute.config.catalog import (
+    AUDIO,
+    FILE,
     JSON_SCHEMA,
     REASONING,
     STREAMING,
     TOOLS,
+    VIDEO,
     VISION,
     Catalog,
     Model,
@@ -35,6 +38,7 @@ from fastroute.config.catalog import (
 from fastroute.config.messages import near, show
 from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
 from fastroute.events import Hooks
+from fastroute.providers.media import USUAL_TOKENS, media_of
 from fastroute.state.endpoints import LiveEndpoint, State
 from fastroute.state.tokens import (
     REASONING_PARAMETERS,
@@ -132,15 +136,13 @@ class Planner:
         scan, failure = self._scan(request)
         params = request.params
         if scan is None:
-            chars, utf8, messages, images = _count(request.messages)
+            chars, utf8, messages, other = _count(request.messages)
         else:
-            chars, utf8, messages, images = scan.chars, scan.utf8, scan.messages, scan.images
+            chars, utf8, messages, other = scan.chars, scan.utf8, scan.messages, scan.media
         tools = params.get("tools") or params.get("functions")
         needs = STREAMING if request.stream else 0
         if tools:
             needs |= TOOLS
-        if images:
-            needs |= VISION
         shape = params.get("response_format")
         if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
@@ -158,11 +160,17 @@ class Planner:
         else:
             stages = (self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False),)
         wanted = request.max_tokens
-        tokens_in = estimate_input(chars, utf8, messages, images)
+        tokens_in = estimate_input(chars, utf8, messages)
         if tools:
             tokens_in += _json_tokens(tools)
+        media = media_of(request.messages) if other else ()
+        for part in media:
+            needs |= _TO_READ[part.kind]
+            tokens_in += USUAL_TOKENS[part.kind]
         tokens_out = self._state.outputs.expected_output(wanted, stages[0].endpoints[0].model)
         estimate = self._estimate(tokens_in, tokens_out, request, wanted, level, stages[0])
+        if media:
+            estimate = estimate.with_media(media)
         judgement = Judgement(self._explain, judged, failure)
         judgement.level = level or None
         return Plan(request, estimate, needs, judgement, stages)
@@ -197,6 +205,8 @@ class Planner:
         tokens_out = self._state.outputs.expected_output(wanted, plan.stages[0].endpoints[0].model)
         level = plan.judgement.level
         estimate = self._estimate(tokens_in, tokens_out, request, wanted, level, plan.stages[0])
+        if plan.estimate.media:
+            estimate = estimate.with_media(plan.estimate.media)
         return Plan(request, estimate, plan.needs, plan.judgement, plan.stages)
 
     def higher(self, plan: Plan) -> Plan | None:
@@ -577,7 +587,7 @@ class Planner:
             models=[place for place, _ in endpoints],
             windows=[endpoint.model.context_window for endpoint in found],
             max_outputs=[endpoint.model.max_output_tokens for endpoint in found],
-            capabilities=[endpoint.model.capabilities for endpoint in found],
+            capabilities=[endpoint.model.reads for endpoint in found],
             input_prices=[price.input for price in prices],
             output_prices=[price.output for price in prices],
             qualities=[endpoint.model.quality for endpoint in found],
@@ -591,6 +601,7 @@ class Planner:
 
 _SAMPLES = frozenset(SAMPLING_PARAMETERS)
 _UNKNOWN = TokenPrices(-1, -1)  # the core's value for an unknown price
+_TO_READ = {"image": VISION, "file": FILE, "audio": AUDIO, "video": VIDEO, "unknown": 0}
 
 
 def _sets_sampling(params: Mapping[str, Any]) -> bool:
@@ -606,13 +617,17 @@ def _json_tokens(value: Any) -> int:
 
 
 def _count(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:
-    """Characters, bytes, messages and images of messages that the scan could not read."""
+    """Characters, bytes, messages and lists of parts of messages that the scan could not read."""
     chars = sum(
         len(message["content"])
         for message in messages
         if isinstance(message, Mapping) and isinstance(message.get("content"), str)
     )
-    return chars, chars, len(messages), 0
+    lists = sum(
+        isinstance(message, Mapping) and isinstance(message.get("content"), (list, tuple))
+        for message in messages
+    )
+    return chars, chars, len(messages), lists
 
 
 def _factors(levels: Sequence[str]) -> dict[str, float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import ClassVar
 
 from attrs import frozen
 
 from fastroute import _core
+from fastroute.providers.media import Media
 from fastroute.state.endpoints import LiveEndpoint
 
 ENDLESS = 1 << 62  # tokens
@@ -23,12 +26,22 @@ class Estimate:
         timeout: seconds that an attempt may take while another endpoint is ready; the last one has until the
             call's deadline.
         reasoning: whether the answer is expected to begin with reasoning.
+        media: the parts of the request that are not text.
     """
+
+    # Not a field: most requests are text, and each plan would pay for setting it.
+    media: ClassVar[tuple[Media, ...]] = ()
 
     input_tokens: int
     output_tokens: int
     timeout: float
     reasoning: bool = False
+
+    def with_media(self, media: tuple[Media, ...]) -> Estimate:
+        """The same for a request with these parts that are not text."""
+        made = copy.copy(self)
+        made.__dict__["media"] = media
+        return made
 
     @property
     def prompt_scale(self) -> float:

@@ -392,7 +392,7 @@ def test_a_file_that_is_not_there_or_not_text_says_so(tmp_path):
 
 
 def test_capabilities_are_distinct_bits():
-    assert list(CAPABILITIES.values()) == [1, 2, 4, 8, 64]
+    assert list(CAPABILITIES.values()) == [1, 2, 4, 8, 64, 128, 256, 512]
 
 
 # --------------------------------------------------------------------------------------------- refreshing
