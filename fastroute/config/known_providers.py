@@ -29,7 +29,7 @@ _words = sequence_of(text())
 
 @frozen(kw_only=True)
 class KnownProvider:
-    """A provider that needs no more than its name; ``data/providers.toml`` has the meaning of each key."""
+    """A provider that is configured by its name alone; ``data/providers.toml`` explains the keys."""
 
     base_url: str = field(validator=text(empty=True))
     api_key_env: tuple[str, ...] = field(validator=_words)

@@ -1,12 +1,12 @@
-"""The ways in which providers say what is wrong: one table, first match first.
+"""How providers word their errors: one table, of which the first line that matches decides.
 
-Each line names the error's class and what the failure holds for (`errors.Blame`), and how the providers word
-it: the status, the codes and types, and a pattern in the message. What is done about an error is decided in
-`calls/retry.py`. A recorded body for each line is in ``tests/providers/refusals.jsonl``; to add a wording,
+Each line names the error's class and what the failure holds for (`errors.Blame`), and how providers word it:
+the status, the codes and types, and a pattern in the message. `calls/retry.py` decides what to do about an
+error. A recorded body for each line is in ``tests/providers/refusals.jsonl``; to add a wording,
 add a line there and, if it is not recognised, a word here.
 
-Codes and types are compared in lower case. A status alone says what `errors.for_status` says; the lines here
-are for what the status does not tell.
+Codes and types are compared in lower case. Errors that the status alone identifies are in
+`errors.for_status`; the lines here are for all others.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def _pattern(*parts: str) -> re.Pattern[str]:
 
 @frozen
 class Wording:
-    """One thing that a provider may say.
+    """One line of the table: one meaning that an error may have.
 
     Attributes:
-        about: what is said, in a few words.
-        error: the class of the error; None: the one that its status has.
+        about: the meaning, in a few words.
+        error: the class of the error; None for the class of its status.
         blame: what the failure holds for.
-        statuses: the statuses with which it comes.
-        status: the status where the error has none, in a 200 answer or a stream.
-        names: codes and types that say it.
-        text: what a message says it with.
+        statuses: the statuses that it has.
+        status: its status if the provider sends none, in a 200 answer or a stream.
+        names: codes and types that stand for it.
+        text: a pattern that its messages contain.
     """
 
     about: str
@@ -47,7 +47,7 @@ class Wording:
     text: re.Pattern[str] | None = None
 
     def said(self, status: int | None, names: set[str], text: str) -> bool:
-        """Whether an error with this status, these codes and types, and this text says it."""
+        """Whether an error with this status, these codes and types, and this text has this meaning."""
         if status is not None and status not in self.statuses:
             return False
         if any(name in names for name in self.names):
@@ -376,11 +376,11 @@ def broken_off(finish_reason: str) -> errors.InternalServerError:
 
 @frozen
 class Spelling:
-    """A refusal after which the same endpoint takes the same request in another spelling.
+    """A refusal after which the same endpoint accepts the same request in another spelling.
 
     Attributes:
         about: what is refused.
-        refused: what such a refusal says; a group, if there is one, is the number to use.
+        refused: a pattern of such refusals; a group, if there is one, is the number to use.
         change: the attribute of a `Target` to change.
         value: its new value; None: the number in the refusal.
     """

@@ -225,7 +225,7 @@ class Planner:
     def _from_tier(self, plan: Plan, tier: str) -> Plan:
         return Plan(plan.request, plan.estimate, plan.needs, plan.judgement, self._tier_stages(tier))
 
-    # ----------------------------------------------------------------------------------------- who is asked
+    # --------------------------------------------------------------------------------- iterating over a plan
 
     def rank(self, plan: Plan) -> Plan:
         """Ranks all stages of the plan that have not been reached, by the present state."""
