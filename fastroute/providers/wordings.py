@@ -360,6 +360,49 @@ BROKEN_OFF: Mapping[str, int] = {
 FILTERED = frozenset({"content_filter", "sensitive", "error_toxic"})
 """Finish reasons of an answer that a content filter has cut: OpenAI's, GLM's, Cohere's."""
 
+OPENAI_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+"""The finish reasons that clients of OpenAI's API know."""
+
+# Other servers' finish reasons, in lower case, and what they are in OpenAI's words. One that says that the
+# answer was given up, whatever for, is "length": the answer is not whole.
+_IN_OPENAIS_WORDS: Mapping[str, str] = {
+    "complete": "stop",  # Cohere
+    "eos": "stop",  # Together
+    "eos_token": "stop",  # TGI
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",  # Mistral
+    "model_context_window_exceeded": "length",
+    "other": "length",  # Gemini
+    "finish_reason_unspecified": "length",
+    "unknown": "length",
+    "cancelled": "length",
+    "canceled": "length",
+    "interrupted": "length",
+    "incomplete": "length",
+    "pause_turn": "length",
+    "user_cancel": "length",
+    "tool_use": "tool_calls",
+    "tool_call": "tool_calls",
+    "repetition": "length",  # vLLM
+    "sensitive": "content_filter",  # GLM
+    "error_toxic": "content_filter",
+    "refusal": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "guardrail_intervened": "content_filter",  # Bedrock
+}
+
+
+def openai_reason(finish_reason: str) -> str:
+    """A finish reason in OpenAI's words; ``stop`` for one that is not known."""
+    lowered = finish_reason.lower()
+    return lowered if lowered in OPENAI_REASONS else _IN_OPENAIS_WORDS.get(lowered, "stop")
+
 
 def broken_off(finish_reason: str) -> errors.InternalServerError:
     """The error for an answer that ended because the provider failed."""
