@@ -1,4 +1,4 @@
-"""What several files of the client's tests configure alike."""
+"""Configurations that several files of the client's tests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The views that the tests of the Flask extension ask, in whatever process serves them."""
+"""The views for the tests of the Flask extension."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tokens cost, to the nano-dollar: fresh, read from a cache, written to one, of a long prompt."""
+"""Costs of tokens, to the nano-dollar: uncached, read from a cache, written to one, of a long prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clock moved by hand, a ledger that counts, and what the budgets tests ask of both."""
+"""A clock that tests set, a ledger that counts its queries, and helpers of the budget tests."""
 
 from __future__ import annotations
 

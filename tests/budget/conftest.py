@@ -1,4 +1,4 @@
-"""Budgets over a clock moved by hand."""
+"""Budgets with a clock that tests set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets: all or nothing, by tag, and what an earlier process had spent."""
+"""Budgets: reservations in all budgets or in none, budgets by tag, and spending of earlier processes."""
 
 from __future__ import annotations
 

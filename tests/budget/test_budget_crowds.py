@@ -1,4 +1,4 @@
-"""Budgets: cancels, kills, forks and crowds leave nothing behind."""
+"""Budgets: cancelled calls, kills, forks and many threads leave nothing reserved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failure holds for: who is asked next, who is left out, and what the caller is told in the end."""
+"""The cause of a failure: which endpoint is tried next, which are blocked, and which error is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clocks that the caller did not set move a call to another endpoint, and never end it."""
+"""Time limits that the caller did not set move a call to another endpoint, and never end it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compress hook: asked when a request is too long for everybody, and only then."""
+"""The compress hook is called only if a request is too long for all models."""
 
 from __future__ import annotations
 

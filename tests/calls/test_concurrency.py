@@ -1,4 +1,4 @@
-"""Calls at once, classes of priority, breakers that are all open, and calls that are cut off at the door."""
+"""Simultaneous calls, priorities, breakers that are all open, and calls that are interrupted in admission."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of attempts, held to a plain reading of its rules over random scripts of faults."""
+"""The order of attempts, compared with a simple implementation of its rules over random faults."""
 
 from __future__ import annotations
 

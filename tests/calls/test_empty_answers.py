@@ -1,4 +1,4 @@
-"""Answers with nothing in them, and answers that the provider broke off: failed attempts, in every format."""
+"""Empty answers, and answers that the provider broke off, are failed attempts in every format."""
 
 from __future__ import annotations
 

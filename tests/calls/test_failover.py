@@ -1,4 +1,4 @@
-"""Where a call goes when its first choice cannot serve it: chains, cheaper tiers, the retry budget."""
+"""Failover: chains, cheaper tiers, the retry budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hedge by itself: when it begins, what it answers, and what it keeps alive."""
+"""`Hedge` alone: when it begins, its result, and the objects that it keeps alive."""
 
 from __future__ import annotations
 

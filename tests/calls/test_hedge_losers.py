@@ -1,4 +1,4 @@
-"""An attempt that loses to its hedge ends at once, whatever it does, and hurts nobody on its connection."""
+"""An attempt that loses to its hedge ends at once, and does not affect a later request on its connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call and its hedge while the program does something else: it closes, reloads, forks, is interrupted."""
+"""A call and its hedge while the program closes the client, reloads, forks or is interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second request for a call that takes longer than most: who wins, who is cut and charged, who has none."""
+"""Hedging: which request wins, which is cancelled and charged, and which calls are not hedged."""
 
 from __future__ import annotations
 

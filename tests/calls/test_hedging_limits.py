@@ -1,4 +1,4 @@
-"""No second request over a limit, a budget, a share or a price."""
+"""A hedge never exceeds a limit, a budget, a share or `max_cost`."""
 
 from __future__ import annotations
 

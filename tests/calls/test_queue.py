@@ -1,4 +1,4 @@
-"""Waiting for limits: who goes first, who is told, and that nothing is lost when a waiter goes away."""
+"""Waiting for limits: the order, the wake-ups, and that nothing is lost if a waiter leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What threads share, with another thread let in after any bytecode: nothing lost, nothing over or held.
+"""State that threads share, with a thread switch after any bytecode: nothing is lost, exceeded or left held.
 
 The schedules are drawn with a seed; each test runs a few of them. Its claims are exact, and it fails when a
 lock of the code under test is left out, or a step of it is.

@@ -1,4 +1,4 @@
-"""One endpoint that is asked by name, and nobody else when it fails."""
+"""`Client.probe` calls one endpoint, and no other one if it fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client as a caller meets it: what goes in, and where it goes."""
+"""The client's interface: arguments, and where requests are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client as a caller meets it: what comes back, and when at the latest."""
+"""The client's interface: answers, errors and deadlines."""
 
 from __future__ import annotations
 

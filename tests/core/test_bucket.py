@@ -1,4 +1,4 @@
-"""Buckets: exact grants, waits that are true, debt, and the limits' ends; then native against twin."""
+"""Buckets: exact grants, correct waits, debt, and extreme values; then native against twin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing: what a choice lets in and where, whose the ticket is, and tokens as each model counts them."""
+"""Choices: admitted requests and their endpoints, ownership of tickets, and tokens as each model counts."""
 
 from __future__ import annotations
 

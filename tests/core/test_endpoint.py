@@ -1,4 +1,4 @@
-"""Endpoints: all or nothing at the door, everything back at the end; then native against twin."""
+"""Endpoints: admission of all or nothing, release of everything at the end; then native against twin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker killed at any instruction: whatever the shared memory holds then is made good by reaping.
+"""A worker killed at any instruction: reaping repairs every state of the shared memory.
 
 What a killed process leaves behind is its shared memory and nothing else. So a child is run one
 instruction at a time (ptrace), and every state that the memory passes through is kept; each is then put

@@ -1,4 +1,4 @@
-"""What a machine has leased of shared limits: taken whole, never twice, good for a time."""
+"""Leases of shared limits: taken completely, never twice, and valid for a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exactness under threads and across processes: what there are N of is handed out N times, whoever asks.
+"""Exactness under threads and across processes: of N permits exactly N are granted.
 
 Forked children work on the parent's segment and answer through a pipe; none of them runs pytest's code.
 """

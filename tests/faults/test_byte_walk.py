@@ -1,6 +1,6 @@
 """Every byte of an answer is the last one: cut, reset or silent from there, plain or streamed.
 
-What must come of each is `walks.py`'s to say. All variants, and every byte with every ending:
+`walks.py` has the expected results. All variants, and every byte with every ending:
 ``python -m tests.soak.walk``.
 """
 

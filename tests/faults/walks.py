@@ -1,7 +1,7 @@
 """The walk over every byte of an answer: what is sent, what must come of it, and the books after each step.
 
-Owns the answers and the judgement; the server is `raw_server.py`'s. Used by the tests in small and by
-`tests/soak/walk.py` in full.
+It has the answers and the expected results; `raw_server.py` is the server. The tests run a part of it,
+`tests/soak/walk.py` runs all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes together: limits are exact, and what the dead held comes back."""
+"""Several processes: limits are exact, and what killed processes held is released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The headers that speak of waiting and of limits: what is read, and what is none."""
+"""Headers about waiting and limits: which values are read, and which are ignored."""
 
 from __future__ import annotations
 

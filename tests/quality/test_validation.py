@@ -1,4 +1,4 @@
-"""Answers that fail their check, over a real provider: asked again, from a dearer tier, and told why."""
+"""Answers that fail validation: asked again, at a more expensive tier, with the reason."""
 
 from __future__ import annotations
 

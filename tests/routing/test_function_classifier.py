@@ -1,4 +1,4 @@
-"""A function of the program's own as classifier: whatever it does, the call goes on in its time."""
+"""A function as classifier: whatever it does, the call continues within the time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is asked, in which order, and what a plan says about it; nothing is sent."""
+"""Plans: the candidates, their order and the explanation; nothing is sent."""
 
 from __future__ import annotations
 

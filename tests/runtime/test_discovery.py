@@ -1,4 +1,4 @@
-"""Discovery: a provider's models in every format, what it thinks of the key, what is named in vain."""
+"""Discovery: a provider's models in every format, the validity of the key, and models that are not listed."""
 
 from __future__ import annotations
 

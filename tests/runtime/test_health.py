@@ -1,4 +1,4 @@
-"""Health checks: what needs one gets one, once an interval whoever asks, and no caller is any the worse.
+"""Health checks: endpoints that need one get one per interval, and no caller is affected.
 
 Most tests make the looks themselves and say what time it is; the interval is so long that the client's own
 thread makes none meanwhile.

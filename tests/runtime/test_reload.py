@@ -1,4 +1,4 @@
-"""Another configuration while calls run: as a whole, at once for limits, never in the middle of a call."""
+"""Reloading while calls run: as a whole, at once for limits, never in the middle of a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probes of a breaker that take their time: slow answers and long streams close it as quick ones do."""
+"""Slow probes: slow answers and long streams close a breaker like fast ones."""
 
 from __future__ import annotations
 

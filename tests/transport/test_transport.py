@@ -1,4 +1,4 @@
-"""Connections: shared, kept, sent through a caller's own session, and never used twice after trouble."""
+"""Connections: shared, kept, used through a caller's session, and never reused after a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of an answer: what it says of the body, and what is no head."""
+"""The head of an answer: how it frames the body, and malformed heads."""
 
 from __future__ import annotations
 

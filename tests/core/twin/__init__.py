@@ -1,9 +1,9 @@
 """The core's state in plain Python: the same classes, methods and answers, written to be read.
 
-Owns the reference meaning of Bucket, Breaker, Latency, RetryBudget, Tail, Endpoint and Ranking; the tests
-drive it and `fastroute._core` with the same operations and compare every answer. Leaves out what only memory
-shared between processes can have: cells, worker slots, reaping. Not thread-safe, exact where the core packs
-floats, and in no hurry.
+The reference implementation of Bucket, Breaker, Latency, RetryBudget, Tail, Endpoint and Ranking. The tests
+run it and `fastroute._core` with the same operations and compare every answer. It has no cells, worker slots
+and reaping, which only exist in memory that processes share. It is not thread-safe, slow, and exact where the
+core packs floats.
 
 Units are the core's: ``now`` in integer nanoseconds (0 reads the monotonic clock), latencies in seconds,
 prices in nano-dollars per million tokens. Where the core draws a random number the twin is told the outcome

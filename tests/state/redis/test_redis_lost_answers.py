@@ -1,4 +1,4 @@
-"""Redis does what it is asked and its answer is lost: what is sent again changes nothing."""
+"""Redis runs a script and its answer is lost: the repeated request changes nothing."""
 
 from __future__ import annotations
 

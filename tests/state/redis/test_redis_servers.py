@@ -1,4 +1,4 @@
-"""Real servers in every kind of trouble: calls are answered, the state says so, and all of it comes back."""
+"""Redis servers with all kinds of failures: calls are answered, the state reports it, and sharing resumes."""
 
 from __future__ import annotations
 
