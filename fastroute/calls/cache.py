@@ -170,6 +170,8 @@ class Cache:
         failure: Flight | None = None
         while True:
             takes_over = failed + 1 < _MAX_LEADERS
+            # A call that has waited for one failed leader may lead itself; after the second it raises the
+            # error. Otherwise a question that always fails would be sent once for each call that waits.
             flight, leads, kept = self._join(key, failure, led, awaited, heir if takes_over else None)
             if kept is not None:
                 return kept, True
@@ -199,6 +201,7 @@ class Cache:
         heir: object | None,
     ) -> tuple[Flight, bool, Completion | None]:
         """The flight, whether this call leads it, and the answer if it is stored already."""
+        # Store and flights under one lock: an answer that lands in between would be seen in neither.
         me = threading.get_ident()
         with self._lock:
             entry = self._store.get(key)
@@ -206,6 +209,8 @@ class Cache:
             if entry is not None:
                 self.hits += 1
                 return flight or Flight(me), False, entry[0]
+            # Entered in `led` before anything else: if an interrupt comes next, `_let_go` ends the flight,
+            # for which other calls may wait by then.
             if flight is None:
                 flight = Flight(me)
                 led.append(flight)
@@ -242,6 +247,9 @@ class Cache:
 
     def _land(self, key: bytes, flight: Flight) -> None:
         """Ends a flight: stores its answer, or creates a successor for its followers."""
+        # The waiting calls are woken after that, so they find the answer or the successor, of which the first
+        # to come becomes the leader. All others wait for it: after a failure only one sends the question
+        # again.
         with self._lock:
             if self.flights.get(key) is flight:
                 del self.flights[key]
@@ -294,6 +302,7 @@ class Cache:
             self._store.popitem()
 
     def _expiry(self, _key: bytes, _entry: tuple[Completion, int], now: float) -> float:
+        # Spread, so that answers stored together do not all have to be made again at the same time.
         return now + self._ttl * self._random.uniform(0.9, 1.1)
 
 
