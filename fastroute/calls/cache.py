@@ -73,12 +73,12 @@ class Cache:
     ) -> None:
         self._ttl = ttl
         self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._max_entry_bytes = min(max_entry_bytes, max_bytes)
         self._scope = scope
+        self._timer = timer
         self._random = random.Random()
-        self._store: cachetools.TLRUCache[bytes, tuple[Completion, int]] = cachetools.TLRUCache(
-            max_bytes, self._expiry, timer=timer, getsizeof=_size
-        )
+        self._store = self._empty_store()
         self.flights: dict[bytes, Flight] = {}
         self._lock = threading.Lock()
         self.hits = 0
@@ -277,9 +277,16 @@ class Cache:
 
     def after_fork(self) -> None:
         """In a forked child: drops the flights, since the parent's calls never end here."""
+        # A thread of the parent was changing the store: what it had not finished stays so here. Its clock,
+        # for example, may stand still.
+        if self._lock.locked():
+            self._store = self._empty_store()
         self._lock = threading.Lock()
         self.flights = {}
         self._random = random.Random()
+
+    def _empty_store(self) -> cachetools.TLRUCache[bytes, tuple[Completion, int]]:
+        return cachetools.TLRUCache(self._max_bytes, self._expiry, timer=self._timer, getsizeof=_size)
 
     def _tags(self, tags: Mapping[str, str]) -> Mapping[str, str]:
         if self._scope == "all":

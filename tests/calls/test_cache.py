@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from children import ended, forked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -308,3 +309,45 @@ def test_an_interrupted_leader_leaves_no_flight_behind() -> None:
     with pytest.raises(KeyboardInterrupt):
         cache.through(b"k", interrupted, soon())
     assert cache.through(b"k", completion, soon())[1] is False
+
+
+# --------------------------------------------------------------------------------------------------- fork
+
+
+def test_a_fork_while_an_answer_is_being_stored_leaves_the_child_a_cache_that_expires() -> None:
+    now = 0.0
+    cache = Cache(ttl=10.0, timer=lambda: now)
+    made, storing, go_on = False, threading.Event(), threading.Event()
+
+    class Halting(bytes):
+        """A key that holds up its thread when the store looks it up to store its answer."""
+
+        def __hash__(self) -> int:
+            if made and not cache.flights:
+                storing.set()
+                assert go_on.wait(10)
+            return super().__hash__()
+
+    def make() -> Completion:
+        nonlocal made
+        made = True
+        return completion()
+
+    cache.through(b"old", completion, soon())
+    thread = threading.Thread(target=cache.through, args=(Halting(b"new"), make, soon()))
+    thread.start()
+    assert storing.wait(10)
+
+    def child() -> None:
+        nonlocal now
+        cache.after_fork()
+        cache.through(b"other", completion, soon())
+        assert cache.get(b"other") is not None
+        now = 1000.0
+        assert cache.get(b"old") is None
+        assert cache.get(b"other") is None
+
+    pid = forked(child)
+    go_on.set()
+    thread.join()
+    assert ended(pid) == 0
