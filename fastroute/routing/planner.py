@@ -111,7 +111,7 @@ class Planner:
         self._explain = self.explain  # bound once, as every plan has it
         self._timeout_base, self._timeout_per_1k = policy.timeout_base, policy.timeout_per_1k
         self.classifier_timeout = policy.classifier_timeout
-        self._drop_sampling = policy.drop_sampling
+        self._drop_sampling, self._cascades = policy.drop_sampling, policy.cascade
         self._confidence_threshold = policy.confidence_threshold
         self._floor = policy.quality_floor or 0.0
         self._max_latency = policy.max_latency or 0.0
@@ -144,7 +144,7 @@ class Planner:
         if tools:
             needs |= TOOLS
         shape = params.get("response_format")
-        if isinstance(shape, Mapping) and shape.get("type") == "json_schema":
+        if shape is not None and isinstance(shape, Mapping) and shape.get("type") == "json_schema":
             needs |= JSON_SCHEMA
         if not _SAMPLES.isdisjoint(params) and not self._drop_sampling and _sets_sampling(params):
             needs |= sampling_bit(params)
@@ -159,7 +159,6 @@ class Planner:
             stages = self._stages_for(request, level, judged.confidence if judged is not None else 0.0)
         else:
             stages = (self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False),)
-        wanted = request.max_tokens
         tokens_in = estimate_input(chars, utf8, messages)
         if tools:
             tokens_in += _json_tokens(tools)
@@ -167,44 +166,36 @@ class Planner:
         for part in media:
             needs |= _TO_READ[part.kind]
             tokens_in += USUAL_TOKENS[part.kind]
-        tokens_out = self._state.outputs.expected_output(wanted, stages[0].endpoints[0].model)
-        estimate = self._estimate(tokens_in, tokens_out, request, wanted, level, stages[0])
+        estimate = self._estimate(tokens_in, request, level, stages[0])
         if media:
             estimate = estimate.with_media(media)
         judgement = Judgement(self._explain, judged, failure)
         judgement.level = level or None
         return Plan(request, estimate, needs, judgement, stages)
 
-    def _estimate(
-        self,
-        tokens_in: int,
-        tokens_out: int,
-        request: Request,
-        wanted: int | None,
-        level: str | None,
-        stage: Stage,
-    ) -> Estimate:
+    def _estimate(self, tokens_in: int, request: Request, level: str | None, stage: Stage) -> Estimate:
         """The estimate; its time-out is a base and more for each thousand tokens of answer."""
-        params, model = request.params, stage.endpoints[0].model
-        asked = None if REASONING_PARAMETERS.isdisjoint(params) else reasoning_tokens(params)
-        reasoning = model.capabilities & REASONING != 0 if asked is None else asked > 0
-        tokens = wanted
-        if tokens is None:
-            tokens = self._state.outputs.p95.get(model.name, 0)  # the reasoning of those answers is included
+        params, model, outputs = request.params, stage.endpoints[0].model, self._state.outputs
+        wanted = request.max_tokens
+        if REASONING_PARAMETERS.isdisjoint(params):
+            asked, reasoning = USUAL_EFFORT, model.capabilities & REASONING != 0
+        else:
+            effort = reasoning_tokens(params)
+            asked = USUAL_EFFORT if effort is None else effort
+            reasoning = model.capabilities & REASONING != 0 if effort is None else effort > 0
+        # The 95th percentile counts the reasoning of those answers too.
+        tokens = wanted or (outputs.p95.get(model.name) if wanted is None else 0)
         if not tokens:
-            tokens = USUAL_OUTPUT + ((USUAL_EFFORT if asked is None else asked) if reasoning else 0)
-        factor = self._factor_of.get(level or "", 1.0)
+            tokens = USUAL_OUTPUT + (asked if reasoning else 0)
+        factor = self._factor_of.get(level, 1.0) if level else 1.0
         timeout = self._timeout_base + self._timeout_per_1k * tokens / 1000 * factor
-        return Estimate(tokens_in, tokens_out, timeout, reasoning)
+        return Estimate(tokens_in, outputs.expected_output(wanted, model), timeout, reasoning)
 
     # --------------------------------------------------------------------- another plan for the same request
 
     def lengthened(self, plan: Plan, request: Request) -> Plan:
         """The plan for the same request with another ``max_tokens``, of the same class and tier."""
-        tokens_in, wanted = plan.estimate.input_tokens, request.max_tokens
-        tokens_out = self._state.outputs.expected_output(wanted, plan.stages[0].endpoints[0].model)
-        level = plan.judgement.level
-        estimate = self._estimate(tokens_in, tokens_out, request, wanted, level, plan.stages[0])
+        estimate = self._estimate(plan.estimate.input_tokens, request, plan.judgement.level, plan.stages[0])
         if plan.estimate.media:
             estimate = estimate.with_media(plan.estimate.media)
         return Plan(request, estimate, plan.needs, plan.judgement, plan.stages)
@@ -225,15 +216,15 @@ class Planner:
     def _from_tier(self, plan: Plan, tier: str) -> Plan:
         return Plan(plan.request, plan.estimate, plan.needs, plan.judgement, self._tier_stages(tier))
 
-    # --------------------------------------------------------------------------------- iterating over a plan
+    # ----------------------------------------------------------------------------------------- who is asked
 
     def rank(self, plan: Plan) -> Plan:
         """Ranks all stages of the plan that have not been reached, by the present state."""
-        ranked = plan.ranked
-        for stage in plan.stages[len(ranked) :] if ranked else plan.stages:
+        ranked, stages = plan.ranked, plan.stages
+        for stage in stages[len(ranked) :] if ranked else stages:
             ranked.append((stage, self._order(plan, stage)))
         # Dearer stages are ranked after those of the plan, so some of them may be in the list already.
-        for stage in self._dearer(plan, False)[len(ranked) - len(plan.stages) :]:
+        for stage in self._dearer(plan, False)[len(ranked) - len(stages) :]:
             ranked.append((stage, self._order(plan, stage)))
         return plan
 
@@ -314,13 +305,15 @@ class Planner:
 
     def _dearer(self, plan: Plan, gone: bool) -> tuple[Stage, ...]:
         """The dearer tiers, if an endpoint of the plan is excluded for not serving its model; else none."""
-        if plan.tier is None or not self._config.policy.cascade:
+        tier = plan.stages[0].tier
+        if tier is None or not self._cascades:
             return ()
-        if gone or any(
-            _core.OUT_BLOCKED in ranked.verdicts and any(endpoint.model_gone for endpoint in stage.endpoints)
-            for stage, ranked in plan.ranked
-        ):
-            return self._dearer_stages(plan.tier, plan.stages)
+        stages = self._dearer_stages(tier, plan.stages)
+        if not stages or gone:
+            return stages
+        for stage, ranked in plan.ranked:
+            if _core.OUT_BLOCKED in ranked.verdicts and any(each.model_gone for each in stage.endpoints):
+                return stages
         return ()
 
     def _order(self, plan: Plan, stage: Stage) -> _core.Ranked:
@@ -473,7 +466,7 @@ class Planner:
             if stage is not None:
                 yield stage
             level = [self._catalog.model(name) for name in names]
-        if first.tier is None or not self._config.policy.cascade:
+        if first.tier is None or not self._cascades:
             return
         for tier in reversed(self._tiers[: self._tiers.index(first.tier)]):
             names = [name for name in self._model_names(tier) if name not in seen]
