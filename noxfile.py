@@ -1,4 +1,4 @@
-"""Runs the tests on every supported Python version that is installed: ``nox``."""
+"""The test suite on every supported Python that is present: ``nox``."""
 
 import nox
 

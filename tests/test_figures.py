@@ -1,4 +1,4 @@
-"""Percentiles, amounts and durations."""
+"""How percentiles, amounts and durations come out, whoever asks for them."""
 
 from __future__ import annotations
 

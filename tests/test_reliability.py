@@ -1,4 +1,4 @@
-"""The tests that docs/reliability.md names exist."""
+"""The page of promises names tests that exist."""
 
 from __future__ import annotations
 

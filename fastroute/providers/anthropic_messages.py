@@ -146,13 +146,12 @@ def _assistant(message: Mapping[str, Any], path: str) -> list[Block]:
 
 
 def _mappings(values: Iterable[Any], path: str) -> list[Block]:
-    blocks: list[Block] = []
+    blocks = []
     for place, value in enumerate(values):
         block = as_mapping(value)
         if block is None:
             raise _refused(f"{path}[{place}]", f"must be a mapping, not {type(value).__name__}")
-        # Items of lists in a stream carry an index, which is not Anthropic's.
-        blocks.append({name: part for name, part in block.items() if name != "index"})
+        blocks.append(block)
     return blocks
 
 

@@ -30,8 +30,8 @@ from .answer import StrictResponse
 from .request_timer import RequestTimer
 from .resolve import is_address, resolve
 
-# A peer that is gone (a crashed host, a NAT that forgot the connection) is found within about a minute.
-# Silence alone does not tell: a model that reasons may be silent for longer.
+# A peer that is gone (a crashed host, a NAT that forgot the connection) is found within about a minute, so
+# that a long wait for a model that reasons is not a wait for nobody.
 _KEEPALIVE = tuple(
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -263,10 +263,13 @@ class _Direct(Reporting):
             if answer.will_close:
                 self.close()  # type: ignore[attr-defined]  # the answer keeps the socket until it is read
             fields = answer.fields
+            framing = HTTPHeaderDict()
+            for name in _FRAMING:
+                if name in fields:
+                    framing[name] = fields[name]
             return HTTPResponse(
                 body=answer,
-                # urllib3 reads no other headers. Ours come from the answer itself.
-                headers=HTTPHeaderDict({name: fields[name] for name in _FRAMING if name in fields}),
+                headers=framing,  # urllib3 reads no other headers. Ours come from the answer itself.
                 status=answer.status,
                 version=answer.version,
                 reason=answer.reason,

@@ -1,7 +1,7 @@
 """A greenlet is killed, or its own gevent.Timeout goes off, at each place where a call can wait.
 
-What it held must be free again, and the exception must come out as it is. The modules on a greenlet's stack
-tell where it waits, so each place is really the one that is meant.
+What it held must be free again, and the exception must come out as it is. Where a greenlet waits is read
+off its stack, so each place is really the one that is meant.
 """
 
 from __future__ import annotations
@@ -53,27 +53,18 @@ def read(client, text):
         for _ in stream:
             pass
 
-CONNECTING, SENT, READING = "urllib3.connection", "urllib3.connectionpool", "urllib3.response"
-ATTEMPT, STREAM, DISPATCH = "fastroute.calls.attempt", "fastroute.calls.stream", "fastroute.calls.dispatch"
-ADMISSION, QUEUE, CACHE = "fastroute.calls.admission", "fastroute.calls.queue", "fastroute.calls.cache"
-WORKERS = "fastroute.platform.workers"
-
-def modules(job):
-    # Of the functions on its stack. A greenlet that another one looks at waits, so these say in what.
-    frame, found = job.gr_frame, set()
+def stack(job):
+    frame, names = job.gr_frame, []
     while frame is not None:
-        found.add(frame.f_globals["__name__"])
+        names.append(frame.f_code.co_name)
         frame = frame.f_back
-    return found
+    return names
 
-def waits_in(job, *names, without=()):
+def waits_in(job, *names, without="-"):
     with gevent.Timeout(20, AssertionError(f"not in {names}")):
-        while not modules(job).issuperset(names) or modules(job).intersection(without):
+        while not (set(names) <= set(stack(job)) and without not in stack(job)):
             assert not job.ready(), (names, job.value)
             gevent.sleep(0.005)
-
-def waits_for_headers(job):
-    waits_in(job, SENT, without=[CONNECTING, READING])
 
 def ended(job, how):
     # What came out of the call, as its type's name.
@@ -105,46 +96,45 @@ def place(**settings):
 @place()
 def headers(client):
     job = Job(ask, client, "hang")
-    waits_for_headers(job)
+    waits_in(job, "getresponse")
     return job
 
 @place()
 def body(client):
     job = Job(ask, client, "stall")
-    waits_in(job, READING, ATTEMPT, without=[STREAM])
+    waits_in(job, "body")
     return job
 
 @place()
 def first_chunk(client):
     job = Job(ask, client, "silent", True)
-    waits_in(job, READING, STREAM, ATTEMPT)
+    waits_in(job, "head", "pieces")
     return job
 
 @place()
 def next_chunk(client):
     job = Job(read, client, "silent later")
-    waits_in(job, READING, STREAM, without=[ATTEMPT])
+    waits_in(job, "__next__", "pieces")
     return job
 
 @place(url=f"http://{FULL}/v1")
 def connecting(client):
     job = Job(ask, client, "anything")
-    waits_in(job, CONNECTING)
+    waits_in(job, "connect")
     return job
 
 @place()
 def backoff(client):
     job = Job(ask, client, "busy")
-    waits_in(job, ADMISSION, without=[QUEUE])
+    waits_in(job, "_after_waiting", without="_wait_in_queue")
     return job
 
 @place(max_in_flight=1)
 def permit(client):
     holder = Job(ask, client, "hang")
-    waits_for_headers(holder)
+    waits_in(holder, "getresponse")
     job = Job(ask, client, "plain")
-    waits_in(job, QUEUE)
-    assert client.runtime.queue.waiters and not client.runtime.queue.times
+    waits_in(job, "_wait_in_queue")
     job.also = holder
     return job
 
@@ -152,25 +142,24 @@ def permit(client):
 def rate(client):
     ask(client, "plain")
     job = Job(ask, client, "plain")
-    waits_in(job, QUEUE)
-    assert client.runtime.queue.times
+    waits_in(job, "_sleep_in_queue")
     return job
 
 @place(cache=True)
 def follower(client):
     leader = Job(ask, client, "hang")
-    waits_for_headers(leader)
+    waits_in(leader, "getresponse")
     job = Job(ask, client, "hang")
-    waits_in(job, CACHE, without=[DISPATCH])
+    waits_in(job, "through", without="_lead")
     job.also = leader
     return job
 
 @place(cache=True)
 def leader(client):
     leader = Job(ask, client, "hang once")
-    waits_for_headers(leader)
+    waits_in(leader, "getresponse")
     heir = Job(ask, client, "hang once")
-    waits_in(heir, CACHE, without=[DISPATCH])
+    waits_in(heir, "through", without="_lead")
     leader.heir = heir
     return leader
 
@@ -178,7 +167,7 @@ def leader(client):
 def submitting(client):
     client.submit(model="m", messages=[{"role": "user", "content": "short hang"}])
     job = Job(client.submit)
-    waits_in(job, WORKERS)
+    waits_in(job, "submit", "acquire")
     return job
 
 found = {}
