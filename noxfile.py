@@ -1,4 +1,4 @@
-"""The test suite on every supported Python that is present: ``nox``."""
+"""Runs the tests on every supported Python version that is installed: ``nox``."""
 
 import nox
 

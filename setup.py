@@ -1,10 +1,10 @@
-"""The native extension; everything else about the package stands in pyproject.toml.
+"""Builds the native extension; everything else about the package is in pyproject.toml.
 
-Three environment variables choose another build (all are for developers):
+Three environment variables select other builds, for developers:
 
 - ``FASTROUTE_ASAN=1``      address and undefined-behaviour sanitizers, no optimisation beyond -O1
 - ``FASTROUTE_TRACE=1``     line tracing, so that coverage sees the Cython lines
-- ``FASTROUTE_ANNOTATE=1``  writes ``fastroute/_core.html``, which shows where Python is still called
+- ``FASTROUTE_ANNOTATE=1``  writes ``fastroute/_core.html``, which shows the calls of Python
 """
 
 import os
@@ -22,7 +22,7 @@ if asan:
     compile_args += ["-O1", "-g", *sanitizers]
     link_args += sanitizers
 else:
-    compile_args += ["-O3", "-g0"]  # symbols for a debugger cost a third of the build and ten times its size
+    compile_args += ["-O3", "-g0"]  # debug symbols: a third of the build time, ten times its size
 
 setup(
     ext_modules=cythonize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from attrs import evolve, fields_dict
 
@@ -16,6 +16,7 @@ from . import errors, events
 from .budget import Allowance
 from .calls.stream import Stream
 from .config import Config, Source
+from .config.messages import did_you_mean
 from .ledger import Ledger, NullLedger
 from .platform import forks
 from .quality import Validator
@@ -112,6 +113,34 @@ class Chat:
         self.completions = Completions(client)
 
 
+# Arguments of the OpenAI SDK's clients, and where their settings are here.
+_SDK_ARGUMENTS = {
+    "api_key": "keys come from the environment: set OPENAI_API_KEY, or the variable that api_key_env names",
+    "base_url": "set base_url in [providers.NAME], or OPENAI_BASE_URL",
+    "organization": 'set it in the configuration: [providers.openai] headers = {"OpenAI-Organization" = "…"}',
+    "project": 'set it in the configuration: [providers.openai] headers = {"OpenAI-Project" = "…"}',
+    "timeout": "set timeout in [fastroute] or FASTROUTE_TIMEOUT, or use client.with_options(timeout=…)",
+    "max_retries": "set max_attempts in [policy], or FASTROUTE_POLICY__MAX_ATTEMPTS",
+    "default_headers": "set headers in [providers.NAME]",
+    "default_query": "set api_version in [providers.NAME] for Azure; there are no other query parameters",
+    "http_client": "pass a requests.Session as session=",
+    "azure_endpoint": "set base_url in [providers.azure], or AZURE_OPENAI_ENDPOINT",
+    "azure_deployment": "set upstream in [[endpoints]]",
+    "api_version": "set api_version in [providers.azure], or OPENAI_API_VERSION",
+    "model": "set default_model in [fastroute], or pass model= to create",
+    "budget": "set [[budgets]], or use client.with_options(budget=…)",
+}
+
+
+def _unknown_argument(name: str) -> str:
+    """The message for an argument that `Client` does not have."""
+    right = _SDK_ARGUMENTS.get(name)
+    if right is None:
+        known = ("config", "session", "compress", "classifier", "default_state")
+        right = f"use one of {', '.join(known)}{did_you_mean(name, known)}"
+    return f"Client({name}=…): there is no such argument; {right}"
+
+
 class Client:
     """Routes chat completions among the configured endpoints.
 
@@ -145,7 +174,10 @@ class Client:
         compress: Compress | None = None,
         classifier: Ask | None = None,
         default_state: str = "memory",
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            raise TypeError(_unknown_argument(next(iter(unknown))))
         self.runtime = Runtime(config, session, compress, default_state, classifier)
         self._options: Mapping[str, Any] = {}
         self._timeout: float | None = None

@@ -55,7 +55,7 @@ class _Open:
         return copied
 
 
-def raw_of(part: Completion | Chunk | Choice | ChunkChoice | Message | Delta) -> Mapping[str, Any]:
+def raw_of(part: Completion | Chunk | Choice | ChunkChoice | Message | Delta | ToolCall) -> Mapping[str, Any]:
     """The provider's JSON of this part. It is not a copy and must not be changed."""
     return part._raw
 
@@ -415,13 +415,29 @@ class FunctionCall:
 
 
 @frozen
-class ToolCall:
-    """A call of a tool; in a delta, ``index`` says which call the fragment belongs to."""
+class CustomCall:
+    """A custom tool's name and its input as the text that the model wrote."""
+
+    name: str | None = None
+    input: str = ""
+
+
+@frozen
+class ToolCall(_Open):
+    """A call of a tool.
+
+    Attributes:
+        function: name and arguments; empty in a call of a custom tool.
+        index: in a delta, which call of the message the fragment belongs to, counted from 0.
+        custom: name and input in a call of a custom tool (``type`` is ``custom``), otherwise None.
+    """
 
     id: str | None = None
     type: str | None = "function"
     function: FunctionCall = field(factory=FunctionCall)
     index: int | None = None
+    custom: CustomCall | None = None
+    _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
 
 
 @frozen
@@ -563,6 +579,7 @@ __all__ = [
     "Completion",
     "CompletionTokensDetails",
     "Compress",
+    "CustomCall",
     "Delta",
     "FunctionCall",
     "Message",

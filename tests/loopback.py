@@ -189,17 +189,24 @@ def within(seconds: float) -> Iterator[None]:
     assert time.monotonic() - start < seconds + SLACK
 
 
+class _HangingResolver(threading.Event):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+
 @contextmanager
-def resolver_that_hangs(name: str) -> Iterator[threading.Event]:
+def resolver_that_hangs(name: str) -> Iterator[_HangingResolver]:
     """In the place of the system's resolver one that does not come back for this name within the block.
 
-    Yields what lets it come back.
+    Yields what lets it come back, with ``asked``, which is set when it is asked for the name.
     """
-    returns = threading.Event()
+    returns = _HangingResolver()
     real = socket.getaddrinfo
 
     def hangs(host: Any, *more: Any, **named: Any) -> Any:
         if host == name:
+            returns.asked.set()
             assert returns.wait(60)
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return real(host, *more, **named)

@@ -43,7 +43,7 @@ def test_every_figure_is_in_a_page_and_every_mark_is_filled(pages: ModuleType) -
         assert text.count("<!--run:") == text.count("<!--/run-->") == len(names), page.name
         assert not names or page.relative_to(ROOT).as_posix() in pages.PAGES
         found |= set(names)
-        # There a comment makes HTML of the whole line, and figures in it are no Markdown any more.
+        # Markdown treats a line that begins with a comment as HTML.
         assert not re.search(r"^\s*<!--/?run\b[^\n]*-->[^\n]", text, re.MULTILINE), page.name
     assert found == set(pages.FIGURES)
 

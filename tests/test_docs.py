@@ -1,4 +1,4 @@
-"""The examples of the README and of pages without a test of their own run, against a local provider."""
+"""Runs the examples of the README and of pages without their own test, against a local provider."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAGES = [
 
 @pytest.fixture
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever client an example makes finds a local provider of the models it names."""
+    """Configures a local provider of the examples' models for every client that an example makes."""
     with Provider(models=MODELS) as provider:
         endpoints = "".join(f'[[endpoints]]\nprovider = "local"\nmodel = "{model}"\n' for model in MODELS)
         (tmp_path / "fastroute.toml").write_text(

@@ -1,4 +1,4 @@
-"""How percentiles, amounts and durations come out, whoever asks for them."""
+"""Percentiles, amounts and durations."""
 
 from __future__ import annotations
 

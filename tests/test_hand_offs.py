@@ -1,4 +1,4 @@
-"""One plain call enters few of the package's files and is handed over rarely."""
+"""One plain call enters few files of the package, with few hand-offs between them."""
 
 from __future__ import annotations
 

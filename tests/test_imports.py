@@ -87,7 +87,7 @@ def test_rooms_import_from_rows_above_only(module: str) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """A package's own `__init__` only hands names on, so reaching one through it is no tie to the others."""
+    """Imports through a package's `__init__` do not count, because it only passes names on."""
     left = {
         module: {name for name in names if name in IMPORTS and not is_face(name)}
         for module, names in IMPORTS.items()
@@ -151,7 +151,7 @@ def test_no_two_files_share_a_name() -> None:
 
 
 def test_the_rows_are_real() -> None:
-    """A row for a room that is gone would let a new one of that name slip in unseen."""
+    """A row without a room would admit a new room of that name without a review."""
     assert set(ROW_OF) == {room_of(module) for module in MODULES}
 
 

@@ -1,4 +1,4 @@
-"""Records are built by keyword: nobody can see what the sixth value of a call stands for."""
+"""Records with more than five fields are built by keyword, so that the meaning of each value is visible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of promises names tests that exist."""
+"""The tests that docs/reliability.md names exist."""
 
 from __future__ import annotations
 

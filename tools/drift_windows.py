@@ -16,9 +16,9 @@ from fastroute.quality import Rates
 
 WINDOWS = (100, 300, 500, 1000)
 SHARES = (0.99, 0.95, 0.90, 0.80)
-RESULTS = 400_000  # at one unchanging rate
+RESULTS = 400_000  # at a constant rate
 FALL = 0.10
-FALLS = 100  # drops of a rate, of each of which the delay of the report is measured
+FALLS = 100  # repetitions of the measured delay
 
 
 def rates(window: int) -> tuple[Rates, list[DriftDetected]]:
@@ -29,7 +29,7 @@ def rates(window: int) -> tuple[Rates, list[DriftDetected]]:
 
 
 def false_alarms(share: float, window: int, chance: random.Random) -> int:
-    """How many drifts are reported of a rate that does not change."""
+    """How many drifts are reported for a constant rate."""
     series, events = rates(window)
     for _ in range(RESULTS):
         series.record("model", None, chance.random() < share)
@@ -37,7 +37,7 @@ def false_alarms(share: float, window: int, chance: random.Random) -> int:
 
 
 def delay(share: float, window: int, chance: random.Random) -> int:
-    """How many results after a fall it is reported."""
+    """How many results after a fall a drift is reported."""
     series, events = rates(window)
     for _ in range(11 * window):  # a window and its baseline
         series.record("model", None, chance.random() < share)

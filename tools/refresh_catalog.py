@@ -1,9 +1,8 @@
 """Rewrites the prices of fastroute/config/data/catalog.toml from the genai-prices package.
 
-Owns nothing at run time: it is for maintainers, who review the diff it leaves. Run it as
-``python tools/refresh_catalog.py`` where genai-prices is installed. Only the price and window lines of the
-models listed, the date and the source change; qualities, latencies, tiers, aliases and comments stay. Which
-figures are taken, and how, is `fastroute.config.price_update`, the same for this file as for a user's own.
+For maintainers, who review the changes. Run ``python tools/refresh_catalog.py`` with genai-prices installed.
+It changes the prices and windows of the listed models, the date and the source; qualities, latencies, tiers,
+aliases and comments stay. `fastroute.config.price_update` does the work, as for a user's own catalogue.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ CATALOG = Path(__file__).resolve().parent.parent / "fastroute" / "config" / "dat
 
 
 def refresh(text: str, catalog: Catalog, source: price_update.PriceSource) -> tuple[str, list[str]]:
-    """The catalogue's new text, and the models for which nothing was found."""
+    """The catalogue's new text, and the models that genai-prices does not have."""
     found: dict[str, dict[str, str]] = {}
     missing: list[str] = []
     for name, model in catalog.models.items():

@@ -429,8 +429,8 @@ class Settlement:
         """Applies the rate limits in an answer's headers.
 
         Args:
-            served: it is a good answer, so a limit that it does not tell is there no more. A refusal often
-                tells only the limit that it is about.
+            served: whether it is a good answer, which reports all limits: one that is missing has ended. A
+                refusal often reports only the limit that it is about.
         """
         core = self._upstream.endpoint.core
         limits = parse_limits(headers, self._time)
@@ -583,8 +583,8 @@ class Settlement:
         finish = self._upstream.endpoint.core.finish
         flags = finish(grant.ticket, core_outcome, shown, spent_tokens - grant.tokens)
         if headers is not None:
-            # After what was estimated too much is given back, or that would come on top of what is left; and
-            # before others are let in.
+            # After `finish`, which gives back what was estimated too much and so would raise the limits above
+            # what the provider reports; and before other calls are admitted.
             self._limits(headers, served=core_outcome == _core.OK)
         self._freed()
         # What the caller's request caused, or ended early, says nothing about the model. `_told` is set

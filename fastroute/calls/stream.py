@@ -14,6 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import chain
 from types import TracebackType
 
 from fastroute import errors, events
@@ -39,7 +40,7 @@ class StreamReader:
         self._ping_timeout = ping_timeout
         self._upstream = upstream
         self._pieces = exchange.pieces()
-        self._events = sse.Decoder()
+        self._events = sse.Decoder(exchange.limit, exchange.limit)
         self.decoder: StreamDecoder = upstream.format.stream(call.request, upstream.target)
         self._call = call
         self._progress = time.monotonic()
@@ -52,7 +53,7 @@ class StreamReader:
     def head(self) -> list[Chunk]:
         """The chunks up to the first one with content; all of them if none has any."""
         if check_content_type(self._exchange.headers, True) == "json":
-            self._not_a_stream()
+            self._look_at_json()
         found: list[Chunk] = []
         for chunks in self.batches():
             found += chunks
@@ -84,7 +85,7 @@ class StreamReader:
             try:
                 piece = next(self._pieces, None)
             except errors.APIConnectionError as error:
-                self._check_whole(error)
+                yield from self._last(error)
                 return
             if piece is None:
                 self.ended = True
@@ -119,7 +120,7 @@ class StreamReader:
                     self._extend(now)
         if self._failure is not None:
             raise self._failure
-        decoder.end()
+        yield from self._last()
 
     @property
     def forgiven(self) -> list[str]:
@@ -127,12 +128,24 @@ class StreamReader:
         found = {"missing_done": not self.decoder.done, "invalid_utf8": self._events.replaced}
         return [kind for kind, present in found.items() if present]
 
-    def _check_whole(self, error: errors.Error) -> None:
-        """Raises the error unless the stream was complete before it."""
+    def _last(self, broken: errors.Error | None = None) -> Iterator[list[Chunk]]:
+        """The chunks that only the end brings.
+
+        Args:
+            broken: how the connection ended; it is raised if the answer is not complete, and changes nothing
+                if all was said before it.
+        """
+        if broken is not None and self.decoder.goes_on:
+            raise broken
         try:
-            self.decoder.end()
+            chunks = list(self.decoder.end())
         except errors.UpstreamProtocolError:
-            raise error from None
+            if broken is None:
+                raise
+            raise broken from None
+        self.ended = True
+        if chunks:
+            yield chunks
 
     def _pause(self) -> None:
         # While the program has the chunks, only the call's deadline runs.
@@ -144,9 +157,22 @@ class StreamReader:
             min(self._call.deadline, now + self._idle_timeout, self._progress + self._ping_timeout)
         )
 
-    def _not_a_stream(self) -> None:
-        """Raises for one JSON document in place of a stream: usually an error with status 200."""
-        self._upstream.format.decode(self._exchange.body(), self._call.request, self._upstream.target)
+    def _look_at_json(self) -> None:
+        """Raises what one JSON document in place of a stream stands for: mostly an error in a 200.
+
+        Some servers label a stream of events as JSON; what begins with neither a brace nor a bracket is one,
+        and is left to be read.
+        """
+        begin = b""
+        for piece in self._pieces:
+            begin += piece
+            if begin.strip() or len(begin) > 65536:
+                break
+        if begin.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"[", b""):
+            self._pieces = chain([begin], self._pieces)
+            return
+        body = b"".join([begin, *self._pieces])
+        self._upstream.format.decode(body, self._call.request, self._upstream.target)
         raise errors.UpstreamProtocolError(
             "the provider answered a streamed request in one piece", maybe_billed=True
         )

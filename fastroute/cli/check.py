@@ -1,20 +1,41 @@
-"""``fastroute check``: prints everything that is wrong with a configuration."""
+"""``fastroute check``: prints what is wrong with a configuration, and where its keys go."""
 
 from __future__ import annotations
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
 import click
 
+from fastroute.figures import duration
+
 from .group import visible
+from .output import Column, no_warnings, print_table
+
+if TYPE_CHECKING:
+    from fastroute.config import Config, Findings
+
+_TIMEOUT = 15.0  # seconds for one provider's list of models
+_AT_ONCE = 8
 
 
 @click.command("check")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False))
-def command(file: str | None) -> None:
-    """List every problem of a configuration.
+@click.option("--online", is_flag=True, help="Also ask each provider for its models, which costs nothing.")
+def command(file: str | None, online: bool) -> None:
+    """List every problem of a configuration, and where each key goes.
 
     Reads FILE, or the configuration that is used without --config, and the FASTROUTE_… variables of the
-    environment. Every problem and warning is printed with its path. The exit status is 1 if there is a
-    problem, otherwise 0.
+    environment. Every problem and warning is printed with its path, then the host that each provider's key
+    and prompts go to. The exit status is 1 if there is a problem, or if a provider that is asked does not
+    answer or refuses the key; otherwise 0.
+
+    \b
+    Examples:
+      fastroute check
+      fastroute check fastroute.toml --online
     """
     from fastroute.config import check
     from fastroute.providers import names
@@ -26,8 +47,9 @@ def command(file: str | None) -> None:
         click.echo(f"{click.style('warning', fg='yellow')}  {visible(warning)}")
     config = findings.config
     if config is None:
-        count = len(findings.problems)
-        click.echo(f"{count} problem{'' if count == 1 else 's'}, {_warnings(len(findings.warnings))}")
+        where = f" in {findings.file}" if findings.file else ""
+        count = _count(len(findings.problems), "problem")
+        click.echo(visible(f"{count}{where}, {_warnings(len(findings.warnings))}"))
         raise SystemExit(1)
     click.echo(
         f"ok: {_count(len(config.providers), 'provider')}, {_count(len(config.endpoints), 'endpoint')}, "
@@ -35,6 +57,13 @@ def command(file: str | None) -> None:
     )
     for tier, models in config.tiers.items():
         click.echo(f"  tier {visible(tier)}: {visible(', '.join(models))}")
+    click.echo(
+        visible(f"  configuration: {findings.file or 'no file; the provider keys in the environment'}")
+    )
+    click.echo(visible(f"  ledger: {_ledger(config)}"))
+    _print_providers(config, findings)
+    if online and not _ask(config, findings):
+        raise SystemExit(1)
 
 
 def _count(number: int, what: str) -> str:
@@ -43,3 +72,86 @@ def _count(number: int, what: str) -> str:
 
 def _warnings(number: int) -> str:
     return _count(number, "warning") if number else "no warnings"
+
+
+def _ledger(config: Config) -> str:
+    place = config.ledger_place
+    if place and "://" not in place:
+        place = os.path.abspath(place)
+    return (place or "none") + (" (the default)" if config.ledger is None else "")
+
+
+def _print_providers(config: Config, findings: Findings) -> None:
+    """Where each key goes."""
+    rows = []
+    for name, provider in config.providers.items():
+        key = provider.api_key_env or provider.api_key_file or "none"
+        count = sum(endpoint.provider == name for endpoint in config.endpoints)
+        rows.append(
+            [name, provider.base_url, key + (" (missing)" if name in findings.missing else ""), str(count)]
+        )
+    print_table(
+        [
+            Column("provider"),
+            Column("key and prompts go to", give=True),
+            Column("key"),
+            Column("endpoints", right=True),
+        ],
+        rows,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- --online
+
+
+def _ask(config: Config, findings: Findings) -> bool:
+    """Asks every provider for its models and prints what it says; whether all of them answered well."""
+
+    def ask(name: str) -> tuple[list[str], bool, list[str]]:
+        return _answer(config, name, name in findings.missing)
+
+    with no_warnings(), ThreadPoolExecutor(_AT_ONCE) as pool:
+        answers = list(pool.map(ask, config.providers))
+    print_table(
+        [
+            Column("provider"),
+            Column("status", right=True),
+            Column("time", right=True),
+            Column("answer", give=True),
+        ],
+        [row for row, _, _ in answers],
+    )
+    for _, _, lacking in answers:
+        for line in lacking:
+            click.echo(f"{click.style('warning', fg='yellow')}  {visible(line)}")
+    return all(fine for _, fine, _ in answers)
+
+
+def _answer(config: Config, name: str, keyless: bool) -> tuple[list[str], bool, list[str]]:
+    """The line about one provider, whether it is in order, and warnings."""
+    from fastroute.errors import APIStatusError, ConfigError
+    from fastroute.runtime.discovery import models
+
+    if keyless:
+        return [name, "-", "-", "not asked, because its key is missing"], True, []
+    began = time.monotonic()
+    try:
+        found = models(config, name, timeout=_TIMEOUT)
+    except ConfigError as problem:
+        return [name, "-", "-", f"not asked: {problem}"], True, []
+    took = duration(time.monotonic() - began)
+    error = found.error
+    if error is None:
+        said = _SAID.get(found.status, "") + _count(len(found.models), "model")
+        lacking = [
+            f"endpoint {lack.endpoint}: {name} does not list {lack.upstream}"
+            + (f"; near names are {', '.join(lack.near)}" if lack.near else "")
+            for lack in found.lacking
+        ]
+        return [name, "200", took, said], True, lacking
+    status = str(error.status_code) if isinstance(error, APIStatusError) else "-"
+    refused = "the key is refused: " if found.status == "refused" else ""
+    return [name, status, took, f"{refused}{error}"], False, []
+
+
+_SAID = {"valid": "", "open": "the list is public, which does not show whether the key is valid; "}

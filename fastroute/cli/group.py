@@ -18,7 +18,8 @@ from fastroute.errors import Error
 COMMANDS: Mapping[str, str] = {
     "chat": "Ask one question, or have a conversation.",
     "explain": "Show how a prompt would be routed, without sending it.",
-    "check": "List every problem of a configuration.",
+    "init": "Write a configuration file for the keys in the environment.",
+    "check": "List every problem of a configuration, and where each key goes.",
     "models": "List the models, their prices and their endpoints.",
     "probe": "Measure the speed and reliability of each endpoint.",
     "report": "Show what was spent, from the ledger.",

@@ -4,9 +4,8 @@
 - `environment`: environment variables over a file
 - `reader`: TOML and its tables, into attrs classes; `messages`: the wording of problems
 - `tables`, `policy`: every key with its type, default and validator; `validators`: the validators
-- `known_providers`: what need not be written for well-known providers; `usable`: what is left where keys are
-  missing
-- `advice`: what is valid but cannot work
+- `known_providers`: defaults of well-known providers; `usable`: the part that can be used if keys are missing
+- `advice`: warnings about valid settings that cannot work
 - `consistency`: rules over more than one key; `urls`, `redis_url`: which addresses are allowed
 - `catalog`: models and prices; `price_update`: updates of a catalogue file; `rules`: rule sets of classifiers
 - `secrets`: API keys, which are never shown

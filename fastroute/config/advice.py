@@ -1,4 +1,4 @@
-"""Warnings about what is valid but cannot work, or probably not as intended; for `check`.
+"""Warnings about valid settings that cannot work, or probably not as intended; for `check`.
 
 Each warning is ``<path>: <what is wrong>; <what would be right>``, like a problem.
 """
@@ -15,18 +15,18 @@ from .known_providers import known_providers
 from .messages import did_you_mean, quoted
 from .tables import Config, ProviderConfig
 
-# What a base URL ends with that was copied from the documentation of a single operation.
+# Endings of base URLs that were copied from the documentation of a single operation.
 _OPERATION = re.compile(
     r"/(?:chat/completions|completions|responses|messages|embeddings|models(?:/[^/]+:\w+)?|deployments/.+)$"
 )
 
 
 def advice(config: Config, catalog: Catalog, environ: Mapping[str, str]) -> list[str]:
-    """Everything doubtful in a valid configuration.
+    """The warnings for a valid configuration.
 
     Args:
         catalog: the configuration's.
-        environ: where providers' keys may be that the configuration does not send.
+        environ: the environment, which may have keys of providers that the configuration does not use.
     """
     return [
         *_addresses(config),

@@ -122,10 +122,10 @@ def _endpoints(config: Config, providers: set[str], places: Sequence[int] | None
         path = f"endpoints[{number}]"
         if endpoint.provider not in providers:
             hint = did_you_mean(endpoint.provider, [*sorted(providers), *known_providers()])
-            known = ", ".join(sorted(providers)) or "none"
+            known = f"use one of {', '.join(sorted(providers))}, or " if providers else ""
             yield (
-                f"{path}.provider: unknown provider {show(endpoint.provider)}{hint}; use one of {known}, "
-                f"or add [providers.{quoted(endpoint.provider)}] with its base_url"
+                f"{path}.provider: unknown provider {show(endpoint.provider)}{hint}; {known}"
+                f"add [providers.{quoted(endpoint.provider)}] with its base_url"
             )
         if endpoint.name in names:
             yield (

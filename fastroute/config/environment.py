@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .catalog import Catalog
+from .known_providers import known_providers
 from .messages import near, quoted, show
 from .policy import Policy
 from .reader import attributes_of, parse_toml
@@ -87,7 +88,8 @@ def _report_unknown(variable: str, words: list[str], problems: list[str], warnin
     known = {name: PREFIX + name.upper() for name in (*SETTINGS, *TABLES, "config")}
     for table, kind in _PLAIN_TABLES.items():
         for key in attributes_of(kind):
-            known.setdefault(key, f"{PREFIX}{table.upper()}__{key.upper()}")
+            for written in (key, f"{table}_{key}"):
+                known.setdefault(written, f"{PREFIX}{table.upper()}__{key.upper()}")
     matches = near(words[0], known, cutoff=_NEAR)
     if matches:
         meant = "__".join((known[matches[0]], *words[1:]))
@@ -95,11 +97,12 @@ def _report_unknown(variable: str, words: list[str], problems: list[str], warnin
             f"{variable}: names no key (did you mean {meant}?); use a key of docs/configuration.md, "
             "or another prefix for a variable of your own"
         )
-    else:
-        warnings.append(
-            f"{variable}: names no key and is ignored; use a key of docs/configuration.md, "
-            "or another prefix for a variable of your own"
-        )
+        return
+    right = "use a key of docs/configuration.md, or another prefix for a variable of your own"
+    plain = variable.removeprefix(PREFIX)
+    if any(plain in known.api_key_env for known in known_providers().values()):
+        right = f"set {plain} to the API key"
+    warnings.append(f"{variable}: names no key and is ignored; {right}")
 
 
 def _place(

@@ -8,6 +8,7 @@ them; values of a wrong type are left to the reader.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -28,11 +29,12 @@ _words = sequence_of(text())
 
 @frozen(kw_only=True)
 class KnownProvider:
-    """A provider that needs no more than its name; ``data/providers.toml`` has the meaning of each key."""
+    """A provider that is configured by its name alone; ``data/providers.toml`` explains the keys."""
 
     base_url: str = field(validator=text(empty=True))
     api_key_env: tuple[str, ...] = field(validator=_words)
     format: str = field(default="openai", validator=text())
+    hosts: tuple[str, ...] = field(default=(), validator=_words)
     base_url_env: tuple[str, ...] = field(default=(), validator=_words)
     path: str = field(default="", validator=text(empty=True))
     api_version_env: str = field(default="", validator=text(empty=True))
@@ -52,13 +54,13 @@ class KnownProvider:
         return self.base_url, ""
 
     def is_at(self, url: object) -> bool:
-        """Whether a URL leads to its public host, or to a regional host below that."""
-        host = urlsplit(self.base_url).hostname
+        """Whether a URL leads to one of its own hosts, or to a regional host below one."""
         try:
-            other = urlsplit(url).hostname if isinstance(url, str) else None
+            host = urlsplit(url).hostname if isinstance(url, str) else None
         except ValueError:
             return False
-        return host is not None and other is not None and (other == host or other.endswith("." + host))
+        own = (urlsplit(self.base_url).hostname, *self.hosts)
+        return host is not None and any(each and (host == each or host.endswith("." + each)) for each in own)
 
 
 @lru_cache(maxsize=1)
@@ -96,6 +98,20 @@ def other_keys(environ: Mapping[str, str], formats: Collection[str]) -> Iterator
             meant = [name for name in near(variable, usable) if not environ.get(name)]
             if meant and _vendor(variable) == _vendor(meant[0]):
                 yield f"{variable}: is not read; did you mean {meant[0]}?"
+
+
+def missing_address(problem: str) -> str:
+    """A problem of the reader; if it is that a provider has no base URL, with what would be right for it."""
+    found = re.fullmatch(r"(providers\.(\S+)\.base_url: is missing); must be a string", problem)
+    if found is None:
+        return problem
+    name = found[2].strip('"')
+    known = known_providers().get(name)
+    if known is not None:  # it has no public address
+        return f"{found[1]}; set it, or set {known.base_url_env[0]}"
+    meant = near(name, known_providers())
+    hint = f" (did you mean [providers.{meant[0]}]?)" if meant else ""
+    return f"{found[1]}{hint}; set it to the URL of the API, like https://api.example.com/v1"
 
 
 def _vendor(variable: str) -> str:
@@ -145,10 +161,12 @@ def complete(
     Returns:
         The path of each value that comes from a variable, and the variable.
     """
-    providers, endpoints = tables.setdefault("providers", {}), tables.setdefault("endpoints", [])
-    if not isinstance(providers, dict) or not isinstance(endpoints, (list, tuple)):
+    providers, given = tables.setdefault("providers", {}), tables.setdefault("endpoints", [])
+    if not isinstance(providers, dict):
         return {}
-    endpoints = tables["endpoints"] = list(endpoints)
+    endpoints: list[Any] = []
+    if isinstance(given, (list, tuple)):
+        endpoints = tables["endpoints"] = list(given)
     known = known_providers()
     named = [entry["provider"] for entry in endpoints if isinstance(entry, dict) and "provider" in entry]
     for name in named:

@@ -35,6 +35,11 @@ def show(value: Any) -> str:
     return "a list" if isinstance(value, (list, tuple)) else f"a value of type {type(value).__name__}"
 
 
+def hides_secret(text: str) -> bool:
+    """Whether a text may hold a secret, so that no message shows it."""
+    return _KEY_LIKE.search(text) is not None
+
+
 def quoted(key: Any) -> str:
     """A key as in a TOML path: in quotes if it has more than letters, digits, _ and -.
 

@@ -26,6 +26,39 @@ _LARGEST_FILE = 4 * 1024 * 1024
 # Names of keys under which a literal API key would be written.
 _LITERAL_KEY = re.compile(r"(?i)^(api[_-]?key|key|token|api[_-]?token|secret|password|authorization|bearer)$")
 
+# What other libraries call a key.
+_OTHER_WORDS = {
+    "api_base": "base_url",
+    "url": "base_url",
+    "host": "base_url",
+    "endpoint": "base_url",
+    "azure_endpoint": "base_url",
+    "key_env": "api_key_env",
+    "env_key": "api_key_env",
+    "type": "format",
+    "model_name": "model",
+    "engine": "upstream",
+    "deployment": "upstream",
+    "azure_deployment": "upstream",
+    "requests_per_minute": "rpm",
+    "rate_limit": "rpm",
+    "tokens_per_minute": "tpm",
+    "concurrency": "max_in_flight",
+    "max_concurrency": "max_in_flight",
+    "max_parallel_requests": "max_in_flight",
+    "retries": "max_attempts",
+    "max_retries": "max_attempts",
+    "num_retries": "max_attempts",
+    "routing_strategy": "strategy",
+    "period": "window",
+    "budget_duration": "window",
+    "max_budget": "limit",
+    "amount": "limit",
+    "database": "ledger",
+    "input_cost": "input_price",
+    "output_cost": "output_price",
+}
+
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
@@ -50,6 +83,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             data = stream.read(_LARGEST_FILE + 1)
+    except FileNotFoundError:
+        raise errors.ConfigError(
+            f"{path}: cannot be read, because it does not exist; use the path of a TOML file "
+            "(fastroute init writes a configuration)"
+        ) from None
     except OSError as error:
         raise errors.ConfigError(f"{path}: cannot be read ({error.strerror}); use a readable file") from None
     except ValueError:
@@ -61,7 +99,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise errors.ConfigError(f"{path}: is not UTF-8 text; use a TOML file") from None
     except ValueError as error:
-        raise errors.ConfigError(f"{path}: is not valid TOML: {error}") from None
+        right = "correct it there: text needs quotes, and each key and [table] comes once"
+        if path.suffix.lower() in (".json", ".yaml", ".yml"):
+            right = f"write the file in TOML, not {path.suffix[1:].upper()}"
+        raise errors.ConfigError(f"{path}: is not valid TOML: {error}; {right}") from None
 
 
 def read_table(kind: type[T], raw: Any, path: str, problems: list[str]) -> T | None:
@@ -87,7 +128,7 @@ def read_table(kind: type[T], raw: Any, path: str, problems: list[str]) -> T | N
         if name in raw:
             values[name] = read_key(attribute, raw[name], path, problems)
         elif attribute.default is attrs.NOTHING:
-            problems.append(f"{_below(path, name)}: is missing; this key is required")
+            problems.append(f"{_below(path, name)}: is missing; {_right(attribute)}")
     return kind(**values) if len(problems) == before else None
 
 
@@ -104,7 +145,8 @@ def read_entries(attribute: attrs.Attribute[Any], raw: Any, path: str, problems:
     kind, listed = _table_in(attribute.type), get_origin(attribute.type) is tuple
     if not isinstance(raw, (list, tuple) if listed else Mapping):
         right = "a list of tables" if listed else "a table of tables" if kind else "a table"
-        problems.append(f"{at}: must be {right}, not {show(raw)}")
+        hint = f"; write [[{at}]]" if listed and isinstance(raw, Mapping) else ""
+        problems.append(f"{at}: must be {right}, not {show(raw)}{hint}")
         return {}
     check = attribute.validator or mapping_of(anything)
     found = {}
@@ -132,6 +174,15 @@ def read_key(attribute: attrs.Attribute[Any], raw: Any, path: str, problems: lis
         entries = read_entries(attribute, raw, path, problems)
         return tuple(entries.values()) if container is tuple else entries
     return _read_one(kind, raw, at, problems)
+
+
+def _right(attribute: attrs.Attribute[Any]) -> str:
+    """What a required key must be, as its validator says it."""
+    try:
+        (attribute.validator or anything)(None, attribute, None)
+    except InvalidValue as error:
+        return error.problem.removesuffix(", not None")
+    return "this key is required"
 
 
 def _read_one(kind: Any, raw: Any, path: str, problems: list[str]) -> Any:
@@ -187,4 +238,6 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
             "api_key_file (the path of a file)"
         )
     known = list(known)
-    return f"unknown key{did_you_mean(key, known)}; use one of {', '.join(known)}"
+    meant = _OTHER_WORDS.get(key.lower().replace("-", "_"))
+    hint = f" (did you mean {meant}?)" if meant in known else did_you_mean(key, known)
+    return f"unknown key{hint}; use one of {', '.join(known)}"

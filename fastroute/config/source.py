@@ -22,8 +22,8 @@ from .advice import advice, operation_problems
 from .catalog import Catalog
 from .consistency import find_problems
 from .environment import CONFIG_VARIABLE, overlay
-from .known_providers import complete, join, key_variables, other_keys
-from .messages import quoted, show
+from .known_providers import complete, join, key_variables, missing_address, other_keys
+from .messages import hides_secret, quoted, show
 from .reader import attributes_of, read_entries, read_key, read_table, read_toml, unknown_key
 from .rules import RuleSet, RuleSetTable
 from .secrets import Secret, read_keys
@@ -47,11 +47,15 @@ class Findings:
         problems: what must be corrected before it can be used.
         warnings: what may be a mistake, such as a key that is not set on this machine.
         config: the configuration, if there are no problems.
+        missing: the providers whose key is not set on this machine.
+        file: where the configuration was read; None if it does not come from a file.
     """
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     config: Config | None = None
+    missing: frozenset[str] = frozenset()
+    file: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -148,16 +152,26 @@ def check(
         read = _read(source, environ, formats)
     except errors.ConfigError as error:
         return Findings(error.problems)
-    problems, warnings = read.problems, read.warnings
+    problems, warnings, missing = read.problems, read.warnings, dict[str, str]()
     try:
-        warnings += read_keys(read.config, environ).missing.values()
+        missing = read_keys(read.config, environ).missing
     except errors.ConfigError as error:
         problems += error.problems
-    if problems:
-        return Findings(tuple(problems), tuple(warnings))
-    more = advice(read.config, catalog_of(read.config), environ)
-    warnings += [_with_provenance(warning, read.provenance) for warning in more]
-    return Findings((), tuple(warnings), read.config)
+    warnings += missing.values()
+    if source is None and not read.file:
+        warnings += other_keys(environ, formats)
+    if not problems:
+        more = advice(read.config, catalog_of(read.config), environ)
+        warnings += [_with_provenance(warning, read.provenance) for warning in more]
+        if missing and all(entry.provider in missing for entry in read.config.endpoints):
+            warnings.append("no endpoint has its key on this machine, so a client would not start here")
+    return Findings(
+        tuple(problems),
+        tuple(warnings),
+        None if problems else read.config,
+        frozenset(missing),
+        read.file or None,
+    )
 
 
 def file_of(source: Source = None, *, environ: Mapping[str, str] | None = None) -> Path | None:
@@ -216,7 +230,7 @@ def _read(
     read.warnings.extend(
         _with_provenance(problem, read.provenance) for problem in operation_problems(read.config)
     )
-    return read if file is None else attrs.evolve(read, file=str(file))
+    return read if file is None else attrs.evolve(read, file=str(file.absolute()))
 
 
 def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> Path | None:
@@ -225,7 +239,13 @@ def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> 
             raise errors.ConfigError(
                 f"config: must be a path, a mapping, a Config or None, not {show(source)}"
             )
-        return Path(source)
+        path = Path(source)
+        if hides_secret(path.name) and path.name == str(path) and not path.suffix and not path.exists():
+            raise errors.ConfigError(
+                "config: looks like an API key, not like the path of a file; set the key in the environment, "
+                "such as OPENAI_API_KEY, and leave config out"
+            )
+        return path
     named = environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named)
@@ -309,6 +329,9 @@ def _from_tables(
     if not (tables["providers"] or tables["endpoints"]):
         problems += _nothing_configured(found, environ, formats)
         places = []
+    elif any(not isinstance(table, dict) or "models" in table for table in _tables_in(tables["providers"])):
+        places = places or []  # the endpoints are there, but could not be read
+    problems = [missing_address(problem) for problem in problems]
     problems += _relation_problems(config, formats, tables, places)
     problems = [_with_provenance(problem, provenance) for problem in dict.fromkeys(problems)]
     return _Read(config, problems, warnings, provenance)
@@ -410,6 +433,10 @@ def _unread_urls(config: Config, tables: Mapping[str, Any]) -> list[str]:
             if problem:
                 problems.append(f"providers.{quoted(name)}.base_url: {problem}")
     return problems
+
+
+def _tables_in(providers: Any) -> Iterable[Any]:
+    return providers.values() if isinstance(providers, Mapping) else (providers,)
 
 
 def _names(table: Any) -> set[str]:

@@ -212,7 +212,8 @@ class BudgetConfig:
     on_breach: str = field(default="refuse", validator=one_of("on_breach", ON_BREACH))
     hard: bool = field(default=True, validator=flag)
     alerts: tuple[float, ...] = field(
-        default=(0.5, 0.75, 0.9, 1.0), validator=sequence_of(number(above=0, most=1), most=8)
+        default=(0.5, 0.75, 0.9, 1.0),
+        validator=sequence_of(number(above=0, most=1, unit="a share, 0.5 is half"), most=8),
     )
     shares: Mapping[str, float] = field(factory=dict, validator=priority_shares)
 

@@ -48,6 +48,8 @@ def url_problem(url: object, *, allow_http: bool, allow_private_hosts: bool) -> 
         port = parts.port
     except ValueError:
         return "is not a valid URL; use one like https://api.example.com/v1"
+    if "://" not in url:
+        return "has no scheme; write https:// before it"
     if parts.scheme not in ("http", "https"):
         return "has an unknown scheme; use https://"
     if "@" in parts.netloc:

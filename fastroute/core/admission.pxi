@@ -388,18 +388,22 @@ cdef inline double usage_at(const EndpointParts *e, int64_t now) noexcept nogil:
 
 
 cdef void adopt_told(EndpointParts *e, int which) noexcept nogil:
-    """Sets this process's limit of requests (0) or tokens (1) by what the provider has told any process.
+    """Sets this process's limit of requests (0) or tokens (1) to the one that the provider last reported.
 
-    Limits that many machines share are not mixed with what one of them was told.
+    Any process may have received the report. Limits that many machines share are not changed by what one of them was
+    told.
     """
     cdef Limit *limit = &e.tokens if which else &e.requests
     cdef uint64_t word = fr_load(e.told[which])
-    cdef int64_t most = <int64_t>fr_value(word)
+    cdef double told = fr_value(word)
+    cdef int64_t most
     e.told_seen[which] = word
-    if most <= 0 or e.pool is not NULL:
+    # Also false for NaN. A number that nothing here has written counts as unknown: sums with it could overflow.
+    if not 1.0 <= told <= <double>MAX_PER_MINUTE or e.pool is not NULL:
         limit.per_minute = -1
         limit.burst = limit.interval = limit.tolerance = 0
         return
+    most = <int64_t>told
     limit.interval = max(<int64_t>fr_stamp(word) * 1000000 // most, 1)
     limit.per_minute = max(MINUTE_NS // limit.interval, 1)
     limit.burst = most
@@ -407,7 +411,7 @@ cdef void adopt_told(EndpointParts *e, int which) noexcept nogil:
 
 
 cdef inline void follow_told(EndpointParts *e) noexcept nogil:
-    """Takes over what another process was told since."""
+    """Adopts what the provider has reported to another process since."""
     if e.follows[0] and fr_load(e.told[0]) != e.told_seen[0]:
         adopt_told(e, 0)
     if e.follows[1] and fr_load(e.told[1]) != e.told_seen[1]:
@@ -415,9 +419,9 @@ cdef inline void follow_told(EndpointParts *e) noexcept nogil:
 
 
 cdef void tell_limit(EndpointParts *e, int which, int64_t most, double window_s, int64_t now) noexcept nogil:
-    """The provider allows so many in a window; 0: it does not say so any more.
+    """Sets a limit that the provider reports, for all processes; 0: it reports none any more.
 
-    What is used stays used, in numbers: the TAT runs ahead by as many of the new intervals.
+    Permits that are used stay used: the TAT is moved so that it runs ahead by as many of the new intervals.
     """
     cdef Limit *limit = &e.tokens if which else &e.requests
     cdef int64_t *tat = &e.hot.tat if which else &e.cold.tat
@@ -425,11 +429,11 @@ cdef void tell_limit(EndpointParts *e, int which, int64_t most, double window_s,
     cdef uint64_t word = fr_pack(<float>most, <uint32_t>(window_s * 1e3)) if most > 0 else 0
     cdef int64_t before = limit.interval
     cdef int64_t at
-    # A window reckoned from a reset in whole seconds differs a little each time: that is no news.
+    # A window computed from a reset in whole seconds differs a little each time, which is not a new limit.
     if word and most == <int64_t>fr_value(seen) and abs(<double>fr_stamp(seen) - window_s * 1e3) <= 0.2 * fr_stamp(seen):
         return
     if word == seen or not fr_cas(e.told[which], &seen, word):
-        return                   # another process was told something newer
+        return                   # another process has set a newer one
     adopt_told(e, which)
     at = fr_load_i64(tat)
     while before and limit.interval and at > now:
@@ -438,8 +442,8 @@ cdef void tell_limit(EndpointParts *e, int which, int64_t most, double window_s,
 
 
 cdef inline int64_t to_pay(const EndpointParts *e, int64_t tokens) noexcept nogil:
-    """Tokens to take from the bucket, never more than it holds where only the provider's headers limit them."""
-    # An estimate may be too high, and nobody has configured that such a request is refused: the provider decides.
+    """Tokens to take from the bucket: of a limit that only the provider reports, at most what the bucket can hold."""
+    # A request that is larger by estimate is sent all the same. No configured limit refuses it, and estimates are high.
     return min(tokens, e.tokens.burst) if e.follows[1] and e.tokens.per_minute >= 0 else tokens
 
 

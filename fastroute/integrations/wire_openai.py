@@ -24,6 +24,7 @@ from fastroute.calls.stream import Stream
 from fastroute.client import Client
 from fastroute.figures import decimal_dollars
 from fastroute.providers import jsontext
+from fastroute.providers.wordings import OPENAI_REASONS, openai_reason
 from fastroute.types import Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall, raw_of
 
 DONE = b"data: [DONE]\n\n"
@@ -228,7 +229,9 @@ def _kind(value: Any) -> str:
 def answer_bytes(completion: Completion) -> bytes:
     """The body of a 200 answer.
 
-    Extra fields of a provider with OpenAI's format are kept; of other formats only known fields are.
+    An answer is passed on as its format's decoder has put it: fields that OpenAI does not have stay, and
+    those that clients of OpenAI's API rely on are set. Of JSON in another shape only the known fields are
+    written.
     """
     choices = [_choice(choice) for choice in completion.choices]
     return jsontext.dumps(_body(completion, "chat.completion", choices))
@@ -275,13 +278,15 @@ def _choice(choice: Choice) -> dict[str, Any]:
     raw = raw_of(choice)
     if "message" not in raw:
         raw = {}
-    return {
+    made = {
         **raw,
         "index": choice.index,
         "message": _said(choice.message, own_format=bool(raw)),
         "finish_reason": choice.finish_reason,
         "logprobs": raw.get("logprobs"),
     }
+    _in_openais_words(made)
+    return made
 
 
 def _said(message: Message, *, own_format: bool) -> dict[str, Any]:
@@ -290,8 +295,9 @@ def _said(message: Message, *, own_format: bool) -> dict[str, Any]:
     said.update(role=message.role, content=message.content, refusal=message.refusal)
     said.pop("tool_calls", None)
     if message.tool_calls:
-        said["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
-        _carry(raw, said["tool_calls"])
+        said["tool_calls"] = [
+            _tool_call(call, _given(raw, place)) for place, call in enumerate(message.tool_calls)
+        ]
     return said
 
 
@@ -299,12 +305,25 @@ def _chunk_choice(choice: ChunkChoice) -> dict[str, Any]:
     raw = raw_of(choice)
     if "delta" not in raw:
         raw = {}
-    return {
+    made = {
         **raw,
         "index": choice.index,
         "delta": _added(choice.delta, own_format=bool(raw)),
         "finish_reason": choice.finish_reason,
     }
+    if choice.finish_reason is not None:
+        _in_openais_words(made)
+    return made
+
+
+def _in_openais_words(choice: dict[str, Any]) -> None:
+    """Replaces a finish reason that OpenAI does not have, which its clients refuse; it stays beside it."""
+    reason = choice["finish_reason"]
+    if reason is None or reason in OPENAI_REASONS:
+        return
+    choice["finish_reason"] = openai_reason(reason)
+    if choice.get("stop_reason") is None:
+        choice["stop_reason"] = reason
 
 
 def _added(delta: Delta, *, own_format: bool) -> dict[str, Any]:
@@ -315,32 +334,56 @@ def _added(delta: Delta, *, own_format: bool) -> dict[str, Any]:
         if value is not None:
             added[name] = value
     if delta.tool_calls:
-        added["tool_calls"] = [_tool_call(call, place) for place, call in enumerate(delta.tool_calls)]
-        _carry(raw, added["tool_calls"])
+        added["tool_calls"] = [
+            _fragment(call, _given(raw, place), place) for place, call in enumerate(delta.tool_calls)
+        ]
     return added
 
 
-def _carry(raw: Mapping[str, Any], written: list[dict[str, Any]]) -> None:
-    """Keeps each call's ``extra_content``, which its provider needs back, such as Gemini's signatures."""
-    known = raw.get("tool_calls")
-    for call, given in zip(written, known if isinstance(known, (list, tuple)) else ()):
-        if isinstance(given, Mapping) and "extra_content" in given:
-            call["extra_content"] = given["extra_content"]
+def _given(raw: Mapping[str, Any], place: int) -> Mapping[str, Any]:
+    """The JSON of a tool call, whose further fields its provider may want back, as Gemini its signatures."""
+    calls = raw.get("tool_calls")
+    given = calls[place] if isinstance(calls, (list, tuple)) and place < len(calls) else None
+    return given if isinstance(given, Mapping) else {}
 
 
-def _tool_call(call: ToolCall, place: int | None = None) -> dict[str, Any]:
-    """A tool call; with ``place`` a fragment in a delta, where only the first fragment names the function."""
-    function: dict[str, Any] = {"arguments": call.function.arguments}
-    if call.function.name is not None or place is None:
-        function["name"] = call.function.name
-    written: dict[str, Any] = {"function": function}
-    if call.id is not None or place is None:
-        written["id"] = call.id
+def _tool_call(call: ToolCall, given: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {**given, "id": call.id}
     if call.type is not None:
-        written["type"] = call.type
-    if place is not None:
-        written["index"] = place if call.index is None else call.index
-    return written
+        made["type"] = call.type
+    if call.custom is not None:
+        made["custom"] = {**_inside(given, "custom"), "name": call.custom.name, "input": call.custom.input}
+    else:
+        function = call.function
+        made["function"] = {
+            **_inside(given, "function"),
+            "name": function.name,
+            "arguments": function.arguments,
+        }
+    return made
+
+
+def _fragment(call: ToolCall, given: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """A part of a tool call in a delta, where only the first one names the call."""
+    made: dict[str, Any] = {**given, "index": place if call.index is None else call.index}
+    for name, value in (("id", call.id), ("type", call.type)):
+        if value is not None:
+            made[name] = value
+    part: dict[str, Any]
+    if call.custom is not None:
+        made["custom"] = part = {**_inside(given, "custom"), "input": call.custom.input}
+        name_of_it = call.custom.name
+    else:
+        made["function"] = part = {**_inside(given, "function"), "arguments": call.function.arguments}
+        name_of_it = call.function.name
+    if name_of_it is not None:
+        part["name"] = name_of_it
+    return made
+
+
+def _inside(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = given.get(name)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _usage(raw: Any, counted: dict[str, Any]) -> dict[str, Any]:

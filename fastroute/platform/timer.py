@@ -82,7 +82,7 @@ class _TimerThread:
         # Not inlined into the loop of `_run`: a name left over there would keep the last item alive.
         now = time.monotonic()
         for item in list(self.items.values()):
-            # Not taken off and put back: meanwhile its own thread may have taken it off for good.
+            # Not removed before and added again after: its owner may remove it for good in between.
             if item.deadline <= now and not item.expire():
                 self.discard(item)
 

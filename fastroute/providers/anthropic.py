@@ -3,13 +3,14 @@
 Turns answers and stream events into OpenAI's shape; the request is built in `anthropic_request.py`. What
 OpenAI's shape has no place for is kept as extra fields: ``stop_reason`` (the provider's own word) on the
 choice; ``thinking_blocks`` with their signatures on the message, which may be sent back as part of it; and
-``content_blocks``, all blocks as received, if there are others than text, tool calls and thinking.
+``content_blocks``, all blocks as received, if there are others than text, tool calls and thinking, or
+citations, or another order. A stream has them in its last chunk with a choice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -78,6 +79,7 @@ class Anthropic:
         choice.update(_own_reason(value))
         usage = usage_from(value.get("usage"))
         shown: dict[str, Any] = {
+            **_further(value),
             "id": string(value.get("id")),
             "object": "chat.completion",
             "created": this_second(),
@@ -115,19 +117,12 @@ def _message(blocks: list[Any], refusal: str | None, by_tool: bool) -> types.Mes
     thoughts: list[str] = []
     thinking: list[dict[str, Any]] = []
     calls: list[types.ToolCall] = []
-    foreign = False
-    last = 0
     for block in blocks:
         if not isinstance(block, dict):
             raise malformed("a content block is not an object")
         kind = block.get("type")
-        rank = _ORDER.get(kind, 0) if isinstance(kind, str) else 0
-        # OpenAI's message keeps each kind in a field of its own, which loses any other order than this one.
-        foreign = foreign or rank < last
-        last = rank
         if kind == "text":
             texts.append(_str(block, "text"))
-            foreign = foreign or bool(block.get("citations"))
         elif kind == "tool_use":
             call = _call(block)
             if by_tool and call.function.name == JSON_TOOL:
@@ -139,8 +134,6 @@ def _message(blocks: list[Any], refusal: str | None, by_tool: bool) -> types.Mes
             thinking.append(block)
         elif kind == "redacted_thinking":
             thinking.append(block)
-        else:
-            foreign = True
     content = "".join(texts) if texts or not (calls or refusal) else None
     raw: dict[str, Any] = {"role": "assistant", "content": content}
     if refusal is not None:
@@ -150,20 +143,36 @@ def _message(blocks: list[Any], refusal: str | None, by_tool: bool) -> types.Mes
     if thinking:
         raw["thinking_blocks"] = thinking
     if calls:
-        raw["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments},
-            }
-            for call in calls
-        ]
-    if foreign:
+        raw["tool_calls"] = [call._raw for call in calls]
+    if _is_foreign(blocks):
         raw["content_blocks"] = blocks
     return types.Message("assistant", content, tuple(calls) or None, refusal, raw)
 
 
 _ORDER = {"thinking": 0, "redacted_thinking": 0, "text": 1, "tool_use": 2}
+
+
+def _is_foreign(blocks: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether OpenAI's message, which keeps each kind in a field of its own, loses some of the blocks."""
+    last = 0
+    for block in blocks:
+        kind = block.get("type")
+        rank = _ORDER.get(kind, -1) if isinstance(kind, str) else -1
+        if rank < last or block.get("citations"):
+            return True
+        last = rank
+    return False
+
+
+# Fields of a message that have a place in OpenAI's shape, or tell nothing; `_own_reason` names the others.
+_PLACED = frozenset(
+    {"content", "id", "model", "role", "stop_details", "stop_reason", "stop_sequence", "type", "usage"}
+)
+
+
+def _further(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message's further fields, such as the container in which code has run."""
+    return {name: value for name, value in message.items() if name not in _PLACED and value is not None}
 
 
 def _str(value: Mapping[str, Any], name: str) -> str:
@@ -177,8 +186,12 @@ def _call(block: Mapping[str, Any]) -> types.ToolCall:
     given = block.get("input")
     if not isinstance(given, dict):
         raise malformed("the input of a tool call is not an object")
-    name, identity = _str(block, "name"), _str(block, "id")
-    return types.ToolCall(identity, "function", types.FunctionCall(name, jsontext.dumps(given).decode()))
+    name, identity, arguments = _str(block, "name"), _str(block, "id"), jsontext.dumps(given).decode()
+    return types.ToolCall(
+        id=identity,
+        function=types.FunctionCall(name, arguments),
+        raw={"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}},
+    )
 
 
 def _finish_reason(reason: Any, calls: bool) -> str | None:
@@ -238,15 +251,31 @@ def usage_from(value: Any) -> types.Usage | None:
 class _Block:
     """A content block whose parts are still arriving."""
 
-    __slots__ = ("arguments", "index", "kind", "open", "shown", "start", "texts")
+    __slots__ = ("citations", "index", "input", "kind", "open", "start", "texts")
 
     def __init__(self, kind: str, start: dict[str, Any], index: int) -> None:
         self.kind = kind
         self.start = start
         self.index = index  # of a tool call, among the calls
         self.open = True
-        self.shown = False  # whether any of a tool call's input has come in fragments
-        self.texts: list[str] = []
+        self.texts: list[str] = []  # of text or a thought
+        self.input: list[str] = []  # JSON, if any has come in fragments
+        self.citations: list[Any] = []
+
+    def whole(self) -> dict[str, Any]:
+        """The block as a plain answer has it."""
+        made = dict(self.start)
+        if self.texts or self.kind in ("text", "thinking"):
+            made[self.kind] = "".join(self.texts)
+        if self.citations:
+            known = made.get("citations")
+            made["citations"] = [*(known if isinstance(known, list) else ()), *self.citations]
+        if self.input:
+            try:
+                made["input"] = jsontext.loads("".join(self.input))
+            except ValueError:
+                made["input"] = {}  # cut off by the output limit; what has come is in the call's arguments
+        return made
 
 
 class _AnthropicStream(StreamDecoder):
@@ -266,6 +295,8 @@ class _AnthropicStream(StreamDecoder):
         self._blocks: list[_Block] = []
         self._calls = 0
         self._counts: dict[str, Any] = {}
+        self._blocks_shown = False
+        self._more: dict[str, Any] = {}  # the message's further fields
         self._input: types.Usage | None = None  # from message_start, until message_delta has the final usage
 
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
@@ -286,19 +317,12 @@ class _AnthropicStream(StreamDecoder):
         chunk = read(self, value)
         return () if chunk is None else (chunk,)
 
-    def end(self) -> None:
+    def end(self) -> Sequence[types.Chunk]:
         """As in the base class; the end mark is required too, since Anthropic always sends it."""
-        super().end()
+        last = super().end()
         if not self.done:
             raise errors.UpstreamTruncated("the stream ended without message_stop", maybe_billed=True)
-
-    def message(self, index: int = 0) -> types.Message:
-        message = super().message(index)
-        thinking = [block.start for block in self._blocks if block.kind in _THINKING and not block.open]
-        if not thinking:
-            return message
-        raw = {**message._raw, "thinking_blocks": thinking}
-        return types.Message(message.role, message.content, message.tool_calls, message.refusal, raw)
+        return last
 
     # -- one method for each kind of event
 
@@ -307,9 +331,12 @@ class _AnthropicStream(StreamDecoder):
         if not isinstance(message, dict):
             raise malformed("message_start has no message")
         if self._begun:
-            raise malformed("the stream has two message_start events")
+            if string(message.get("id")) != self._id:
+                raise malformed("the stream has two message_start events with different ids")
+            return None  # relays repeat it
         self._begun = True
         self._id = string(message.get("id"))
+        self._more = _further(message)
         self._model = string(message.get("model")) or self._model
         self._count(message.get("usage"))
         self._input = usage_from({**self._counts, "output_tokens": 0})
@@ -324,7 +351,7 @@ class _AnthropicStream(StreamDecoder):
         block = _Block(string(given.get("type")), given, self._calls)
         self._blocks.append(block)
         if block.kind == "text":
-            return self._text(string(given.get("text")))
+            return self._text(block, string(given.get("text")))
         if block.kind == "thinking":
             return self._thought(block, string(given.get("thinking")))
         if block.kind != "tool_use" or self._is_answer(block):
@@ -340,7 +367,7 @@ class _AnthropicStream(StreamDecoder):
         block = self._block(value)
         kind = delta.get("type")
         if kind == "text_delta":
-            return self._text(_str(delta, "text"))
+            return self._text(block, _str(delta, "text"))
         if kind == "input_json_delta":
             return self._arguments(block, _str(delta, "partial_json"))
         if kind == "thinking_delta":
@@ -348,17 +375,19 @@ class _AnthropicStream(StreamDecoder):
         if kind == "signature_delta":
             block.start = {**block.start, "signature": _str(delta, "signature")}
         elif kind == "citations_delta":
+            block.citations.append(delta.get("citation"))
             return self._delta({"citations": [delta.get("citation")]})
         return None
 
     def _block_stop(self, value: Mapping[str, Any]) -> types.Chunk | None:
+        index = value.get("index")
+        if type(index) is int and 0 <= index < len(self._blocks) and not self._blocks[index].open:
+            return None  # relays repeat it
         block = self._block(value)
         block.open = False
         if block.kind in _THINKING:
-            if block.kind == "thinking":
-                block.start = {**block.start, "thinking": "".join(block.texts)}
-            return self._delta({"thinking_blocks": [block.start]})
-        if block.kind == "tool_use" and not block.shown:
+            return self._delta({"thinking_blocks": [block.whole()]})
+        if block.kind == "tool_use" and not block.input:
             # The input came complete with the start, usually because it is empty.
             given = block.start.get("input")
             whole = given if isinstance(given, dict) else {}
@@ -379,7 +408,12 @@ class _AnthropicStream(StreamDecoder):
         if reason is None:
             return None
         refusal = _refusal(delta.get("stop_details"))
-        raw = {} if refusal is None else {"refusal": refusal}
+        raw: dict[str, Any] = {} if refusal is None else {"refusal": refusal}
+        self._more.update(_further(delta))
+        blocks, self._blocks_shown = [] if self._blocks_shown else self._blocks, True
+        whole = [block.whole() for block in blocks]
+        if _is_foreign(whole):
+            raw["content_blocks"] = whole
         return self._delta(raw, None, reason, _own_reason(delta))
 
     def _stop(self, value: Mapping[str, Any]) -> types.Chunk | None:
@@ -402,9 +436,10 @@ class _AnthropicStream(StreamDecoder):
     def _is_answer(self, block: _Block) -> bool:
         return self._by_tool and block.start.get("name") == JSON_TOOL
 
-    def _text(self, text: str) -> types.Chunk | None:
+    def _text(self, block: _Block, text: str) -> types.Chunk | None:
         if not text:
             return None
+        block.texts.append(text)
         return self._delta({"content": text})
 
     def _thought(self, block: _Block, text: str) -> types.Chunk | None:
@@ -414,22 +449,24 @@ class _AnthropicStream(StreamDecoder):
         return self._delta({"reasoning_content": text})
 
     def _arguments(self, block: _Block, text: str) -> types.Chunk | None:
+        if text:
+            block.input.append(text)
         if block.kind != "tool_use" or not text:
             return None  # the input of a tool that the provider runs itself
-        block.shown = True
         if self._is_answer(block):
-            return self._text(text)
+            return self._delta({"content": text})
         return self._fragment(block, {}, {"arguments": text})
 
     def _fragment(self, block: _Block, named: dict[str, str], function: dict[str, str]) -> types.Chunk:
-        raw = {"tool_calls": [{"index": block.index, **named, "function": function}]}
+        written = {"index": block.index, **named, "function": function}
         call = types.ToolCall(
-            named.get("id"),
-            named.get("type"),
-            types.FunctionCall(function.get("name"), function["arguments"]),
-            block.index,
+            id=named.get("id"),
+            type=named.get("type"),
+            function=types.FunctionCall(function.get("name"), function["arguments"]),
+            index=block.index,
+            raw=written,
         )
-        return self._delta(raw, (call,))
+        return self._delta({"tool_calls": [written]}, (call,))
 
     def _count(self, usage: Any) -> None:
         """Updates the counts, which are running totals; a missing one keeps its earlier value."""
@@ -459,7 +496,7 @@ class _AnthropicStream(StreamDecoder):
             created=self._created,
             model=self._model,
             choices=(types.ChunkChoice(0, delta, reason, choice),),
-            raw={**self._shape(), "choices": [choice]},
+            raw={**(self._more if reason else {}), **self._shape(), "choices": [choice]},
         )
         self._absorb(chunk)
         begun = self._input

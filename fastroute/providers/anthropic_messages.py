@@ -146,12 +146,13 @@ def _assistant(message: Mapping[str, Any], path: str) -> list[Block]:
 
 
 def _mappings(values: Iterable[Any], path: str) -> list[Block]:
-    blocks = []
+    blocks: list[Block] = []
     for place, value in enumerate(values):
         block = as_mapping(value)
         if block is None:
             raise _refused(f"{path}[{place}]", f"must be a mapping, not {type(value).__name__}")
-        blocks.append(block)
+        # Items of lists in a stream carry an index, which is not Anthropic's.
+        blocks.append({name: part for name, part in block.items() if name != "index"})
     return blocks
 
 

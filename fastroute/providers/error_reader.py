@@ -217,7 +217,7 @@ def from_error(
     # Relays put the code into different fields; the names are distinct enough to look for them in all.
     named = {word.lower() for word in (code, kind, *_inner_codes(fields)) if word}
     given = status if status is not None else _own_status(fields)
-    # A relay hands on what its own provider said: that tells of the request, not of our account.
+    # A relay passes on its own provider's error, which concerns the request and not our account.
     handed_on = text + _handed_on(fields)
     found = next(
         (
@@ -321,7 +321,7 @@ def _said(value: Any) -> str:
 
 
 def _handed_on(fields: Mapping[str, Any]) -> str:
-    """What a relay's own provider said, which OpenRouter keeps in ``metadata.raw``."""
+    """The error of a relay's own provider, which OpenRouter keeps in ``metadata.raw``."""
     metadata = fields.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     return f" {raw[:_READ_LIMIT]}" if isinstance(raw, str) else ""

@@ -1,10 +1,12 @@
 """Gemini's ``generateContent``, as used by Google's Gemini API.
 
 Request bodies are built in `gemini_request.py`. Candidates become choices: text parts are joined, thoughts
-become ``reasoning_content``, and each function call becomes a tool call with its thought signature in
-``extra_content``, where a later request reads it. Gemini counts thoughts beside the visible output and a
-tool's prompt beside the prompt, so each is added once. A stream has no end mark: it is complete when each
-candidate has a finish reason.
+become ``reasoning_content``, pictures ``images``, and each function call becomes a tool call. A thought
+signature is in the ``extra_content`` of its call, its picture, or (of a text) the message, where a later
+request reads it. If there are other parts, such as code that Gemini has run, all parts are kept in
+``content_parts``. Gemini counts thoughts beside the visible output and a tool's prompt beside the prompt, so
+each is added once. A stream has no end mark: it is complete when its input ends and each candidate has a
+finish reason.
 """
 
 from __future__ import annotations
@@ -42,10 +44,9 @@ _FILTERED = frozenset(
 )
 # The model's output is unusable; another attempt may succeed.
 _SPOILED = frozenset({"MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE", "UNEXPECTED_TOOL_CALL"})
-# A candidate's fields beside its message, kept under Gemini's names.
-_KEPT = frozenset(
-    {"safetyRatings", "citationMetadata", "groundingMetadata", "urlContextMetadata", "finishMessage"}
-)
+# Fields with a place in OpenAI's shape; all others are kept under Gemini's names.
+_PLACED = frozenset({"candidates", "modelVersion", "responseId", "usageMetadata"})
+_PLACED_OF_CANDIDATE = frozenset({"content", "finishReason", "index", "logprobsResult"})
 _COLLECTIONS = ("models", "tunedModels", "publishers", "projects")
 
 
@@ -107,7 +108,10 @@ class Gemini:
         choices = tuple(_choice(item, place, answer_id) for place, item in enumerate(candidates))
         model = string(value.get("modelVersion")) or target.upstream
         created = this_second()
-        shape = _shape("chat.completion", answer_id, created, model, choices, usage)
+        shape = {
+            **_further(value, _PLACED),
+            **_shape("chat.completion", answer_id, created, model, choices, usage),
+        }
         return types.Completion(
             id=answer_id, created=created, model=model, choices=choices, usage=usage, raw=shape
         )
@@ -189,14 +193,38 @@ class _GeminiCall:
     signature: str | None
 
 
-@frozen
+@frozen(kw_only=True)
 class _CandidateParts:
-    """The parts of a candidate, joined by kind."""
+    """The parts of a candidate, joined by kind.
+
+    Attributes:
+        signature: of a part with text.
+        parts: all of them, as received.
+        foreign: whether some of them have no other place.
+        plain: whether there is nothing but content.
+    """
 
     content: str | None = None
     reasoning: str | None = None
     calls: Sequence[_GeminiCall] = ()
     images: Sequence[dict[str, Any]] = ()
+    signature: str | None = None
+    parts: Sequence[dict[str, Any]] = ()
+    foreign: bool = False
+    plain: bool = False
+
+    @property
+    def says_something(self) -> bool:
+        return bool(self.content or self.reasoning or self.calls or self.images or self.foreign)
+
+    def fill(self, message: dict[str, Any]) -> None:
+        """Sets the fields of a message or delta that OpenAI does not have, but for ``content_parts``."""
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.images:
+            message["images"] = list(self.images)
+        if self.signature is not None:
+            message["extra_content"] = _signed(self.signature)
 
 
 def _candidates(value: Mapping[str, Any]) -> list[Any]:
@@ -217,36 +245,56 @@ def _read(candidate: Any) -> _CandidateParts:
         return _CandidateParts()
     if not isinstance(parts, list):
         raise malformed("a candidate's parts are not a list")
+    if len(parts) == 1 and type(parts[0]) is dict:
+        part = parts[0]
+        if len(part) == 1 and type(part.get("text")) is str:  # so it is in most chunks
+            return _CandidateParts(content=part["text"], parts=parts, plain=True)
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[_GeminiCall] = []
     images: list[dict[str, Any]] = []
+    signature = None
+    foreign = False
     for part in parts:
         if not isinstance(part, dict):
             raise malformed("a part is not an object")
-        if len(part) == 1 and type(part.get("text")) is str:
-            texts.append(part["text"])  # by far the most common, and the only part of most chunks
-            continue
-        text = part.get("text")
+        signed = string(part.get("thoughtSignature")) or None
+        text, call, data = part.get("text"), part.get("functionCall"), part.get("inlineData")
         if isinstance(text, str):
             (thoughts if part.get("thought") is True else texts).append(text)
-        call = part.get("functionCall")
+            signature = signed or signature
         if isinstance(call, dict):
             arguments = call.get("args")
             written = jsontext.dumps(arguments).decode() if isinstance(arguments, dict) else "{}"
             calls.append(
-                _GeminiCall(
-                    string(call.get("name")) or None,
-                    written,
-                    string(call.get("id")) or None,
-                    string(part.get("thoughtSignature")) or None,
-                )
+                _GeminiCall(string(call.get("name")) or None, written, string(call.get("id")) or None, signed)
             )
-        data = part.get("inlineData")
-        if isinstance(data, dict):
+        elif isinstance(data, dict):
             url = f"data:{string(data.get('mimeType'))};base64,{string(data.get('data'))}"
-            images.append({"type": "image_url", "image_url": {"url": url}})
-    return _CandidateParts("".join(texts) if texts else None, "".join(thoughts) or None, calls, images)
+            image: dict[str, Any] = {"type": "image_url", "image_url": {"url": url}}
+            if signed is not None:
+                image["extra_content"] = _signed(signed)
+            images.append(image)
+        elif not isinstance(text, str):
+            foreign = True
+    return _CandidateParts(
+        content="".join(texts) if texts else None,
+        reasoning="".join(thoughts) or None,
+        calls=calls,
+        images=images,
+        signature=signature,
+        parts=parts,
+        foreign=foreign,
+    )
+
+
+def _further(value: Mapping[str, Any], placed: frozenset[str]) -> Mapping[str, Any]:
+    if value.keys() <= placed:
+        return _NOTHING
+    return {name: item for name, item in value.items() if name not in placed}
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 def _finish_reason(candidate: Mapping[str, Any], calls: bool) -> str | None:
@@ -279,17 +327,16 @@ def _call_id(call: _GeminiCall, answer_id: str, choice: int, index: int) -> str:
     return f"call_{answer_id or uuid4().hex}_{choice}_{index}"
 
 
-def _tool_call(
-    call: _GeminiCall, call_id: str, index: int | None = None
-) -> tuple[types.ToolCall, dict[str, Any]]:
-    """A call as a value and as JSON in OpenAI's shape."""
+def _tool_call(call: _GeminiCall, call_id: str, index: int | None = None) -> types.ToolCall:
     raw: dict[str, Any] = {} if index is None else {"index": index}
     raw["id"] = call_id
     raw["type"] = "function"
     raw["function"] = {"name": call.name, "arguments": call.arguments}
     if call.signature is not None:
         raw["extra_content"] = _signed(call.signature)
-    return types.ToolCall(call_id, "function", types.FunctionCall(call.name, call.arguments), index), raw
+    return types.ToolCall(
+        id=call_id, function=types.FunctionCall(call.name, call.arguments), index=index, raw=raw
+    )
 
 
 def _signed(signature: str) -> dict[str, Any]:
@@ -300,20 +347,21 @@ def _choice(candidate: Any, place: int, answer_id: str) -> types.Choice:
     said = _read(candidate)
     index = count(candidate.get("index"))
     index = place if index is None else index
-    calls = [
+    calls = tuple(
         _tool_call(call, _call_id(call, answer_id, index, number)) for number, call in enumerate(said.calls)
-    ]
+    )
     content = said.content if said.content is not None or calls else ""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
-        message["tool_calls"] = [raw for _, raw in calls]
-    if said.reasoning is not None:
-        message["reasoning_content"] = said.reasoning
-    if said.images:
-        message["images"] = list(said.images)
+        message["tool_calls"] = [call._raw for call in calls]
+    said.fill(message)
+    if said.foreign:
+        message["content_parts"] = said.parts
     reason = _finish_reason(candidate, bool(calls))
     raw = _choice_shape(index, "message", message, reason, candidate)
-    value = types.Message("assistant", content, tuple(call for call, _ in calls) or None, None, message)
+    if reason is not None:
+        raw["stop_reason"] = candidate["finishReason"]
+    value = types.Message("assistant", content, calls or None, None, message)
     return types.Choice(index, value, reason, raw)
 
 
@@ -342,13 +390,10 @@ def _choice_shape(
     index: int, kind: str, message: dict[str, Any], reason: str | None, candidate: Mapping[str, Any]
 ) -> dict[str, Any]:
     raw: dict[str, Any] = {"index": index, kind: message, "finish_reason": reason}
-    for name, value in candidate.items():
-        if name in _KEPT:
-            raw[name] = value
-        elif name == "logprobsResult" and isinstance(value, dict):
-            raw["logprobs"] = {"content": _logprobs(value)}
-        elif name == "finishReason":
-            raw["stop_reason"] = value
+    raw.update(_further(candidate, _PLACED_OF_CANDIDATE))
+    result = candidate.get("logprobsResult")
+    if isinstance(result, dict):
+        raw["logprobs"] = {"content": _logprobs(result)}
     return raw
 
 
@@ -426,24 +471,24 @@ def usage_from(value: Any) -> types.Usage | None:
 class _GeminiStream(StreamDecoder):
     """Turns Gemini's events, each in the shape of a small answer, into OpenAI's chunks.
 
-    Every event has the usage so far, and the last one counts. Until the answer has finished it is an
-    estimate, since more may have been generated than has arrived. A caller who requested it gets it once, in
-    the last chunk, as from OpenAI, because programs add up usages. Events for a choice that has finished are
-    ignored.
+    A finish reason is not the end: after a round with a tool of its own Gemini goes on, and some models send
+    one in every event. So the reasons are kept until the input has ended, and a last chunk brings them. A
+    later one replaces an earlier one, but for that of a filter.
+
+    Every event has the usage so far, and the last one counts. Until each candidate has a finish reason it is
+    an estimate, since more may have been generated than has arrived. A caller who requested it gets it once,
+    after the last chunk, as from OpenAI, because programs add up usages.
     """
 
     def __init__(self, request: types.Request, target: Target) -> None:
         self._counts: Any = None
-        self._calls: dict[int, int] = {}
-        self._over: set[int] = set()
+        self._candidates: dict[int, _CandidateSoFar] = {}
         super().__init__(target.upstream)
         self._created = this_second()
         self._target = target
-        self._owes_usage = asks_for_usage(request)
+        self._shows_usage = asks_for_usage(request)
         wanted = request.params.get("n")
         self._wanted = wanted if isinstance(wanted, int) else 1
-        self._signatures: dict[tuple[int, int], str] = {}
-        self._images: dict[int, list[dict[str, Any]]] = {}
 
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
@@ -457,24 +502,24 @@ class _GeminiStream(StreamDecoder):
         if counts is not None:
             self._counts = counts
         self._id = self._id or string(value.get("responseId"))
-        model = string(value.get("modelVersion")) or self._model
-        chunks = []
+        self._model = string(value.get("modelVersion")) or self._model
         choices = [
             choice
             for place, item in enumerate(_candidates(value))
             if (choice := self._choice(item, place)) is not None
         ]
-        if choices:
-            chunks.append(self._chunk(model, tuple(choices), None))
-        if self._owes_usage and self._whole and (usage := self.usage) is not None:
-            self._owes_usage = False
-            chunks.append(self._chunk(model, (), usage))
-        return chunks
+        return (self._chunk(choices, _further(value, _PLACED)),) if choices else ()
 
     @property
     def _whole(self) -> bool:
-        """Whether every candidate that is known so far has finished."""
-        return len(self._over) >= max(self._wanted, len(self._calls))
+        """Whether every candidate that is known so far has a finish reason, and nothing after it."""
+        known = self._candidates.values()
+        ended = sum(each.ending is not None and not each.goes_on for each in known)
+        return self.done or ended >= max(self._wanted, len(known))
+
+    @property
+    def goes_on(self) -> bool:
+        return any(each.goes_on for each in self._candidates.values())
 
     # Computed on access: it is read once or twice in a stream, but every event brings new counts.
     @property
@@ -486,27 +531,37 @@ class _GeminiStream(StreamDecoder):
     def usage(self, usage: types.Usage | None) -> None:
         assert usage is None  # set only by the base class's __init__
 
-    def end(self) -> None:
+    def end(self) -> Sequence[types.Chunk]:
+        """As in the base class; the last chunks bring the finish reasons and, if requested, the usage."""
+        if self.done:
+            return super().end()
+        endings = [
+            self._ending(index, each.ending, each)
+            for index, each in sorted(self._candidates.items())
+            if each.ending is not None
+        ]
+        chunks = [self._chunk(endings, {})] if endings else []
         super().end()
         self.done = True
-
-    def message(self, index: int = 0) -> types.Message:
-        message = super().message(index)
-        raw: Any = message._raw
-        for place, call in enumerate(raw.get("tool_calls", ())):
-            signature = self._signatures.get((index, place))
-            if signature is not None:
-                call["extra_content"] = _signed(signature)
-        if index in self._images:
-            raw["images"] = list(self._images[index])
-        return message
+        usage = self.usage
+        if self._shows_usage and usage is not None:
+            chunks.append(self._chunk([], {}, usage))
+        return chunks
 
     def _chunk(
-        self, model: str, choices: tuple[types.ChunkChoice, ...], usage: types.Usage | None
+        self,
+        choices: Sequence[types.ChunkChoice],
+        further: Mapping[str, Any],
+        usage: types.Usage | None = None,
     ) -> types.Chunk:
-        raw = _shape("chat.completion.chunk", self._id, self._created, model, choices, usage)
+        shape = _shape("chat.completion.chunk", self._id, self._created, self._model, choices, usage)
         chunk = types.Chunk(
-            id=self._id, created=self._created, model=model, choices=choices, usage=usage, raw=raw
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=tuple(choices),
+            usage=usage,
+            raw={**further, **shape} if further else shape,
         )
         self._absorb(chunk)
         return chunk
@@ -515,35 +570,84 @@ class _GeminiStream(StreamDecoder):
         said = _read(candidate)
         index = count(candidate.get("index"))
         index = place if index is None else index
-        if index in self._over:
-            return None
         if index > 10_000:
             raise malformed("a candidate's index is not an integer from 0 to 10000")
-        role = None if index in self._calls else "assistant"
-        number = self._calls.setdefault(index, 0)
-        calls = []
-        for call in said.calls:
-            calls.append(_tool_call(call, _call_id(call, self._id, index, number), number))
-            if call.signature is not None:
-                self._signatures[index, number] = call.signature
-            number += 1
-        self._calls[index] = number
-        if said.images:
-            self._images.setdefault(index, []).extend(said.images)
-        reason = _finish_reason(candidate, number > 0)
-        if reason is not None:
-            self._over.add(index)
+        known = self._candidates.get(index)
         delta: dict[str, Any] = {}
-        if role is not None:
-            delta["role"] = role
+        if known is None:
+            known = self._candidates[index] = _CandidateSoFar()
+            delta["role"] = "assistant"
+        calls: list[types.ToolCall] = []
+        for call in said.calls:
+            call_id = _call_id(call, self._id, index, known.calls)
+            calls.append(_tool_call(call, call_id, known.calls))
+            known.calls += 1
+        # It raises for the reasons that are errors.
+        reason = _finish_reason(candidate, known.calls > 0)
+        if reason is not None:
+            known.goes_on = False
+            if known.ending not in _FILTERED:
+                known.ending = candidate["finishReason"]
+        elif said.says_something:
+            known.goes_on = known.ending is not None
         if said.content is not None:
             delta["content"] = said.content
         if calls:
-            delta["tool_calls"] = [raw for _, raw in calls]
-        if said.reasoning is not None:
-            delta["reasoning_content"] = said.reasoning
-        if said.images:
-            delta["images"] = list(said.images)
-        raw = _choice_shape(index, "delta", delta, reason, candidate)
-        value = types.Delta(role, said.content, tuple(call for call, _ in calls) or None, None, delta)
-        return types.ChunkChoice(index, value, reason, raw)
+            delta["tool_calls"] = [call._raw for call in calls]
+        if not said.plain:
+            said.fill(delta)
+        parts = known.parts_of(said)
+        if parts:
+            delta["content_parts"] = parts
+        raw = _choice_shape(index, "delta", delta, None, candidate)
+        if len(raw) > _BARE:
+            known.further.update(_further(raw, _OF_A_DELTA))
+        elif not delta:
+            return None  # a finish reason alone, which the last chunk brings
+        value = types.Delta(delta.get("role"), said.content, tuple(calls) or None, None, delta)
+        return types.ChunkChoice(index, value, None, raw)
+
+    def _ending(self, index: int, own_reason: str, known: _CandidateSoFar) -> types.ChunkChoice:
+        reason = _finish_reason({"finishReason": own_reason}, known.calls > 0)
+        raw = {
+            "index": index,
+            "delta": {},
+            "finish_reason": reason,
+            **known.further,
+            "stop_reason": own_reason,
+        }
+        return types.ChunkChoice(index, types.Delta(raw=raw["delta"]), reason, raw)
+
+
+class _CandidateSoFar:
+    """A candidate of a stream.
+
+    Attributes:
+        calls: how many tool calls it has.
+        ending: Gemini's finish reason so far.
+        goes_on: whether more has come after it, without another.
+        further: its fields that OpenAI does not have, as last received.
+    """
+
+    __slots__ = ("_foreign", "_parts", "calls", "ending", "further", "goes_on")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.ending: str | None = None
+        self.goes_on = False
+        self.further: dict[str, Any] = {}
+        self._parts: list[dict[str, Any]] = []
+        self._foreign = False
+
+    def parts_of(self, said: _CandidateParts) -> list[dict[str, Any]]:
+        """The parts to show: all of them as soon as one has no other place, those before it included."""
+        self._parts += said.parts
+        self._foreign = self._foreign or said.foreign
+        if not self._foreign:
+            return []
+        parts, self._parts = self._parts, []
+        return parts
+
+
+_OF_A_DELTA = frozenset({"index", "delta", "finish_reason", "logprobs"})
+_BARE = 3  # the fields of a choice without further ones: index, delta, finish_reason

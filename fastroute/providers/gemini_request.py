@@ -192,8 +192,21 @@ def _conversation(
 
 
 def _said(message: Mapping[str, Any], names: dict[str, str], path: str, signed: bool) -> list[dict[str, Any]]:
+    whole = message.get("content_parts")
+    if isinstance(whole, (list, tuple)) and whole and not any("type" in part for part in whole):
+        return _as_received(whole, message.get("tool_calls"), names, path)
     content = message.get("content")
     parts = _parts(content, path) if content else []
+    signature = _signature(message)
+    if signature is not None and parts and "text" in parts[-1]:
+        parts[-1]["thoughtSignature"] = signature
+    images = message.get("images")
+    for place, each in enumerate(images if isinstance(images, (list, tuple)) else ()):
+        image = _mapping(each, f"{path}.images[{place}]")
+        parts.append(_part(image, f"{path}.images[{place}]"))
+        signature = _signature(image)
+        if signature is not None:
+            parts[-1]["thoughtSignature"] = signature
     if message.get("refusal"):
         parts.append({"text": str(message["refusal"])})
     if message.get("function_call"):
@@ -219,9 +232,29 @@ def _said(message: Mapping[str, Any], names: dict[str, str], path: str, signed: 
     return parts
 
 
-def _signature(call: Mapping[str, Any]) -> str | None:
+def _as_received(whole: Sequence[Any], calls: Any, names: dict[str, str], path: str) -> list[dict[str, Any]]:
+    """The parts of an earlier answer; its other fields cannot restore their order."""
+    parts = []
+    ids = iter(calls if isinstance(calls, (list, tuple)) else ())
+    for place, each in enumerate(whole):
+        where = f"{path}.content_parts[{place}]"
+        # Items of lists in a stream carry an index, which is not Gemini's.
+        part = {name: value for name, value in _mapping(each, where).items() if name != "index"}
+        made = part.get("functionCall")
+        if isinstance(made, Mapping):
+            # The results name a call by the id that it has in ``tool_calls``.
+            call = next(ids, None)
+            call_id = _mapping(call, where).get("id") if call is not None else None
+            if isinstance(call_id, str):
+                names[call_id] = str(made.get("name"))
+                part["functionCall"] = {**made, "id": call_id}
+        parts.append(part)
+    return parts
+
+
+def _signature(signed: Mapping[str, Any]) -> str | None:
     """The thought signature in ``extra_content``, the place that Google's OpenAI-compatible API uses."""
-    extra = call.get("extra_content")
+    extra = signed.get("extra_content")
     google = extra.get("google") if isinstance(extra, Mapping) else None
     found = google.get("thought_signature") if isinstance(google, Mapping) else None
     return found if isinstance(found, str) else None

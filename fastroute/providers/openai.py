@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from fastroute import errors, types
 
 from . import error_reader, jsontext
 from .base import Target
 from .decoder import StreamDecoder, asks_for_usage
+from .deltas import CallPlaces
 from .headers import joined_url, usual_headers, with_configured
 from .reading import count, document, event_json, malformed, string
 from .sse import ServerSentEvent
@@ -91,7 +93,7 @@ class OpenAI:
         if not isinstance(items, list):
             raise malformed("choices is not a list")
         choices = tuple([_choice(item, place, target) for place, item in enumerate(items)])
-        usage = usage_from(value.get("usage"))
+        usage = usage_from(value.get("usage") or _usage_inside(items))
         return types.Completion(
             id=string(value.get("id")),
             created=count(value.get("created")) or 0,
@@ -134,45 +136,101 @@ def _with_role(messages: Sequence[Mapping[str, Any]], role: str) -> Sequence[Map
     ]
 
 
-def _content(value: Any) -> str | None:
-    """Content as text. Some models send a list of parts; the text parts are joined."""
+def _content(message: dict[str, Any], value: Any) -> str | None:
+    """Content as text; a list of parts, which some models send, is taken apart in the message itself.
+
+    Text is joined, thoughts go to ``reasoning_content`` (with a signature to ``thinking_blocks`` too) and
+    pictures to ``images``. If there are other parts, all of them are kept in ``content_parts``.
+    """
     if value is None or isinstance(value, str):
         return value
+    if not isinstance(value, list):
+        raise malformed("content is neither text nor null")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    kept: dict[str, list[Any]] = {"images": [], "thinking_blocks": []}
+    foreign = False
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "thinking":
+            thoughts.append(_thought(part.get("thinking")))
+            if part.get("signature"):
+                kept["thinking_blocks"].append(part)
+        elif kind == "image_url":
+            kept["images"].append(part)
+        else:
+            foreign = True
+    if thoughts:
+        message["reasoning_content"] = string(message.get("reasoning_content")) + "".join(thoughts)
+    for name, parts in kept.items():
+        if parts:
+            known = message.get(name)
+            message[name] = [*(known if isinstance(known, list) else ()), *parts]
+    if foreign:
+        message["content_parts"] = value
+    content = "".join(texts) if texts or not (thoughts or kept["images"] or foreign) else None
+    message["content"] = content
+    return content
+
+
+def _thought(value: Any) -> str:
+    """A thought is text, or with Mistral a list of parts with text."""
     if isinstance(value, list):
-        parts = (part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text")
-        return "".join(part for part in parts if isinstance(part, str))
-    raise malformed("content is neither text nor null")
+        return "".join(string(part.get("text")) for part in value if isinstance(part, dict))
+    return string(value)
 
 
-def _tool_calls(items: Any, *, delta: bool) -> tuple[types.ToolCall, ...] | None:
-    if items is None:
-        return None
-    if not isinstance(items, list):
+def _call_parts(item: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """A tool call's function, empty if there is none, and the custom tool's part, if there is one."""
+    if not isinstance(item, dict):
+        raise malformed("a tool call is not an object")
+    function, custom = item.get("function"), item.get("custom")
+    if function is None:
+        function = {}
+    if not isinstance(function, dict) or not (custom is None or isinstance(custom, dict)):
+        raise malformed("a tool call's function is not an object")
+    if isinstance(function.get("arguments"), dict):
+        # Ollama sends an object; OpenAI's shape has it as text.
+        function["arguments"] = jsontext.dumps(function["arguments"]).decode()
+    return function, custom
+
+
+def _tool_call(
+    item: dict[str, Any],
+    function: Mapping[str, Any],
+    custom: Mapping[str, Any] | None,
+    kind: str | None,
+    index: int | None = None,
+) -> types.ToolCall:
+    made = types.FunctionCall(string(function.get("name")) or None, string(function.get("arguments")))
+    identity, kind = string(item.get("id")) or None, string(item.get("type")) or kind
+    if custom is None:
+        return types.ToolCall(identity, kind, made, index, raw=item)
+    text = types.CustomCall(string(custom.get("name")) or None, string(custom.get("input")))
+    return types.ToolCall(identity, kind, made, index, text, raw=item)
+
+
+def _items(value: Any) -> list[Any]:
+    if not isinstance(value, list):
         raise malformed("tool_calls is not a list")
+    return value
+
+
+def _new_call_id() -> str:
+    """The id of a call that came without one: its result must name it."""
+    return f"call_{uuid4().hex[:24]}"
+
+
+def _tool_calls(value: Any) -> tuple[types.ToolCall, ...] | None:
+    """The calls of a whole message."""
     calls = []
-    for item in items:
-        if not isinstance(item, dict):
-            raise malformed("a tool call is not an object")
-        function = item.get("function")
-        if function is None:
-            function = {}
-        if not isinstance(function, dict):
-            raise malformed("a tool call's function is not an object")
-        arguments = function.get("arguments")
-        if isinstance(arguments, dict):
-            # Ollama sends an object; OpenAI's shape has it as text.
-            arguments = jsontext.dumps(arguments).decode()
-        index = item.get("index")
-        if index is not None and (count(index) is None or index > 10_000):
-            raise malformed("a tool call's index is not an integer from 0 to 10000")
-        calls.append(
-            types.ToolCall(
-                string(item.get("id")) or None,
-                string(item.get("type")) or (None if delta else "function"),
-                types.FunctionCall(string(function.get("name")) or None, string(arguments)),
-                index,
-            )
-        )
+    for item in _items(value):
+        function, custom = _call_parts(item)
+        if not item.get("id"):
+            item["id"] = _new_call_id()
+        calls.append(_tool_call(item, function, custom, "function" if custom is None else "custom"))
     return tuple(calls) or None
 
 
@@ -189,6 +247,8 @@ def _choice(item: Any, place: int, target: Target) -> types.Choice:
     if not isinstance(item, dict):
         raise malformed("a choice is not an object")
     message = item.get("message")
+    if message is None and item.get("finish_reason"):
+        message = item["message"] = {}  # Azure leaves it out where its filter has taken all of it
     if not isinstance(message, dict):
         raise malformed("a choice has no message")
     index = count(item.get("index"))
@@ -198,14 +258,19 @@ def _choice(item: Any, place: int, target: Target) -> types.Choice:
         place if index is None else index,
         types.Message(
             string(message.get("role")) or "assistant",
-            content if content is None or type(content) is str else _content(content),
-            _tool_calls(calls, delta=False) if calls is not None else None,
+            content if content is None or type(content) is str else _content(message, content),
+            _tool_calls(calls) if calls is not None else None,
             string(message.get("refusal")) or None,
             message,
         ),
         _finish_reason(item, target),
         item,
     )
+
+
+def _usage_inside(items: list[Any]) -> Any:
+    """The usage that Moonshot puts into a choice."""
+    return next((item["usage"] for item in items if isinstance(item, dict) and item.get("usage")), None)
 
 
 def usage_from(value: Any) -> types.Usage | None:
@@ -267,6 +332,8 @@ class _OpenAIStream(StreamDecoder):
         super().__init__(target.upstream)
         self._target = target
         self._shows_usage = asks_for_usage(request)
+        self._owed: types.Usage | None = None  # came inside a choice, and was shown to nobody yet
+        self._places: dict[int, CallPlaces] = {}
 
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
@@ -293,6 +360,8 @@ class _OpenAIStream(StreamDecoder):
             if not self._shows_usage:
                 usage = None
                 del value["usage"]
+            elif usage is not None:
+                self._owed = None
         choices = tuple([self._choice(item) for item in items]) if items else ()
         if not choices and usage is None:
             return ()
@@ -307,12 +376,32 @@ class _OpenAIStream(StreamDecoder):
         self._absorb(chunk)
         return (chunk,)
 
+    def end(self) -> Sequence[types.Chunk]:
+        """As in the base class; a usage that came inside a choice is shown in a chunk of its own."""
+        super().end()
+        usage, self._owed = self._owed, None
+        if usage is None or not self._shows_usage:
+            return ()
+        raw = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+            "choices": [],
+            "usage": usage.to_dict(),
+        }
+        return (
+            types.Chunk(
+                id=self._id, created=self._created, model=self._model, choices=(), usage=usage, raw=raw
+            ),
+        )
+
     def _choice(self, item: Any) -> types.ChunkChoice:
         if not isinstance(item, dict):
             raise malformed("a choice is not an object")
         delta = item.get("delta")
         if delta is None:
-            delta = {}
+            delta = item["delta"] = {}
         elif not isinstance(delta, dict):
             raise malformed("a choice's delta is not an object")
         index = item.get("index")
@@ -322,15 +411,54 @@ class _OpenAIStream(StreamDecoder):
             raise malformed("a choice's index is not an integer from 0 to 10000")
         content = delta.get("content")
         calls = delta.get("tool_calls")
+        reason = _finish_reason(item, self._target)
+        if reason is not None and "usage" in item:
+            usage = usage_from(item["usage"])
+            if usage is not None:
+                self.usage = self._owed = usage
         return types.ChunkChoice(
             index,
             types.Delta(
                 string(delta.get("role")) or None,
-                content if content is None or type(content) is str else _content(content),
-                _tool_calls(calls, delta=True) if calls is not None else None,
+                content if content is None or type(content) is str else _content(delta, content),
+                self._fragments(index, calls) if calls is not None else None,
                 string(delta.get("refusal")) or None,
                 delta,
             ),
-            _finish_reason(item, self._target),
+            reason,
             item,
         )
+
+    def _fragments(self, choice: int, value: Any) -> tuple[types.ToolCall, ...] | None:
+        """The fragments of tool calls, under their calls' own indices and with each name sent once."""
+        places = self._places.get(choice)
+        if places is None:
+            places = self._places[choice] = CallPlaces()
+        calls = []
+        for item in _items(value):
+            function, custom = _call_parts(item)
+            given = item.get("index")
+            if custom is None and not item.get("id") and not function.get("name"):
+                latest = places.latest(given)
+                if latest is not None:
+                    if latest != given:
+                        item["index"] = latest
+                    calls.append(_tool_call(item, function, None, None, latest))
+                    continue
+            if given is not None and (count(given) is None or given > 10_000):
+                raise malformed("a tool call's index is not an integer from 0 to 10000")
+            named = function if custom is None else custom
+            text = string(named.get("arguments" if custom is None else "input"))
+            name = string(named.get("name"))
+            index, begins, part = places.place(given, string(item.get("id")), name, text)
+            if given != index:
+                item["index"] = index
+            if begins:
+                if not item.get("id"):
+                    item["id"] = _new_call_id()
+            elif item.get("id"):
+                del item["id"]
+            if name and not part:
+                del named["name"]
+            calls.append(_tool_call(item, function, custom, None, index))
+        return tuple(calls) or None

@@ -1,8 +1,10 @@
-"""Splits bytes into server-sent events, incrementally, with limits on the size of lines and events.
+"""Splits bytes into server-sent events, incrementally, with a limit on their size.
 
-It follows the WHATWG event-stream grammar with two deliberate differences. An event at the very end of the
+It follows the WHATWG event-stream grammar with three deliberate differences. An event at the very end of the
 input counts even without its blank line, since some providers close the connection right after
-``data: [DONE]``. Bytes that are not UTF-8 become U+FFFD one by one and set a flag. No I/O, no clock.
+``data: [DONE]``. Lines of bare JSON, from one that begins with ``{`` up to the next event or blank line, are
+an event too: some servers write an error that way. Bytes that are not UTF-8 become U+FFFD one by one and set
+a flag. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import NamedTuple
 from fastroute import errors
 
 _BOM = b"\xef\xbb\xbf"
+_FIELDS = (b"data", b"event:", b"id:", b"retry:", b":")
 
 
 class ServerSentEvent(NamedTuple):
@@ -38,12 +41,15 @@ class Decoder:
         max_line: the most bytes of a line without its line end.
         max_event: the most bytes of all data lines of one event.
 
+    Pictures come as one line of many megabytes, so both should be as large as an answer may be.
+
     Attributes:
         replaced: whether bytes that are not UTF-8 have been replaced by U+FFFD.
     """
 
     __slots__ = (
         "_after_cr",
+        "_bare",
         "_data",
         "_event",
         "_event_size",
@@ -58,7 +64,7 @@ class Decoder:
         "replaced",
     )
 
-    def __init__(self, max_line: int = 1 << 20, max_event: int = 4 << 20) -> None:
+    def __init__(self, max_line: int = 32 << 20, max_event: int = 32 << 20) -> None:
         if max_line < 1 or max_event < 1:
             raise ValueError("max_line and max_event: must be sizes in bytes, at least 1")
         self.replaced = False
@@ -76,6 +82,8 @@ class Decoder:
         self._event_size = 0
         self._event = "message"
         self._named = False
+        # The data are lines of bare JSON, without their field's name.
+        self._bare = False
         self._id = ""
         self._late_error: errors.UpstreamProtocolError | None = None
 
@@ -146,7 +154,8 @@ class Decoder:
         self._fragments = []
         self._data = []
         self._late_error = errors.UpstreamProtocolError(
-            f"{what} of the event stream exceeds the limit of {limit} bytes", maybe_billed=True
+            f"{what} of the event stream exceeds the limit of {limit} bytes (max_response_bytes)",
+            maybe_billed=True,
         )
 
     def _checked(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
@@ -165,10 +174,19 @@ class Decoder:
             if len(line) > self._max_line:
                 self._refuse("a line", self._max_line)
                 break
+            if self._bare and (line.startswith(_FIELDS) or line.startswith(b"{")):
+                self._dispatch(events)
             if line.startswith(b"data:"):
                 value = line[6:] if line.startswith(b" ", 5) else line[5:]
             elif line == b"data":
                 value = b""
+            elif self._bare:
+                value = line
+            elif line.startswith(b"{"):
+                if self._data:
+                    self._dispatch(events)
+                value = line
+                self._bare = True
             else:
                 self._other(line)
                 continue
@@ -177,6 +195,8 @@ class Decoder:
             if self._event_size > self._max_event:
                 self._refuse("an event", self._max_event)
                 break
+            if self._bare and value.startswith(b"{") and value.endswith(b"}"):
+                self._dispatch(events)  # JSON on one line: nothing of it is to come
         return events
 
     def _other(self, line: bytes) -> None:
@@ -199,6 +219,7 @@ class Decoder:
             events.append(ServerSentEvent(self._event, text, self._id))
             self._data = []
             self._event_size = 0
+            self._bare = False
         if self._named:
             self._event = "message"
             self._named = False

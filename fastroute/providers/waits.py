@@ -1,11 +1,11 @@
-"""How long a refusal asks to wait: by tables of the fields and the wordings in which providers say so.
+"""Reads how long a provider asks to wait, by tables of fields and wordings.
 
 Headers come first (`limit_headers.py`), then the error's fields, its text, and the resets of spent limits. A
-recorded answer for each line of the tables is in ``tests/providers/waits.jsonl``; to add a provider's way of
-saying it, add an answer there and a line here. What is done about a wait is decided in `calls/retry.py`.
+recorded answer for each line of the tables is in ``tests/providers/waits.jsonl``; to add a wording, add an
+answer there and a line here. `calls/retry.py` decides what to do about a wait.
 
-Only refusals that pass are read for this: a request that is refused for good may quote a caller who writes
-"try again in 10 hours", and nobody else is to be kept waiting for that.
+Only temporary refusals are read for this. A permanent one may quote the caller's text, and one caller who
+writes "try again in 10 hours" must not make all others wait.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from . import limit_headers
 from .limit_headers import seconds_until
 
-# Paths into an error object, and how many of the units there are a second; "*" is every item of a list. The
-# first that gives a time is used.
+# Paths into an error object, each with its units per second; "*" stands for every item of a list. The first
+# that gives a time is used.
 FIELDS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("details", "*", "retryDelay"), 1),  # Google's RetryInfo
     (("details", "*", "retry_delay", "seconds"), 1),
@@ -30,7 +30,7 @@ FIELDS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("retry_after_seconds",), 1),
     (("retry_after",), 1),
     (("retryAfter",), 1),
-    (("resets_in_seconds",), 1),  # OpenAI's plans, and what relays make of them
+    (("resets_in_seconds",), 1),  # OpenAI's plans, and relays of them
     (("resets_at",), 1),
 )
 # Where a relay keeps headers in the body of an error: OpenRouter.
@@ -46,12 +46,12 @@ UNITS: tuple[tuple[str, float], ...] = (
 _UNIT = "|".join(pattern for pattern, _ in UNITS)
 _PART = re.compile(rf"([0-9]{{1,9}}(?:\.[0-9]{{1,12}})?) ?({_UNIT})(?![a-z])", re.IGNORECASE | re.ASCII)
 _SPAN = rf"((?:[0-9]{{1,9}}(?:\.[0-9]{{1,12}})? ?(?:{_UNIT})(?![a-z])(?:,? (?:and )?)?)+)"
-# Go writes "7m12s": between the parts there is neither a blank nor the end of a word.
+# Go writes "7m12s", with neither a blank nor the end of a word between the parts.
 _GO = r"((?:[0-9]{1,9}(?:\.[0-9]{1,12})?(?:h|ms|m|s)){1,4})(?![a-z])"
 _CLOCK = r"([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,12})?)?) ?(?:Z|UTC|GMT|\+00:00)"
 _DAY = rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})[Tt ](?:at )?{_CLOCK}"
 
-# What stands before a span of time.
+# Words before a duration.
 BEFORE_SPANS = (
     r"(?:try|come) again (?:in|after|within)",
     r"retry(?:ing)?(?: (?:your|the) request| again)? (?:in|after)",
@@ -61,7 +61,7 @@ BEFORE_SPANS = (
     r"available(?: again)? in",
     r"请(?:在|等待|于)?",
 )
-# And before a point in time.
+# Words before a point in time.
 BEFORE_MOMENTS = (
     r"(?:try again|retry) (?:at|after|on)",
     r"resets? (?:at|on)",
@@ -78,11 +78,11 @@ _TEXT_LIMIT = 4_000  # characters of a message that are read
 
 
 def wait_in_error(fields: Mapping[str, Any], text: str, now: float) -> float | None:
-    """Seconds that an error's fields or its text ask to wait; None if they say nothing of it.
+    """Seconds that an error's fields or its text ask to wait; None if they name no time.
 
     Args:
         fields: the error object.
-        text: what it says.
+        text: the error's message.
         now: when it was sent, seconds since the epoch.
     """
     for path, unit in FIELDS:
@@ -101,14 +101,14 @@ def wait_in_error(fields: Mapping[str, Any], text: str, now: float) -> float | N
 
 
 def wait_in_headers(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds until a limit that a 429 reports as spent lets a call in again; None if none does.
+    """Seconds until a limit that a 429 reports as spent is reset; None if there is none.
 
     Args:
         headers: with names in lower case.
         now: the time where the headers have no Date, seconds since the epoch.
     """
     if headers.get("anthropic-ratelimit-unified-status", "").strip().lower() == "rejected":
-        # A subscription's limits: the time at which they start again, often hours away.
+        # A subscription's limits, with the time of their reset, which is often hours away.
         moment = limit_headers.time_of(headers, now)
         seconds = limit_headers.parse_reset(headers.get("anthropic-ratelimit-unified-reset"), moment)
         if seconds:
@@ -146,7 +146,7 @@ def _span(text: str) -> float:
 
 
 def at_path(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
-    """What stands at a path of an error object."""
+    """The values at a path of an error object."""
     if not path:
         yield value
         return

@@ -1,12 +1,12 @@
-"""The ways in which providers say what is wrong: one table, first match first.
+"""How providers word their errors: one table, of which the first line that matches decides.
 
-Each line names the error's class and what the failure holds for (`errors.Blame`), and how the providers word
-it: the status, the codes and types, and a pattern in the message. What is done about an error is decided in
-`calls/retry.py`. A recorded body for each line is in ``tests/providers/refusals.jsonl``; to add a wording,
+Each line names the error's class and what the failure holds for (`errors.Blame`), and how providers word it:
+the status, the codes and types, and a pattern in the message. `calls/retry.py` decides what to do about an
+error. A recorded body for each line is in ``tests/providers/refusals.jsonl``; to add a wording,
 add a line there and, if it is not recognised, a word here.
 
-Codes and types are compared in lower case. A status alone says what `errors.for_status` says; the lines here
-are for what the status does not tell.
+Codes and types are compared in lower case. Errors that the status alone identifies are in
+`errors.for_status`; the lines here are for all others.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def _pattern(*parts: str) -> re.Pattern[str]:
 
 @frozen
 class Wording:
-    """One thing that a provider may say.
+    """One line of the table: one meaning that an error may have.
 
     Attributes:
-        about: what is said, in a few words.
-        error: the class of the error; None: the one that its status has.
+        about: the meaning, in a few words.
+        error: the class of the error; None for the class of its status.
         blame: what the failure holds for.
-        statuses: the statuses with which it comes.
-        status: the status where the error has none, in a 200 answer or a stream.
-        names: codes and types that say it.
-        text: what a message says it with.
+        statuses: the statuses that it has.
+        status: its status if the provider sends none, in a 200 answer or a stream.
+        names: codes and types that stand for it.
+        text: a pattern that its messages contain.
     """
 
     about: str
@@ -47,7 +47,7 @@ class Wording:
     text: re.Pattern[str] | None = None
 
     def said(self, status: int | None, names: set[str], text: str) -> bool:
-        """Whether an error with this status, these codes and types, and this text says it."""
+        """Whether an error with this status, these codes and types, and this text has this meaning."""
         if status is not None and status not in self.statuses:
             return False
         if any(name in names for name in self.names):
@@ -360,6 +360,49 @@ BROKEN_OFF: Mapping[str, int] = {
 FILTERED = frozenset({"content_filter", "sensitive", "error_toxic"})
 """Finish reasons of an answer that a content filter has cut: OpenAI's, GLM's, Cohere's."""
 
+OPENAI_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+"""The finish reasons that clients of OpenAI's API know."""
+
+# Other servers' finish reasons, in lower case, and what they are in OpenAI's words. One that says that the
+# answer was given up, whatever for, is "length": the answer is not whole.
+_IN_OPENAIS_WORDS: Mapping[str, str] = {
+    "complete": "stop",  # Cohere
+    "eos": "stop",  # Together
+    "eos_token": "stop",  # TGI
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",  # Mistral
+    "model_context_window_exceeded": "length",
+    "other": "length",  # Gemini
+    "finish_reason_unspecified": "length",
+    "unknown": "length",
+    "cancelled": "length",
+    "canceled": "length",
+    "interrupted": "length",
+    "incomplete": "length",
+    "pause_turn": "length",
+    "user_cancel": "length",
+    "tool_use": "tool_calls",
+    "tool_call": "tool_calls",
+    "repetition": "length",  # vLLM
+    "sensitive": "content_filter",  # GLM
+    "error_toxic": "content_filter",
+    "refusal": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "guardrail_intervened": "content_filter",  # Bedrock
+}
+
+
+def openai_reason(finish_reason: str) -> str:
+    """A finish reason in OpenAI's words; ``stop`` for one that is not known."""
+    lowered = finish_reason.lower()
+    return lowered if lowered in OPENAI_REASONS else _IN_OPENAIS_WORDS.get(lowered, "stop")
+
 
 def broken_off(finish_reason: str) -> errors.InternalServerError:
     """The error for an answer that ended because the provider failed."""
@@ -376,11 +419,11 @@ def broken_off(finish_reason: str) -> errors.InternalServerError:
 
 @frozen
 class Spelling:
-    """A refusal after which the same endpoint takes the same request in another spelling.
+    """A refusal after which the same endpoint accepts the same request in another spelling.
 
     Attributes:
         about: what is refused.
-        refused: what such a refusal says; a group, if there is one, is the number to use.
+        refused: a pattern of such refusals; a group, if there is one, is the number to use.
         change: the attribute of a `Target` to change.
         value: its new value; None: the number in the refusal.
     """

@@ -57,11 +57,12 @@ class Exchange:
 
     Attributes:
         headers: with names in lower case; the values of a repeated header are joined by a comma.
+        limit: the most bytes of an answer (``max_response_bytes``).
 
     Thread safety: one thread reads; `close` may be called from another.
     """
 
-    __slots__ = ("_limit", "_pid", "_raw", "_released", "_timer", "headers", "status")
+    __slots__ = ("_pid", "_raw", "_released", "_timer", "headers", "limit", "status")
 
     def __init__(
         self, status: int, headers: Mapping[str, str], raw: Any, timer: RequestTimer, limit: int
@@ -70,7 +71,7 @@ class Exchange:
         self.headers = headers
         self._raw = raw
         self._timer = timer
-        self._limit = limit
+        self.limit = limit
         self._pid = os.getpid()
         self._released = False
 
@@ -84,7 +85,7 @@ class Exchange:
         Raises:
             errors.APIConnectionError: if it did not arrive complete, in time and within the size limit.
         """
-        limit = self._limit if self.status < 400 else min(self._limit, _ERROR_BODY_LIMIT)
+        limit = self.limit if self.status < 400 else min(self.limit, _ERROR_BODY_LIMIT)
         raw = self._raw
         length = getattr(raw, "length_remaining", None)
         # A body that is known to be short is read at once. A compressed one may be longer than its length.
@@ -135,9 +136,9 @@ class Exchange:
                 if not piece:
                     break
                 size += len(piece)
-                if size > 2 * self._limit:
+                if size > 2 * self.limit:
                     raise errors.UpstreamProtocolError(
-                        f"the stream is larger than {2 * self._limit} bytes (twice max_response_bytes)",
+                        f"the stream is larger than {2 * self.limit} bytes (twice max_response_bytes)",
                         maybe_billed=True,
                     )
                 yield piece

@@ -30,8 +30,8 @@ from .answer import StrictResponse
 from .request_timer import RequestTimer
 from .resolve import is_address, resolve
 
-# A peer that is gone (a crashed host, a NAT that forgot the connection) is found within about a minute, so
-# that a long wait for a model that reasons is not a wait for nobody.
+# A peer that is gone (a crashed host, a NAT that forgot the connection) is found within about a minute.
+# Silence alone does not tell: a model that reasons may be silent for longer.
 _KEEPALIVE = tuple(
     (level, getattr(socket, name), value)
     for level, name, value in (

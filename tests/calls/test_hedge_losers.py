@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -34,6 +34,7 @@ class Mute:
 
     Attributes:
         port: on 127.0.0.1.
+        met: set when a first byte has come and it has said what it says.
         left: set when the connection has ended at the other side.
     """
 
@@ -42,7 +43,7 @@ class Mute:
         self._reads = reads
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        self.left = threading.Event()
+        self.met, self.left = threading.Event(), threading.Event()
         self._go = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="mute")
         self._thread.start()
@@ -64,11 +65,13 @@ class Mute:
         with peer:
             peer.settimeout(LATE)
             try:
-                if not self._reads:
-                    self._go.wait(LATE)  # leaves the buffers full
-                elif self._says:
+                peer.recv(1, socket.MSG_PEEK)
+                if self._says:
                     peer.recv(65536)
                     peer.sendall(self._says)
+                self.met.set()
+                if not self._reads:
+                    self._go.wait(LATE)  # leaves the buffers full
                 while peer.recv(1 << 20):
                     pass
                 self.left.set()
@@ -89,19 +92,46 @@ def mute() -> Iterator[Callable[..., Mute]]:
         each.close()
 
 
-@contextmanager
-def black_hole() -> Iterator[int]:
+class BlackHole:
     """A port at which no connection is ever made: its line of those that wait is full."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        for each in waiting:
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.port: int = self._listener.getsockname()[1]
+        self._waiting = [socket.socket() for _ in range(4)]
+        for each in self._waiting:
             each.setblocking(False)
-            each.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-        for each in waiting:
+            each.connect_ex(self._listener.getsockname())
+        self._ours = {each.getsockname()[1] for each in self._waiting}
+
+    def met(self, timeout: float) -> bool:
+        """Whether another connection to it is tried within the time, as the system says (where it does)."""
+        end = time.monotonic() + timeout
+        while os.path.exists("/proc/net/tcp") and not self._tried() - self._ours:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def _tried(self) -> set[int]:
+        found = set()
+        with open("/proc/net/tcp", encoding="ascii") as file:
+            for line in file.readlines()[1:]:
+                _, here, there, state, *_ = line.split()
+                if int(there.partition(":")[2], 16) == self.port and state == "02":  # SYN_SENT
+                    found.add(int(here.partition(":")[2], 16))
+        return found
+
+    def close(self) -> None:
+        for each in (self._listener, *self._waiting):
             each.close()
+
+
+@pytest.fixture
+def hole() -> Iterator[BlackHole]:
+    hole = BlackHole()
+    yield hole
+    hole.close()
 
 
 def hedged(start: Start, url: str | None = None, *, session: Any = None, **more: Any) -> Loopback:
@@ -126,9 +156,19 @@ def hedged(start: Start, url: str | None = None, *, session: Any = None, **more:
     return loop
 
 
-def answered(loop: Loopback, *, text: str = "Say hello", stream: bool = False) -> Any:
-    """The line of the attempt that lost; the answer came at once, and from the other endpoint."""
-    with within(0.5):
+def answered(
+    loop: Loopback, met: Callable[[float], bool], *, text: str = "Say hello", stream: bool = False
+) -> Any:
+    """The line of the attempt that lost; the answer came before it could, and from the other endpoint.
+
+    The other endpoint answers once ``met`` says that the first attempt has come to where it hangs.
+    """
+
+    def answer(request: Any) -> None:
+        assert met(LATE)
+
+    loop.provider("b").script(answer)
+    with within(LATE / 2):
         if stream:
             with loop.stream(text) as chunks:
                 list(chunks)
@@ -157,29 +197,30 @@ def charged(loser: Any) -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "session"])
 def test_while_its_name_is_resolved(start: Start, own: bool) -> None:
-    with requests.Session() as session, resolver_that_hangs("hangs.invalid"):
-        free(answered(hedged(start, "https://hangs.invalid/v1", session=None if own else session)))
+    with requests.Session() as session, resolver_that_hangs("hangs.invalid") as resolver:
+        loop = hedged(start, "https://hangs.invalid/v1", session=None if own else session)
+        free(answered(loop, resolver.asked.wait))
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "session"])
-def test_while_it_connects(start: Start, own: bool) -> None:
-    with black_hole() as port, requests.Session() as session:
-        free(answered(hedged(start, f"http://127.0.0.1:{port}/v1", session=None if own else session)))
+def test_while_it_connects(start: Start, hole: BlackHole, own: bool) -> None:
+    with requests.Session() as session:
+        loop = hedged(start, f"http://127.0.0.1:{hole.port}/v1", session=None if own else session)
+        free(answered(loop, hole.met))
 
 
 def test_while_one_of_its_addresses_is_connected_to_no_other_is_tried(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start: Start, hole: BlackHole, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = socket.getaddrinfo
-    with black_hole() as port:
 
-        def two(host: Any, *more: Any, **named: Any) -> Any:
-            if host == "two.invalid":
-                return [*real("127.0.0.1", *more, **named), *real("127.0.0.2", *more, **named)]
-            return real(host, *more, **named)
+    def two(host: Any, *more: Any, **named: Any) -> Any:
+        if host == "two.invalid":
+            return [*real("127.0.0.1", *more, **named), *real("127.0.0.2", *more, **named)]
+        return real(host, *more, **named)
 
-        monkeypatch.setattr(socket, "getaddrinfo", two)
-        free(answered(hedged(start, f"https://two.invalid:{port}/v1")))
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    free(answered(hedged(start, f"https://two.invalid:{hole.port}/v1"), hole.met))
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "session"])
@@ -187,19 +228,21 @@ def test_in_the_tls_handshake(start: Start, mute: Callable[..., Mute], own: bool
     server = mute()
     with requests.Session() as session:
         url = f"https://127.0.0.1:{server.port}/v1"
-        free(answered(hedged(start, url, session=None if own else session)))
+        free(answered(hedged(start, url, session=None if own else session), server.met.wait))
     assert server.left.wait(5)
 
 
 def test_while_a_proxy_connects_it(start: Start, mute: Callable[..., Mute]) -> None:
     server = mute()
-    free(answered(hedged(start, "https://far.invalid/v1", proxy=f"http://127.0.0.1:{server.port}")))
+    loop = hedged(start, "https://far.invalid/v1", proxy=f"http://127.0.0.1:{server.port}")
+    free(answered(loop, server.met.wait))
     assert server.left.wait(5)
 
 
 def test_while_a_proxy_waits_for_the_answer(start: Start, mute: Callable[..., Mute]) -> None:
     server = mute()
-    charged(answered(hedged(start, "http://127.0.0.1:9/v1", proxy=f"http://127.0.0.1:{server.port}")))
+    loop = hedged(start, "http://127.0.0.1:9/v1", proxy=f"http://127.0.0.1:{server.port}")
+    charged(answered(loop, server.met.wait))
     assert server.left.wait(5)
 
 
@@ -208,7 +251,7 @@ def test_while_a_long_body_goes_out(start: Start, mute: Callable[..., Mute], own
     server = mute(reads=False)
     with requests.Session() as session:
         loop = hedged(start, f"http://127.0.0.1:{server.port}/v1", session=None if own else session)
-        charged(answered(loop, text="x" * (5 << 20)))
+        charged(answered(loop, server.met.wait, text="x" * (5 << 20)))
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
@@ -233,7 +276,7 @@ def test_while_its_answer_is_read(
     server = mute(says)
     with requests.Session() as session:
         loop = hedged(start, f"http://127.0.0.1:{server.port}/v1", session=None if own else session)
-        charged(answered(loop, stream=stream))
+        charged(answered(loop, server.met.wait, stream=stream))
         assert server.left.wait(5)
 
 

@@ -23,7 +23,7 @@ class UnderWay:
     """A client of which one call and its hedge are under way, until `go` lets the hedge be answered."""
 
     def __init__(self, start: Start, *, slow: bool = True, **tables: Any) -> None:
-        self.go, self.asked = threading.Event(), threading.Event()
+        self.go, self.asked, self.sent = threading.Event(), threading.Event(), threading.Event()
         self.loop = start(2, policy={"hedging": HEDGING}, **tables)
         for stream in (False, True):
             tail = self.loop.client.runtime.generation.state.named(f"a/{MODEL}").tail(stream)
@@ -31,11 +31,17 @@ class UnderWay:
             for _ in range(20):
                 tail.record(0.001)
         if slow:
-            self.loop.provider("a").script(SLOW)
+            self.loop.provider("a").script(self._slow)
         self.loop.provider("b").script(self._answer)
         self.replies: list[Any] = []
 
+    def _slow(self, request: Any) -> Fault | None:
+        first = not self.sent.is_set()
+        self.sent.set()
+        return SLOW if first else None
+
     def _answer(self, request: Any) -> None:
+        assert self.sent.wait(10)  # however late the first attempt begins
         self.asked.set()
         assert self.go.wait(10)
 
@@ -120,6 +126,7 @@ def test_ctrl_c_while_a_failed_call_waits_for_its_hedge(under_way: Callable[...,
     assert main is not None
 
     def failed_when_the_other_is_asked(request: Any) -> Fault:
+        way.sent.set()
         assert way.asked.wait(10)
         return Fault.status(503)
 

@@ -320,7 +320,7 @@ def test_check_lists_every_problem_at_once(elsewhere: Path) -> None:
     assert result.exit_code == 1
     for path in ("policy.stratgy", "policy.max_attempts", "timeout"):
         assert re.search(rf"^problem  \S*{re.escape(path)}", result.stdout, re.MULTILINE), path
-    assert re.search(r"^[3-9] problems, no warnings$", result.stdout, re.MULTILINE)
+    assert re.search(r"^[3-9] problems in \S+/bad\.toml, no warnings$", result.stdout, re.MULTILINE)
 
 
 def test_check_of_a_good_file_says_what_is_in_it(config: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_missing_key_is_a_warning(config: Path) -> None:
     config.write_text(config.read_text().replace("rpm = 600", 'api_key_env = "NOT_SET_HERE"'))
     text = done("check", str(config))
     assert re.search(r"^warning  .*NOT_SET_HERE", text, re.MULTILINE)
-    assert "1 warning" in text
+    assert "2 warnings" in text, "the key, and that no other endpoint is left"
 
 
 def test_the_exit_status_is_the_process_s(elsewhere: Path) -> None:

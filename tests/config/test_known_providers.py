@@ -32,6 +32,13 @@ def endpoints(config: Config) -> list[tuple[str, str]]:
     return [(entry.name, entry.upstream) for entry in config.endpoints]
 
 
+def test_a_key_of_azure_goes_to_its_hosts() -> None:
+    table = {"base_url": "https://mine.openai.azure.com", "models": ["deployment"]}
+    config = load({"providers": {"azure": table}}, environ={"OPENAI_API_VERSION": "2024-10-21"})
+    assert config.providers["azure"].api_key_env == "AZURE_OPENAI_API_KEY"
+    assert config.providers["azure"].api_version == "2024-10-21"
+
+
 # ------------------------------------------------------------------------------------------------ addresses
 
 

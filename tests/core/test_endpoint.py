@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import mmap
+import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -686,3 +689,20 @@ def test_native_answers_as_the_twin(
         assert native.ewma(now) == pytest.approx(oracle.ewma(now), rel=1e-5), where
     if native.state(now) == OPEN:
         assert native.reopens_in(now) == oracle.reopens_in(now)
+
+
+# Counts that no process writes: more than the largest rate, not a number, none.
+@pytest.mark.parametrize("count", [9e18, 1.1e9, math.inf, math.nan, -5.0, 0.5])
+def test_a_reported_limit_that_cannot_be_one_counts_as_unknown(tmp_path: Path, count: float) -> None:
+    with open(tmp_path / "state", "w+b") as file:
+        file.truncate(_core.Segment.size(256))
+        segment = _core.Segment.in_file(file.fileno(), True)
+        memory = mmap.mmap(file.fileno(), 0)
+    endpoint = _core.Endpoint(segment, "a")
+    endpoint.pace(requests=60, tokens=6000, now=T0)
+    assert (endpoint.rpm, endpoint.tpm) == (60, 6000)
+    sane = [struct.pack("<If", 60_000, told) for told in (60.0, 6000.0)]
+    for place in [memory.find(word) for word in sane]:
+        memory[place : place + 8] = struct.pack("<If", 60_000, count)
+    assert (endpoint.rpm, endpoint.tpm) == (-1, -1)
+    assert endpoint.admit(10**9, T0) >= 0

@@ -147,7 +147,7 @@ def test_044_halves_of_a_character(start: Start, spoken: Spoken) -> None:
     ],
 )
 def test_045_an_event_without_end_is_given_up(start: Start, fault: Fault) -> None:
-    loop = start(2)
+    loop = start(2, fastroute={"max_response_bytes": 5 << 20})
     loop.provider("a").script(fault)
     stream = loop.stream(LONG)
     assert text_of(stream) == LONG

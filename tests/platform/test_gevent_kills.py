@@ -1,7 +1,7 @@
 """A greenlet is killed, or its own gevent.Timeout goes off, at each place where a call can wait.
 
-What it held must be free again, and the exception must come out as it is. Where a greenlet waits is read
-off its stack, so each place is really the one that is meant.
+What it held must be free again, and the exception must come out as it is. The modules on a greenlet's stack
+tell where it waits, so each place is really the one that is meant.
 """
 
 from __future__ import annotations
@@ -53,18 +53,27 @@ def read(client, text):
         for _ in stream:
             pass
 
-def stack(job):
-    frame, names = job.gr_frame, []
-    while frame is not None:
-        names.append(frame.f_code.co_name)
-        frame = frame.f_back
-    return names
+CONNECTING, SENT, READING = "urllib3.connection", "urllib3.connectionpool", "urllib3.response"
+ATTEMPT, STREAM, DISPATCH = "fastroute.calls.attempt", "fastroute.calls.stream", "fastroute.calls.dispatch"
+ADMISSION, QUEUE, CACHE = "fastroute.calls.admission", "fastroute.calls.queue", "fastroute.calls.cache"
+WORKERS = "fastroute.platform.workers"
 
-def waits_in(job, *names, without="-"):
+def modules(job):
+    # Of the functions on its stack. A greenlet that another one looks at waits, so these say in what.
+    frame, found = job.gr_frame, set()
+    while frame is not None:
+        found.add(frame.f_globals["__name__"])
+        frame = frame.f_back
+    return found
+
+def waits_in(job, *names, without=()):
     with gevent.Timeout(20, AssertionError(f"not in {names}")):
-        while not (set(names) <= set(stack(job)) and without not in stack(job)):
+        while not modules(job).issuperset(names) or modules(job).intersection(without):
             assert not job.ready(), (names, job.value)
             gevent.sleep(0.005)
+
+def waits_for_headers(job):
+    waits_in(job, SENT, without=[CONNECTING, READING])
 
 def ended(job, how):
     # What came out of the call, as its type's name.
@@ -96,45 +105,46 @@ def place(**settings):
 @place()
 def headers(client):
     job = Job(ask, client, "hang")
-    waits_in(job, "getresponse")
+    waits_for_headers(job)
     return job
 
 @place()
 def body(client):
     job = Job(ask, client, "stall")
-    waits_in(job, "body")
+    waits_in(job, READING, ATTEMPT, without=[STREAM])
     return job
 
 @place()
 def first_chunk(client):
     job = Job(ask, client, "silent", True)
-    waits_in(job, "head", "pieces")
+    waits_in(job, READING, STREAM, ATTEMPT)
     return job
 
 @place()
 def next_chunk(client):
     job = Job(read, client, "silent later")
-    waits_in(job, "__next__", "pieces")
+    waits_in(job, READING, STREAM, without=[ATTEMPT])
     return job
 
 @place(url=f"http://{FULL}/v1")
 def connecting(client):
     job = Job(ask, client, "anything")
-    waits_in(job, "connect")
+    waits_in(job, CONNECTING)
     return job
 
 @place()
 def backoff(client):
     job = Job(ask, client, "busy")
-    waits_in(job, "_after_waiting", without="_wait_in_queue")
+    waits_in(job, ADMISSION, without=[QUEUE])
     return job
 
 @place(max_in_flight=1)
 def permit(client):
     holder = Job(ask, client, "hang")
-    waits_in(holder, "getresponse")
+    waits_for_headers(holder)
     job = Job(ask, client, "plain")
-    waits_in(job, "_wait_in_queue")
+    waits_in(job, QUEUE)
+    assert client.runtime.queue.waiters and not client.runtime.queue.times
     job.also = holder
     return job
 
@@ -142,24 +152,25 @@ def permit(client):
 def rate(client):
     ask(client, "plain")
     job = Job(ask, client, "plain")
-    waits_in(job, "_sleep_in_queue")
+    waits_in(job, QUEUE)
+    assert client.runtime.queue.times
     return job
 
 @place(cache=True)
 def follower(client):
     leader = Job(ask, client, "hang")
-    waits_in(leader, "getresponse")
+    waits_for_headers(leader)
     job = Job(ask, client, "hang")
-    waits_in(job, "through", without="_lead")
+    waits_in(job, CACHE, without=[DISPATCH])
     job.also = leader
     return job
 
 @place(cache=True)
 def leader(client):
     leader = Job(ask, client, "hang once")
-    waits_in(leader, "getresponse")
+    waits_for_headers(leader)
     heir = Job(ask, client, "hang once")
-    waits_in(heir, "through", without="_lead")
+    waits_in(heir, CACHE, without=[DISPATCH])
     leader.heir = heir
     return leader
 
@@ -167,7 +178,7 @@ def leader(client):
 def submitting(client):
     client.submit(model="m", messages=[{"role": "user", "content": "short hang"}])
     job = Job(client.submit)
-    waits_in(job, "submit", "acquire")
+    waits_in(job, WORKERS)
     return job
 
 found = {}

@@ -380,6 +380,18 @@ def test_050_a_stream_cut_off_has_used_its_input_and_what_has_come() -> None:
     assert decoder.usage == types.Usage(100, 2, 90, source="estimated")
 
 
+def other_message() -> sse.ServerSentEvent:
+    return sse.ServerSentEvent("message_start", opened().data.replace("msg_1", "msg_2"))
+
+
+def test_what_relays_send_twice_counts_once() -> None:
+    whole = events(answer(TEXT))
+    (stop,) = [each for each in whole if each.event == "content_block_stop"]
+    assert run(whole[0], *whole).text == "hello"
+    assert run(*whole[:-2], stop, *whole[-2:]).text == "hello"
+    assert len(chunks(whole[0], *whole[:-2], stop, *whole[-2:])) == len(chunks(*whole))
+
+
 START = event("content_block_start", index=0, content_block={"type": "text", "text": ""})
 STOP = event("content_block_stop", index=0)
 
@@ -392,12 +404,11 @@ STOP = event("content_block_stop", index=0)
         pytest.param([opened(), delta(0, "text_delta", text="x")], id="delta-before-block"),
         pytest.param([opened(), START, delta(1, "text_delta", text="x")], id="delta-of-another-block"),
         pytest.param([opened(), START, STOP, delta(0, "text_delta", text="x")], id="delta-after-its-block"),
-        pytest.param([opened(), START, STOP, STOP], id="stopped-twice"),
         pytest.param([opened(), START, START], id="index-twice"),
         pytest.param(
             [opened(), event("content_block_start", index=1, content_block=TEXT)], id="index-left-out"
         ),
-        pytest.param([opened(), opened()], id="message-twice"),
+        pytest.param([opened(), other_message()], id="two-messages"),
         pytest.param([event("message_stop")], id="end-first"),
         pytest.param([event("message_start")], id="no-message"),
         pytest.param([opened(), event("content_block_start", index=0)], id="no-block"),
@@ -469,13 +480,26 @@ def test_other_blocks_and_citations() -> None:
         event("content_block_start", index=1, content_block={"type": "text", "text": "he"}),
         delta(1, "citations_delta", citation=cited),
         delta(1, "text_delta", text="llo"),
+        delta(1, "citations_delta", citation=cited),
+        event("content_block_stop", index=1),
+        event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 9}),
+        event("message_stop"),
+    ]
+    whole = [
+        {**search, "input": {"q": 1}},
+        {"type": "text", "text": "hello", "citations": [cited, cited]},
     ]
     found = chunks(*made)
     assert [chunk.choices[0].delta.to_dict() for chunk in found[1:]] == [
         {"content": "he"},
-        {"citations": [cited]},
+        {"citations": [{**cited, "index": 0}]},
         {"content": "llo"},
+        {"citations": [{**cited, "index": 1}]},
+        {"content_blocks": [{**block, "index": index} for index, block in enumerate(whole)]},
     ]
+    message = run(*made).message()
+    assert (message.content_blocks, message.citations) == (whole, [cited, cited])
+    assert decode(answer(*whole)).choices[0].message.content_blocks == whole
 
 
 # ------------------------------------------------------------------------------------------------- anything

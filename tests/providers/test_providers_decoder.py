@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import need
 
 from fastroute import errors, types
 from fastroute.providers import Target, base, get, sse
 
+SDK: Any = need("openai.lib.streaming.chat")
+SDKChunk: Any = need("openai.types.chat").ChatCompletionChunk
 OPENAI = get("openai")
 TARGET = Target(
     endpoint="openai/gpt",
@@ -167,9 +170,88 @@ def test_tool_calls_without_an_index_are_told_apart_by_their_ids() -> None:
     assert [made.id for made in decoder.message().tool_calls or ()] == ["a", "b"]
 
 
-def test_two_ids_on_one_index_are_refused() -> None:
-    with pytest.raises(errors.UpstreamProtocolError, match="index 0"):
-        run(chunk(tool_calls=[call(0, "a", "f")]), chunk(tool_calls=[call(0, "b")]))
+# One row: fragments (index, id, name, arguments), and the calls (id, name, arguments) that they are.
+READINGS: dict[str, tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]] = {
+    "by the book": (
+        [(0, "a", "f", ""), (1, "b", "g", ""), (0, None, None, "{}"), (1, None, None, "[]")],
+        [("a", "f", "{}"), ("b", "g", "[]")],
+    ),
+    "all at index 0, each with an id (Ollama)": (
+        [(0, "a", "f", "{}"), (0, "b", "f", "[]")],
+        [("a", "f", "{}"), ("b", "f", "[]")],
+    ),
+    "all at index 0, in fragments with their ids": (
+        [(0, "a", "f", ""), (0, "b", "g", ""), (0, "a", None, "{}"), (0, "b", None, "[]")],
+        [("a", "f", "{}"), ("b", "g", "[]")],
+    ),
+    "all at index 0, the second one in fragments": (
+        [(0, "a", "f", "{}"), (0, "b", "g", ""), (0, None, None, "[]")],
+        [("a", "f", "{}"), ("b", "g", "[]")],
+    ),
+    "another id with every fragment": (
+        [(0, "a", "f", "{"), (0, "b", None, "}"), (1, "c", "g", "["), (1, "d", "", "]")],
+        [("a", "f", "{}"), ("c", "g", "[]")],
+    ),
+    "another id with every fragment, no index": (
+        [(None, "a", "f", "{"), (None, "b", None, "}"), (None, "c", "g", "[]")],
+        [("a", "f", "{}"), ("c", "g", "[]")],
+    ),
+    "the id and the name with every fragment": (
+        [(0, "a", "f", "{"), (0, "a", "f", "}"), (1, "b", "f", "[]")],
+        [("a", "f", "{}"), ("b", "f", "[]")],
+    ),
+    "indices from 1": ([(1, "a", "f", "{}"), (2, "b", "g", "[]")], [("a", "f", "{}"), ("b", "g", "[]")]),
+    "no index": ([(None, "a", "f", "{}"), (None, "b", "g", "[]")], [("a", "f", "{}"), ("b", "g", "[]")]),
+    "no index, in fragments with ids": (
+        [(None, "a", "f", ""), (None, "b", "g", "["), (None, "a", None, "{}"), (None, "b", None, "]")],
+        [("a", "f", "{}"), ("b", "g", "[]")],
+    ),
+    "no id": (
+        [(0, None, "f", "{"), (0, None, None, "}"), (1, "", "g", "[]")],
+        [("", "f", "{}"), ("", "g", "[]")],
+    ),
+    "no id, all at index 0": (
+        [(0, None, "f", '{"a":1}'), (0, None, "f", '{"a":2}'), (0, None, "g", "{}")],
+        [("", "f", '{"a":1}'), ("", "f", '{"a":2}'), ("", "g", "{}")],
+    ),
+    "no id, the name with every fragment": ([(0, None, "f", "{"), (0, None, "f", "}")], [("", "f", "{}")]),
+    "neither index nor id": (
+        [(None, None, "f", ""), (None, None, None, "{}"), (None, None, "g", "[]")],
+        [("", "f", "{}"), ("", "g", "[]")],
+    ),
+    "neither, the same function twice": (
+        [(None, None, "f", '{"a":1}'), (None, None, "f", '{"a":2}')],
+        [("", "f", '{"a":1}'), ("", "f", '{"a":2}')],
+    ),
+    "a name in pieces": (
+        [(0, "a", "wea", ""), (0, None, "ther", ""), (0, None, None, "{}")],
+        [("a", "weather", "{}")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+@pytest.mark.parametrize("together", [False, True], ids=["a-chunk-each", "in-one-chunk"])
+def test_057_fragments_have_one_reading(name: str, together: bool) -> None:
+    fragments, wanted = READINGS[name]
+    written = [call(*each) for each in fragments]
+    said = [chunk(tool_calls=written)] if together else [chunk(tool_calls=[each]) for each in written]
+    decoder, chunks = run(*said, chunk(finish="tool_calls"))
+    decoder.end()
+    calls = decoder.message().tool_calls or ()
+    assert [(made.function.name, made.function.arguments) for made in calls] == [each[1:] for each in wanted]
+    for made, (identity, *_) in zip(calls, wanted):
+        assert made.id == identity if identity else (made.id or "").startswith("call_")
+    assert len({made.id for made in calls}) == len(calls)
+    # And so they are for one who adds the chunks up as the OpenAI SDK does.
+    state = SDK.ChatCompletionStreamState()
+    for each in chunks:
+        state.handle_chunk(SDKChunk.model_validate({"object": each.object, **each.to_dict()}))
+    theirs = state.get_final_completion().choices[0].message.tool_calls
+    assert [(each.id, each.function.name, each.function.arguments) for each in theirs] == [
+        (made.id, made.function.name, made.function.arguments) for made in calls
+    ]
+    assert [each.index for each in theirs] == list(range(len(calls)))
 
 
 def test_fields_unknown_here_pass_through() -> None:
@@ -180,7 +262,7 @@ def test_fields_unknown_here_pass_through() -> None:
     assert chunks[0].obfuscation == "xyz"
     assert chunks[0].choices[0].delta.reasoning_content == "why"
     assert decoder.message().to_dict() == {
-        "role": "assistant", "content": "a", "refusal": "no", "reasoning_content": "why",
+        "role": "assistant", "content": "a", "refusal": "no", "reasoning_content": "why", "odd": [1],
     }  # fmt: skip
     assert decoder.output_chars == 6
 

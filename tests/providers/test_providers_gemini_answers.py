@@ -282,7 +282,9 @@ def test_a_stream_adds_up_to_the_answer() -> None:
         answer({"functionCall": {"name": "f", "args": {"a": 1}}, "thoughtSignature": "c2ln"}, finish=None),
         answer({"functionCall": {"name": "f", "args": {"a": 2}}}, usageMetadata=usage_of(7, 9)),
     )
-    decoder.end()
+    (last,) = decoder.end()
+    assert [(each.finish_reason, each.stop_reason) for each in last.choices] == [("tool_calls", "STOP")]
+    assert decoder.end() == ()
     whole = decoder.completion()
     message = whole.choices[0].message
     assert (message.content, message.reasoning_content) == ("Hello", "hm")
@@ -307,10 +309,12 @@ def test_usage_is_shown_once_at_the_end_to_who_asked() -> None:
         {"candidates": [], "usageMetadata": usage_of(7, 5)},
         stream_options={"include_usage": True},
     )
-    assert [chunk.usage for chunk in chunks] == [None] * 4 + [types.Usage(7, 4)]
-    assert chunks[-1].choices == ()
-    assert chunks[-1].to_dict()["choices"] == []
-    assert decoder.usage == types.Usage(7, 5)
+    assert [chunk.usage for chunk in chunks] == [None] * 4
+    finish, last = decoder.end()
+    assert (finish.usage, finish.choices[0].finish_reason) == (None, "stop")
+    assert last.usage == decoder.usage == types.Usage(7, 5)
+    assert last.choices == ()
+    assert last.to_dict()["choices"] == []
 
 
 def test_running_usage_is_an_estimate_until_the_end() -> None:
@@ -320,10 +324,36 @@ def test_running_usage_is_an_estimate_until_the_end() -> None:
         decoder.end()
 
 
-def test_what_comes_after_a_choice_has_finished_is_ignored() -> None:
-    _, decoder = fed(answer({"text": "a"}), answer({"text": "late"}))
-    decoder.end()
-    assert decoder.text == "a"
+# Finish reasons in their order, each of an event with text, and the one that counts.
+@pytest.mark.parametrize(
+    ("reasons", "counts"),
+    [
+        (["STOP", None, "STOP"], "stop"),
+        (["STOP", "STOP", "MAX_TOKENS"], "length"),
+        (["MAX_TOKENS", "STOP"], "stop"),
+        (["STOP", "RECITATION"], "content_filter"),
+        (["RECITATION", "STOP"], "content_filter"),
+        (["SAFETY", None], "content_filter"),
+        (["STOP", None], "stop"),
+    ],
+)
+def test_a_finish_reason_counts_at_the_end_of_the_input(reasons: list[str | None], counts: str) -> None:
+    texts = [f"part {number} " for number in range(len(reasons))]
+    chunks, decoder = fed(*(answer({"text": text}, finish=why) for text, why in zip(texts, reasons)))
+    assert all(choice.finish_reason is None for chunk in chunks for choice in chunk.choices)
+    assert decoder.goes_on == (reasons[-1] is None)
+    (last,) = decoder.end()
+    assert last.choices[0].finish_reason == decoder.finish_reason == counts
+    assert decoder.text == "".join(texts)
+
+
+def test_an_error_after_a_finish_reason_is_an_error() -> None:
+    for event, error in (
+        ({"error": {"code": 503, "status": "UNAVAILABLE"}}, errors.InternalServerError),
+        (answer(finish="MALFORMED_FUNCTION_CALL"), errors.UpstreamProtocolError),
+    ):
+        with pytest.raises(error):
+            fed(answer({"text": "a"}), event)
 
 
 def test_several_candidates_each_finish_for_themselves() -> None:
@@ -332,6 +362,7 @@ def test_several_candidates_each_finish_for_themselves() -> None:
     _, decoder = fed(both, n=2)
     assert not decoder.finished
     decoder.feed(sse.ServerSentEvent("message", json.dumps(answer({"text": "c"}, finish="MAX_TOKENS"))))
+    decoder.end()
     choices = decoder.completion().choices
     assert [(each.message.content, each.finish_reason) for each in choices] == [
         ("ac", "length"),

@@ -1,17 +1,17 @@
-"""The call soak: processes whose callers cancel, run out of time and are killed leave nothing behind.
+"""The soak test of calls: calls that are cancelled, time out or are killed leave nothing behind.
 
     python -m tests.soak.calls --calls 1000000 --minutes 12
 
-Several processes call a local provider from several threads each, with limits, budgets, a ledger and their
-state in a file, until so many calls have ended or the time is over. One call in a hundred is a stream that
-is left after its first chunk, one in a hundred has less time than its answer takes, one in two hundred
-meets a 503 first; and after every thousandth a process gets SIGKILL, whatever its threads are at, and
-another takes its place. Every thread notes each attempt that it made, and the provider each request it took.
+Several processes call a local provider from several threads each, with limits, budgets, a ledger and a state
+file, until the number of calls or the time is reached. One call in a hundred is a stream that is closed after
+its first chunk, one in a hundred has less time than its answer takes, and one in two hundred gets a 503
+first. After every thousandth call a process is killed with SIGKILL and replaced. Every thread records each
+attempt that it made, and the provider each request that it received.
 
-Afterwards nothing may be reserved or in flight, every attempt noted must be in the ledger at its cost,
-every answer in the ledger must be one that the provider gave, once, and the budget must have spent what the
-ledger says, to the nano-dollar, but for what kills interrupted: a request that was sent and never settled
-stays spent at its estimate, at most one for each thread that was killed.
+Afterwards nothing may be reserved or in flight. Every recorded attempt must be in the ledger at its cost, and
+every answer in the ledger must be one of the provider's, once. The budget must have spent the sum of the
+ledger to the nano-dollar, except for kills: a request that was sent and not settled stays spent at its
+estimate, at most one for each killed thread.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""The kill loop: processes that write to one ledger are killed again and again, and nothing may be missing.
+"""The kill loop: processes that write to one ledger are killed repeatedly, and no entry may be missing.
 
     python -m tests.soak.ledger --rounds 500
     python -m tests.soak.ledger --rounds 500 --postgres
 
-In a round several processes write from two threads each, and every one gets SIGKILL at a moment of chance:
-while it opens the ledger, creates its tables, commits, check-points, changes journal segments, or drains what
-those killed before have left. An entry is acknowledged when `append` has returned; the writer then notes its
-id in a file. Afterwards every acknowledged entry must be there, none twice, each as it was written, the sum
-the ledger gives must be the sum over its entries, and the database must find itself sound.
+In each round several processes write from two threads each, and all are killed with SIGKILL at a random
+moment: while they open the ledger, create its tables, commit, checkpoint, change journal segments, or drain
+the journals of killed processes. An entry is acknowledged when `append` has returned; the writer then writes
+its id to a file. Afterwards every acknowledged entry must be in the ledger, once and as it was written, the
+ledger's sum must be that of its entries, and the database's integrity check must pass.
 
-With ``--postgres`` the server is killed too, every 25 rounds, and started again.
+With ``--postgres`` the server is killed and restarted every 25 rounds.
 """
 
 from __future__ import annotations

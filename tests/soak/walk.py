@@ -1,11 +1,11 @@
-"""The walk over every byte in full: all formats, framings, header styles, fresh and kept connections.
+"""Ends answers after each of their bytes: all formats, framings, header styles, fresh and kept connections.
 
     python -m tests.soak.walk
     python -m tests.soak.walk --stall-every 1 --only gemini
 
-Every variant of an answer ends after each of its bytes, cut and reset; silent from there after one in
-``--stall-every``, since each of those costs a time-out. What must come of it is the tests' own judgement,
-`tests/faults/walks.py`. At the end no thread, file descriptor, permit or reservation may be left.
+Every variant of an answer is cut and reset after each of its bytes, and stalls after one byte in
+``--stall-every``, because each stall takes a time-out. `tests/faults/walks.py` has the expected results. At
+the end no thread, file descriptor, permit or reservation may be left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from walks import PATIENT, STALL, Variant, run, walking  # noqa: E402
 
 
 def variants(only: str) -> list[Variant]:
-    """All that can be said on the wire, and whose name has that in it."""
+    """All variants of an answer whose name contains ``only``."""
     found = [
         Variant(*choice)
         for choice in itertools.product(
