@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from .routing.plan import Plan
-    from .types import Attempt, Chunk, Classification, Completion, Route, Usage
+    from .types import Attempt, BudgetStatus, Chunk, Classification, Completion, Route, Usage
 
 __version__ = "0.1.0"
 
@@ -62,7 +62,7 @@ _HOMES = {
     "config": ("Config",),
     "routing.plan": ("Plan",),
     "calls.stream": ("Stream",),
-    "types": ("Attempt", "Chunk", "Classification", "Completion", "Route", "Usage"),
+    "types": ("Attempt", "BudgetStatus", "Chunk", "Classification", "Completion", "Route", "Usage"),
     "errors": (
         "APIConnectionError",
         "APIError",
@@ -109,6 +109,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BudgetExceeded",
+    "BudgetStatus",
     "Chunk",
     "Classification",
     "Client",

@@ -24,7 +24,16 @@ from .routing.function_classifier import Ask
 from .routing.plan import Plan
 from .runtime.health import PROMPT, TAG, ask
 from .runtime.runtime import Runtime
-from .types import PRIORITIES, Completion, Compress, Purse, Request, RouteOptions, usd_to_nano
+from .types import (
+    PRIORITIES,
+    BudgetStatus,
+    Completion,
+    Compress,
+    Purse,
+    Request,
+    RouteOptions,
+    usd_to_nano,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -331,6 +340,29 @@ class Client:
             "health_checks": health.snapshot() if health is not None else None,
         }
 
+    def budgets(self, tags: Mapping[str, str] | None = None) -> tuple[BudgetStatus, ...]:
+        """What is left of every budget, now: spent, reserved for calls under way, and when it begins anew.
+
+        Budgets of a single request have nothing to add up and are not among them. The budget of a copy that
+        `with_options` made is, under the name ``with_options``.
+
+        Args:
+            tags: of a call, whose budgets are wanted. Default: all, with each value of a tag that this
+                process has had a call of.
+
+        Thread safety: may be called from any thread. The first call in a window asks the ledger.
+        """
+        budgets = self._here.generation.budgets
+        if tags is None and "tags" not in self._options:
+            found = budgets.snapshot()
+        else:
+            found = budgets.snapshot({**self._options.get("tags", {}), **(tags or {})})
+        return found + self._own_budget()
+
+    def _own_budget(self) -> tuple[BudgetStatus, ...]:
+        allowance = self._allowance
+        return (allowance.status(),) if isinstance(allowance, Allowance) else ()
+
     def reload(self, source: Source = None) -> events.ConfigReloaded:
         """Reads the configuration again and applies it as a whole, or changes nothing if it is invalid.
 
@@ -394,7 +426,9 @@ class Client:
         other._allowance = self._allowance
         if budget is not None:
             other._allowance = (
-                budget if isinstance(budget, Purse) else Allowance(usd_to_nano(_number("budget", budget)))
+                budget
+                if isinstance(budget, Purse)
+                else Allowance(usd_to_nano(_number("budget", budget)), self.runtime.queue.freed)
             )
         other.chat = Chat(other)
         return other

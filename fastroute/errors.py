@@ -137,16 +137,26 @@ class BudgetExceeded(Error):
     Attributes:
         budget: the name of the budget; None for ``max_cost``.
         on_breach: ``refuse``, or ``downgrade`` if a cheaper tier may be tried.
+        hard: whether the budget's limit is never exceeded.
+        retry_after: seconds until the budget may admit such a call: until its window ends, or about a second
+            if money is only reserved for other calls. None if waiting does not help.
     """
 
     default_status = 429
 
     def __init__(
-        self, message: str = "", *, budget: str | None = None, on_breach: str = "refuse", **rest: Any
+        self,
+        message: str = "",
+        *,
+        budget: str | None = None,
+        on_breach: str = "refuse",
+        hard: bool = True,
+        **rest: Any,
     ) -> None:
         super().__init__(message, **rest)
         self.budget = budget
         self.on_breach = on_breach
+        self.hard = hard
 
 
 class DeadlineExceeded(Error, TimeoutError):

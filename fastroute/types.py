@@ -211,6 +211,8 @@ class Attempt:
         maybe_billed: it failed, but the provider may have charged for it.
         cached_tokens, cache_write_tokens, cache_write_1h_tokens: as in `Usage`.
         service_tier: the service tier that the provider says it served the request in, if it says so.
+        budget_nano: nano-dollars that budgets count, where that is not ``cost_nano``: the worst case of an
+            attempt whose usage is unknown.
     """
 
     id: str
@@ -239,6 +241,12 @@ class Attempt:
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
     service_tier: str | None = None
+    budget_nano: int | None = None
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the tokens, and so the cost, are an estimate: the provider told none or not all of them."""
+        return self.usage_source == "estimated"
 
 
 @frozen(kw_only=True)
@@ -259,6 +267,7 @@ class Route:
         waited: seconds spent waiting for limits and back-off.
         request_id: the provider's id.
         downgraded: the name of the budget that downgraded the call to the cheapest tier, if any.
+        budgets: what is left of the budgets that the call counts in, at the first access.
     """
 
     model: str
@@ -276,6 +285,17 @@ class Route:
     waited: float = 0.0
     request_id: str | None = None
     downgraded: str | None = None
+    _budgets: tuple[BudgetStatus, ...] | Callable[[], tuple[BudgetStatus, ...]] = field(
+        default=(), repr=False, eq=False
+    )
+
+    @property
+    def budgets(self) -> tuple[BudgetStatus, ...]:
+        known = self._budgets
+        if callable(known):
+            known = known()
+            object.__setattr__(self, "_budgets", known)
+        return known
 
     @property
     def classification(self) -> Classification | None:
@@ -293,6 +313,66 @@ class Route:
     def __reduce__(self) -> tuple[Any, ...]:
         values = {each.alias: getattr(self, each.alias) for each in fields(type(self))}
         return partial(type(self), **values), ()
+
+
+# ----------------------------------------------------------------------------------------------- budgets
+
+
+@frozen(kw_only=True)
+class BudgetStatus:
+    """What is left of a budget: one value of its tag, in one window.
+
+    Attributes:
+        name: of the budget; ``with_options`` for the one of a client's copy.
+        tag, value: the tag whose values are counted separately, and the value (empty: calls without the tag);
+            None for a budget of all calls.
+        window: ``day``, ``month`` or ``total``.
+        period: the day (``2026-11-21``) or month (``2026-11``) that it is in, or ``total``.
+        resets_at: when the window ends and the next one begins, seconds since the epoch; None for ``total``.
+        limit_nano, spent_nano, reserved_nano: nano-dollars; the last two are None while the ledger cannot be
+            read, so that what was spent is unknown.
+        hard, on_breach: as configured.
+    """
+
+    name: str
+    tag: str | None = None
+    value: str | None = None
+    window: str
+    period: str
+    resets_at: float | None = None
+    limit_nano: int
+    spent_nano: int | None
+    reserved_nano: int | None
+    hard: bool = True
+    on_breach: str = "refuse"
+
+    @property
+    def limit(self) -> float:
+        """USD that may be spent in the window."""
+        return self.limit_nano / NANO
+
+    @property
+    def spent(self) -> float | None:
+        """USD spent; None if unknown."""
+        return None if self.spent_nano is None else self.spent_nano / NANO
+
+    @property
+    def reserved(self) -> float | None:
+        """USD reserved for calls under way, at their worst case; None if unknown."""
+        return None if self.reserved_nano is None else self.reserved_nano / NANO
+
+    @property
+    def left_nano(self) -> int | None:
+        """Nano-dollars that are neither spent nor reserved, 0 or more; None if unknown."""
+        if self.spent_nano is None or self.reserved_nano is None:
+            return None
+        return max(0, self.limit_nano - self.spent_nano - self.reserved_nano)
+
+    @property
+    def left(self) -> float | None:
+        """USD that are neither spent nor reserved, 0 or more; None if unknown."""
+        nano = self.left_nano
+        return None if nano is None else nano / NANO
 
 
 # ----------------------------------------------------------------------------------------------- answer
@@ -572,6 +652,7 @@ def usd_to_nano(usd: float) -> int:
 __all__ = [
     "NANO",
     "Attempt",
+    "BudgetStatus",
     "Choice",
     "Chunk",
     "ChunkChoice",

@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Loopback:
         stats = self.client.stats()
         assert {name: at["in_flight"] for name, at in stats["endpoints"].items() if at["in_flight"]} == {}
         assert stats["queued"] == 0
-        assert {book.budget: book.reserved_nano for book in stats["budgets"] if book.reserved_nano} == {}
+        assert {book.name: book.reserved_nano for book in stats["budgets"] if book.reserved_nano} == {}
         ledger = self.client.ledger
         ledger.flush()
         if stats["ledger"].reason is None and hasattr(ledger, "path"):
@@ -125,6 +125,11 @@ class Loopback:
                 provider.wait_until(lambda known: known.open_connections == 0, SLACK)
             except TimeoutError as error:
                 raise AssertionError(f"a connection stayed open: {error}") from None
+
+
+def counted(attempts: Iterable[Attempt]) -> int:
+    """Nano-dollars that budgets count: what each cost, or its worst case where its usage is unknown."""
+    return sum((each.cost_nano or 0) if each.budget_nano is None else each.budget_nano for each in attempts)
 
 
 def core_of(client: Client, endpoint: str | None = None) -> _core.Endpoint:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
 PAGES = [
     "README.md",
+    "docs/budgets.md",
     "docs/routing.md",
     "docs/ledger.md",
     "docs/processes.md",

@@ -2,17 +2,10 @@
 
 The native core counts (`fastroute._core.Counter`), and never allows an overdraft, whatever the number of
 threads and processes. Windows of time are in `windows.py`, the counters of one budget in `scopes.py`,
-messages in `status.py`.
+reservations in `reservation.py`, refusals and their messages in `refusal.py`.
 
-The life of a reservation::
-
-    reserve(worst case)      in every budget that applies or in none, or BudgetExceeded
-    .sent()                  just before the request is sent: from now on a killed worker's estimate stays
-    spent .settle(cost)            the real cost replaces the estimate
-    .release()               nothing was sent, or nothing will be charged
-
-A reservation that is neither settled nor released has a lease. When the lease has expired or the worker has
-died, the next sweep releases it if it was not sent, and keeps its estimate as spent if it was.
+A refusal is final if the money is spent. If it is only reserved for other calls, `MoneyReserved` is raised
+instead: it names the line in which the call may wait, and says when it is worth to ask again.
 """
 
 from __future__ import annotations
@@ -23,27 +16,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from attrs import frozen
 
 from fastroute import _core, errors, events
 from fastroute.config import BudgetConfig
 from fastroute.figures import dollars
+from fastroute.types import BudgetStatus, Request
 
-from .allowance import Allowance
-from .scopes import ANY, Budget, Scope, Share
-from .status import (
-    AWAY,
-    FULL,
-    GRANTED,
-    OVER,
-    REFUSED,
-    UNREAD,
-    Bank,
-    BudgetStatus,
-    Spent,
-    of_tag,
-    refusal_message,
-    spent_in,
-)
+from .allowance import Allowance, QueueingPurse
+from .bank import AWAY, GRANTED, REFUSED, Bank, Spent, spent_in
+from .refusal import BEHIND, FULL, OVER, UNREAD, Assumption, MoneyReserved, of_tag, refusal_message
+from .reservation import Reservation, Share
+from .scopes import ANY, Budget, Scope
 from .windows import Window, window_at
 
 __all__ = [
@@ -51,9 +37,11 @@ __all__ = [
     "GRANTED",
     "REFUSED",
     "Allowance",
+    "Assumption",
     "Bank",
-    "BudgetStatus",
     "Budgets",
+    "MoneyReserved",
+    "QueueingPurse",
     "Reservation",
     "Spent",
     "Window",
@@ -66,53 +54,35 @@ log = logging.getLogger("fastroute")
 _SWEEP_NS = 5_000_000_000  # between two sweeps for expired leases and dead workers
 _SWEEP_ON_BREACH_NS = 1_000_000_000  # the same, when a call would be refused
 _RETRY_NS = 5_000_000_000  # after the ledger failed, before it is read again
+_RETRY_SECONDS = 5.0  # what a caller is told then, and while Redis is unavailable
+_RELEASED_SECONDS = 1.0  # the same while money is reserved for other calls, which take seconds, not hours
 
 
-class Reservation:
-    """Money reserved for one attempt, in every budget that applies to it.
+@frozen
+class Breach:
+    """Why a budget refuses a call.
 
-    Thread safety: all methods. The first `settle` or `release` counts; later ones change nothing. In a
-        forked child
-    all methods do nothing, because the reservation belongs to the parent.
+    Attributes:
+        failure: one of the words of `refusal.py` and `bank.py`.
+        most: nano-dollars that may be committed before the call; negative: it never fits.
+        spent, reserved: of the budget in its window; 0 where they play no part.
     """
 
-    __slots__ = ("_budgets", "_shares")
+    budget: Budget
+    failure: str
+    most: int
+    spent: int = 0
+    reserved: int = 0
 
-    def __init__(self, budgets: Budgets, shares: tuple[Share, ...]) -> None:
-        self._budgets = budgets
-        self._shares = shares
+    @property
+    def passing(self) -> bool:
+        """Whether it would fit if nothing was reserved for others: then it may wait for that."""
+        return self.failure in (OVER, BEHIND) and self.spent <= self.most
 
-    def __repr__(self) -> str:
-        return f"<Reservation in {len(self._shares)} budgets>"
-
-    def sent(self) -> None:
-        """Marks the request as sent: without a `settle`, the money counts as spent.
-
-        Raises:
-            DeadlineExceeded: the lease has expired and the money was released; nothing may be sent.
-        """
-        if [share for share in self._shares if not share.counter.sent(share.ticket)]:
-            self.release()
-            raise errors.DeadlineExceeded("the budget's reservation expired before the request was sent")
-
-    def settle(self, cost_nano: int | None) -> None:
-        """Replaces the estimate by the real cost; possible until an hour after the lease.
-
-        Args:
-            cost_nano: nano-dollars; None if it is unknown: then the estimate stays.
-        """
-        if cost_nano is not None and cost_nano < 0:
-            raise ValueError(f"cost_nano must be 0 or more, not {cost_nano}")
-        cost = -1 if cost_nano is None else min(cost_nano, _core.MOST_NANO)
-        for share in self._shares:
-            if share.counter.settle(share.ticket, cost):
-                self._budgets.alert(share.scope, share.counter, share.stamp, share.window)
-
-    def release(self) -> None:
-        """Releases all of the money."""
-        for share in self._shares:
-            if share.ticket >= 0:
-                share.counter.settle(share.ticket, 0)
+    @property
+    def rank(self) -> int:
+        """0 for the worst: a budget that refuses is not hidden by one that downgrades or is waited for."""
+        return 2 * (self.budget.config.on_breach != "refuse") + self.passing
 
 
 class Budgets:
@@ -123,6 +93,7 @@ class Budgets:
         segment: contains the counters; processes forked from this one share it.
         spent: returns what was spent in a window before it is first counted; usually ``spent_in(ledger)``.
         hooks: `BudgetAlert` and `BudgetExceededEvent` are emitted to them.
+        freed: called with the name of a line (`MoneyReserved.line`) whenever money of it is released.
         now: returns seconds since the epoch.
         clock: returns nanoseconds on the core's clock, for leases.
 
@@ -135,6 +106,7 @@ class Budgets:
         segment: _core.Segment,
         spent: Spent,
         hooks: events.Hooks,
+        freed: Callable[[str], None] | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], int] = _core.clock,
     ) -> None:
@@ -142,6 +114,7 @@ class Budgets:
         self._segment = segment
         self.spent = spent
         self._hooks = hooks
+        self._freed = freed
         self._now = now
         self._clock = clock
         self._swept = clock()
@@ -172,9 +145,12 @@ class Budgets:
         lease_s: float,
         *,
         forced: bool = False,
+        served: bool = False,
         priority: str = "normal",
         at: float | None = None,
         emit: bool = True,
+        assumed: Assumption | None = None,
+        behind: Callable[[str], bool] | None = None,
     ) -> Reservation:
         """Reserves money in every budget that applies: in all of them or in none.
 
@@ -184,13 +160,18 @@ class Budgets:
             tags: of the call.
             lease_s: seconds after which the money may be released; longer than the attempt can take.
             forced: only hard budgets may refuse; the others are charged too.
+            served: the call is at the cheapest tier there is for it, so budgets that downgrade and are not
+                hard admit it; they are charged.
             priority: the call's class; a budget may limit it to a share.
             at: the time of the attempt, seconds since the epoch, which decides the window; by default now.
                 The ledger's entry should have the same time.
             emit: whether a refusal is emitted to hooks; False where the call goes on without the attempt.
+            assumed: what the amount was computed from, for the message.
+            behind: says of a line whether other calls wait in it that must not be overtaken.
 
         Raises:
-            BudgetExceeded: of the first budget that is exceeded; one that refuses goes before one that
+            MoneyReserved: it would fit, but for what is reserved for other calls.
+            BudgetExceeded: it does not fit. Of several budgets, the one is named that refuses rather than
                 downgrades.
         """
         if amount_nano is not None and amount_nano < 0:
@@ -198,32 +179,31 @@ class Budgets:
         if not 0 < lease_s < 1e9:
             raise ValueError(f"lease_s must be above 0 and below 1e9 seconds, not {lease_s}")
         if not self._budgets:
-            return Reservation(self, ())
+            return Reservation(self._settled, ())
         self._sweep_after(_SWEEP_NS)
         when = self._now() if at is None else at
         lease = self._clock() + int(lease_s * 1e9)
         shares: list[Share] = []
-        breach: tuple[Budget, str] | None = None
+        breach: Breach | None = None
         try:
             for budget in self._budgets:
-                most = budget.most(amount_nano, forced, priority)
-                if breach is not None:
-                    # The call is refused anyway; a budget that refuses must not be hidden by one that
-                    # downgrades.
-                    if budget.config.on_breach == "refuse" and self._is_over(budget, tags, most, when):
-                        breach = (budget, OVER)
-                        break
-                    continue
-                found = self._take(budget, tags, amount_nano, most, lease, when, shares)
-                if found is not None:
-                    breach = (budget, found)
-                    if budget.config.on_breach == "refuse":
+                most = budget.most(amount_nano, forced, served, priority)
+                if breach is None:
+                    failure = self._take(budget, tags, amount_nano, most, lease, when, shares, behind)
+                else:
+                    # It is refused or waits anyway: only a worse reason is looked for.
+                    failure = OVER if self._is_over(budget, tags, most, when) else None
+                if failure is not None:
+                    found = self._breach(budget, failure, tags, most, when)
+                    if breach is None or found.rank < breach.rank:
+                        breach = found
+                    if breach.rank == 0:
                         break
             if breach is not None:
-                raise self._exceeded(*breach, tags, amount_nano, when, priority, emit)
-            return Reservation(self, tuple(shares))
+                raise self._exceeded(breach, tags, amount_nano, when, priority, emit, assumed)
+            return Reservation(self._settled, tuple(shares))
         except BaseException:
-            Reservation(self, tuple(shares)).release()
+            Reservation(self._settled, tuple(shares)).release()
             raise
 
     def _take(
@@ -235,6 +215,7 @@ class Budgets:
         lease: int,
         when: float,
         shares: list[Share],
+        behind: Callable[[str], bool] | None,
     ) -> str | None:
         """Adds one budget's share, if the budget counts; returns why the budget refuses, or None."""
         if budget.config.window == "request":
@@ -243,6 +224,9 @@ class Budgets:
         must_count = budget.config.hard and most != ANY
         try:
             scope = budget.scope(tags)
+            # Before the first look at the counter: money that is free belongs to the first in line.
+            if behind is not None and 0 <= most < ANY and behind(scope.name):
+                return BEHIND
             # Again after a window began or was replaced, the bank granted more, or a sweep freed money.
             while True:
                 window = budget.window_at(when)
@@ -344,43 +328,99 @@ class Budgets:
         figures = self._figures(budget.scope(tags), when)
         return figures is not None and sum(figures) > most
 
+    def _breach(
+        self, budget: Budget, failure: str, tags: Mapping[str, str], most: int, when: float
+    ) -> Breach:
+        spent = reserved = 0
+        if failure in (OVER, BEHIND) and budget.config.window != "request":
+            spent, reserved = self._figures(budget.scope(tags), when) or (0, 0)
+        return Breach(budget, failure, most, spent, reserved)
+
     def _exceeded(
         self,
-        budget: Budget,
-        failure: str,
+        breach: Breach,
         tags: Mapping[str, str],
         amount: int | None,
         when: float,
         priority: str,
         emit: bool,
+        assumed: Assumption | None,
     ) -> errors.BudgetExceeded:
-        config = budget.config
-        name, value, until = config.window, None, None
-        spent, reserved = 0, 0
+        """The refusal for a breach; it is emitted unless the call may wait."""
+        budget, config = breach.budget, breach.budget.config
+        name, value, window = config.window, None, None
         if config.window != "request":
             window, scope = budget.window_at(when), budget.scope(tags)
             name, value = window.label, scope.shown
-            until = None if math.isinf(window.end) else max(0.0, window.end - when)
-            if failure == OVER:
-                spent, reserved = self._figures(scope, when) or (0, 0)
         event = events.BudgetExceededEvent(
             budget=config.name,
             value=value,
             window=name,
             on_breach=config.on_breach,
             amount_nano=amount,
-            spent_nano=spent,
-            reserved_nano=reserved,
+            spent_nano=breach.spent,
+            reserved_nano=breach.reserved,
             limit_nano=budget.limit_for(priority),
         )
-        if emit and self._hooks.wanted:
-            self._hooks.emit(event)
+        text = refusal_message(
+            event,
+            config.tag,
+            breach.failure,
+            passing=breach.passing,
+            priority=priority if priority in config.shares else None,
+            assumed=assumed,
+        )
+        if window is not None and breach.passing:
+            return MoneyReserved(
+                text,
+                budget=config.name,
+                on_breach=config.on_breach,
+                hard=config.hard,
+                retry_after=_RELEASED_SECONDS,
+                line=scope.name,
+                ready=self._ready(scope, window, breach.most),
+                refused=(lambda: self._emit(event)) if emit else None,
+            )
+        if emit:
+            self._emit(event)
+        retry_after = None
+        if breach.failure in (UNREAD, AWAY):
+            retry_after = _RETRY_SECONDS
+        elif window is not None and breach.failure == OVER and breach.most >= 0 and window.end < math.inf:
+            # A call that fits no window at all is not told to wait for the next one.
+            retry_after = max(0.0, window.end - when)
         return errors.BudgetExceeded(
-            refusal_message(event, config.tag, failure, priority if priority in config.shares else None),
+            text,
             budget=config.name,
             on_breach=config.on_breach,
-            retry_after=until,
+            hard=config.hard,
+            retry_after=retry_after,
         )
+
+    def _ready(self, scope: Scope, window: Window, most: int) -> Callable[[], bool]:
+        """See `MoneyReserved.ready`."""
+
+        def ready() -> bool:
+            self._sweep_after(_SWEEP_ON_BREACH_NS)
+            if not window.start <= self._now() < window.end:
+                return True
+            counter = self._counter(scope, window)
+            if counter.committed <= self._most_here(scope, window, counter, most):
+                return True
+            # Others may have spent what was only reserved, also without a change of the sum of both.
+            return counter.figures()[0] + self._elsewhere(scope, counter, window) > most
+
+        return ready
+
+    def _emit(self, event: events.Event) -> None:
+        if self._hooks.wanted:
+            self._hooks.emit(event)
+
+    def _settled(self, share: Share) -> None:
+        """Called by a reservation for each share that was settled."""
+        self.alert(share.scope, share.counter, share.stamp, share.window)
+        if self._freed is not None:
+            self._freed(share.scope.name)
 
     # --------------------------------------------------------------------------------------------- alerts
 
@@ -473,25 +513,49 @@ class Budgets:
                 rest.append(0)
         return min(rest, default=None)
 
-    def snapshot(self) -> list[BudgetStatus]:
-        """The status of every budget with a window, for each value of its tag that this process has seen."""
+    def affordable(self, tags: Mapping[str, str], priority: str = "normal") -> int | None:
+        """The most that a call with these tags may cost, nano-dollars, once the calls under way cost nothing.
+
+        Of the tightest hard budget; None if there is no hard budget. 0 also if the ledger cannot be read.
+        """
+        when = self._now()
+        rest: list[int] = []
+        for budget in self._budgets:
+            if not budget.config.hard:
+                continue
+            spent = 0
+            if budget.config.window != "request":
+                figures = self._figures(budget.scope(tags), when)
+                spent = budget.limit if figures is None else figures[0]
+            rest.append(max(0, budget.limit_for(priority) - spent))
+        return min(rest, default=None)
+
+    def snapshot(self, tags: Mapping[str, str] | None = None) -> tuple[BudgetStatus, ...]:
+        """What is left of every budget with a window.
+
+        Args:
+            tags: for a call with these tags. Default: for each value of a tag that this process has seen.
+        """
         when = self._now()
         found = []
         for budget in self._budgets:
             config = budget.config
             if config.window == "request":
                 continue
-            if config.tag is None:
-                budget.scope({})
+            if tags is not None or config.tag is None:
+                own = budget.scope(tags or {})
+            scopes = tuple(budget.scopes.values()) if tags is None else (own,)
             window = budget.window_at(when)
-            for scope in tuple(budget.scopes.values()):
+            for scope in scopes:
                 spent, reserved = self._figures(scope, when) or (None, None)
                 found.append(
                     BudgetStatus(
-                        budget=config.name,
+                        name=config.name,
+                        tag=config.tag,
                         value=scope.shown,
-                        window=window.label,
-                        ends=None if math.isinf(window.end) else window.end,
+                        window=config.window,
+                        period=window.label,
+                        resets_at=None if math.isinf(window.end) else window.end,
                         limit_nano=budget.limit,
                         spent_nano=spent,
                         reserved_nano=reserved,
@@ -499,7 +563,18 @@ class Budgets:
                         on_breach=config.on_breach,
                     )
                 )
-        return found
+        return tuple(found)
+
+    def left_for(self, request: Request) -> Callable[[], tuple[BudgetStatus, ...]] | None:
+        """Tells what is left of the budgets that a request counts in, when called; None if there are none."""
+        allowance = request.allowance if isinstance(request.allowance, Allowance) else None
+        if allowance is None and not self._budgets:
+            return None
+        return partial(self._left, request.options.tags, allowance)
+
+    def _left(self, tags: Mapping[str, str], allowance: Allowance | None) -> tuple[BudgetStatus, ...]:
+        found = self.snapshot(tags)
+        return found if allowance is None else (*found, allowance.status())
 
     def _figures(self, scope: Scope, when: float) -> tuple[int, int] | None:
         """(spent, reserved) in the window of a time; None if they are unknown."""

@@ -5,22 +5,61 @@ It counts in this process, from the moment the copy is made, and is not in the c
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from fastroute import errors
 from fastroute.figures import dollars
 from fastroute.platform import forks
+from fastroute.types import BudgetStatus
+
+from .refusal import Assumption, MoneyReserved, costs
+
+_NAME = "with_options"
+_RELEASED_SECONDS = 1.0
+_numbers = itertools.count()
 
 
-class Allowance:
+class QueueingPurse(ABC):
+    """A `fastroute.types.Purse` whose calls wait while its money is only reserved for others."""
+
+    @abstractmethod
+    def reserve(
+        self,
+        attempt: str,
+        amount_nano: int | None,
+        *,
+        assumed: Assumption | None = None,
+        behind: Callable[[str], bool] | None = None,
+    ) -> None:
+        """As a purse's, with what else `Budgets.reserve` takes.
+
+        Raises:
+            MoneyReserved, BudgetExceeded: as `Budgets.reserve`.
+        """
+
+    @abstractmethod
+    def settle(self, attempt: str, cost_nano: int | None) -> None:
+        """As a purse's."""
+
+
+class Allowance(QueueingPurse):
     """Nano-dollars that may be spent in total: reserved before a request is sent, settled afterwards.
+
+    Args:
+        limit_nano: nano-dollars.
+        freed: called with the name of its line whenever money is released.
 
     Thread safety: all methods; the lock is held for sums only. A forked child continues with its own copy.
     """
 
-    def __init__(self, limit_nano: int) -> None:
+    def __init__(self, limit_nano: int, freed: Callable[[str], None] | None = None) -> None:
         self.limit_nano = limit_nano
+        self._freed = freed
+        self._line = f"{_NAME}\0{next(_numbers)}"
         self._spent = 0
         self._reserved: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -29,36 +68,81 @@ class Allowance:
     @property
     def committed(self) -> int:
         """Nano-dollars spent, or reserved for running calls."""
-        return self._spent + sum(tuple(self._reserved.values()))
+        with self._lock:
+            return self._committed()
 
-    def reserve(self, attempt: str, amount_nano: int | None) -> None:
+    def _committed(self) -> int:
+        return self._spent + sum(self._reserved.values())
+
+    def status(self) -> BudgetStatus:
+        """What is left."""
+        with self._lock:
+            spent, committed = self._spent, self._committed()
+        return BudgetStatus(
+            name=_NAME,
+            window="total",
+            period="total",
+            limit_nano=self.limit_nano,
+            spent_nano=spent,
+            reserved_nano=committed - spent,
+        )
+
+    def reserve(
+        self,
+        attempt: str,
+        amount_nano: int | None,
+        *,
+        assumed: Assumption | None = None,
+        behind: Callable[[str], bool] | None = None,
+    ) -> None:
         """Reserves the worst-case cost of an attempt, by its id.
 
         Raises:
+            MoneyReserved: it does not fit before other calls have released what is reserved for them.
             BudgetExceeded: it does not fit, or the price is unknown (None).
         """
+        waits = behind is not None and behind(self._line)
         with self._lock:
-            committed = self.committed
-            if amount_nano is not None and committed + amount_nano <= self.limit_nano:
+            spent, committed = self._spent, self._committed()
+            if not waits and amount_nano is not None and committed + amount_nano <= self.limit_nano:
                 self._reserved[attempt] = amount_nano
                 return
-        cost, right = "the call's price is unknown", "set the model's prices"
+        cost, cure = costs(amount_nano, assumed)
+        passing = amount_nano is not None and spent + amount_nano <= self.limit_nano
         if amount_nano is not None:
-            cost = f"the call could cost {dollars(amount_nano, exact=True)}"
-            right = "lower max_tokens, or raise the budget"
-        spent, limit = dollars(committed, exact=True), dollars(self.limit_nano, exact=True)
-        raise errors.BudgetExceeded(
-            f"with_options(budget=…): {cost}, and {spent} is spent or reserved of {limit}; {right}",
-            budget="with_options",
-        )
+            cure += ", or raise the budget"
+        if passing:
+            cure = f"wait for the calls under way, {cure}"
+        shown, limit = dollars(committed, exact=True), dollars(self.limit_nano, exact=True)
+        text = f"with_options(budget=…): {cost}, and {shown} is spent or reserved of {limit}; {cure}"
+        if amount_nano is not None and passing:
+            amount = amount_nano
+
+            def ready() -> bool:
+                with self._lock:
+                    spent, committed = self._spent, self._committed()
+                return committed + amount <= self.limit_nano or spent + amount > self.limit_nano
+
+            raise MoneyReserved(
+                text,
+                budget=_NAME,
+                retry_after=_RELEASED_SECONDS,
+                line=self._line,
+                ready=ready,
+                refused=None,
+            )
+        raise errors.BudgetExceeded(text, budget=_NAME)
 
     def settle(self, attempt: str, cost_nano: int | None) -> None:
         """Replaces an attempt's reservation by its cost, once; None keeps the reserved amount as the cost."""
         with self._lock:
-            cost = self._reserved.get(attempt, 0) if cost_nano is None else cost_nano
-            if attempt in self._reserved:
-                # In one statement: an interrupt between two would count it twice.
-                self._spent, _ = self._spent + cost, self._reserved.pop(attempt)
+            if attempt not in self._reserved:
+                return
+            cost = self._reserved[attempt] if cost_nano is None else cost_nano
+            # In one statement: an interrupt between two would count it twice.
+            self._spent, _ = self._spent + cost, self._reserved.pop(attempt)
+        if self._freed is not None:
+            self._freed(self._line)
 
 
 _allowances: weakref.WeakSet[Allowance] = weakref.WeakSet()

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from decimal import Decimal
 
-from attrs import frozen
-
 from fastroute import _core
 from fastroute.config import BudgetConfig
 
@@ -48,9 +46,14 @@ class Budget:
         """The limit for calls of a class of priority, nano-dollars."""
         return self._limits.get(priority, self.limit)
 
-    def most(self, amount: int | None, forced: bool, priority: str) -> int:
-        """How much may be committed before a call of this amount; -1 if the call is refused in any case."""
-        if amount == 0 or (forced and not self.config.hard):
+    def most(self, amount: int | None, forced: bool, served: bool, priority: str) -> int:
+        """How much may be committed before a call of this amount; -1 if the call is refused in any case.
+
+        ``forced`` and ``served`` are those of `Budgets.reserve`.
+        """
+        if amount == 0:
+            return ANY
+        if not self.config.hard and (forced or (served and self.config.on_breach == "downgrade")):
             return ANY
         limit = self.limit_for(priority)
         if amount is None:
@@ -92,14 +95,3 @@ class Scope:
     def name(self) -> str:
         config = self.budget.config
         return "\0".join((config.name, config.window, config.timezone, config.per, self.value))
-
-
-@frozen
-class Share:
-    """One budget's part of a reservation."""
-
-    scope: Scope
-    counter: _core.Counter
-    stamp: int
-    ticket: int
-    window: Window

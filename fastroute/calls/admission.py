@@ -1,4 +1,4 @@
-"""Admits calls: limits, breakers, waiting, and the pause before an endpoint is tried again.
+"""Admits calls: limits, breakers, waiting for limits and money, and the pause before another try.
 
 Sending is in `dispatch.py`, the order of candidates in `routing/planner.py`, the queue itself in `queue.py`.
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from attrs import evolve
 
 from fastroute import _core, errors, events
+from fastroute.budget import MoneyReserved
 from fastroute.config import Policy
 from fastroute.figures import duration
 from fastroute.routing.plan import Plan
@@ -166,8 +167,37 @@ class Admission:
                     return True
         return False
 
+    def wait_for_money(self, call: Call, refusal: MoneyReserved) -> bool:
+        """Waits in line until money that was reserved for other calls is released; whether it is.
+
+        The call holds no permit meanwhile. It stays in line, so that no other call takes the money while it
+        asks for an endpoint again; `queue_timeout` and the deadline bound the wait as they do any other.
+        """
+        policy, queue = self._policy, self._queue
+        patience = self._patience(call)
+        if patience <= 0:
+            return False
+        if call.turn is None:
+            if queue.waiting >= policy.max_queue:
+                return False
+            call.turn = queue.waiter(_rank(call))
+        queue.enter(call.turn)
+        start = time.monotonic()
+        try:
+            return queue.wait_until(call.turn, refusal.line, refusal.ready, patience)
+        finally:
+            call.waited += time.monotonic() - start
+
+    def _patience(self, call: Call) -> float:
+        """Seconds that the call may still wait."""
+        left = call.deadline - time.monotonic()
+        # queue_timeout is for a caller who waits for the answer, such as a web request.
+        return left if call.request.submitted else min(left, self._policy.queue_timeout - call.waited)
+
     def clear(self, call: Call, progress: Progress) -> None:
         """Gives back everything that a call still holds at its end. Idempotent."""
+        if call.turn is not None:
+            self._queue.leave(call.turn)
         if progress.waiter is not None:  # an interrupt came while it left the queue
             self._queue.leave(progress.waiter)
         self.release(call)
@@ -282,6 +312,9 @@ class Admission:
         left = call.deadline - time.monotonic()
         if left <= 0:
             raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.story()
+        if call.turn is not None:
+            # This may take long, and the money is there for the next in line. The call keeps its number.
+            self._queue.leave(call.turn)
         limited = min(
             (refusal for refusal in progress.refused if refusal.reason in _WAITABLE),
             key=lambda refusal: refusal.wait or _SOON,
@@ -361,8 +394,7 @@ class Admission:
     ) -> Grant | None:
         """Waits in the queue for a limit. For a rate a time is reserved, so that the call sleeps once."""
         policy, queue = self._policy, self._queue
-        # queue_timeout is for a caller that waits for the answer, such as a web request.
-        patience = left if call.request.submitted else min(left, policy.queue_timeout - call.waited)
+        patience = self._patience(call)
         # Where times are reserved, this call's class may give it an earlier one than the core's answer says.
         if patience <= 0 or (limited.wait > patience and queue.reserved(limited.name) == 0):
             raise self._limited(progress, self._why_not(call, left))

@@ -20,8 +20,9 @@ from fastroute.quality import Validator
 from fastroute.routing.plan import Judgement
 from fastroute.routing.stage import Estimate
 from fastroute.state.endpoints import LiveEndpoint
-from fastroute.types import Attempt, Request, Route
+from fastroute.types import Attempt, BudgetStatus, Request, Route
 
+from .queue import Waiter
 from .retry import Verdict
 
 
@@ -72,15 +73,20 @@ class Call:
         held: its permits, until an attempt takes responsibility for them.
         settlement: the attempt that is responsible for them since.
         downgraded: the budget that moved it to the cheapest tier, if one did.
+        served: whether it is as cheap as a budget that downgrades wants it, so that a soft one admits it.
+        turn: its place among the calls that wait for money, from its first such wait on.
+        output_limit: the ``max_tokens`` that was sent for a caller who named none; None if none was.
         timed: whether its latency counts for the ranking of endpoints.
         race: decides between the attempt under way and its hedge, if it may have one.
         elsewhere: returns whether another endpoint is ready to take over from the attempt under way.
         beside: in the copy of the call for a hedge, the endpoint of the first attempt.
+        budgets: returns what is left of the budgets that the call counts in; None if there are none.
     """
 
     __slots__ = (
         "attempts",
         "beside",
+        "budgets",
         "deadline",
         "downgraded",
         "elsewhere",
@@ -90,13 +96,16 @@ class Call:
         "id",
         "judgement",
         "level",
+        "output_limit",
         "race",
         "rejected",
         "request",
+        "served",
         "settlement",
         "started",
         "tier",
         "timed",
+        "turn",
         "uncounted",
         "uploads",
         "validator",
@@ -132,10 +141,14 @@ class Call:
         self.held: Grant | None = None
         self.settlement: UnderWay | None = None
         self.downgraded: str | None = None
+        self.served = False
+        self.turn: Waiter | None = None
+        self.output_limit: int | None = None
         self.timed = True
         self.race: Race | None = None
         self.beside: str | None = None
         self.elsewhere: Callable[[], bool] | None = None
+        self.budgets: Callable[[], tuple[BudgetStatus, ...]] | None = None
 
     def hedged(self, race: Race, beside: str) -> Call:
         """A copy for a second attempt beside the one under way; it shares attempts and deadline."""
@@ -166,6 +179,7 @@ class Call:
             waited=self.waited,
             request_id=self.attempts[-1].request_id if self.attempts else None,
             downgraded=self.downgraded,
+            budgets=self.budgets or (),
         )
 
 

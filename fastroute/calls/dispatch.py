@@ -14,6 +14,7 @@ from typing import TypeVar
 from attrs import evolve
 
 from fastroute import _core, errors, events
+from fastroute.budget import MoneyReserved
 from fastroute.config import QualityConfig
 from fastroute.quality import with_feedback
 from fastroute.routing.plan import Plan
@@ -106,6 +107,9 @@ class Dispatcher:
                     raise self._admission.exhausted(plan, progress)
                 try:
                     return self._judged(call, attempt(call, self._upstreams[grant.endpoint.name], grant))
+                except errors.BudgetExceeded as error:
+                    self._wait_for_money(call, progress, error, wait)
+                    call.settlement = None
                 except errors.APIError as error:
                     verdict = call.verdict
                     if (
@@ -133,10 +137,10 @@ class Dispatcher:
                 call.settlement = None  # that of the attempt before is settled
                 grant = self._admission.grant(call, plan, progress)
                 endpoint = grant.endpoint
-                first = endpoint.name not in progress.tried
+                progress.tried.add(endpoint.name)
                 # Only a first attempt adds to the retry budget, or retries would pay for more retries.
-                if first:
-                    progress.tried.add(endpoint.name)
+                if endpoint.name not in progress.counted:
+                    progress.counted.add(endpoint.name)
                     endpoint.core.deposit()
                 if progress.failed is not None and progress.failed is not endpoint and self._hooks.wanted:
                     kind = type(progress.primary).__name__
@@ -151,8 +155,12 @@ class Dispatcher:
                     progress = Progress()
                     progress.primary = error  # raised, with the rejected answer, if no other answer comes
                 except errors.BudgetExceeded as error:
-                    plan = self._downgraded(call, plan, error)
-                    progress = Progress()
+                    cheaper = self._downgraded(call, plan, error)
+                    if cheaper is None:
+                        self._wait_for_money(call, progress, error)
+                        progress.tried.discard(endpoint.name)  # nothing was sent, so it may be asked
+                    else:
+                        plan, progress = cheaper, Progress()
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise
@@ -269,6 +277,8 @@ class Dispatcher:
             errors.ValidationError: if no longer answer can be asked for.
         """
         wanted = call.request.max_tokens
+        if wanted is None:
+            wanted = call.output_limit
         route = completion.route
         most = 0 if route is None else self._upstreams[route.endpoint].endpoint.model.max_output_tokens
         if not self._quality.lengthen:
@@ -289,16 +299,41 @@ class Dispatcher:
             f"{error}; it was not asked for again: {why}", completion=completion, reason=error.reason
         ) from None
 
-    def _downgraded(self, call: Call, plan: Plan, error: errors.BudgetExceeded) -> Plan:
-        """The plan for the cheapest tier, if the budget says so; otherwise raises the budget's error."""
+    def _downgraded(self, call: Call, plan: Plan, error: errors.BudgetExceeded) -> Plan | None:
+        """The plan for the cheapest tier, if the budget says so; None if there is nothing to change.
+
+        A soft budget serves the call there, even if there is no cheaper tier.
+        """
         # Once a call: if the cheapest tier is over the budget too, there is nothing cheaper to move to.
-        cheapest = None
-        if error.on_breach == "downgrade" and call.downgraded is None:
-            cheapest = None if call.request.options.force_premium else self._planner.cheapest(plan)
+        if error.on_breach != "downgrade" or call.served or call.request.options.force_premium:
+            return None
+        cheapest = self._planner.cheapest(plan)
+        if cheapest is None and error.hard:
+            return None
+        call.served = True
+        if isinstance(error, MoneyReserved):
+            error.final()  # emits it: the call does not wait for the money
         if cheapest is None:
-            raise error
+            return plan
         call.downgraded = error.budget
         return cheapest
+
+    def _wait_for_money(
+        self, call: Call, progress: Progress, error: errors.BudgetExceeded, wait: bool = True
+    ) -> None:
+        """Waits until a refused call may fit; raises the refusal if it does not in time, or never will.
+
+        Where an attempt has failed before, its error is the call's, and the refusal the reason why there is
+        no other attempt.
+        """
+        if isinstance(error, MoneyReserved):
+            if wait and self._admission.wait_for_money(call, error):
+                return
+            error = error.final()
+        if progress.primary is None:
+            raise error from None
+        progress.others.append(error)
+        raise progress.story() or error
 
     @property
     def _hooks(self) -> events.Hooks:

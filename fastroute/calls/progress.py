@@ -34,6 +34,7 @@ class Progress:
 
     __slots__ = (
         "chain",
+        "counted",
         "excluded",
         "failed",
         "failed_slowly",
@@ -56,6 +57,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.tried: set[str] = set()
+        self.counted: set[str] = set()  # those whose retry budget has got its share for this call
         self.excluded: set[str] = set()
         # Endpoints that may be tried again, with the last error of each, the oldest first.
         self.retry: list[tuple[LiveEndpoint, errors.APIError]] = []

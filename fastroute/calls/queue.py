@@ -1,12 +1,15 @@
 """The queue of this process's calls that wait for a limit, ordered by priority and arrival.
 
-There are two kinds of waiting. For a permit (calls in flight) each endpoint has a queue: a permit that is
-released wakes the first call, and no later call overtakes it. For a rate a call reserves a time in the core,
-so that it sleeps once. A call of a higher class takes the reserved time of a lower one, which gets a later
-time in exchange.
+There are two kinds of waiting for an endpoint. For a permit (calls in flight) each endpoint has a queue: a
+permit that is released wakes the first call, and no later call overtakes it. For a rate a call reserves a
+time in the core, so that it sleeps once. A call of a higher class takes the reserved time of a lower one,
+which gets a later time in exchange.
 
-Each process has queues of its own. Nothing tells it when another process releases a permit, so the first call
-of a queue looks again every 20 ms. `admission.py` decides whether to wait, and for what.
+For money that is only reserved for other calls there is a queue for each budget and value of its tag. Their
+names contain a NUL, so they cannot be an endpoint's.
+
+Each process has queues of its own. Nothing tells it when another process releases something, so the first
+call of a queue looks again every 20 ms. `admission.py` decides whether to wait, and for what.
 """
 
 from __future__ import annotations
@@ -234,8 +237,34 @@ class WaitQueue:
             seconds = min(seconds, POLL_INTERVAL)
         waiter.sleep(seconds)
 
+    def wait_until(self, waiter: Waiter, name: str, ready: Callable[[], bool], seconds: float) -> bool:
+        """Waits until the call is the first in a line and ``ready`` says so; it stays in the line.
+
+        Args:
+            ready: asked again whenever `freed` is called for the line, and every 20 ms, because other
+                processes free nothing here. Must be quick; it is called without the lock.
+            seconds: to wait at most.
+
+        Returns:
+            Whether it is ready.
+        """
+        with self._lock:
+            self._stand(waiter, (name,))
+        end = self._clock() + seconds
+        while True:
+            with self._lock:
+                first = self.waiters[name][0] is waiter
+            # Asked only after it has joined the line: what is freed before that wakes nobody, and what is
+            # freed later leaves its mark on the waiter, so that the next sleep returns at once.
+            if first and ready():
+                return True
+            left = end - self._clock()
+            if left <= 0:
+                return False
+            waiter.sleep(min(left, POLL_INTERVAL) if first else left)
+
     def freed(self, name: str) -> None:
-        """Wakes the first call that waits for a permit of the endpoint, or of all endpoints together."""
+        """Wakes the first call that waits there: for a permit of the endpoint or of all, or for money."""
         if not self.waiting:
             return
         with self._lock:

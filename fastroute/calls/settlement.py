@@ -19,7 +19,7 @@ from typing import Protocol
 from attrs import evolve, frozen
 
 from fastroute import _core, errors, events
-from fastroute.budget import Budgets, Reservation
+from fastroute.budget import Budgets, QueueingPurse, Reservation
 from fastroute.figures import duration
 from fastroute.providers.base import check_content_type, request_id_of
 from fastroute.providers.limit_headers import HeaderLimit, parse_limits
@@ -28,12 +28,13 @@ from fastroute.state.endpoints import BlockReason, LiveEndpoint
 from fastroute.state.tokens import OutputHistory
 from fastroute.transport import Exchange
 from fastroute.transport.request_timer import RequestTimer
-from fastroute.types import Attempt, Outcome, Usage
+from fastroute.types import Attempt, Outcome, Request, Usage
 
 from .call import LARGE_BODY, Call, Grant, Superseded, ids
-from .queue import WaitQueue
+from .queue import RANKS, WaitQueue
 from .retry import RetryPolicy, Verdict
 from .upstream import Upstream
+from .worst_case import WorstCase, bounded, choices_of, is_bounded, with_output, worst_case
 
 _LEASE_SLACK = 30.0  # seconds that a budget's reservation outlives its call's deadline
 _PROBE_SLACK = 5.0  # seconds that a breaker's probe is leased beyond the end of its attempt
@@ -82,6 +83,7 @@ class Settlement:
         "_call",
         "_exchange",
         "_grant",
+        "_guessed",
         "_handed_out",
         "_id",
         "_lock",
@@ -95,6 +97,7 @@ class Settlement:
         "_told",
         "_upstream",
         "_usage",
+        "_worst",
         "moved",
     )
 
@@ -106,11 +109,13 @@ class Settlement:
         self._id = ids.next()
         self._exchange: Exchange | None = None
         self._handed_out = False
+        self._guessed = False  # the provider told no usage, not even a part of it
         self.moved = False  # cut because another endpoint was ready
         self._settled = False
         self._sent = False
         self._told = False
         self._reservation: Reservation | None = None
+        self._worst: WorstCase | None = None  # where a budget or an allowance pays
         self._usage: Usage | None = None  # once it is known
         self._timer: RequestTimer | None = None
         self._lock = threading.Lock()
@@ -148,27 +153,18 @@ class Settlement:
             call.held = None
             call.gate = -1
             request = upstream.accepted(call.request) if upstream.refuses_sampling else call.request
+            if upstream.default_output and request.max_tokens is None:
+                request = with_output(request, upstream.default_output)
+            paid = self._sinks.budgets is not None or request.allowance is not None
+            if paid:
+                request = self._bounded(request)
+            if request is not call.request:
+                call.output_limit = request.max_tokens
             body = upstream.format.encode(request, upstream.target)
+            if paid:
+                self._reserve(request, body)
             if len(body) > LARGE_BODY:
                 call.uploads.append(len(body))
-            budgets = self._sinks.budgets
-            allowance = call.request.allowance
-            worst = None if allowance is None and budgets is None else self._worst_cost(body)
-            if allowance is not None:
-                allowance.reserve(self._id, worst)
-            if budgets is not None:
-                options = call.request.options
-                self._reservation = budgets.reserve(
-                    worst,
-                    options.tags,
-                    max(call.deadline - self._started, 0.0) + _LEASE_SLACK,
-                    forced=options.force_premium,
-                    priority=options.priority,
-                    at=self._time,
-                    emit=call.beside is None,
-                )
-                # Before anything is sent: if this process is killed from now on, the worst case stays spent.
-                self._reservation.sent()
             end = min(call.deadline, self._started + limit)
             # A probe's lease must outlast its attempt, or its result would come too late to count.
             upstream.endpoint.core.extend(self._grant.ticket, end - self._started + _PROBE_SLACK)
@@ -216,24 +212,51 @@ class Settlement:
         if self._timer is not None:
             self._timer.extension = None  # breaks a reference cycle: it is a method of this object
 
-    def _worst_cost(self, body: bytes) -> int | None:
-        """Nano-dollars that the attempt can cost at most, or None if the model's price is unknown."""
-        call, model = self._call, self._upstream.endpoint.model
-        if model.prices is None:
-            return None
-        # The estimate takes three characters a token; hardly any text has more than one in two.
-        prompt = -(-3 * call.estimate.input_tokens // 2)
-        output = call.request.max_tokens
-        most = model.max_output_tokens or max(model.context_window - prompt, 0)
-        if output is None:
-            output = most or call.estimate.output_tokens
-        elif model.max_output_tokens:
-            output = min(output, model.max_output_tokens)
-        choices = call.request.params.get("n")
-        if isinstance(choices, int) and choices > 1:
-            output *= choices
-        # Caching the prompt for an hour costs most. This is how a request asks for it.
-        return model.prices.worst(prompt, output, hour=b'"1h"' in body)
+    def _bounded(self, request: Request) -> Request:
+        """The request with a limit to its answer, where a hard budget pays and nothing else limits it."""
+        call, budgets = self._call, self._sinks.budgets
+        allowance, model, options = request.allowance, self._upstream.endpoint.model, request.options
+        if is_bounded(request, model):
+            return request
+        affordable = None if budgets is None else budgets.affordable(options.tags, options.priority)
+        if affordable is None and allowance is None:
+            return request
+        return bounded(request, call.estimate, model, affordable)
+
+    def _reserve(self, request: Request, body: bytes) -> None:
+        """Reserves the worst case of the attempt wherever it counts; raises where it does not fit."""
+        call, sinks = self._call, self._sinks
+        budgets, allowance, options = sinks.budgets, request.allowance, request.options
+        asked = call.request.max_tokens is not None
+        model = self._upstream.endpoint.model
+        self._worst = worst = worst_case(request, call.estimate, model, body, asked=asked)
+        # Only while calls wait there can be one that must not be overtaken.
+        behind = self._behind if sinks.queue.waiting else None
+        if isinstance(allowance, QueueingPurse):
+            allowance.reserve(self._id, worst.nano, assumed=worst.assumed, behind=behind)
+        elif allowance is not None:
+            allowance.reserve(self._id, worst.nano)
+        if budgets is not None:
+            self._reservation = budgets.reserve(
+                worst.nano,
+                options.tags,
+                max(call.deadline - self._started, 0.0) + _LEASE_SLACK,
+                forced=options.force_premium,
+                served=call.served,
+                priority=options.priority,
+                at=self._time,
+                emit=call.beside is None,
+                assumed=worst.assumed,
+                behind=behind,
+            )
+            # Before anything is sent: if this process is killed from now on, the worst case stays spent.
+            self._reservation.sent()
+        if call.turn is not None:
+            sinks.queue.leave(call.turn)  # there may be money for the next in the queue too
+
+    def _behind(self, line: str) -> bool:
+        call = self._call
+        return self._sinks.queue.is_behind(line, RANKS[call.request.options.priority], call.turn)
 
     def _pay(self, cost: int | None) -> None:
         """Settles the reservations with the real cost; None keeps the worst case."""
@@ -255,6 +278,7 @@ class Settlement:
 
     def estimated_usage(self, answer_chars: int) -> Usage:
         """Usage estimated by the lengths of prompt and answer, if the provider sent no usable figures."""
+        self._guessed = True
         return Usage(self._call.estimate.input_tokens, (answer_chars + 2) // 3, source="estimated")
 
     def _expected_usage(self) -> Usage:
@@ -262,6 +286,29 @@ class Settlement:
         estimate, most = self._call.estimate, self._upstream.endpoint.model.max_output_tokens
         output = min(estimate.output_tokens, most) if most > 0 else estimate.output_tokens
         return Usage(estimate.input_tokens, output, source="estimated")
+
+    def _credible(self, usage: Usage | None) -> Usage | None:
+        """The usage, or None if it is beyond what the model can have read or written.
+
+        A provider's mistake of a factor of a million must not spend a budget, nor block a token limit for
+        years. The bound is generous: windows in a catalogue may be old, and tools may take several rounds.
+        """
+        model, most = self._upstream.endpoint.model, self._upstream.most_tokens
+        if usage is None or (usage.prompt_tokens <= most and usage.completion_tokens <= most):
+            return usage
+        answers = choices_of(self._call.request)
+        if usage.prompt_tokens <= most and usage.completion_tokens <= answers * most:
+            return usage
+        if self._upstream.doubt():
+            log.warning(
+                "%s: says that a request took %d input and %d output tokens, which is impossible for %s; the "
+                "cost of such calls is unknown, and budgets keep their worst case",
+                self._upstream.endpoint.name,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                model.name,
+            )
+        return None
 
     def win(self, usage: Usage | None) -> None:
         """Claims that this attempt answers the call, and ends the other one if the call is hedged.
@@ -295,8 +342,8 @@ class Settlement:
         if self._settled:
             return
         latency = self.elapsed()
-        usage, spent = self._usage, 0
-        if usage is None and (self._timer is None or not self._timer.unsent):
+        usage, spent = self._credible(self._usage), 0
+        if usage is None and not self._unsent:
             usage = self._expected_usage()
             if output_tokens is not None:
                 usage = evolve(usage, completion_tokens=output_tokens)
@@ -329,13 +376,22 @@ class Settlement:
     def succeeded(self, usage: Usage, exchange: Exchange, latency: float, ttft: float | None = None) -> float:
         """Settles a good answer; returns time.monotonic."""
         estimate = self._call.estimate.input_tokens
+        most, known = self._upstream.most_tokens, not self._guessed
+        beyond = usage.prompt_tokens > most or usage.completion_tokens > most
+        if beyond and self._credible(usage) is None:
+            usage, known = self._expected_usage(), False
+        else:
+            beyond = False
         if usage.source == "provider":
             if not self._call.estimate.media:  # what is no text would distort the estimates of text
                 self._upstream.endpoint.calibration.learn(estimate, usage.prompt_tokens)
             if self._call.request.max_tokens is None:
                 self._sinks.outputs.record(self._upstream.endpoint.model.name, usage.completion_tokens)
         spent = usage.prompt_tokens + usage.completion_tokens
-        self._settle(_core.OK, self._entry("ok", latency, usage, exchange, ttft), spent, exchange.headers)
+        entry = self._entry("ok", latency, usage, exchange, ttft, known=known)
+        if beyond:
+            entry = evolve(entry, cost_nano=None)
+        self._settle(_core.OK, entry, spent, exchange.headers)
         return time.monotonic()
 
     def failed(
@@ -373,6 +429,7 @@ class Settlement:
         if isinstance(error, errors.AuthenticationError):
             error.message += f" (the key comes from {endpoint.provider.key_source})"
         billed = bool(getattr(error, "maybe_billed", False))
+        usage = self._credible(usage)
         if usage is None and billed:
             usage = self._expected_usage()
         spent = self._grant.tokens if billed else 0
@@ -385,15 +442,16 @@ class Settlement:
             self._block(verdict)
 
     def cancelled(self, exchange: Exchange | None, usage: Usage | None, ttft: float | None = None) -> None:
-        """Settles an attempt whose caller left. The provider may charge for all of it."""
+        """Settles an attempt whose caller left. The provider may charge for all of it, once it is sent."""
         if exchange is not None:
             exchange.close()
-        if usage is None:
+        usage, spent = self._credible(usage), 0
+        if usage is None and not self._unsent:
             usage = self._expected_usage()
+        if usage is not None:
+            spent = max(self._grant.tokens, usage.total_tokens)
         self._settle(
-            _core.IGNORED,
-            self._entry("client_cancelled", self.elapsed(), usage, exchange, ttft),
-            max(self._grant.tokens, usage.total_tokens),
+            _core.IGNORED, self._entry("client_cancelled", self.elapsed(), usage, exchange, ttft), spent
         )
 
     def began(self) -> None:
@@ -415,6 +473,11 @@ class Settlement:
                 self.cancelled(self._exchange, None)
             else:
                 self._undo()
+
+    @property
+    def _unsent(self) -> bool:
+        """Whether surely no byte of the request has reached the provider, so that it costs nothing."""
+        return self._timer is not None and self._timer.unsent
 
     @property
     def settled(self) -> bool:
@@ -505,13 +568,25 @@ class Settlement:
         exchange: Exchange | None,
         ttft: float | None = None,
         error: errors.Error | None = None,
+        *,
+        known: bool | None = None,
     ) -> Attempt:
-        """The attempt as it ended: its entry in the ledger."""
+        """The attempt as it ended: its entry in the ledger.
+
+        Args:
+            known: whether the usage is what the provider charges. Default: if it is the provider's own; an
+                answer that ended early may have been written to its end all the same.
+        """
         call, endpoint = self._call, self._upstream.endpoint
         cost: int | None = 0
+        kept: int | None = None
         if usage is not None:
             prices = endpoint.model.prices
-            cost = None if prices is None else prices.cost(usage)
+            cost = None if prices is None else min(prices.cost(usage), _core.MOST_NANO)
+            if known is None:
+                known = usage.source == "provider"
+            if not known and self._worst is not None and self._worst.nano is not None:
+                kept = max(min(self._worst.nano, _core.MOST_NANO), cost or 0)
         else:
             usage = _NOTHING
         status = exchange.status if exchange is not None else None
@@ -541,12 +616,13 @@ class Settlement:
             ttft=ttft,
             stream=call.request.stream,
             maybe_billed=bool(getattr(error, "maybe_billed", False))
-            or (outcome == "hedge_lost" and usage is not _NOTHING)
+            or (outcome in ("hedge_lost", "client_cancelled") and usage is not _NOTHING)
             or (self._timer is not None and self._timer.resent),
             request_id=request_id,
             tags=call.request.options.tags,
             cache_write_tokens=usage.cache_write_tokens,
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
+            budget_nano=kept,
         )
 
     def _settle(
@@ -596,7 +672,7 @@ class Settlement:
         # The ledger before the budget: killed between the two, the process leaves a reservation that counts
         # at the worst case. In the other order it could leave money spent that no ledger knows.
         sinks.ledger.append(attempt)
-        self._pay(attempt.cost_nano)
+        self._pay(attempt.cost_nano if attempt.budget_nano is None else attempt.budget_nano)
         if told:
             return
         hooks = sinks.hooks

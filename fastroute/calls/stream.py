@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from types import TracebackType
 
+from attrs import evolve
+
 from fastroute import errors, events
 from fastroute.platform.timer import Alarm
 from fastroute.providers import sse
@@ -355,9 +357,14 @@ class Stream:
         return shown
 
     def _spent(self) -> Usage:
-        """The usage of a stream that ended early: the provider's figures, or estimated from its text."""
+        """The usage of a stream that ended early: the provider's figures, or estimated from its text.
+
+        Some providers send the usage so far with every chunk. Before the end it is only an estimate.
+        """
         usage = self._reader.decoder.usage
-        return usage if usage is not None else self._estimated()
+        if usage is None:
+            return self._estimated()
+        return usage if self._reader.decoder.finished else evolve(usage, source="estimated")
 
     def _estimated(self) -> Usage:
         return self._settlement.estimated_usage(self._reader.decoder.output_chars)

@@ -16,6 +16,9 @@ from fastroute.state.endpoints import LiveEndpoint
 from fastroute.transport import Transport
 from fastroute.types import SAMPLING_PARAMETERS, Request
 
+_MOST_WINDOWS = 10  # times its context window that a model's usage may be
+_MOST_TOKENS = 100_000_000  # the same where the window is unknown: ten times the largest there is
+
 
 def target_at(
     config: Config,
@@ -76,12 +79,16 @@ class Upstream:
     Attributes:
         plain, stream: the prepared requests, without a body.
         refuses_sampling: whether the model refuses sampling parameters, always or while it reasons.
+        most_tokens: a usage of more input or output tokens is not believed.
+        default_output: ``max_tokens`` for requests that name none; 0: none is sent.
 
     Thread safety: all threads share it. `respell` is one attribute store. Two strikes at once may count as
     one, which blocks an endpoint one refusal later.
     """
 
-    def __init__(self, endpoint: LiveEndpoint, target: Target, transport: Transport) -> None:
+    def __init__(
+        self, endpoint: LiveEndpoint, target: Target, transport: Transport, default_output: int = 0
+    ) -> None:
         self.endpoint = endpoint
         self.format = format = get_format(endpoint.provider.format)
         self.target = target
@@ -90,6 +97,11 @@ class Upstream:
         self.stream = transport.prepare(format.url(target, True), format.headers(target, True))
         both = SAMPLING | SAMPLING_WITHOUT_REASONING
         self.refuses_sampling = endpoint.model.capabilities & both != both
+        model = endpoint.model
+        self.most_tokens = _MOST_WINDOWS * model.context_window or _MOST_TOKENS
+        most = model.max_output_tokens
+        self.default_output = min(default_output, most) if most else default_output
+        self._doubted = False
         self._strikes = 0
         self._succeeded = 0  # the endpoint's successes, in all processes, before the first of these strikes
 
@@ -111,6 +123,11 @@ class Upstream:
         """Changes attributes of the target, so that later requests are spelled another way."""
         # The whole target is replaced: a request that is being encoded in another thread keeps the old one.
         self.target = evolve(self.target, **changes)
+
+    def doubt(self) -> bool:
+        """Whether it is the first time that the endpoint's usage is not believed."""
+        doubted, self._doubted = self._doubted, True
+        return not doubted
 
     def strike(self) -> int:
         """Counts a refusal without a reason; returns how many came in a row, without a success between."""

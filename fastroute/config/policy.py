@@ -127,6 +127,8 @@ class Policy:
             times 1, 1.5 or 2.5 by the request's level.
         idle_timeout: seconds without a byte after which a stream whose content has begun ends with an error.
         ping_timeout: seconds with keep-alives only after which such a stream ends with an error.
+        default_max_tokens: ``max_tokens`` of requests that name none, lowered to what the model can give;
+            None sends none.
         drop_sampling: whether temperature, top_p and top_k are dropped for a model that refuses them; if not,
             a request with one of them goes to other models.
         cascade: whether the next cheaper tier follows one that cannot serve the request.
@@ -161,6 +163,9 @@ class Policy:
     timeout_per_1k: float = field(default=10.0, validator=seconds(least=0))
     idle_timeout: float = field(default=30.0, validator=seconds(most=3600))
     ping_timeout: float = field(default=120.0, validator=seconds(most=3600))
+    default_max_tokens: int | None = field(
+        default=None, validator=optional(integer(least=1, most=100_000_000))
+    )
     drop_sampling: bool = field(default=False, validator=flag)
     cascade: bool = field(default=True, validator=flag)
     breaker: BreakerConfig = field(factory=BreakerConfig)

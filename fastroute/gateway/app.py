@@ -103,7 +103,9 @@ class Gateway:
         shared = client.runtime.shared
         self.limits = KeyLimits(segment, shared)
         bank = None if shared is None else shared.bank
-        self.budgets = KeyBudgets(segment, spent_in(client.ledger), client.runtime.hooks, bank)
+        self.budgets = KeyBudgets(
+            segment, spent_in(client.ledger), client.runtime.hooks, client.runtime.queue.freed, bank
+        )
         self._served: ServedModels | None = None
         self.after_fork()
         self.routes: dict[str, tuple[str, Callable[[Environ, str], Response]]] = {

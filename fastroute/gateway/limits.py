@@ -7,11 +7,11 @@ segment share the limits. With Redis, other machines share them too, like the li
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastroute import _core, errors, events
-from fastroute.budget import Budgets, Reservation, Spent
+from fastroute.budget import Assumption, Budgets, QueueingPurse, Reservation, Spent
 from fastroute.state.redis import RedisBank, Shared
 from fastroute.state.tokens import LEAST_OUTPUT, estimate_input
 
@@ -130,18 +130,25 @@ class KeyBudgets:
         segment: where the money is counted.
         spent: returns what was spent in a window before it is counted.
         hooks: alerts are emitted to them.
+        freed: called with a line's name when money of it is released; see `Budgets`.
         bank: shares the budgets with other machines; None without Redis.
 
     Thread safety: all methods.
     """
 
     def __init__(
-        self, segment: _core.Segment, spent: Spent, hooks: events.Hooks, bank: RedisBank | None = None
+        self,
+        segment: _core.Segment,
+        spent: Spent,
+        hooks: events.Hooks,
+        freed: Callable[[str], None],
+        bank: RedisBank | None = None,
     ) -> None:
         self._segment = segment
         self._bank = bank
         self._spent = spent
         self._hooks = hooks
+        self._freed = freed
         self._budgets: dict[str, tuple[Mapping[str, float], Budgets]] = {}
 
     def of(self, caller: Caller) -> Budgets | None:
@@ -150,7 +157,7 @@ class KeyBudgets:
             return None
         known = self._budgets.get(caller.name)
         if known is None or known[0] != caller.budgets:
-            made = Budgets(caller.budget_configs(), self._segment, self._spent, self._hooks)
+            made = Budgets(caller.budget_configs(), self._segment, self._spent, self._hooks, self._freed)
             if self._bank is not None:
                 made.share(self._bank)
             known = self._budgets[caller.name] = (caller.budgets, made)
@@ -163,24 +170,22 @@ class KeyBudgets:
             budgets = self.of(caller)
             if budgets is None:
                 continue
-            budgets.remaining({"key": caller.name})  # `snapshot` contains only callers that were asked about
             found += [
                 {
-                    "budget": f"key {caller.name}, {status.budget.removeprefix('key-')}",
+                    "budget": f"key {caller.name}, {status.name.removeprefix('key-')}",
                     "value": caller.name,
-                    "window": status.window,
-                    "ends": status.ends,
+                    "window": status.period,
+                    "ends": status.resets_at,
                     "limit_nano": status.limit_nano,
                     "spent_nano": status.spent_nano,
                     "reserved_nano": status.reserved_nano,
                 }
-                for status in budgets.snapshot()
-                if status.value == caller.name
+                for status in budgets.snapshot({"key": caller.name})
             ]
         return found
 
 
-class KeyAllowance:
+class KeyAllowance(QueueingPurse):
     """Pays for a call from its caller's budgets: each attempt reserves and settles there."""
 
     def __init__(self, budgets: Budgets, caller: str, lease_s: float) -> None:
@@ -190,9 +195,18 @@ class KeyAllowance:
         self._held: dict[str, Reservation] = {}
         self._holding = threading.Lock()
 
-    def reserve(self, attempt: str, amount_nano: int | None) -> None:
+    def reserve(
+        self,
+        attempt: str,
+        amount_nano: int | None,
+        *,
+        assumed: Assumption | None = None,
+        behind: Callable[[str], bool] | None = None,
+    ) -> None:
         """Reserves the worst-case cost of an attempt, by its id."""
-        reservation = self._budgets.reserve(amount_nano, self._tags, self._lease_s)
+        reservation = self._budgets.reserve(
+            amount_nano, self._tags, self._lease_s, assumed=assumed, behind=behind
+        )
         reservation.sent()
         with self._holding:
             self._held[attempt] = reservation

@@ -17,7 +17,7 @@ from fastroute.client import Client
 from fastroute.figures import percentile
 from fastroute.ledger import Totals
 from fastroute.state.endpoints import BlockReason
-from fastroute.types import Attempt
+from fastroute.types import Attempt, BudgetStatus
 
 _DAY = 86_400.0
 _HOUR = 3600.0
@@ -173,12 +173,12 @@ def _sums(sums: Totals) -> dict[str, Any]:
     }
 
 
-def _budget(status: Any) -> dict[str, Any]:
+def _budget(status: BudgetStatus) -> dict[str, Any]:
     return {
-        "budget": status.budget,
+        "budget": status.name,
         "value": status.value,
-        "window": status.window,
-        "ends": status.ends,
+        "window": status.period,
+        "ends": status.resets_at,
         "limit_nano": status.limit_nano,
         "spent_nano": status.spent_nano,
         "reserved_nano": status.reserved_nano,

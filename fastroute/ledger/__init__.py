@@ -332,7 +332,9 @@ class Ledger:
             return reader.entries(where, limit)
 
     def spent(self, since: float | datetime | None = None, tags: Mapping[str, str] | None = None) -> int:
-        """The exact sum of known costs since a time, in nano-dollars; arguments as in `by`.
+        """What budgets count since a time, in nano-dollars: an exact sum; arguments as in `by`.
+
+        That is the known costs, and the worst case of attempts under a budget whose usage is unknown.
 
         Raises:
             LedgerError: the ledger cannot be read, or entries since that time may be missing because the

@@ -83,7 +83,7 @@ class LedgerConnection(Protocol):
         """The keys' values and the sums of each group, ordered by the keys' values."""
 
     def spent(self, where: Mapping[str, Any]) -> int:
-        """The exact sum of known costs, in nano-dollars."""
+        """What budgets count, in nano-dollars: an exact sum."""
 
     def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
         """Successful entries with a known cost, grouped by day and tokens, with count and cost; see `USAGE`.

@@ -39,27 +39,40 @@ A release that adds a field to `Attempt` adds it at the end and changes `SUFFIX`
 its segments alone. It adds the suffix before to `_SUFFIXES`, so that older segments are still drained.
 """
 
-SUFFIX = ".v3"
-_SUFFIXES = (".v2", SUFFIX)
+SUFFIX = ".v4"
+_SUFFIXES = (".v2", ".v3", SUFFIX)
 _DEFAULTS = [field.default for field in attrs.fields(Attempt)]
 _FEWEST = FIELDS.index("service_tier")  # values of a record of the oldest of these
 MAX_TEXT = 1024
 MAX_TAGS = 64
-_MAX_INT = 2**62
+_MAX_COUNT = 2**40  # tokens; a sum of millions of entries still fits 64 bits
+MAX_COST = 10**18
+"""Nano-dollars: a cost above this, a thousand million dollars, is entered as this; budgets count no more."""
 _PLAIN_RECORD = 4096
 
 _values = attrgetter(*FIELDS)
 _TIME, _LATENCY, _COST, _TAGS = (FIELDS.index(name) for name in ("time", "latency", "cost_nano", "tags"))
+_BUDGET = FIELDS.index("budget_nano")
 _FLOATS = frozenset({"time", "latency", "ttft"})
 _INTS = frozenset(
     {
-        *("status_code", "cost_nano", "prompt_tokens", "completion_tokens", "reasoning_tokens"),
+        *(
+            "status_code",
+            "cost_nano",
+            "budget_nano",
+            "prompt_tokens",
+            "completion_tokens",
+            "reasoning_tokens",
+        ),
         *("cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
     }
 )
 _FLAGS = frozenset({"stream", "maybe_billed"})
 _OPTIONAL = frozenset(
-    {"tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id", "service_tier"}
+    {
+        *("tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id"),
+        *("service_tier", "budget_nano"),
+    }
 )
 
 
@@ -69,8 +82,8 @@ _OPTIONAL = frozenset(
 def encode(attempt: Attempt) -> bytes:
     """Encodes an attempt as a record that the database can accept, whatever the attempt's fields contain.
 
-    Text is cut at `MAX_TEXT` characters; lone surrogates and NUL are escaped. A cost that is not a 64-bit
-    integer becomes unknown.
+    Text is cut at `MAX_TEXT` characters; lone surrogates and NUL are escaped. A cost above `MAX_COST` is cut
+    to that, and numbers of tokens are cut too.
     """
     values = _values(attempt)
     try:
@@ -86,7 +99,8 @@ def _is_plain(values: tuple[Any, ...]) -> bool:
     """Whether JSON can represent the values without loss, as far as `orjson` does not check that itself."""
     tags = values[_TAGS]
     return (
-        ((cost := values[_COST]) is None or (type(cost) is int and -_MAX_INT < cost < _MAX_INT))
+        ((cost := values[_COST]) is None or (type(cost) is int and -MAX_COST <= cost <= MAX_COST))
+        and ((cost := values[_BUDGET]) is None or (type(cost) is int and -MAX_COST <= cost <= MAX_COST))
         and type(tags) is dict
         and math.isfinite(values[_TIME] + values[_LATENCY])
         and (not tags or all(type(value) is str for value in tags.values()))
@@ -100,8 +114,10 @@ def _tame(name: str, value: Any) -> Any:
     if value is None and name in _OPTIONAL:
         return None
     if name in _INTS:
-        if isinstance(value, int) and abs(value) < _MAX_INT:
-            return int(value)
+        if isinstance(value, int):
+            most = MAX_COST if name.endswith("_nano") else _MAX_COUNT
+            if value >= -most:
+                return min(int(value), most)
         return None if name in _OPTIONAL else 0
     if name in _FLOATS:
         if isinstance(value, (int, float)) and math.isfinite(value):

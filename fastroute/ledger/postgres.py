@@ -98,6 +98,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
     ),
     ("ALTER TABLE fastroute_attempts ADD COLUMN service_tier text",),
+    ("ALTER TABLE fastroute_attempts ADD COLUMN budget_nano bigint",),
 )
 VERSION = len(MIGRATIONS)
 
@@ -106,7 +107,7 @@ _TIME = FIELDS.index("time")
 _FLOATS = frozenset({"time", "latency", "ttft"})
 _INTEGERS = frozenset(
     {
-        *("day", "status_code", "cost_nano", "stream", "maybe_billed"),
+        *("day", "status_code", "cost_nano", "budget_nano", "stream", "maybe_billed"),
         *("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"),
         *("cache_write_tokens", "cache_write_1h_tokens"),
     }
@@ -181,6 +182,9 @@ _SUMS = " ".join(
         sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
         sum(cache_write_tokens),
         coalesce(sum(cost_nano), 0), count(*) FILTER (WHERE cost_nano IS NULL),
+        count(*) FILTER (WHERE usage_source = 'estimated'),
+        coalesce(sum(cost_nano) FILTER (WHERE usage_source = 'estimated'), 0),
+        coalesce(sum(coalesce(budget_nano, cost_nano)), 0),
         avg(latency) FILTER (WHERE outcome = 'ok'),
         """,
         ", ".join(
@@ -191,7 +195,7 @@ _SUMS = " ".join(
         "GROUP BY k0, k1, k2, k3",
     )
 )
-_SPENT = " ".join(("SELECT coalesce(sum(cost_nano), 0)", _MATCHING))
+_SPENT = " ".join(("SELECT coalesce(sum(coalesce(budget_nano, cost_nano)), 0)", _MATCHING))
 _USAGES = " ".join(
     (
         "SELECT day,",

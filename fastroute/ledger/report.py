@@ -97,6 +97,11 @@ _SUMS: tuple[tuple[str, Callable[[Totals], Any]], ...] = (
     ("cost_nano", lambda sums: sums.cost_nano),
     ("cost_usd", lambda sums: decimal_dollars(sums.cost_nano)),
     ("unknown_cost", lambda sums: sums.unknown_cost),
+    ("estimated", lambda sums: sums.estimated),
+    ("estimated_nano", lambda sums: sums.estimated_nano),
+    ("estimated_usd", lambda sums: decimal_dollars(sums.estimated_nano)),
+    ("budget_nano", lambda sums: sums.budget_nano),
+    ("budget_usd", lambda sums: decimal_dollars(sums.budget_nano)),
     ("latency_mean", lambda sums: sums.latency_mean),
     ("latency_p50", lambda sums: sums.latency_p50),
     ("latency_p95", lambda sums: sums.latency_p95),
@@ -155,6 +160,8 @@ def to_table(report: Report) -> str:
     lines = _aligned(rows, text_columns=len(labels))
     if report.totals.unknown_cost:
         lines += ["", f"{report.totals.unknown_cost} attempt(s) with an unknown price are not in the cost."]
+    if report.totals.estimated:
+        lines += ["", _estimate(report.totals)]
     for saving in report.savings:
         lines += ["", _sentence(saving)]
     return "\n".join(lines) + "\n"
@@ -179,6 +186,16 @@ def _figures(sums: Totals) -> tuple[str, ...]:
         dollars(sums.cost_nano),
         *("-" if latency is None else duration(latency) for latency in latencies),
     )
+
+
+def _estimate(sums: Totals) -> str:
+    text = (
+        f"{sums.estimated:,} attempt(s) ended without a usage: {dollars(sums.estimated_nano)} of the cost is "
+        "estimated"
+    )
+    if sums.budget_nano > sums.cost_nano:
+        text += f"; budgets keep the worst case of them and count {dollars(sums.budget_nano)} in all"
+    return f"{text}."
 
 
 def _sentence(saving: Saving) -> str:

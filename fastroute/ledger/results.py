@@ -25,6 +25,10 @@ class Totals:
             ``cache_write_tokens`` (written to it) and ``reasoning_tokens``.
         cost_nano: the exact sum of known costs, in nano-dollars.
         unknown_cost: entries without a known cost; not in ``cost_nano``.
+        estimated: entries whose tokens and cost are an estimate, because the provider told no usage.
+        estimated_nano: the part of ``cost_nano`` that is their estimated cost.
+        budget_nano: what budgets count for all entries: the cost, or the worst case of those whose usage is
+            unknown.
         latency_mean, latency_p50, latency_p95: seconds, over successful entries; None if there are none.
             The percentiles are rounded to microseconds.
     """
@@ -40,6 +44,9 @@ class Totals:
     cache_write_tokens: int = 0
     cost_nano: int = 0
     unknown_cost: int = 0
+    estimated: int = 0
+    estimated_nano: int = 0
+    budget_nano: int = 0
     latency_mean: float | None = None
     latency_p50: float | None = None
     latency_p95: float | None = None

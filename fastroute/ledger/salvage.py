@@ -31,7 +31,12 @@ _ID, _TIME = journal.FIELDS.index("id"), journal.FIELDS.index("time")
 _UPWARD = "FROM attempts NOT INDEXED WHERE seq > ? ORDER BY seq"
 _DOWNWARD = "FROM attempts NOT INDEXED WHERE seq < ? ORDER BY seq DESC"
 # What columns have that later releases added, in a file that was damaged before it had them.
-_LATER = {"cache_write_tokens": "0", "cache_write_1h_tokens": "0", "service_tier": "NULL"}
+_LATER = {
+    "cache_write_tokens": "0",
+    "cache_write_1h_tokens": "0",
+    "service_tier": "NULL",
+    "budget_nano": "NULL",
+}
 
 
 def batches(path: str) -> Iterator[list[list[Any]]]:

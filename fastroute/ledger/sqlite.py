@@ -87,6 +87,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE attempts ADD COLUMN cache_write_1h_tokens INTEGER NOT NULL DEFAULT 0",
     ),
     ("ALTER TABLE attempts ADD COLUMN service_tier TEXT",),
+    ("ALTER TABLE attempts ADD COLUMN budget_nano INTEGER",),
 )
 VERSION = len(MIGRATIONS)
 
@@ -123,6 +124,21 @@ def _group_column(n: int) -> str:
     return f"CASE :key{n} {columns} WHEN 'tag' THEN {_TAG_VALUE}{n}) END AS k{n}"
 
 
+def _money(amount: str) -> str:
+    """The columns of an exact sum: its upper and its lower half.
+
+    A sum in SQLite fails above 2^63, which a few entries with wrong prices may reach.
+    """
+    return f"coalesce(sum(({amount}) >> 32), 0), coalesce(sum(({amount}) & 4294967295), 0)"
+
+
+def _whole(high: int, low: int) -> int:
+    return (int(high) << 32) + int(low)
+
+
+_ESTIMATED = "CASE WHEN usage_source = 'estimated' THEN cost_nano END"
+_COUNTED = "coalesce(budget_nano, cost_nano)"  # what budgets count
+
 _GROUP_NAMES = ", ".join(f"k{n}" for n in range(MOST_KEYS))
 # The latencies of a group come as one text of microseconds. Sorting them in Python is several times faster
 # than SQLite's window functions, and fetching them row by row would release the interpreter lock each time.
@@ -134,7 +150,10 @@ _SUMS = " ".join(
         count(DISTINCT call_id), count(*), sum(outcome NOT IN ('ok', 'hedge_lost')),
         sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
         sum(cache_write_tokens),
-        coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0), sum(cost_nano IS NULL),
+        """,
+        f"{_money('cost_nano')}, sum(cost_nano IS NULL), sum(usage_source = 'estimated'),",
+        f"{_money(_ESTIMATED)}, {_money(_COUNTED)},",
+        """
         avg(CASE WHEN outcome = 'ok' THEN latency END),
         group_concat(CASE WHEN outcome = 'ok' THEN CAST(latency * 1000000 + 0.5 AS INTEGER) END)
         """,
@@ -145,16 +164,13 @@ _SUMS = " ".join(
         _GROUP_NAMES,
     )
 )
-# A sum in SQLite fails above 2^63, which a few entries with wrong prices may reach. So halves are summed.
-_HALF = 32
-_SPENT = " ".join(
-    ("SELECT coalesce(sum(cost_nano >> 32), 0), coalesce(sum(cost_nano & 4294967295), 0)", _MATCHING)
-)
+_SPENT = " ".join(("SELECT", _money(_COUNTED), _MATCHING))
 _USAGES = " ".join(
     (
         "SELECT day,",
         ", ".join(USAGE),
-        ", count(*), coalesce(sum(cost_nano), 0)",
+        ", count(*),",
+        _money("cost_nano"),
         _MATCHING,
         "AND outcome = 'ok' AND cost_nano IS NOT NULL GROUP BY 1, 2, 3, 4, 5, 6",
     )
@@ -477,26 +493,24 @@ class SQLiteConnection:
         chosen = grouped(keys, where)
         with self._judging():
             rows = self._open.execute(_SUMS, chosen).fetchall()
-        return [
-            (
-                *row[: len(keys)],
-                *row[MOST_KEYS:-5],
-                (row[-5] << _HALF) + row[-4],
-                *row[-3:-1],
-                *_percentiles(row[-1]),
+        found = []
+        for row in rows:
+            *counts, high, low, unknown, estimated, high_e, low_e, high_b, low_b, mean, latencies = row
+            sums = (_whole(high, low), unknown, estimated, _whole(high_e, low_e), _whole(high_b, low_b))
+            found.append(
+                (*row[: len(keys)], *counts[MOST_KEYS:], *sums, mean, *_percentiles(latencies)),
             )
-            for row in rows
-        ]
+        return found
 
     def spent(self, where: Mapping[str, Any]) -> int:
         with self._judging():
-            high, low = self._open.execute(_SPENT, where).fetchone()
-        return (int(high) << _HALF) + int(low)
+            return _whole(*self._open.execute(_SPENT, where).fetchone())
 
     def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
         with self._judging():
             unpriced = self._open.execute(_UNPRICED, where).fetchall()
-            return self._open.execute(_USAGES, where).fetchall(), unpriced
+            rows = self._open.execute(_USAGES, where).fetchall()
+        return [(*row[:-2], _whole(*row[-2:])) for row in rows], unpriced
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
         with self._judging():

@@ -19,7 +19,7 @@ from fastroute import errors
 
 from . import jsontext, limit_headers, waits
 from .base import Target, request_id_of
-from .wordings import SPELLINGS, WORDINGS
+from .wordings import CHARGED, CHARGED_CODES, SPELLINGS, WORDINGS
 
 MESSAGE_LIMIT = 500
 EXCERPT_LIMIT = 200
@@ -191,6 +191,7 @@ def from_response(
     sent = limit_headers.time_of(lowered, now)
     error = from_error(found if found is not None else excerpt(body, target), status, target, sent)
     error.request_id = request_id
+    error.maybe_billed = status in CHARGED or error.code in CHARGED_CODES
     said = lowered.get("x-should-retry")
     if said in ("true", "false"):
         error.should_retry = said == "true"

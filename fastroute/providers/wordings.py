@@ -414,6 +414,21 @@ def broken_off(finish_reason: str) -> errors.InternalServerError:
     )
 
 
+# ------------------------------------------------------------------------------------ errors that are charged
+
+CHARGED: Mapping[int, str] = {
+    408: "the provider gave up in the midst of its answer (Azure charges for what it has processed)",
+    499: "the connection was given up while the model was at work",
+    504: "a gateway gave up waiting, and the model may go on",
+    520: "Cloudflare got no proper answer of a provider that was at work",
+    524: "Cloudflare gave up waiting, and the model may go on",
+}
+"""Statuses of errors that a provider may charge for all the same, and why. All others are free."""
+
+CHARGED_CODES = frozenset({"content_filter"})
+"""Codes of such errors: Azure reads the prompt before its filter refuses it, and charges for that."""
+
+
 # ------------------------------------------------------------------------------------------- other spellings
 
 

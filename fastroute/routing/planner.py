@@ -115,6 +115,7 @@ class Planner:
         self._confidence_threshold = policy.confidence_threshold
         self._floor = policy.quality_floor or 0.0
         self._max_latency = policy.max_latency or 0.0
+        self._default_output = policy.default_max_tokens
         self._random = random.Random()
 
     @property
@@ -187,9 +188,12 @@ class Planner:
         tokens = wanted or (outputs.p95.get(model.name) if wanted is None else 0)
         if not tokens:
             tokens = USUAL_OUTPUT + (asked if reasoning else 0)
+        expected = outputs.expected_output(wanted, model)
+        if wanted is None and self._default_output is not None:
+            tokens, expected = min(tokens, self._default_output), min(expected, self._default_output)
         factor = self._factor_of.get(level, 1.0) if level else 1.0
         timeout = self._timeout_base + self._timeout_per_1k * tokens / 1000 * factor
-        return Estimate(tokens_in, outputs.expected_output(wanted, model), timeout, reasoning)
+        return Estimate(tokens_in, expected, timeout, reasoning)
 
     # --------------------------------------------------------------------- another plan for the same request
 

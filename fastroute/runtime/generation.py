@@ -162,7 +162,9 @@ class Generation:
         else:
             # Spending and reservations are in the segment, by the budget's name, so they are kept.
             spent = spent_in(around.ledger)
-            self.budgets = Budgets(config.budgets, self.state.segment, spent, around.hooks)
+            self.budgets = Budgets(
+                config.budgets, self.state.segment, spent, around.hooks, around.queue.freed
+            )
         sinks = Sinks(
             retries=retries,
             ledger=around.ledger,
@@ -276,7 +278,8 @@ class Generation:
             upstream=endpoint.config.upstream,
             max_output=endpoint.model.max_output_tokens or None,
         )
-        return Upstream(endpoint, target, self.transports[name])
+        default_output = self.config.policy.default_max_tokens or 0
+        return Upstream(endpoint, target, self.transports[name], default_output)
 
 
 def _way(config: Config, provider: ProviderConfig) -> tuple[object, ...]:

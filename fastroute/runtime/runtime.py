@@ -344,6 +344,7 @@ class Runtime:
                 ttft=None,
                 attempts=(),
                 cached=True,
+                budgets=generation.budgets.left_for(request) or (),
             )
         )
 
@@ -358,6 +359,8 @@ class Runtime:
                 request = evolve(request, messages=_compressed(self._compress, request.messages, room))
                 plan = planner.plan(request)
         call = Call(request, plan.estimate, plan.judgement, started, deadline)
+        if generation.config.budgets or request.allowance is not None:
+            call.budgets = generation.budgets.left_for(request)
         if request.stream:
             return generation.dispatcher.stream(call, plan)
         return generation.dispatcher.complete(call, plan)

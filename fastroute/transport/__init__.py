@@ -271,13 +271,13 @@ class Transport:
         try:
             schedule(timer)  # inside the try: starting the timer thread may switch greenlets and be killed
             try:
-                status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
+                status, headers, raw = self._post(prepared, body, timer, connect_timeout, read_timeout)
             except (requests.RequestException, HTTPError, OSError) as error:
                 if not closed_while_idle(error, timer):
                     raise
                 # Whether the provider has read the first one is unknown, so it counts as maybe billed.
                 timer.resent, timer.reused = True, False
-                status, headers, raw = self._post(prepared, body, connect_timeout, read_timeout)
+                status, headers, raw = self._post(prepared, body, timer, connect_timeout, read_timeout)
             timer.raw = raw
             # Which of the two ends the body is ambiguous, and a proxy on the way may have used the other.
             if "transfer-encoding" in headers and "content-length" in headers:
@@ -317,6 +317,7 @@ class Transport:
         self,
         prepared: requests.PreparedRequest,
         body: bytes | None,
+        timer: RequestTimer,
         connect_timeout: float,
         read_timeout: float,
     ) -> tuple[int, Mapping[str, str], Any]:
@@ -337,6 +338,9 @@ class Transport:
             report(
                 mounted.get_connection_with_tls_context(request, verify, proxies=proxies, cert=session.cert)
             )
+        else:
+            # Its connections do not report, so from here on the provider may have got the request.
+            timer.sent = True
         response = mounted.send(
             request,
             stream=True,

@@ -55,7 +55,7 @@ def budget(name: str = "all", limit: float = 10, window: str = "day", **more: An
 
 
 def figures(budgets: Budgets) -> dict[tuple[str, str | None], tuple[int | None, int | None]]:
-    return {(row.budget, row.value): (row.spent_nano, row.reserved_nano) for row in budgets.snapshot()}
+    return {(row.name, row.value): (row.spent_nano, row.reserved_nano) for row in budgets.snapshot()}
 
 
 def run_all(threads: list[threading.Thread]) -> None:

@@ -23,10 +23,10 @@ class TestReserving:
             budgets.reserve(1, {}, 60)
         assert str(caught.value) == (
             "budget all, 2026-11-21: the call could cost $0.000000001, and $0 is spent and $10.00 reserved "
-            "of $10.00; lower max_tokens, or raise the budget's limit"
+            "of $10.00; wait for the calls under way, lower max_tokens, or raise the budget's limit"
         )
         assert (caught.value.budget, caught.value.on_breach) == ("all", "refuse")
-        assert (caught.value.status_code, caught.value.retry_after) == (429, 12 * HOUR)
+        assert (caught.value.status_code, caught.value.retry_after) == (429, 1.0)
         held.release()
         assert budgets.remaining({}) == 10 * NANO
 
@@ -87,7 +87,7 @@ class TestReserving:
             budgets.reserve(NANO // 2 + 1, {}, 60)
         with pytest.raises(errors.BudgetExceeded, match="price is unknown"):
             budgets.reserve(None, {}, 60)
-        assert (budgets.remaining({}), budgets.snapshot()) == (NANO // 2, [])
+        assert (budgets.remaining({}), budgets.snapshot()) == (NANO // 2, ())
 
     def test_an_unknown_price_passes_no_hard_budget(self, make: Make) -> None:
         with pytest.raises(errors.BudgetExceeded, match="the call's price is unknown"):

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from budget_clock import NANO, Clock, Make, budget
 
+import fastroute
 from fastroute import _core, errors, events
 from fastroute.budget import Budgets
 from fastroute.config import check
 from fastroute.config.reader import parse_toml
+from fastroute.providers.wordings import CHARGED
 
 # ------------------------------------------------------------------------------------------- configuration
 
@@ -63,7 +65,10 @@ def problems_of(budgets: Any) -> list[str]:
             "budgets[0].on_breach: unknown on_breach 'ignore'; use one of refuse, downgrade",
         ),
         ({"hard": 1}, "budgets[0].hard: must be true or false, not 1"),
-        ({"alerts": [0.5, 1.5]}, "budgets[0].alerts[1]: must be a number above 0 and at most 1, not 1.5"),
+        (
+            {"alerts": [0.5, 1.5]},
+            "budgets[0].alerts[1]: must be a number above 0 and at most 1 (a share, 0.5 is half), not 1.5",
+        ),
         ({"alerts": [0.5, 0.5]}, "budgets[0].alerts: must not have an entry twice"),
         ({"alerts": [x / 10 for x in range(1, 10)]}, "budgets[0].alerts: must have at most 8 entries, not 9"),
         ({"limits": 1}, "budgets[0].limits: unknown key (did you mean limit?)"),
@@ -82,7 +87,7 @@ def test_a_bad_budget_is_refused_with_its_path(keys: dict[str, Any], said: str) 
 def test_names_are_unique_and_all_problems_come_at_once() -> None:
     one = {"name": "b", "limit": 1, "window": "day"}
     assert problems_of([one, one]) == ["budgets.b.name: is the name of another budget too; use a unique name"]
-    assert problems_of({"b": 1}) == ["budgets: must be a list of tables, not a table"]
+    assert problems_of({"b": 1}) == ["budgets: must be a list of tables, not a table; write [[budgets]]"]
     assert len(problems_of([{}, {**one, "limit": -1, "per": 3}])) == 5
 
 
@@ -141,8 +146,20 @@ def test_the_pages_configurations_are_such() -> None:
     assert [problems_of(parse_toml(example)["budgets"]) for example in examples] == [[], []]
 
 
-def test_the_pages_example_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(example, str(PAGE), "exec"), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == re.findall(r"print\(.*\) +# (.*)", example)
+def test_the_pages_message_is_what_a_refusal_says() -> None:
+    lines = re.findall(r"^> (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    settings = {
+        "fastroute": {"ledger": ""},
+        "providers": {"p": {"base_url": "http://127.0.0.1:9/v1"}},
+        "endpoints": [{"provider": "p", "model": "m"}],
+        "models": {"m": {"input_price": 3, "output_price": 15, "max_output_tokens": 64_000}},
+        "budgets": [{"name": "everything", "limit": 0.5, "window": "total"}],
+    }
+    with fastroute.Client(settings) as client, pytest.raises(fastroute.BudgetExceeded) as caught:
+        client.chat.completions.create(messages=[{"role": "user", "content": "Hello"}], model="m")
+    assert str(caught.value) == " ".join(lines)
+
+
+def test_the_pages_statuses_are_those_of_the_table() -> None:
+    (line,) = re.findall(r"^\| an error status: (.*?), or", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {int(status) for status in re.findall(r"\d+", line)} == set(CHARGED)

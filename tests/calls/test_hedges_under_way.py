@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loopback import MODEL, Loopback, within
+from loopback import MODEL, Loopback, counted, within
 
 import fastroute
 from fastroute.testing import Answer, Fault
@@ -184,7 +184,7 @@ def test_what_a_loser_cost_counts_in_every_budget_once(under_way: Callable[..., 
     way.go.set()
     way.replies.append(way.loop.ask(route={"tags": {"team": "x"}}))
     way.check()
-    spent = sum(each.cost_nano or 0 for each in way.loop.attempts)
+    spent = counted(way.loop.attempts)
     assert spent > 0
     books = way.loop.client.stats()["budgets"]
     assert {book.spent_nano for book in books} == {spent}

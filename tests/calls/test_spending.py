@@ -39,7 +39,7 @@ def ask(client: fastroute.Client, model: str = "dear", **more: Any) -> fastroute
 
 
 def status(client: fastroute.Client, name: str) -> Any:
-    return next(each for each in client.stats()["budgets"] if each.budget == name)
+    return next(each for each in client.stats()["budgets"] if each.name == name)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_stream_that_is_left_early_keeps_what_it_may_have_cost(provider: Provi
             next(stream)
         end = status(client, "all")
         assert end.reserved_nano == 0
-        assert stream.route.cost_nano == end.spent_nano > 0
+        assert 0 < (stream.route.cost_nano or 0) < end.spent_nano
 
 
 def test_each_value_of_a_tag_has_its_own_and_a_restart_forgets_nothing(

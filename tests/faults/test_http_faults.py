@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import MODEL, Loopback, nothing_left, within
+from loopback import MODEL, Loopback, counted, nothing_left, within
 from raw_server import RawServer, Say
 
 import fastroute
 from fastroute import events
+from fastroute.providers.wordings import CHARGED
 from fastroute.testing import Fault, Provider
 
 Start = Callable[..., Loopback]
@@ -51,12 +52,14 @@ FAILS_OVER = [
     pytest.param(Fault.error_in_200("server_error"), "InternalServerError", False, id="017-error-in-200"),
     pytest.param(Fault.error_in_200("slow_down"), "RateLimitError", False, id="017-throttled-in-200"),
     *(
-        pytest.param(Fault.status(status), "APIStatusError", False, id=f"023-status-{status}")
+        pytest.param(Fault.status(status), "APIStatusError", status in CHARGED, id=f"023-status-{status}")
         for status in (408, 425)
     ),
     *(
-        pytest.param(Fault.status(status), "InternalServerError", False, id=f"023-status-{status}")
-        for status in (500, 502, 503, 504, 529)
+        pytest.param(
+            Fault.status(status), "InternalServerError", status in CHARGED, id=f"023-status-{status}"
+        )
+        for status in (500, 502, 503, 504, 520, 524, 529)
     ),
     pytest.param(Fault.status(409), "ConflictError", False, id="023-status-409"),
     pytest.param(
@@ -115,11 +118,14 @@ def test_the_next_endpoint_answers(start: Start, fault: Fault, error: str, bille
         assert kept >= 1000
         assert (failed.usage_source, failed.completion_tokens) == ("estimated", 1000)
         assert failed.cost_nano == failed.prompt_tokens * 1000 + 1000 * 2000
+        assert failed.estimated
+        assert (failed.budget_nano or 0) > failed.cost_nano  # the prompt may have more tokens than estimated
     else:
         assert kept == 0
         assert (failed.usage_source, failed.cost_nano, failed.prompt_tokens) == ("none", 0, 0)
+        assert failed.budget_nano is None
     (book,) = loop.client.stats()["budgets"]
-    assert (book.reserved_nano, book.spent_nano) == (0, reply.route.cost_nano)
+    assert (book.reserved_nano, book.spent_nano) == (0, counted(reply.route.attempts))
     assert [event.to_endpoint for event in loop.of(events.FailedOver)] == [f"b/{MODEL}"]
     # Whatever was on that connection, the next answer is the right one.
     assert loop.ask("And now?").text == "And now?"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from interrupts import Tracer
-from loopback import core_of, held, nothing_left
+from loopback import core_of, counted, held, nothing_left
 from raw_server import RawServer, Say
 from walks import Variant
 
@@ -231,8 +231,7 @@ def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> Non
 
         def check(where: str) -> None:
             usual(where)
-            spent = sum(row.cost_nano or 0 for row in stage.client.ledger.entries(None))
-            assert allowance.committed == spent, where
+            assert allowance.committed == counted(stage.client.ledger.entries(None)), where
 
         usual, stage.check = stage.check, check  # type: ignore[method-assign]
         interrupt_everywhere(stage, stage.ask, every=3, parts=("/calls/settlement.py", "/allowance.py"))

@@ -88,7 +88,7 @@ def test_text_that_no_database_takes_is_kept_as_escapes(ledger: Ledger) -> None:
     assert len(found.error) == journal.MAX_TEXT
     assert found.tags["k\\udfff"] == "v\\x00"
     assert len(found.tags["long"]) == journal.MAX_TEXT
-    assert (found.cost_nano, found.latency, found.ttft) == (None, 0.0, None)
+    assert (found.cost_nano, found.latency, found.ttft) == (journal.MAX_COST, 0.0, None)
     assert ledger.totals(tags={"k\udfff": "v\0"}).attempts == 1
 
 
@@ -114,7 +114,7 @@ entries_of_any_kind = st.builds(
     status_code=st.none() | st.integers(100, 599),
     error=st.none() | texts,
     prompt_tokens=st.integers(0, 2**40),
-    cost_nano=st.none() | st.integers(0, 2**60),
+    cost_nano=st.none() | st.integers(0, journal.MAX_COST),
     latency=finite,
     ttft=st.none() | finite,
     stream=st.booleans(),
@@ -154,11 +154,13 @@ def test_the_document_names_every_column() -> None:
 # -------------------------------------------------------------------------------------------------- sums
 
 priced = st.builds(
-    lambda n, model, tag, cost, tokens, ok, day, latency: attempt(
+    lambda n, model, tag, cost, worst, tokens, ok, day, latency: attempt(
         n % 7,
         model=model,
         tags={"team": tag} if tag else {},
         cost_nano=cost,
+        budget_nano=worst,
+        usage_source="provider" if worst is None else "estimated",
         prompt_tokens=tokens,
         completion_tokens=tokens // 3,
         cached_tokens=tokens // 5,
@@ -170,6 +172,7 @@ priced = st.builds(
     model=st.sampled_from(["a", "b", "c"]),
     tag=st.sampled_from(["", "x", "y"]),
     cost=st.none() | st.integers(0, 2**50),
+    worst=st.none() | st.integers(0, 2**50),
     tokens=st.integers(0, 2**31),
     ok=st.booleans(),
     day=st.integers(20_000, 20_003),
@@ -182,6 +185,7 @@ def expected(entries: list[Attempt], keys: tuple[str | None, ...] = ()) -> Total
     costs = [entry.cost_nano for entry in entries if entry.cost_nano is not None]
     latencies = sorted(entry.latency for entry in entries if entry.outcome == "ok")
     count = len(latencies)
+    estimated = [entry for entry in entries if entry.estimated]
     return Totals(
         keys=keys,
         calls=len({entry.call_id for entry in entries}),
@@ -192,6 +196,11 @@ def expected(entries: list[Attempt], keys: tuple[str | None, ...] = ()) -> Total
         cached_tokens=sum(entry.cached_tokens for entry in entries),
         cost_nano=sum(costs),
         unknown_cost=len(entries) - len(costs),
+        estimated=len(estimated),
+        estimated_nano=sum(entry.cost_nano or 0 for entry in estimated),
+        budget_nano=sum(
+            entry.cost_nano or 0 if entry.budget_nano is None else entry.budget_nano for entry in entries
+        ),
         latency_mean=pytest.approx(sum(latencies) / count) if count else None,
         latency_p50=pytest.approx(latencies[-(-count * 50 // 100) - 1], abs=1e-6) if count else None,
         latency_p95=pytest.approx(latencies[-(-count * 95 // 100) - 1], abs=1e-6) if count else None,
@@ -205,7 +214,7 @@ def test_sums_are_those_of_plain_python(new: Callable[[], Opens], entries: list[
         for entry in entries:
             ledger.append(entry)
         assert ledger.totals() == expected(entries)
-        assert ledger.spent() == expected(entries).cost_nano
+        assert ledger.spent() == expected(entries).budget_nano
         readings: dict[tuple[str, ...], Callable[[Attempt], tuple[str | None, ...]]] = {
             ("model",): lambda entry: (entry.model,),
             ("outcome", "tag:team"): lambda entry: (entry.outcome, entry.tags.get("team")),

@@ -19,11 +19,13 @@ from entries import attempt, in_child, reap, segments, until
 from soak.ledger import check_sqlite, kill_loop
 
 import fastroute
+from fastroute import _core
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks, LedgerDegraded
 from fastroute.ledger import Ledger, journal, salvage, sqlite
 from fastroute.platform import mounts
 from fastroute.testing import Provider
+from fastroute.types import TokenPrices
 
 
 @pytest.fixture(autouse=True)
@@ -353,7 +355,7 @@ def test_a_file_from_before_cache_writes_were_counted_goes_on(path: Path) -> Non
     with Ledger(path) as ledger:
         ledger.append(attempt(0, cost_nano=1))
     with closing(sqlite3.connect(path)) as old, old:
-        for column in ("cache_write_tokens", "cache_write_1h_tokens", "service_tier"):
+        for column in ("cache_write_tokens", "cache_write_1h_tokens", "service_tier", "budget_nano"):
             old.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     with Ledger(path) as ledger:
@@ -369,6 +371,7 @@ def test_a_file_from_before_service_tiers_were_recorded_goes_on(path: Path) -> N
         ledger.append(attempt(0, cost_nano=1))
     with closing(sqlite3.connect(path)) as old, old:
         old.execute("ALTER TABLE attempts DROP COLUMN service_tier")
+        old.execute("ALTER TABLE attempts DROP COLUMN budget_nano")
         old.execute("PRAGMA user_version = 2")
     with Ledger(path) as ledger:
         ledger.append(attempt(1, cost_nano=10, service_tier="flex"))
@@ -485,13 +488,28 @@ def test_which_file_system_a_path_is_on(
 def test_sums_beyond_sixty_four_bits_are_exact(path: Path) -> None:
     with Ledger(path) as ledger:
         for n in range(9):
-            ledger.append(attempt(n, cost_nano=2**61 + n))
+            ledger.append(attempt(n, cost_nano=10**18 - n))
+        ledger.append(attempt(9, cost_nano=10**18 - 9, budget_nano=10**18, usage_source="estimated"))
         ledger.append(attempt(10, cost_nano=-5))
-        assert ledger.spent() == ledger.totals().cost_nano == 9 * 2**61 + 36 - 5
+        totals = ledger.totals()
+        assert totals.cost_nano == 10**19 - 45 - 5
+        assert totals.estimated_nano == 10**18 - 9
+        assert ledger.spent() == totals.budget_nano == 10**19 - 36 - 5
+        (saving,) = ledger.savings(lambda _: TokenPrices(0, 0), ["x"])
+        assert saving.actual_nano == 10**19 - 45 - 5
 
 
-@pytest.mark.parametrize("cost", [2**62, 2**63, 2**64 - 1, -(2**63)])
-def test_a_cost_that_no_column_holds_is_unknown_and_holds_nothing_up(path: Path, cost: int) -> None:
+def test_a_cost_above_what_budgets_count_is_cut_to_that(path: Path) -> None:
+    # The core's counters, both databases and the journal hold the same: see tests/budget for the counters.
+    with Ledger(path) as ledger:
+        for n, cost in enumerate((10**18, 10**18 + 1, 2**62, 2**63, 10**40)):
+            ledger.append(attempt(n, cost_nano=cost, budget_nano=cost))
+        assert [entry.cost_nano for entry in ledger.entries()] == [10**18] * 5
+        assert ledger.spent() == 5 * 10**18 == 5 * _core.MOST_NANO
+
+
+@pytest.mark.parametrize("cost", [-(10**18) - 1, -(2**63), 1.5, "dear"])
+def test_a_cost_that_is_none_is_unknown_and_holds_nothing_up(path: Path, cost: Any) -> None:
     with Ledger(path) as ledger:
         ledger.append(attempt(0, cost_nano=cost))
         ledger.append(attempt(1, cost_nano=1, prompt_tokens=2**63))

@@ -187,8 +187,8 @@ def test_a_newer_schema_is_not_written_to_even_if_it_comes_while_running(
         assert server.run("SELECT count(*) FROM fastroute_attempts", url) == [(1,)]
         with pytest.raises(ConfigError, match="newer fastroute"):
             opens()
-        assert postgres.VERSION == 3
-        server.run("UPDATE fastroute_ledger SET version = 3", url)
+        assert postgres.VERSION == 4
+        server.run("UPDATE fastroute_ledger SET version = 4", url)
         assert ledger.spent() == 11
 
 
@@ -221,7 +221,7 @@ def test_a_database_from_before_service_tiers_were_recorded_goes_on(
     url = str(opens.place)
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
-    server.run("ALTER TABLE fastroute_attempts DROP COLUMN service_tier", url)
+    server.run("ALTER TABLE fastroute_attempts DROP COLUMN service_tier, DROP COLUMN budget_nano", url)
     server.run("UPDATE fastroute_ledger SET version = 2", url)
     with opens() as ledger:
         ledger.append(attempt(1, cost_nano=10, service_tier="flex"))
@@ -387,7 +387,7 @@ def test_what_was_spent_comes_back_after_a_restart(
         client.chat.completions.create(
             model="m", messages=messages, max_tokens=50, route={"tags": {"team": "red"}}
         )
-        spent = {(status.budget, status.value): status.spent_nano for status in client.stats()["budgets"]}
+        spent = {(status.name, status.value): status.spent_nano for status in client.stats()["budgets"]}
         assert client.ledger.spent() == spent["all", None] == cost * 4 // 3
         assert spent["team", "red"] == client.ledger.spent(tags={"team": "red"}) == cost
         assert client.ledger.spent(tags={"team": ""}) == cost // 3

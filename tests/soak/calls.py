@@ -210,7 +210,8 @@ def work(
             while counts.total("calls") < last and time.monotonic() < until:
                 became, attempts = call(client, f"team{slot % 3}", chance, next(numbers))
                 for attempt in attempts:
-                    os.write(notes, f"{attempt.id} {attempt.cost_nano}\n".encode())
+                    cost = attempt.cost_nano if attempt.budget_nano is None else attempt.budget_nano
+                    os.write(notes, f"{attempt.id} {cost}\n".encode())
                 if became:
                     counts.add(became, slot)
                 counts.add("calls", slot)
@@ -371,7 +372,7 @@ def check(client: fastroute.Client, folder: Path, estimate: int, threads: int, f
     for team in range(3):  # statuses are given of tags that this process has seen
         generation.budgets.reserve(1, {"team": f"team{team}"}, 60).settle(0)
     stats = client.stats()
-    budgets = {(each.budget, each.value): each for each in stats["budgets"]}
+    budgets = {(each.name, each.value): each for each in stats["budgets"]}
     assert all(each.reserved_nano == 0 for each in budgets.values()), "money is still reserved"
     assert stats["endpoints"]["p/m"]["in_flight"] == 0, "permits are still taken"
     assert stats["queued"] == 0
@@ -393,17 +394,18 @@ def check(client: fastroute.Client, folder: Path, estimate: int, threads: int, f
     entries = total = timed_out = 0
     with closing(sqlite3.connect(f"file:{folder / 'ledger.db'}?mode=ro", uri=True)) as ledger:
         rows = ledger.execute(
-            "SELECT id, request_id, outcome, prompt_tokens, completion_tokens, cost_nano FROM attempts"
+            "SELECT id, request_id, outcome, prompt_tokens, completion_tokens, cost_nano, "
+            "coalesce(budget_nano, cost_nano) FROM attempts"
         )
-        for attempt_id, request_id, outcome, prompt, completion, cost in rows:
+        for attempt_id, request_id, outcome, prompt, completion, cost, counted in rows:
             entries += 1
-            total += cost
+            total += counted
             timed_out += request_id is None
             told = notes.pop(attempt_id, None)
             if told is None:
-                unnoted.append(cost)
+                unnoted.append(counted)
             else:
-                assert told == cost, f"{attempt_id} has another cost than its caller was told"
+                assert told == counted, f"{attempt_id} has another cost than its caller was told"
             if outcome != "ok":
                 continue
             assert request_id in served, (
@@ -417,7 +419,7 @@ def check(client: fastroute.Client, folder: Path, estimate: int, threads: int, f
     most = figures.kills * threads  # requests that kills can have interrupted
     figures.received, figures.entries, figures.in_ledger = received, entries, total
     assert -timed_out <= received - entries <= most, f"{received} requests, {entries} entries, {most} killed"
-    assert client.ledger.totals().cost_nano == total
+    assert client.ledger.spent() == client.ledger.totals().budget_nano == total
     figures.spent = budgets["all", None].spent_nano
     figures.interrupted, figures.entered = kept(figures.spent - total, estimate, unnoted)
     assert figures.interrupted <= most

@@ -62,6 +62,26 @@ def made() -> fastroute.Client:
     return fastroute.Client(config)
 
 
+def left(client: fastroute.Client) -> float | None:
+    reply = client.chat.completions.create(messages=MESSAGES)
+    route = reply.route
+    assert route is not None
+    for budget in (*client.budgets(), *client.budgets({"team": "red"}), *route.budgets):
+        assert_type(budget, fastroute.BudgetStatus)
+        assert_type(budget.name, str)
+        assert_type(budget.value, str | None)
+        assert_type((budget.window, budget.period), tuple[str, str])
+        assert_type(budget.limit, float)
+        assert_type((budget.spent, budget.reserved), tuple[float | None, float | None])
+        assert_type(budget.left, float | None)
+        assert_type((budget.limit_nano, budget.left_nano), tuple[int, int | None])
+        assert_type(budget.resets_at, float | None)
+    for attempt in route.attempts:
+        assert_type(attempt.estimated, bool)
+        assert_type(attempt.budget_nano, int | None)
+    return client.budgets()[0].left
+
+
 def failed(client: fastroute.Client) -> float | None:
     try:
         plain(client)
