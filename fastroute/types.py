@@ -389,6 +389,7 @@ class TokenPrices:
         cache_write_1h: tokens written to the cache for an hour; None: as ``cache_write``.
         long_context: if the prompt has more tokens than this, the prices ``long`` apply to prompt and answer.
         long: these prices; None if all prompts have the same prices.
+        audio_input, audio_output: tokens of audio; None: as ``input`` and ``output``.
     """
 
     input: int
@@ -398,6 +399,8 @@ class TokenPrices:
     cache_write_1h: int | None = None
     long_context: int = 0
     long: TokenPrices | None = None
+    audio_input: int | None = None
+    audio_output: int | None = None
 
     def at(self, prompt_tokens: int) -> TokenPrices:
         """The prices for a prompt of this length."""
@@ -427,6 +430,55 @@ class TokenPrices:
         dearest = max(prices.input, prices.cache_write or 0, (prices.cache_write_1h or 0) if hour else 0)
         return -(-(prompt_tokens * dearest + completion_tokens * prices.output) // 1_000_000)
 
+    def times(self, factor: float) -> TokenPrices:
+        """These prices multiplied, each rounded up."""
+        millionths = round(factor * 1_000_000)
+
+        def scaled(price: int) -> int:
+            return -(-price * millionths // 1_000_000)
+
+        def known(price: int | None) -> int | None:
+            return None if price is None else scaled(price)
+
+        return TokenPrices(
+            input=scaled(self.input),
+            output=scaled(self.output),
+            cached_input=known(self.cached_input),
+            cache_write=known(self.cache_write),
+            cache_write_1h=known(self.cache_write_1h),
+            long_context=self.long_context,
+            long=None if self.long is None else self.long.times(factor),
+            audio_input=known(self.audio_input),
+            audio_output=known(self.audio_output),
+        )
+
+
+PRICE_MODIFIERS: Mapping[str, frozenset[str]] = {
+    "service_tier": frozenset({"default", "standard", "standard_only", "on_demand"}),
+    "speed": frozenset({"standard", "normal"}),
+    "inference_geo": frozenset({"global", "not_available"}),
+}
+"""Parameters that change the price of all tokens, with the values that cost the list price."""
+
+
+@frozen(kw_only=True)
+class Billing:
+    """What an answer says about its price, beside its tokens.
+
+    Attributes:
+        modifiers: the values of `PRICE_MODIFIERS` that it was served with, in lower case.
+        charged_nano: nano-dollars that the provider says it charged; None if it does not say.
+        searches: web searches, as the provider counts them for its fee.
+        audio_tokens: tokens of audio among the prompt's.
+        audio_output_tokens: tokens of audio among the answer's.
+    """
+
+    modifiers: Mapping[str, str] = _EMPTY
+    charged_nano: int | None = None
+    searches: int = 0
+    audio_tokens: int = 0
+    audio_output_tokens: int = 0
+
 
 @frozen
 class PromptTokensDetails:
@@ -450,6 +502,7 @@ class Usage:
         cached_tokens: input read from the provider's cache.
         cache_write_tokens: input written to the provider's cache, including ``cache_write_1h_tokens``.
         cache_write_1h_tokens: input written to the cache for an hour.
+        billing: what else the answer says about its price; None if nothing.
     """
 
     prompt_tokens: int = 0
@@ -459,6 +512,7 @@ class Usage:
     source: UsageSource = "provider"
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
+    billing: Billing | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -652,6 +706,7 @@ def usd_to_nano(usd: float) -> int:
 __all__ = [
     "NANO",
     "Attempt",
+    "Billing",
     "BudgetStatus",
     "Choice",
     "Chunk",

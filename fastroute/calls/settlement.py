@@ -22,6 +22,7 @@ from fastroute import _core, errors, events
 from fastroute.budget import Budgets, QueueingPurse, Reservation
 from fastroute.figures import duration
 from fastroute.providers.base import check_content_type, request_id_of
+from fastroute.providers.charges import CHARGING
 from fastroute.providers.limit_headers import HeaderLimit, parse_limits
 from fastroute.quality import Rates
 from fastroute.state.endpoints import BlockReason, LiveEndpoint
@@ -31,6 +32,7 @@ from fastroute.transport.request_timer import RequestTimer
 from fastroute.types import Attempt, Outcome, Request, Usage
 
 from .call import LARGE_BODY, Call, Grant, Superseded, ids
+from .pricing import charged
 from .queue import RANKS, WaitQueue
 from .retry import RetryPolicy, Verdict
 from .upstream import Upstream
@@ -228,8 +230,7 @@ class Settlement:
         call, sinks = self._call, self._sinks
         budgets, allowance, options = sinks.budgets, request.allowance, request.options
         asked = call.request.max_tokens is not None
-        model = self._upstream.endpoint.model
-        self._worst = worst = worst_case(request, call.estimate, model, body, asked=asked)
+        self._worst = worst = worst_case(request, call.estimate, self._upstream, body, asked=asked)
         # Only while calls wait there can be one that must not be overtaken.
         behind = self._behind if sinks.queue.waiting else None
         if isinstance(allowance, QueueingPurse):
@@ -580,9 +581,17 @@ class Settlement:
         call, endpoint = self._call, self._upstream.endpoint
         cost: int | None = 0
         kept: int | None = None
+        service_tier = None
         if usage is not None:
             prices = endpoint.model.prices
-            cost = None if prices is None else min(prices.cost(usage), _core.MOST_NANO)
+            upstream, params = self._upstream, call.request.params
+            if usage.billing is None and not upstream.searches and CHARGING.isdisjoint(params):
+                cost = None if prices is None else prices.cost(usage)
+            else:
+                headers = None if exchange is None else exchange.headers
+                name = upstream.target.upstream
+                cost, service_tier = charged(usage, call.request, endpoint.model, name, headers)
+            cost = None if cost is None else min(cost, _core.MOST_NANO)
             if known is None:
                 known = usage.source == "provider"
             if not known and self._worst is not None and self._worst.nano is not None:
@@ -622,6 +631,7 @@ class Settlement:
             tags=call.request.options.tags,
             cache_write_tokens=usage.cache_write_tokens,
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
+            service_tier=service_tier,
             budget_nano=kept,
         )
 

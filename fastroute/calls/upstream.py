@@ -11,8 +11,8 @@ from attrs import evolve
 from fastroute.config import Config, Secret, is_loopback_url
 from fastroute.config.catalog import SAMPLING, SAMPLING_WITHOUT_REASONING, sampling_bit
 from fastroute.providers import get as get_format
-from fastroute.providers import history
 from fastroute.providers.base import Target
+from fastroute.providers.charges import searches_unasked
 from fastroute.state.endpoints import LiveEndpoint
 from fastroute.transport import Transport
 from fastroute.types import SAMPLING_PARAMETERS, Request
@@ -33,7 +33,6 @@ def target_at(
 ) -> Target:
     """The address, key and headers of a provider, for one endpoint or for a list of its models."""
     settings = config.providers[provider]
-    refused, call_ids = history.known(settings.base_url)
     return Target(
         endpoint=endpoint,
         provider=provider,
@@ -44,8 +43,6 @@ def target_at(
         headers=settings.headers,
         max_output=max_output,
         api_version=settings.api_version,
-        refused_fields=refused,
-        call_ids=call_ids,
     )
 
 
@@ -77,10 +74,6 @@ def transport_to(
     )
 
 
-_FIELD = "refused_fields."  # before the name of a field, in the changes of an error
-_MOST_FIELDS = 64
-
-
 class Upstream:
     """One endpoint's format, target and connections.
 
@@ -89,6 +82,7 @@ class Upstream:
         refuses_sampling: whether the model refuses sampling parameters, always or while it reasons.
         most_tokens: a usage of more input or output tokens is not believed.
         default_output: ``max_tokens`` for requests that name none; 0: none is sent.
+        searches: whether the model searches the web for every request.
 
     Thread safety: all threads share it. `respell` is one attribute store. Two strikes at once may count as
     one, which blocks an endpoint one refusal later.
@@ -109,6 +103,7 @@ class Upstream:
         self.most_tokens = _MOST_WINDOWS * model.context_window or _MOST_TOKENS
         most = model.max_output_tokens
         self.default_output = min(default_output, most) if most else default_output
+        self.searches = searches_unasked(target.upstream)
         self._doubted = False
         self._strikes = 0
         self._succeeded = 0  # the endpoint's successes, in all processes, before the first of these strikes
@@ -130,12 +125,7 @@ class Upstream:
     def respell(self, changes: Mapping[str, Any]) -> None:
         """Changes attributes of the target, so that later requests are spelled another way."""
         # The whole target is replaced: a request that is being encoded in another thread keeps the old one.
-        others = {name: value for name, value in changes.items() if not name.startswith(_FIELD)}
-        fields = {name.removeprefix(_FIELD) for name in changes if name.startswith(_FIELD)}
-        refused = self.target.refused_fields
-        if len(refused) < _MOST_FIELDS:  # a provider must not let it grow without end
-            refused = refused | fields
-        self.target = evolve(self.target, refused_fields=refused, **others)
+        self.target = evolve(self.target, **changes)
 
     def doubt(self) -> bool:
         """Whether it is the first time that the endpoint's usage is not believed."""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from attrs import evolve, frozen
 
 from fastroute.budget import Assumption
 from fastroute.config.catalog import Model
+from fastroute.figures import dollars
+from fastroute.providers.charges import CHARGING, WITH_TEXT
+from fastroute.providers.media import USUAL_TOKENS
 from fastroute.routing.stage import Estimate
 from fastroute.types import Request
+
+from .pricing import terms_of
+from .upstream import Upstream
 
 UNBOUNDED_OUTPUT = 4096
 """``max_tokens`` under a hard budget where nothing else limits the answer; nearly every model takes it."""
@@ -30,21 +39,22 @@ class WorstCase:
 
 
 def worst_case(
-    request: Request, estimate: Estimate, model: Model, body: bytes, *, asked: bool = True
+    request: Request, estimate: Estimate, upstream: Upstream, body: bytes, *, asked: bool = True
 ) -> WorstCase:
-    """The most that a request can cost at a model.
+    """The most that a request can cost at an endpoint.
 
     Args:
         request: as it is sent.
         estimate: of the call.
-        asked: whether the limit of the answer in it, if there is one, is the caller's own.
-        model: the endpoint's.
+        upstream: where it is sent.
         body: the request in the provider's format.
+        asked: whether the limit of the answer in it, if there is one, is the caller's own.
     """
-    if model.prices is None:
+    model = upstream.endpoint.model
+    prices, window = model.prices, model.context_window
+    if prices is None:
         return WorstCase(None, _NO_PRICE)
-    prompt = most_prompt(estimate)
-    output = _most_output(request, estimate, model)
+    output = _most_output(request, estimate, upstream)
     text, cure = f"{output:,} output tokens (max_tokens)", "lower max_tokens"
     if not asked:
         text = f"{output:,} output tokens assumed because max_tokens is missing"
@@ -53,9 +63,76 @@ def worst_case(
     if choices > 1:
         output *= choices
         text = f"{choices} choices, and {text}"
+    prompt, audio, fees, rounds, boundless = most_prompt(estimate), 0, 0, 1, ""
+    if estimate.media:
+        prompt, audio, boundless = _with_media(estimate, upstream, body)
+    if upstream.searches or not CHARGING.isdisjoint(request.params):
+        terms = terms_of(request, model, upstream.target.upstream)
+        if terms.prices is None:
+            return WorstCase(None, Assumption(*terms.why))
+        prices, fees, rounds = terms.prices, terms.fees_nano, max(terms.rounds, 1)
+        if not estimate.media and not WITH_TEXT.isdisjoint(request.params):
+            prompt = max(prompt, _half(body))
+        prompt += terms.tool_prompt
+        output += terms.prediction
+        boundless = boundless or terms.boundless
+    if boundless:
+        if not window:
+            where = f'models."{model.name}".context_window'
+            text = f"nothing bounds the tokens of {boundless} while {where} is unknown"
+            return WorstCase(None, Assumption(text, f"set {where}, or leave it out"))
+        prompt = window * rounds
+        text = f"all of the context window for {boundless}, {text}"
+        cure = f"leave out {boundless}, or use a model with a smaller context window"
+    elif window:
+        prompt = min(prompt, window)
     # Keeping the prompt for an hour is the dearest that can be asked for, and is asked for by this word.
-    nano = model.prices.worst(prompt, output, hour=b'"1h"' in body)
+    nano = prices.worst(prompt, output, hour=b'"1h"' in body) + fees
+    if audio and prices.audio_input is not None:
+        nano -= -min(audio, prompt) * max(prices.audio_input - prices.input, 0) // 1_000_000
+    if fees:
+        text += f", {dollars(fees)} for searches"
     return WorstCase(nano, Assumption(f"{prompt:,} input tokens at most, {text}", cure))
+
+
+def _half(body: bytes, beside: int = 0) -> int:
+    """Tokens at most of a body that is text but for so many bytes, whatever its fields: two bytes a token."""
+    return -(-max(len(body) - beside, 0) // 2)
+
+
+def _with_media(estimate: Estimate, upstream: Upstream, body: bytes) -> tuple[int, int, str]:
+    """Input tokens at most of a request with parts that are not text.
+
+    Args:
+        estimate: of the call.
+        upstream: where it is sent.
+        body: as it is sent.
+
+    Returns:
+        The tokens, those of audio among them, and the first part that only the context window bounds.
+    """
+    # Imported by the first request that has such parts: the rules take a while to build.
+    from fastroute.providers.media_tokens import family_of, most_tokens
+
+    family = family_of(upstream.format.name, upstream.target.upstream, upstream.endpoint.model.name)
+    finest = b"ediaResolution" in body or b"edia_resolution" in body
+    # What is sent as Base64 is no text; its place in the body is counted by the rules of its kind.
+    text = estimate.input_tokens - sum(USUAL_TOKENS[part.kind] for part in estimate.media)
+    data = sum(len(part.data or "") for part in estimate.media)
+    total = max(-(-3 * text // 2), _half(body, data))
+    audio, boundless = 0, ""
+    for part in estimate.media:
+        most = most_tokens(part, family, finest=finest)
+        if most is None:
+            boundless = boundless or f"{part.place} ({part.kind})"
+            most = 0 if part.kind in ("file", "unknown") else _ENDLESS
+        total += most
+        if part.kind in ("audio", "video"):
+            audio += most
+    return total, audio, boundless
+
+
+_ENDLESS = 1 << 40
 
 
 def most_prompt(estimate: Estimate) -> int:
@@ -67,13 +144,24 @@ def most_prompt(estimate: Estimate) -> int:
 
 def choices_of(request: Request) -> int:
     """How many answers are asked for."""
-    choices = request.params.get("n")
-    return choices if isinstance(choices, int) and choices > 1 else 1
+    asked = (request.params.get("n"), _own(request, "candidateCount"))
+    return max([1, *(choices for choices in asked if isinstance(choices, int))])
 
 
-def _most_output(request: Request, estimate: Estimate, model: Model) -> int:
+def _own(request: Request, name: str) -> Any:
+    """A value of Gemini's own ``generationConfig``; None without one."""
+    given = request.params.get("generationConfig")
+    return given.get(name) if isinstance(given, Mapping) else None
+
+
+def _most_output(request: Request, estimate: Estimate, upstream: Upstream) -> int:
     """Output tokens at most of one answer."""
+    model = upstream.endpoint.model
     wanted, most = request.max_tokens, model.max_output_tokens
+    if "generationConfig" in request.params and upstream.format.name == "gemini":
+        own = _own(request, "maxOutputTokens")  # goes before the other
+        wanted = own if isinstance(own, int) and own >= 0 else wanted
+        most = max(most, wanted or 0) if most else most
     if wanted is not None:
         return min(wanted, most) if most else wanted
     # The input is not taken off the window: the estimate of it is too high by an unknown amount.

@@ -22,7 +22,7 @@ from attrs import field, frozen
 from attrs.validators import optional
 
 from fastroute import errors
-from fastroute.types import TokenPrices, usd_to_nano
+from fastroute.types import PRICE_MODIFIERS, TokenPrices, usd_to_nano
 
 from .messages import did_you_mean, near, quoted, show
 from .reader import read_table, read_toml
@@ -59,13 +59,26 @@ ASSUMED_TIER = "standard"
 
 LAYOUT = 1
 _price = number(least=0, most=100_000, smallest=1e-9, unit="USD per million tokens")
+_search_price = number(least=0, most=100_000, smallest=1e-6, unit="USD per 1,000 searches")
 _tokens = integer(least=1, most=1_000_000_000)
+_factors = mapping_of(mapping_of(number(least=0, most=1000)))
 _models = sequence_of(text())
 
 
 def _sampling(instance: Any, attribute: Any, value: Any) -> None:
     if not (isinstance(value, bool) or value == "without-reasoning"):
         raise InvalidValue(attribute.name, f'must be true, false or "without-reasoning", not {show(value)}')
+
+
+def _price_factors(instance: Any, attribute: Any, value: Any) -> None:
+    _factors(instance, attribute, value)
+    for name in value:
+        if name not in PRICE_MODIFIERS:
+            hint = did_you_mean(name, PRICE_MODIFIERS)
+            raise InvalidValue(
+                attribute.name,
+                f"unknown parameter {show(name)}{hint}; use one of {', '.join(PRICE_MODIFIERS)}",
+            )
 
 
 def _layout(instance: Any, attribute: Any, value: Any) -> None:
@@ -93,6 +106,10 @@ class ModelOverride:
         input_price, output_price, cached_input_price: USD per million tokens.
         cache_write_price, cache_write_1h_price: USD per million input tokens written to the provider's cache,
             to be stored for minutes and for an hour.
+        audio_input_price, audio_output_price: USD per million tokens of audio.
+        search_price: USD per thousand web searches that the provider makes for a request.
+        price_factors: for a parameter and its value (``service_tier``, ``flex``), the factor by which it
+            multiplies the prices of all tokens.
         long_context: input tokens above which the ``long_…`` prices apply to the whole request.
         context_window: most tokens of input and output together.
         max_output_tokens: most tokens of output; larger requests are reduced to it.
@@ -113,6 +130,12 @@ class ModelOverride:
     cached_input_price: float | None = field(default=None, validator=optional(_price))
     cache_write_price: float | None = field(default=None, validator=optional(_price))
     cache_write_1h_price: float | None = field(default=None, validator=optional(_price))
+    audio_input_price: float | None = field(default=None, validator=optional(_price))
+    audio_output_price: float | None = field(default=None, validator=optional(_price))
+    search_price: float | None = field(default=None, validator=optional(_search_price))
+    price_factors: Mapping[str, Mapping[str, float]] | None = field(
+        default=None, validator=optional(_price_factors)
+    )
     long_context: int | None = field(default=None, validator=optional(_tokens))
     long_input_price: float | None = field(default=None, validator=optional(_price))
     long_output_price: float | None = field(default=None, validator=optional(_price))
@@ -166,6 +189,9 @@ class Model:
         name: the name that callers use.
         input_price, output_price, cached_input_price, cache_write_price, cache_write_1h_price: nano-dollars
             per million tokens; None is unknown.
+        audio_input_price, audio_output_price: the same for tokens of audio; None: as of text.
+        search_price: nano-dollars per thousand web searches; None is unknown.
+        price_factors: as in `ModelOverride`.
         long_context: input tokens above which the ``long_…`` prices apply; 0 if they never do.
         prices: the same, for computing costs; None if the price of input or output is unknown.
         context_window, max_output_tokens: tokens; 0 is unknown.
@@ -186,6 +212,10 @@ class Model:
     cached_input_price: int | None = None
     cache_write_price: int | None = None
     cache_write_1h_price: int | None = None
+    audio_input_price: int | None = None
+    audio_output_price: int | None = None
+    search_price: int | None = None
+    price_factors: Mapping[str, Mapping[str, float]] = field(factory=dict)
     long_context: int = 0
     long_input_price: int | None = None
     long_output_price: int | None = None
@@ -235,7 +265,7 @@ class Model:
         changes: dict[str, Any] = {
             key: value for key, value in attrs.asdict(override, recurse=False).items() if value is not None
         }
-        for price in PRICES:
+        for price in (*PRICES, "search_price"):
             if price in changes:
                 changes[price] = usd_to_nano(changes[price])
         sampling = self.capabilities & _SAMPLING[True]
@@ -256,6 +286,8 @@ PRICES = (
     "cache_write_price",
     "cache_write_1h_price",
     "output_price",
+    "audio_input_price",
+    "audio_output_price",
     "long_input_price",
     "long_cached_input_price",
     "long_cache_write_price",
@@ -285,6 +317,8 @@ def _prices_of(model: Model) -> TokenPrices | None:
         cache_write_1h=model.cache_write_1h_price,
         long_context=model.long_context if long is not None else 0,
         long=long,
+        audio_input=model.audio_input_price,
+        audio_output=model.audio_output_price,
     )
 
 

@@ -33,7 +33,8 @@ from .messages import quoted
 from .reader import parse_toml, read_table, read_toml
 
 _SIZES = ("context_window", "long_context")
-FIGURES = (*PRICES[:5], "long_context", *PRICES[5:], "context_window")
+_BASE = tuple(price for price in PRICES if not price.startswith("long_"))
+FIGURES = (*_BASE, "long_context", *PRICES[len(_BASE) :], "context_window")
 _NEEDED = ("input_price", "output_price")
 _LONG = "long_"
 
@@ -214,7 +215,8 @@ def package_source(providers: Any, name: str, midnight: datetime) -> PriceSource
                 found[key] = _highest([getattr(price, "base", price) for price in prices])
                 tiers = [tier for price in prices for tier in getattr(price, "tiers", ())]
                 lengths.update(tier.start for tier in tiers)
-                found[_LONG + key] = _highest([found[key], *(tier.price for tier in tiers)])
+                if _LONG + key in PRICES:
+                    found[_LONG + key] = _highest([found[key], *(tier.price for tier in tiers)])
         if "input_price" not in found:
             return None
         if lengths:
@@ -235,6 +237,8 @@ _ATTRIBUTES = {
     "cache_write_price": "cache_write_mtok",
     "cache_write_1h_price": "cache_write_1h_mtok",
     "output_price": "output_mtok",
+    "audio_input_price": "input_audio_mtok",
+    "audio_output_price": "output_audio_mtok",
 }
 
 

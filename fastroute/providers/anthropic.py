@@ -20,6 +20,7 @@ from fastroute import errors, types
 from . import error_reader, jsontext
 from .anthropic_request import JSON_TOOL, answers_by_tool, body_of
 from .base import Target
+from .charges import billing_of
 from .decoder import StreamDecoder, asks_for_usage
 from .headers import joined_url, usual_headers, with_configured
 from .reading import count, document, event_json, malformed, string, this_second
@@ -242,6 +243,7 @@ def usage_from(value: Any) -> types.Usage | None:
         reasoning_tokens=min(thought, output),
         cache_write_tokens=written,
         cache_write_1h_tokens=min(hour, written),
+        billing=billing_of(value),
     )
 
 

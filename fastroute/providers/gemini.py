@@ -22,6 +22,7 @@ from fastroute import errors, types
 
 from . import error_reader, jsontext
 from .base import Target
+from .charges import billing_of, grounding
 from .decoder import StreamDecoder, asks_for_usage
 from .gemini_request import body_of
 from .headers import joined_url, usual_headers, with_configured
@@ -100,8 +101,8 @@ class Gemini:
             )
         if not isinstance(value, dict):
             raise malformed("the answer is not a JSON object")
-        usage = usage_from(value.get("usageMetadata"))
         candidates = _candidates(value)
+        usage = usage_from(value.get("usageMetadata"), grounding(candidates, target.upstream))
         if not candidates:
             raise errors.EmptyResponse("the answer has no candidates", maybe_billed=True)
         answer_id = string(value.get("responseId"))
@@ -430,7 +431,7 @@ _COUNTS = (
 )
 
 
-def usage_from(value: Any) -> types.Usage | None:
+def usage_from(value: Any, searches: int = 0) -> types.Usage | None:
     """The usage in OpenAI's way of counting, or None if it is unusable and must be estimated.
 
     Gemini counts cached tokens inside the prompt, thoughts beside the candidates, and a tool's prompt beside
@@ -462,6 +463,22 @@ def usage_from(value: Any) -> types.Usage | None:
         cached_tokens=cached if cached <= prompt else 0,
         reasoning_tokens=thoughts,
         source=source,
+        billing=billing_of(
+            value,
+            value.get("serviceTier"),
+            audio=_audio(value.get("promptTokensDetails")),
+            audio_output=_audio(value.get("candidatesTokensDetails")),
+            searches=searches,
+        ),
+    )
+
+
+def _audio(details: Any) -> int:
+    """Tokens of audio among those of all kinds."""
+    return sum(
+        count(each.get("tokenCount")) or 0
+        for each in (details if isinstance(details, list) else ())
+        if isinstance(each, dict) and each.get("modality") == "AUDIO"
     )
 
 
@@ -489,6 +506,7 @@ class _GeminiStream(StreamDecoder):
         self._shows_usage = asks_for_usage(request)
         wanted = request.params.get("n")
         self._wanted = wanted if isinstance(wanted, int) else 1
+        self._searches = 0
 
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
@@ -503,6 +521,7 @@ class _GeminiStream(StreamDecoder):
             self._counts = counts
         self._id = self._id or string(value.get("responseId"))
         self._model = string(value.get("modelVersion")) or self._model
+        self._searches = max(self._searches, grounding(value.get("candidates"), self._target.upstream))
         choices = [
             choice
             for place, item in enumerate(_candidates(value))
@@ -524,7 +543,7 @@ class _GeminiStream(StreamDecoder):
     # Computed on access: it is read once or twice in a stream, but every event brings new counts.
     @property
     def usage(self) -> types.Usage | None:
-        usage = usage_from(self._counts)
+        usage = usage_from(self._counts, self._searches)
         return usage if usage is None or self._whole else evolve(usage, source="estimated")
 
     @usage.setter

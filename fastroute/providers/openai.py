@@ -12,8 +12,9 @@ from uuid import uuid4
 
 from fastroute import errors, types
 
-from . import error_reader, history, jsontext
+from . import error_reader, jsontext
 from .base import Target
+from .charges import BILLED, billing_of
 from .decoder import StreamDecoder, asks_for_usage
 from .deltas import CallPlaces
 from .headers import joined_url, usual_headers, with_configured
@@ -41,24 +42,12 @@ class OpenAI:
     def encode(self, request: types.Request, target: Target) -> bytes:
         """The parameters as given, with these changes: ``model`` is the provider's name for the model, output
         limits above the model's are lowered to it, a stream requests its usage if `Target.include_usage` is
-        set, the limit and the developer's role have the names that the endpoint takes, and messages of
-        earlier answers are fitted to it (`history.py`)."""
-        messages = request.messages
-        refused = target.refused_fields
-        for message in messages:
-            if (
-                type(message) is not dict
-                or not refused.isdisjoint(message)
-                or "tool_calls" in message
-                or "tool_call_id" in message
-            ):
-                messages = history.fit(messages, refused, target.call_ids)
-                break
-        body: dict[str, Any] = {"model": target.upstream, "messages": messages, **request.params}
+        set, and the limit and the developer's role have the names that the endpoint takes."""
+        body: dict[str, Any] = {"model": target.upstream, "messages": request.messages, **request.params}
         body["model"] = target.upstream
-        body["messages"] = messages
+        body["messages"] = request.messages
         if target.developer_role != "developer":
-            body["messages"] = _with_role(messages, target.developer_role)
+            body["messages"] = _with_role(request.messages, target.developer_role)
         if target.output_limit is not None:
             _rename_limit(body, target.output_limit)
         most = target.max_output
@@ -105,7 +94,7 @@ class OpenAI:
         if not isinstance(items, list):
             raise malformed("choices is not a list")
         choices = tuple([_choice(item, place, target) for place, item in enumerate(items)])
-        usage = usage_from(value.get("usage") or _usage_inside(items))
+        usage = usage_from(value.get("usage") or _usage_inside(items), value.get("service_tier"))
         return types.Completion(
             id=string(value.get("id")),
             created=count(value.get("created")) or 0,
@@ -285,7 +274,7 @@ def _usage_inside(items: list[Any]) -> Any:
     return next((item["usage"] for item in items if isinstance(item, dict) and item.get("usage")), None)
 
 
-def usage_from(value: Any) -> types.Usage | None:
+def usage_from(value: Any, service_tier: Any = None) -> types.Usage | None:
     """The usage in OpenAI's shape, or None if it is unusable and must be estimated.
 
     Unusable are: a missing or null usage, counts that are not integers from 0 to 2**53, and zero in all.
@@ -298,9 +287,10 @@ def usage_from(value: Any) -> types.Usage | None:
     output = count(value.get("completion_tokens"))
     if prompt is None or output is None or prompt + output == 0:
         return None
-    cached = written = reasoning = 0
+    cached = written = reasoning = audio = audio_output = 0
     details = value.get("prompt_tokens_details")
     if details and isinstance(details, dict):
+        audio = count(details.get("audio_tokens")) or 0
         cached = count(details.get("cached_tokens")) or 0
         written = count(details.get("cache_write_tokens")) or 0
     if not cached:
@@ -312,6 +302,7 @@ def usage_from(value: Any) -> types.Usage | None:
     details = value.get("completion_tokens_details")
     if details and isinstance(details, dict):
         reasoning = count(details.get("reasoning_tokens")) or 0
+        audio_output = count(details.get("audio_tokens")) or 0
     source: types.UsageSource = "provider"
     total = value.get("total_tokens")
     if total is not None and total != prompt + output:
@@ -326,7 +317,14 @@ def usage_from(value: Any) -> types.Usage | None:
         reasoning_tokens=min(reasoning, output),
         source=source,
         cache_write_tokens=min(written, prompt - cached),
+        billing=None
+        if service_tier is None and not audio and not audio_output and _BILLED.isdisjoint(value)
+        else billing_of(value, service_tier, audio=audio, audio_output=audio_output),
     )
+
+
+# Fields of a usage beside its tokens, one of which at least is there where it says something of the price.
+_BILLED = frozenset({*BILLED, *types.PRICE_MODIFIERS})
 
 
 # ------------------------------------------------------------------------------------------------- streams
@@ -346,6 +344,7 @@ class _OpenAIStream(StreamDecoder):
         self._shows_usage = asks_for_usage(request)
         self._owed: types.Usage | None = None  # came inside a choice, and was shown to nobody yet
         self._places: dict[int, CallPlaces] = {}
+        self._service_tier: Any = None  # stands in every chunk, and counts with the one that has the usage
 
     def feed(self, event: ServerSentEvent) -> Sequence[types.Chunk]:
         data = event.data
@@ -365,8 +364,10 @@ class _OpenAIStream(StreamDecoder):
         if items is None and "usage" not in value and error_reader.error_object(value) is not None:
             raise error_reader.from_error(value, None, self._target)
         usage = None
+        if "service_tier" in value:
+            self._service_tier = value["service_tier"] or self._service_tier
         if "usage" in value:
-            usage = usage_from(value["usage"])
+            usage = usage_from(value["usage"], self._service_tier)
             if usage is not None:
                 self.usage = usage
             if not self._shows_usage:
@@ -425,7 +426,7 @@ class _OpenAIStream(StreamDecoder):
         calls = delta.get("tool_calls")
         reason = _finish_reason(item, self._target)
         if reason is not None and "usage" in item:
-            usage = usage_from(item["usage"])
+            usage = usage_from(item["usage"], self._service_tier)
             if usage is not None:
                 self.usage = self._owed = usage
         return types.ChunkChoice(
