@@ -398,7 +398,8 @@ class Dispatcher:
         """
         changes = error.respell if isinstance(error, errors.APIStatusError) else {}
         news = {(endpoint.name, change) for change in changes} - progress.respelled
-        if not news:
+        # A provider that refuses one field after the other must not keep a call for ever.
+        if not news or len(progress.respelled) + len(news) > _MOST_SPELLINGS:
             return False
         progress.respelled |= news
         self._upstreams[endpoint.name].respell(changes)
@@ -423,6 +424,8 @@ class Dispatcher:
         if last:
             raise progress.story() or error
 
+
+_MOST_SPELLINGS = 24  # in one call
 
 _DETOURS: Mapping[type[errors.APIError], str] = {
     errors.ContextLengthExceeded: "context_fallbacks",

@@ -11,6 +11,7 @@ from attrs import evolve
 from fastroute.config import Config, Secret, is_loopback_url
 from fastroute.config.catalog import SAMPLING, SAMPLING_WITHOUT_REASONING, sampling_bit
 from fastroute.providers import get as get_format
+from fastroute.providers import history
 from fastroute.providers.base import Target
 from fastroute.providers.charges import searches_unasked
 from fastroute.state.endpoints import LiveEndpoint
@@ -33,6 +34,7 @@ def target_at(
 ) -> Target:
     """The address, key and headers of a provider, for one endpoint or for a list of its models."""
     settings = config.providers[provider]
+    refused, call_ids = history.known(settings.base_url)
     return Target(
         endpoint=endpoint,
         provider=provider,
@@ -43,6 +45,8 @@ def target_at(
         headers=settings.headers,
         max_output=max_output,
         api_version=settings.api_version,
+        refused_fields=refused,
+        call_ids=call_ids,
     )
 
 
@@ -72,6 +76,10 @@ def transport_to(
         or settings.proxy is not None
         or is_loopback_url(settings.base_url),
     )
+
+
+_FIELD = "refused_fields."  # before the name of a field, in the changes of an error
+_MOST_FIELDS = 64
 
 
 class Upstream:
@@ -125,7 +133,12 @@ class Upstream:
     def respell(self, changes: Mapping[str, Any]) -> None:
         """Changes attributes of the target, so that later requests are spelled another way."""
         # The whole target is replaced: a request that is being encoded in another thread keeps the old one.
-        self.target = evolve(self.target, **changes)
+        others = {name: value for name, value in changes.items() if not name.startswith(_FIELD)}
+        fields = {name.removeprefix(_FIELD) for name in changes if name.startswith(_FIELD)}
+        refused = self.target.refused_fields
+        if len(refused) < _MOST_FIELDS:  # a provider must not let it grow without end
+            refused = refused | fields
+        self.target = evolve(self.target, refused_fields=refused, **others)
 
     def doubt(self) -> bool:
         """Whether it is the first time that the endpoint's usage is not believed."""

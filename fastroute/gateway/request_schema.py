@@ -7,7 +7,7 @@ gateway does. Only the part of JSON Schema that is used here can be compiled; an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -73,16 +73,21 @@ _PARTS: dict[str, Json] = {
 }
 
 
+def _tagged(group: str, kinds: Iterable[str], tag: str = "type") -> Json:
+    """One of the schemas of a group, by a field of the object."""
+    return {
+        "oneOf": [{"$ref": f"#/components/schemas/{group}_{kind}"} for kind in kinds],
+        "discriminator": {"propertyName": tag},
+    }
+
+
 def _content(*kinds: str, null: bool = False) -> Json:
     choices: list[Json] = [
         {"type": "string"},
         {
             "type": "array",
             "minItems": 1,
-            "items": {
-                "oneOf": [{"$ref": f"#/components/schemas/Part_{kind}"} for kind in kinds],
-                "discriminator": {"propertyName": "type"},
-            },
+            "items": _tagged("Part", kinds),
         },
     ]
     if null:
@@ -90,18 +95,31 @@ def _content(*kinds: str, null: bool = False) -> Json:
     return {"anyOf": choices}
 
 
-_CALL = _object(
-    {
-        "id": {"type": "string", "minLength": 1},
-        "type": {"const": "function"},
-        "function": _object(
-            {"name": {"type": "string", "minLength": 1}, "arguments": {"type": "string"}},
-            ("name", "arguments"),
-        ),
-    },
-    ("id", "type", "function"),
-    more=True,
-)
+_CALLS: dict[str, Json] = {
+    "function": _object(
+        {
+            "id": {"type": "string", "minLength": 1},
+            "type": {"const": "function"},
+            "function": _object(
+                {"name": {"type": "string", "minLength": 1}, "arguments": {"type": "string"}},
+                ("name", "arguments"),
+            ),
+        },
+        ("id", "type", "function"),
+        more=True,
+    ),
+    "custom": _object(
+        {
+            "id": {"type": "string", "minLength": 1},
+            "type": {"const": "custom"},
+            "custom": _object(
+                {"name": {"type": "string", "minLength": 1}, "input": {"type": "string"}}, ("name", "input")
+            ),
+        },
+        ("id", "type", "custom"),
+        more=True,
+    ),
+}
 
 _MESSAGES: dict[str, Json] = {
     "system": _object(
@@ -125,7 +143,7 @@ _MESSAGES: dict[str, Json] = {
             "content": _content("text", "refusal", null=True),
             "name": _LABEL,
             "refusal": _optional(type="string"),
-            "tool_calls": _optional(type="array", items=_CALL),
+            "tool_calls": _optional(type="array", items=_tagged("Call", _CALLS)),
         },
         ("role",),
         more=True,
@@ -140,6 +158,53 @@ _MESSAGES: dict[str, Json] = {
         more=True,
     ),
 }
+
+_GRAMMAR = _object(
+    {"definition": {"type": "string"}, "syntax": {"enum": ["lark", "regex"]}}, ("definition", "syntax")
+)
+_TOOLS: dict[str, Json] = {
+    "function": _object(
+        {
+            "type": {"const": "function"},
+            "function": _object(
+                {
+                    "name": _FUNCTION_NAME,
+                    "description": {"type": "string"},
+                    "parameters": {"type": "object"},
+                    "strict": _optional(type="boolean"),
+                },
+                ("name",),
+            ),
+        },
+        ("type", "function"),
+    ),
+    # A tool whose input is text, bounded by a grammar if there is one.
+    "custom": _object(
+        {
+            "type": {"const": "custom"},
+            "custom": _object(
+                {
+                    "name": _FUNCTION_NAME,
+                    "description": {"type": "string"},
+                    "format": _tagged("Input", ("text", "grammar")),
+                },
+                ("name",),
+            ),
+        },
+        ("type", "custom"),
+    ),
+}
+_INPUTS: dict[str, Json] = {
+    "text": _object({"type": {"const": "text"}}, ("type",)),
+    "grammar": _object({"type": {"const": "grammar"}, "grammar": _GRAMMAR}, ("type", "grammar")),
+}
+
+
+def _named_tool(kind: str) -> Json:
+    return _object(
+        {"type": {"const": kind}, kind: _object({"name": _FUNCTION_NAME}, ("name",))}, ("type", kind)
+    )
+
 
 _FORMATS: dict[str, Json] = {
     "text": _object({"type": {"const": "text"}}, ("type",)),
@@ -185,10 +250,7 @@ REQUEST = _object(
             "type": "array",
             "minItems": 1,
             "maxItems": 2000,
-            "items": {
-                "oneOf": [{"$ref": f"#/components/schemas/Message_{role}"} for role in _MESSAGES],
-                "discriminator": {"propertyName": "role"},
-            },
+            "items": _tagged("Message", _MESSAGES, "role"),
         },
         "stream": _optional(type="boolean"),
         "stream_options": _optional(
@@ -224,31 +286,30 @@ REQUEST = _object(
         "tools": _optional(
             type="array",
             maxItems=128,
-            items=_object(
-                {
-                    "type": {"const": "function"},
-                    "function": _object(
-                        {
-                            "name": _FUNCTION_NAME,
-                            "description": {"type": "string"},
-                            "parameters": {"type": "object"},
-                            "strict": _optional(type="boolean"),
-                        },
-                        ("name",),
-                    ),
-                },
-                ("type", "function"),
-            ),
+            items=_tagged("Tool", _TOOLS),
         ),
         "tool_choice": {
             "anyOf": [
                 {"enum": ["none", "auto", "required"]},
+                _named_tool("function"),
+                _named_tool("custom"),
                 _object(
                     {
-                        "type": {"const": "function"},
-                        "function": _object({"name": _FUNCTION_NAME}, ("name",)),
+                        "type": {"const": "allowed_tools"},
+                        "allowed_tools": _object(
+                            {
+                                "mode": {"enum": ["auto", "required"]},
+                                "tools": {
+                                    "type": "array",
+                                    "minItems": 1,
+                                    "maxItems": 128,
+                                    "items": {"anyOf": [_named_tool("function"), _named_tool("custom")]},
+                                },
+                            },
+                            ("mode", "tools"),
+                        ),
                     },
-                    ("type", "function"),
+                    ("type", "allowed_tools"),
                 ),
                 {"type": "null"},
             ]
@@ -256,10 +317,7 @@ REQUEST = _object(
         "parallel_tool_calls": _optional(type="boolean"),
         "response_format": {
             "anyOf": [
-                {
-                    "oneOf": [{"$ref": f"#/components/schemas/Format_{kind}"} for kind in _FORMATS],
-                    "discriminator": {"propertyName": "type"},
-                },
+                _tagged("Format", _FORMATS),
                 {"type": "null"},
             ]
         },
@@ -287,6 +345,9 @@ COMPONENTS: dict[str, Json] = {
     "Route": ROUTE,
     **{f"Message_{role}": schema for role, schema in _MESSAGES.items()},
     **{f"Part_{kind}": schema for kind, schema in _PARTS.items()},
+    **{f"Call_{kind}": schema for kind, schema in _CALLS.items()},
+    **{f"Tool_{kind}": schema for kind, schema in _TOOLS.items()},
+    **{f"Input_{kind}": schema for kind, schema in _INPUTS.items()},
     **{f"Format_{kind}": schema for kind, schema in _FORMATS.items()},
 }
 

@@ -17,6 +17,7 @@ from attrs import field, frozen
 from fastroute import errors, types
 
 from .decoder import StreamDecoder
+from .history import OWN_FIELDS
 
 
 class Key(Protocol):
@@ -42,8 +43,10 @@ class Target:
         include_usage: whether a stream may be asked to report its usage.
         output_limit: the name of the output limit, where the endpoint takes one of OpenAI's two names only.
         developer_role: the role of a developer's messages.
+        refused_fields: fields of messages that the endpoint does not take.
+        call_ids: the form of tool calls' ids that it demands, as in `history.call_id`; empty for any.
 
-    The last three and ``max_output`` are changed (``attrs.evolve``) when the endpoint has refused one
+    The last five and ``max_output`` are changed (``attrs.evolve``) when the endpoint has refused one
     spelling of a request and takes another: see ``respell`` of `errors.APIStatusError`.
     """
 
@@ -59,6 +62,8 @@ class Target:
     include_usage: bool = True
     output_limit: str | None = None
     developer_role: str = "developer"
+    refused_fields: frozenset[str] = OWN_FIELDS
+    call_ids: str = ""
 
 
 class Format(Protocol):

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastroute import errors
 
-from . import jsontext, limit_headers, waits
+from . import history, jsontext, limit_headers, waits
 from .base import Target, request_id_of
 from .wordings import CHARGED, CHARGED_CODES, SPELLINGS, WORDINGS
 
@@ -237,8 +237,11 @@ def from_error(
     elif given == 402:
         kept = errors.QuotaExceededError
     respell: dict[str, Any] = {}
-    if given in (400, 422) and param not in ("messages", "model") and issubclass(kept, _PARAMETER_ERRORS):
-        param, respell = _respelled(param, text)
+    if given in (400, 422) and param != "model" and issubclass(kept, _PARAMETER_ERRORS):
+        respell = {f"refused_fields.{name}": True for name in history.refused_fields(text)}
+        if param != "messages":
+            param, changes = _respelled(param, text)
+            respell.update(changes)
     shown = redact(text, MESSAGE_LIMIT, target)
     said = ", ".join(dict.fromkeys(part for part in (code, kind) if part))
     wait = None

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from fastroute import errors, types
 
-from . import error_reader, jsontext
+from . import error_reader, history, jsontext
 from .base import Target
 from .charges import BILLED, billing_of
 from .decoder import StreamDecoder, asks_for_usage
@@ -42,12 +42,24 @@ class OpenAI:
     def encode(self, request: types.Request, target: Target) -> bytes:
         """The parameters as given, with these changes: ``model`` is the provider's name for the model, output
         limits above the model's are lowered to it, a stream requests its usage if `Target.include_usage` is
-        set, and the limit and the developer's role have the names that the endpoint takes."""
-        body: dict[str, Any] = {"model": target.upstream, "messages": request.messages, **request.params}
+        set, the limit and the developer's role have the names that the endpoint takes, and messages of
+        earlier answers are fitted to it (`history.py`)."""
+        messages = request.messages
+        refused = target.refused_fields
+        for message in messages:
+            if (
+                type(message) is not dict
+                or not refused.isdisjoint(message)
+                or "tool_calls" in message
+                or "tool_call_id" in message
+            ):
+                messages = history.fit(messages, refused, target.call_ids)
+                break
+        body: dict[str, Any] = {"model": target.upstream, "messages": messages, **request.params}
         body["model"] = target.upstream
-        body["messages"] = request.messages
+        body["messages"] = messages
         if target.developer_role != "developer":
-            body["messages"] = _with_role(request.messages, target.developer_role)
+            body["messages"] = _with_role(messages, target.developer_role)
         if target.output_limit is not None:
             _rename_limit(body, target.output_limit)
         most = target.max_output

@@ -55,6 +55,9 @@ class Wording:
         return self.text is not None and self.text.search(text) is not None
 
 
+_NINE_SIGNS = (r"tool call id was .{0,200} but must be a-z, a-z, 0-9, with a length of 9",)
+_SHORT_IDS = (r"tool_call(?:s\W{0,2}\d+\W{0,2}id|_id)\W{0,3} string too long.{0,60}length 40\b",)
+
 WORDINGS: tuple[Wording, ...] = (
     Wording(
         "the account can pay for a smaller request only",
@@ -243,6 +246,14 @@ WORDINGS: tuple[Wording, ...] = (
         statuses=(413,),
         status=413,
         text=_pattern(r"request too large for .{0,120}tokens per minute"),
+    ),
+    Wording(
+        "ids of tool calls in another form than the endpoint demands",
+        None,
+        Blame.ENDPOINT,
+        statuses=(400, 422),
+        status=400,
+        text=_pattern(*_NINE_SIGNS, *_SHORT_IDS),
     ),
     Wording(
         "the input is longer than the context window",
@@ -478,6 +489,18 @@ SPELLINGS: tuple[Spelling, ...] = (
         _pattern(r"unknown variant `developer`", r"unknown role: developer", r"does not support 'developer'"),
         "developer_role",
         "system",
+    ),
+    Spelling(
+        "ids of tool calls that are not nine letters and digits",
+        _pattern(*_NINE_SIGNS),
+        "call_ids",
+        "nine",
+    ),
+    Spelling(
+        "ids of tool calls with more than 40 characters",
+        _pattern(*_SHORT_IDS),
+        "call_ids",
+        "short",
     ),
     Spelling(
         "an output limit above the model's",

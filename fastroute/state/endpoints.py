@@ -171,10 +171,11 @@ class State:
             )
         self.endpoints: tuple[LiveEndpoint, ...] = tuple(endpoints)
         self.gate: _core.Endpoint | None = None
+        # Names with a NUL, which no configured name can contain.
         with self._room(f"{len(endpoints)} leave no room for the counters of all together in"):
-            self.panic: _core.Bucket = _core.Bucket(self.segment, "(panic)", 60, 1)
+            self.panic: _core.Bucket = _core.Bucket(self.segment, "panic\0", 60, 1)
             if config.policy.max_in_flight is not None:
-                self.gate = _core.Endpoint(self.segment, "(all)", max_in_flight=config.policy.max_in_flight)
+                self.gate = _core.Endpoint(self.segment, "all\0", max_in_flight=config.policy.max_in_flight)
         by_model: dict[str, list[LiveEndpoint]] = {}
         by_host: dict[str, list[LiveEndpoint]] = {}
         for endpoint in endpoints:

@@ -65,6 +65,22 @@ def test_a_child_takes_from_the_same_limits() -> None:
     assert core.admit(0) < 0
 
 
+@pytest.mark.parametrize("name", ["all", "(all)", "panic", "(panic)"])
+def test_no_name_of_an_endpoint_is_that_of_the_limit_of_all(name: str) -> None:
+    config = load(
+        {
+            "policy": {"max_in_flight": 2},
+            "providers": {"p": {"base_url": "http://127.0.0.1:1/v1"}},
+            "endpoints": [{"provider": "p", "model": "m", "name": name}],
+        },
+        formats=("openai",),
+    )
+    state = State(config, catalog_of(config))
+    assert state.endpoints[0].core.admit(0) >= 0
+    assert state.gate is not None
+    assert (state.gate.in_flight, state.endpoints[0].core.in_flight) == (0, 1)
+
+
 class TestTooSmall:
     """Cells are 64 here; an endpoint with one permit takes nine, their list one, and their panic rule one."""
 
