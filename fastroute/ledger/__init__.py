@@ -97,6 +97,9 @@ class Ledger:
         """Makes the parts that belong to one process and that a forked child must not use."""
         self.journal = journals.Journal(self.storage.journal, sync=self.durability == "power")
         self.writer = Writer(self.storage, self.journal, self._hooks)
+        # The thread refers to the writer only, so a ledger that nobody closes is collected, and ends it.
+        self._dropped = weakref.finalize(self, _end, self.writer)
+        self._dropped.atexit = False  # `_at_exit` closes those that are alive, and waits
 
     def _prepare(self) -> None:
         """Fails at once if the path cannot be a ledger; a database that is only unavailable is logged."""
@@ -126,6 +129,7 @@ class Ledger:
         if database is not None:
             # To close or collect it here would release the locks that the parent has on the file.
             inherited_connections.append(database)
+        self._dropped.detach()
         self._begin()
 
     # ------------------------------------------------------------------------------------------- writing
@@ -173,6 +177,7 @@ class Ledger:
         writer = self._own()
         if not self._closed:
             self._closed = True
+            self._dropped.detach()
             writer.stop()
 
     def __enter__(self) -> Ledger:
@@ -383,6 +388,15 @@ def _shown(key: str, value: Any) -> str | None:
 # ------------------------------------------------------------------------------------------- fork and exit
 
 _ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _end(writer: Writer) -> None:
+    """Ends the writer of a dropped ledger. Does not wait, because any thread may collect garbage."""
+    # After a fork that ran no Python hooks, the writer is the parent's.
+    if _core.fork_count() == forks.handled:
+        writer.end()
+
+
 inherited_connections: list[object] = []
 """Connections of a parent process, which a child must neither close nor collect."""
 

@@ -102,6 +102,14 @@ class Writer:
 
     def stop(self) -> None:
         """Writes the queue, removes settled segments and ends the thread; the rest stays in the journal."""
+        thread = self.end()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(CLOSE_SECONDS)
+        if self._troubles:
+            log.error("ledger %s closed with entries still in its journal: %s", self.name, self._reason)
+
+    def end(self) -> threading.Thread | None:
+        """Like `stop`, but does not wait for the thread, which it returns; None if it has none."""
         self._stopping = True
         if self._thread is None and self._queue:
             self._start()
@@ -109,11 +117,9 @@ class Writer:
         if thread is None:
             self._journal.retire()
             self._journal.release()
-        elif thread is not threading.current_thread():
+        else:
             self._bell.put(None)
-            thread.join(CLOSE_SECONDS)
-        if self._troubles:
-            log.error("ledger %s closed with entries still in its journal: %s", self.name, self._reason)
+        return thread
 
     @property
     def health(self) -> LedgerHealth:
