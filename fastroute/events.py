@@ -17,6 +17,7 @@ from attrs import frozen
 from .types import Attempt, Route
 
 log = logging.getLogger("fastroute")
+log.addHandler(logging.NullHandler())  # programs decide what is shown
 
 
 @frozen

@@ -33,10 +33,11 @@ ROWS = [
     {"integrations"},
     {"gateway"},
     {"cli"},
+    {"__main__"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 MAY_IMPORT_REQUESTS = {"transport", "calls", "runtime", "client", "testing", "integrations", "cli"}
-GROUND = {"__init__", "client", "errors", "events", "figures", "types"}
+GROUND = {"__init__", "__main__", "client", "errors", "events", "figures", "types"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

@@ -6,8 +6,11 @@ of commands is in `group.py`. Each command is a file of its own that is imported
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 
 
@@ -25,7 +28,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     from .group import cli
 
-    cli.main(None if arguments is None else list(arguments), prog_name="fastroute")
+    try:
+        cli.main(None if arguments is None else list(arguments), prog_name="fastroute")
+    except OSError as error:
+        raise SystemExit(_unwritten(error)) from None
+    except SystemExit:
+        # What is still buffered is written here, where an error can be told in a sentence.
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError as error:
+            raise SystemExit(_unwritten(error)) from None
+        raise
+
+
+def _unwritten(error: OSError) -> int:
+    """Reports an error of the output, and returns the exit status.
+
+    A reader that has gone, such as ``head``, is no error. The interpreter would flush standard output again
+    at its end and print a traceback, so that leads to the null device.
+    """
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno != errno.EPIPE:
+        where = f"{error.filename}: " if error.filename else ""
+        with suppress(OSError):
+            print(f"Error: {where}{error.strerror or error}", file=sys.stderr, flush=True)
+    return 1
 
 
 __all__ = ["main"]

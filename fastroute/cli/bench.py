@@ -87,6 +87,10 @@ def command(quick: bool, as_json: bool) -> None:
     Measures the time of a routing decision, the time of one call beside requests.post and requests.Session on
     a local server, and the calls per second of 1, 8 and 32 threads. Limits, breakers and the ledger are on,
     the cache is off.
+
+    \b
+    Examples:
+      fastroute bench --quick
     """
     with no_warnings():
         figures = measure(quick=quick, say=None if as_json else dim)

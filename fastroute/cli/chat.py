@@ -12,6 +12,7 @@ from fastroute.figures import dollars, duration
 
 from .group import config_option, json_option, read_tags, visible
 from .output import dim, print_json
+from .verbosity import is_verbose
 
 if TYPE_CHECKING:
     from fastroute.client import Client
@@ -44,8 +45,14 @@ def command(
     """Ask one question, or have a conversation.
 
     PROMPT is the question; - or nothing reads it from standard input. Without PROMPT on a terminal a
-    conversation starts, which Ctrl-D ends. The answer is printed on standard output; the model, the endpoint
-    and the cost are printed on standard error.
+    conversation starts, which Ctrl-D ends; /help lists its commands. The answer is printed on standard
+    output; the model, the endpoint and the cost are printed on standard error.
+
+    \b
+    Examples:
+      fastroute chat "What is the capital of Mongolia?"
+      cat letter.txt | fastroute chat --system "Translate into German"
+      fastroute chat --model premium
     """
     if as_json and stream:
         raise click.UsageError("--json prints the complete answer; leave out --stream")
@@ -102,14 +109,26 @@ def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any],
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing in input()
-    dim("Ctrl-D ends the conversation.")
+    dim("Ctrl-D ends the conversation, /help lists commands.")
+    system = list(history)
     while True:
         try:
             question = input("> ")
         except EOFError:
             click.echo()
             return
-        if not question.strip():
+        word, _, rest = question.strip().partition(" ")
+        if not word or word in _COMMANDS:
+            if word == "/quit":
+                return
+            if word == "/clear":
+                history[:] = system
+                dim("the conversation begins again")
+            elif word == "/model":
+                _set_model(params, rest.strip())
+            elif word == "/help":
+                for name, text in _COMMANDS.items():
+                    dim(f"{name:<14}{text}")
             continue
         try:
             answer = _answer(client, [*history, _user(question)], params, stream)
@@ -121,6 +140,20 @@ def _talk(client: Client, history: list[dict[str, str]], params: dict[str, Any],
             click.secho(f"Error: {visible(str(error))}", fg="red", err=True)
             continue
         history += [_user(question), {"role": "assistant", "content": answer}]
+
+
+_COMMANDS = {
+    "/help": "list these commands",
+    "/model": "with a name: use this model, alias or tier, or auto, from now on; without: show it",
+    "/clear": "forget the conversation, but not the system message",
+    "/quit": "end the conversation, as Ctrl-D does",
+}
+
+
+def _set_model(params: dict[str, Any], name: str) -> None:
+    if name:
+        params["model"] = name
+    dim(f"model: {params.get('model', 'the default of the configuration')}")
 
 
 def _answer(client: Client, messages: list[dict[str, str]], params: dict[str, Any], stream: bool) -> str:
@@ -170,6 +203,11 @@ def _about(route: Route | None, usage: Usage | None) -> None:
     if len(route.attempts) > 1:
         parts.append(f"{len(route.attempts)} attempts")
     dim(" · ".join(parts))
+    if is_verbose():
+        for attempt in route.attempts:
+            status = "" if attempt.status_code is None else f" ({attempt.status_code})"
+            ended = f"{attempt.error or attempt.outcome}{status}"
+            dim(f"  {attempt.endpoint}: {ended}, {duration(attempt.latency)}")
 
 
 def _object(completion: Completion) -> dict[str, Any]:

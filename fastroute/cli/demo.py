@@ -49,6 +49,11 @@ def command(prompts: str | None, threads: int, seed: int, fast: bool, as_json: b
     standard tier is killed; at 55 % it is started again. Nothing leaves this machine and no key is needed:
     the answers are made up, and the prices are the catalogue's. The exit status is 0 only if every prompt was
     answered.
+
+    \b
+    Examples:
+      fastroute demo
+      fastroute demo --fast --json
     """
     from .demo_run import Demo
 

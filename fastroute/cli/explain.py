@@ -58,6 +58,11 @@ def command(
 
     With --file it prints how many of the file's prompts are of each level, with examples and the time of
     classifying. With --classifier and PROMPT it prints only the class.
+
+    \b
+    Examples:
+      fastroute explain "Compare these two contracts"
+      fastroute explain --file prompts.jsonl --classifier support
     """
     if (prompt is None) == (file is None):
         raise click.UsageError("give either a PROMPT or --file")

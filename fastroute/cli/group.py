@@ -15,6 +15,9 @@ import click
 from fastroute import __version__
 from fastroute.errors import Error
 
+from .text import visible
+from .verbosity import show_log, verbose_option
+
 COMMANDS: Mapping[str, str] = {
     "chat": "Ask one question, or have a conversation.",
     "explain": "Show how a prompt would be routed, without sending it.",
@@ -54,6 +57,8 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
+        if not any("-v" in param.opts for param in command.params):
+            command.params.append(verbose_option())
         return command
 
     def resolve_command(
@@ -70,6 +75,7 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        show_log(ctx)
         try:
             return super().invoke(ctx)
         except Error as error:
@@ -79,8 +85,13 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="fastroute")
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    params=[verbose_option()],
+    epilog='Examples: fastroute init; fastroute check; fastroute chat "What is the capital of Mongolia?"',
+)
+@click.version_option(__version__, "-V", "--version", prog_name="fastroute")
 def cli() -> None:
     """Routes LLM calls to the right model at the right endpoint, and keeps routing when providers fail."""
 
@@ -118,13 +129,6 @@ def read_tags(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 def refuse(message: str) -> NoReturn:
     """Ends the command with a message and status 1."""
     raise click.ClickException(message)
-
-
-def visible(text: str) -> str:
-    """Text with its control characters escaped, so that it cannot control the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
 
 
 __all__ = ["COMMANDS", "INTERRUPTED", "cli", "config_option", "json_option", "read_tags", "refuse", "visible"]

@@ -55,6 +55,12 @@ def command() -> None:
 
     A key is shown once, when it is created; the file contains only its hash. A running gateway applies
     changes within two seconds.
+
+    \b
+    Examples:
+      fastroute keys create web --rpm 600 --budget 5/day
+      fastroute keys list
+      fastroute keys rotate web --overlap 24h
     """
 
 
@@ -86,7 +92,13 @@ def create(
     pepper_env: str | None,
     as_json: bool,
 ) -> None:
-    """Create a key for NAME and print it once."""
+    """Create a key for NAME and print it once.
+
+    \b
+    Examples:
+      fastroute keys create web --rpm 600 --budget 5/day --model auto
+      fastroute keys create boss --admin
+    """
     from fastroute.gateway.keys import Caller, KeyFile, budgets_of
 
     caller = Caller(
@@ -108,7 +120,12 @@ def create(
 @_file_options
 @json_option
 def rotate(name: str, overlap: float, path: str, pepper_env: str | None, as_json: bool) -> None:
-    """Create another key for NAME and print it; the current one expires after the overlap."""
+    """Create another key for NAME and print it; the current one expires after the overlap.
+
+    \b
+    Examples:
+      fastroute keys rotate web --overlap 7d
+    """
     from fastroute.gateway.keys import KeyFile
 
     _show_key(name, KeyFile(path, pepper_env=pepper_env).rotate(name, overlap), as_json)
@@ -118,7 +135,12 @@ def rotate(name: str, overlap: float, path: str, pepper_env: str | None, as_json
 @click.argument("name")
 @_file_options
 def revoke(name: str, path: str, pepper_env: str | None) -> None:
-    """Revoke all keys of NAME; a running gateway refuses them within two seconds."""
+    """Revoke all keys of NAME; a running gateway refuses them within two seconds.
+
+    \b
+    Examples:
+      fastroute keys revoke web
+    """
     from fastroute.gateway.keys import KeyFile
 
     KeyFile(path, pepper_env=pepper_env).revoke(name)
@@ -129,7 +151,12 @@ def revoke(name: str, path: str, pepper_env: str | None) -> None:
 @_file_options
 @json_option
 def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
-    """Show the callers and their limits."""
+    """Show the callers and their limits.
+
+    \b
+    Examples:
+      fastroute keys list --json
+    """
     from fastroute.gateway.keys import KeyFile, describe
 
     table = KeyFile(path, pepper_env=pepper_env).read()

@@ -57,6 +57,12 @@ def command(
     With --provider it prints the models that the provider lists, whether the key is valid, and which
     endpoints use a model that is not listed; the exit status is 0 only if everything is in order. It sends no
     prompt and costs nothing.
+
+    \b
+    Examples:
+      fastroute models --all
+      fastroute models --provider openai
+      fastroute models --update
     """
     from fastroute.config import catalog_of
     from fastroute.config.catalog import Catalog

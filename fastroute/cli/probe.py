@@ -77,6 +77,11 @@ def command(
     Makes small calls to each endpoint, without cache, retries or fallbacks. They count for limits, breakers
     and budgets, and are in the ledger with the tag probe=command. The exit status is 1 if an endpoint gave no
     good answer.
+
+    \b
+    Examples:
+      fastroute probe
+      fastroute probe -e openai/gpt-4.1 --calls 50 --stream
     """
     from .configuration import find
     from .probe_run import Asked

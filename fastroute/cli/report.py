@@ -75,6 +75,7 @@ def read_moment(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="Only entries with this tag; repeatable.",
 )
 @click.option("--against", multiple=True, metavar="MODEL", help="Also the cost with this model alone.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True
 )
@@ -94,6 +95,7 @@ def command(
     until: datetime | None,
     tag: dict[str, str],
     against: tuple[str, ...],
+    as_json: bool,
     form: str,
     page: str | None,
 ) -> None:
@@ -101,6 +103,11 @@ def command(
 
     Prints calls, tokens, cost and latency, grouped by --by, and with --against the cost of the same tokens
     with one model alone.
+
+    \b
+    Examples:
+      fastroute report --by day --since 7d
+      fastroute report --by tier,tag:user --against gpt-4.1 --format csv
     """
     from fastroute.ledger import configured_ledger, open_ledger
     from fastroute.ledger.plot import days, to_html
@@ -121,6 +128,8 @@ def command(
             refuse(f'--against {name}: the catalogue has no price for it; set one in [models."{name}"]')
         return known
 
+    form = "json" if as_json else form
+    dim(f"ledger: {location if '://' in location else os.path.abspath(location)}")
     ledger = open_ledger(location) if path else configured_ledger(settings)
     try:
         result = report(

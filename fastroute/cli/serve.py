@@ -7,15 +7,13 @@ import signal
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from .access_log import AccessLog, Application
 from .group import config_option, refuse
 from .output import dim
-
-if TYPE_CHECKING:
-    from fastroute.gateway.app import Gateway
 
 _HEADER_BYTES = 32 * 1024
 _BODY_BYTES = 10 * 1024 * 1024
@@ -26,7 +24,21 @@ _TICK = 0.5  # seconds between two checks for a signal
 
 @click.command("serve")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("-p", "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True)
+@click.option(
+    "-p",
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8080,
+    envvar="PORT",
+    show_envvar=True,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--access-log",
+    type=click.Choice(["text", "json"]),
+    help="Print a line about each request on standard output.",
+)
 @click.option(
     "--threads", type=click.IntRange(1, 4096), default=64, show_default=True, help="Calls served at once."
 )
@@ -52,6 +64,7 @@ _TICK = 0.5  # seconds between two checks for a signal
 def command(
     host: str,
     port: int,
+    access_log: str | None,
     threads: int,
     keys: str | None,
     pepper_env: str | None,
@@ -64,6 +77,11 @@ def command(
 
     Callers need a key made by "fastroute keys create". Without any keys, only programs on this machine are
     served. SIGTERM ends the server after the running calls; a second one ends it at once.
+
+    \b
+    Examples:
+      fastroute serve --port 8080
+      fastroute serve --host 0.0.0.0 --access-log json
     """
     if find_spec("waitress") is None:
         refuse("fastroute serve needs waitress: pip install 'fastroute[gateway]'")
@@ -78,7 +96,8 @@ def command(
                 f"--host: {host} can be reached from other machines, and there are no keys; make one with "
                 "fastroute keys create, or add --allow-anonymous"
             )
-        serve(app, host, port, threads, grace, ready=announce)
+        served = app if access_log is None else AccessLog(app, access_log == "json")
+        serve(served, host, port, threads, grace, ready=announce)
     finally:
         app.close()
 
@@ -101,7 +120,7 @@ def announce(host: str, port: int) -> None:
 
 
 def serve(
-    app: Gateway,
+    app: Application,
     host: str,
     port: int,
     threads: int,

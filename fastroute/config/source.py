@@ -7,7 +7,6 @@ so that all problems are reported at once.
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import attrs
 from attrs import frozen
 
 from fastroute import errors
+from fastroute.platform.notices import notice
 
 from .advice import advice, operation_problems
 from .catalog import Catalog
@@ -30,8 +30,6 @@ from .secrets import Secret, read_keys
 from .tables import LISTS, SETTINGS, TABLES, Config
 from .urls import url_problem
 from .usable import usable
-
-log = logging.getLogger("fastroute")
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Config | None
 
@@ -133,7 +131,7 @@ def load_with_keys(
 
 def _log(warnings: Iterable[str]) -> None:
     for warning in warnings:
-        log.warning("%s", warning)
+        notice(warning)
 
 
 def check(

@@ -23,7 +23,7 @@ import re
 import secrets
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from attrs import evolve
@@ -56,7 +56,7 @@ from .responses import (
 
 log = logging.getLogger("fastroute")
 
-Environ = Mapping[str, Any]
+Environ = MutableMapping[str, Any]
 StartResponse = Callable[..., Any]
 
 _MODELS = "/v1/models/"
@@ -211,6 +211,7 @@ class Gateway:
         if caller.admin is not admin:
             what = "an admin key cannot make calls" if caller.admin else "only an admin key may read this"
             raise GatewayError(403, what, "wrong_kind_of_key")
+        environ["fastroute.key"] = caller.name  # for access logs around this application
         return caller
 
     def _check_local(self, environ: Environ) -> None:

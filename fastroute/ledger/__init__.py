@@ -27,6 +27,7 @@ from fastroute import _core
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
 from fastroute.platform import forks
+from fastroute.platform.notices import notice
 from fastroute.types import Attempt, Usage
 
 from . import journal as journals
@@ -510,11 +511,12 @@ def configured_ledger(config: Config, hooks: Hooks | None = None) -> Ledger:
         if config.ledger is not None or config.ledger_journal:
             raise
         reason = str(error.strerror if isinstance(error, OSError) else error).removeprefix("ledger: ")
-    log.warning(
-        "fastroute.ledger: nothing is recorded, because the default ledger cannot be used (%s); set "
-        "FASTROUTE_LEDGER to a file that can be written, or to nothing for no ledger%s",
-        reason if not place or place in reason else f"{place}: {reason}",
-        ". Budgets begin at 0 with every start" if config.budgets else "",
+    if place and place not in reason:
+        reason = f"{place}: {reason}"
+    notice(
+        f"fastroute.ledger: nothing is recorded, because the default ledger cannot be used ({reason}); "
+        "set FASTROUTE_LEDGER to a file that can be written, or to nothing for no ledger"
+        + (". Budgets begin at 0 with every start" if config.budgets else "")
     )
     return NullLedger()
 

@@ -235,6 +235,9 @@ def read_until(terminal: int, words: str, seen: str = "") -> str:
     return seen
 
 
+ENDED = "s\x1b[0m"  # the end of the line about an answer, whose last word is its time
+
+
 def test_a_conversation_on_a_terminal(config: Path, provider: Provider) -> None:
     provider.answer = "Ulan Bator.\x1b[2J"
     master, slave = pty.openpty()
@@ -250,13 +253,13 @@ def test_a_conversation_on_a_terminal(config: Path, provider: Provider) -> None:
     try:
         read_until(master, "> ")
         os.write(master, b"Capital of Mongolia?\n")
-        first = read_until(master, " ms")
+        first = read_until(master, ENDED)
         assert "Ulan Bator.\\x1b[2J" in first
         assert "\x1b[2J" not in first
-        read_until(master, "> ", first.rpartition(" ms")[2])
+        read_until(master, "> ", first.rpartition(ENDED)[2])
         os.write(master, b"And of Nepal?\n")
-        second = read_until(master, " ms")
-        read_until(master, "> ", second.rpartition(" ms")[2])
+        second = read_until(master, ENDED)
+        read_until(master, "> ", second.rpartition(ENDED)[2])
         os.write(master, b"\x04")  # only at its prompt does the terminal pass Ctrl-D on
         assert child.wait(20) == 0
     finally:
@@ -266,6 +269,45 @@ def test_a_conversation_on_a_terminal(config: Path, provider: Provider) -> None:
     roles = [message["role"] for message in provider.requests[-1].json["messages"]]
     assert roles == ["user", "assistant", "user"]
     assert provider.requests[-1].json["stream"] is True
+
+
+def test_a_conversation_has_commands(config: Path, provider: Provider) -> None:
+    master, slave = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fastroute.cli", "chat", "--system", "Be brief."],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "dumb", "COLUMNS": "200"},
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        left = read_until(master, "/help lists commands.").rpartition("commands.")[2]
+        for line, shown in (
+            ("/help", "/quit  "),
+            ("/model", "model: the default of the configuration"),
+            ("/model gpt-4.1-mini", "model: gpt-4.1-mini"),
+            ("Capital of Mongolia?", ENDED),
+            ("/clear", "begins again"),
+            ("/etc/hosts is what?", ENDED),
+        ):
+            read_until(master, "> ", left)
+            os.write(master, f"{line}\n".encode())
+            left = read_until(master, shown).rpartition(shown)[2]
+        read_until(master, "> ", left)
+        os.write(master, b"/quit\n")
+        assert child.wait(20) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(master)
+    first, second = (request.json for request in provider.requests)
+    assert first["model"] == second["model"] == "gpt-4.1-mini"
+    assert [message["role"] for message in second["messages"]] == ["system", "user"], (
+        "what was before is forgotten"
+    )
+    assert second["messages"][1]["content"] == "/etc/hosts is what?", "only the commands' names are taken"
 
 
 # ------------------------------------------------------------------------------------------ explain
@@ -517,7 +559,8 @@ def test_the_page_names_every_command_and_option(name: str) -> None:
     assert name in page
     assert f"(#{name})" in page[""]
     found: Any = cli.get_command(click.Context(cli), name)
-    documented = set(re.findall(r"`(--?[a-z][a-z-]*)", page[name]))
+    documented = {*re.findall(r"`(--?[a-z][a-z-]*)", page[name]), "-v", "--verbose"}
+    assert "`-v` or `--verbose`" in page[""], "said once for all commands"
     options = {
         option
         for param in found.params

@@ -1,0 +1,29 @@
+"""Warnings about how a program was started, which its user should see even without logging set up."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+log = logging.getLogger("fastroute")
+
+
+def notice(text: str) -> None:
+    """Logs a warning; if the program has not set up logging, shows it as a Python warning instead.
+
+    The package's logger has a `NullHandler`, as libraries should, so that nothing is printed behind a
+    program's back. A provider that is left out, or a ledger that records nothing, must not go unnoticed.
+    """
+    if _is_set_up():
+        log.warning("%s", text)
+    else:
+        warnings.warn(text, UserWarning, stacklevel=2)
+
+
+def _is_set_up() -> bool:
+    logger: logging.Logger | None = log
+    while logger is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
