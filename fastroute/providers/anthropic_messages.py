@@ -229,7 +229,7 @@ def _blocks(content: Any, path: str) -> list[Block]:
             blocks.append(_with_cache_control(part, {"type": "image", "source": _image(part, where)}))
         elif kind == "file":
             blocks.append(_with_cache_control(part, _document(part, where)))
-        elif kind in _NATIVE:
+        elif isinstance(kind, str) and kind in _NATIVE:
             blocks.append(part)
         else:
             named = isinstance(kind, str) and re.fullmatch(r"\w{1,40}", kind)

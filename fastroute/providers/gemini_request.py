@@ -317,7 +317,7 @@ def _part(part: Any, path: str) -> dict[str, Any]:
         return dict(part)  # already in Gemini's shape
     if kind in ("text", "refusal"):
         return {"text": part.get(kind)}
-    value = part.get(kind)
+    value = part.get(kind) if isinstance(kind, str) else None
     if kind == "image_url":
         url = value.get("url") if isinstance(value, Mapping) else value
         return _media(url, f"{path}.image_url.url", "image/jpeg")
