@@ -46,6 +46,8 @@ _SUMS = tuple(field.name for field in fields(Totals) if field.name != "keys")
 
 FLUSH_SECONDS = 5.0
 FLUSH_SECONDS_IN_TROUBLE = 1.0
+SPENT_SECONDS = 1.0  # a call waits for the sum of what was spent
+_ID = journals.FIELDS.index("id")
 
 
 class Ledger:
@@ -344,7 +346,8 @@ class Ledger:
 
         Raises:
             LedgerError: the ledger cannot be read, or entries since that time may be missing because the
-                database was damaged, so that the sum could be too low.
+                database was damaged, so that the sum could be too low. A database that can be read but not
+                written is read, with what waits for it in the journals.
         """
         from . import database
 
@@ -355,14 +358,47 @@ class Ledger:
                 f"the ledger {self.path} was damaged and may lack entries, so what was spent is unknown; "
                 f"delete {unsure[1]} to accept the entries that are left"
             )
-        where = database.filters(start, None, tags)
-        with self._reading() as reader:
-            return reader.spent(where)
+        patience = SPENT_SECONDS if self.health.ok else 0.0
+        try:
+            with self._reading(patience) as reader:
+                return reader.spent(database.filters(start, None, tags))
+        except LedgerError as error:
+            return self._spent_unwritten(start, tags, error)
+
+    def _spent_unwritten(
+        self, start: float | None, tags: Mapping[str, str] | None, problem: LedgerError
+    ) -> int:
+        """What was spent, where the database cannot be written: as it is, and what it does not have yet.
+
+        The entries outside of it are those in the journals of this machine's processes, and those in the
+        memory of this one. They are collected before the database is read: what is moved there in between is
+        left out of its sum, and so counted once.
+        """
+        from . import database
+
+        try:
+            outside = {row[_ID]: row for row in journals.records(self.storage.journal)}
+        except OSError as error:
+            raise LedgerError(f"the journal of {self.path} cannot be read: {error.strerror}") from problem
+        outside.update((row[_ID], row) for row in self._own().waiting())
+        rest = journals.counted(outside.values(), start, tags)
+        since = self.writer.failing_since
+        try:
+            with closing(self.storage.read()) as reader:
+                return rest + reader.spent(database.filters(start, None, tags, tuple(outside)))
+        except (DatabaseUnavailable, DatabaseCorrupt, ConfigError) as error:
+            away = isinstance(error, DatabaseUnavailable)
+            if away and since is not None and start is not None and start >= since:
+                # It has been away since before that time, so all that was spent since is outside of it.
+                return rest
+            raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from problem
 
     @contextmanager
-    def _reading(self) -> Iterator[LedgerConnection]:
-        # Shorter for a database that is known to fail: a call may wait for this sum.
-        self.flush(FLUSH_SECONDS if self.health.ok else FLUSH_SECONDS_IN_TROUBLE)
+    def _reading(self, patience: float | None = None) -> Iterator[LedgerConnection]:
+        if patience is None:
+            # Shorter for a database that is known to fail.
+            patience = FLUSH_SECONDS if self.health.ok else FLUSH_SECONDS_IN_TROUBLE
+        self.flush(patience)
         try:
             with closing(self.writer.connect()) as database:
                 yield database

@@ -95,6 +95,13 @@ class LedgerConnection(Protocol):
         """Entries, newest first."""
 
 
+class LedgerReader(Protocol):
+    """A connection that only reads; see `LedgerConnection` for its methods."""
+
+    def spent(self, where: Mapping[str, Any]) -> int: ...
+    def close(self) -> None: ...
+
+
 class LedgerStorage(Protocol):
     """Where a ledger keeps its entries.
 
@@ -125,6 +132,13 @@ class LedgerStorage(Protocol):
             DatabaseCorrupt, DatabaseUnavailable: see there.
         """
 
+    def read(self) -> LedgerReader:
+        """Opens a connection that only reads, and needs neither a lock nor room on the disk where possible.
+
+        Raises:
+            ConfigError, DatabaseCorrupt, DatabaseUnavailable: as `connect`.
+        """
+
     def set_aside(self, damage: DatabaseCorrupt) -> str | None:
         """Moves a damaged database away, so that a new one can be created.
 
@@ -140,13 +154,20 @@ def filters(
     since: float | None,
     until: float | None,
     tags: Mapping[str, str] | None,
+    without: Sequence[str] = (),
     **equal: str | None,
 ) -> dict[str, Any]:
-    """The bound values of a query's conditions."""
+    """The bound values of a query's conditions.
+
+    Args:
+        since, until, tags, **equal: as in `Ledger.by`.
+        without: ids of entries that `LedgerConnection.spent` leaves out.
+    """
     return {
         "since": -1e300 if since is None else since,
         "until": 1e300 if until is None else until,
         "tags": orjson.dumps(clean_tags(tags)).decode() if tags else None,
+        "without": orjson.dumps(list(without)).decode(),
         **{name: equal.get(name) for name in FILTERS},
     }
 

@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from operator import attrgetter
@@ -412,6 +412,51 @@ def orphans(directory: str) -> Iterator[JournalSegment]:
             continue
         if segment is not None:
             yield segment
+
+
+def records(directory: str) -> Iterator[list[Any]]:
+    """The values of all complete records of all processes, also of those that run and go on writing.
+
+    A segment that is removed meanwhile is skipped: its records are in the database by then.
+
+    Raises:
+        OSError: a segment cannot be read.
+    """
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.endswith(_SUFFIXES):
+            try:
+                with open(os.path.join(directory, name), "rb") as file:
+                    for line in file:
+                        # The last record may be half written: its call has not returned.
+                        values = decode(line) if line != b"\n" else None
+                        if values is not None:
+                            yield values
+            except FileNotFoundError:
+                continue
+
+
+def counted(rows: Iterable[Sequence[Any]], since: float | None, tags: Mapping[str, str] | None) -> int:
+    """What budgets count of entries since a time with these tags, in nano-dollars, as the database sums it.
+
+    Args:
+        rows: the values of records.
+        since: seconds since the epoch; None for any time.
+        tags: as in `Ledger.by`.
+    """
+    wanted = clean_tags(tags or {})
+    total = 0
+    for row in rows:
+        cost = row[_COST] if row[_BUDGET] is None else row[_BUDGET]
+        if cost is None or (since is not None and row[_TIME] < since):
+            continue
+        held = row[_TAGS] or {}
+        if all((held.get(name) or "") == value for name, value in wanted.items()):
+            total += cost
+    return total
 
 
 def has_orphans(directory: str) -> bool:

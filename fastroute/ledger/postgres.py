@@ -195,7 +195,13 @@ _SUMS = " ".join(
         "GROUP BY k0, k1, k2, k3",
     )
 )
-_SPENT = " ".join(("SELECT coalesce(sum(coalesce(budget_nano, cost_nano)), 0)", _MATCHING))
+_SPENT = " ".join(
+    (
+        "SELECT coalesce(sum(coalesce(budget_nano, cost_nano)), 0)",
+        _MATCHING,
+        "AND NOT (id = ANY (ARRAY(SELECT jsonb_array_elements_text(%(without)s::text::jsonb))))",
+    )
+)
 _USAGES = " ".join(
     (
         "SELECT day,",
@@ -298,6 +304,9 @@ class PostgresStorage:
             session.close()
             raise
         return session
+
+    def read(self) -> PostgresConnection:
+        return self.connect()
 
     def set_aside(self, damage: DatabaseCorrupt) -> str | None:
         """Does nothing: the server handles damage."""

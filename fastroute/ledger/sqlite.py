@@ -16,9 +16,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -164,7 +165,9 @@ _SUMS = " ".join(
         _GROUP_NAMES,
     )
 )
-_SPENT = " ".join(("SELECT", _money(_COUNTED), _MATCHING))
+_SPENT = " ".join(
+    ("SELECT", _money(_COUNTED), _MATCHING, "AND id NOT IN (SELECT value FROM json_each(:without))")
+)
 _USAGES = " ".join(
     (
         "SELECT day,",
@@ -243,6 +246,10 @@ class SQLiteStorage:
                 _remove_directory(self.journal)
             raise
         except DatabaseUnavailable as error:
+            # A ledger that was in use before, and whose disk cannot be written now, fails no call: entries
+            # wait in memory, and what was spent can be read.
+            if ours and self._is_readable():
+                return str(error)
             if isinstance(error.__cause__, OSError) and error.__cause__.errno not in _PASSING:
                 raise ConfigError(f"ledger: {self.name} cannot be used: {error}") from None
             if os.path.exists(self.name) and not os.access(self.name, os.W_OK):
@@ -258,6 +265,16 @@ class SQLiteStorage:
             raise ConfigError(f"ledger: {error.filename} cannot be used: {error.strerror}") from None
         except OSError as error:
             raise DatabaseUnavailable(error.strerror or str(error)) from error
+
+    def read(self) -> SQLiteReader:
+        return SQLiteReader(self.name)
+
+    def _is_readable(self) -> bool:
+        try:
+            self.read().close()
+        except (ConfigError, DatabaseCorrupt, DatabaseUnavailable):
+            return False
+        return True
 
     def set_aside(self, damage: DatabaseCorrupt) -> str | None:
         """Renames the damaged file to ``….corrupt-TIME`` and copies the readable entries to a new file.
@@ -299,6 +316,93 @@ class SQLiteStorage:
 
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors of the system that may be temporary."""
+
+
+@contextmanager
+def _judging(inode: tuple[int, int] | None) -> Iterator[None]:
+    """Translates SQLite's errors into those of `.database`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # Only SQLITE_CORRUPT and SQLITE_NOTADB are raised as the base class itself.
+        if type(error) is sqlite3.DatabaseError:
+            raise DatabaseCorrupt(str(error), inode) from error
+        raise DatabaseUnavailable(str(error)) from error
+
+
+class SQLiteReader:
+    """A connection that only reads the ledger's file: it takes no lock of ours and writes nothing.
+
+    A write-ahead log is read with its index. If the index is missing and cannot be made, because the disk is
+    full or read-only, the file alone is read, unless the log holds something that is not in the file yet.
+
+    Args:
+        path: the file's absolute path.
+
+    Raises:
+        ConfigError: the file is of a newer release.
+        DatabaseCorrupt: it is damaged.
+        DatabaseUnavailable: it cannot be read now, or is not there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._inode = files.identity(path)
+        self.connection: sqlite3.Connection | None = None
+        try:
+            self._open_as(path, "mode=ro")
+        except DatabaseUnavailable as error:
+            # Beside a writer the file alone may be half written, and a log has entries that it lacks.
+            if "locked" in str(error) or _is_filled(path + "-wal") or _is_filled(path + "-journal"):
+                raise
+            self._open_as(path, "mode=ro&immutable=1")
+
+    def _open_as(self, path: str, how: str) -> None:
+        with _judging(self._inode):
+            connection = sqlite3.connect(
+                f"file:{quote(path)}?{how}",
+                uri=True,
+                timeout=LOCK_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                connection.execute("PRAGMA trusted_schema = OFF")
+                connection.execute("PRAGMA mmap_size = 0")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version > VERSION:
+                    raise ConfigError(f"ledger: {newer_schema(path, version, VERSION)}")
+                columns = [name for (name,) in connection.execute(_COLUMN_NAMES)]
+                if not columns:
+                    raise DatabaseUnavailable("the file holds no ledger yet")
+                if "budget_nano" not in columns:  # of an older release, and it cannot be brought forward now
+                    connection.execute("PRAGMA temp_store = MEMORY")
+                    connection.execute(_OLDER)
+            except BaseException:
+                connection.close()
+                raise
+        self.connection = connection
+
+    def spent(self, where: Mapping[str, Any]) -> int:
+        if self.connection is None:
+            raise DatabaseUnavailable("the connection is closed")
+        with _judging(self._inode):
+            return _whole(*self.connection.execute(_SPENT, where).fetchone())
+
+    def close(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+
+_COLUMN_NAMES = "SELECT name FROM pragma_table_info('attempts')"
+_OLDER = "CREATE TEMP VIEW attempts AS SELECT *, NULL AS budget_nano FROM main.attempts"
+
+
+def _is_filled(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except OSError:
+        return False
 
 
 class SQLiteConnection:
@@ -356,16 +460,8 @@ class SQLiteConnection:
             raise
         return connection
 
-    @contextmanager
-    def _judging(self) -> Iterator[None]:
-        """Translates SQLite's errors into those of `.database`."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            # Only SQLITE_CORRUPT and SQLITE_NOTADB are raised as the base class itself.
-            if type(error) is sqlite3.DatabaseError:
-                raise DatabaseCorrupt(str(error), self._inode) from error
-            raise DatabaseUnavailable(str(error)) from error
+    def _judging(self) -> AbstractContextManager[None]:
+        return _judging(self._inode)
 
     def _migrate(self) -> None:
         """Updates the schema to this version in one transaction."""

@@ -68,6 +68,7 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._database: LedgerConnection | None = None
         self._troubles: dict[str, str] = {}
+        self._failing_since: float | None = None
         self._orphans_at = 0.0
         self._journal_failed_at = 0.0
         self._lost = 0
@@ -152,6 +153,22 @@ class Writer:
         """Records that the journal could not be written."""
         self._journal_failed_at = time.monotonic()
         self.trouble("journal", f"the journal cannot be written: {error.strerror or error}")
+
+    def waiting(self) -> Iterator[list[Any]]:
+        """The values of the entries in memory that may not be in the database yet."""
+        # The queue first: an entry that is taken from it meanwhile is in the batch, or in the database by the
+        # time that is read. Copies are one step in C, so no thread can append in between.
+        for item in self._queue.copy():
+            if not isinstance(item, _Flush) and (row := journals.decode(item[1])) is not None:
+                yield row
+        for _, record in self._batch.copy():
+            if (row := journals.decode(record)) is not None:
+                yield row
+
+    @property
+    def failing_since(self) -> float | None:
+        """Seconds since the epoch since when the database cannot be reached or written; None if it can."""
+        return self._failing_since
 
     def connect(self) -> LedgerConnection:
         """Opens a connection for the caller; errors as in `LedgerStorage.connect`."""
@@ -333,6 +350,8 @@ class Writer:
 
     def trouble(self, part: str, reason: str) -> None:
         """Records why ``part`` (``journal`` or ``database``) cannot be written, and reports it once."""
+        if part == "database" and self._failing_since is None:
+            self._failing_since = time.time()
         if self._troubles.get(part) != reason:
             self._troubles[part] = reason
             self._announce(reason)
@@ -346,6 +365,7 @@ class Writer:
         if not self._troubles:
             return
         self._troubles.pop("database", None)
+        self._failing_since = None
         # On a full disk a single entry may still fit. Without a pause each such entry would be an event.
         if time.monotonic() > self._journal_failed_at + RECOVERY_SECONDS:
             self._troubles.pop("journal", None)
