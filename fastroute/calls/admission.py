@@ -168,10 +168,10 @@ class Admission:
         return False
 
     def wait_for_money(self, call: Call, refusal: MoneyReserved) -> bool:
-        """Waits in line until money that was reserved for other calls is released; whether it is.
+        """Waits in the queue until money that is reserved for other calls is released; returns whether it is.
 
-        The call holds no permit meanwhile. It stays in line, so that no other call takes the money while it
-        asks for an endpoint again; `queue_timeout` and the deadline bound the wait as they do any other.
+        The call holds no permit while it waits. Afterwards it stays in the queue, so that no other call takes
+        the money before this one has a permit again. `queue_timeout` and the deadline limit the wait.
         """
         policy, queue = self._policy, self._queue
         patience = self._patience(call)
@@ -191,7 +191,7 @@ class Admission:
     def _patience(self, call: Call) -> float:
         """Seconds that the call may still wait."""
         left = call.deadline - time.monotonic()
-        # queue_timeout is for a caller who waits for the answer, such as a web request.
+        # queue_timeout is for a caller that waits for the answer, such as a web request.
         return left if call.request.submitted else min(left, self._policy.queue_timeout - call.waited)
 
     def clear(self, call: Call, progress: Progress) -> None:
@@ -313,7 +313,8 @@ class Admission:
         if left <= 0:
             raise errors.DeadlineExceeded("the call's deadline passed while it waited") from progress.story()
         if call.turn is not None:
-            # This may take long, and the money is there for the next in line. The call keeps its number.
+            # Waiting for a limit may take long, and the next call in the queue can use the money until then.
+            # This call keeps its place.
             self._queue.leave(call.turn)
         limited = min(
             (refusal for refusal in progress.refused if refusal.reason in _WAITABLE),

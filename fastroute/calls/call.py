@@ -73,9 +73,9 @@ class Call:
         held: its permits, until an attempt takes responsibility for them.
         settlement: the attempt that is responsible for them since.
         downgraded: the budget that moved it to the cheapest tier, if one did.
-        served: whether it is as cheap as a budget that downgrades wants it, so that a soft one admits it.
+        served: whether a budget has moved it to the cheapest tier there is, where a soft budget admits it.
         turn: its place among the calls that wait for money, from its first such wait on.
-        output_limit: the ``max_tokens`` that was sent for a caller who named none; None if none was.
+        output_limit: the ``max_tokens`` that was sent although the caller named none; None if none was.
         timed: whether its latency counts for the ranking of endpoints.
         race: decides between the attempt under way and its hedge, if it may have one.
         elsewhere: returns whether another endpoint is ready to take over from the attempt under way.

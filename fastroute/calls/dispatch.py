@@ -321,10 +321,10 @@ class Dispatcher:
     def _wait_for_money(
         self, call: Call, progress: Progress, error: errors.BudgetExceeded, wait: bool = True
     ) -> None:
-        """Waits until a refused call may fit; raises the refusal if it does not in time, or never will.
+        """Waits until a refused call may fit its budgets; raises the refusal if it does not in time.
 
-        Where an attempt has failed before, its error is the call's, and the refusal the reason why there is
-        no other attempt.
+        If an attempt has failed before, its error is raised, with the refusal as the reason why no other
+        attempt was made.
         """
         if isinstance(error, MoneyReserved):
             if wait and self._admission.wait_for_money(call, error):

@@ -1,10 +1,11 @@
-"""What a request is charged beside tokens at list price: at most before it is sent, and once it is answered.
+"""Charges other than tokens at list price: the most before a request is sent, and those of an answer.
 
-Settlement comes here only for requests and answers that have any of it; the cost of all others is
-`TokenPrices.cost`. What requests and answers say is read in `providers/charges.py`.
+Settlement uses this only for requests and answers with such charges; the cost of all others is
+`TokenPrices.cost`. `providers/charges.py` reads the charges from requests and answers.
 
-What the provider says it charged is the cost, if it is believable. Otherwise the cost is that of the tokens
-at the price of the service tier that the answer names, with fees for searches; it is unknown if a price is.
+If the provider reports what it charged, that is the cost, if it is credible. Otherwise the cost is that of
+the tokens at the price of the service tier that the answer names, with fees for searches; it is unknown if
+one of these prices is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastroute.types import NANO, PRICE_MODIFIERS, Billing, Request, TokenPrices
 _NOTHING = Billing()
 _TIER_HEADER = "x-gemini-service-tier"
 
-# A charge of up to so many times the list price, and a dollar for fees, is believed.
+# A reported charge is credible up to this many times the list price, plus a dollar for fees.
 _BELIEVED_TIMES = 20
 _BELIEVED_FEES = NANO
 
@@ -30,16 +31,16 @@ _BELIEVED_FEES = NANO
 
 @frozen(kw_only=True)
 class Terms:
-    """The prices that hold for a request at a model, at their worst.
+    """The highest prices that may apply to a request at a model.
 
     Attributes:
-        prices: of its tokens; None if they are not known.
+        prices: of its tokens; None if unknown.
         fees_nano: for web searches.
-        boundless: what adds to the prompt so that only the context window bounds it; empty if nothing.
+        boundless: what makes the prompt longer without a limit but the context window; empty if nothing.
         rounds: how often such a prompt may be charged.
         prediction: output tokens that are charged beside the answer.
         tool_prompt: input tokens that the provider adds.
-        why: what is not known, and what would make it known; empty if all is known.
+        why: what is unknown, and the setting that would make it known; empty if all is known.
     """
 
     prices: TokenPrices | None
@@ -92,7 +93,7 @@ def _cure_of(model: Model, key: str) -> str:
 
 
 def _with_audio(prices: TokenPrices, charges: Charges) -> TokenPrices:
-    """The prices with all of the answer as dear as audio, where it may be audio."""
+    """The prices with audio's price for the whole answer, if it may be audio."""
     if not charges.audio or prices.audio_output is None or prices.audio_output <= prices.output:
         return prices
     long = prices.long
@@ -104,7 +105,7 @@ def _with_audio(prices: TokenPrices, charges: Charges) -> TokenPrices:
 def price_factor(model: Model, modifiers: Mapping[str, str]) -> float | None:
     """The factor of the prices of all tokens; None if one of the modifiers has no known price.
 
-    ``auto`` leaves the choice to the provider, so the dearest of what the model is offered in counts.
+    ``auto`` leaves the choice to the provider, so the highest factor of the model counts.
     """
     factor = 1.0
     for name, value in modifiers.items():
@@ -127,8 +128,8 @@ def charged(
     """Nano-dollars that an answer costs, None if unknown; and the service tier that it names.
 
     Args:
-        usage: its tokens, and what it says of its price.
-        request: what was asked for.
+        usage: its tokens, and what it reports about its price.
+        request: the request.
         model: the endpoint's.
         upstream: the model's name at the provider.
         headers: of the answer, if it came.
@@ -170,9 +171,9 @@ def _listed(
 
 
 def _believed(stated: int | None, listed: int | None) -> int | None:
-    """What the provider says it charged, unless that contradicts the list price.
+    """The charge that the provider reports, unless it contradicts the list price.
 
-    Nothing is not believed where tokens have a price: relays say so where they do not know it.
+    A charge of 0 is not credible if tokens have a price: relays report it when they do not know the charge.
     """
     if stated is None or listed is None:
         return listed if stated is None else stated

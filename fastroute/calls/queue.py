@@ -238,15 +238,15 @@ class WaitQueue:
         waiter.sleep(seconds)
 
     def wait_until(self, waiter: Waiter, name: str, ready: Callable[[], bool], seconds: float) -> bool:
-        """Waits until the call is the first in a line and ``ready`` says so; it stays in the line.
+        """Waits until the call is the first in a queue and ``ready`` returns True. It stays in the queue.
 
         Args:
-            ready: asked again whenever `freed` is called for the line, and every 20 ms, because other
-                processes free nothing here. Must be quick; it is called without the lock.
-            seconds: to wait at most.
+            ready: called again whenever `freed` is called for the queue, and every 20 ms, because other
+                processes wake no call here. Must be quick; it is called without the lock.
+            seconds: the longest wait.
 
         Returns:
-            Whether it is ready.
+            Whether it was ready in time.
         """
         with self._lock:
             self._stand(waiter, (name,))
@@ -254,8 +254,8 @@ class WaitQueue:
         while True:
             with self._lock:
                 first = self.waiters[name][0] is waiter
-            # Asked only after it has joined the line: what is freed before that wakes nobody, and what is
-            # freed later leaves its mark on the waiter, so that the next sleep returns at once.
+            # Called only after the call has joined the queue: a release before that wakes no call, and a
+            # later one sets the waiter's event, so that the next sleep returns at once.
             if first and ready():
                 return True
             left = end - self._clock()

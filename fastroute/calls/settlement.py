@@ -215,7 +215,7 @@ class Settlement:
             self._timer.extension = None  # breaks a reference cycle: it is a method of this object
 
     def _bounded(self, request: Request) -> Request:
-        """The request with a limit to its answer, where a hard budget pays and nothing else limits it."""
+        """The request with a limit of its answer, if a hard budget pays and nothing else limits it."""
         call, budgets = self._call, self._sinks.budgets
         allowance, model, options = request.allowance, self._upstream.endpoint.model, request.options
         if is_bounded(request, model):
@@ -226,12 +226,12 @@ class Settlement:
         return bounded(request, call.estimate, model, affordable)
 
     def _reserve(self, request: Request, body: bytes) -> None:
-        """Reserves the worst case of the attempt wherever it counts; raises where it does not fit."""
+        """Reserves the worst case in the allowance and all budgets; raises if it does not fit."""
         call, sinks = self._call, self._sinks
         budgets, allowance, options = sinks.budgets, request.allowance, request.options
         asked = call.request.max_tokens is not None
         self._worst = worst = worst_case(request, call.estimate, self._upstream, body, asked=asked)
-        # Only while calls wait there can be one that must not be overtaken.
+        # Only if calls wait can there be one that must not be overtaken.
         behind = self._behind if sinks.queue.waiting else None
         if isinstance(allowance, QueueingPurse):
             allowance.reserve(self._id, worst.nano, assumed=worst.assumed, behind=behind)
@@ -253,7 +253,7 @@ class Settlement:
             # Before anything is sent: if this process is killed from now on, the worst case stays spent.
             self._reservation.sent()
         if call.turn is not None:
-            sinks.queue.leave(call.turn)  # there may be money for the next in the queue too
+            sinks.queue.leave(call.turn)  # the next call in the queue may fit as well
 
     def _behind(self, line: str) -> bool:
         call = self._call
@@ -477,7 +477,7 @@ class Settlement:
 
     @property
     def _unsent(self) -> bool:
-        """Whether surely no byte of the request has reached the provider, so that it costs nothing."""
+        """Whether no byte of the request can have reached the provider, so that it costs nothing."""
         return self._timer is not None and self._timer.unsent
 
     @property
@@ -575,7 +575,8 @@ class Settlement:
         """The attempt as it ended: its entry in the ledger.
 
         Args:
-            known: whether the usage is what the provider charges. Default: if it is the provider's own; an
+            known: whether the provider charges exactly this usage. Default: whether the provider reported it.
+            An
                 answer that ended early may have been written to its end all the same.
         """
         call, endpoint = self._call, self._upstream.endpoint

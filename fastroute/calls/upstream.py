@@ -88,8 +88,8 @@ class Upstream:
     Attributes:
         plain, stream: the prepared requests, without a body.
         refuses_sampling: whether the model refuses sampling parameters, always or while it reasons.
-        most_tokens: a usage of more input or output tokens is not believed.
-        default_output: ``max_tokens`` for requests that name none; 0: none is sent.
+        most_tokens: usage with more input or output tokens than this is not credible.
+        default_output: ``max_tokens`` for requests without it; 0: none is sent.
         searches: whether the model searches the web for every request.
 
     Thread safety: all threads share it. `respell` is one attribute store. Two strikes at once may count as
@@ -141,7 +141,7 @@ class Upstream:
         self.target = evolve(self.target, refused_fields=refused, **others)
 
     def doubt(self) -> bool:
-        """Whether it is the first time that the endpoint's usage is not believed."""
+        """Returns True the first time that the endpoint's usage is not credible."""
         doubted, self._doubted = self._doubted, True
         return not doubted
 

@@ -1,4 +1,4 @@
-"""The worst case of an attempt's cost, which budgets reserve, and what it is computed from."""
+"""Computes the worst case of an attempt's cost, which budgets reserve."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .pricing import terms_of
 from .upstream import Upstream
 
 UNBOUNDED_OUTPUT = 4096
-"""``max_tokens`` under a hard budget where nothing else limits the answer; nearly every model takes it."""
+"""``max_tokens`` under a hard budget if nothing else limits the answer; nearly every model accepts it."""
 LEAST_ANSWER = 256
-"""Of that, the least that is sent: an answer of fewer tokens is mostly cut in the middle of a sentence."""
+"""The smallest such limit that is sent: shorter answers would mostly be cut in the middle of a sentence."""
 _NO_PRICE = Assumption("the call's price is unknown", "set the model's prices")
 
 
@@ -31,7 +31,7 @@ class WorstCase:
 
     Attributes:
         nano: nano-dollars; None if the price is unknown.
-        assumed: what that was computed from.
+        assumed: what it was computed from, for messages.
     """
 
     nano: int | None
@@ -48,7 +48,7 @@ def worst_case(
         estimate: of the call.
         upstream: where it is sent.
         body: the request in the provider's format.
-        asked: whether the limit of the answer in it, if there is one, is the caller's own.
+        asked: whether the caller has set the limit of the answer, if there is one.
     """
     model = upstream.endpoint.model
     prices, window = model.prices, model.context_window
@@ -86,7 +86,7 @@ def worst_case(
         cure = f"leave out {boundless}, or use a model with a smaller context window"
     elif window:
         prompt = min(prompt, window)
-    # Keeping the prompt for an hour is the dearest that can be asked for, and is asked for by this word.
+    # Caching the prompt for an hour costs most. This is how a request asks for it.
     nano = prices.worst(prompt, output, hour=b'"1h"' in body) + fees
     if audio and prices.audio_input is not None:
         nano -= -min(audio, prompt) * max(prices.audio_input - prices.input, 0) // 1_000_000
@@ -96,12 +96,12 @@ def worst_case(
 
 
 def _half(body: bytes, beside: int = 0) -> int:
-    """Tokens at most of a body that is text but for so many bytes, whatever its fields: two bytes a token."""
+    """Most tokens of the text in a body, without ``beside`` bytes of data: two bytes a token."""
     return -(-max(len(body) - beside, 0) // 2)
 
 
 def _with_media(estimate: Estimate, upstream: Upstream, body: bytes) -> tuple[int, int, str]:
-    """Input tokens at most of a request with parts that are not text.
+    """Most input tokens of a request with parts that are not text.
 
     Args:
         estimate: of the call.
@@ -111,12 +111,12 @@ def _with_media(estimate: Estimate, upstream: Upstream, body: bytes) -> tuple[in
     Returns:
         The tokens, those of audio among them, and the first part that only the context window bounds.
     """
-    # Imported by the first request that has such parts: the rules take a while to build.
+    # Imported when the first request has such parts, because building the rules takes a while.
     from fastroute.providers.media_tokens import family_of, most_tokens
 
     family = family_of(upstream.format.name, upstream.target.upstream, upstream.endpoint.model.name)
     finest = b"ediaResolution" in body or b"edia_resolution" in body
-    # What is sent as Base64 is no text; its place in the body is counted by the rules of its kind.
+    # Base64 data is not counted as text; its tokens are computed by the rules of its kind.
     text = estimate.input_tokens - sum(USUAL_TOKENS[part.kind] for part in estimate.media)
     data = sum(len(part.data or "") for part in estimate.media)
     total = max(-(-3 * text // 2), _half(body, data))
@@ -136,14 +136,12 @@ _ENDLESS = 1 << 40
 
 
 def most_prompt(estimate: Estimate) -> int:
-    """Input tokens at most: the estimate takes three characters a token, and hardly any text has fewer than
-    two.
-    """
+    """Most input tokens: the estimate assumes three characters a token, and real text has two or more."""
     return -(-3 * estimate.input_tokens // 2)
 
 
 def choices_of(request: Request) -> int:
-    """How many answers are asked for."""
+    """The number of answers that the request asks for."""
     asked = (request.params.get("n"), _own(request, "candidateCount"))
     return max([1, *(choices for choices in asked if isinstance(choices, int))])
 
@@ -164,12 +162,12 @@ def _most_output(request: Request, estimate: Estimate, upstream: Upstream) -> in
         most = max(most, wanted or 0) if most else most
     if wanted is not None:
         return min(wanted, most) if most else wanted
-    # The input is not taken off the window: the estimate of it is too high by an unknown amount.
+    # The input is not subtracted from the window, because its estimate is too high by an unknown amount.
     return most or model.context_window or estimate.output_tokens
 
 
 def is_bounded(request: Request, model: Model) -> bool:
-    """Whether anything limits how long, and so how dear, the answer can be."""
+    """Whether anything limits the length of the answer, and with it the cost."""
     return bool(
         request.max_tokens is not None
         or model.max_output_tokens
@@ -180,24 +178,24 @@ def is_bounded(request: Request, model: Model) -> bool:
 
 
 def bounded(request: Request, estimate: Estimate, model: Model, affordable: int | None) -> Request:
-    """A request whose answer nothing limits, with a limit that the budgets can pay for.
+    """The request with a limit of its answer that the budgets can pay for, where nothing else limits it.
 
     Args:
-        affordable: nano-dollars that the budgets can pay at most; None if that is not known.
+        affordable: nano-dollars, the most that the budgets can pay; None if unknown.
     """
     output = UNBOUNDED_OUTPUT
     if affordable is not None and model.prices is not None:
         prompt = model.prices.worst(most_prompt(estimate), 0, hour=True)
         price = model.prices.at(most_prompt(estimate)).output * choices_of(request)
         payable = (affordable - prompt) * 1_000_000 // price
-        # Of a shorter answer nobody has anything: such a call is refused, with what is missing.
+        # A shorter answer would be of no use: the call is refused, and the error says what is missing.
         if payable >= LEAST_ANSWER:
             output = min(output, payable)
     return with_output(request, output)
 
 
 def with_output(request: Request, tokens: int) -> Request:
-    """The request with this ``max_tokens``, under the name that the caller used, if any."""
+    """The request with this ``max_tokens``, under the parameter name that the caller used, if any."""
     params = request.params
     name = "max_tokens" if params.get("max_completion_tokens") is None else "max_completion_tokens"
     return evolve(request, params={**params, name: tokens})
