@@ -111,7 +111,7 @@ class Settlement:
         self._id = ids.next()
         self._exchange: Exchange | None = None
         self._handed_out = False
-        self._guessed = False  # the provider told no usage, not even a part of it
+        self._guessed = False  # the provider reported no usage, not even in part
         self.moved = False  # cut because another endpoint was ready
         self._settled = False
         self._sent = False

@@ -136,7 +136,7 @@ _ENDLESS = 1 << 40
 
 
 def most_prompt(estimate: Estimate) -> int:
-    """Most input tokens: the estimate assumes three characters a token, and real text has two or more."""
+    """Most input tokens: the estimate assumes three characters a token; hardly any text has under two."""
     return -(-3 * estimate.input_tokens // 2)
 
 
