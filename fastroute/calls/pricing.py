@@ -18,6 +18,8 @@ from fastroute.config.catalog import Model
 from fastroute.providers.charges import Charges, always_searches, charges_of, modifier, modifiers_asked
 from fastroute.types import NANO, PRICE_MODIFIERS, Billing, Request, TokenPrices, Usage
 
+from .upstream import Upstream
+
 _NOTHING = Billing()
 _TIER_HEADER = "x-gemini-service-tier"
 
@@ -52,18 +54,21 @@ class Terms:
     why: tuple[str, str] = ("", "")
 
 
-def terms_of(request: Request, model: Model, upstream: str) -> Terms:
+def terms_of(request: Request, upstream: Upstream) -> Terms:
     """The terms of a request that may be charged more than tokens at list price.
 
     Args:
         request: as it is sent.
-        model: with its prices known.
-        upstream: the model's name at the provider.
+        upstream: where it is sent.
     """
-    charges = charges_of(request, upstream)
-    factor = price_factor(model, charges.modifiers)
+    model = upstream.endpoint.model
+    charges = charges_of(request, upstream.target.upstream)
+    modifiers = charges.modifiers
+    if upstream.service_tier is not None:
+        modifiers = {"service_tier": upstream.service_tier, **modifiers}
+    factor = price_factor(model, modifiers)
     if model.prices is None or factor is None:
-        text = ", ".join(f"{name} = {value}" for name, value in charges.modifiers.items())
+        text = ", ".join(f"{name} = {value}" for name, value in modifiers.items())
         return Terms(prices=None, why=(f"the price of {text} is unknown", _cure_of(model, "price_factors")))
     if charges.unknown:
         text = f"the price of {', '.join(charges.unknown)} is unknown"
@@ -123,39 +128,39 @@ def price_factor(model: Model, modifiers: Mapping[str, str]) -> float | None:
 
 
 def charged(
-    usage: Usage, request: Request, model: Model, upstream: str, headers: Mapping[str, str] | None
+    usage: Usage, request: Request, upstream: Upstream, headers: Mapping[str, str] | None
 ) -> tuple[int | None, str | None]:
     """Nano-dollars that an answer costs, None if unknown; and the service tier that it names.
 
     Args:
         usage: its tokens, and what it reports about its price.
         request: the request.
-        model: the endpoint's.
-        upstream: the model's name at the provider.
+        upstream: where it was sent.
         headers: of the answer, if it came.
     """
-    billing = usage.billing or _NOTHING
-    modifiers = {**modifiers_asked(request.params), **billing.modifiers}
+    model, billing = upstream.endpoint.model, usage.billing or _NOTHING
+    asked = modifiers_asked(request.params)
+    modifiers = {**asked, **billing.modifiers}
     if headers is not None and "service_tier" in modifiers and "service_tier" not in billing.modifiers:
         tier = modifier(headers.get(_TIER_HEADER))
         if tier is not None:
             modifiers["service_tier"] = tier
             billing = evolve(billing, modifiers={**billing.modifiers, "service_tier": tier})
-    listed = _listed(usage, billing, request, model, upstream, modifiers)
-    return _believed(billing.charged_nano, listed), billing.modifiers.get("service_tier")
+    tier = billing.modifiers.get("service_tier")
+    if tier is not None and "service_tier" not in asked and tier != upstream.service_tier:
+        factor = price_factor(model, {"service_tier": tier})
+        # Back at list price counts as well, once another tier is known.
+        if upstream.service_tier is not None or (factor is not None and factor > 1):
+            upstream.served_in(tier)
+    searches = max(billing.searches, always_searches(request, upstream.target.upstream))
+    return _believed(billing.charged_nano, _listed(usage, billing, searches, model, modifiers)), tier
 
 
 def _listed(
-    usage: Usage,
-    billing: Billing,
-    request: Request,
-    model: Model,
-    upstream: str,
-    modifiers: Mapping[str, str],
+    usage: Usage, billing: Billing, searches: int, model: Model, modifiers: Mapping[str, str]
 ) -> int | None:
     """The answer's tokens at the prices of the catalogue, with fees; None if a price is unknown."""
     factor = price_factor(model, modifiers)
-    searches = max(billing.searches, always_searches(request, upstream))
     if model.prices is None or factor is None or (searches and model.search_price is None):
         return None
     prices = model.prices if factor == 1 else model.prices.times(factor)

@@ -22,7 +22,7 @@ from fastroute import _core, errors, events
 from fastroute.budget import Budgets, QueueingPurse, Reservation
 from fastroute.figures import duration
 from fastroute.providers.base import check_content_type, request_id_of
-from fastroute.providers.charges import CHARGING
+from fastroute.providers.charges import CHARGING, LISTED_BILLING
 from fastroute.providers.limit_headers import HeaderLimit, parse_limits
 from fastroute.quality import Rates
 from fastroute.state.endpoints import BlockReason, LiveEndpoint
@@ -585,13 +585,14 @@ class Settlement:
         service_tier = None
         if usage is not None:
             prices = endpoint.model.prices
-            upstream, params = self._upstream, call.request.params
-            if usage.billing is None and not upstream.searches and CHARGING.isdisjoint(params):
+            upstream, billing = self._upstream, usage.billing
+            listed = billing is None or billing is LISTED_BILLING
+            if listed and not upstream.charges_more and CHARGING.isdisjoint(call.request.params):
                 cost = None if prices is None else prices.cost(usage)
+                service_tier = None if billing is None else billing.modifiers["service_tier"]
             else:
                 headers = None if exchange is None else exchange.headers
-                name = upstream.target.upstream
-                cost, service_tier = charged(usage, call.request, endpoint.model, name, headers)
+                cost, service_tier = charged(usage, call.request, upstream, headers)
             cost = None if cost is None else min(cost, _core.MOST_NANO)
             if known is None:
                 known = usage.source == "provider"

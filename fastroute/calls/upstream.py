@@ -90,7 +90,9 @@ class Upstream:
         refuses_sampling: whether the model refuses sampling parameters, always or while it reasons.
         most_tokens: usage with more input or output tokens than this is not credible.
         default_output: ``max_tokens`` for requests without it; 0: none is sent.
-        searches: whether the model searches the web for every request.
+        charges_more: whether even a plain request may cost more than its tokens at list price, because the
+            model searches the web for every request or the account has another service tier.
+        service_tier: the tier that answers to requests without one have named, if it has another price.
 
     Thread safety: all threads share it. `respell` is one attribute store. Two strikes at once may count as
     one, which blocks an endpoint one refusal later.
@@ -111,7 +113,8 @@ class Upstream:
         self.most_tokens = _MOST_WINDOWS * model.context_window or _MOST_TOKENS
         most = model.max_output_tokens
         self.default_output = min(default_output, most) if most else default_output
-        self.searches = searches_unasked(target.upstream)
+        self.charges_more = searches_unasked(target.upstream)
+        self.service_tier: str | None = None
         self._doubted = False
         self._strikes = 0
         self._succeeded = 0  # the endpoint's successes, in all processes, before the first of these strikes
@@ -129,6 +132,10 @@ class Upstream:
             return request
         kept = {name: value for name, value in params.items() if name not in SAMPLING_PARAMETERS}
         return evolve(request, params=kept)
+
+    def served_in(self, tier: str) -> None:
+        """Reserves requests without a service tier at the price of this one: a project may have it set."""
+        self.service_tier, self.charges_more = tier, True
 
     def respell(self, changes: Mapping[str, Any]) -> None:
         """Changes attributes of the target, so that later requests are spelled another way."""

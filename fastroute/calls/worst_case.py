@@ -66,8 +66,8 @@ def worst_case(
     prompt, audio, fees, rounds, boundless = most_prompt(estimate), 0, 0, 1, ""
     if estimate.media:
         prompt, audio, boundless = _with_media(estimate, upstream, body)
-    if upstream.searches or not CHARGING.isdisjoint(request.params):
-        terms = terms_of(request, model, upstream.target.upstream)
+    if upstream.charges_more or not CHARGING.isdisjoint(request.params):
+        terms = terms_of(request, upstream)
         if terms.prices is None:
             return WorstCase(None, Assumption(*terms.why))
         prices, fees, rounds = terms.prices, terms.fees_nano, max(terms.rounds, 1)

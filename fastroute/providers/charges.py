@@ -208,11 +208,15 @@ def _tool_prompt(tools: Any) -> int:
 
 # OpenRouter's plugins that change an answer or a prompt for nothing.
 _FREE_PLUGINS = frozenset({"response-healing", "context-compression", "moderation", "auto-router"})
+# Of its parsers of PDFs, those that charge for tokens at most.
+_FREE_PARSERS = tuple({"engine": engine} for engine in ("native", "cloudflare-ai", "pdf-text"))
 
 
 def _plugins(plugins: Any, searches: list[Searches], unknown: list[str]) -> None:
     for place, plugin in enumerate(plugins if isinstance(plugins, (list, tuple)) else ()):
         name = plugin.get("id") if isinstance(plugin, Mapping) else None
+        if name == "file-parser" and plugin.get("pdf", {}) in _FREE_PARSERS:
+            continue
         if name == "web":
             most = _number(plugin.get("max_results", _WEB_PLUGIN))
             searches.append(Searches(place=f"plugins[{place}]", most=most))
@@ -249,6 +253,10 @@ BILLED = frozenset({"cost", "estimated_cost", "cost_in_usd_ticks", "server_tool_
 """Fields of a usage that say what was charged, or what is charged for."""
 
 
+LISTED_BILLING = Billing(modifiers={"service_tier": "default"})
+"""What nearly every answer of OpenAI's says: list price."""
+
+
 def billing_of(
     usage: Mapping[str, Any],
     service_tier: Any = None,
@@ -277,8 +285,11 @@ def billing_of(
     if not BILLED.isdisjoint(usage):
         charged = _charged(usage)
         searches = max(searches, _searches(usage))
-    if not modifiers and charged is None and not (searches or audio or audio_output):
-        return None
+    if charged is None and not (searches or audio or audio_output):
+        if not modifiers:
+            return None
+        if modifiers == LISTED_BILLING.modifiers:
+            return LISTED_BILLING
     return Billing(
         modifiers=modifiers,
         charged_nano=charged,
@@ -334,6 +345,7 @@ def grounding(candidates: Any, upstream: str) -> int:
 __all__ = [
     "BILLED",
     "CHARGING",
+    "LISTED_BILLING",
     "WITH_TEXT",
     "Charges",
     "Searches",

@@ -158,6 +158,7 @@ CHARGING: list[tuple[dict[str, Any], int, int, str]] = [
     ({"plugins": [{"id": "web"}]}, 5 * SEARCH, 1, ""),
     ({"plugins": [{"id": "web", "max_results": 2}, {"id": "response-healing"}]}, 2 * SEARCH, 1, ""),
     ({"plugins": [{"id": "file-parser"}]}, 0, 0, "the price of plugins[0] is unknown"),
+    ({"plugins": [{"id": "file-parser", "pdf": {"engine": "native"}}]}, 0, 0, ""),
     ({"tools": [WEB]}, 3 * SEARCH, 4, ""),
     ({"tools": [{**WEB, "max_uses": 50}]}, 50 * SEARCH, 10, ""),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 0, 0, "nothing limits the searches"),
@@ -322,6 +323,16 @@ def test_the_tier_that_the_answer_names_is_charged(
     loop.client.ledger.flush()
     (row,) = loop.client.ledger.by("service_tier")
     assert (row.keys, row.cost_nano) == ((tier,), nano(factor) or 0)
+
+
+def test_a_tier_that_a_project_has_set_is_reserved_once_it_is_known(start: Start) -> None:
+    loop = begin(start, budgets=[{"name": "all", "limit": 0.0004, "window": "request"}])
+    loop.provider().script(openai(False, service_tier="priority"), openai(False, service_tier="default"))
+    served(loop, False, max_tokens=100)  # worst case: $0.000217, and it was charged twice that
+    with pytest.raises(fastroute.BudgetExceeded):
+        served(loop, False, max_tokens=100)
+    served(loop, False, max_tokens=100, service_tier="default")
+    assert loop.of(BudgetExceededEvent)[-1].amount_nano == pytest.approx(2 * 217_000, rel=0.05)
 
 
 @pytest.mark.parametrize("stream", [False, True])
