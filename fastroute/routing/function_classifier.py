@@ -17,6 +17,7 @@ import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -105,12 +106,18 @@ class FunctionClassifier:
         self._failed: dict[str, int] = {}
         self._logged: dict[str, float] = {}
         self._closed = False
+        self._dropped: weakref.finalize[Any, FunctionClassifier] | None = None
         self.after_fork()
 
     def after_fork(self) -> None:
         """Resets threads, queue and lock in a forked child, where the parent's threads do not exist."""
         self._lock = threading.Lock()
         self._waiting: queue.SimpleQueue[_PendingOpinion | None] = queue.SimpleQueue()
+        if self._dropped is not None:
+            self._dropped.detach()
+        # The threads do not refer to this object, so it is collected with a client that nobody closes.
+        self._dropped = weakref.finalize(self, self._waiting.put, None)
+        self._dropped.atexit = False
         self._threads = 0
         self._idle = 0
         self._hanging = 0
@@ -161,9 +168,8 @@ class FunctionClassifier:
         """Ends the threads that do not hang. Idempotent."""
         with self._lock:
             self._closed = True
-            threads, self._threads = self._threads, 0
-        for _ in range(threads):
-            self._waiting.put(None)
+            self._threads = 0
+        self._waiting.put(None)
 
     # ----------------------------------------------------------------------------------------- asking it
 
@@ -200,8 +206,12 @@ class FunctionClassifier:
 
     def _start(self) -> None:
         # Not a thread of an executor: the interpreter waits for those at its end, even if they hang.
+        assert self._ask is not None
         thread = threading.Thread(
-            target=self._work, args=(self._waiting,), name="fastroute-classifier", daemon=True
+            target=_work,
+            args=(weakref.ref(self), self._ask, self._waiting),
+            name="fastroute-classifier",
+            daemon=True,
         )
         try:
             thread.start()
@@ -209,29 +219,37 @@ class FunctionClassifier:
             raise NoOpinion("busy", "the system cannot start another thread") from None
         self._threads += 1
 
-    def _work(self, waiting: queue.SimpleQueue[_PendingOpinion | None]) -> None:
-        ask = self._ask
-        assert ask is not None
-        while (opinion := waiting.get()) is not None:
-            if self._takes(opinion):
-                try:
-                    opinion.answer = opinion.context.run(ask, opinion.messages, opinion.params)
-                except BaseException as error:
-                    # Its message may quote the request, so only its kind is passed on.
-                    opinion.error = type(error).__name__
-            self._ends(opinion)
-            del opinion  # so that an idle thread keeps no messages alive
-
-    def _takes(self, opinion: _PendingOpinion) -> bool:
+    def takes(self, opinion: _PendingOpinion) -> bool:
         with self._lock:
             opinion.running = not opinion.dropped
             return opinion.running
 
-    def _ends(self, opinion: _PendingOpinion) -> None:
+    def ends(self, opinion: _PendingOpinion) -> None:
         with self._lock:
             self._idle += 1
             self._hanging -= opinion.running and opinion.dropped
             opinion.done.set()
+
+
+def _work(
+    classifier: weakref.ref[FunctionClassifier],
+    ask: Ask,
+    waiting: queue.SimpleQueue[_PendingOpinion | None],
+) -> None:
+    """A thread that calls the function until the classifier is closed or collected."""
+    while (opinion := waiting.get()) is not None:
+        # The reference is not kept during the call: a function that hangs must not keep the client alive.
+        if (owner := classifier()) is not None and owner.takes(opinion):
+            owner = None
+            try:
+                opinion.answer = opinion.context.run(ask, opinion.messages, opinion.params)
+            except BaseException as error:
+                # Its message may quote the request, so only its kind is passed on.
+                opinion.error = type(error).__name__
+        if (owner := classifier()) is not None:
+            owner.ends(opinion)
+        del opinion, owner  # so that an idle thread keeps no messages alive
+    waiting.put(None)  # for the next thread
 
 
 # ------------------------------------------------------------------------------------- checking its result

@@ -98,6 +98,22 @@ def test_nothing_is_left(provider: Provider, tmp_path: Path, use: Any, tables: d
             assert ledger.totals().calls == 3
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_function_that_classifies_is_let_go(provider: Provider, tmp_path: Path) -> None:
+    threads = set(threading.enumerate())
+    made = client(provider, tmp_path / "calls.db", policy={"classifier_timeout": 5})
+    made.close()
+    made = fastroute.Client(made.config, classifier=lambda messages, params: "simple")
+    plans = [made.submit(model="auto", messages=MESSAGES, timeout=10) for _ in range(4)]
+    assert {plan.result(10).route.classification.level for plan in plans} == {"simple"}
+    assert any(thread.name == "fastroute-classifier" for thread in threading.enumerate())
+    del made, plans
+    gc.collect()
+    assert not wait_for(
+        {each for each in set(threading.enumerate()) - threads if each.name != "fastroute-timer"}
+    )
+
+
 def test_a_stream_outlives_its_client(provider: Provider, tmp_path: Path) -> None:
     stream = client(provider, tmp_path / "calls.db").chat.completions.create(
         model="m", messages=MESSAGES, stream=True, timeout=10
