@@ -33,12 +33,17 @@ def command(file: str, force: bool) -> None:
       OPENAI_API_KEY=… fastroute init service.toml
     """
     from fastroute.config.known_providers import known_providers
+    from fastroute.platform import files
 
     known = known_providers()
     found = [name for name in known if os.environ.get(known[name].key_variable(os.environ))]
+    text = configuration(found or ["openai"], os.environ).encode()
     try:
-        with open(file, "w" if force else "x", encoding="utf-8") as stream:
-            stream.write(configuration(found or ["openai"], os.environ))
+        if force:
+            with files.replacing(file, f"{file}.new") as descriptor:
+                files.write(descriptor, text)
+        else:
+            files.create(file, text)
     except FileExistsError:
         refuse(f"{file} exists already; add --force to replace it, or name another file")
     except OSError as error:

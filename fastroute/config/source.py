@@ -260,8 +260,15 @@ def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
     return []
 
 
-def _nothing_configured(found: bool, environ: Mapping[str, str], formats: Collection[str]) -> list[str]:
-    """The problem of a configuration without providers and endpoints, and hints."""
+def _nothing_configured(
+    found: bool, joined: bool, environ: Mapping[str, str], formats: Collection[str]
+) -> list[str]:
+    """The problem of a configuration without providers and endpoints, and hints; arguments as there."""
+    if not joined:
+        return [
+            "endpoints: none are defined, because the file is empty; name a provider in it, such as "
+            "[providers.openai], or remove it"
+        ]
     keys = ", ".join(key_variables(formats))
     if found:
         problem = (
@@ -325,7 +332,7 @@ def _from_tables(
 
     config = _with_paths_from(directory, Config(**parts))
     if not (tables["providers"] or tables["endpoints"]):
-        problems += _nothing_configured(found, environ, formats)
+        problems += _nothing_configured(found, joined, environ, formats)
         places = []
     elif any(not isinstance(table, dict) or "models" in table for table in _tables_in(tables["providers"])):
         places = places or []  # the endpoints are there, but could not be read

@@ -213,7 +213,11 @@ FILES = [
         "is not valid TOML: Expected '=' after a key in a key/value pair (at line 1, column 7); write the file in "
         "TOML, not YAML",
     ),
-    ("fastroute.toml", "", "endpoints: none are defined; set one of OPENAI_API_KEY, "),
+    (
+        "fastroute.toml",
+        "# nothing yet",
+        "endpoints: none are defined, because the file is empty; name a provider in it, such as [providers.openai], or remove it",
+    ),
     (
         "missing.toml",
         None,
