@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from .catalog import Catalog
 from .known_providers import known_providers
-from .messages import did_you_mean, quoted
+from .messages import did_you_mean, quoted, show
 from .tables import Config, ProviderConfig
 
 # Endings of base URLs that were copied from the documentation of a single operation.
@@ -31,6 +31,7 @@ def advice(config: Config, catalog: Catalog, environ: Mapping[str, str]) -> list
     return [
         *_addresses(config),
         *_providers(config, environ),
+        *_models(config, catalog),
         *_prices(config, catalog),
         *_ledger(config),
     ]
@@ -76,6 +77,22 @@ def _unsent(path: str, name: str, provider: ProviderConfig, environ: Mapping[str
             f"{path}: the key in {variable} is not sent to {urlsplit(provider.base_url).netloc}, which is "
             f'not the provider\'s own host; if the key is for it, set api_key_env = "{variable}"'
         )
+
+
+def _models(config: Config, catalog: Catalog) -> Iterable[str]:
+    """Models named as a provider or an alias names them: they are other models than the catalogue's."""
+    own = Catalog.builtin()
+    for model in config.served:
+        if catalog.model(model).known:
+            continue
+        meant = own.aliases.get(model) or next(
+            (name for name, each in own.models.items() if model in each.providers.values()), None
+        )
+        if meant is not None:
+            yield (
+                f"endpoints: {show(model)} is not a model of the catalogue, so its price and quality are "
+                f"unknown; use model = {show(meant)}, and upstream for the provider's name if it is another"
+            )
 
 
 def _prices(config: Config, catalog: Catalog) -> Iterable[str]:

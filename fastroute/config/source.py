@@ -246,6 +246,11 @@ def _path(source: str | os.PathLike[str] | None, environ: Mapping[str, str]) -> 
         return path
     named = environ.get(CONFIG_VARIABLE)
     if named:
+        if not Path(named).exists():
+            raise errors.ConfigError(
+                f"{CONFIG_VARIABLE}: {show(named)} does not exist; "
+                "set it to the path of a TOML file, or unset it"
+            )
         return Path(named)
     default = Path(DEFAULT_FILE)
     return default if default.exists() else None

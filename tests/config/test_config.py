@@ -248,7 +248,7 @@ def test_the_file_is_found_by_variable_then_in_the_working_directory(tmp_path, m
     Path("other.toml").write_text(text % "there", encoding="utf-8")
     assert load(environ=NOTHING).served == ("here",)
     assert load(environ={"FASTROUTE_CONFIG": "other.toml"}).served == ("there",)
-    with pytest.raises(errors.ConfigError, match=r"missing\.toml: cannot be read"):
+    with pytest.raises(errors.ConfigError, match=r"FASTROUTE_CONFIG: 'missing\.toml' does not exist"):
         load(environ={"FASTROUTE_CONFIG": "missing.toml"})
 
 

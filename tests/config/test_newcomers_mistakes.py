@@ -235,6 +235,12 @@ def test_a_file(name: str, text: str | None, message: str) -> None:
     assert problem.removeprefix(f"{name}: ").startswith(message)
 
 
+def test_a_file_that_the_environment_names() -> None:
+    assert check(environ={"FASTROUTE_CONFIG": "typo.toml"}).problems == (
+        "FASTROUTE_CONFIG: 'typo.toml' does not exist; set it to the path of a TOML file, or unset it",
+    )
+
+
 def test_the_file_of_several_problems_is_named() -> None:
     Path("fastroute.toml").write_text('[policy]\nstrategy = "fast"\nmax_attempts = 0\n', encoding="utf-8")
     with pytest.raises(fastroute.ConfigError) as caught:
@@ -346,6 +352,11 @@ WARNINGS = [
         },
         'models."gpt-4-1": has no price (did you mean gpt-4.1?), so it is not used under the hard budget "day"; '
         "set input_price and output_price (0 if it costs nothing)",
+    ),
+    (
+        {"ANTHROPIC_API_KEY": KEY},
+        {"providers": {"anthropic": {"models": ["claude-sonnet-4-5"]}}},
+        "endpoints: 'claude-sonnet-4-5' is not a model of the catalogue, so its price and quality are unknown; use model = 'claude-sonnet-4.5', and upstream for the provider's name if it is another",
     ),
     (
         {},

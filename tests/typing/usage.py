@@ -54,6 +54,7 @@ def either(client: fastroute.Client, stream: bool) -> None:
 def made() -> fastroute.Client:
     with fastroute.Client() as first:
         first.with_options(timeout=3.0, tags={"team": "red"}, cache=False).close()
+    fastroute.Client(api_key="unused")  # type: ignore[arg-type]  # as at run time, it is refused
     table: Mapping[str, Any] = {"providers": {}}
     with fastroute.Client(table, session=requests.Session()) as second:
         remove = second.on(print, events.AttemptFinished)
