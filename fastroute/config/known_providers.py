@@ -55,6 +55,8 @@ class KnownProvider:
 
     def is_at(self, url: object) -> bool:
         """Whether a URL leads to one of its own hosts, or to a regional host below one."""
+        if not self.api_key_env:
+            return False  # any server may be on this machine
         try:
             host = urlsplit(url).hostname if isinstance(url, str) else None
         except ValueError:
@@ -181,7 +183,7 @@ def complete(
             elsewhere = "base_url" in table
             provenance |= _fill(name, table, known[name], environ)
             if not (elsewhere or "models" in table or name in named):
-                served = list(catalog.served_by(name))
+                served = list(catalog.served_by(_vendor_of(name, table) or name))
                 if served:
                     table["models"] = served
         _list_models(name, table, endpoints, listed)
@@ -248,14 +250,21 @@ def _upstream(entry: Mapping[str, Any], providers: Mapping[str, Any], catalog: C
         return None
     if model not in catalog.models:
         return None
-    names, format = catalog.models[model].providers, table.get("format")
-    if name in names:
-        return names[name]
-    for known_name, known in known_providers().items():
-        # A provider of another name is the same one by its host, or by a format that only one vendor speaks.
-        if known_name in names and (known.is_at(table.get("base_url")) or format == known_name != "openai"):
-            return names[known_name]
-    return None
+    names = catalog.models[model].providers
+    return names.get(_vendor_of(name, table) or name)
+
+
+def _vendor_of(name: str, table: Mapping[str, Any]) -> str | None:
+    """The known provider whose names of models a provider uses."""
+    known = known_providers()
+    for vendor, each in known.items():
+        if each.is_at(table.get("base_url")):
+            return vendor
+    if name in known:
+        return name
+    # A format that only one vendor has; OpenAI's is that of many.
+    format = table.get("format")
+    return format if isinstance(format, str) and format in known and format != "openai" else None
 
 
 def _catalog(tables: Mapping[str, Any], directory: Path) -> Catalog:

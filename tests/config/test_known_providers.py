@@ -223,6 +223,8 @@ def test_models_of_a_config_made_in_python_need_endpoints() -> None:
         ),
         ("openrouter", {}, "claude-sonnet-4.5", "anthropic/claude-sonnet-4.5"),
         ("relay", {"base_url": "https://openrouter.ai/api/v1"}, "gpt-4.1", "openai/gpt-4.1"),
+        ("openai", {"base_url": "https://openrouter.ai/api/v1"}, "gpt-4.1", "openai/gpt-4.1"),
+        ("ollama", {"base_url": "http://localhost/v1"}, "gpt-4.1", "gpt-4.1"),
         ("local", {"base_url": "http://localhost/v1"}, "gpt-4.1", "gpt-4.1"),
         ("local", {"base_url": "http://localhost/v1"}, "claude-sonnet-4.5", "claude-sonnet-4.5"),
         ("openai", {}, "house", "house"),
@@ -240,6 +242,12 @@ def test_the_catalogues_name_of_a_model_is_sent(
     assert endpoints(load({"providers": {name: table}, "endpoints": [own]}, environ=NOTHING)) == [
         (f"{name}/{model}", "mine")
     ]
+
+
+def test_a_variable_that_leads_to_another_vendor_brings_its_models() -> None:
+    config = load(environ={"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://openrouter.ai/api/v1"})
+    assert ("openai/claude-sonnet-4.5", "anthropic/claude-sonnet-4.5") in endpoints(config)
+    assert config.served == tuple(Catalog.builtin().served_by("openrouter"))
 
 
 def test_a_catalogue_file_names_models_at_providers_of_ones_own(tmp_path: Path) -> None:
