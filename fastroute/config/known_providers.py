@@ -227,18 +227,18 @@ def _list_models(
     if not isinstance(models, (list, tuple)):
         return
     there = {
-        (entry.get("provider"), entry.get("model"))
+        entry["model"]
         for entry in endpoints
-        if isinstance(entry, dict) and isinstance(entry.get("model"), str)
+        if isinstance(entry, dict) and entry.get("provider") == name and isinstance(entry.get("model"), str)
     }
     for model in models:
         if not is_model_name(model):
             continue
-        if (name, model) in listed and (name, model) not in there:
+        if model not in there and (name, model) in listed:
             table.pop("models", None)  # the environment has replaced the endpoints
-        elif (name, model) not in there:
+        elif model not in there:
             endpoints.append({"provider": name, "model": model})
-            there.add((name, model))
+            there.add(model)
         listed.add((name, model))
 
 

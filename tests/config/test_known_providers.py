@@ -200,6 +200,15 @@ def test_wrong_models_are_a_problem_at_their_place(models: Any, problem: str) ->
     assert not [each for each in found if each.startswith("endpoints[")]
 
 
+def test_an_endpoint_of_a_wrong_type_is_a_problem_beside_models() -> None:
+    source = {
+        "providers": {"openai": {"models": ["o3"]}},
+        "endpoints": [{"provider": ["openai"], "model": "o3"}],
+    }
+    found = check(source, environ=NOTHING).problems
+    assert [problem.partition(":")[0] for problem in found] == ["endpoints[0].provider"]
+
+
 def test_models_of_a_config_made_in_python_need_endpoints() -> None:
     at = ProviderConfig(base_url=OPENAI, models=("m",))
     endpoint = EndpointConfig(provider="p", model="n")
