@@ -254,6 +254,36 @@ def test_057_fragments_have_one_reading(name: str, together: bool) -> None:
     assert [each.index for each in theirs] == list(range(len(calls)))
 
 
+STYLES = ("by the book", "all at index 0", "no index", "another id each time", "the id each time", "from 7")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["f", "g"]), st.dictionaries(st.text(max_size=3), JSON, max_size=2)),
+        max_size=4,
+    ),
+    st.sampled_from(STYLES),
+    st.integers(1, 9),
+)
+def test_057_calls_in_any_style_and_in_any_pieces_are_the_same(
+    calls: list[tuple[str, dict[str, Any]]], style: str, size: int
+) -> None:
+    wanted = [(f"id{place}", name, json.dumps(given)) for place, (name, given) in enumerate(calls)]
+    fragments = []
+    for place, (identity, name, text) in enumerate(wanted):
+        index = {"all at index 0": 0, "no index": None, "from 7": 7 + place}.get(style, place)
+        fragments.append(call(index, identity, name))
+        for start in range(0, len(text), size):
+            again = {"another id each time": f"{identity}-{start}", "the id each time": identity}.get(style)
+            fragments.append(call(index, again, None, text[start : start + size]))
+    decoder, chunks = run(*(chunk(tool_calls=[each]) for each in fragments), chunk(finish="tool_calls"))
+    decoder.end()
+    found = decoder.message().tool_calls or ()
+    assert [(made.id, made.function.name, made.function.arguments) for made in found] == wanted
+    shown = [each for made in chunks for choice in made.choices for each in choice.delta.tool_calls or ()]
+    assert [each.index for each in shown if each.id] == list(range(len(calls)))
+
+
 def test_fields_unknown_here_pass_through() -> None:
     body = json.loads(chunk(content="a", reasoning_content="why", refusal="no", odd=[1]))
     body["obfuscation"] = "xyz"
