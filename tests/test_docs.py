@@ -25,6 +25,7 @@ MODELS = ["gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"]
 PAGES = [
     "README.md",
     "docs/budgets.md",
+    "docs/configuration.md",
     "docs/routing.md",
     "docs/ledger.md",
     "docs/processes.md",
