@@ -6,26 +6,26 @@ It checks the arguments of a call and passes it to `runtime/runtime.py`. A call 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
-from attrs import evolve, fields_dict
+from attrs import evolve
 
 from . import errors, events
 from .budget import Allowance
+from .calls import arguments
+from .calls.arguments import CONTENTS, PLAIN
 from .calls.stream import Stream
 from .config import Config, Source
 from .config.messages import did_you_mean
 from .ledger import Ledger, NullLedger
 from .platform import forks
-from .quality import Validator
 from .routing.function_classifier import Ask
 from .routing.plan import Plan
 from .runtime.health import PROMPT, TAG, ask
 from .runtime.runtime import Runtime
 from .types import (
-    PRIORITIES,
     BudgetStatus,
     Completion,
     Compress,
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     import requests
+    from typing_extensions import Unpack
 
-_ROUTE_WORDS = tuple(fields_dict(RouteOptions))
+    from .calls.parameters import CompletionParams, Messages, TimeoutLike
 
 
 class Completions:
@@ -53,33 +54,48 @@ class Completions:
     @overload
     def create(
         self,
+        /,
         *,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         model: str | None = None,
         stream: Literal[False] | None = None,
         route: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        **params: Any,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
     ) -> Completion: ...
     @overload
     def create(
         self,
+        /,
         *,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         model: str | None = None,
         stream: Literal[True],
         route: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        **params: Any,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
     ) -> Stream: ...
+    @overload
     def create(
         self,
+        /,
         *,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
+        model: str | None = None,
+        stream: bool | None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
+    ) -> Completion | Stream: ...
+    def create(
+        self,
+        /,
+        *,
+        messages: Messages,
         model: str | None = None,
         stream: bool | None = None,
         route: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: float | TimeoutLike | None = None,
         **params: Any,
     ) -> Completion | Stream:
         """Routes one chat completion and waits for its answer.
@@ -93,8 +109,12 @@ class Completions:
                 a callable that validates the answer), ``force_premium`` (budgets do not downgrade),
                 ``priority`` (``high``, ``normal``, ``low``), ``hedge`` (whether a second request may be sent
                 if the first is slow), ``deadline`` (seconds).
-            timeout: seconds that the whole call may take, including retries and waiting.
-            **params: all other parameters of the API, passed on unchanged, also those with the value 0.
+            timeout: seconds that the whole call may take, including retries and waiting; or the ``Timeout``
+                of httpx, of which ``read`` counts.
+            **params: all other parameters of the API, passed on unchanged, also those with the value 0. The
+                OpenAI SDK's ``extra_body`` is merged into the body, ``extra_headers`` and ``extra_query`` are
+                sent (none that carries a key), and ``max_retries`` bounds how often the call tries again. Its
+                ``NOT_GIVEN`` and ``omit`` leave a parameter out.
 
         Returns:
             A `Completion` in OpenAI's shape with ``.route``, or a `Stream`.
@@ -189,6 +209,7 @@ class Client:
             raise TypeError(_unknown_argument(next(iter(unknown))))
         self.runtime = Runtime(config, session, compress, default_state, classifier)
         self._options: Mapping[str, Any] = {}
+        self._defaults = _NO_OPTIONS  # the same as a value
         self._timeout: float | None = None
         self._allowance: Purse | None = None
         self.chat = Chat(self)
@@ -212,11 +233,11 @@ class Client:
     def plan(
         self,
         *,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         model: str | None = None,
         stream: bool | None = None,
         route: Mapping[str, Any] | None = None,
-        **params: Any,
+        **params: Unpack[CompletionParams],
     ) -> Plan:
         """Returns how a call would be routed, without sending anything; ``str(plan)`` explains it.
 
@@ -233,31 +254,31 @@ class Client:
         self,
         endpoint: str,
         *,
-        messages: Sequence[Mapping[str, Any]] = ...,
+        messages: Messages = ...,
         stream: Literal[False] | None = None,
         route: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        **params: Any,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
     ) -> Completion: ...
     @overload
     def probe(
         self,
         endpoint: str,
         *,
-        messages: Sequence[Mapping[str, Any]] = ...,
+        messages: Messages = ...,
         stream: bool,
         route: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        **params: Any,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
     ) -> Completion | Stream: ...
     def probe(
         self,
         endpoint: str,
         *,
-        messages: Sequence[Mapping[str, Any]] = ({"role": "user", "content": PROMPT},),
+        messages: Messages = ({"role": "user", "content": PROMPT},),
         stream: bool | None = None,
         route: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: float | TimeoutLike | None = None,
         **params: Any,
     ) -> Completion | Stream:
         """Calls one endpoint, without the cache, failover or a second attempt.
@@ -309,6 +330,28 @@ class Client:
             if runtime.shared is not None:
                 runtime.shared.unblocked(mended.name)
 
+    @overload
+    def submit(
+        self,
+        *,
+        messages: Messages,
+        model: str | None = None,
+        stream: Literal[False] | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
+    ) -> Future[Completion]: ...
+    @overload
+    def submit(
+        self,
+        *,
+        messages: Messages,
+        model: str | None = None,
+        stream: Literal[True],
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[CompletionParams],
+    ) -> Future[Stream]: ...
     def submit(self, **call: Any) -> Future[Any]:
         """Runs `create` with these arguments in a thread of the pool; blocks while its queue is full.
 
@@ -398,7 +441,7 @@ class Client:
     def with_options(
         self,
         *,
-        timeout: float | None = None,
+        timeout: float | TimeoutLike | None = None,
         tags: Mapping[str, str] | None = None,
         budget: float | Purse | None = None,
         cache: bool | None = None,
@@ -415,20 +458,21 @@ class Client:
         """
         other = Client.__new__(Client)
         other.runtime = self.runtime
-        other._timeout = self._timeout if timeout is None else _seconds("timeout", timeout)
+        limit = None if timeout is None else arguments.time_limit(timeout)
+        other._timeout = self._timeout if limit is None else limit
         options = dict(self._options)
         if tags is not None:
-            options["tags"] = {**options.get("tags", {}), **tags}
+            options["tags"] = {**options.get("tags", {}), **arguments.checked_tags("tags", tags)}
         if cache is not None:
             options["cache"] = cache
-        _checked(options)
+        other._defaults = arguments.route_options(options)
         other._options = options
         other._allowance = self._allowance
         if budget is not None:
             other._allowance = (
                 budget
                 if isinstance(budget, Purse)
-                else Allowance(usd_to_nano(_number("budget", budget)), self.runtime.queue.freed)
+                else Allowance(usd_to_nano(arguments.number("budget", budget)), self.runtime.queue.freed)
             )
         other.chat = Chat(other)
         return other
@@ -453,123 +497,64 @@ class Client:
     def _request(
         self,
         config: Config,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Any,
         model: str | None,
         stream: bool,
         route: Mapping[str, Any] | None,
         params: Mapping[str, Any],
     ) -> Request:
-        if type(messages) is not list and (
-            isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence)
-        ):
-            raise errors.BadRequestError(
-                f"messages: must be a list of mappings with role and content, not {type(messages).__name__}"
-            )
-        if not messages:
-            raise errors.BadRequestError("messages: must not be empty")
+        extras = None
+        # One look at names and types: what is usual needs no more than this.
+        if params and not PLAIN.issuperset(zip(params, map(type, params.values()))):
+            params, route, extras = arguments.read(params, route)
+        if type(messages) is not list or not messages:
+            messages = arguments.checked_messages(messages)
         for message in messages:
-            if type(message) is not dict:
-                messages = _mappings(messages)
+            if (
+                type(message) is not dict
+                or type(message.get("role")) is not str
+                or type(message.get("content")) not in CONTENTS
+            ):
+                messages = arguments.checked_messages(messages)
                 break
         if model is None:
             model = config.default_model
         elif not isinstance(model, str) or not model:
-            raise errors.BadRequestError("model: must be the name of a model, alias or tier, or auto")
-        for name in ("max_tokens", "max_completion_tokens"):
-            wanted = params.get(name)
-            if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-                raise errors.BadRequestError(f"{name}: must be an integer, not {type(wanted).__name__}")
+            if not arguments.is_absent(model):
+                raise errors.BadRequestError(
+                    f"model: must be the name of a model, alias or tier, or auto, not {model!r}"
+                    if isinstance(model, str)
+                    else f"model: must be a string, not {type(model).__name__}",
+                    param="model",
+                )
+            model = config.default_model
         options = self._route_options(route)
         if stream and options.validate is not None:
             raise errors.BadRequestError(
                 "route.validate: a streamed answer cannot be validated; leave out stream"
             )
         request = Request(model, messages, params, stream, options)
-        return request if self._allowance is None else evolve(request, allowance=self._allowance)
+        if self._allowance is not None or extras is not None:
+            request = evolve(request, allowance=self._allowance, extras=extras)
+        return request
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:
         if not route:
-            return RouteOptions(**self._options) if self._options else _NO_OPTIONS
-        words = {**self._options, **route}
+            return self._defaults
+        words = {**self._options, **arguments.checked_route(route)}
         if "tags" in route and "tags" in self._options:
-            words["tags"] = {**self._options["tags"], **route["tags"]}
-        return _checked(words)
+            words["tags"] = {
+                **self._options["tags"],
+                **arguments.checked_tags("route.tags", route["tags"]),
+            }
+        return arguments.route_options(words)
 
-    def _timeout_of(self, config: Config, request: Request, timeout: float | None) -> float:
-        if timeout is not None:
-            limit = _seconds("timeout", timeout)
-        elif self._timeout is not None:
-            limit = self._timeout
-        else:
-            limit = config.timeout
+    def _timeout_of(self, config: Config, request: Request, timeout: Any) -> float:
+        limit = None if timeout is None else arguments.time_limit(timeout)
+        if limit is None:
+            limit = config.timeout if self._timeout is None else self._timeout
         deadline = request.options.deadline
         return limit if deadline is None else min(limit, deadline)
 
 
 _NO_OPTIONS = RouteOptions()
-
-
-def _checked(words: Mapping[str, Any]) -> RouteOptions:
-    """The routing words as a value; raises BadRequestError for an invalid one."""
-    for name in words:
-        if name not in _ROUTE_WORDS:
-            raise errors.BadRequestError(
-                f"route.{name}: unknown routing word; use one of {', '.join(_ROUTE_WORDS)}"
-            )
-    options = RouteOptions(**words)
-    tags = options.tags
-    if not isinstance(tags, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, str) for key, value in tags.items()
-    ):
-        raise errors.BadRequestError("route.tags: must be a mapping of strings to strings")
-    if options.tier is not None and not isinstance(options.tier, str):
-        raise errors.BadRequestError("route.tier: must be the name of a tier")
-    for name in ("cache", "force_premium"):
-        if not isinstance(getattr(options, name), bool):
-            raise errors.BadRequestError(f"route.{name}: must be True or False")
-    if options.hedge is not None and not isinstance(options.hedge, bool):
-        raise errors.BadRequestError("route.hedge: must be True or False")
-    quality = options.quality
-    if quality is not None:
-        _number("route.quality", quality)
-        if quality > 1:
-            raise errors.BadRequestError("route.quality: must be a number from 0 to 1")
-    for name in ("max_cost", "max_latency"):
-        value = getattr(options, name)
-        if value is not None:
-            _number(f"route.{name}", value)
-    if options.deadline is not None:
-        _seconds("route.deadline", options.deadline)
-    if not isinstance(options.priority, str) or options.priority not in PRIORITIES:
-        raise errors.BadRequestError(f"route.priority: must be one of {', '.join(PRIORITIES)}")
-    if options.validate is not None:
-        Validator.of(options.validate)
-    return evolve(options, tags=dict(tags)) if tags else options
-
-
-def _mappings(messages: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-    """Messages as mappings; some may be objects, such as the message of an earlier answer."""
-    found: list[Mapping[str, Any]] = []
-    for place, message in enumerate(messages):
-        if isinstance(message, Mapping):
-            found.append(message)
-        elif callable(getattr(message, "to_dict", None)) and isinstance(said := message.to_dict(), Mapping):
-            found.append(said)
-        else:
-            raise errors.BadRequestError(
-                f"messages[{place}]: must be a mapping with role and content, not {type(message).__name__}"
-            )
-    return found
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise errors.BadRequestError(f"{name}: must be a number that is not negative")
-    return float(value)
-
-
-def _seconds(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if number == 0:
-        raise errors.BadRequestError(f"{name}: must be more than 0 seconds")
-    return number

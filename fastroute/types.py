@@ -131,6 +131,26 @@ class RouteOptions:
 
 
 @frozen
+class Extras:
+    """What a call asks for beyond its body, as the OpenAI SDK's callers do.
+
+    Attributes:
+        headers: sent over the endpoint's own; None removes one.
+        query: added to the address; each name with its values.
+        max_retries: how often the call may try again at most; None for the policy's setting alone.
+    """
+
+    headers: Mapping[str, str | None] = field(default=_EMPTY, repr=False)
+    query: Mapping[str, tuple[str, ...]] = field(default=_EMPTY, repr=False)
+    max_retries: int | None = None
+
+    @property
+    def scope(self) -> Any:
+        """What separates cached answers: headers and query may change an answer as the body does."""
+        return [self.headers, self.query] if self.headers or self.query else None
+
+
+@frozen
 class Request:
     """The request for one chat completion.
 
@@ -143,6 +163,7 @@ class Request:
         allowance: pays for the call, if its client has a budget of its own (`Client.with_options`).
         submitted: whether it was submitted to the thread pool, so that it may wait for a limit until its
             deadline.
+        extras: what it asks for beyond its body; None for nearly every request.
     """
 
     model: str
@@ -152,6 +173,7 @@ class Request:
     options: RouteOptions = field(factory=RouteOptions)
     allowance: Purse | None = field(default=None, repr=False, eq=False)
     submitted: bool = field(default=False, repr=False, eq=False)
+    extras: Extras | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -717,6 +739,7 @@ __all__ = [
     "Compress",
     "CustomCall",
     "Delta",
+    "Extras",
     "FunctionCall",
     "Message",
     "Outcome",

@@ -26,6 +26,7 @@ PAGES = [
     "README.md",
     "docs/budgets.md",
     "docs/configuration.md",
+    "docs/calls.md",
     "docs/routing.md",
     "docs/ledger.md",
     "docs/processes.md",

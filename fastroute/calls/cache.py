@@ -105,6 +105,7 @@ class Cache:
                     options.max_cost,
                     options.max_latency,
                     _rule(options.validate),
+                    None if request.extras is None else request.extras.scope,
                 ]
             )
         except (TypeError, ValueError, RecursionError):

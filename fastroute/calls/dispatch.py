@@ -414,7 +414,10 @@ class Dispatcher:
             call.uncounted.append(endpoint.name)
             progress.gone = True
         made = len(call.attempts) - call.rejected - len(call.uncounted)
-        last = made >= self._retries.max_attempts or (verdict.once and progress.failed_slowly)
+        most, extras = self._retries.max_attempts, call.request.extras
+        if extras is not None and extras.max_retries is not None:
+            most = min(most, extras.max_retries + 1)
+        last = made >= most or (verdict.once and progress.failed_slowly)
         progress.failed_slowly = progress.failed_slowly or verdict.once
         if isinstance(error, (errors.RequestTooLargeError, errors.ContextLengthExceeded)):
             progress.too_large += 1

@@ -185,9 +185,10 @@ class Settlement:
             if call.beside is not None and self.hooks.wanted:
                 after = self._started - call.started
                 self.hooks.emit(events.Hedged(call.id, call.beside, upstream.endpoint.name, after))
-            self._exchange = upstream.transport.send(
-                upstream.stream if stream else upstream.plain, body, timer, read_timeout=read_timeout
-            )
+            prepared = upstream.stream if stream else upstream.plain
+            if call.request.extras is not None:
+                prepared = upstream.with_extras(prepared, call.request.extras)
+            self._exchange = upstream.transport.send(prepared, body, timer, read_timeout=read_timeout)
             return self._exchange
         except BaseException as error:
             self.failed(error, None)

@@ -14,9 +14,10 @@ from fastroute.providers import get as get_format
 from fastroute.providers import history
 from fastroute.providers.base import Target
 from fastroute.providers.charges import searches_unasked
+from fastroute.providers.headers import with_query
 from fastroute.state.endpoints import LiveEndpoint
 from fastroute.transport import Transport
-from fastroute.types import SAMPLING_PARAMETERS, Request
+from fastroute.types import SAMPLING_PARAMETERS, Extras, Request
 
 _MOST_WINDOWS = 10  # times its context window that a model's usage may be
 _MOST_TOKENS = 100_000_000  # the same where the window is unknown: ten times the largest there is
@@ -136,6 +137,21 @@ class Upstream:
     def served_in(self, tier: str) -> None:
         """Reserves requests without a service tier at the price of this one: a project may have it set."""
         self.service_tier, self.charges_more = tier, True
+
+    def with_extras(self, prepared: requests.PreparedRequest, extras: Extras) -> requests.PreparedRequest:
+        """A prepared request with a caller's own headers and query."""
+        if not extras.headers and not extras.query:
+            return prepared
+        # The prepared request is shared by all calls, so it is copied and never changed.
+        own = prepared.copy()
+        if extras.headers:
+            replaced = {name.lower() for name in extras.headers}
+            headers = {name: value for name, value in own.headers.items() if name.lower() not in replaced}
+            headers.update((name, value) for name, value in extras.headers.items() if value is not None)
+            own.headers = type(own.headers)(headers)
+        if extras.query:
+            own.url = with_query(own.url or "", extras.query)
+        return own
 
     def respell(self, changes: Mapping[str, Any]) -> None:
         """Changes attributes of the target, so that later requests are spelled another way."""

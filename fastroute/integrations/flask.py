@@ -86,9 +86,10 @@ class FlaskClient(Client):
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:
         tags = self.request_tags()
-        given = (route or {}).get("tags", {})
-        if tags and isinstance(given, Mapping):
-            route = {**(route or {}), "tags": {**tags, **self._options.get("tags", {}), **given}}
+        words = route or {}
+        # What is not a mapping is refused below, with the message that every client has.
+        if tags and isinstance(words, Mapping) and isinstance(given := words.get("tags", {}), Mapping):
+            route = {**words, "tags": {**tags, **self._options.get("tags", {}), **given}}
         return super()._route_options(route)
 
 

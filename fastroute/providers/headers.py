@@ -6,8 +6,8 @@ configuration is read (`config/validators.py`), keys when they are read (`config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from .base import Target
 
@@ -16,6 +16,15 @@ def joined_url(base_url: str, path: str) -> str:
     """``base_url`` with ``path`` appended to its path; a query in the base URL is kept."""
     parts = urlsplit(base_url)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path, fragment=""))
+
+
+def with_query(url: str, query: Mapping[str, Sequence[str]]) -> str:
+    """An address with further parameters in its query; they replace those of the same name."""
+    parts = urlsplit(url)
+    kept = [
+        (name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in query
+    ]
+    return urlunsplit(parts._replace(query=urlencode([*kept, *query.items()], doseq=True)))
 
 
 def usual_headers(stream: bool) -> dict[str, str]:

@@ -12,6 +12,7 @@ from urllib3.util import Retry, Timeout
 
 from .connection import POOLS
 
+_MOST_ROUTES = 1000
 # total=False raises the original exceptions instead of MaxRetryError; a redirect is returned as an answer.
 _NO_RETRY = Retry(total=False, redirect=False)
 
@@ -26,6 +27,7 @@ class PooledAdapter(HTTPAdapter):
         self._verify = verify
         self._proxies = dict(proxies)
         # The pool and the request target of each URL. URLs come from the configuration, so there are few.
+        # Those with a caller's own query are not kept beyond `_MOST_ROUTES`.
         self._routes: dict[str, tuple[HTTPConnectionPool, str]] = {}
         super().__init__(pool_connections=4, pool_maxsize=pool_size, max_retries=0, pool_block=False)
 
@@ -49,7 +51,9 @@ class PooledAdapter(HTTPAdapter):
         url = prepared.url or ""
         route = self._routes.get(url)
         if route is None:
-            route = self._routes[url] = self._route(prepared)
+            route = self._route(prepared)
+            if len(self._routes) < _MOST_ROUTES:
+                self._routes[url] = route
         raw: Any = route[0].urlopen(
             prepared.method or "POST",
             route[1],

@@ -1,0 +1,43 @@
+"""Calls as a typed program makes them. Not run: ``mypy --strict`` and ``pyright`` read it.
+
+A line with a mistake has an ignore of its own, and both checkers report an ignore that ignores nothing.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import httpx
+from typing_extensions import assert_type
+
+import fastroute
+
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+def known_parameters(client: fastroute.Client) -> None:
+    create = client.chat.completions.create
+    create(messages=MESSAGES, temperature=0, max_tokens=20, stop=["\n"], tools=[], top_k=40)
+    create(messages=MESSAGES, response_format={"type": "json_object"}, timeout=httpx.Timeout(20.0))
+    create(messages=MESSAGES, extra_body={"x": 1}, extra_headers={"x-team": "search"}, max_retries=0)
+    reply = create(messages=MESSAGES)
+    create(messages=[*MESSAGES, reply.choices[0].message, {"role": "user", "content": "Go on"}])
+
+
+def mistakes(client: fastroute.Client) -> None:
+    create = client.chat.completions.create
+    create(messages=MESSAGES, max_token=20)  # type: ignore[call-overload]
+    create(messages=MESSAGES, max_cost=0.01)  # type: ignore[call-overload]
+    create(messages=MESSAGES, temperature="0")  # type: ignore[call-overload]
+    create(messages="Hello")  # type: ignore[arg-type]
+    client.submit(messages=MESSAGES, max_token=20)  # type: ignore[call-overload]
+
+
+def one_of_both(client: fastroute.Client, stream: bool) -> None:
+    reply = client.chat.completions.create(messages=MESSAGES, stream=stream)
+    assert_type(reply, fastroute.Completion | fastroute.Stream)
+
+
+def submitted(client: fastroute.Client) -> None:
+    assert_type(client.submit(messages=MESSAGES), Future[fastroute.Completion])
+    assert_type(client.submit(messages=MESSAGES, stream=True), Future[fastroute.Stream])
