@@ -62,7 +62,8 @@ class Allowance(QueueingPurse):
         self._line = f"{_NAME}\0{next(_numbers)}"
         self._spent = 0
         self._reserved: dict[str, int] = {}
-        self._lock = threading.Lock()
+        # Reentrant: a garbage collection while it is held may drop a stream, whose money is settled.
+        self._lock = threading.RLock()
         _allowances.add(self)
 
     @property
@@ -139,8 +140,9 @@ class Allowance(QueueingPurse):
             if attempt not in self._reserved:
                 return
             cost = self._reserved[attempt] if cost_nano is None else cost_nano
-            # In one statement: an interrupt between two would count it twice.
-            self._spent, _ = self._spent + cost, self._reserved.pop(attempt)
+            # In one statement: an interrupt between two would count it twice. The sum is read last, since a
+            # settlement in a finalizer may come in between.
+            _, self._spent = self._reserved.pop(attempt), self._spent + cost
         if self._freed is not None:
             self._freed(self._line)
 
@@ -150,7 +152,7 @@ _allowances: weakref.WeakSet[Allowance] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for allowance in list(_allowances):
-        allowance._lock = threading.Lock()  # a thread of the parent may have held the old one
+        allowance._lock = threading.RLock()  # a thread of the parent may have held the old one
 
 
 forks.in_child(_after_fork)

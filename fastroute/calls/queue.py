@@ -174,7 +174,8 @@ class WaitQueue:
         """Empties the queue in a forked child, where no call waits."""
         self.waiting = 0
         self._waiting: set[Waiter] = set()
-        self._lock = threading.Lock()
+        # Reentrant: a garbage collection while it is held may drop a stream, which releases its permit.
+        self._lock = threading.RLock()
         self._orders = itertools.count()
         self.waiters: dict[str, list[Waiter]] = {}
         self.times: dict[str, ReservedTimes] = {}

@@ -124,7 +124,10 @@ def disclosed(error: BaseException, key_budgets: bool = False) -> BaseException:
         # A caller may know its own budgets, and not those of all callers together.
         if key_budgets and (error.budget or "").startswith("key-"):
             return error
-        return errors.BudgetExceeded("a budget does not allow this call", retry_after=error.retry_after)
+        return errors.BudgetExceeded(
+            "a budget does not allow this call; set a smaller max_tokens or try again later",
+            retry_after=error.retry_after,
+        )
     if isinstance(error, errors.RequestTooLargeForLimit):
         return errors.RequestTooLargeForLimit(
             "the request needs more tokens than any limit allows; shorten it"

@@ -20,7 +20,7 @@ from fastroute import _core, errors
 from fastroute.gateway.keyring import KeyFileWatch, Keyring, KeysUnavailable, Throttle
 from fastroute.gateway.keys import Caller, KeyFile, budgets_of, describe
 from fastroute.gateway.limits import KeyLimits
-from fastroute.testing import Answer
+from fastroute.testing import Answer, Fault
 
 Serve = Callable[..., Served]
 
@@ -449,6 +449,33 @@ def test_a_keys_budget_is_never_overdrawn_and_survives_a_restart(serve: Serve, t
         assert second.post(call).status_code == 429
     finally:
         again.close()
+
+
+def test_calls_wait_while_a_keys_money_is_only_reserved(serve: Serve) -> None:
+    # Room for the worst case of one call, and for what a hundred of them cost.
+    served = serve(
+        Caller("web", budgets={"day": 0.0015}), answer=Answer("hi"), policy={"queue_timeout": 10.0}
+    )
+    served.provider.script(*[Fault.slow(0.02)] * 8)
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.append(served.post({**HELLO, "model": "gpt-4.1", "max_tokens": 100}).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 8
+
+
+def test_a_call_that_no_window_has_room_for_is_not_told_when_to_come_again(serve: Serve) -> None:
+    served = serve(Caller("web", budgets={"day": 0.0001}))
+    response = served.post({**HELLO, "model": "gpt-4.1"})
+    assert response.status_code == 429
+    assert "max_tokens is missing" in error_of(response)["message"]
+    assert "Retry-After" not in response.headers
 
 
 def test_the_budget_of_all_is_not_told_to_one(serve: Serve) -> None:
