@@ -116,9 +116,15 @@ class ConfigError(Error):
 
 
 class NoEndpointError(Error):
-    """No endpoint can serve the request; the message has the reason of each candidate."""
+    """No endpoint can serve the request; the message has the reason of each candidate.
+
+    Attributes:
+        lacking: capabilities that the request needs and no candidate has, like ``vision``; the status is then
+            400, since waiting does not help.
+    """
 
     default_status = 503
+    lacking: tuple[str, ...] = ()
 
 
 class LedgerError(Error):

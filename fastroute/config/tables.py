@@ -33,6 +33,8 @@ from .validators import (
     model_name,
     number,
     one_of,
+    origin,
+    parameter_name,
     priority_shares,
     proxy_url,
     seconds,
@@ -253,6 +255,20 @@ class QualityConfig:
 
 
 @frozen(kw_only=True)
+class GatewayConfig:
+    """``[gateway]``: what the gateway takes from its callers, and who may read its answers.
+
+    Attributes:
+        parameters: names of further parameters that callers may send; they go to the provider unchecked.
+        cors_origins: origins (``https://app.example``) whose pages may call the gateway from a browser;
+            ``*``: all.
+    """
+
+    parameters: tuple[str, ...] = field(default=(), validator=sequence_of(parameter_name), converter=tuple)
+    cors_origins: tuple[str, ...] = field(default=(), validator=sequence_of(origin), converter=tuple)
+
+
+@frozen(kw_only=True)
 class Config:
     """The whole configuration; the keys of ``[fastroute]`` are attributes of this class.
 
@@ -285,6 +301,7 @@ class Config:
         quality: ``[quality]``.
         budgets: ``[[budgets]]``, in the file's order.
         classifiers: ``[classifiers.NAME]``: rule sets beside the built-in ones, by name.
+        gateway: ``[gateway]``.
     """
 
     default_model: str = field(default=AUTO, validator=text())
@@ -310,6 +327,7 @@ class Config:
     quality: QualityConfig = field(factory=QualityConfig)
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=tuple)
     classifiers: Mapping[str, RuleSet] = field(factory=dict, validator=classifier_names)
+    gateway: GatewayConfig = field(factory=GatewayConfig)
 
     @property
     def over_redis(self) -> bool:
@@ -394,6 +412,7 @@ TABLES = (
     "quality",
     "budgets",
     "classifiers",
+    "gateway",
 )
 # The tables that are written [[…]].
 LISTS = ("endpoints", "budgets")

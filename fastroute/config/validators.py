@@ -23,6 +23,8 @@ Validator = Callable[[Any, Any, Any], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 _CLASSIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PARAMETER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-preview)?|v1|latest|preview")
 _SECRET_HEADERS = frozenset(
@@ -37,6 +39,30 @@ _SECRET_HEADERS = frozenset(
     }
 )
 # The transport writes these itself; a configured one could contradict the body that is sent.
+# Parameters by which other libraries and gateways let a body choose its destination or credentials.
+STEERING = frozenset(
+    {
+        "api_base",
+        "api_key",
+        "api_type",
+        "api_version",
+        "azure_ad_token",
+        "azure_endpoint",
+        "base_url",
+        "custom_llm_provider",
+        "default_headers",
+        "default_query",
+        "extra_body",
+        "extra_headers",
+        "extra_query",
+        "headers",
+        "organization",
+        "project",
+        "proxies",
+        "proxy",
+        "vertex_credentials",
+    }
+)
 _OWN_HEADERS = frozenset(
     {
         "accept-encoding",
@@ -240,6 +266,23 @@ def variable_name(instance: Any, attribute: Any, value: Any) -> None:
     if not isinstance(value, str) or (value and not _VARIABLE.fullmatch(value)):
         # It may be the key itself, so the value is never repeated.
         raise InvalidValue(attribute.name, "must be the name of an environment variable, like OPENAI_API_KEY")
+
+
+def parameter_name(instance: Any, attribute: Any, value: Any) -> None:
+    """The name of a parameter that callers may send on to a provider."""
+    if not isinstance(value, str) or not _PARAMETER.fullmatch(value):
+        raise InvalidValue(attribute.name, f"must be the name of a parameter, like top_k, not {show(value)}")
+    if value in STEERING:
+        raise InvalidValue(attribute.name, f"{value} decides where a request goes; callers must not set it")
+
+
+def origin(instance: Any, attribute: Any, value: Any) -> None:
+    """The origin of a web page: scheme, host and port; or ``*``."""
+    if not isinstance(value, str) or not (value == "*" or _ORIGIN.fullmatch(value)):
+        raise InvalidValue(
+            attribute.name,
+            f"must be an origin like https://app.example, or *; not {show(value)}",
+        )
 
 
 def extra_headers(instance: Any, attribute: Any, value: Any) -> None:

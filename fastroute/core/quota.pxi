@@ -102,3 +102,15 @@ cdef class Quota(Limited):
             pool_charge(&self.parts, 0, delta)
         else:
             bucket_settle(&self.parts.tokens, &self.parts.hot.tat, delta, moment(now) or fr_clock())
+
+    def available_requests(self, now=0) -> int:
+        """Requests free now; 2**63 - 1 without a limit."""
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t free = bucket_available(&self.parts.requests, &self.parts.cold.tat, time)
+        return free if self.parts.pool is NULL else fr_sum(free, pool_good(&self.parts, True, time))
+
+    def available_tokens(self, now=0) -> int:
+        """Tokens free now, negative in debt; 2**63 - 1 without a limit."""
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t free = bucket_available(&self.parts.tokens, &self.parts.hot.tat, time)
+        return free if self.parts.pool is NULL else fr_sum(free, pool_good(&self.parts, False, time))

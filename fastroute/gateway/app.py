@@ -32,7 +32,7 @@ from fastroute import errors
 from fastroute.budget import spent_in
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
-from fastroute.config import Config
+from fastroute.config import AUTO, Config
 from fastroute.integrations import wire_openai
 from fastroute.platform import forks
 from fastroute.types import REQUEST_ID_TAG
@@ -43,7 +43,7 @@ from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, KeyLimits, tokens_of
 from .models import ServedModels
-from .request_schema import INTEGERS, checker
+from .request_schema import INTEGERS
 from .responses import (
     EventStream,
     GatewayError,
@@ -59,13 +59,37 @@ log = logging.getLogger("fastroute")
 Environ = MutableMapping[str, Any]
 StartResponse = Callable[..., Any]
 
-_MODELS = "/v1/models/"
+# A client whose base URL lacks /v1 asks without it; probes have the names that Kubernetes uses too.
+COMPLETIONS = ("/v1/chat/completions", "/chat/completions")
+MODELS = ("/v1/models", "/models")
+READY = ("/health", "/health/ready", "/healthz", "/readyz")
+LIVE = ("/health/live", "/livez")
+_MODEL = re.compile(r"(?:/v1)?/models/(.+)")
 _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,200})")
 _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOOPBACK = re.compile(r"127\.[0-9.]+|::1|::ffff:127\.[0-9.]+|localhost", re.IGNORECASE)
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 _LEASE_SLACK = 30.0  # seconds from a call's deadline until its reservation in the key's budget ends
+
+_READABLE = (
+    ("Vary", "Origin"),
+    (
+        "Access-Control-Expose-Headers",
+        "x-request-id, retry-after, "
+        + ", ".join(
+            f"x-fastroute-{name}"
+            for name in ("model", "endpoint", "class", "attempts", "cached", "cost", "time")
+        )
+        + ", "
+        + ", ".join(
+            f"x-ratelimit-{what}-{of}"
+            for what in ("limit", "remaining", "reset")
+            for of in ("requests", "tokens")
+        ),
+    ),
+)
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9, -]{1,2000}")
 
 _ANYBODY = Caller("")
 # Types and ranges are checked by `request_schema.py`, as the OpenAPI document shows them.
@@ -107,13 +131,13 @@ class Gateway:
             segment, spent_in(client.ledger), client.runtime.hooks, client.runtime.queue.freed, bank
         )
         self._served: ServedModels | None = None
+        completions, models = ("POST", self._completions), ("GET", self._models)
         self.after_fork()
         self.routes: dict[str, tuple[str, Callable[[Environ, str], Response]]] = {
-            "/v1/chat/completions": ("POST", self._completions),
-            "/v1/models": ("GET", self._models),
-            "/health": ("GET", self._ready),
-            "/health/ready": ("GET", self._ready),
-            "/health/live": ("GET", self._live),
+            **dict.fromkeys(COMPLETIONS, completions),
+            **dict.fromkeys(MODELS, models),
+            **dict.fromkeys(READY, ("GET", self._ready)),
+            **dict.fromkeys(LIVE, ("GET", self._live)),
             "/openapi.json": ("GET", self._document),
             "/admin/stats.json": ("GET", self._stats),
             **dict.fromkeys(page.PATHS, ("GET", self._page)),
@@ -138,7 +162,10 @@ class Gateway:
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         forks.ensure()
-        request_id = "req_" + secrets.token_hex(12)
+        # A caller's own id is the answer's too, so that both sides' logs have the same.
+        request_id = environ.get("HTTP_X_REQUEST_ID", "")
+        if not _CLIENT_ID.fullmatch(request_id):
+            request_id = "req_" + secrets.token_hex(12)
         try:
             response = self._handle(environ)
         except errors.Error as error:
@@ -148,10 +175,18 @@ class Gateway:
             log.exception("request %s failed", request_id)
             response = error_response(error)
         status, headers = response.head(request_id)
+        headers += self._cross_origin(environ)
         start_response(status, headers)
         if isinstance(response.body, EventStream):
             return response.body
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [response.body]
+
+    def _cross_origin(self, environ: Environ) -> list[tuple[str, str]]:
+        """The headers that let a page of an allowed origin read the response; none for other origins."""
+        allowed, asking = self.client.config.gateway.cors_origins, environ.get("HTTP_ORIGIN", "")
+        if not asking or not (asking in allowed or "*" in allowed):
+            return []
+        return [("Access-Control-Allow-Origin", asking), *_READABLE]
 
     def _handle(self, environ: Environ) -> Response:
         try:
@@ -159,11 +194,13 @@ class Gateway:
         except UnicodeError:
             path = ""
         known = self.routes.get(path)
-        if known is None and path.startswith(_MODELS) and len(path) > len(_MODELS):
+        if known is None and _MODEL.fullmatch(path):
             known = ("GET", self._model)
         if known is None:
             raise GatewayError(404, "unknown path; /openapi.json lists the paths", "unknown_path")
         method, handler = known
+        if environ.get("REQUEST_METHOD") == "OPTIONS" and self._cross_origin(environ):
+            return Response(204, b"", headers=_preflight(environ))
         if environ.get("REQUEST_METHOD") != method:
             raise GatewayError(405, f"the method must be {method}", "method_not_allowed", [("Allow", method)])
         return handler(environ, path)
@@ -238,15 +275,24 @@ class Gateway:
 
     def _completions(self, environ: Environ, path: str) -> Response:
         caller = self._caller(environ)
+        try:
+            response = self._completion(environ, caller)
+        except errors.Error as error:
+            response = error_response(error)
+        left = self.limits.headers(caller)
+        return evolve(response, headers=(*response.headers, *left)) if left else response
+
+    def _completion(self, environ: Environ, caller: Caller) -> Response:
         body = bodies.read(environ, _MOST_BYTES)
         asked = wire_openai.parse(body, _READING, route=environ.get("HTTP_X_FASTROUTE_ROUTE"))
-        checker("Request")(_whole(asked), "")
         served = self._models_served()
-        model = served.asked_for(asked.model or self.client.config.default_model, caller)
+        served.check(_whole(asked), "")
+        params = _tidied(asked)
+        name = AUTO if params.pop("auto_model_select", False) else asked.model
+        model = served.asked_for(name or self.client.config.default_model, caller)
         route = self._route(environ, asked.route or {}, caller)
         if "tier" in route:
             served.tier_asked_for(route["tier"], caller)
-        params = _tidied(asked)
         call = evolve(asked, model=model, route=route, params=params)
         tokens = tokens_of(call.messages, params) if caller.tpm is not None else 0
         permit = self.limits.admit(caller, tokens)
@@ -293,12 +339,14 @@ class Gateway:
 
     def _models(self, environ: Environ, path: str) -> Response:
         caller = self._caller(environ)
-        return json_response({"object": "list", "data": self._models_served().listed(caller)})
+        models = self._models_served().listed(caller, stats.latencies(self.client))
+        return json_response({"object": "list", "data": models})
 
     def _model(self, environ: Environ, path: str) -> Response:
         caller = self._caller(environ)
-        wanted = path.removeprefix(_MODELS)
-        for model in self._models_served().listed(caller):
+        match = _MODEL.fullmatch(path)
+        wanted = "" if match is None else match[1]
+        for model in self._models_served().listed(caller, stats.latencies(self.client)):
             if model["id"] == wanted:
                 return json_response(model)
         raise GatewayError(
@@ -325,7 +373,10 @@ class Gateway:
     def _document(self, environ: Environ, path: str) -> Response:
         from .openapi import document
 
-        return json_response(document(keys=self.needs_keys, metrics="/metrics" in self.routes))
+        parameters = self.client.config.gateway.parameters
+        return json_response(
+            document(keys=self.needs_keys, metrics="/metrics" in self.routes, parameters=parameters)
+        )
 
     def _page(self, environ: Environ, path: str) -> Response:
         return page.file(page.PATHS[path])
@@ -335,6 +386,18 @@ class Gateway:
         keyring = self._keyring()
         callers = () if keyring is None else keyring.callers
         return json_response(self._collector.collect(self.budgets.snapshot(callers)))
+
+
+def _preflight(environ: Environ) -> list[tuple[str, str]]:
+    """What a page may send: any header, since SDKs have their own. Keys come in a header and not in a cookie,
+    so credentials are not allowed.
+    """
+    wanted = environ.get("HTTP_ACCESS_CONTROL_REQUEST_HEADERS", "")
+    return [
+        ("Access-Control-Allow-Methods", "GET, POST"),
+        ("Access-Control-Allow-Headers", wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization"),
+        ("Access-Control-Max-Age", "7200"),
+    ]
 
 
 def _password(header: str) -> bytes:

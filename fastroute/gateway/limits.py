@@ -99,12 +99,36 @@ class KeyLimits:
         self._quotas[caller.name] = (caller.rpm, caller.tpm, quota)
         return quota
 
+    def headers(self, caller: Caller) -> list[tuple[str, str]]:
+        """What is left of a caller's limits, in the headers of OpenAI's API; none where it has no limit."""
+        if caller.rpm is None and caller.tpm is None:
+            return []
+        try:
+            quota = self._quota(caller)
+        except errors.NoEndpointError:
+            return []
+        found = []
+        for what, limit, burst, left in (
+            ("requests", caller.rpm, max((caller.rpm or 0) // 6, 1), quota.available_requests()),
+            ("tokens", caller.tpm, caller.tpm or 0, quota.available_tokens()),
+        ):
+            if limit is not None:
+                left = max(min(left, burst), 0) if limit else 0
+                # Seconds until as much as possible is available at once.
+                reset = (burst - left) * 60 / limit if limit else 0.0
+                found += [
+                    (f"x-ratelimit-limit-{what}", str(limit)),
+                    (f"x-ratelimit-remaining-{what}", str(left)),
+                    (f"x-ratelimit-reset-{what}", f"{reset:.3f}s"),
+                ]
+        return found
+
 
 def _reached(what: str, wait: int) -> LimitReached:
     return LimitReached(
         f"the key's limit of {what} per minute is reached",
         code="rate_limit_exceeded",
-        retry_after=wait / 1e9 if wait > 0 else 60.0,
+        retry_after=wait / 1e9 if wait > 0 else None,  # a limit of 0 never admits
     )
 
 
@@ -117,7 +141,8 @@ def tokens_of(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) 
             chars += len(content)
         elif type(content) is list:
             for part in content:
-                chars += len(part.get("text") or part.get("refusal") or "")
+                text = part.get("text") or part.get("refusal")
+                chars += len(text) if isinstance(text, str) else 0
                 images += part.get("type") == "image_url"
     wanted = params.get("max_completion_tokens") or params.get("max_tokens") or LEAST_OUTPUT
     return estimate_input(chars, chars, len(messages), images) + int(wanted)

@@ -5,11 +5,14 @@ The request's schema is the one of `request_schema.py`, by which requests are ch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastroute import __version__
 
-from .request_schema import COMPONENTS, Json
+from .request_schema import COMPONENTS, Json, request_with
 
 _TEXT: Json = {"type": "string"}
+_IN_NO_ID = str.maketrans("", "", "/{}")
 _NUMBER: Json = {"type": ["number", "null"]}
 
 
@@ -91,7 +94,20 @@ _ANSWERS: dict[str, Json] = {
         "choices",
     ),
     "Model": _object(
-        {"id": _TEXT, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": _TEXT},
+        {
+            "id": _TEXT,
+            "object": {"const": "model"},
+            "created": {"type": "integer"},
+            "owned_by": _TEXT,
+            "pricing": {
+                "description": "US dollars per million tokens; null is unknown.",
+                **_object(dict.fromkeys(("input", "output", "cached_input"), _NUMBER)),
+            },
+            "context_window": {"description": "Tokens.", "type": ["integer", "null"]},
+            "max_output_tokens": {"description": "Tokens.", "type": ["integer", "null"]},
+            "capabilities": {"type": "array", "items": _TEXT},
+            "p95_s": {"description": "Measured 95th percentile of the latency, seconds.", **_NUMBER},
+        },
         "id",
         "object",
         "created",
@@ -128,17 +144,33 @@ _ROUTED: Json = {
         "endpoint": "The endpoint that served it.",
         "class": "The class of the request.",
         "tier": "The tier that the model was chosen from.",
-        "cost": "US dollars; absent for a stream, whose cost is unknown when the headers are sent.",
+        "cost": "US dollars; for a stream in a comment before its last event.",
         "attempts": "Requests sent to providers.",
-        "time": "Seconds; absent for a stream.",
+        "time": "Seconds; for a stream in a comment before its last event.",
         "cached": "true if the response came from the cache.",
     }.items()
 }
 _COMMON = (405, 500)
 
 
-def document(*, keys: bool, metrics: bool) -> Json:
-    """The document, for a gateway with or without keys and metrics."""
+# Other names of the same paths: for clients whose base URL has no /v1, and for probes.
+_ALIASES = {
+    "/chat/completions": "/v1/chat/completions",
+    "/models": "/v1/models",
+    "/models/{id}": "/v1/models/{id}",
+    "/health": "/health/ready",
+    "/healthz": "/health/ready",
+    "/readyz": "/health/ready",
+    "/livez": "/health/live",
+}
+
+
+def document(*, keys: bool, metrics: bool, parameters: Iterable[str] = ()) -> Json:
+    """The document, for a gateway with or without keys and metrics.
+
+    Args:
+        parameters: further parameters that a request may have.
+    """
     guarded = (401, 403, 429, 503) if keys else (403,)
     caller: list[Json] = [{"key": []}] if keys else []
     paths: Json = {
@@ -202,7 +234,6 @@ def document(*, keys: bool, metrics: bool) -> Json:
         },
         "/health/live": _health("live", "Whether the process responds."),
         "/health/ready": _health("ready", "Whether an endpoint can take a call now."),
-        "/health": _health("default", "As /health/ready."),
         "/openapi.json": {
             "get": {
                 "operationId": "getDocument",
@@ -234,6 +265,16 @@ def document(*, keys: bool, metrics: bool) -> Json:
                 "responses": {"200": _of("The file.", _TEXT, kind=kind), **_errors(*_COMMON)},
             }
         }
+    for alias, path in _ALIASES.items():
+        operations = {
+            method: {
+                **operation,
+                "operationId": operation["operationId"] + alias.title().translate(_IN_NO_ID),
+                "summary": f"As {path}.",
+            }
+            for method, operation in paths[path].items()
+        }
+        paths[alias] = operations
     if metrics:
         paths["/metrics"] = {
             "get": {
@@ -254,7 +295,7 @@ def document(*, keys: bool, metrics: bool) -> Json:
             "description": "OpenAI's chat completions, routed. `model: auto` chooses the model.",
         },
         "paths": paths,
-        "components": {"schemas": {**COMPONENTS, **_ANSWERS}},
+        "components": {"schemas": {**COMPONENTS, "Request": request_with(parameters), **_ANSWERS}},
     }
     if keys:
         found["components"]["securitySchemes"] = {

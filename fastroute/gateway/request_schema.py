@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from fastroute import errors
+from fastroute.types import PRIORITIES
 
 Json = dict[str, Any]
 Check = Callable[[Any, str], None]
@@ -34,7 +35,12 @@ def _object(properties: Json, required: tuple[str, ...] = (), *, more: bool = Fa
 
 
 _LABEL: Json = {"type": "string", "maxLength": 128, "pattern": _PRINTABLE}
+_NAME: Json = {**_LABEL, "type": ["string", "null"]}
 _FUNCTION_NAME: Json = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+# The provider fetches an address, not the gateway. Callers must not make the provider read files or addresses
+# in its own network.
+_URL: Json = {"type": "string", "pattern": "^(https://[^/?#\\s]|data:[a-z]+/)[^\\u0000-\\u0020]*$"}
+_FILE_DATA = "^((https://[^/?#\\s]|data:[a-z]+/)[^\\u0000-\\u0020]*|[A-Za-z0-9+/=_-]+)$"  # or base64 alone
 
 _PARTS: dict[str, Json] = {
     "text": _object({"type": {"const": "text"}, "text": {"type": "string"}}, ("type", "text"), more=True),
@@ -46,13 +52,8 @@ _PARTS: dict[str, Json] = {
             "type": {"const": "image_url"},
             "image_url": _object(
                 {
-                    # The provider fetches it, not the gateway. Callers must not make the provider read files
-                    # or addresses in its own network.
-                    "url": {
-                        "type": "string",
-                        "pattern": "^(https://[^/?#\\s]|data:image/)[^\\u0000-\\u0020]*$",
-                    },
-                    "detail": {"enum": ["auto", "low", "high"]},
+                    "url": {**_URL, "pattern": _URL["pattern"].replace("[a-z]+", "image")},
+                    "detail": {"enum": ["auto", "low", "high", None]},
                 },
                 ("url",),
             ),
@@ -60,6 +61,32 @@ _PARTS: dict[str, Json] = {
         ("type", "image_url"),
         more=True,
     ),
+    "video_url": _object(
+        {"type": {"const": "video_url"}, "video_url": _object({"url": _URL}, ("url",), more=True)},
+        ("type", "video_url"),
+        more=True,
+    ),
+    # The file itself. The id of an uploaded file would be one of the operator's account, which the caller has
+    # no part in.
+    "file": _object(
+        {
+            "type": {"const": "file"},
+            "file": _object(
+                {
+                    "filename": _optional(type="string", maxLength=1000),
+                    "file_data": {"type": "string", "pattern": _FILE_DATA},
+                    "format": _optional(type="string", maxLength=128),
+                },
+                ("file_data",),
+            ),
+        },
+        ("type", "file"),
+        more=True,
+    ),
+    # Reasoning that an answer contained, in the history of a later request.
+    "thinking": _object({"type": {"const": "thinking"}}, ("type",), more=True),
+    "redacted_thinking": _object({"type": {"const": "redacted_thinking"}}, ("type",), more=True),
+    "reasoning": _object({"type": {"const": "reasoning"}}, ("type",), more=True),
     "input_audio": _object(
         {
             "type": {"const": "input_audio"},
@@ -81,14 +108,10 @@ def _tagged(group: str, kinds: Iterable[str], tag: str = "type") -> Json:
     }
 
 
-def _content(*kinds: str, null: bool = False) -> Json:
+def _content(*kinds: str, null: bool = False, empty: bool = False) -> Json:
     choices: list[Json] = [
         {"type": "string"},
-        {
-            "type": "array",
-            "minItems": 1,
-            "items": _tagged("Part", kinds),
-        },
+        {"type": "array", **({} if empty else {"minItems": 1}), "items": _tagged("Part", kinds)},
     ]
     if null:
         choices.append({"type": "null"})
@@ -103,6 +126,7 @@ _CALLS: dict[str, Json] = {
             "function": _object(
                 {"name": {"type": "string", "minLength": 1}, "arguments": {"type": "string"}},
                 ("name", "arguments"),
+                more=True,
             ),
         },
         ("id", "type", "function"),
@@ -113,7 +137,9 @@ _CALLS: dict[str, Json] = {
             "id": {"type": "string", "minLength": 1},
             "type": {"const": "custom"},
             "custom": _object(
-                {"name": {"type": "string", "minLength": 1}, "input": {"type": "string"}}, ("name", "input")
+                {"name": {"type": "string", "minLength": 1}, "input": {"type": "string"}},
+                ("name", "input"),
+                more=True,
             ),
         },
         ("id", "type", "custom"),
@@ -121,29 +147,43 @@ _CALLS: dict[str, Json] = {
     ),
 }
 
+_USERS = _content("text", "image_url", "input_audio", "video_url", "file")
+_SAID = ("text", "refusal", "thinking", "redacted_thinking", "reasoning")
 _MESSAGES: dict[str, Json] = {
     "system": _object(
-        {"role": {"const": "system"}, "content": _content("text"), "name": _LABEL},
+        {"role": {"const": "system"}, "content": _content("text"), "name": _NAME},
         ("role", "content"),
         more=True,
     ),
     "developer": _object(
-        {"role": {"const": "developer"}, "content": _content("text"), "name": _LABEL},
+        {"role": {"const": "developer"}, "content": _content("text"), "name": _NAME},
         ("role", "content"),
         more=True,
     ),
     "user": _object(
-        {"role": {"const": "user"}, "content": _content("text", "image_url", "input_audio"), "name": _LABEL},
+        {"role": {"const": "user"}, "content": _USERS, "name": _NAME},
         ("role", "content"),
         more=True,
     ),
     "assistant": _object(
         {
             "role": {"const": "assistant"},
-            "content": _content("text", "refusal", null=True),
-            "name": _LABEL,
+            "content": _content(*_SAID, null=True, empty=True),
+            "name": _NAME,
             "refusal": _optional(type="string"),
             "tool_calls": _optional(type="array", items=_tagged("Call", _CALLS)),
+            "function_call": _optional(
+                type="object",
+                properties={"name": {"type": "string", "minLength": 1}, "arguments": {"type": "string"}},
+                required=["name", "arguments"],
+                additionalProperties=True,
+            ),
+            "audio": _optional(
+                type="object",
+                properties={"id": {"type": "string", "minLength": 1}},
+                required=["id"],
+                additionalProperties=True,
+            ),
         },
         ("role",),
         more=True,
@@ -151,10 +191,19 @@ _MESSAGES: dict[str, Json] = {
     "tool": _object(
         {
             "role": {"const": "tool"},
-            "content": _content("text"),
+            "content": _content("text", empty=True),
             "tool_call_id": {"type": "string", "minLength": 1},
         },
         ("role", "content", "tool_call_id"),
+        more=True,
+    ),
+    "function": _object(
+        {
+            "role": {"const": "function"},
+            "name": {"type": "string", "minLength": 1, "maxLength": 128},
+            "content": _optional(type="string"),
+        },
+        ("role", "name", "content"),
         more=True,
     ),
 }
@@ -169,8 +218,8 @@ _TOOLS: dict[str, Json] = {
             "function": _object(
                 {
                     "name": _FUNCTION_NAME,
-                    "description": {"type": "string"},
-                    "parameters": {"type": "object"},
+                    "description": _optional(type="string"),
+                    "parameters": _optional(type="object"),
                     "strict": _optional(type="boolean"),
                 },
                 ("name",),
@@ -234,6 +283,7 @@ ROUTE = _object(
         "max_latency": _optional(type="number", minimum=0, maximum=86_400),
         "deadline": _optional(type="number", minimum=0.1, maximum=86_400),
         "cache": {"type": "boolean"},
+        "priority": {"enum": [*PRIORITIES, None]},
         "tags": {
             "type": "object",
             "maxProperties": 8,
@@ -279,9 +329,10 @@ REQUEST = _object(
         ),
         "logprobs": _optional(type="boolean"),
         "top_logprobs": _optional(type="integer", minimum=0, maximum=20),
-        "user": {**_LABEL, "type": ["string", "null"]},
-        "safety_identifier": {**_LABEL, "type": ["string", "null"]},
-        "prompt_cache_key": {**_LABEL, "type": ["string", "null"]},
+        "user": _NAME,
+        "safety_identifier": _NAME,
+        "prompt_cache_key": _NAME,
+        "prompt_cache_retention": {"enum": ["in-memory", "24h", None]},
         "seed": _optional(type="integer", minimum=-(2**63), maximum=2**63 - 1),
         "tools": _optional(
             type="array",
@@ -315,6 +366,60 @@ REQUEST = _object(
             ]
         },
         "parallel_tool_calls": _optional(type="boolean"),
+        "functions": _optional(
+            type="array",
+            minItems=1,
+            maxItems=128,
+            items=_object(
+                {
+                    "name": _FUNCTION_NAME,
+                    "description": _optional(type="string"),
+                    "parameters": _optional(type="object"),
+                },
+                ("name",),
+            ),
+        ),
+        "function_call": {
+            "anyOf": [
+                {"enum": ["none", "auto"]},
+                _object({"name": _FUNCTION_NAME}, ("name",)),
+                {"type": "null"},
+            ]
+        },
+        "modalities": _optional(type="array", minItems=1, maxItems=2, items={"enum": ["text", "audio"]}),
+        "audio": _optional(
+            type="object",
+            properties={
+                "voice": {"anyOf": [_LABEL, _object({"id": _LABEL}, ("id",))]},
+                "format": {"enum": ["wav", "aac", "mp3", "flac", "opus", "pcm16"]},
+            },
+            required=["voice", "format"],
+            additionalProperties=False,
+        ),
+        "prediction": _optional(
+            type="object",
+            properties={"type": {"const": "content"}, "content": _content("text")},
+            required=["type", "content"],
+            additionalProperties=False,
+        ),
+        "web_search_options": _optional(
+            type="object",
+            properties={
+                "search_context_size": {"enum": ["low", "medium", "high", None]},
+                "user_location": _optional(
+                    type="object",
+                    properties={
+                        "type": {"const": "approximate"},
+                        "approximate": _object(
+                            dict.fromkeys(("city", "country", "region", "timezone"), _NAME)
+                        ),
+                    },
+                    required=["type", "approximate"],
+                    additionalProperties=False,
+                ),
+            },
+            additionalProperties=False,
+        ),
         "response_format": {
             "anyOf": [
                 _tagged("Format", _FORMATS),
@@ -331,6 +436,17 @@ REQUEST = _object(
             additionalProperties={"type": "string", "maxLength": 512, "pattern": _PRINTABLE},
         ),
         "store": _optional(type="boolean"),
+        # Parameters that OpenAI does not have, and many servers of its API do. A format that cannot express
+        # one refuses it, and names it.
+        "top_k": _optional(type="integer", minimum=-1, maximum=1_000_000),
+        "min_p": _optional(type="number", minimum=0, maximum=1),
+        "repetition_penalty": _optional(type="number", minimum=0, maximum=10),
+        "chat_template_kwargs": _optional(type="object", maxProperties=32),
+        "guided_json": {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]},
+        "thinking": _optional(type="object", maxProperties=16),
+        "reasoning": _optional(type="object", maxProperties=16),
+        # This gateway's own: the model is chosen as for ``auto``, whatever ``model`` says.
+        "auto_model_select": _optional(type="boolean"),
         "route": {"$ref": "#/components/schemas/Route"},
     },
     ("messages",),
@@ -361,6 +477,17 @@ def checker(component: str) -> Check:
     return _compiled(COMPONENTS[component])
 
 
+def request_with(parameters: Iterable[str]) -> Json:
+    """The schema of a request that may have these parameters too, with any value."""
+    extra = {name: True for name in parameters if name not in REQUEST["properties"]}
+    return {**REQUEST, "properties": {**REQUEST["properties"], **extra}} if extra else REQUEST
+
+
+def request_checker(parameters: Iterable[str]) -> Check:
+    """As `checker("Request")`, for `request_with`."""
+    return _compiled(request_with(parameters))
+
+
 def _refused(path: str, what: str) -> errors.BadRequestError:
     shown = path or "the body"
     param = path if len(path) <= 100 else None
@@ -379,12 +506,14 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 _ANNOTATIONS = frozenset({"description", "discriminator"})
 
 
-def _compiled(schema: Json) -> Check:
+def _compiled(schema: Json | Literal[True]) -> Check:
     """One check for all keywords of a schema.
 
     Raises:
         ValueError: a keyword of `COMPONENTS` cannot be compiled.
     """
+    if schema is True:
+        return lambda value, path: None
     rest = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
     check = _taken(rest, schema)
     if rest:
@@ -565,4 +694,4 @@ def _mapping(rest: Json) -> Check | None:
     return check
 
 
-__all__ = ["COMPONENTS", "INTEGERS", "REQUEST", "ROUTE", "checker"]
+__all__ = ["COMPONENTS", "INTEGERS", "REQUEST", "ROUTE", "checker", "request_checker", "request_with"]

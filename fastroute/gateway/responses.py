@@ -16,6 +16,7 @@ from attrs import frozen
 
 from fastroute import errors
 from fastroute.calls.stream import Stream
+from fastroute.figures import decimal_dollars
 from fastroute.integrations import wire_openai
 from fastroute.types import Completion, Route
 
@@ -132,6 +133,12 @@ def disclosed(error: BaseException, key_budgets: bool = False) -> BaseException:
         return errors.RequestTooLargeForLimit(
             "the request needs more tokens than any limit allows; shorten it"
         )
+    if isinstance(error, errors.NoEndpointError) and error.status_code == 400:
+        lacking = " and ".join(error.lacking) or "what this request needs"
+        return errors.BadRequestError(
+            f"no model that may serve this request can do {lacking}; /v1/models lists what each can do",
+            code="model_not_capable",
+        )
     if isinstance(error, (errors.NoEndpointError, errors.QuotaExceededError)):
         wait = error.retry_after if error.retry_after is not None else 1.0
         return errors.NoEndpointError(
@@ -192,6 +199,12 @@ class EventStream:
                 log.exception("a stream failed")
             yield wire_openai.error_event(disclosed(error), behind_gateway=True)
         else:
+            # The figures that the headers could not have yet. Clients skip comments.
+            route = self._stream.route
+            figures = [("x-fastroute-time", f"{route.latency:.6f}")] if route.latency is not None else []
+            if route.cost_nano is not None:
+                figures.append(("x-fastroute-cost", decimal_dollars(route.cost_nano)))
+            yield "".join(f": {name}: {value}\n" for name, value in figures).encode() + b"\n"
             yield wire_openai.DONE
 
     def close(self) -> None:

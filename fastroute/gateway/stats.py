@@ -36,6 +36,16 @@ def available(client: Client) -> tuple[int, int]:
     return len(usable), len(endpoints)
 
 
+def latencies(client: Client) -> dict[str, float]:
+    """The measured 95th percentile of each model's latencies, seconds: of its fastest endpoint."""
+    found: dict[str, float] = {}
+    for figures in client.stats()["endpoints"].values():
+        model, p95 = figures["model"], figures["p95_s"]
+        if p95 is not None:
+            found[model] = min(p95, found.get(model, p95))
+    return found
+
+
 class StatsCollector:
     """Collects the dashboard's figures of one client, without prompts, responses and keys.
 
@@ -285,4 +295,4 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-__all__ = ["StatsCollector", "available", "over_time", "prometheus"]
+__all__ = ["StatsCollector", "available", "latencies", "over_time", "prometheus"]

@@ -22,6 +22,7 @@ from attrs import field, frozen
 from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
+from fastroute.config.validators import STEERING
 from fastroute.figures import decimal_dollars
 from fastroute.providers import jsontext
 from fastroute.providers.wordings import OPENAI_REASONS, openai_reason
@@ -40,31 +41,6 @@ _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # may exceed the 64 bits that orjson r
 _ID = re.compile(r"[!-~]{1,128}")
 
 # -------------------------------------------------------------------------------------------------- reading
-
-# Parameters by which other libraries and gateways let a body choose its destination or credentials.
-_STEERING = frozenset(
-    {
-        "api_base",
-        "api_key",
-        "api_type",
-        "api_version",
-        "azure_ad_token",
-        "azure_endpoint",
-        "base_url",
-        "custom_llm_provider",
-        "default_headers",
-        "default_query",
-        "extra_body",
-        "extra_headers",
-        "extra_query",
-        "headers",
-        "organization",
-        "project",
-        "proxies",
-        "proxy",
-        "vertex_credentials",
-    }
-)
 
 
 @frozen
@@ -87,7 +63,7 @@ class BodyLimits:
 
 
 TRUSTED = BodyLimits()
-STRANGERS = BodyLimits(10 * 1024 * 1024, 64, 10_000, True, _STEERING)
+STRANGERS = BodyLimits(10 * 1024 * 1024, 64, 10_000, True, STEERING)
 
 
 @frozen

@@ -24,22 +24,32 @@ _MOST_THINKING = 32_000
 # OpenAI's parameters that the format does not have, with the values that ask for nothing.
 _INEXPRESSIBLE: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
+    "chat_template_kwargs": ({},),
     "frequency_penalty": (0,),
     "function_call": (),
     "functions": (),
+    "guided_json": (),
     "logit_bias": ({},),
     "logprobs": (False,),
+    "min_p": (0,),
     "modalities": (["text"],),
     "n": (1,),
     "prediction": (),
     "presence_penalty": (0,),
+    "reasoning": ({},),
+    "repetition_penalty": (1,),
     "seed": (),
     "store": (False,),
     "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-_INSTEAD = {"functions": "; use tools", "function_call": "; use tool_choice"}
+_INSTEAD = {
+    "functions": "; use tools",
+    "function_call": "; use tool_choice",
+    "guided_json": "; use response_format",
+    "reasoning": "; use reasoning_effort or thinking",
+}
 # Translated below or, if only hints to OpenAI's own caches and streams, left out.
 _TRANSLATED = frozenset(
     {

@@ -74,12 +74,18 @@ _TRANSLATED = frozenset(
 # Parameters that Gemini does not have, with the values that ask for nothing.
 _WITHOUT_A_WORD: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
+    "chat_template_kwargs": ({},),
     "function_call": (),
     "functions": (),
+    "guided_json": (),
     "logit_bias": ({},),
     "metadata": ({},),
+    "min_p": (0,),
     "prediction": (),
+    "reasoning": ({},),
+    "repetition_penalty": (1,),
     "store": (False,),
+    "thinking": ({},),
     "verbosity": ("medium",),
     "web_search_options": (),
 }

@@ -33,8 +33,9 @@ _CORE = frozenset(
         "type",
     }
 )
-# What fastroute itself keeps of answers in other formats; no server with OpenAI's format takes it.
-OWN_FIELDS = frozenset({"content_blocks", "content_parts"})
+# What fastroute keeps of answers in other formats, and what the SDK's `parse` adds to a message. Servers of
+# OpenAI's format do not take them.
+OWN_FIELDS = frozenset({"content_blocks", "content_parts", "parsed", "parsed_arguments"})
 # What the answers of some servers have beside OpenAI's fields.
 _FOREIGN = OWN_FIELDS | {
     "citations",

@@ -116,6 +116,11 @@ class StageRanking:
             available_tokens=_limited(core.available_tokens(now)),
         )
 
+    def lacking(self, place: int) -> list[str]:
+        """The capabilities that the request needs and the model at a place does not have."""
+        missing = self.needs & ~self.stage.endpoints[place].model.reads
+        return [name for bit, name in _CAPABILITIES.items() if missing & bit]
+
     def verdict(self, place: int) -> str:
         """Why the endpoint at a place of the stage is in the plan or left out."""
         stage = self.stage
@@ -129,8 +134,7 @@ class StageRanking:
         price = self.prices[place]
         cost = "unknown" if price < 0 else dollars(price)
         if code == _core.OUT_CAPABILITY:
-            lacking = [name for bit, name in _CAPABILITIES.items() if self.needs & ~model.reads & bit]
-            return f"left out: no {', '.join(lacking)}"
+            return f"left out: no {', '.join(self.lacking(place))}"
         if code == _core.OUT_WINDOW:
             return (
                 f"left out: about {tokens_in} + "
@@ -198,7 +202,10 @@ def refusal_of(rankings: Sequence[StageRanking]) -> Error:
         return ContextLengthExceeded(f"the request is longer than every context window: {text}")
     if codes <= {_core.OUT_TOO_LARGE}:
         return RequestTooLargeForLimit(f"the request is larger than every limit: {text}")
-    return NoEndpointError(f"no endpoint can serve the request: {text}", status_code=400)
+    refusal = NoEndpointError(f"no endpoint can serve the request: {text}", status_code=400)
+    lacking = [set(ranking.lacking(place)) for ranking in rankings for place in range(len(ranking.verdicts))]
+    refusal.lacking = tuple(sorted(set.intersection(*filter(None, lacking)))) if any(lacking) else ()
+    return refusal
 
 
 def text_of(

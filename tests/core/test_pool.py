@@ -384,6 +384,7 @@ def test_permits_are_counted_in_every_cell(most: int) -> None:
 def test_a_quota_takes_requests_and_tokens_together() -> None:
     quota = Quota(Segment(64), "k", rpm=60, request_burst=3, tpm=60, token_burst=100)
     assert quota.pay(60, NOW) == 0
+    assert (quota.available_requests(NOW), quota.available_tokens(NOW)) == (2, 40)
     answer = quota.pay(60, NOW)
     assert -answer & 7 == TOKENS
     assert -answer >> 3 == 20 * S

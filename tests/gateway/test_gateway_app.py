@@ -37,7 +37,7 @@ def events_of(text: str) -> list[Any]:
     return [
         json.loads(part.removeprefix("data: "))
         for part in text.split("\n\n")
-        if "[DONE]" not in part and part
+        if part and "[DONE]" not in part and not part.startswith(":")
     ]
 
 
@@ -67,7 +67,13 @@ def test_a_stream_comes_as_events_and_ends_with_done(serve: Serve) -> None:
     assert response.status_code == 200
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert response.headers["x-fastroute-model"] == "gpt-4.1-mini"
-    assert response.text.endswith("\n\ndata: [DONE]\n\n")
+    *_, comment, done, end = response.text.split("\n\n")
+    assert (done, end) == ("data: [DONE]", "")
+    figures = dict(line.removeprefix(": ").split(": ") for line in comment.split("\n"))
+    assert set(figures) == {"x-fastroute-cost", "x-fastroute-time"}
+    [entry] = served.app.client.ledger.entries()
+    assert float(figures["x-fastroute-cost"]) == entry.cost_nano / 1e9
+    assert 0 < float(figures["x-fastroute-time"]) < 20
     chunks = events_of(response.text)
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == "one two three"
     assert not any(chunk.get("usage") for chunk in chunks)
@@ -154,10 +160,11 @@ def test_a_caller_cannot_take_on_tags_that_are_not_its_own(serve: Serve) -> None
 @pytest.mark.parametrize(
     ("given", "kept"), [("abc-1.Z_9", True), ("a b", False), ("x" * 129, False), ("ä", False)]
 )
-def test_a_clients_request_id_is_a_tag_at_most(serve: Serve, given: str, kept: bool) -> None:
+def test_a_clients_request_id_is_echoed_and_a_tag(serve: Serve, given: str, kept: bool) -> None:
     served = serve()
     response = served.post(headers={"x-request-id": given})
-    assert response.headers["x-request-id"].startswith("req_")
+    echoed = response.headers["x-request-id"]
+    assert echoed == given if kept else echoed.startswith("req_")
     [entry] = served.app.client.ledger.entries()
     assert entry.tags.get("client_request_id") == (given if kept else None)
     assert given not in str(served.provider.requests[-1].headers)

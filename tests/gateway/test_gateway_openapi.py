@@ -90,7 +90,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         keys = KeyFile(folder / "keys.db")
         token = keys.create(Caller("web"))
         admin = keys.create(Caller("boss", admin=True))
-        app = create_app(configuration(upstream, folder), keys=keys.path)
+        # The document cannot say what each model is capable of, so this one can do all.
+        able = {"capabilities": ["streaming", "tools", "vision", "json_schema", "file", "audio", "video"]}
+        models = dict.fromkeys(("gpt-4.1", "gpt-4.1-mini"), able)
+        app = create_app(configuration(upstream, folder, models=models), keys=keys.path)
         stack.callback(app.close)
         sockets: dict[int, Any] = {}
         running = server.create_server(from_many(app), map=sockets, host="127.0.0.1", port=0, threads=4)
@@ -131,7 +134,7 @@ def test_every_path_of_the_gateway_is_in_the_document(tmp_path: Path) -> None:
     with Provider() as provider:
         for metrics in (True, False):
             app = create_app(configuration(provider.base_url, tmp_path), metrics=metrics)
-            paths = {*app.routes, "/v1/models/{id}"}
+            paths = {*app.routes, "/v1/models/{id}", "/models/{id}"}
             assert set(document(keys=False, metrics=metrics)["paths"]) == paths
             app.close()
 
@@ -141,7 +144,8 @@ def test_the_document_says_who_may() -> None:
     guarded = {
         path for path, methods in with_keys["paths"].items() for word in methods.values() if word["security"]
     }
-    assert guarded == {"/v1/chat/completions", "/v1/models", "/v1/models/{id}", "/admin/stats.json"}
+    calls = {"/chat/completions", "/models", "/models/{id}"}
+    assert guarded == {*calls, *(f"/v1{path}" for path in calls), "/admin/stats.json"}
     assert not any(word["security"] for methods in without["paths"].values() for word in methods.values())
 
 
