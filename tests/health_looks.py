@@ -19,9 +19,12 @@ SECOND = 1_000_000_000
 
 
 def checking(kind: str = "models", **keys: Any) -> dict[str, Any]:
-    """The policy of a client with health checks."""
+    """The policy of a client with health checks, whose breakers open at the third failure.
+
+    After the third the endpoint is unhealthy, and callers ask another one.
+    """
     keys = {"enabled": True, "kind": kind, "interval": INTERVAL, **keys}
-    return {"health_check": keys}
+    return {"health_check": keys, "breaker": {"failures": 3}}
 
 
 def checks_of(client: Client) -> HealthChecks:
@@ -64,7 +67,7 @@ def outcomes(loop: Loopback, name: str = "a") -> list[tuple[str, str | None]]:
 def broken(loop: Loopback) -> None:
     """Opens the breaker of ``a`` by failed calls, which ``b`` then serves."""
     loop.provider("a").script(Fault.status(500), repeat=True)
-    for _ in range(5):
+    for _ in range(3):
         loop.ask()
     assert loop.endpoint()["state"] == "open"
     loop.provider("a").clear_script()

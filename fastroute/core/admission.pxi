@@ -615,6 +615,8 @@ cdef int endpoint_finish(
     if not ticket >> 28 & 1:
         state = breaker_record(&e.rules, &e.breaker, ticket >> 28, outcome, coarse)
     result_record(&e.latency, outcome, latency_s, coarse)
+    if state == STATE_CLOSED:
+        health_mend(&e.latency)
     if e.adaptive:
         adapt(e, outcome, coarse)
     if token_delta:
@@ -649,26 +651,30 @@ cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t sta
 
     An endpoint that was never measured has load 0 while idle, so that it is tried; a high load while a call is under
     way, so that one call tries it and not all of them; and a high load while its failures are recent, so that an
-    endpoint that only fails does not stay first.
+    endpoint that only fails does not stay first. Multiplied by FR_LAST while it is unhealthy.
     """
     cdef uint64_t measured = fr_load(&hot.ewma)
     cdef uint64_t failing = fr_load(&hot.failure)
     cdef int32_t in_flight
     cdef double failure, load
+    cdef bint unhealthy
     if failing == 0:
         # Without failures the load kept ready only has to be faded.
         if measured == 0:
             return fr_load_float(&hot.load)
         return <float>(fr_load_float(&hot.load) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau))
     in_flight = max(fr_load_i32(&hot.in_flight), 0)
-    failure = fr_value(failing) * fr_decay(fr_elapsed(stamp, fr_stamp(failing)) * inverse_tau)
+    failure = failing_rate(failing) * fr_decay(fr_elapsed(stamp, fr_stamp(failing)) * inverse_tau)
+    unhealthy = is_unhealthy(failing, stamp)
     load = fr_value(measured)
     if load > 0:
         load = (load + fr_load_float(&hot.spread)) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau)
-    elif in_flight or failure >= FR_FORGIVEN:
+    elif in_flight or failure >= FR_FORGIVEN or unhealthy:
         load = FR_UNMEASURED
     else:
         return 0.0
+    if unhealthy:
+        load *= FR_LAST
     return <float>(load * (in_flight + 1) / (success_of(failure) * success_of(failure)))
 
 

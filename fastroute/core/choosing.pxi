@@ -69,6 +69,7 @@ cdef class Ranked:
     cdef int64_t ticket
     cdef bint holds                      # whether the ticket is still this object's to give back
     cdef bint soft_relaxed
+    cdef uint64_t failing                # the candidates' words `failure`, one over the other
 
     def __init__(self) -> None:
         raise TypeError("a Ranked is made by RankingChoice.rank() and RankingChoice.admit()")
@@ -159,6 +160,12 @@ cdef class Ranked:
     def verdicts(self) -> bytes:
         """One code for each endpoint: 0 if it passed the filters, else OUT_… or SOFT_…."""
         return self.verdicts_[:self.ranking.count]
+
+    @property
+    def unhealthy(self) -> bytes:
+        """1 for each endpoint whose health score is under 70, 0 for the others."""
+        cdef uint32_t i
+        return bytes([self.ranking.unwell(i, &self.wish) for i in range(self.ranking.count)])
 
     @property
     def keys(self) -> tuple[float, ...]:

@@ -299,6 +299,8 @@ cdef class Endpoint(Limited):
         flags = flags_of(
             probe_end(&self.parts, given, self.segment.worker_if_any(), OUTCOME_OK, moment(now) or fr_clock_coarse())
         )
+        if flags & FLAG_CLOSED:
+            health_mend(&self.parts.latency)
         if self.source is not None:
             self.source.judged(flags)
         return flags
@@ -506,9 +508,9 @@ cdef class Endpoint(Limited):
         cdef int64_t left = block_left(word, moment(now) or fr_clock())
         return (left, <int>(word & 0xFF) if left else 0)
 
-    def health(self) -> tuple[int, float]:
+    def health(self, now=0) -> tuple[int, float]:
         """(score 0 to 100, share of failures among the last 50 results). Healthy: above 70 with under 0.05."""
-        return health_of(&self.parts.latency)
+        return health_of(&self.parts.latency, moment(now) or fr_clock())
 
     def ewma(self, now=0) -> float:
         """The latency estimate faded to ``now``, seconds; 0.0 if never measured."""
@@ -557,7 +559,7 @@ cdef class Endpoint(Limited):
     def snapshot(self, now=0) -> dict[str, object]:
         """All figures as plain values, for statistics. Limits that are not there read None."""
         now = moment(now) or fr_clock()
-        score, error_rate = self.health()
+        score, error_rate = self.health(now)
         left, reason = self.blocked(now)
         succeeded, failed = self.counts
         follow_told(&self.parts)

@@ -56,14 +56,12 @@ cdef extern from *:
     /* In a breaker's control word: state and time. While they are 0 it is closed and was not open lately. */
     #define FR_UNSETTLED (~(uint64_t)0x3fffffc)
     #define FR_INFINITY __builtin_inf()
-    #define fr_rarely(condition) __builtin_expect(!!(condition), 0)
     #define FR_RATIO_WEIGHT 0.1      /* of the newest usage in a calibration */
     #define FR_LOWEST_RATIO 0.3
     #define FR_HIGHEST_RATIO 3.0
     """
     const uint64_t FR_UNSETTLED
     const double FR_INFINITY
-    bint fr_rarely(bint condition) noexcept nogil
     const double FR_RATIO_WEIGHT
     const double FR_LOWEST_RATIO
     const double FR_HIGHEST_RATIO
@@ -106,7 +104,8 @@ cdef struct Least:               # while the least loaded is being looked for
     int index                    # -1: none yet
 
 cdef struct Candidate:           # one endpoint that is in, while they are being ordered
-    double place                 # of its model, or minus its quality when the soft filters are relaxed; less is better
+    double place                 # of its model, or minus its quality when the soft filters are relaxed; less is better;
+                                 # of an unhealthy endpoint greater than of all that are healthy
     int64_t queue                # 2 * group, and 1 more unless its breaker waits for a probe, which goes first
     double key                   # by strategy
     int32_t turn                 # breaks ties: its distance from where the seed begins

@@ -21,12 +21,26 @@ cdef extern from *:
     #define FR_FORGIVEN 0.05         /* an unmeasured endpoint that failed is tried again below this failure rate */
     #define FR_MIN_SUCCESS 0.01
     #define FR_USAGE_TAU 60.0
+    #define FR_LOST_UNITS 10.0       /* of a lost point of health */
+    #define FR_RATE_UNITS 4194303.0  /* of a failure rate of 1 */
+    #define FR_HEALTH_REST 5.0       /* seconds without a result after which lost points begin to fade, */
+    #define FR_HEALTH_TAU 20.0       /* with this time constant: from a score of 0 it is above 70 after 29 s */
+    #define FR_UNHEALTHY 301         /* so many units lost: the score is under 70, as after three failures in a row */
+    #define fr_rarely(condition) __builtin_expect(!!(condition), 0)
+    #define FR_LAST 1e6              /* the load of an unhealthy endpoint is so many times as high */
     """
     const double FR_FAILURE_ALPHA
     const double FR_UNMEASURED
     const double FR_FORGIVEN
     const double FR_MIN_SUCCESS
     const double FR_USAGE_TAU
+    const double FR_LOST_UNITS
+    const double FR_RATE_UNITS
+    const double FR_HEALTH_REST
+    const double FR_HEALTH_TAU
+    const int FR_UNHEALTHY
+    const double FR_LAST
+    bint fr_rarely(bint condition) noexcept nogil
 
 # Structs --------------------------------------------------------------------------------------------------------------
 
@@ -60,6 +74,34 @@ cdef double checked_latency(double value) except? -1:
     return value
 
 
+# The word `failure`: bits 54-63 the points of health that were lost, in tenths; 32-53 the failure rate, in parts of
+# FR_RATE_UNITS; 0-31 the stamp. Both are rounded down, so that they reach 0 and good calls need not look at them.
+
+
+cdef inline uint64_t failing_pack(double rate, double lost, uint32_t stamp) noexcept nogil:
+    cdef uint64_t both = <uint64_t>(lost * FR_LOST_UNITS) << 22 | <uint64_t>(rate * FR_RATE_UNITS)
+    return both << 32 | stamp if both else 0
+
+
+cdef inline double failing_rate(uint64_t word) noexcept nogil:
+    return <double>(word >> 32 & 0x3FFFFF) * (1.0 / FR_RATE_UNITS)
+
+
+cdef inline double lost_at(uint64_t word, uint32_t stamp) noexcept nogil:
+    """Points of health lost, 0 to 100, faded to a time stamp.
+
+    They fade only for an endpoint that gives no results, so that it is asked again; how often others ask changes
+    nothing.
+    """
+    cdef double lost = <double>(word >> 54) / FR_LOST_UNITS
+    cdef double idle = fr_elapsed(stamp, fr_stamp(word)) - FR_HEALTH_REST
+    return lost * fr_decay(idle / FR_HEALTH_TAU) if idle > 0 and lost > 0 else lost
+
+
+cdef inline bint is_unhealthy(uint64_t word, uint32_t stamp) noexcept nogil:
+    return fr_rarely(word >> 54 >= FR_UNHEALTHY) and lost_at(word, stamp) * FR_LOST_UNITS >= FR_UNHEALTHY
+
+
 cdef inline double success_of(double failure) noexcept nogil:
     return max(1.0 - failure, FR_MIN_SUCCESS)
 
@@ -75,15 +117,18 @@ cdef inline void refresh_load(Hot *hot) noexcept nogil:
 
 cdef inline void set_score(const LatencyCells *cells) noexcept nogil:
     """The load of one call without decay, kept ready for ranking. 0 only if never measured nor failed."""
-    cdef double failure = fr_value(fr_load(&cells.hot.failure))
+    cdef uint64_t failing = fr_load(&cells.hot.failure)
+    cdef double failure = failing_rate(failing)
     cdef double ewma = fr_value(fr_load(&cells.hot.ewma))
     cdef double score = 0.0
     if ewma > 0:
         score = ewma + fr_load_float(&cells.hot.spread)
-    elif failure >= FR_FORGIVEN:
+    elif failure >= FR_FORGIVEN or failing >> 54 >= FR_UNHEALTHY:
         score = FR_UNMEASURED
     if failure > 0:
         score = score / (success_of(failure) * success_of(failure))
+    if failing >> 54 >= FR_UNHEALTHY:
+        score = score * FR_LAST
     fr_store_float(&cells.hot.score, <float>score)
     refresh_load(cells.hot)
 
@@ -91,18 +136,22 @@ cdef inline void set_score(const LatencyCells *cells) noexcept nogil:
 cdef inline void latency_record(const LatencyCells *cells, int outcome, double x, int64_t now) noexcept nogil:
     cdef uint32_t stamp = fr_millis(now)
     cdef uint64_t word
-    cdef double failure, ewma, weight, deviation, spread, new
+    cdef double failure, lost, ewma, weight, deviation, spread, new
     if outcome == OUTCOME_IGNORED:
         return
     word = fr_load(&cells.hot.failure)
     if outcome != OUTCOME_OK or word != 0:
         while True:
-            failure = fr_value(word)
+            failure = failing_rate(word)
             if failure > 0:
                 failure *= fr_decay(fr_elapsed(stamp, fr_stamp(word)) * cells.inverse_tau)
             failure += FR_FAILURE_ALPHA * ((0.0 if outcome == OUTCOME_OK else 1.0) - failure)
-            # Below one in a million it is none, and the next good call need not compute it again.
-            if fr_cas(&cells.hot.failure, &word, 0 if failure < 1e-6 else fr_pack(<float>failure, stamp)):
+            lost = lost_at(word, stamp)
+            if outcome == OUTCOME_OK:
+                lost = max(lost - 2.0, 0.0)
+            elif outcome != OUTCOME_THROTTLED:
+                lost = min(lost + 15.0, 100.0)
+            if fr_cas(&cells.hot.failure, &word, failing_pack(failure, lost, stamp)):
                 break
     if outcome == OUTCOME_OK and x > 0:
         word = fr_load(&cells.hot.ewma)
@@ -155,16 +204,13 @@ cdef double window_mean(const LatencyCells *cells) noexcept nogil:
 
 
 cdef inline void health_record(const LatencyCells *cells, bint failure) noexcept nogil:
-    """Bits 0-49: the last outcomes, the newest lowest, 1 a failure; 50-55: how many; 56-62: 100 - score."""
+    """Bits 0-49: the last outcomes, the newest lowest, 1 a failure; 50-55: how many."""
     cdef uint64_t word = fr_load(&cells.cold.health)
     cdef uint64_t bits, count
-    cdef int64_t lost
     while True:
         bits = (word << 1 | failure) & ((<uint64_t>1 << SAMPLES) - 1)
         count = min((word >> 50 & 0x3F) + 1, <uint64_t>SAMPLES)
-        lost = <int64_t>(word >> 56)
-        lost = min(lost + 15, 100) if failure else max(lost - 2, 0)
-        if fr_cas(&cells.cold.health, &word, bits | count << 50 | <uint64_t>lost << 56):
+        if fr_cas(&cells.cold.health, &word, bits | count << 50):
             return
 
 
@@ -177,10 +223,19 @@ cdef int health_errors(uint64_t word) noexcept nogil:
     return count
 
 
-cdef tuple health_of(const LatencyCells *cells):
+cdef tuple health_of(const LatencyCells *cells, int64_t now):
     cdef uint64_t word = fr_load(&cells.cold.health)
     cdef int count = <int>(word >> 50 & 0x3F)
-    return (100 - <int>(word >> 56), health_errors(word) / <double>count if count else 0.0)
+    cdef double lost = lost_at(fr_load(&cells.hot.failure), fr_millis(now))
+    return (100 - <int>(lost + 0.5), health_errors(word) / <double>count if count else 0.0)
+
+
+cdef inline void health_mend(const LatencyCells *cells) noexcept nogil:
+    """Forgets the points that were lost: its breaker has closed, so probes have shown that it is well again."""
+    cdef uint64_t word = fr_load(&cells.hot.failure)
+    while word and not fr_cas(&cells.hot.failure, &word, failing_pack(failing_rate(word), 0.0, fr_stamp(word))):
+        pass
+    set_score(cells)
 
 
 cdef inline void result_record(const LatencyCells *cells, int outcome, double x, int64_t now) noexcept nogil:
@@ -206,7 +261,7 @@ cdef inline double failure_at(const LatencyCells *cells, int64_t now) noexcept n
     cdef uint64_t word = fr_load(&cells.hot.failure)
     if word == 0:
         return 0.0
-    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
+    return failing_rate(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
 
 
 cdef inline uint64_t *ttft_pair(const LatencyCells *cells, bint reasoning) noexcept nogil:
@@ -365,9 +420,9 @@ cdef class Latency:
         cdef int count = samples_read(&self.cells, latencies)
         return [latencies[i] for i in range(count)]
 
-    def health(self) -> tuple[int, float]:
+    def health(self, now=0) -> tuple[int, float]:
         """(score 0 to 100, share of failures among the last 50 results). Healthy: above 70 with under 0.05."""
-        return health_of(&self.cells)
+        return health_of(&self.cells, moment(now) or fr_clock())
 
     @property
     def count(self) -> int:

@@ -209,6 +209,8 @@ cdef class Ranking:
         elif wish.by_value and self.groups > 1:
             self.place_by_value(result, terms, standings)
         PyMem_Free(scratch)
+        if fr_rarely(result.failing >> 54 >= FR_UNHEALTHY):
+            self.put_unhealthy_last(result)
         if wish.strategy == BY_TWO_CHOICES:
             self.favour_two(wish, result.candidates, result.count)
         result.first = first_of(result.candidates, result.count)
@@ -235,6 +237,7 @@ cdef class Ranking:
                 candidate.place = self.offers[item.offer].group
                 candidate.queue = 2 * <int64_t>self.offers[item.offer].group + (not probe)
                 self.describe(candidate, i, at.price, wish)
+                result.failing |= fr_load(&item.hot.failure)
                 candidate += 1
             item += 1
         result.count = <uint32_t>(candidate - result.candidates)
@@ -251,9 +254,34 @@ cdef class Ranking:
                 probe = breaker_peek(fr_load(&self.items[i].hot.breaker), wish.now) == 1
                 candidate.place = -self.offer_of(i).quality
                 self.describe(candidate, i, terms[self.items[i].offer].price, wish)
+                result.failing |= fr_load(&self.items[i].hot.failure)
                 candidate.queue = not probe
                 candidate += 1
         result.count = <uint32_t>(candidate - result.candidates)
+
+    cdef void put_unhealthy_last(self, Ranked result) noexcept:
+        """Gives unhealthy endpoints, whatever their model, places above those of all that are healthy.
+
+        Not those whose breaker waits for a probe: that finds out whether they are well again.
+        """
+        cdef Candidate *candidate
+        cdef uint32_t i
+        cdef double top = 0.0
+        for i in range(result.count):
+            candidate = &result.candidates[i]
+            if candidate.place < FR_INFINITY:
+                top = max(top, abs(candidate.place))
+        top = 2.0 * top + 1.0
+        for i in range(result.count):
+            candidate = &result.candidates[i]
+            if candidate.queue & 1 and self.unwell(candidate.index, &result.wish):
+                candidate.place += 2.0 * top     # those of an unknown value stay behind the others
+            elif candidate.place == FR_INFINITY:
+                candidate.place = top
+
+    cdef inline bint unwell(self, uint32_t i, const Wish *wish) noexcept nogil:
+        cdef uint64_t failing = fr_load(&self.items[i].hot.failure)
+        return is_unhealthy(failing, wish.stamp if wish.decay else fr_stamp(failing))
 
     cdef inline void describe(self, Candidate *candidate, uint32_t i, int64_t price, const Wish *wish) noexcept nogil:
         candidate.index = <int32_t>i

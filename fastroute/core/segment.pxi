@@ -119,7 +119,7 @@ cdef struct Hot:                 # one cell: all that ranking reads of an endpoi
     uint64_t breaker             # control word, see breaker.pxi
     uint64_t block               # excluded until (us) << 8 | reason
     uint64_t ewma                # float seconds | stamp
-    uint64_t failure             # float failure rate 0..1 | stamp
+    uint64_t failure             # points of health lost | failure rate | stamp, see latency.pxi
     float spread                 # float seconds
     float score                  # load of one call here without decay; 0: never measured
     int64_t tat                  # token bucket's theoretical arrival time, ns
@@ -131,7 +131,7 @@ cdef struct Cold:                # one cell: what only admit and finish touch
     uint64_t usage               # float tokens of the last minute | stamp
     uint64_t succeeded           # calls that ended OK, ever
     uint64_t failed              # calls that ended in FAILURE, ever
-    uint64_t health              # outcomes of the last 50 results and the score, see latency.pxi
+    uint64_t health              # outcomes of the last 50 results, see latency.pxi
     uint64_t samples             # latencies ever recorded; the newest is at (samples - 1) % 50
 
 # Functions ------------------------------------------------------------------------------------------------------------

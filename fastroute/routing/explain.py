@@ -55,6 +55,7 @@ class Candidate:
         verdict: why it is in the plan or left out.
         price: estimated USD; None if unknown.
         latency: expected seconds; 0 if never measured.
+        health: its health score, 0 to 100; under 70 it comes after the healthy ones.
         state: of its breaker.
         value: price / (quality × speed), lower is better.
         available_requests, available_tokens: what its limits allow now; None: no limit.
@@ -70,6 +71,7 @@ class Candidate:
     quality: float
     latency: float
     success_rate: float
+    health: int
     in_flight: int
     state: str
     value: float
@@ -80,7 +82,7 @@ class Candidate:
 class StageRanking:
     """A ranked stage, its figures read once, with the estimate and needs of the request."""
 
-    __slots__ = ("estimate", "needs", "now", "order", "prices", "stage", "values", "verdicts")
+    __slots__ = ("estimate", "needs", "now", "order", "prices", "stage", "unhealthy", "values", "verdicts")
 
     def __init__(self, stage: Stage, ranked: _core.Ranked, estimate: Estimate, needs: int) -> None:
         self.stage = stage
@@ -90,6 +92,7 @@ class StageRanking:
         self.verdicts = ranked.verdicts
         self.values = ranked.values
         self.prices = ranked.prices
+        self.unhealthy = ranked.unhealthy
         self.now = _core.clock()
 
     def candidate(self, place: int, rank: int | None) -> Candidate:
@@ -109,6 +112,7 @@ class StageRanking:
             quality=model.quality,
             latency=core.ewma(now) or model.latency,
             success_rate=core.success_rate(now),
+            health=core.health(now)[0],
             in_flight=core.in_flight,
             state=STATE_NAMES[core.state(now)],
             value=self.values[place],
@@ -125,9 +129,12 @@ class StageRanking:
         """Why the endpoint at a place of the stage is in the plan or left out."""
         stage = self.stage
         code = self.verdicts[place]
-        if code == 0:
-            return stage.reason
         endpoint = stage.endpoints[place]
+        if code == 0:
+            if not self.unhealthy[place]:
+                return stage.reason
+            score, errors = endpoint.core.health(self.now)
+            return f"{stage.reason}, after healthy ones: health {score} of 100, {errors:.0%} errors lately"
         model = endpoint.model
         estimate = self.estimate
         tokens_in = endpoint.calibration.apply(estimate.input_tokens)

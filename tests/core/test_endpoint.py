@@ -327,11 +327,11 @@ class TestEnds:
         endpoint = make(rpm=60, request_burst=10, tpm=6000, token_burst=1000, max_in_flight=2)
         first, second = endpoint.admit(100, T0), endpoint.admit(100, T0)
         endpoint.finish(first, FAILURE, 0.0, 50, T0)
-        after = (*taken(endpoint, T0), endpoint.counts, endpoint.health())
+        after = (*taken(endpoint, T0), endpoint.counts, endpoint.health(T0))
         for _ in range(5):
             assert endpoint.finish(first, FAILURE, 0.0, 50, T0) == 0
             endpoint.undo(first, 100, T0)
-        assert (*taken(endpoint, T0), endpoint.counts, endpoint.health()) == after
+        assert (*taken(endpoint, T0), endpoint.counts, endpoint.health(T0)) == after
         # Nor does the old ticket give back the permit of who came next.
         third = endpoint.admit(0, T0)
         endpoint.finish(first, OK, 0.1, 0, T0)
@@ -345,7 +345,7 @@ class TestEnds:
         endpoint = make(rpm=60, request_burst=10, tpm=6000, token_burst=1000)
         endpoint.undo(endpoint.admit(700, T0), 700, T0)
         assert taken(endpoint, T0) == (0, 10, 1000, pytest.approx(0, abs=1e-3))
-        assert (endpoint.counts, endpoint.health(), endpoint.success_rate(T0)) == ((0, 0), (100, 0.0), 1.0)
+        assert (endpoint.counts, endpoint.health(T0), endpoint.success_rate(T0)) == ((0, 0), (100, 0.0), 1.0)
 
     def test_more_tokens_than_estimated_are_a_debt(self, make: Make) -> None:
         endpoint = make(tpm=60, token_burst=100)

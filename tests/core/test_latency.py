@@ -35,7 +35,7 @@ class TestAverage:
     def test_nothing_measured(self, latency: Any) -> None:
         assert (latency.ewma(T0), latency.spread, latency.window(), latency.samples()) == (0.0, 0.0, 0.0, [])
         assert latency.success_rate(T0) == 1.0
-        assert latency.health() == (100, 0.0)
+        assert latency.health(T0) == (100, 0.0)
         assert (latency.count, latency.failures) == (0, 0)
 
     def test_first_call_is_the_average(self, latency: Any) -> None:
@@ -130,7 +130,7 @@ class TestHealth:
         scores = []
         for outcome in [OK, FAILURE, OK, FAILURE, FAILURE, OK] + [FAILURE] * 7 + [OK] * 60:
             latency.record(outcome, 1.0, T0)
-            scores.append(latency.health()[0])
+            scores.append(latency.health(T0)[0])
         assert scores[:6] == [100, 85, 87, 72, 57, 59]
         assert scores[6:13] == [44, 29, 14, 0, 0, 0, 0]
         assert scores[13:16] == [2, 4, 6]
@@ -141,13 +141,22 @@ class TestHealth:
         for i, outcome in enumerate(outcomes, 1):
             latency.record(outcome, 1.0, T0)
             last = outcomes[max(0, i - 50) : i]
-            assert latency.health()[1] == near(last.count(FAILURE) / len(last))
+            assert latency.health(T0)[1] == near(last.count(FAILURE) / len(last))
+
+    def test_lost_points_fade_only_without_results(self, latency: Any) -> None:
+        for i in range(10):
+            latency.record(FAILURE, 0.0, T0 + i * 4 * SECOND)
+        last = T0 + 36 * SECOND
+        assert latency.health(last + 5 * SECOND)[0] == 0
+        assert latency.health(last + 25 * SECOND)[0] == round(100 - 100 / math.e)
+        latency.record(OK, 1.0, last + 25 * SECOND)
+        assert latency.health(last + 25 * SECOND)[0] == round(102 - 100 / math.e)
 
     @pytest.mark.parametrize("outcome", [THROTTLED, IGNORED])
     def test_throttled_and_ignored_are_no_illness(self, latency: Any, outcome: int) -> None:
         for _ in range(30):
             latency.record(outcome, 0.0, T0)
-        assert latency.health() == (100, 0.0)
+        assert latency.health(T0) == (100, 0.0)
 
 
 class TestFirstToken:
@@ -292,7 +301,9 @@ def test_native_answers_as_the_twin(results: list[tuple[int, float, int]], tau: 
         assert native.ewma(now) == near(oracle.ewma(now))
         assert native.success_rate(now) == near(oracle.success_rate(now))
         assert native.spread == pytest.approx(oracle.spread, rel=1e-4)
-        assert native.health() == (oracle.health()[0], near(oracle.health()[1]))
+        assert native.health(now) == (oracle.health(now)[0], near(oracle.health(now)[1]))
+        later = now + 13 * SECOND
+        assert native.health(later)[0] == pytest.approx(oracle.health(later)[0], abs=1)
         assert (native.count, native.failures) == (oracle.count, oracle.failures)
     assert native.window() == near(oracle.window())
     assert native.samples() == pytest.approx(oracle.samples(), rel=1e-6)

@@ -31,6 +31,7 @@ from twin import (
     SOFT_QUALITY,
     THROTTLED,
     TWO_CHOICES,
+    USELESS,
     WEIGHTED,
 )
 
@@ -262,6 +263,49 @@ class TestOrder:
         assert ranking.rank(LATENCY, limit=20, now=T0).order == ranked.order[:20]
         assert ranked.first == ranked.order[0]
 
+    @pytest.mark.parametrize("outcome", [FAILURE, USELESS])
+    @pytest.mark.parametrize("strategy", range(7))
+    def test_an_unhealthy_endpoint_comes_last_and_returns(
+        self, make: Make, strategy: int, outcome: int
+    ) -> None:
+        """It is quicker, cheaper, of more weight and written first."""
+        weights = [{"weight": 50.0}, {}, {}]
+        ranking = make(3, endpoint=weights, input_prices=[1, DOLLAR, DOLLAR], models=[0, 0, 1])
+        quick, *others = ranking.endpoints
+        for endpoint in others:
+            call(endpoint, OK, 1.0, tokens=1000)
+        for _ in range(3):
+            call(quick, outcome, 0.001)
+        call(quick, OK, 0.001)
+
+        def places(now: int) -> set[int]:
+            ranked = [ranking.rank(strategy, seed=seed, by_value=True, now=now) for seed in range(20)]
+            return {each.order.index(0) for each in ranked}
+
+        assert quick.health(T0)[0] == 57
+        assert places(T0) == {2}
+        assert places(T0 + 5 * SECOND) == {2}
+        assert max(places(T0 + 15 * SECOND)) < 2
+        for _ in range(7):
+            call(quick, OK, 0.001)
+        assert max(places(T0)) < 2
+
+    def test_when_all_are_unhealthy_the_strategy_decides(self, make: Make) -> None:
+        ranking = make(3)
+        for endpoint in ranking.endpoints:
+            for _ in range(3):
+                call(endpoint, USELESS)
+        assert ranking.rank(ORDERED, now=T0).order == (0, 1, 2)
+
+    def test_a_breaker_that_closes_makes_an_endpoint_healthy(self, make: Make) -> None:
+        ranking = make(2)
+        until = trip(ranking.endpoints[0])
+        for _ in range(2):
+            assert ranking.rank(ORDERED, now=until).order == (0, 1)  # for the probe
+            call(ranking.endpoints[0], OK, 0.1, now=until)
+        assert ranking.endpoints[0].health(until)[0] == 100
+        assert ranking.rank(ORDERED, now=until).order == (0, 1)
+
     def test_nothing_to_rank(self, make: Make) -> None:
         ranking = make(0)
         assert ranking.rank(LATENCY, now=T0).order == ()
@@ -422,7 +466,7 @@ def ranked_alike(native: Any, oracle: twin.Ranking, wish: Row) -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["ok", "ok", "ok", "failure", "throttled", "hold", "release", "block"]),
+        st.sampled_from(["ok", "ok", "ok", "failure", "useless", "throttled", "hold", "release", "block"]),
         st.integers(0, 5),
         st.integers(1, 40),
         st.sampled_from([0, 1, 50, 1000, 6000]),
@@ -508,14 +552,15 @@ def test_native_chooses_as_the_twin(
             elif what == "hold":
                 held.append((i, tickets))
             else:
-                outcome = {"ok": OK, "failure": FAILURE, "throttled": THROTTLED}[what]
+                outcome = {"ok": OK, "failure": FAILURE, "useless": USELESS, "throttled": THROTTLED}[what]
                 flags = [e.finish(t, outcome, size / 40, 0, now) for e, t in zip(pair, tickets, strict=True)]
                 assert flags[0] == flags[1]
                 if flags[0] == 1:
                     pair[1].breaker.open_until(now + pair[0].reopens_in(now))
     for wish in wishes:
         ranked_alike(native, oracle, wish | {"now": now})
-    ranked_alike(native, oracle, wishes[0] | {"now": now + 3 * SECOND})
+    for seconds in (3, 9, 40):
+        ranked_alike(native, oracle, wishes[0] | {"now": now + seconds * SECOND})
     for wish in wishes:
         admitted_alike(native, oracle, wish, now)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twin import FAILURE, LATENCY, OK, THROTTLED
+from twin import FAILURE, LATENCY, LEAST_BUSY, LOWEST_USAGE, OK, THROTTLED, USELESS
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -101,6 +101,42 @@ class TestTraffic:
         traffic = Traffic(ranking, lambda i, _: (outcome, 0.001) if i == 2 else (OK, 0.2), per_s=100)
         traffic.run(5)
         assert traffic.run(10)[2] < 0.01 * 1000
+
+    @pytest.mark.parametrize("outcome", [FAILURE, USELESS])
+    @pytest.mark.parametrize("strategy", range(7))
+    def test_most_calls_begin_at_the_healthy_one_of_two(self, core: Any, strategy: int, outcome: int) -> None:
+        """One is quicker, cheaper and preferred, and fails at every fourth call; then it is mended."""
+        segment = core.Segment(1024)
+        settings = {"failures": 255, "min_calls": 10_000}  # the breaker does not see it
+        rows = [core.Endpoint(segment, "a", weight=10.0, **settings), core.Endpoint(segment, "b")]
+        row = core.Ranking(
+            rows,
+            **{name: [0, 0] for name in ("models", "windows", "max_outputs", "capabilities")},
+            input_prices=[1, 10**9],
+            output_prices=[1, 10**9],
+            qualities=[1.0, 1.0],
+            latencies=[0.0, 0.0],
+        )
+        now, asked = T0, [0, 0]
+
+        def run(calls: int, fails: bool) -> int:
+            """How many of so many calls, one after the other, ask the flaky one first."""
+            nonlocal now
+            first = 0
+            for number in range(calls):
+                now += 50 * MS
+                i = row.rank(strategy, seed=number * 7919, now=now).first
+                first += i == 0
+                asked[i] += 1
+                failed = i == 0 and fails and asked[0] % 4 == 0
+                ticket = rows[i].admit(100, now)
+                rows[i].finish(ticket, outcome if failed else OK, (0.02, 0.04)[i], 0, now)
+            return first
+
+        assert run(600, fails=True) < 120
+        run(400, fails=False)
+        healed = run(200, fails=False)
+        assert healed > (80 if strategy in (LEAST_BUSY, LOWEST_USAGE) else 100)
 
     def test_new_endpoint_gets_one_probe_then_its_share(self, make: Make) -> None:
         ranking = make(4)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from loopback import core_of
 
 import fastroute
+from fastroute import _core
 from fastroute.config.policy import STRATEGIES
 
 MODELS = {
@@ -157,3 +159,16 @@ def test_unknown_names_do_not_grow_the_planner(client: fastroute.Client) -> None
 def test_every_strategy_plans(strategy: str) -> None:
     with made(policy={"strategy": strategy}) as client:
         assert client.plan(model="all", messages=asked()).candidates[0].rank == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_unhealthy_endpoint_comes_after_the_healthy_ones_and_the_plan_says_so(strategy: str) -> None:
+    with made(policy={"strategy": strategy}) as client:
+        assert client.plan(model="all", messages=asked()).candidates[0].model == "small"
+        core = core_of(client, "p/small")
+        for _ in range(3):
+            core.finish(core.admit(), _core.USELESS)
+        plan = client.plan(model="all", messages=asked())
+        assert [candidate.model for candidate in plan.candidates] == ["middle", "large", "small"]
+        assert plan.candidates[2].health == 55
+        assert "after healthy ones: health 55 of 100, 100% errors" in str(plan)

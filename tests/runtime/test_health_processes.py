@@ -140,11 +140,11 @@ def test_a_forked_child_checks_by_a_thread_of_its_own(served: Served) -> None:
 def test_by_itself_an_endpoint_that_is_back_is_found(start: Start) -> None:
     policy = {
         **checking("completion", interval=0.1, timeout=0.1),
-        "breaker": {"open": 600.0, "max_open": 600.0},
+        "breaker": {"failures": 3, "open": 600.0, "max_open": 600.0},
     }
     loop = start(2, policy=policy)
     loop.provider("a").script(Fault.status(500), repeat=True)
-    for _ in range(5):
+    for _ in range(3):
         loop.ask()
     loop.provider("a").clear_script()
     loop.provider("a").wait_until(lambda _: loop.endpoint()["state"] == "closed")
@@ -152,7 +152,7 @@ def test_by_itself_an_endpoint_that_is_back_is_found(start: Start) -> None:
     assert reply.route is not None
     assert reply.route.endpoint == f"a/{MODEL}"
     callers = [attempt for attempt in loop.attempts if not attempt.tags]
-    assert [attempt.outcome for attempt in callers if attempt.endpoint.startswith("a/")] == ["failed"] * 5 + [
+    assert [attempt.outcome for attempt in callers if attempt.endpoint.startswith("a/")] == ["failed"] * 3 + [
         "ok"
     ]
 

@@ -160,6 +160,8 @@ class Endpoint:
             return 0
         change = self.breaker.record(self.flight.tickets.pop(ticket), outcome, now)
         self.latency.record(outcome, latency_s, now)
+        if change == CLOSED:
+            self.latency.mend()
         if self.adaptive:
             self._adapt(outcome, now)
         self.tokens.settle(token_delta, now)
@@ -173,6 +175,8 @@ class Endpoint:
     def began(self, ticket: int, now: int = 0) -> int:
         its = self.flight.tickets.get(ticket, 0)
         change = self.breaker.record(its, OK, now or clock()) if its & 1 else -1
+        if change == CLOSED:
+            self.latency.mend()
         return {OPEN: 1, CLOSED: 2}.get(change, 0)
 
     def undo(self, ticket: int, tokens: int, now: int = 0) -> None:
@@ -220,8 +224,8 @@ class Endpoint:
     def latencies(self) -> list[float]:
         return self.latency.samples()
 
-    def health(self) -> tuple[int, float]:
-        return self.latency.health()
+    def health(self, now: int = 0) -> tuple[int, float]:
+        return self.latency.health(now)
 
     def ewma(self, now: int = 0) -> float:
         return self.latency.ewma(now)
@@ -270,11 +274,12 @@ class Endpoint:
         """
         now, times = now or clock(), self.latency
         failing = 1 - times.success_rate(now)
+        unhealthy = times.unhealthy(now)
         if times.state.samples:
             seconds = (times.state.ewma + times.spread) * times.fade(times.state.ewma_at, now)
-        elif self.in_flight or failing >= 0.05:
+        elif self.in_flight or failing >= 0.05 or unhealthy:
             seconds = 1e6
         else:
             return 0.0
         trust = max(1 - failing, 0.01) ** 2 * self.weight * self.breaker.ramp(now)
-        return seconds * (self.in_flight + 1) / trust
+        return seconds * (self.in_flight + 1) / trust * (1e6 if unhealthy else 1)

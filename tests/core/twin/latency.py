@@ -6,7 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from .segment import FAILURE, IGNORED, OK, SECOND, USELESS, Segment, clock
+from .segment import FAILURE, IGNORED, OK, SECOND, THROTTLED, USELESS, Segment, clock
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Times:
     failing_at: int = 0
     samples: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=50))
-    score: int = 100
+    lost: float = 0.0  # points of health, in whole tenths, as the core keeps them
     ok: int = 0
     failed: int = 0
     # Times to first token: without reasoning, and with.
@@ -47,17 +47,21 @@ class Latency:
         now, s = now or clock(), self.state
         if outcome == IGNORED:
             return
+        lost = self.lost(now)
+        if outcome == OK:
+            lost = max(lost - 2, 0.0)
+        elif outcome != THROTTLED:
+            lost = min(lost + 15, 100.0)
+        s.lost = math.floor(lost * 10) / 10
         s.failing = 0.9 * s.failing * self.fade(s.failing_at, now) + (0.0 if outcome == OK else 0.1)
         s.failing_at = now
         if outcome == OK:
             s.ok += 1
-            s.score = min(100, s.score + 2)
             s.outcomes.append(True)
             if latency_s > 0:  # 0: it went well, but nobody measured how long it took
                 self._measure(latency_s, now)
         elif outcome in (FAILURE, USELESS):
             s.failed += outcome == FAILURE
-            s.score = max(0, s.score - 15)
             s.outcomes.append(False)
 
     def _measure(self, x: float, now: int) -> None:
@@ -95,14 +99,20 @@ class Latency:
     def samples(self) -> list[float]:
         return list(self.state.samples)
 
-    def health(self) -> tuple[int, float]:
-        seen = self.state.outcomes
-        return self.state.score, (seen.count(False) / len(seen) if seen else 0.0)
+    def lost(self, now: int) -> float:
+        """Points of health lost; after 5 s without a result they fade with a time constant of 20 s."""
+        return self.state.lost * math.exp(-max(0, now - self.state.failing_at - 5 * SECOND) / SECOND / 20)
 
-    @property
-    def healthy(self) -> bool:
-        score, error_rate = self.health()
-        return score > 70 and error_rate < 0.05
+    def health(self, now: int = 0) -> tuple[int, float]:
+        seen = self.state.outcomes
+        score = 100 - math.floor(self.lost(now or clock()) + 0.5)
+        return score, (seen.count(False) / len(seen) if seen else 0.0)
+
+    def unhealthy(self, now: int) -> bool:
+        return self.lost(now) >= 30.1
+
+    def mend(self) -> None:
+        self.state.lost = 0.0
 
     def record_ttft(self, x: float, reasoning: bool = False) -> None:
         s = self.state.ttft[reasoning]

@@ -189,14 +189,18 @@ class Ranking:
         )
         keys = tuple(self.key(strategy, i, prices[i], now) for i in n)
 
+        def unhealthy(i: int) -> bool:
+            return not self.endpoints[i].breaker.probe_due(now) and self.endpoints[i].latency.unhealthy(now)
+
         def place(i: int) -> tuple[float, ...]:
             model = self.models[i]
             within = (not self.endpoints[i].breaker.probe_due(now), keys[i], (i - seed) % len(n))
             if relaxed:
-                return (-self.qualities[i], 0, *within)
+                return (unhealthy(i), -self.qualities[i], 0, *within)
             if by_value:
-                return (min(values[j] for j in chosen if self.models[j] == model), model, *within)
-            return (model, model, *within)
+                value = min(values[j] for j in chosen if self.models[j] == model)
+                return (unhealthy(i), value, model, *within)
+            return (unhealthy(i), model, model, *within)
 
         self.place = place
         order = sorted(softly_out if relaxed else chosen, key=place)
