@@ -183,6 +183,60 @@ OPENAI = [
         ("reasoning", "reasoning_details"),
     ),
     (
+        "details with their format in every part, two kinds at one index (OpenRouter)",
+        chunks(
+            {"reasoning_details": [{**thought(0, "h"), "format": "f-v1", "id": "rs_1"}]},
+            {"reasoning_details": [{**thought(0, "m"), "format": "f-v1", "id": "rs_1"}]},
+            {
+                "reasoning_details": [
+                    {"type": "reasoning.encrypted", "data": "x", "format": "f-v1", "index": 0}
+                ]
+            },
+            {"content": "42"},
+        ),
+        Told(
+            "42",
+            fields={
+                "reasoning_details": [
+                    {"type": "reasoning.text", "text": "hm", "format": "f-v1", "id": "rs_1"},
+                    {"type": "reasoning.encrypted", "data": "x", "format": "f-v1"},
+                ]
+            },
+        ),
+        ("reasoning_details",),
+    ),
+    (
+        "details counted from 1",
+        chunks(
+            *(
+                {"reasoning_details": [thought(number, text)]}
+                for number, text in ((1, "a"), (1, "b"), (2, "c"))
+            ),
+            {"content": "42"},
+        ),
+        Told(
+            "42",
+            fields={
+                "reasoning_details": [
+                    {"type": "reasoning.text", "text": "ab"},
+                    {"type": "reasoning.text", "text": "c"},
+                ]
+            },
+        ),
+        ("reasoning_details",),
+    ),
+    (
+        "the role with every chunk (Ollama)",
+        chunks(*({"role": "assistant", "content": text} for text in ("Hel", "lo"))),
+        Told("Hello"),
+    ),
+    (
+        "lists inside of a field",
+        chunks(*({"content": text, "provider_specific_fields": {"cited": [{"at": text}]}} for text in "ab")),
+        Told("ab", fields={"provider_specific_fields": {"cited": [{"at": "a"}, {"at": "b"}]}}),
+        ("provider_specific_fields",),
+    ),
+    (
         "thoughts as parts (Magistral)",
         chunks({"content": [MAGISTRAL]}, {"content": "4"}, {"content": [{"type": "text", "text": "2"}]}),
         Told("42", "six times seven"),

@@ -157,5 +157,6 @@ def _answer_chars(completion: Completion) -> int:
     for choice in completion.choices:
         message = choice.message
         chars += len(message.content or "") + len(message.refusal or "")
-        chars += sum(len(call.function.arguments) for call in message.tool_calls or ())
+        for call in message.tool_calls or ():
+            chars += len(call.function.arguments if call.custom is None else call.custom.input)
     return chars

@@ -27,6 +27,8 @@ _NAMES = frozenset(
 )
 # Lists whose items come whole: an index that is used a second time begins another item.
 _WHOLE = frozenset({"images", "annotations", "citations"})
+# Names of an item that are shown with its first part only.
+_ONCE = ("id", "name", "format")
 _OF_CALLS = frozenset({"index", "id", "type", "function", "custom"})
 
 
@@ -115,7 +117,7 @@ class CallSoFar:
 class ChoiceSoFar:
     """What has arrived of one choice."""
 
-    __slots__ = ("calls", "content", "counts", "ending", "extra", "finish_reason", "refusal", "role")
+    __slots__ = ("calls", "content", "ending", "extra", "finish_reason", "lists", "refusal", "role")
 
     def __init__(self) -> None:
         self.role: str | None = None
@@ -123,8 +125,8 @@ class ChoiceSoFar:
         self.refusal: list[str] = []
         # Values of fields that OpenAI does not have, or that `Delta` does not name, by field.
         self.extra: dict[str, list[Any]] = {}
-        # How many items of each list have been given an index.
-        self.counts: dict[str, int] = {}
+        # The items of each list, by path: see `_item`.
+        self.lists: dict[str, dict[Any, tuple[int, dict[str, Any]]]] = {}
         self.calls: dict[int, CallSoFar] = {}
         self.finish_reason: str | None = None
         self.ending: Mapping[str, Any] = {}  # the JSON of the choice in the chunk with the finish reason
@@ -146,13 +148,10 @@ class ChoiceSoFar:
         value = raw[name]
         if value is None:
             return 0
-        if type(value) is list and value:
-            numbered = self._numbered(name, value)
-            if numbered is not value:
-                raw[name] = numbered
-            if name in _WHOLE:
-                # Without an index, so that none of them is taken for a part of another.
-                value = [_without_index(item) for item in value]
+        if value and type(value) in (list, dict):
+            shown, value = self._numbered(name, value)
+            if shown is not raw[name]:
+                raw[name] = shown
         self.extra.setdefault(name, []).append(value)
         if name == "function_call" and type(value) is dict:
             value = value.get("arguments")
@@ -160,20 +159,27 @@ class ChoiceSoFar:
             return 0
         return len(value) if type(value) is str else 0
 
-    def _numbered(self, name: str, items: list[Any]) -> list[Any]:
-        """The items, each object with an index."""
-        count = self.counts.get(name, 0)
-        found, changed = [], False
-        for item in items:
-            if isinstance(item, dict):
-                index = item.get("index")
-                if type(index) is not int or index < 0 or (name in _WHOLE and index < count):
-                    item = {**item, "index": count}
-                    changed = True
-                count = max(count, item["index"] + 1)
-            found.append(item)
-        self.counts[name] = count
-        return found if changed else items
+    def _numbered(self, path: str, value: Any) -> tuple[Any, Any]:
+        """A list, or an object with lists, as it is shown and as it is kept to be merged.
+
+        Shown items have indices from 0 in the order in which they began. Kept ones have none if the provider
+        gave none, so that none of them is taken for a part of another.
+        """
+        if type(value) is dict:
+            shown, kept = value, value
+            for name, part in value.items():
+                if part and type(part) in (list, dict):
+                    part_shown, part_kept = self._numbered(f"{path}.{name}", part)
+                    if part_shown is not part:
+                        shown = {**shown, name: part_shown}
+                    if part_kept is not part:
+                        kept = {**kept, name: part_kept}
+            return shown, kept
+        known = self.lists.setdefault(path, {})
+        pairs = [_item(known, item, path in _WHOLE) if type(item) is dict else (item, item) for item in value]
+        if all(shown is item and kept is item for (shown, kept), item in zip(pairs, value)):
+            return value, value
+        return [shown for shown, _ in pairs], [kept for _, kept in pairs]
 
     def message(self) -> types.Message:
         """The message so far, with all pieces joined."""
@@ -191,10 +197,34 @@ class ChoiceSoFar:
         return types.Message(raw["role"], content, calls or None, refusal, raw)
 
 
-def _without_index(item: Any) -> Any:
-    if isinstance(item, dict) and "index" in item:
-        return {name: value for name, value in item.items() if name != "index"}
-    return item
+def _item(
+    known: dict[Any, tuple[int, dict[str, Any]]], item: dict[str, Any], whole: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An item of a list, as it is shown and as it is kept.
+
+    Args:
+        known: the items of the list that have begun: their own indices, and the names sent with them.
+        item: the item, or a part of one.
+        whole: whether it is never a part.
+    """
+    given = item.get("index")
+    numbered = type(given) is int and given >= 0 and not whole
+    # Some servers count the items of each type by themselves.
+    key = (given, str(item.get("type"))) if numbered else (None, len(known))
+    begun = known.get(key)
+    if begun is None:
+        index = len(known)
+        known[key] = index, {name: item[name] for name in _ONCE if type(item.get(name)) is str}
+        shown = item if given == index and type(given) is int else {**item, "index": index}
+    else:
+        index, names = begun
+        shown = item
+        if given != index or any(item.get(name) == value for name, value in names.items()):
+            shown = {name: part for name, part in item.items() if name not in names or part != names[name]}
+            shown["index"] = index
+    if numbered:
+        return shown, shown
+    return shown, {name: part for name, part in item.items() if name != "index"} if "index" in item else item
 
 
 class _Placed:

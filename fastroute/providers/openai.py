@@ -434,6 +434,11 @@ class _OpenAIStream(StreamDecoder):
             index = 0
         elif count(index) is None or index > 10_000:
             raise malformed("a choice's index is not an integer from 0 to 10000")
+        role = delta.get("role")
+        if role is not None and index in self._choices and self._choices[index].role:
+            # Many servers send it with every chunk, and who adds the chunks up has it as many times.
+            role = None
+            del delta["role"]
         content = delta.get("content")
         calls = delta.get("tool_calls")
         reason = _finish_reason(item, self._target)
@@ -444,7 +449,7 @@ class _OpenAIStream(StreamDecoder):
         return types.ChunkChoice(
             index,
             types.Delta(
-                string(delta.get("role")) or None,
+                string(role) or None,
                 content if content is None or type(content) is str else _content(delta, content),
                 self._fragments(index, calls) if calls is not None else None,
                 string(delta.get("refusal")) or None,

@@ -171,6 +171,7 @@ def by_sdk_stream(sdk: Any, stream: VendorStream) -> Told:
         for _ in events:
             pass
         (choice,) = events.current_completion_snapshot.choices
+    assert stream.format != "openai" or choice.message.role in ("assistant", None)
     return told(choice.message.to_dict(), choice.finish_reason, stream)
 
 
