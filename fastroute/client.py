@@ -44,7 +44,52 @@ if TYPE_CHECKING:
     from .calls.parameters import CompletionParams, Messages, TimeoutLike
 
 
-class Completions:
+class _Named:
+    """Names the nearest attribute for one that does not exist."""
+
+    # Hidden from type checkers, which would take every name for an attribute.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            kind = type(self).__name__
+            instead = _INSTEAD.get((kind, name)) or (_ELSEWHERE if name in _RESOURCES else None)
+            if instead is not None:
+                raise AttributeError(f"{kind!r} has no attribute {name!r}; {instead}")
+            known = [each for each in (*dir(type(self)), *vars(self)) if not each.startswith("_")]
+            raise AttributeError(f"{kind!r} has no attribute {name!r}{did_you_mean(name, known)}")
+
+
+_INSTEAD = {
+    ("Client", "completions"): "write client.chat.completions.create(...)",
+    ("Client", "create"): "write client.chat.completions.create(...)",
+    ("Chat", "create"): "write client.chat.completions.create(...)",
+    ("Client", "models"): "the models are in client.config and in `fastroute models`",
+    ("Client", "beta"): "write client.chat.completions instead of client.beta.chat.completions",
+}
+_RESOURCES = frozenset(
+    {
+        "audio",
+        "batches",
+        "containers",
+        "conversations",
+        "embeddings",
+        "evals",
+        "files",
+        "fine_tuning",
+        "images",
+        "moderations",
+        "realtime",
+        "responses",
+        "uploads",
+        "vector_stores",
+        "videos",
+        "webhooks",
+    }
+)
+_ELSEWHERE = "fastroute routes chat completions only; use the provider's own SDK for the rest"
+
+
+class Completions(_Named):
     """`client.chat.completions`."""
 
     def __init__(self, client: Client, *, submitted: bool = False) -> None:
@@ -135,7 +180,7 @@ class Completions:
             runtime.leave(generation, token)
 
 
-class Chat:
+class Chat(_Named):
     """`client.chat`."""
 
     def __init__(self, client: Client) -> None:
@@ -170,7 +215,7 @@ def _unknown_argument(name: str) -> str:
     return f"Client({name}=…): there is no such argument; {right}"
 
 
-class Client:
+class Client(_Named):
     """Routes chat completions among the configured endpoints.
 
     Args:

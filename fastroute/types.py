@@ -10,10 +10,11 @@ to the provider's JSON, and `to_dict` returns all of it.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 
 from attrs import field, fields, frozen
 
@@ -37,22 +38,132 @@ def copy_json(value: Any) -> Any:
     return value
 
 
-class _Open:
+class MissingFieldError(AttributeError):
+    """There is no field of that name; the message has the nearest one.
+
+    The near name is looked for when the message is shown, since programs often ask for a field that an answer
+    may have (``getattr(message, "reasoning_content", None)``).
+    """
+
+    def __init__(self, owner: type, name: str, given: tuple[str, ...]) -> None:
+        super().__init__(owner, name, given)
+        self._owner, self._name, self._given = owner, name, given
+
+    def __str__(self) -> str:
+        text = f"{self._owner.__name__!r} has no field {self._name!r}, and the provider sent none"
+        hint = _HABITS.get((self._owner.__name__, self._name))
+        if hint is None:
+            import difflib  # only once a name is wrong
+
+            known = [name for name in (*dir(self._owner), *self._given) if not name.startswith("_")]
+            hint = next(iter(difflib.get_close_matches(self._name[:100], known, 1)), None)
+        return text if hint is None else f"{text} (did you mean {hint}?)"
+
+
+# Names that other libraries have, or that are looked for at the wrong place.
+_HABITS = {
+    ("Completion", "content"): "choices[0].message.content",
+    ("Completion", "message"): "choices[0].message",
+    ("Completion", "output_text"): "text",
+    ("Completion", "cost"): "route.cost",
+    ("Choice", "text"): "message.content",
+    ("Choice", "delta"): "message; only the chunks of a stream have a delta",
+    ("Choice", "content"): "message.content",
+    ("Message", "text"): "content",
+    ("Chunk", "content"): "choices[0].delta.content",
+    ("Chunk", "text"): "choices[0].delta.content",
+    ("ChunkChoice", "message"): "delta; only answers that are not streamed have a message",
+}
+
+
+class _Dumped:
+    """The OpenAI SDK's methods that return a value as data, in the shape that the SDK has.
+
+    ``exclude_unset`` leaves out what the provider has not sent, ``exclude_none`` and ``exclude_defaults``
+    what is None. ``mode`` and ``by_alias`` change nothing, as in the SDK: all values are JSON, and no field
+    has an alias.
+    """
+
+    __slots__ = ()
+
+    def _shape(self, full: bool) -> dict[str, Any]:
+        """A copy in OpenAI's shape; ``full`` with the SDK's optional fields, as None if there are none."""
+        raise NotImplementedError
+
+    def model_dump(
+        self,
+        *,
+        mode: str = "python",
+        include: Collection[str] | None = None,
+        exclude: Collection[str] | None = None,
+        by_alias: bool | None = None,
+        exclude_unset: bool = False,
+        exclude_defaults: bool = False,
+        exclude_none: bool = False,
+    ) -> dict[str, Any]:
+        """The value as a mapping.
+
+        Args:
+            include, exclude: names of fields to return alone, or to leave out.
+        """
+        shape = self._shape(not (exclude_unset or exclude_defaults or exclude_none))
+        if exclude_none or exclude_defaults:
+            shape = _without_none(shape)
+        if include is not None:
+            shape = {name: value for name, value in shape.items() if name in include}
+        if exclude is not None:
+            shape = {name: value for name, value in shape.items() if name not in exclude}
+        return shape
+
+    def model_dump_json(
+        self, *, indent: int | None = None, ensure_ascii: bool = False, **options: Any
+    ) -> str:
+        """As `model_dump`, with its options, as JSON."""
+        compact = (",", ":") if indent is None else None
+        shape = self.model_dump(**options)
+        return json.dumps(shape, indent=indent, ensure_ascii=ensure_ascii, separators=compact)
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """What the provider has sent, as JSON."""
+        return self.model_dump_json(indent=indent, exclude_unset=True)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+class _Open(_Dumped):
     """Falls back to the provider's JSON for fields that the class does not have."""
 
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_"):
-            raw = self._raw
-            if name in raw:
-                return copy_json(raw[name])
-        raise AttributeError(f"{type(self).__name__!r} has no field {name!r}, and the provider sent none")
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+        raw = self._raw
+        if name in raw:
+            return copy_json(raw[name])
+        raise MissingFieldError(type(self), name, tuple(raw))
+
+    def __getitem__(self, name: object) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__!r} has attributes and no keys: write .{name}, or use to_dict()"
+            if isinstance(name, str)
+            else f"{type(self).__name__!r} is not a sequence or a stream; for a stream write stream=True"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A copy of the provider's JSON for this part."""
         copied: dict[str, Any] = copy_json(self._raw)
         return copied
+
+    def _begun(self, full: bool, optional: tuple[str, ...], own: tuple[str, ...]) -> dict[str, Any]:
+        """The optional fields as None, and a copy of the provider's JSON without the fields in ``own``."""
+        shape: dict[str, Any] = dict.fromkeys(optional) if full else {}
+        shape.update((name, copy_json(value)) for name, value in self._raw.items() if name not in own)
+        return shape
 
 
 def raw_of(part: Completion | Chunk | Choice | ChunkChoice | Message | Delta | ToolCall) -> Mapping[str, Any]:
@@ -514,7 +625,7 @@ class CompletionTokensDetails:
 
 
 @frozen
-class Usage:
+class Usage(_Dumped):
     """The tokens of one answer, each counted once, however the provider counts.
 
     Attributes:
@@ -561,21 +672,58 @@ class Usage:
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
+    def _shape(self, full: bool) -> dict[str, Any]:
+        return _usage_shape(self.to_dict(), full)
+
+
+_USAGE_DETAILS = {
+    "completion_tokens_details": (
+        "accepted_prediction_tokens",
+        "audio_tokens",
+        "reasoning_tokens",
+        "rejected_prediction_tokens",
+        "text_tokens",
+    ),
+    "prompt_tokens_details": (
+        "audio_tokens",
+        "cache_write_tokens",
+        "cached_tokens",
+        "image_tokens",
+        "text_tokens",
+    ),
+}
+
+
+def _usage_shape(usage: dict[str, Any], full: bool) -> dict[str, Any]:
+    if not full:
+        return usage
+    for name, optional in _USAGE_DETAILS.items():
+        details = usage.setdefault(name, None)
+        if isinstance(details, dict):
+            usage[name] = {**dict.fromkeys(optional), **details}
+    return usage
+
 
 @frozen
-class FunctionCall:
+class FunctionCall(_Dumped):
     """A function's name and its arguments as the JSON text that the model wrote."""
 
     name: str | None = None
     arguments: str = ""
 
+    def _shape(self, full: bool) -> dict[str, Any]:
+        return {"name": self.name, "arguments": self.arguments}
+
 
 @frozen
-class CustomCall:
+class CustomCall(_Dumped):
     """A custom tool's name and its input as the text that the model wrote."""
 
     name: str | None = None
     input: str = ""
+
+    def _shape(self, full: bool) -> dict[str, Any]:
+        return {"name": self.name, "input": self.input}
 
 
 @frozen
@@ -595,6 +743,24 @@ class ToolCall(_Open):
     custom: CustomCall | None = None
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
 
+    def _shape(self, full: bool) -> dict[str, Any]:
+        fragment = self.index is not None
+        shape = self._begun(full and fragment, ("id", "function", "type"), ("index",))
+        for name in ("index", "id", "type"):
+            value = getattr(self, name)
+            if value is not None:
+                shape[name] = value
+        kind, said = "function", self.function._shape(full)
+        if self.custom is not None:
+            kind, said = "custom", self.custom._shape(full)
+        sent = shape.get(kind)
+        if fragment and isinstance(sent, dict):
+            # A fragment has what has arrived with it: of a name that came before, nothing.
+            said = {name: value for name, value in said.items() if full or name in sent}
+        if isinstance(sent, dict) or not fragment:
+            shape[kind] = {**(sent or {}), **said}
+        return shape
+
 
 @frozen
 class Message(_Open):
@@ -609,6 +775,28 @@ class Message(_Open):
         """Whether it has no content, tool call, refusal, reasoning, image, or other field with a value."""
         return not (self.content or self.tool_calls or self.refusal or _says_something(self._raw))
 
+    def _shape(self, full: bool) -> dict[str, Any]:
+        shape = self._begun(full, _OF_A_MESSAGE, ("tool_calls",))
+        shape["role"] = self.role
+        return _with_said(self, shape, full)
+
+
+_OF_A_DELTA = ("audio", "content", "function_call", "refusal", "role", "tool_calls")
+_OF_A_MESSAGE = ("annotations", *(name for name in _OF_A_DELTA if name != "role"))
+
+
+def _with_said(part: Message | Delta, shape: dict[str, Any], full: bool) -> dict[str, Any]:
+    """The shape of a message or a delta, with what its fields say."""
+    for name in ("content", "refusal"):
+        value = getattr(part, name)
+        if value is not None or name in shape:
+            shape[name] = value
+    if part.tool_calls:
+        shape["tool_calls"] = [call._shape(full) for call in part.tool_calls]
+    elif "tool_calls" in part._raw:
+        shape["tool_calls"] = copy_json(part._raw["tool_calls"])
+    return shape
+
 
 @frozen
 class Choice(_Open):
@@ -616,6 +804,18 @@ class Choice(_Open):
     message: Message
     finish_reason: str | None = None
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+
+    def _shape(self, full: bool) -> dict[str, Any]:
+        shape = self._begun(full, ("logprobs",), ("message",))
+        shape.update(index=self.index, message=self.message._shape(full), finish_reason=self.finish_reason)
+        return _with_logprobs(shape, full)
+
+
+def _with_logprobs(shape: dict[str, Any], full: bool) -> dict[str, Any]:
+    known = shape.get("logprobs")
+    if full and isinstance(known, dict):
+        shape["logprobs"] = {"content": None, "refusal": None, **known}
+    return shape
 
 
 @frozen(kw_only=True)
@@ -655,6 +855,26 @@ class Completion(_Open):
             object=self.object,
         )
 
+    @property
+    def _request_id(self) -> str | None:
+        """The provider's id of the request, under the name that the OpenAI SDK gives it."""
+        return None if self.route is None else self.route.request_id
+
+    def _shape(self, full: bool) -> dict[str, Any]:
+        return _answer_shape(self, full, ("metadata", "moderation", "service_tier", "system_fingerprint"))
+
+
+def _answer_shape(answer: Completion | Chunk, full: bool, optional: tuple[str, ...]) -> dict[str, Any]:
+    shape = answer._begun(full, (*optional, "usage"), ("choices", "usage"))
+    shape.update(id=answer.id, object=answer.object, created=answer.created, model=answer.model)
+    shape["choices"] = [choice._shape(full) for choice in answer.choices]
+    if answer.usage is not None:
+        # The provider's own figures and further fields, unless they were not believed.
+        sent = answer._raw.get("usage")
+        believed = isinstance(sent, dict) and answer.usage.source == "provider"
+        shape["usage"] = _usage_shape(copy_json(sent) if believed else answer.usage.to_dict(), full)
+    return shape
+
 
 @frozen
 class Delta(_Open):
@@ -666,6 +886,12 @@ class Delta(_Open):
     refusal: str | None = None
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
 
+    def _shape(self, full: bool) -> dict[str, Any]:
+        shape = self._begun(full, _OF_A_DELTA, ("tool_calls",))
+        if self.role is not None:
+            shape["role"] = self.role
+        return _with_said(self, shape, full)
+
 
 @frozen
 class ChunkChoice(_Open):
@@ -673,6 +899,13 @@ class ChunkChoice(_Open):
     delta: Delta
     finish_reason: str | None = None
     _raw: Mapping[str, Any] = field(default=_EMPTY, repr=False, eq=False)
+
+    def _shape(self, full: bool) -> dict[str, Any]:
+        shape = self._begun(full, ("finish_reason", "logprobs"), ("delta",))
+        shape.update(index=self.index, delta=self.delta._shape(full))
+        if self.finish_reason is not None:
+            shape["finish_reason"] = self.finish_reason
+        return _with_logprobs(shape, full)
 
 
 @frozen(kw_only=True)
@@ -695,6 +928,10 @@ class Chunk(_Open):
             if delta.content or delta.tool_calls or delta.refusal or _says_something(delta._raw):
                 return True
         return False
+
+    def _shape(self, full: bool) -> dict[str, Any]:
+        optional = ("moderation", "obfuscation", "service_tier", "system_fingerprint")
+        return _answer_shape(self, full, optional)
 
 
 def _says_something(raw: Mapping[str, Any]) -> bool:

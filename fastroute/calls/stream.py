@@ -16,10 +16,12 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import chain
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
 from fastroute import errors, events
+from fastroute.config.messages import did_you_mean
 from fastroute.platform.timer import Alarm
 from fastroute.providers import sse
 from fastroute.providers.base import StreamDecoder, check_content_type
@@ -263,6 +265,18 @@ class Stream:
         alarm = getattr(self, "_alarm", None)
         if alarm is not None:  # still set if an interrupt came while the stream was ending
             alarm.cancel()
+
+    # Hidden from type checkers, which would take every name for an attribute.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("choices", "message", "content"):
+                raise AttributeError(
+                    f"'Stream' has no attribute {name!r}: iterate over its chunks, or leave out stream=True"
+                )
+            known = [each for each in (*dir(type(self)), "usage", "route") if not each.startswith("_")]
+            hint = "" if name.startswith("_") else did_you_mean(name, known)
+            raise AttributeError(f"'Stream' has no attribute {name!r}{hint}")
 
     @property
     def text(self) -> str:
