@@ -2,10 +2,11 @@
 # Judging: whether an endpoint can serve, and what it counts for
 # ======================================================================================================================
 #
-# A ranking knows a fixed row of endpoints and what of their models matters for choosing; everything that changes it
-# reads from their hot cells. What a request means to a model is worked out once, the tokens as that model counts them
-# first; then each endpoint is judged once: hard filters, then whether it can be had now, then soft filters. Those that are in are ordered by model, then by strategy within the model; if the soft filters leave none,
-# those that only they kept out are taken after all, the best quality first.
+# A ranking has a fixed row of endpoints, with the properties of their models that matter for choosing. Nearly
+# everything that changes is read from their hot cells, one cache line each. What a request means to a model is computed
+# once, with its tokens as that model counts them. Then each endpoint is judged once: hard filters, then whether it is
+# available now, then soft filters. The endpoints that pass are ordered by model, then by strategy within the model. If
+# none passes the soft filters, the endpoints that failed only these are taken, the best quality first.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
@@ -36,7 +37,7 @@ cdef enum:
     BY_TWO_CHOICES = 5
     BY_ORDER = 6
 
-cdef enum:                       # judged in this order; the first that applies is the verdict
+cdef enum:                       # checked in this order; the first that applies is the verdict. From QUALITY on: soft
     VERDICT_IN = 0
     VERDICT_CAPABILITY = 1
     VERDICT_WINDOW = 2
@@ -49,7 +50,7 @@ cdef enum:                       # judged in this order; the first that applies 
     VERDICT_PRICE = 9
 
 cdef enum:
-    FEW = 16                     # up to so many are sorted by insertion, and without memory from the heap
+    FEW = 16                     # up to this many are sorted by insertion, without memory from the heap
 
 cdef extern from *:
     """
@@ -68,16 +69,16 @@ cdef extern from *:
 
 # Structs --------------------------------------------------------------------------------------------------------------
 
-cdef struct Item:                # an endpoint, 48 bytes; what the quickest choice reads comes first
+cdef struct Item:                # an endpoint, 48 bytes; the fields of the quickest choice come first
     const Hot *hot
     const EndpointParts *parts
-    double inverse_tau           # this and the next three are copies, renewed when any endpoint was configured
+    double inverse_tau           # this and the next three are copies, renewed after any endpoint was configured
     float inverse_weight
-    float penalty                # the same, or infinite when its limits let nothing through: then it is never picked
-    int64_t most                 # tokens of the largest request that its limits ever let in; -1: none at all
-    int32_t offer                # which offer is its model's
+    float penalty                # the same, or infinite if its limits admit nothing, so that it is never picked
+    int64_t most                 # tokens of the largest request that its limits can ever admit; -1: none at all
+    int32_t offer                # index of its model's offer
 
-cdef struct Offer:               # what a model is and costs; endpoints of which all of this is equal share one
+cdef struct Offer:               # what a model is and costs; endpoints for which all of this is equal share one
     int32_t group                # the model, numbered from 0 in the order of the caller's numbers
     uint64_t capabilities
     int64_t window               # tokens, 0: not known
@@ -85,26 +86,26 @@ cdef struct Offer:               # what a model is and costs; endpoints of which
     int64_t input_price          # nano-USD per million tokens, -1: not known
     int64_t output_price
     double quality
-    double latency               # seconds to expect before any were measured, 0: not known
+    double latency               # seconds to expect until some were measured, 0: not known
     const uint64_t *ratio        # of its calibration, NULL: none
 
-cdef struct Terms:               # what one request means to one offer, whatever state the endpoints are in
-    int64_t tokens               # as the model counts them, the answer's included
+cdef struct Terms:               # what one request means to one offer, independent of the endpoints' state
+    int64_t tokens               # as the model counts them, including the answer's
     int64_t price                # nano-USD; -1: not known, or not needed
     int hard                     # VERDICT_CAPABILITY, VERDICT_WINDOW or VERDICT_PRICE_CAP, or VERDICT_IN
     int soft                     # VERDICT_QUALITY or VERDICT_PRICE, or VERDICT_IN
 
-cdef struct Standing:            # of one model among those that are in
-    double latency               # seconds that the quickest of its endpoints is expected to take; infinite: not known
+cdef struct Standing:            # of one model with endpoints that passed the filters
+    double latency               # expected seconds of its quickest endpoint; infinite: not known
     double value                 # the best of its endpoints' values
 
-cdef struct Least:               # while the least loaded is being looked for
+cdef struct Least:               # state of the search for the least loaded endpoint
     int64_t now                  # 0: not read yet
     float load
     int index                    # -1: none yet
 
-cdef struct Candidate:           # one endpoint that is in, while they are being ordered
-    double place                 # of its model, or minus its quality when the soft filters are relaxed; less is better;
+cdef struct Candidate:           # an endpoint that passed the filters, while they are being ordered
+    double place                 # of its model, or minus its quality if the soft filters are relaxed; less is better;
                                  # of an unhealthy endpoint greater than of all that are healthy
     int64_t queue                # 2 * group, and 1 more unless its breaker waits for a probe, which goes first
     double key                   # by strategy
@@ -121,13 +122,13 @@ cdef struct Wish:                # the arguments of choice, then those of rank
     double quality_floor
     double max_latency
     int64_t limit
-    int64_t tokens_in            # by estimate, not yet calibrated
+    int64_t tokens_in            # estimated, before calibration
     int64_t tokens_out
     uint64_t capabilities
     uint64_t seed
     int64_t now
     uint32_t stamp               # the same as a time stamp
-    uint32_t start               # index at which ties begin to be broken
+    uint32_t start               # index from which ties are broken
 
 # Functions ------------------------------------------------------------------------------------------------------------
 
@@ -158,7 +159,10 @@ cdef void sift_down(const Candidate *candidates, int32_t *heap, int32_t root, in
 
 
 cdef void sort_places(const Candidate *candidates, int32_t count, int32_t limit, int32_t *places) noexcept nogil:
-    """Writes the places of the first ``limit`` candidates in order; ``places`` has room for all."""
+    """Writes the places of the first ``limit`` candidates in order; ``places`` has room for all.
+
+    Places are sorted and not the candidates, which are larger and may be read by other threads.
+    """
     cdef int32_t i, at, taken
     if count <= FEW:
         for i in range(count):
@@ -172,7 +176,8 @@ cdef void sort_places(const Candidate *candidates, int32_t count, int32_t limit,
         places[i] = i
     for i in range(count // 2 - 1, -1, -1):
         sift_down(candidates, places, i, count)
-    # What is taken goes to the end of the heap, which grows shorter by it: so the first is found last.
+    # A heap, because often only a few of many are wanted. Each one taken goes to the end of the array, in front of
+    # those taken before, so the order has to be reversed at the end.
     for taken in range(1, limit + 1):
         places[0], places[count - taken] = places[count - taken], places[0]
         sift_down(candidates, places, 0, count - taken)
@@ -196,7 +201,7 @@ cdef inline uint32_t remainder(uint64_t seed, uint32_t n) noexcept nogil:
 
 
 cdef inline double weighted_key(uint64_t seed, uint32_t index, double inverse_weight) noexcept nogil:
-    """-ln(u) / weight: the smallest of such keys is at i with a chance in proportion to i's weight."""
+    """-ln(u) / weight: i has the smallest key with a chance in proportion to its weight (Efraimidis and Spirakis)."""
     return -log(1.0 - fr_fraction(fr_mix(seed ^ fr_mix(index + 1)))) * inverse_weight
 
 
@@ -210,11 +215,11 @@ cdef inline void two_of(uint64_t seed, uint32_t count, uint32_t *first, uint32_t
 
 
 cdef double expected_latency(const Item *item, const Offer *offer, const Wish *wish, bint forget) noexcept nogil:
-    """Seconds a call is expected to take, 0 if nothing is known.
+    """Seconds that a call is expected to take, 0 if unknown.
 
-    With decay a measured latency fades into the prior, so that a model that was slow once gets another chance. Without
-    a prior it fades to nothing only if ``forget`` is set: judged by value, what is not used must not come to look
-    instant.
+    With decay, a measured latency fades into the prior, so that a model that was slow once gets another chance. Without
+    a prior it fades to 0 only if ``forget`` is set: an order by value must not take a model for instant because it is
+    not used.
     """
     cdef uint64_t word = fr_load(&item.hot.ewma)
     cdef double measured = fr_value(word)
@@ -229,13 +234,13 @@ cdef double expected_latency(const Item *item, const Offer *offer, const Wish *w
 
 
 cdef inline bint is_slower(const Item *item, const Offer *offer, const Wish *wish) noexcept nogil:
-    """Whether a call is expected to take longer than is wished, a measured latency being forgotten in time."""
+    """Whether a call is expected to take longer than ``max_latency``; a measured latency is forgotten in time."""
     cdef double prior = offer.latency
     cdef double measured = fr_value(fr_load(&item.hot.ewma))
     if measured <= 0:
         return prior > wish.max_latency
     measured += fr_load_float(&item.hot.spread)
-    # What is expected lies between the two: where both are on one side, how far it has faded need not be known.
+    # The expected latency lies between the two. If both are on one side of the limit, exp() need not be computed.
     if measured <= wish.max_latency and (prior <= wish.max_latency or not wish.decay):
         return False
     if measured > wish.max_latency and (prior > wish.max_latency or not wish.decay):
@@ -244,12 +249,12 @@ cdef inline bint is_slower(const Item *item, const Offer *offer, const Wish *wis
 
 
 cdef inline int64_t output_of(const Offer *offer, int64_t tokens_out) noexcept nogil:
-    """The answer's tokens as they will be asked for: never above what the model gives."""
+    """The answer's tokens that will be requested: never above the model's limit."""
     return min(tokens_out, offer.max_output) if offer.max_output > 0 else tokens_out
 
 
 cdef inline int64_t calibrated(int64_t estimate, double ratio) noexcept nogil:
-    """The estimate times the ratio, rounded up. Held at FR_TIME_MAX, which is the most that may be asked for."""
+    """The estimate times the ratio, rounded up; at most FR_TIME_MAX, which is the most that a limit accepts."""
     return estimate if ratio == 1.0 else <int64_t>min(ceil(<double>estimate * ratio), <double>FR_TIME_MAX)
 
 
@@ -259,7 +264,7 @@ cdef inline int64_t input_of(const Offer *offer, int64_t tokens_in) noexcept nog
 
 
 cdef inline int64_t price_wished(const Offer *offer, const Wish *wish) noexcept nogil:
-    """nano-USD, rounded up; -1 if a price that matters is not known. Of no tokens: a million of each, to compare by."""
+    """nano-USD, rounded up; -1 if a price that matters is not known. Without tokens, that of a million of each."""
     cdef int64_t tokens_in = input_of(offer, wish.tokens_in)
     cdef int64_t tokens_out
     if tokens_in | wish.tokens_out:
@@ -272,14 +277,14 @@ cdef inline int64_t price_wished(const Offer *offer, const Wish *wish) noexcept 
 
 
 cdef inline double value_of(int64_t price, double quality, double latency) noexcept nogil:
-    """price / (quality * speed), less is better; a latency of infinity is one that nobody knows."""
+    """price / (quality * speed), less is better; an infinite latency is unknown and left out."""
     if price < 0 or quality <= 0:
         return FR_INFINITY
     return <double>price / quality * (1.0 if latency == FR_INFINITY else latency)
 
 
 cdef inline bint is_unsettled(const Hot *hot) noexcept nogil:
-    """Whether more than its load must be looked at: blocked, or not closed, or closed only lately."""
+    """Whether more than its load must be looked at: blocked, not closed, or closed only lately."""
     return fr_rarely(((fr_load(&hot.breaker) & FR_UNSETTLED) | fr_load(&hot.block)) != 0)
 
 
@@ -299,7 +304,7 @@ cdef inline float decayed_load(const Item *item, uint32_t stamp) noexcept nogil:
 
 
 cdef float unsettled_load(const Item *item, bint decay, int64_t now) noexcept nogil:
-    """The load of one that is not plainly closed: infinite if it cannot be had now, -1 if it awaits a probe."""
+    """The load of an unsettled endpoint: infinite if it is not available now, -1 if it waits for a probe."""
     cdef uint64_t word = fr_load(&item.hot.breaker)
     cdef double load
     if item.most < 0 or block_left(fr_load(&item.hot.block), now) or breaker_peek(word, now) < 0:
@@ -315,7 +320,7 @@ cdef inline void set_terms(Terms *terms, const Offer *offer, const Wish *wish) n
     terms.tokens = input_of(offer, wish.tokens_in) + output_of(offer, wish.tokens_out)
     terms.price = price
     if terms.tokens == 0 and price > 0:
-        price = 0                # it is what a million tokens cost; of none there is nothing to be capped
+        price = 0                # it is the price of a million tokens, which no limit is about
     terms.hard = VERDICT_IN
     terms.soft = VERDICT_IN
     if wish.capabilities & ~offer.capabilities:
@@ -336,6 +341,7 @@ cdef inline int verdict_on(
     cdef int64_t gate
     if terms.hard:
         return terms.hard
+    # Nearly all endpoints are settled, and then neither blocks nor the breaker's time are computed.
     if is_unsettled(item.hot):
         if block_left(fr_load(&item.hot.block), wish.now):
             return VERDICT_BLOCKED

@@ -2,10 +2,11 @@
 # Latency: how quick and how well; and the retry budget
 # ======================================================================================================================
 #
-# The estimate is a peak-sensitive moving average: a call slower than it lifts it at once, a quicker one pulls it down
-# by a share that grows with the time since the last, 1 - exp(-dt / tau). Read with decay, average and failure rate
-# fade by exp(-dt / tau), so that an endpoint nobody asks any more is tried again. Averages and their time stamps share
-# a word and change together; spread, score and the counts beside them may lag by one call when two end at once.
+# The estimate is a peak-sensitive moving average (Finagle's Peak EWMA): a slower call raises it to its own latency at
+# once, a quicker one lowers it by a share that grows with the time since the last call, 1 - exp(-dt / tau). Read with
+# decay, average and failure rate fade by exp(-dt / tau), so that an endpoint that gets no calls is tried again. An
+# average and its time stamp share a word and change together. Spread, score and the counts beside them are written
+# alone and may lag by one call when two end at once: they only order endpoints, and the next call writes them again.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
@@ -17,7 +18,7 @@ cdef enum:
 cdef extern from *:
     """
     #define FR_FAILURE_ALPHA 0.1
-    #define FR_UNMEASURED 1e6        /* load of an endpoint of unknown latency that is being tried: a poor one */
+    #define FR_UNMEASURED 1e6        /* load of an endpoint of unknown latency while it is being tried: a high one */
     #define FR_FORGIVEN 0.05         /* an unmeasured endpoint that failed is tried again below this failure rate */
     #define FR_MIN_SUCCESS 0.01
     #define FR_USAGE_TAU 60.0
@@ -29,11 +30,11 @@ cdef extern from *:
     #define fr_rarely(condition) __builtin_expect(!!(condition), 0)
     #define FR_LAST 1e6              /* the load of an unhealthy endpoint is so many times as high */
     """
-    const double FR_FAILURE_ALPHA
+    const double FR_FAILURE_ALPHA    # what one result moves the failure rate by, towards 0 or 1
     const double FR_UNMEASURED
     const double FR_FORGIVEN
-    const double FR_MIN_SUCCESS
-    const double FR_USAGE_TAU
+    const double FR_MIN_SUCCESS      # bounds the division by success**2
+    const double FR_USAGE_TAU        # seconds
     const double FR_LOST_UNITS
     const double FR_RATE_UNITS
     const double FR_HEALTH_REST
@@ -52,9 +53,9 @@ cdef struct LatencyCells:
 
 cdef struct RetryRules:
     double ratio                 # what a first attempt adds
-    double rest                  # where the balance drifts to: reserve_per_s * ttl_s
+    double rest                  # the balance drifts towards this: reserve_per_s * ttl_s
     double inverse_ttl           # 1 / ttl_s
-    double most                  # the balance is held at this
+    double most                  # the balance never rises above this
 
 # Functions ------------------------------------------------------------------------------------------------------------
 
@@ -75,7 +76,8 @@ cdef double checked_latency(double value) except? -1:
 
 
 # The word `failure`: bits 54-63 the points of health that were lost, in tenths; 32-53 the failure rate, in parts of
-# FR_RATE_UNITS; 0-31 the stamp. Both are rounded down, so that they reach 0 and good calls need not look at them.
+# FR_RATE_UNITS; 0-31 the stamp. Both are rounded down, so that the word becomes 0 again and good calls, which then need
+# no exp() and no swap, do not fight for the cell.
 
 
 cdef inline uint64_t failing_pack(double rate, double lost, uint32_t stamp) noexcept nogil:
@@ -90,8 +92,8 @@ cdef inline double failing_rate(uint64_t word) noexcept nogil:
 cdef inline double lost_at(uint64_t word, uint32_t stamp) noexcept nogil:
     """Points of health lost, 0 to 100, faded to a time stamp.
 
-    They fade only for an endpoint that gives no results, so that it is asked again; how often others ask changes
-    nothing.
+    They fade only while an endpoint has no results, so that it is tried again. How often it is looked at does not
+    matter.
     """
     cdef double lost = <double>(word >> 54) / FR_LOST_UNITS
     cdef double idle = fr_elapsed(stamp, fr_stamp(word)) - FR_HEALTH_REST
@@ -107,7 +109,7 @@ cdef inline double success_of(double failure) noexcept nogil:
 
 
 cdef inline void refresh_load(Hot *hot) noexcept nogil:
-    """Brings ``load`` up to its parts. Two that do so at once may leave the older; the next call mends it."""
+    """Computes ``load`` from its parts. Of two threads at once the older value may stay, until the next call."""
     cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
     cdef float score = fr_load_float(&hot.score)
     if score == 0 and in_flight:
@@ -121,6 +123,7 @@ cdef inline void set_score(const LatencyCells *cells) noexcept nogil:
     cdef double failure = failing_rate(failing)
     cdef double ewma = fr_value(fr_load(&cells.hot.ewma))
     cdef double score = 0.0
+    # Without decay, as this is written only when a call ends. Readers that want decay compute it from the time stamp.
     if ewma > 0:
         score = ewma + fr_load_float(&cells.hot.spread)
     elif failure >= FR_FORGIVEN or failing >> 54 >= FR_UNHEALTHY:
@@ -140,6 +143,7 @@ cdef inline void latency_record(const LatencyCells *cells, int outcome, double x
     if outcome == OUTCOME_IGNORED:
         return
     word = fr_load(&cells.hot.failure)
+    # An endpoint without failures, the usual case, keeps a word of 0: no exp() and no swap for it.
     if outcome != OUTCOME_OK or word != 0:
         while True:
             failure = failing_rate(word)
@@ -164,6 +168,7 @@ cdef inline void latency_record(const LatencyCells *cells, int outcome, double x
             if fr_cas(&cells.hot.ewma, &word, fr_pack(<float>new, stamp)):
                 break
         deviation = abs(x - ewma)
+        # As in RFC 6298: half of the first value, then a quarter of each new distance.
         if ewma == 0:
             spread = x * 0.5
         else:
@@ -174,6 +179,8 @@ cdef inline void latency_record(const LatencyCells *cells, int outcome, double x
 
 
 cdef inline void samples_add(const LatencyCells *cells, double x) noexcept nogil:
+    # The number is taken before the value is written. A reader in between sees the value of 50 calls ago, or 0 among
+    # the first 50: one wrong item of 50 in a mean that is shown to people.
     cdef uint32_t index = fr_add(&cells.cold.samples, 1) % SAMPLES
     fr_store_float(<float *>(cells.samples[index // CELL_SAMPLES] + 1) + index % CELL_SAMPLES, <float>x)
 
@@ -231,7 +238,7 @@ cdef tuple health_of(const LatencyCells *cells, int64_t now):
 
 
 cdef inline void health_mend(const LatencyCells *cells) noexcept nogil:
-    """Forgets the points that were lost: its breaker has closed, so probes have shown that it is well again."""
+    """Restores full health after the breaker has closed: probes have shown that the endpoint works again."""
     cdef uint64_t word = fr_load(&cells.hot.failure)
     while word and not fr_cas(&cells.hot.failure, &word, failing_pack(failing_rate(word), 0.0, fr_stamp(word))):
         pass
@@ -239,7 +246,7 @@ cdef inline void health_mend(const LatencyCells *cells) noexcept nogil:
 
 
 cdef inline void result_record(const LatencyCells *cells, int outcome, double x, int64_t now) noexcept nogil:
-    """All that one result changes."""
+    """Records one result. A process killed half-way leaves the later figures one call behind the earlier ones."""
     latency_record(cells, outcome, x, now)
     if outcome == OUTCOME_OK:
         fr_add(&cells.cold.succeeded, 1)
@@ -274,7 +281,7 @@ cdef inline int ttft_shift(bint reasoning) noexcept nogil:
 
 
 cdef void ttft_record(const LatencyCells *cells, double x, bint reasoning) noexcept nogil:
-    """RFC 6298: smoothed value and deviation of one kind in one word; the counts of both kinds in another."""
+    """Smoothed value and deviation as in RFC 6298, of one kind in one word; the counts of both kinds in another."""
     cdef uint64_t *pair = ttft_pair(cells, reasoning)
     cdef uint64_t *counts = cells.samples[3] + 6
     cdef int shift = ttft_shift(reasoning)
@@ -292,6 +299,7 @@ cdef void ttft_record(const LatencyCells *cells, double x, bint reasoning) noexc
             mean += 0.125 * (x - mean)
         if fr_cas(pair, &word, fr_pack(<float>mean, fr_bits_of_float(<float>deviation))):
             break
+    # Sets the time-outs in a row to 0 along with counting the sample.
     seen = fr_load(counts)
     while True:
         samples = min((seen >> (shift + 8) & 0xFFFFFF) + 1, <uint64_t>0xFFFFFF)
@@ -303,6 +311,7 @@ cdef void ttft_late(const LatencyCells *cells, bint reasoning) noexcept nogil:
     cdef uint64_t *counts = cells.samples[3] + 6
     cdef int shift = ttft_shift(reasoning)
     cdef uint64_t seen = fr_load(counts)
+    # Each doubles the limit, which ends at 600 s: more than 16 change nothing, and the byte must not carry.
     while (seen >> shift & 0xFF) < 16 and not fr_cas(counts, &seen, seen + (<uint64_t>1 << shift)):
         pass
 
@@ -313,6 +322,7 @@ cdef double ttft_limit(const LatencyCells *cells, bint reasoning) noexcept nogil
     cdef double limit
     if (counts >> 8 & 0xFFFFFF) < TTFT_MIN_SAMPLES:
         return 0.0
+    # RFC 6298 waits for mean + 4 deviations; half as much again, since a call that is moved too early pays twice.
     limit = 1.5 * (fr_value(word) + 4.0 * fr_float_of_bits(fr_stamp(word)))
     limit = max(limit, 5.0)
     return min(limit * <double>(1 << min(<int>(counts & 0xFF), 16)), 600.0)
@@ -348,7 +358,7 @@ cdef bint retry_change(
         balance = min(retry_balance(rules, word, stamp) + delta, rules.most)
         if balance < keep:
             return False
-        # A word of 0 is a budget never touched; an empty one at stamp 0 must not look like it.
+        # A word of 0 means a budget never used, which is at rest. An empty budget at stamp 0 must not look like that.
         new = fr_pack(<float>balance, stamp) or 1
         if fr_cas(place, &word, new):
             return True
@@ -389,9 +399,9 @@ cdef class Latency:
     def record(self, outcome, double latency_s, now=0) -> None:
         """Counts one result.
 
-        OK, FAILURE, THROTTLED and USELESS move the failure rate (a tenth towards 0, 1, 1, 1, after letting it fade);
-        OK, FAILURE and USELESS move health; only OK brings a latency, and a latency of 0 means that none was measured.
-        IGNORED: nothing.
+        The failure rate fades, then moves by a tenth: towards 0 for OK, towards 1 for FAILURE, THROTTLED and USELESS.
+        OK, FAILURE and USELESS change health. Only OK brings a latency; 0 means that none was measured. IGNORED changes
+        nothing.
         """
         checked_outcome(outcome)
         checked_latency(latency_s)
@@ -439,11 +449,11 @@ cdef class Latency:
         ttft_record(&self.cells, checked_latency(x_s), reasoning)
 
     def record_ttft_timeout(self, bint reasoning=False) -> None:
-        """The first token did not come in time: the next limit is twice as long."""
+        """Records that the first token did not come in time, which doubles the next limit."""
         ttft_late(&self.cells, reasoning)
 
     def ttft_timeout(self, bint reasoning=False) -> float:
-        """How long to wait for a first token, seconds: 0 until 20 were seen, then 5 to 600 by mean and deviation."""
+        """How long to wait for a first token, seconds: 0 (no limit) until 20 were seen, then 5 to 600."""
         return ttft_limit(&self.cells, reasoning)
 
 
@@ -459,8 +469,8 @@ cdef class RetryBudget:
         segment: Where the state lives.
         name: Two of one name in one segment are the same.
         ratio: Retries earned by one first attempt.
-        reserve_per_s: Retries a second allowed without any.
-        ttl_s: Seconds in which what was earned or spent fades.
+        reserve_per_s: Retries a second allowed without any first attempts.
+        ttl_s: Time constant, seconds, with which earned and spent retries fade.
 
     Thread safety: all methods are lock-free; no more retries are granted than were earned.
     """
@@ -480,13 +490,15 @@ cdef class RetryBudget:
         self.name = name
 
     def deposit(self, now=0) -> None:
-        """A first attempt was made."""
+        """Records a first attempt."""
         retry_change(&self.rules, self.place, self.rules.ratio, 0.0, moment(now) or fr_clock_coarse())
 
     def withdraw(self, now=0, bint half=False) -> bool:
         """Takes one retry; False, and nothing taken, when the balance is under 1.
 
-        ``half``: also when less than half of the resting balance would be left, as for a hedge: retries go first.
+        Args:
+            now: ns; 0 reads the clock.
+            half: Leave at least half of the resting balance, as hedges do: retries take precedence.
         """
         cdef double keep = 0.5 * self.rules.rest if half else 0.0
         return retry_change(&self.rules, self.place, -1.0, keep, moment(now) or fr_clock_coarse())

@@ -2,8 +2,8 @@
 # Ranking: which endpoint first
 # ======================================================================================================================
 #
-# Filters, keys and comparisons stand in judging.pxi; here they are applied to a row of endpoints. How a row is asked,
-# and what it answers, stands in choosing.pxi.
+# Filters, keys and comparisons are in judging.pxi; here they are applied to a row of endpoints. The criteria and the
+# result of a choice are in choosing.pxi.
 
 # Class ----------------------------------------------------------------------------------------------------------------
 
@@ -13,22 +13,22 @@ cdef class Ranking:
     """A fixed row of endpoints, to choose from in one native call.
 
     Args:
-        endpoints: The row; everything below has one item for each of them.
+        endpoints: The row; all other arguments have one item for each endpoint.
         models: A number for the model of each; equal numbers are one model.
         windows: Context window, tokens; 0: not known, and never too small.
-        max_outputs: Most tokens of an answer; 0: not known. Longer answers are reckoned as this long.
-        capabilities: Bit masks, the caller's own.
+        max_outputs: Most tokens of an answer; 0: not known. Longer answers are counted as this long.
+        capabilities: Bit masks, defined by the caller.
         input_prices: nano-USD per million tokens; -1: not known.
         output_prices: The same.
         qualities: 0 or more; 0: not known.
-        latencies: Seconds to expect while none were measured; 0: not known.
-        calibrations: By which input tokens are corrected, a ``Calibration`` each; None: they are taken as given.
+        latencies: Seconds to expect until some were measured; 0: not known.
+        calibrations: A ``Calibration`` each, which corrects input tokens; None: they are taken as given.
 
     Thread safety: it does not change after it is made; any number of threads may rank with it.
     """
 
     cdef readonly tuple endpoints
-    cdef tuple calibrations          # kept for as long as the offers point into them
+    cdef tuple calibrations          # kept alive, because the offers point into them
     cdef Item *items
     cdef Offer *offers
     cdef uint32_t count
@@ -77,9 +77,10 @@ cdef class Ranking:
             endpoint = row[i]
             if endpoint.segment is None:
                 raise ValueError(f"endpoints[{i}] was not initialised")
+            # Pointers into the endpoint, which `endpoints` keeps alive.
             self.items[i].parts = &endpoint.parts
             self.items[i].hot = endpoint.parts.hot
-            memset(&offer, 0, sizeof(Offer))     # what lies between its fields is told apart too
+            memset(&offer, 0, sizeof(Offer))     # also the padding, because offers are compared as bytes
             offer.group = numbers[models[i]]
             offer.capabilities = PyLong_AsUnsignedLongLong(capabilities[i])
             offer.window = amount(f"windows[{i}]", windows[i], 0)
@@ -97,6 +98,7 @@ cdef class Ranking:
                 self.offers[self.offer_count] = offer
                 self.offer_count += 1
             self.items[i].offer = place
+        # Last: the destructor frees in any case, and all methods take a Ranking with endpoints for complete.
         self.groups = <int32_t>len(numbers)
         self.count = <uint32_t>count
         self.endpoints = row
@@ -113,6 +115,8 @@ cdef class Ranking:
         return &self.offers[self.items[i].offer]
 
     cdef void copy_settings(self) noexcept nogil:
+        # The number first: if an endpoint is configured while this runs, the next ranking finds another number and
+        # copies again.
         cdef uint32_t i
         cdef Item *item
         self.configurations_seen = configurations
@@ -127,16 +131,16 @@ cdef class Ranking:
         self, strategy, max_price=-1, price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0,
         bint by_value=False, limit=0, bint decay=True,
     ) -> RankingChoice:
-        """What is wished of choosing from this row, checked once and kept.
+        """Criteria for choosing from this row, checked once and kept.
 
         Args:
             strategy: LATENCY, WEIGHTED, LEAST_BUSY, LOWEST_COST, LOWEST_USAGE, TWO_CHOICES or ORDERED.
-            max_price: Of a request, nano-USD; above it an endpoint is out. -1: no limit.
-            price_ceiling: The same, but gives way if nothing else is left.
-            quality_floor: Gives way likewise.
-            max_latency: Expected latency, seconds, gives way likewise; 0: no limit.
-            by_value: Models by price / (quality * speed), the best value first; else in the order of their numbers.
-            limit: At most so many in the order; 0: all.
+            max_price: Highest price of the request, nano-USD: a hard filter. -1: no limit.
+            price_ceiling: The same as a soft filter, which is ignored if no endpoint passes all soft filters.
+            quality_floor: Lowest quality, a soft filter.
+            max_latency: Highest expected latency, seconds, a soft filter; 0: no limit.
+            by_value: Order models by price / (quality * speed), the best value first; else by their numbers.
+            limit: Most endpoints in the order; 0: all.
             decay: Let old latencies and failures fade.
         """
         cdef RankingChoice choice = RankingChoice.__new__(RankingChoice)
@@ -160,7 +164,7 @@ cdef class Ranking:
         price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0, bint by_value=False,
         limit=0, seed=0, bint decay=True, now=0,
     ) -> Ranked:
-        """``choice`` and its ``rank`` in one, for wishes that are needed once."""
+        """``choice`` and its ``rank`` in one call, for criteria that are used once."""
         cdef RankingChoice choice = self.choice(
             strategy, max_price, price_ceiling, quality_floor, max_latency, by_value, limit, decay
         )
@@ -175,7 +179,9 @@ cdef class Ranking:
         return <int>value
 
     cdef int judge(self, Ranked result) except -1:
-        """Fills in a result of which only the wish is there."""
+        """Fills in a result that has only its criteria."""
+        # For up to FEW offers everything but the candidates is on the stack. Candidates and verdicts share one block,
+        # which the result owns, so a small ranking needs one allocation.
         cdef Wish *wish = &result.wish
         cdef size_t n = self.count
         cdef uint32_t i
@@ -217,7 +223,7 @@ cdef class Ranking:
         return 0
 
     cdef bint collect(self, Ranked result, const Terms *terms) noexcept:
-        """Writes all verdicts, and a candidate for each that is in; whether any failed only soft filters."""
+        """Writes all verdicts, and a candidate for each that passed; returns whether any failed only soft filters."""
         cdef const Wish *wish = &result.wish
         cdef const Item *item = self.items
         cdef const Terms *at
@@ -244,7 +250,7 @@ cdef class Ranking:
         return soft
 
     cdef void collect_relaxed(self, Ranked result, const Terms *terms) noexcept:
-        """A candidate for each endpoint that failed only soft filters, the best quality first, whatever its model."""
+        """Writes a candidate for each endpoint that failed only soft filters, placed by quality, not by model."""
         cdef const Wish *wish = &result.wish
         cdef Candidate *candidate = result.candidates
         cdef uint32_t i
@@ -289,7 +295,7 @@ cdef class Ranking:
         candidate.key = key_of(&self.items[i], wish, i, price)
 
     cdef void place_by_value(self, Ranked result, const Terms *terms, Standing *standings) noexcept:
-        """Places each model by the best value among its endpoints that are in."""
+        """Places each model by the best value among its endpoints that passed."""
         cdef int64_t group
         cdef uint32_t i
         cdef Candidate *candidate
@@ -297,7 +303,8 @@ cdef class Ranking:
         cdef double latency
         for group in range(self.groups):
             standings[group].latency = standings[group].value = FR_INFINITY
-        # A model is as quick as the quickest of its endpoints that is in and of which something is known.
+        # A model is as quick as its quickest endpoint that passed and has a known latency. All its endpoints get the
+        # same place, because the strategy orders them within the model.
         for i in range(result.count):
             candidate = &result.candidates[i]
             item = &self.items[candidate.index]
@@ -317,7 +324,7 @@ cdef class Ranking:
             result.candidates[i].place = standings[result.candidates[i].queue >> 1].value
 
     cdef tuple values_of(self, const Wish *wish, const uint8_t *verdicts):
-        """price / (quality * speed) of every endpoint, also of those that are not in."""
+        """price / (quality * speed) of every endpoint, including those that were filtered out."""
         cdef list quickest = [FR_INFINITY] * self.groups
         cdef double latency
         cdef uint32_t i
@@ -331,9 +338,11 @@ cdef class Ranking:
         ])
 
     cdef void favour_two(self, const Wish *wish, Candidate *candidates, uint32_t count) noexcept nogil:
-        """In each model draws two and puts the less loaded of them first; the rest follows by load.
+        """Draws two endpoints of each model and puts the less loaded one first; the others follow by load.
 
-        The candidates stand in the order of the row, those of a model not always side by side.
+        Two random choices instead of the least loaded (Mitzenmacher): many callers that see the same loads do not all
+        choose the same endpoint. The candidates are in the order of the row, in which those of a model need not be
+        neighbours.
         """
         cdef int32_t group
         cdef uint32_t i, members, first, second
@@ -361,9 +370,9 @@ cdef class Ranking:
             a.key = -1.0
 
     def pick(self, strategy, seed=0, bint decay=False, now=0) -> int:
-        """The endpoint that ``rank`` without filters would put first: its index, or -1 if none can be had now.
+        """The index of the endpoint that ``rank`` without filters would put first, or -1 if none is available now.
 
-        LATENCY and TWO_CHOICES among the endpoints of one model are answered without ranking the others.
+        For LATENCY and TWO_CHOICES with one model it is found without ranking the others.
         """
         cdef int64_t time = moment(now)
         cdef int kind = self.checked_strategy(strategy)
@@ -389,7 +398,7 @@ cdef class Ranking:
         least.now = fr_clock_coarse() if decay and now == 0 else now
         least.load = <float>FR_INFINITY
         least.index = -1
-        # From where the seed says to the end, then the rest, so that ties fall differently each time.
+        # Begins at a place that depends on the seed, so that ties are broken differently each time.
         if decay:
             if self.least_loaded(start, n, True, &least) and start:
                 self.least_loaded(0, start, True, &least)
@@ -398,10 +407,10 @@ cdef class Ranking:
         return least.index
 
     cdef inline bint least_loaded(self, uint32_t first, uint32_t end, bint decay, Least *least) noexcept nogil:
-        """Takes the least loaded of a stretch, if it is less loaded than the least so far.
+        """Updates ``least`` with the least loaded endpoint of a range.
 
-        Stops at one that awaits a probe, which goes first: False. ``decay`` is a constant where this is called, so that
-        the loop of each kind is compiled for itself.
+        Returns False at an endpoint that waits for a probe, which goes first. ``decay`` is a constant where this is
+        called, so that the compiler makes a loop of its own for each case.
         """
         cdef const Item *item = &self.items[first]
         cdef const Item *last = &self.items[end]
@@ -410,6 +419,7 @@ cdef class Ranking:
         cdef uint32_t stamp = fr_millis(least.now) if decay else 0
         while item != last:
             if is_unsettled(item.hot):
+                # Without decay the clock is needed only here, so it is read only for unsettled endpoints.
                 if least.now == 0:
                     least.now = fr_clock_coarse()
                 load = unsettled_load(item, decay, least.now)
@@ -428,7 +438,7 @@ cdef class Ranking:
         return True
 
     cdef int pick_of_two(self, uint64_t seed, bint decay, int64_t now) noexcept nogil:
-        """The better of two drawn at random; -1 if either is not plainly closed, or there are not two."""
+        """The less loaded of two drawn at random; -1 if one of them is unsettled, or there are fewer than two."""
         cdef uint32_t first, second
         cdef const Item *a
         cdef const Item *b
