@@ -69,7 +69,7 @@ cdef class Ranked:
     cdef int64_t ticket
     cdef bint holds                      # whether the ticket is still this object's to give back
     cdef bint soft_relaxed
-    cdef uint64_t failing                # the candidates' words `failure`, one over the other
+    cdef uint64_t failing                # bitwise OR of the candidates' `failure` words
 
     def __init__(self) -> None:
         raise TypeError("a Ranked is made by RankingChoice.rank() and RankingChoice.admit()")

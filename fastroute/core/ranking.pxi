@@ -215,6 +215,7 @@ cdef class Ranking:
         elif wish.by_value and self.groups > 1:
             self.place_by_value(result, terms, standings)
         PyMem_Free(scratch)
+        # The OR is at least as large as each of its words, so it misses none; that it may be larger costs a little time.
         if fr_rarely(result.failing >> 54 >= FR_UNHEALTHY):
             self.put_unhealthy_last(result)
         if wish.strategy == BY_TWO_CHOICES:
@@ -266,9 +267,9 @@ cdef class Ranking:
         result.count = <uint32_t>(candidate - result.candidates)
 
     cdef void put_unhealthy_last(self, Ranked result) noexcept:
-        """Gives unhealthy endpoints, whatever their model, places above those of all that are healthy.
+        """Gives unhealthy endpoints, whatever their model, higher places than all healthy ones.
 
-        Not those whose breaker waits for a probe: that finds out whether they are well again.
+        Except those whose breaker waits for a probe, which goes first and shows whether they have recovered.
         """
         cdef Candidate *candidate
         cdef uint32_t i
@@ -281,7 +282,7 @@ cdef class Ranking:
         for i in range(result.count):
             candidate = &result.candidates[i]
             if candidate.queue & 1 and self.unwell(candidate.index, &result.wish):
-                candidate.place += 2.0 * top     # those of an unknown value stay behind the others
+                candidate.place += 2.0 * top     # an infinite place (unknown value) stays behind the others
             elif candidate.place == FR_INFINITY:
                 candidate.place = top
 
