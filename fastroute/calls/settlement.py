@@ -576,9 +576,8 @@ class Settlement:
         """The attempt as it ended: its entry in the ledger.
 
         Args:
-            known: whether the provider charges exactly this usage. Default: whether the provider reported it.
-            An
-                answer that ended early may have been written to its end all the same.
+            known: whether the provider charges exactly this usage. Default: whether the provider reported it;
+                an answer that ended early may have been written to its end all the same.
         """
         call, endpoint = self._call, self._upstream.endpoint
         cost: int | None = 0
@@ -597,7 +596,7 @@ class Settlement:
             cost = None if cost is None else min(cost, _core.MOST_NANO)
             if known is None:
                 known = usage.source == "provider"
-            if not known and self._worst is not None and self._worst.nano is not None:
+            if (cost is None or not known) and self._worst is not None and self._worst.nano is not None:
                 kept = max(min(self._worst.nano, _core.MOST_NANO), cost or 0)
         else:
             usage = _NOTHING

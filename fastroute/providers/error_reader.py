@@ -191,7 +191,6 @@ def from_response(
     sent = limit_headers.time_of(lowered, now)
     error = from_error(found if found is not None else excerpt(body, target), status, target, sent)
     error.request_id = request_id
-    error.maybe_billed = status in CHARGED or error.code in CHARGED_CODES
     said = lowered.get("x-should-retry")
     if said in ("true", "false"):
         error.should_retry = said == "true"
@@ -256,6 +255,7 @@ def from_error(
         param=param,
         blame=blame,
         respell=respell,
+        maybe_billed=given in CHARGED or code in CHARGED_CODES,
     )
 
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from loopback import counted
 
@@ -125,6 +126,47 @@ def test_an_answer_without_a_usable_usage_keeps_the_worst_case(
             assert (attempt.outcome, attempt.estimated) == ("ok", True)
             assert 0 < attempt.cost_nano < 2_000_000 < attempt.budget_nano
             assert client.budgets()[0].spent_nano == attempt.budget_nano
+
+
+def test_an_answer_at_a_tier_of_unknown_price_keeps_the_worst_case(tmp_path: Path) -> None:
+    answer = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "service_tier": "scale",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
+    }
+    with Provider(models=["m"]) as provider:
+        provider.script(Fault.status(200, answer))
+        settings = tables(provider, tmp_path / "ledger.db")
+        with fastroute.Client(settings) as client:
+            (attempt,) = ask(client, False, None, False)
+            assert (attempt.cost_nano, attempt.usage_source) == (None, "provider")
+            assert client.budgets()[0].spent_nano == attempt.budget_nano > 2_000_000
+        with fastroute.Client(settings) as client:
+            assert client.budgets()[0].spent_nano == attempt.budget_nano
+
+
+# an error that the provider sends in place of an answer, with the status of a gateway that gave up
+IN_200 = [({"code": 524, "message": "timed out"}, WORST), ({"code": 503, "message": "busy"}, NOTHING)]
+
+
+@pytest.mark.parametrize(("error", "kept"), IN_200)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_inside_an_answer_is_judged_by_its_own_status(
+    error: dict[str, Any], kept: str, stream: bool, tmp_path: Path
+) -> None:
+    with Provider(models=["m"]) as provider:
+        body = {"error": error}
+        events = b"data: " + orjson.dumps(body) + b"\n\n"
+        provider.script(Fault.events(events) if stream else Fault.status(200, body))
+        with fastroute.Client(tables(provider, tmp_path / "ledger.db")) as client:
+            (attempt,) = ask(client, stream, None, False)
+            assert attempt.maybe_billed is (kept == WORST)
+            assert client.budgets()[0].spent_nano == (attempt.budget_nano or 0)
+            assert bool(attempt.budget_nano) is (kept == WORST)
 
 
 def test_a_refused_connection_costs_nothing(tmp_path: Path) -> None:
