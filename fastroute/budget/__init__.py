@@ -55,6 +55,7 @@ _SWEEP_NS = 5_000_000_000  # between two sweeps for expired leases and dead work
 _SWEEP_ON_BREACH_NS = 1_000_000_000  # the same, when a call would be refused
 _RETRY_NS = 5_000_000_000  # after the ledger failed, before it is read again
 _RETRY_SECONDS = 5.0  # what a caller is told then, and while Redis is unavailable
+_GRANTED_SECONDS = 60.0  # what a caller is told at most while other machines share a budget
 _RELEASED_SECONDS = 1.0  # the same while money is reserved for other calls, which take seconds, not hours
 
 
@@ -389,6 +390,9 @@ class Budgets:
         elif window is not None and breach.failure == OVER and breach.most >= 0 and window.end < math.inf:
             # A call that fits no window at all is not told to wait for the next one.
             retry_after = max(0.0, window.end - when)
+            if self._bank is not None:
+                # What other machines were granted counts as spent here, until they return what is left of it.
+                retry_after = min(retry_after, _GRANTED_SECONDS)
         return errors.BudgetExceeded(
             text,
             budget=config.name,

@@ -11,7 +11,7 @@ from redis_server import Elsewhere, RedisServer
 
 import fastroute
 from fastroute import events
-from fastroute.budget import Budgets
+from fastroute.budget import Budgets, MoneyReserved
 from fastroute.state.redis import Shared
 
 need("redis")
@@ -84,6 +84,22 @@ def test_a_reservation_that_costs_less_leaves_the_rest_here(make: Any) -> None:
     reservation.settle(DOLLAR // 4)
     assert spend(first, DOLLAR // 4) == 3
     assert spend(first, 1) == spend(second, 1) == 0
+
+
+def test_a_call_waits_for_what_is_reserved_on_its_own_machine(make: Any) -> None:
+    first, second = make(), make()
+    reservation = budgets_of(first).reserve(DOLLAR, {}, 60)
+    with pytest.raises(MoneyReserved) as caught:
+        budgets_of(first).reserve(DOLLAR // 4, {}, 60)
+    assert not caught.value.ready()
+    # What was granted to another machine may all be spent; but it may come back before the window ends.
+    with pytest.raises(fastroute.BudgetExceeded) as refused:
+        budgets_of(second).reserve(DOLLAR // 4, {}, 60)
+    assert not isinstance(refused.value, MoneyReserved)
+    assert refused.value.retry_after <= 60.0
+    reservation.settle(DOLLAR // 4)
+    assert caught.value.ready()
+    budgets_of(first).reserve(DOLLAR // 4, {}, 60).release()
 
 
 def test_what_nobody_spends_is_given_back(make: Any) -> None:
