@@ -57,8 +57,10 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
-        if not any("-v" in param.opts for param in command.params):
-            command.params.append(verbose_option())
+        inner = command.commands.values() if isinstance(command, click.Group) else ()
+        for each in (command, *inner):
+            if not any("-v" in param.opts for param in each.params):
+                each.params.append(verbose_option())
         return command
 
     def resolve_command(
@@ -89,7 +91,7 @@ class Commands(click.Group):
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     params=[verbose_option()],
-    epilog='Examples: fastroute init; fastroute check; fastroute chat "What is the capital of Mongolia?"',
+    epilog='\b\nExamples:\n  fastroute init\n  fastroute check\n  fastroute chat "Say hello"',
 )
 @click.version_option(__version__, "-V", "--version", prog_name="fastroute")
 def cli() -> None:

@@ -152,6 +152,11 @@ def test_verbose_shows_the_attempts_and_leaves_nothing_behind(arguments: list[st
     assert "ok (200)" not in CliRunner().invoke(cli, ["chat", "hello"]).stderr
 
 
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=str)
+def test_every_command_takes_verbose(name: str, command: click.Command) -> None:
+    assert any("-v" in param.opts for param in command.params), name
+
+
 @pytest.mark.usefixtures("environ")
 def test_warnings_of_the_library_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTROUTE_X", "1")
