@@ -5,7 +5,6 @@ No message repeats any part of a key, not even of an invalid one.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Mapping
@@ -16,13 +15,13 @@ from attrs import field, frozen
 
 from fastroute import errors
 from fastroute.platform import files
+from fastroute.platform.notices import notice
 
 from .messages import quoted
 
 if TYPE_CHECKING:
     from .tables import Config, ProviderConfig
 
-log = logging.getLogger("fastroute")
 
 _MASK = "***"
 _LARGEST_FILE = 64 * 1024
@@ -138,7 +137,7 @@ def read_key(name: str, provider: ProviderConfig, environ: Mapping[str, str] | N
     if problem:
         raise errors.ConfigError(f"{path}: the key {problem}")
     if stripped:
-        log.warning("%s: the key ends with a newline, which is removed; store the key alone", path)
+        notice(f"{path}: the key ends with a newline, which is removed; store the key alone")
     return Secret(value)
 
 
@@ -206,7 +205,7 @@ def read_secret_file(path: str, file: str, what: str) -> str:
     if len(data) > _LARGEST_FILE:
         raise errors.ConfigError(f"{path}: {file} is too large for a {what}; store the {what} alone")
     if mode & stat.S_IROTH:
-        log.warning("%s: every user of this machine may read %s; run chmod 600 on it", path, file)
+        notice(f"{path}: every user of this machine may read {file}; run chmod 600 on it")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

@@ -13,7 +13,6 @@ unique ids, so inserting one again is idempotent.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from fastroute.config import Config
 
     from .database import Durability, LedgerConnection, LedgerStorage
-
-log = logging.getLogger("fastroute")
 
 _SUMS = tuple(field.name for field in fields(Totals) if field.name != "keys")
 
@@ -115,10 +112,9 @@ class Ledger:
             self.writer.trouble("database", f"the database cannot be opened: {reason}")
         unsure = self.storage.unsure_until()
         if unsure is not None:
-            log.warning(
-                "ledger %s: the database was damaged, and earlier entries may be missing; see %s",
-                self.path,
-                unsure[1],
+            notice(
+                f"ledger {self.path}: the database was damaged, and earlier entries may be missing; "
+                f"see {unsure[1]}"
             )
 
     def _own(self) -> Writer:

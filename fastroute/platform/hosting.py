@@ -6,14 +6,13 @@ docs/processes.md), but the answer is lost. The package imports neither server.
 
 from __future__ import annotations
 
-import logging
 import sys
 from types import FrameType
 from typing import Any
 
 from attrs import frozen
 
-log = logging.getLogger("fastroute")
+from .notices import notice
 
 
 @frozen
@@ -33,14 +32,9 @@ def check(timeout: float) -> None:
     """
     killer = _uwsgi() or _gunicorn()
     if killer is not None and killer.seconds <= timeout:
-        log.warning(
-            "%s kills a worker that is busy for %g s (%s), but a call may take %g s ([fastroute] timeout); "
-            "set %s above the call's timeout",
-            killer.server,
-            killer.seconds,
-            killer.setting,
-            timeout,
-            killer.setting,
+        notice(
+            f"{killer.server} kills a worker that is busy for {killer.seconds:g} s ({killer.setting}), but "
+            f"a call may take {timeout:g} s ([fastroute] timeout); set {killer.setting} above that"
         )
 
 

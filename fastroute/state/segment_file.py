@@ -28,6 +28,7 @@ from attrs import frozen
 from fastroute import _core, errors
 from fastroute.config import Config
 from fastroute.platform import files
+from fastroute.platform.notices import notice
 
 log = logging.getLogger("fastroute")
 
@@ -93,7 +94,7 @@ def open_home(config: Config) -> Home:
     reason = None
     if found != path:
         reason = f"{path} is in use in another pid namespace; its counts are not shared with this process"
-        log.warning("state: %s", reason)
+        notice(f"state: {reason}")
     return Home(segment, kind, found, reason)
 
 
@@ -186,7 +187,7 @@ def _fingerprint(config: Config) -> str:
 
 def _alone(kind: str, why: str) -> Home:
     reason = f"limits, breakers and budgets are not shared with other processes: {why}"
-    log.warning("state: %s", reason)
+    notice(f"state: {reason}")
     return Home(_core.Segment(), kind, None, reason)
 
 
