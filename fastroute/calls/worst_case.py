@@ -142,13 +142,17 @@ def most_prompt(estimate: Estimate) -> int:
 
 def choices_of(request: Request) -> int:
     """The number of answers that the request asks for."""
-    asked = (request.params.get("n"), _own(request, "candidateCount"))
-    return max([1, *(choices for choices in asked if isinstance(choices, int))])
+    params = request.params
+    choices = params.get("n")
+    if "generationConfig" in params:
+        own = _own(request, "candidateCount")  # Gemini's, which goes before the other
+        choices = own if isinstance(own, int) else choices
+    return choices if isinstance(choices, int) and choices > 1 else 1
 
 
 def _own(request: Request, name: str) -> Any:
     """A value of Gemini's own ``generationConfig``; None without one."""
-    given = request.params.get("generationConfig")
+    given = request.params["generationConfig"]
     return given.get(name) if isinstance(given, Mapping) else None
 
 
@@ -157,9 +161,9 @@ def _most_output(request: Request, estimate: Estimate, upstream: Upstream) -> in
     model = upstream.endpoint.model
     wanted, most = request.max_tokens, model.max_output_tokens
     if "generationConfig" in request.params and upstream.format.name == "gemini":
-        own = _own(request, "maxOutputTokens")  # goes before the other
-        wanted = own if isinstance(own, int) and own >= 0 else wanted
-        most = max(most, wanted or 0) if most else most
+        own = _own(request, "maxOutputTokens")  # goes before the other, and is sent as it is
+        if isinstance(own, int) and own >= 0:
+            return own
     if wanted is not None:
         return min(wanted, most) if most else wanted
     # The input is not subtracted from the window, because its estimate is too high by an unknown amount.
