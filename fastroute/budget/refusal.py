@@ -27,12 +27,16 @@ class Assumption:
 
     Attributes:
         text: what was assumed, or why there is no amount: ``64,000 output tokens are assumed because
-            max_tokens is missing``.
+            max_tokens is missing``. Computed when it is read, because most calls are not refused.
         cure: what the caller can change about it: ``set max_tokens or policy.default_max_tokens``.
     """
 
-    text: str
+    _text: str | Callable[[], str]
     cure: str
+
+    @property
+    def text(self) -> str:
+        return self._text() if callable(self._text) else self._text
 
 
 class MoneyReserved(errors.BudgetExceeded):

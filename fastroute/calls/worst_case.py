@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from attrs import evolve, frozen
@@ -54,16 +55,8 @@ def worst_case(
     prices, window = model.prices, model.context_window
     if prices is None:
         return WorstCase(None, _NO_PRICE)
-    output = _most_output(request, estimate, upstream)
-    text, cure = f"{output:,} output tokens (max_tokens)", "lower max_tokens"
-    if not asked:
-        text = f"{output:,} output tokens assumed because max_tokens is missing"
-        cure = "set max_tokens or policy.default_max_tokens"
-    choices = choices_of(request)
-    if choices > 1:
-        output *= choices
-        text = f"{choices} choices, and {text}"
-    prompt, audio, fees, rounds, boundless = most_prompt(estimate), 0, 0, 1, ""
+    output, choices = _most_output(request, estimate, upstream), choices_of(request)
+    prompt, extra, audio, fees, rounds, boundless = most_prompt(estimate), 0, 0, 0, 1, ""
     if estimate.media:
         prompt, audio, boundless = _with_media(estimate, upstream, body)
     if upstream.charges_more or not CHARGING.isdisjoint(request.params):
@@ -74,25 +67,37 @@ def worst_case(
         if not estimate.media and not WITH_TEXT.isdisjoint(request.params):
             prompt = max(prompt, _half(body))
         prompt += terms.tool_prompt
-        output += terms.prediction
+        extra = terms.prediction
         boundless = boundless or terms.boundless
+    cure = "lower max_tokens" if asked else "set max_tokens or policy.default_max_tokens"
     if boundless:
         if not window:
             where = f'models."{model.name}".context_window'
             text = f"nothing bounds the tokens of {boundless} while {where} is unknown"
             return WorstCase(None, Assumption(text, f"set {where}, or leave it out"))
         prompt = window * rounds
-        text = f"all of the context window for {boundless}, {text}"
         cure = f"leave out {boundless}, or use a model with a smaller context window"
-    elif window:
-        prompt = min(prompt, window)
+    elif prompt > window > 0:
+        prompt = window
     # Caching the prompt for an hour costs most. This is how a request asks for it.
-    nano = prices.worst(prompt, output, hour=b'"1h"' in body) + fees
+    nano = prices.worst(prompt, output * choices + extra, hour=b'"1h"' in body) + fees
     if audio and prices.audio_input is not None:
         nano -= -min(audio, prompt) * max(prices.audio_input - prices.input, 0) // 1_000_000
+    described = partial(_described, prompt, output, choices, asked, boundless, fees)
+    return WorstCase(nano, Assumption(described, cure))
+
+
+def _described(prompt: int, output: int, choices: int, asked: bool, boundless: str, fees: int) -> str:
+    """What a worst case was computed from, in words; most calls never need them."""
+    text = f"{output:,} output tokens "
+    text += "(max_tokens)" if asked else "assumed because max_tokens is missing"
+    if choices > 1:
+        text = f"{choices} choices, and {text}"
+    if boundless:
+        text = f"all of the context window for {boundless}, {text}"
     if fees:
         text += f", {dollars(fees)} for searches"
-    return WorstCase(nano, Assumption(f"{prompt:,} input tokens at most, {text}", cure))
+    return f"{prompt:,} input tokens at most, {text}"
 
 
 def _half(body: bytes, beside: int = 0) -> int:
