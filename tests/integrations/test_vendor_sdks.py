@@ -1,7 +1,8 @@
 """The vendors' own SDKs are the oracle: what they make of a stream's bytes comes out of every door.
 
-The same bytes are read by the SDK of the vendor whose format they have, by the library, and by the OpenAI SDK
-over the drop-in and over the gateway, chunk by chunk and with its own ``.stream()``.
+The same bytes, from the local provider and from bare sockets, are read by the SDK of the vendor whose format
+they have, by the library, and by the OpenAI SDK over the drop-in and over the gateway, chunk by chunk and
+with its own ``.stream()``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from needs import need
-from spoken import streamed
+from raw_server import RawServer, Say
 from vendor_streams import ANSWERS, STREAMS, Told, VendorStream
 
 from fastroute import Client, types
@@ -41,19 +42,26 @@ GEMINI_REASONS = {
 
 
 class Doors:
-    """A server of given bytes, and all that can be asked to read them."""
+    """A server of given bytes, and all that can be asked to read them.
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.provider = provider = stack.enter_context(Provider())
+    Args:
+        stack: ends it all.
+        raw: whether the server is one of bare sockets, and not the local provider.
+    """
+
+    def __init__(self, stack: ExitStack, raw: bool) -> None:
+        self._server = stack.enter_context(RawServer(parallel=4) if raw else Provider())
+        self.base_url = self._server.base_url
+        self.url = self.base_url.removesuffix("/v1")
         self.client = stack.enter_context(
             Client(
                 {
                     "fastroute": {"ledger": ""},
                     "cache": {"enabled": False},
                     "providers": {
-                        "openai": {"base_url": provider.base_url},
-                        "anthropic": {"format": "anthropic", "base_url": provider.url},
-                        "gemini": {"format": "gemini", "base_url": provider.url},
+                        "openai": {"base_url": self.base_url},
+                        "anthropic": {"format": "anthropic", "base_url": self.url},
+                        "gemini": {"format": "gemini", "base_url": self.url},
                     },
                     "endpoints": [
                         {"provider": name, "model": name} for name in ("openai", "anthropic", "gemini")
@@ -78,19 +86,28 @@ class Doors:
             )
         )
 
+    def serve(self, body: bytes, kind: str = "text/event-stream") -> None:
+        """Answers all requests from now on with this body."""
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n".encode()
+        if isinstance(self._server, Provider):
+            self._server.clear_script()
+            self._server.script(Fault.raw(head, body), repeat=True)
+        else:
+            self._server.say = Say(head + body, "cut")
+
     def by_vendor(self, stream: VendorStream) -> Told:
         return {"openai": self._by_openai, "anthropic": self._by_anthropic, "gemini": self._by_gemini}[
             stream.format
         ](stream)
 
     def _by_openai(self, stream: VendorStream) -> Told:
-        with openai.OpenAI(api_key="unused", base_url=self.provider.base_url, max_retries=0) as sdk:
+        with openai.OpenAI(api_key="unused", base_url=self.base_url, max_retries=0) as sdk:
             return by_sdk_stream(sdk, stream, door=False)
 
     def _by_anthropic(self, stream: VendorStream) -> Told:
         anthropic = need("anthropic")
         with (
-            anthropic.Anthropic(api_key="unused", base_url=self.provider.url, max_retries=0) as sdk,
+            anthropic.Anthropic(api_key="unused", base_url=self.url, max_retries=0) as sdk,
             sdk.messages.stream(model="m", max_tokens=9, messages=HELLO) as events,
         ):
             whole = events.get_final_message()
@@ -110,7 +127,7 @@ class Doors:
 
     def _by_gemini(self, stream: VendorStream) -> Told:
         genai = need("google.genai")
-        options = genai.types.HttpOptions(base_url=self.provider.url)
+        options = genai.types.HttpOptions(base_url=self.url)
         client = genai.Client(api_key="unused", http_options=options)
         answers = list(client.models.generate_content_stream(model="m", contents="Say hello"))
         client.close()
@@ -202,10 +219,10 @@ def add(calls: list[Any], fragment: dict[str, Any]) -> None:
         known[name] += text or ""
 
 
-@pytest.fixture(scope="module")
-def doors() -> Iterator[Doors]:
+@pytest.fixture(scope="module", params=[False, True], ids=["testing", "raw"])
+def doors(request: pytest.FixtureRequest) -> Iterator[Doors]:
     with ExitStack() as stack:
-        yield Doors(stack)
+        yield Doors(stack, request.param)
 
 
 def named(stream: VendorStream) -> str:
@@ -214,8 +231,7 @@ def named(stream: VendorStream) -> str:
 
 @pytest.mark.parametrize("stream", STREAMS, ids=named)
 def test_every_door_gives_what_the_vendors_sdk_gives(doors: Doors, stream: VendorStream) -> None:
-    doors.provider.clear_script()
-    doors.provider.script(streamed(stream.body), repeat=True)
+    doors.serve(stream.body)
     wanted = stream.wanted or doors.by_vendor(stream)
     with doors.client.chat.completions.create(model=stream.format, messages=HELLO, stream=True) as heard:
         plain = by_chunks(heard, stream)
@@ -237,14 +253,23 @@ def test_every_door_gives_what_the_vendors_sdk_gives(doors: Doors, stream: Vendo
         assert answer == expected, name
 
 
+def target_of(stream: VendorStream) -> Target:
+    return Target(
+        endpoint="a/m",
+        provider="a",
+        model="m",
+        upstream="gemini-2.5-flash" if stream.format == "gemini" else "up",
+        base_url="http://127.0.0.1/v1",
+    )
+
+
 CALLING = [stream for stream in STREAMS if " call" in f" {stream.name}" and "old" not in stream.name]
 
 
 @pytest.mark.parametrize("stream", CALLING, ids=named)
 def test_langchain_builds_the_same_calls(doors: Doors, stream: VendorStream) -> None:
     chat = need("langchain_openai").ChatOpenAI
-    doors.provider.clear_script()
-    doors.provider.script(streamed(stream.body), repeat=True)
+    doors.serve(stream.body)
     wanted = stream.wanted or doors.by_vendor(stream)
     model = chat(model=stream.format, api_key="unused", http_client=http_client(doors.client), max_retries=0)
     first, *rest = model.stream([("user", "Say hello")])
@@ -253,13 +278,58 @@ def test_langchain_builds_the_same_calls(doors: Doors, stream: VendorStream) -> 
     assert tuple((call["name"], call["args"]) for call in first.tool_calls) == wanted.calls
 
 
+RETURNING = {
+    "anthropic": [stream for stream in STREAMS if stream.format == "anthropic"],
+    "gemini": [
+        stream
+        for stream in STREAMS
+        if stream.format == "gemini" and (stream.fields or "calls" in stream.name)
+    ],
+}
+
+
+def returned(doors: Doors, stream: VendorStream) -> Any:
+    """What goes back to the format of an answer that the OpenAI SDK put together over the drop-in."""
+    doors.serve(stream.body)
+    with doors.drop_in.chat.completions.stream(model=stream.format, messages=HELLO) as events:
+        for _ in events:
+            pass
+        said = events.current_completion_snapshot.choices[0].message.to_dict()
+    request = types.Request("m", [*HELLO, said, {"role": "user", "content": "Go on."}])
+    return json.loads(get(stream.format).encode(request, target_of(stream)))
+
+
+@pytest.mark.parametrize("stream", RETURNING["anthropic"], ids=named)
+def test_claudes_answer_goes_back_as_it_came(doors: Doors, stream: VendorStream) -> None:
+    sent = returned(doors, stream)["messages"][1]["content"]
+    anthropic = need("anthropic")
+    with (
+        anthropic.Anthropic(api_key="unused", base_url=doors.url, max_retries=0) as sdk,
+        sdk.messages.stream(model="m", max_tokens=9, messages=HELLO) as events,
+    ):
+        whole = [block.to_dict() for block in events.get_final_message().content]
+    if isinstance(sent, str):
+        sent = [{"type": "text", "text": sent}]
+    assert all("index" not in block for block in sent)
+    assert bare(sent) == bare(whole)
+
+
+@pytest.mark.parametrize("stream", RETURNING["gemini"], ids=named)
+def test_geminis_answer_goes_back_as_it_came(doors: Doors, stream: VendorStream) -> None:
+    sent = returned(doors, stream)["contents"][1]["parts"]
+    events = [json.loads(line[6:]) for line in stream.body.splitlines() if line.startswith(b"data: ")]
+    parts = [part for event in events for part in event["candidates"][0]["content"]["parts"]]
+    for part in sent:
+        part.get("functionCall", {}).pop("id", None)  # which the decoder gave it
+    assert sent == parts
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_every_door_passes_an_answer_on(doors: Doors, name: str) -> None:
     body, message, reason = ANSWERS[name]
-    doors.provider.clear_script()
-    doors.provider.script(Fault.status(200, body), repeat=True)
+    doors.serve(json.dumps(body).encode(), "application/json")
     ask = {"model": "openai", "messages": HELLO}
-    with openai.OpenAI(api_key="unused", base_url=doors.provider.base_url, max_retries=0) as sdk:
+    with openai.OpenAI(api_key="unused", base_url=doors.base_url, max_retries=0) as sdk:
         direct = sdk.chat.completions.create(**ask).choices[0]
     wanted = message or direct.message.to_dict()
     for door in (doors.drop_in, doors.gateway):
@@ -274,8 +344,7 @@ def test_every_door_passes_an_answer_on(doors: Doors, name: str) -> None:
 
 @pytest.mark.parametrize("stream", STREAMS, ids=named)
 def test_a_cut_anywhere_changes_nothing(stream: VendorStream) -> None:
-    format = get(stream.format)
-    target = Target(endpoint="a/m", provider="a", model="m", upstream="up", base_url="http://127.0.0.1/v1")
+    format, target = get(stream.format), target_of(stream)
 
     def read(*pieces: bytes) -> Told:
         source, decoder = sse.Decoder(), format.stream(types.Request("m", HELLO, {}, True), target)
