@@ -359,16 +359,19 @@ class Ledger:
             with self._reading(patience) as reader:
                 return reader.spent(database.filters(start, None, tags))
         except LedgerError as error:
-            return self._spent_unwritten(start, tags, error)
+            return self.spent_unwritten(start, tags, error)
 
-    def _spent_unwritten(
+    def spent_unwritten(
         self, start: float | None, tags: Mapping[str, str] | None, problem: LedgerError
     ) -> int:
-        """What was spent, where the database cannot be written: as it is, and what it does not have yet.
+        """What was spent if the database cannot be written: its sum, and that of the entries it lacks.
 
-        The entries outside of it are those in the journals of this machine's processes, and those in the
-        memory of this one. They are collected before the database is read: what is moved there in between is
-        left out of its sum, and so counted once.
+        These are the entries in the journals of this machine's processes, and those in the memory of this
+        process. They are collected before the database is read and left out of its sum, so an entry that is
+        moved there in between is counted once.
+
+        Raises:
+            LedgerError: caused by ``problem``, if the database or a journal cannot be read.
         """
         from . import database
 
@@ -385,7 +388,7 @@ class Ledger:
         except (DatabaseUnavailable, DatabaseCorrupt, ConfigError) as error:
             away = isinstance(error, DatabaseUnavailable)
             if away and since is not None and start is not None and start >= since:
-                # It has been away since before that time, so all that was spent since is outside of it.
+                # It has been unavailable since before that time, so it has none of the entries since.
                 return rest
             raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from problem
 

@@ -221,7 +221,7 @@ def test_a_stream_is_no_reply(start: Start) -> None:
             anything.choices  # noqa: B018
         with pytest.raises(AttributeError, match=r"did you mean usage\?"):
             anything.usages  # noqa: B018
-        assert not hasattr(stream, "_anything")
+        assert not hasattr(stream, "__html__")
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_entries_that_move_meanwhile_count_once(tmp_path: Path) -> None:
         problem = errors.LedgerError("as if it had not been written in time")
         for _ in range(20):
             ledger.append(attempt(99, cost_nano=1))
-            assert ledger._spent_unwritten(None, None, problem) == ledger.spent()
+            assert ledger.spent_unwritten(None, None, problem) == ledger.spent()
 
 
 # ------------------------------------------------------------------------------------------ budgets and calls
