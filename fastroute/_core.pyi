@@ -31,6 +31,7 @@ LOWEST_COST: Final[int]
 LOWEST_USAGE: Final[int]
 TWO_CHOICES: Final[int]
 ORDERED: Final[int]
+VALUE: Final[int]
 
 # Verdicts of a ranking; 0 is in
 OUT_CAPABILITY: Final[int]
@@ -360,6 +361,10 @@ class Ranked:
     def order(self) -> tuple[int, ...]: ...
     @property
     def verdicts(self) -> bytes: ...
+    def order_by(
+        self, keys: Sequence[float] | None = None, places: Sequence[float] | None = None
+    ) -> None: ...
+    def enter(self) -> int: ...
     @property
     def unhealthy(self) -> bytes: ...
     @property
@@ -397,7 +402,7 @@ class Ranking:
         price_ceiling: int = -1,
         quality_floor: float = 0.0,
         max_latency: float = 0.0,
-        by_value: bool = False,
+        among_models: int = ...,
         limit: int = 0,
         decay: bool = True,
     ) -> RankingChoice: ...
@@ -411,7 +416,7 @@ class Ranking:
         price_ceiling: int = -1,
         quality_floor: float = 0.0,
         max_latency: float = 0.0,
-        by_value: bool = False,
+        among_models: int = ...,
         limit: int = 0,
         seed: int = 0,
         decay: bool = True,

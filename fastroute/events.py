@@ -129,6 +129,18 @@ class ClassifierFailed(Event):
 
 
 @frozen
+class StrategyFailed(Event):
+    """A registered strategy failed for a request, so the order of the configuration is used.
+
+    Attributes:
+        reason: a description that contains nothing of the request.
+    """
+
+    strategy: str
+    reason: str
+
+
+@frozen
 class LedgerDegraded(Event):
     """The ledger cannot write to its database now; entries wait in its journal."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import optional
@@ -18,6 +19,27 @@ STRATEGIES = (
     "two-choices",
     "ordered",
 )
+registered_strategies: dict[str, Any] = {}
+"""Strategies that `routing.strategies.register` added, by name."""
+
+
+class _Names(Collection[str]):
+    """Names of strategies, those that are registered later among them."""
+
+    def __init__(self, *built_in: str) -> None:
+        self._built_in = built_in
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._built_in or name in registered_strategies
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._built_in, *registered_strategies))
+
+    def __len__(self) -> int:
+        return len(self._built_in) + len(registered_strategies)
+
+
+TIER_STRATEGIES: Collection[str] = _Names("value", *STRATEGIES)
 HEALTH_CHECKS = ("models", "completion")
 MOST_IN_FLIGHT = 4096
 
@@ -105,6 +127,8 @@ class Policy:
         classifier: the rule set that finds a request's level: a built-in one, or one of ``classifiers``.
         classifier_timeout: most seconds for a function that is the classifier.
         strategy: how one of a model's endpoints is chosen.
+        tier_strategy: how one of a tier's models is chosen: by ``value`` (price / (quality × speed)) or by a
+            strategy.
         confidence_threshold: below this confidence, the standard tier is used.
         quality_floor: least quality (0..1) wanted.
         max_latency: most expected seconds wanted.
@@ -140,7 +164,8 @@ class Policy:
     fixed_model: str = field(default="", validator=text(empty=True))
     classifier: str = field(default="five-level", validator=text())
     classifier_timeout: float = field(default=0.05, validator=seconds(most=60))
-    strategy: str = field(default="latency", validator=one_of("strategy", STRATEGIES))
+    strategy: str = field(default="latency", validator=one_of("strategy", _Names(*STRATEGIES)))
+    tier_strategy: str = field(default="value", validator=one_of("strategy", TIER_STRATEGIES))
     confidence_threshold: float = field(default=0.7, validator=number(least=0, most=1))
     quality_floor: float = field(default=0.0, validator=number(least=0, most=1))
     max_latency: float | None = field(default=None, validator=optional(seconds()))

@@ -161,6 +161,49 @@ cdef class Ranked:
         """One code for each endpoint: 0 if it passed the filters, else OUT_… or SOFT_…."""
         return self.verdicts_[:self.ranking.count]
 
+    def order_by(self, keys=None, places=None) -> None:
+        """Orders by figures of the caller's own, less is better. Before the order is read or anybody is asked.
+
+        Args:
+            keys: One for each endpoint of the row, in place of the strategy's. None: these stay.
+            places: One for each endpoint; the least among a model's endpoints is its model's. None: models stay as they
+                are, as they do when soft filters gave way.
+
+        Unhealthy endpoints stay behind the others.
+        """
+        cdef Ranking row = self.ranking
+        cdef uint32_t i
+        cdef Candidate *candidate
+        cdef double figure
+        cdef list best
+        for figures in (keys, places):
+            if figures is not None and len(figures) != row.count:
+                raise ValueError(f"there must be one number for each of the {row.count} endpoints, not {len(figures)}")
+            for figure in figures or ():
+                if figure != figure:
+                    raise ValueError("the numbers must not be NaN")
+        if keys is not None:
+            for i in range(self.count):
+                self.candidates[i].key = keys[self.candidates[i].index]
+        if places is not None and not self.soft_relaxed:
+            best = [FR_INFINITY] * row.groups
+            for i in range(self.count):
+                candidate = &self.candidates[i]
+                figure = places[candidate.index]
+                best[candidate.queue >> 1] = min(best[candidate.queue >> 1], figure)
+            for i in range(self.count):
+                self.candidates[i].place = best[self.candidates[i].queue >> 1]
+            if self.failing >> 54 >= FR_UNHEALTHY:
+                row.put_unhealthy_last(self)
+        self.first = first_of(self.candidates, self.count)
+
+    def enter(self) -> int:
+        """Asks one after the other until one lets the request in, as ``RankingChoice.admit`` does: ``chosen``."""
+        if self.chosen < 0:
+            self.wish.now = fr_clock()
+            self.let_in()
+        return self.chosen
+
     @property
     def unhealthy(self) -> bytes:
         """1 for each endpoint whose health score is under 70, 0 for the others."""
@@ -173,7 +216,7 @@ cdef class Ranked:
         cdef Ranking row = self.ranking
         cdef uint32_t i
         return tuple([
-            key_of(&row.items[i], &self.wish, i, price_wished(row.offer_of(i), &self.wish)) for i in range(row.count)
+            key_of(&row.items[i], &self.wish, self.wish.strategy, i, price_wished(row.offer_of(i), &self.wish)) for i in range(row.count)
         ])
 
     @property

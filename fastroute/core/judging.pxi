@@ -17,6 +17,7 @@ LOWEST_COST = BY_COST
 LOWEST_USAGE = BY_USAGE
 TWO_CHOICES = BY_TWO_CHOICES
 ORDERED = BY_ORDER
+VALUE = BY_VALUE
 
 OUT_CAPABILITY = VERDICT_CAPABILITY
 OUT_WINDOW = VERDICT_WINDOW
@@ -36,6 +37,7 @@ cdef enum:
     BY_USAGE = 4
     BY_TWO_CHOICES = 5
     BY_ORDER = 6
+    BY_VALUE = 7                 # among models only
 
 cdef enum:                       # checked in this order; the first that applies is the verdict. From QUALITY on: soft
     VERDICT_IN = 0
@@ -114,7 +116,7 @@ cdef struct Candidate:           # an endpoint that passed the filters, while th
 
 cdef struct Wish:                # the arguments of choice, then those of rank
     int strategy
-    bint by_value
+    int among_models
     bint decay
     bint priced                  # whether any of it needs a price
     int64_t max_price
@@ -358,9 +360,11 @@ cdef inline int verdict_on(
     return terms.soft
 
 
-cdef inline double key_of(const Item *item, const Wish *wish, uint32_t index, int64_t price) noexcept nogil:
+cdef inline double key_of(
+    const Item *item, const Wish *wish, int strategy, uint32_t index, int64_t price
+) noexcept nogil:
     cdef float load
-    if wish.strategy == BY_LATENCY or wish.strategy == BY_TWO_CHOICES:
+    if strategy == BY_LATENCY or strategy == BY_TWO_CHOICES:
         load = (
             measured_load(item.hot, item.inverse_tau, wish.stamp) * item.inverse_weight if wish.decay
             else load_without_decay(item.hot, item.inverse_weight)
@@ -368,12 +372,12 @@ cdef inline double key_of(const Item *item, const Wish *wish, uint32_t index, in
         if fr_load(&item.hot.breaker) & FR_UNSETTLED:
             load = <float>(load / breaker_ramp(&item.parts.rules, fr_load(&item.hot.breaker), wish.now))
         return load
-    if wish.strategy == BY_WEIGHT:
+    if strategy == BY_WEIGHT:
         return weighted_key(wish.seed, index, item.inverse_weight)
-    if wish.strategy == BY_BUSY:
+    if strategy == BY_BUSY:
         return max(fr_load_i32(&item.hot.in_flight), 0) * item.inverse_weight
-    if wish.strategy == BY_COST:
+    if strategy == BY_COST:
         return <double>price if price >= 0 else FR_INFINITY
-    if wish.strategy == BY_USAGE:
+    if strategy == BY_USAGE:
         return usage_at(item.parts, wish.now)
     return <double>index

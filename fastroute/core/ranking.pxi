@@ -129,7 +129,7 @@ cdef class Ranking:
 
     def choice(
         self, strategy, max_price=-1, price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0,
-        bint by_value=False, limit=0, bint decay=True,
+        among_models=ORDERED, limit=0, bint decay=True,
     ) -> RankingChoice:
         """Criteria for choosing from this row, checked once and kept.
 
@@ -139,7 +139,8 @@ cdef class Ranking:
             price_ceiling: The same as a soft filter, which is ignored if no endpoint passes all soft filters.
             quality_floor: Lowest quality, a soft filter.
             max_latency: Highest expected latency, seconds, a soft filter; 0: no limit.
-            by_value: Order models by price / (quality * speed), the best value first; else by their numbers.
+            among_models: The order of models: VALUE, which is price / (quality * speed), or a strategy. A model counts as
+                the best of its endpoints; with WEIGHTED, as the sum of their weights; with ORDERED, by its number.
             limit: Most endpoints in the order; 0: all.
             decay: Let old latencies and failures fade.
         """
@@ -152,21 +153,24 @@ cdef class Ranking:
             raise ValueError("quality_floor and max_latency must be numbers, not NaN")
         wish.quality_floor = quality_floor
         wish.max_latency = max_latency
-        wish.by_value = by_value
+        wish.among_models = <int>whole("among_models", integer(among_models), BY_LATENCY, BY_VALUE)
         wish.limit = amount("limit", limit, 0)
         wish.decay = decay
-        wish.priced = wish.max_price >= 0 or wish.price_ceiling >= 0 or by_value or wish.strategy == BY_COST
+        wish.priced = (
+            wish.max_price >= 0 or wish.price_ceiling >= 0 or wish.strategy == BY_COST
+            or wish.among_models == BY_VALUE or wish.among_models == BY_COST
+        )
         choice.ranking = self
         return choice
 
     def rank(
         self, strategy, tokens_in=0, tokens_out=0, capabilities=0, max_price=-1,
-        price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0, bint by_value=False,
+        price_ceiling=-1, double quality_floor=0.0, double max_latency=0.0, among_models=ORDERED,
         limit=0, seed=0, bint decay=True, now=0,
     ) -> Ranked:
         """``choice`` and its ``rank`` in one call, for criteria that are used once."""
         cdef RankingChoice choice = self.choice(
-            strategy, max_price, price_ceiling, quality_floor, max_latency, by_value, limit, decay
+            strategy, max_price, price_ceiling, quality_floor, max_latency, among_models, limit, decay
         )
         return choice.ranked(tokens_in, tokens_out, capabilities, seed, moment(now) or fr_clock_coarse())
 
@@ -212,8 +216,11 @@ cdef class Ranking:
         if result.count == 0 and soft:
             result.soft_relaxed = True
             self.collect_relaxed(result, terms)
-        elif wish.by_value and self.groups > 1:
-            self.place_by_value(result, terms, standings)
+        elif wish.among_models != BY_ORDER and self.groups > 1:
+            if wish.among_models == BY_VALUE:
+                self.place_by_value(result, terms, standings)
+            else:
+                self.place_by_strategy(result, terms, standings)
         PyMem_Free(scratch)
         # The OR is at least as large as each of its words, so it misses none; that it may be larger costs a little time.
         if fr_rarely(result.failing >> 54 >= FR_UNHEALTHY):
@@ -293,7 +300,7 @@ cdef class Ranking:
     cdef inline void describe(self, Candidate *candidate, uint32_t i, int64_t price, const Wish *wish) noexcept nogil:
         candidate.index = <int32_t>i
         candidate.turn = <int32_t>(i - wish.start if i >= wish.start else i + self.count - wish.start)
-        candidate.key = key_of(&self.items[i], wish, i, price)
+        candidate.key = key_of(&self.items[i], wish, wish.strategy, i, price)
 
     cdef void place_by_value(self, Ranked result, const Terms *terms, Standing *standings) noexcept:
         """Places each model by the best value among its endpoints that passed."""
@@ -321,6 +328,50 @@ cdef class Ranking:
                 terms[item.offer].price, self.offers[item.offer].quality, standings[group].latency
             )
             standings[group].value = min(standings[group].value, candidate.place)
+        for i in range(result.count):
+            result.candidates[i].place = standings[result.candidates[i].queue >> 1].value
+
+    cdef void place_by_strategy(self, Ranked result, const Terms *terms, Standing *standings) noexcept:
+        """Places each model by the best key among its endpoints that are in, or by lot by the sum of their weights."""
+        cdef const Wish *wish = &result.wish
+        cdef uint64_t lot = fr_mix(wish.seed + 1)         # not the one by which endpoints are drawn
+        cdef int64_t group
+        cdef uint32_t i, first, second
+        cdef uint32_t present = 0
+        cdef Candidate *candidate
+        cdef const Item *item
+        cdef Standing *standing
+        cdef Standing *a = NULL
+        cdef Standing *b = NULL
+        for group in range(self.groups):
+            standings[group].latency = 0.0                 # here: the sum of the weights
+            standings[group].value = FR_INFINITY
+        for i in range(result.count):
+            candidate = &result.candidates[i]
+            item = &self.items[candidate.index]
+            standing = &standings[candidate.queue >> 1]
+            present += standing.latency == 0
+            standing.latency += 1.0 / item.inverse_weight
+            standing.value = min(
+                standing.value, key_of(item, wish, wish.among_models, candidate.index, terms[item.offer].price)
+            )
+        if wish.among_models == BY_WEIGHT:
+            for group in range(self.groups):
+                if standings[group].latency > 0:
+                    standings[group].value = weighted_key(lot, <uint32_t>group, 1.0 / standings[group].latency)
+        elif wish.among_models == BY_TWO_CHOICES and present > 1:
+            two_of(lot, present, &first, &second)
+            present = 0
+            for group in range(self.groups):
+                if standings[group].latency > 0:
+                    if present == first:
+                        a = &standings[group]
+                    elif present == second:
+                        b = &standings[group]
+                    present += 1
+            if b.value < a.value:
+                a = b
+            a.value = -1.0
         for i in range(result.count):
             result.candidates[i].place = standings[result.candidates[i].queue >> 1].value
 

@@ -7,8 +7,9 @@ carries it out.
 A plan has stages, which are tried one after the other: the tier or model that the request asks for, then the
 fallback models of those in the first stage, then, for a tier, the cheaper tiers. If an endpoint turns out not
 to serve its model, the dearer tiers follow: fastroute chose that model, so the call should not fail for it.
-Within a stage the core ranks: the models of a tier by price / (quality × speed), the endpoints of a model by
-the policy's strategy. A stage is ranked when it is reached, by the state at that time.
+Within a stage the core ranks: the models of a tier by the policy's ``tier_strategy``, the endpoints of a
+model by its ``strategy``. Strategies that a program registered are in `strategies.py`. A stage is ranked when
+it is reached, by the state at that time.
 """
 
 from __future__ import annotations
@@ -53,16 +54,8 @@ from .classifier import Classifier
 from .function_classifier import FunctionClassifier, Opinion, classification
 from .plan import Judgement, Plan
 from .stage import ENDLESS, Estimate, Stage
+from .strategies import NUMBERS, FunctionOrder
 
-STRATEGIES: Mapping[str, int] = {
-    "latency": _core.LATENCY,
-    "weighted": _core.WEIGHTED,
-    "least-busy": _core.LEAST_BUSY,
-    "lowest-cost": _core.LOWEST_COST,
-    "lowest-usage": _core.LOWEST_USAGE,
-    "two-choices": _core.TWO_CHOICES,
-    "ordered": _core.ORDERED,
-}
 _CHAIN_NAMES = {
     "fallbacks": "fallback",
     "context_fallbacks": "fallback for long input",
@@ -88,15 +81,22 @@ class Planner:
         state: State,
         classifier: Classifier,
         function_classifier: FunctionClassifier | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
-        """``function_classifier``: classifies requests for which a model is chosen by class, if given."""
+        """``function_classifier``: classifies requests for which a model is chosen by class, if given.
+
+        ``hooks``: failures of registered strategies are emitted to them.
+        """
         self._config = config
         self._function_classifier = function_classifier or FunctionClassifier(None, Hooks())
         self._catalog = catalog
         self._state = state
         self._classifier = classifier
-        self._strategy = STRATEGIES[config.policy.strategy]
         policy = config.policy
+        # Where a registered strategy decides, the core filters, and the function orders what is left.
+        self._strategy = NUMBERS.get(policy.strategy, _core.ORDERED)
+        self._tier_strategy = NUMBERS.get(policy.tier_strategy, _core.VALUE)
+        self._functions = FunctionOrder.of(policy.strategy, policy.tier_strategy, hooks or Hooks())
         self._price_ceiling = -1 if policy.price_ceiling is None else usd_to_nano(policy.price_ceiling)
         self._fixed = catalog.resolve(policy.fixed_model) if policy.fixed_model else None
         self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
@@ -159,7 +159,7 @@ class Planner:
         if at is None:
             stages = self._stages_for(request, level, judged.confidence if judged is not None else 0.0)
         else:
-            stages = (self._stage_of(f"endpoint {at.name}", None, [(0, at)], by_value=False),)
+            stages = (self._stage_of(f"endpoint {at.name}", None, [(0, at)], among_models=_core.ORDERED),)
         tokens_in = estimate_input(chars, utf8, messages)
         if tools:
             tokens_in += _json_tokens(tools)
@@ -239,9 +239,13 @@ class Planner:
             That endpoint and the object that holds its ticket; None if no endpoint admits it.
         """
         estimate, first = plan.estimate, plan.stages[0]
-        ranked = self._choice(plan, first).admit(
-            estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
-        )
+        if self._functions is None:
+            ranked = self._choice(plan, first).admit(
+                estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
+            )
+        else:
+            ranked = self._order(plan, first)
+            ranked.enter()
         plan.ranked.append((first, ranked))
         return None if ranked.chosen < 0 else (first.endpoints[ranked.chosen], ranked)
 
@@ -322,9 +326,17 @@ class Planner:
 
     def _order(self, plan: Plan, stage: Stage) -> _core.Ranked:
         estimate = plan.estimate
-        return self._choice(plan, stage).rank(
+        ranked = self._choice(plan, stage).rank(
             estimate.input_tokens, estimate.output_tokens, plan.needs, self._random.getrandbits(32)
         )
+        if self._functions is not None:
+            self._functions.apply(stage, ranked, plan.request)
+        return ranked
+
+    def after_fork(self) -> None:
+        """In a forked child: replaces the locks."""
+        if self._functions is not None:
+            self._functions.after_fork()
 
     def _choice(self, plan: Plan, stage: Stage) -> _core.RankingChoice:
         """The criteria of the stage, with those of the request in their place where it has its own."""
@@ -342,7 +354,7 @@ class Planner:
             self._price_ceiling,
             self._floor if quality is None else quality,
             self._max_latency if latency is None else latency,
-            stage.by_value,
+            stage.among_models,
         )
 
     def max_price(self, request: Request) -> int:
@@ -445,7 +457,7 @@ class Planner:
     def _model_stages(self, model: str) -> tuple[Stage, ...] | None:
         stages = self._of_model.get(model)
         if stages is None:
-            stage = self._build(f"model {model}", None, (model,), by_value=False)
+            stage = self._build(f"model {model}", None, (model,), among_models=_core.ORDERED)
             if stage is None:
                 return None  # not kept: callers could fill the table with names that they make up
             stages = self._of_model[model] = (stage, *self._later_stages(stage))
@@ -521,21 +533,23 @@ class Planner:
         kind, *names = key
         if kind == "tier":
             tier, *models = names
-            stage = self._build(f"tier {tier}", tier, models, by_value=True)
+            stage = self._build(f"tier {tier}", tier, models, among_models=self._tier_strategy)
         elif kind == "fixed":
-            stage = self._build(f"model {names[0]} (policy.fixed_model)", None, names, by_value=False)
+            stage = self._build(
+                f"model {names[0]} (policy.fixed_model)", None, names, among_models=_core.ORDERED
+            )
         else:
-            stage = self._build(_CHAIN_NAMES[kind], None, names, by_value=False)
+            stage = self._build(_CHAIN_NAMES[kind], None, names, among_models=_core.ORDERED)
         self._stages[key] = stage
         return stage
 
-    def _build(self, reason: str, tier: str | None, models: Sequence[str], by_value: bool) -> Stage | None:
+    def _build(self, reason: str, tier: str | None, models: Sequence[str], among_models: int) -> Stage | None:
         endpoints = [
             (place, endpoint)
             for place, model in enumerate(models)
             for endpoint in self._state.by_model.get(model, ())
         ]
-        return self._stage_of(reason, tier, endpoints, by_value=by_value) if endpoints else None
+        return self._stage_of(reason, tier, endpoints, among_models=among_models) if endpoints else None
 
     def _stage_of(
         self,
@@ -543,7 +557,7 @@ class Planner:
         tier: str | None,
         endpoints: Sequence[tuple[int, LiveEndpoint]],
         *,
-        by_value: bool,
+        among_models: int,
     ) -> Stage:
         """The stage of these endpoints, each with the place of its model among those of the stage."""
         found = [endpoint for _, endpoint in endpoints]
@@ -558,21 +572,21 @@ class Planner:
         def longer(tokens: int) -> _core.RankingChoice:
             step = lengths[bisect_left(lengths, tokens) - 1]
             if step not in made:
-                made[step] = self._choice_of(endpoints, step + 1, by_value)
+                made[step] = self._choice_of(endpoints, step + 1, among_models)
             return made[step]
 
         return Stage(
             reason=reason,
             tier=tier,
             endpoints=tuple(found),
-            choice=self._choice_of(endpoints, 0, by_value),
-            by_value=by_value,
+            choice=self._choice_of(endpoints, 0, among_models),
+            among_models=among_models,
             base_tokens=lengths[0] if lengths else ENDLESS,
             longer=longer,
         )
 
     def _choice_of(
-        self, endpoints: Sequence[tuple[int, LiveEndpoint]], tokens: int, by_value: bool
+        self, endpoints: Sequence[tuple[int, LiveEndpoint]], tokens: int, among_models: int
     ) -> _core.RankingChoice:
         """The choice from these endpoints with their prices for a prompt of so many tokens."""
         found = [endpoint for _, endpoint in endpoints]
@@ -592,7 +606,7 @@ class Planner:
             calibrations=[endpoint.calibration for endpoint in found],
         )
         return ranking.choice(
-            self._strategy, self._max_price, self._price_ceiling, self._floor, self._max_latency, by_value
+            self._strategy, self._max_price, self._price_ceiling, self._floor, self._max_latency, among_models
         )
 
 

@@ -57,7 +57,7 @@ class Stage:
         reason: where the stage comes from, in words.
         tier: the tier's name, if the stage is one.
         choice: chooses among the endpoints by the configuration's criteria.
-        by_value: whether models are ordered by price / (quality × speed), not as given.
+        among_models: how models are ordered, as the core's number.
         base_tokens: prompts of up to this many tokens have the base price at every endpoint.
         longer: returns the choice by the prices for a longer prompt, given its tokens.
     """
@@ -66,7 +66,7 @@ class Stage:
     tier: str | None
     endpoints: tuple[LiveEndpoint, ...]
     choice: _core.RankingChoice
-    by_value: bool
+    among_models: int
     base_tokens: int
     longer: Callable[[int], _core.RankingChoice]
 

@@ -146,7 +146,9 @@ class Generation:
         catalog = catalog_of(config)
         self.state: State = State(config, catalog, None if previous is None else previous.state)
         classifier = Classifier.named(config.policy.classifier, config.classifiers)
-        self.planner = Planner(config, catalog, self.state, classifier, around.function_classifier)
+        self.planner = Planner(
+            config, catalog, self.state, classifier, around.function_classifier, hooks=around.hooks
+        )
         self._ways = {name: _way(config, provider) for name, provider in config.providers.items()}
         self.transports = {name: self._transport(name, around.session, previous) for name in config.providers}
         policy = config.policy
@@ -248,6 +250,7 @@ class Generation:
         """In a forked child: drops the calls of the parent, which do not continue here."""
         self.active.clear()
         self.admission.after_fork()
+        self.planner.after_fork()
         self.rates.after_fork()
         if self.cache is not None:
             self.cache.after_fork()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from rows import DOLLAR, T0, Make, Row, calibrated, call, ranking, trip
-from twin import FAILURE, IN, LATENCY, OK, ORDERED, OUT_WINDOW
+from twin import FAILURE, IN, LATENCY, OK, ORDERED, OUT_WINDOW, VALUE
 
 from fastroute import _core
 
@@ -148,7 +148,7 @@ class TestCalibrations:
             latencies=[1.0] * count,
             calibrations=[calibrated(core, 200, i) for i in range(count)],
         )
-        ranked = ranking.rank(ORDERED, tokens_in=1_000_000, by_value=True, now=T0)
+        ranked = ranking.rank(ORDERED, tokens_in=1_000_000, among_models=VALUE, now=T0)
         assert ranked.order == tuple(sorted(range(count), key=ranked.values.__getitem__))
         assert ranked.values == pytest.approx(ranked.prices)
 

@@ -32,6 +32,7 @@ from twin import (
     THROTTLED,
     TWO_CHOICES,
     USELESS,
+    VALUE,
     WEIGHTED,
 )
 
@@ -137,10 +138,11 @@ class TestVerdicts:
             "LOWEST_USAGE",
             "TWO_CHOICES",
             "ORDERED",
+            "VALUE",
         ]
         names += ["OK", "FAILURE", "IGNORED", "THROTTLED", "USELESS", "CLOSED", "OPEN", "HALF_OPEN"]
         names += ["BLOCKED", "BREAKER", "BUSY", "REQUESTS", "TOKENS", "TOO_LARGE"]
-        assert len(names) == 30
+        assert len(names) == 31
         assert {name: getattr(_core, name) for name in names} == {name: getattr(twin, name) for name in names}
 
 
@@ -205,7 +207,7 @@ class TestOrder:
             qualities=[0.8, 0.5, 0.9, 1.0],
             latencies=[2.0, 1.0, 6.0, 0.1],
         )
-        ranked = ranking.rank(ORDERED, tokens_in=1_000_000, by_value=True, now=T0)
+        ranked = ranking.rank(ORDERED, tokens_in=1_000_000, among_models=VALUE, now=T0)
         assert ranked.values == pytest.approx((20e9, 4e9, 20e9, math.inf))
         assert ranked.order in ((1, 0, 2, 3), (1, 2, 0, 3))
 
@@ -213,7 +215,7 @@ class TestOrder:
         ranking = make(3, models=[0, 0, 1], qualities=[1.0, 1.0, 1.0], latencies=[0.0, 0.0, 2.0])
         call(ranking.endpoints[0], OK, 8.0)
         call(ranking.endpoints[1], OK, 0.4)
-        ranked = ranking.rank(LATENCY, tokens_in=1_000_000, by_value=True, now=T0)
+        ranked = ranking.rank(LATENCY, tokens_in=1_000_000, among_models=VALUE, now=T0)
         assert ranked.values == pytest.approx((0.6e9, 0.6e9, 2e9), rel=1e-5)
         assert ranked.order == (1, 0, 2)
 
@@ -279,7 +281,7 @@ class TestOrder:
         call(quick, OK, 0.001)
 
         def places(now: int) -> set[int]:
-            ranked = [ranking.rank(strategy, seed=seed, by_value=True, now=now) for seed in range(20)]
+            ranked = [ranking.rank(strategy, seed=seed, among_models=VALUE, now=now) for seed in range(20)]
             return {each.order.index(0) for each in ranked}
 
         assert quick.health(T0)[0] == 57
@@ -453,7 +455,7 @@ def ranked_alike(native: Any, oracle: twin.Ranking, wish: Row) -> None:
     assert sorted(mine.order) == sorted(its.order) or wish["limit"]
     if wish["strategy"] != WEIGHTED:
         assert mine.keys == pytest.approx(its.keys, rel=1e-4)
-    if wish["strategy"] in (WEIGHTED, TWO_CHOICES):
+    if {wish["strategy"], wish["among_models"]} & {WEIGHTED, TWO_CHOICES}:
         return
     # Where two keys are all but equal, the core's 32-bit floats may order them the other way round.
     assert len(mine.order) == len(its.order)
@@ -499,7 +501,7 @@ WISHES = st.fixed_dictionaries(
         "price_ceiling": st.sampled_from([-1, -1, 500_000]),
         "quality_floor": st.sampled_from([0.0, 0.0, 0.8, 1.0]),
         "max_latency": st.sampled_from([0.0, 0.0, 0.3, 1.0]),
-        "by_value": st.booleans(),
+        "among_models": st.integers(0, 7),
         "limit": st.sampled_from([0, 0, 1, 3]),
         "seed": st.integers(0, 2**32),
     }

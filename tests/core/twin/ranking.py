@@ -14,6 +14,7 @@ from .segment import (
     LEAST_BUSY,
     LOWEST_COST,
     LOWEST_USAGE,
+    ORDERED,
     OUT_BLOCKED,
     OUT_BREAKER,
     OUT_CAPABILITY,
@@ -24,6 +25,7 @@ from .segment import (
     SOFT_PRICE,
     SOFT_QUALITY,
     TWO_CHOICES,
+    VALUE,
     ceil_div,
     clock,
 )
@@ -136,7 +138,7 @@ class Ranking:
         price_ceiling: int = -1,
         quality_floor: float = 0.0,
         max_latency: float = 0.0,
-        by_value: bool = False,
+        among_models: int = ORDERED,
         limit: int = 0,
         seed: int = 0,
         decay: bool = True,
@@ -188,6 +190,7 @@ class Ranking:
             for i in n
         )
         keys = tuple(self.key(strategy, i, prices[i], now) for i in n)
+        among = tuple(self.key(among_models, i, prices[i], now) for i in n)
 
         def unhealthy(i: int) -> bool:
             return not self.endpoints[i].breaker.probe_due(now) and self.endpoints[i].latency.unhealthy(now)
@@ -197,9 +200,10 @@ class Ranking:
             within = (not self.endpoints[i].breaker.probe_due(now), keys[i], (i - seed) % len(n))
             if relaxed:
                 return (unhealthy(i), -self.qualities[i], 0, *within)
-            if by_value:
-                value = min(values[j] for j in chosen if self.models[j] == model)
-                return (unhealthy(i), value, model, *within)
+            if among_models != ORDERED:
+                figures = values if among_models == VALUE else among
+                best = min(figures[j] for j in chosen if self.models[j] == model)
+                return (unhealthy(i), best, model, *within)
             return (unhealthy(i), model, model, *within)
 
         self.place = place
