@@ -331,6 +331,42 @@ def test_postgresql_away_since_before_midnight_stops_no_budget(
         assert ledger.spent() == 1550
 
 
+def test_counters_that_outlive_the_process_need_no_server_at_a_restart(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    with Provider(models=["m"], answer=Answer("hi", prompt_tokens=10, completion_tokens=10)) as provider:
+        settings = {
+            "fastroute": {
+                "ledger": server.new_schema(),
+                "ledger_journal": str(tmp_path / "journal"),
+                "state": str(tmp_path / "state"),
+            },
+            "cache": {"enabled": False},
+            "providers": {"p": {"base_url": provider.base_url}},
+            "endpoints": [{"provider": "p", "model": "m"}],
+            "models": {"m": {"input_price": 1.0, "output_price": 1.0}},
+            "budgets": [{"name": "month", "limit": 0.0001, "window": "month"}],
+        }
+
+        def ask(client: fastroute.Client) -> None:
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "Hello"}], max_tokens=10
+            )
+
+        with fastroute.Client(settings) as client:
+            ask(client)
+        server.kill()
+        try:
+            with fastroute.Client(settings) as client:
+                assert not client.ledger.health.ok
+                ask(client)
+                assert client.budgets()[0].spent_nano == 40_000
+        finally:
+            server.start()
+        with fastroute.Client(settings) as client:
+            assert client.ledger.spent() == 40_000
+
+
 def test_the_sum_outside_the_database_is_what_the_database_would_say(tmp_path: Path) -> None:
     rows = [
         attempt(0, cost_nano=1, tags={"team": "red", "x": "1"}),
