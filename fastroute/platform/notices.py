@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 
 log = logging.getLogger("fastroute")
@@ -17,7 +18,15 @@ def notice(text: str) -> None:
     if _is_set_up():
         log.warning("%s", text)
     else:
-        warnings.warn(text, UserWarning, stacklevel=2)
+        warnings.warn(text, UserWarning, stacklevel=_program())
+
+
+def _program() -> int:
+    """The level of the first caller outside the package, for `warnings.warn` in `notice`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "fastroute":
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _is_set_up() -> bool:
