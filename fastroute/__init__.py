@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calls.parsing import ParsedCompletion
     from .calls.stream import Stream
     from .client import Client
     from .config import Config
@@ -61,6 +62,7 @@ _HOMES = {
     "client": ("Client",),
     "config": ("Config",),
     "routing.plan": ("Plan",),
+    "calls.parsing": ("ParsedCompletion",),
     "calls.stream": ("Stream",),
     "types": ("Attempt", "BudgetStatus", "Chunk", "Classification", "Completion", "Route", "Usage"),
     "errors": (
@@ -127,6 +129,7 @@ __all__ = [
     "ModelNotFoundError",
     "NoEndpointError",
     "NotFoundError",
+    "ParsedCompletion",
     "PermissionDeniedError",
     "Plan",
     "QuotaExceededError",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 from attrs import evolve
 
@@ -16,6 +16,7 @@ from . import errors, events
 from .budget import Allowance
 from .calls import arguments
 from .calls.arguments import CONTENTS, PLAIN
+from .calls.parsing import ParsedCompletion, parsed
 from .calls.stream import Stream
 from .config import Config, Source
 from .config.messages import did_you_mean
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     import requests
     from typing_extensions import Unpack
 
-    from .calls.parameters import CompletionParams, Messages, TimeoutLike
+    from .calls.parameters import CompletionParams, FurtherParams, Messages, TimeoutLike
+
+T = TypeVar("T")
 
 
 class _Named:
@@ -175,9 +178,54 @@ class Completions(_Named):
             request = client._request(generation.config, messages, model, bool(stream), route, params)
             if self._submitted:
                 request = evolve(request, submitted=True)
-            return runtime.run(generation, request, client._timeout_of(generation.config, request, timeout))
+            answer = runtime.run(generation, request, client._timeout_of(generation.config, request, timeout))
         finally:
             runtime.leave(generation, token)
+        return answer if request.extras is None else _read(request, answer)
+
+    @overload
+    def parse(
+        self,
+        /,
+        *,
+        messages: Messages,
+        response_format: type[T],
+        model: str | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[FurtherParams],
+    ) -> ParsedCompletion[T]: ...
+    @overload
+    def parse(
+        self,
+        /,
+        *,
+        messages: Messages,
+        response_format: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[FurtherParams],
+    ) -> ParsedCompletion[None]: ...
+    def parse(self, /, **call: Any) -> ParsedCompletion[Any]:
+        """As `create`, with the answer's content read as a pydantic model, and the arguments of strict tools.
+
+        ``response_format`` is a pydantic model or dataclass. Its JSON Schema is sent in strict form, and
+        ``reply.choices[0].message.parsed`` is an instance, or None if the model has refused.
+
+        Raises:
+            ValidationError: the answer does not fit the model, or was cut at ``max_tokens``; it is in the
+                error's ``completion``.
+            ContentFilterError: the content filter ended the answer.
+            Error: as `create`.
+        """
+        if call.get("stream"):
+            raise errors.BadRequestError("stream: is not supported by parse; write .stream(...)")
+        answer = self.create(**call)
+        if isinstance(answer, ParsedCompletion):
+            return answer
+        assert isinstance(answer, Completion)
+        return parsed(answer, None, call.get("tools") or ())
 
 
 class Chat(_Named):
@@ -350,9 +398,10 @@ class Client(_Named):
             request = evolve(request, options=options)
             asked = generation.state.named(endpoint)
             limit = self._timeout_of(generation.config, request, timeout)
-            return ask(generation, asked, request, limit, wait=True)
+            answer = ask(generation, asked, request, limit, wait=True)
         finally:
             runtime.leave(generation, token)
+        return answer if request.extras is None else _read(request, answer)
 
     def unblock(self, endpoint: str) -> None:
         """Ends the block of an endpoint at once, for instance after its key or quota was corrected.
@@ -603,3 +652,11 @@ class Client(_Named):
 
 
 _NO_OPTIONS = RouteOptions()
+
+
+def _read(request: Request, answer: Completion | Stream) -> Completion | Stream:
+    """The answer, read as the pydantic model that the request has."""
+    extras = request.extras
+    if extras is None or extras.model is None or not isinstance(answer, Completion):
+        return answer
+    return parsed(answer, extras.model, request.params.get("tools") or ())

@@ -249,11 +249,13 @@ class Extras:
         headers: sent over the endpoint's own; None removes one.
         query: added to the address; each name with its values.
         max_retries: how often the call may try again at most; None for the policy's setting alone.
+        model: the pydantic model that the answer is read as.
     """
 
     headers: Mapping[str, str | None] = field(default=_EMPTY, repr=False)
     query: Mapping[str, tuple[str, ...]] = field(default=_EMPTY, repr=False)
     max_retries: int | None = None
+    model: type[Any] | None = None
 
     @property
     def scope(self) -> Any:

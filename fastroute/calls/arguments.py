@@ -1,8 +1,8 @@
 """Checks the arguments of a call, and reads those that only the OpenAI SDK's callers write.
 
 A call whose parameters are all in `PLAIN` needs nothing of this. Anything else is read by `read`: the SDK's
-marks for "not given", ``extra_body``, ``extra_headers``, ``extra_query``, ``max_retries``, and mistakes. The
-parameters themselves are in `parameters.py`.
+marks for "not given", ``extra_body``, ``extra_headers``, ``extra_query``, ``max_retries``, pydantic models,
+and mistakes. The parameters themselves are in `parameters.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fastroute.errors import BadRequestError
 from fastroute.quality import Validator
 from fastroute.types import PRIORITIES, Extras, RouteOptions
 
+from . import parsing
 from .parameters import LIMITS, PARAMETERS
 
 ROUTE_WORDS = tuple(fields_dict(RouteOptions))
@@ -83,13 +84,18 @@ def read(
     headers = given.pop("extra_headers", None)
     query = given.pop("extra_query", None)
     retries = given.pop("max_retries", None)
+    model = given.get("response_format")
+    if parsing.is_model(model):
+        given["response_format"] = parsing.response_format(model)
+    else:
+        model = None
     for name, value in given.items():
         _check_parameter(name, value)
     if body is not None:
         given, route = _with_body(given, body, route)
-    if headers is None and query is None and retries is None:
+    if headers is None and query is None and retries is None and model is None:
         return given, route, None
-    return given, route, Extras(_headers(headers), _query(query), _retries(retries))
+    return given, route, Extras(_headers(headers), _query(query), _retries(retries), model)
 
 
 def _check_parameter(name: str, value: Any) -> None:

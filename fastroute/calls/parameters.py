@@ -32,8 +32,8 @@ class TimeoutLike(Protocol):
 Messages = Sequence[Mapping[str, Any] | MessageLike]
 
 
-class CompletionParams(TypedDict, total=False):
-    """The keyword arguments of ``create`` beside fastroute's own, for type checkers."""
+class FurtherParams(TypedDict, total=False):
+    """The keyword arguments of ``parse`` beside fastroute's own and ``response_format``."""
 
     audio: Mapping[str, Any] | None
     frequency_penalty: float | None
@@ -54,7 +54,6 @@ class CompletionParams(TypedDict, total=False):
     prompt_cache_options: Mapping[str, Any] | None
     prompt_cache_retention: str | None
     reasoning_effort: str | None
-    response_format: Mapping[str, Any] | type[Any] | None
     safety_identifier: str | None
     seed: int | None
     service_tier: str | None
@@ -95,6 +94,12 @@ class CompletionParams(TypedDict, total=False):
     extra_headers: Mapping[str, str] | None
     extra_query: Mapping[str, Any] | None
     max_retries: int | None
+
+
+class CompletionParams(FurtherParams, total=False):
+    """The keyword arguments of ``create`` beside fastroute's own, for type checkers."""
+
+    response_format: Mapping[str, Any] | type[Any] | None
 
 
 @frozen

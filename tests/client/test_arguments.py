@@ -71,7 +71,8 @@ def test_every_parameter_of_the_sdk_is_known() -> None:
 
 def test_the_typed_parameters_are_the_known_ones() -> None:
     own = {"extra_body", "extra_headers", "extra_query", "max_retries"}
-    assert set(parameters.CompletionParams.__annotations__) == set(parameters.PARAMETERS) | own
+    typed = parameters.FurtherParams.__annotations__ | parameters.CompletionParams.__annotations__
+    assert set(typed) == set(parameters.PARAMETERS) | own
 
 
 def test_the_checks_for_a_usual_call_pass_over_a_usual_call() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 import httpx
+import pydantic
 from typing_extensions import assert_type
 
 import fastroute
@@ -36,6 +37,15 @@ def mistakes(client: fastroute.Client) -> None:
 def one_of_both(client: fastroute.Client, stream: bool) -> None:
     reply = client.chat.completions.create(messages=MESSAGES, stream=stream)
     assert_type(reply, fastroute.Completion | fastroute.Stream)
+
+
+class City(pydantic.BaseModel):
+    name: str
+
+
+def parsed(client: fastroute.Client) -> None:
+    reply = client.chat.completions.parse(messages=MESSAGES, response_format=City, temperature=0)
+    assert_type(reply.choices[0].message.parsed, City | None)
 
 
 def submitted(client: fastroute.Client) -> None:
