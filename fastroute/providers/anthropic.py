@@ -23,7 +23,7 @@ from .base import Target
 from .charges import billing_of
 from .decoder import StreamDecoder, asks_for_usage
 from .headers import joined_url, usual_headers, with_configured
-from .reading import count, document, event_json, malformed, string, this_second
+from .reading import count, document, event_json, malformed, not_an_object, string, this_second
 from .sse import ServerSentEvent
 
 _API_VERSION = "2023-06-01"
@@ -307,7 +307,7 @@ class _AnthropicStream(StreamDecoder):
             return ()
         value = event_json(event, self._target)
         if not isinstance(value, dict):
-            raise malformed("a stream event is not a JSON object")
+            raise not_an_object(value, self._target)
         kind = value.get("type")
         if kind == "error" or event.event == "error" or (kind is None and value.get("error")):
             raise error_reader.from_error(value.get("error") or value, None, self._target)

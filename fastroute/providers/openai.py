@@ -18,7 +18,7 @@ from .charges import BILLED, billing_of
 from .decoder import StreamDecoder, asks_for_usage
 from .deltas import CallPlaces
 from .headers import joined_url, usual_headers, with_configured
-from .reading import count, document, event_json, malformed, string
+from .reading import count, document, event_json, malformed, not_an_object, string
 from .sse import ServerSentEvent
 
 # ------------------------------------------------------------------------------------------------- requests
@@ -367,7 +367,7 @@ class _OpenAIStream(StreamDecoder):
             return ()
         value = event_json(event, self._target)
         if not isinstance(value, dict):
-            raise malformed("a stream event is not a JSON object")
+            raise not_an_object(value, self._target)
         if value.get("error") or event.event == "error":
             raise error_reader.from_error(value.get("error") or value, None, self._target)
         items = value.get("choices")

@@ -58,6 +58,14 @@ def event_json(event: ServerSentEvent, target: Target) -> Any:
         raise malformed(f"a stream event is {error}") from None
 
 
+def not_an_object(value: Any, target: Target) -> errors.APIError:
+    """The error for a stream event that is not an object; an error in a list is that error."""
+    found = error_reader.error_object(value)
+    if found is not None:
+        return error_reader.from_error(found, None, target)
+    return malformed("a stream event is not a JSON object")
+
+
 def string(value: Any) -> str:
     """``value`` if it is a string, or an empty one."""
     return value if isinstance(value, str) else ""

@@ -2,9 +2,9 @@
 
 It follows the WHATWG event-stream grammar with three deliberate differences. An event at the very end of the
 input counts even without its blank line, since some providers close the connection right after
-``data: [DONE]``. Lines of bare JSON, from one that begins with ``{`` up to the next event or blank line, are
-an event too: some servers write an error that way. Bytes that are not UTF-8 become U+FFFD one by one and set
-a flag. No I/O, no clock.
+``data: [DONE]``. Lines of bare JSON, from one that begins with ``{`` (or ``[{``) up to the next event or
+blank line, are an event too, since some servers write an error that way. Bytes that are not UTF-8 become
+U+FFFD one by one and set a flag. No I/O, no clock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import NamedTuple
 from fastroute import errors
 
 _BOM = b"\xef\xbb\xbf"
-_FIELDS = (b"data", b"event:", b"id:", b"retry:", b":")
+_JSON = (b"{", b"[{")  # how a bare object begins, and Google's error in a list
+_ENDS_BARE = (b"data", b"event:", b"id:", b"retry:", b":", *_JSON)
 
 
 class ServerSentEvent(NamedTuple):
@@ -174,7 +175,7 @@ class Decoder:
             if len(line) > self._max_line:
                 self._refuse("a line", self._max_line)
                 break
-            if self._bare and (line.startswith(_FIELDS) or line.startswith(b"{")):
+            if self._bare and line.startswith(_ENDS_BARE):
                 self._dispatch(events)
             if line.startswith(b"data:"):
                 value = line[6:] if line.startswith(b" ", 5) else line[5:]
@@ -182,7 +183,7 @@ class Decoder:
                 value = b""
             elif self._bare:
                 value = line
-            elif line.startswith(b"{"):
+            elif line.startswith(_JSON):
                 if self._data:
                     self._dispatch(events)
                 value = line
@@ -195,7 +196,7 @@ class Decoder:
             if self._event_size > self._max_event:
                 self._refuse("an event", self._max_event)
                 break
-            if self._bare and value.startswith(b"{") and value.endswith(b"}"):
+            if self._bare and value.startswith(_JSON) and value.endswith((b"}", b"}]")):
                 self._dispatch(events)  # JSON on one line: nothing of it is to come
         return events
 

@@ -82,7 +82,24 @@ BARE = {
     "before the end mark": json.dumps(THROTTLED).encode() + b"\ndata: [DONE]\n\n",
     "before a comment": json.dumps(THROTTLED, indent=2).encode() + b"\n: bye\n\n",
     "CRLF": json.dumps(THROTTLED).encode() + b"\r\n\r\n",
+    "in a list": json.dumps([THROTTLED]).encode() + b"\n",
+    "in an indented list": json.dumps([THROTTLED], indent=2).replace("[\n  {", "[{").encode() + b"\n",
 }
+ERRORS = {
+    "openai": THROTTLED,
+    "anthropic": {"type": "error", "error": {"type": "rate_limit_error", "message": "Rate limit reached"}},
+    "gemini": {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "Rate limit reached"}},
+}
+
+
+@pytest.mark.parametrize("spoken", ALL, ids=lambda spoken: spoken.format)
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_error_of_each_format_as_a_bare_line(start: Start, spoken: Spoken, listed: bool) -> None:
+    loop = start(1, format=spoken.format, policy={"max_attempts": 1})
+    error: Any = ERRORS[spoken.format]
+    loop.provider().script(streamed(json.dumps([error] if listed else error).encode() + b"\n"))
+    with pytest.raises(fastroute.RateLimitError, match="Rate limit reached"):
+        loop.stream()
 
 
 @pytest.mark.parametrize("name", BARE)

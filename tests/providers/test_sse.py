@@ -50,6 +50,11 @@ FIXTURES = {
     "no blank line at the end": (b"data: 1\n\ndata: [DONE]\n", ["1", "[DONE]"]),
     "no line end at the end": (b"data: 1\n\ndata: [DONE]", ["1", "[DONE]"]),
     "CR at the end": (b"data: 1\r", ["1"]),
+    "bare JSON": (b'data: 1\n\n{"a":1}\n{"b":2}\ndata: 2\n\n', ["1", '{"a":1}', '{"b":2}', "2"]),
+    "bare JSON in lines": (b'{\n "a":\r\n 1}\ndata: 2\n\n', ['{\n "a":\n 1}', "2"]),
+    "bare JSON in a list": (b'[{\n "a": 1\n}]\n\n', ['[{\n "a": 1\n}]']),
+    "bare JSON before a comment": (b'{\n"a":1}\n: x\n\ndata: 2\n\n', ['{\n"a":1}', "2"]),
+    "bare JSON at the end": (b'data: 1\n{"a":1}', ["1", '{"a":1}']),
     "nothing": (b"", []),
     "only a mark": (b"\xef\xbb\xbf", []),
     "half a mark": (b"\xef\xbb", []),
@@ -79,6 +84,10 @@ _LINES = st.sampled_from(
         b"\xef\xbb\xbf",
         b"\xff",
         b"a:b",
+        b"{",
+        b"}",
+        b'{"a": 1}',
+        b"[{",
         b"",
     ]
 )
