@@ -185,7 +185,9 @@ def _a_thousand_calls_are_all_answered(running: Running) -> None:
                 if response.status != 200 or (streamed and not text.endswith("data: [DONE]\n\n")):
                     failures.append((number, response.status, text[:200]))
                 elif streamed:
-                    parts = [json.loads(part[6:]) for part in text.split("\n\n")[:-2]]
+                    parts = [
+                        json.loads(part[6:]) for part in text.split("\n\n")[:-2] if part.startswith("data:")
+                    ]
                     pieces = [part["choices"][0]["delta"].get("content") or "" for part in parts]
                     answers.append("".join(pieces))
                 else:
