@@ -278,6 +278,35 @@ def test_langchain_builds_the_same_calls(doors: Doors, stream: VendorStream) -> 
     assert tuple((call["name"], call["args"]) for call in first.tool_calls) == wanted.calls
 
 
+def in_one_piece(doors: Doors, stream: VendorStream) -> dict[str, Any]:
+    """The body of the same answer, if it had not been streamed."""
+    if stream.format == "anthropic":
+        doors.serve(stream.body)
+        with (
+            need("anthropic").Anthropic(api_key="unused", base_url=doors.url, max_retries=0) as sdk,
+            sdk.messages.stream(model="m", max_tokens=9, messages=HELLO) as events,
+        ):
+            made: dict[str, Any] = events.get_final_message().to_dict()
+        return made
+    events = [json.loads(line[6:]) for line in stream.body.splitlines() if line.startswith(b"data: ")]
+    candidates = [event["candidates"][0] for event in events]
+    parts = [part for candidate in candidates for part in candidate["content"]["parts"]]
+    (*_, reason) = [candidate["finishReason"] for candidate in candidates if "finishReason" in candidate]
+    whole = {"index": 0, "content": {"role": "model", "parts": parts}, "finishReason": reason}
+    return {**events[-1], "candidates": [whole]}
+
+
+@pytest.mark.parametrize("stream", [each for each in STREAMS if each.format != "openai"], ids=named)
+def test_a_plain_answer_is_the_streamed_one(doors: Doors, stream: VendorStream) -> None:
+    doors.serve(stream.body)
+    wanted = doors.by_vendor(stream)
+    doors.serve(json.dumps(in_one_piece(doors, stream)).encode(), "application/json")
+    for door in (doors.client, doors.drop_in, doors.gateway):
+        choice = door.chat.completions.create(model=stream.format, messages=HELLO).choices[0]
+        reason = "length" if choice.finish_reason == "other" else choice.finish_reason
+        assert told(choice.message.to_dict(), reason, stream) == wanted
+
+
 RETURNING = {
     "anthropic": [stream for stream in STREAMS if stream.format == "anthropic"],
     "gemini": [
