@@ -10,6 +10,7 @@ from fastroute import errors
 from fastroute.config import AUTO, Config, catalog_of, tiers_of
 from fastroute.config.catalog import Model
 from fastroute.config.messages import near, show
+from fastroute.config.model_names import ModelNames
 
 from .keys import Caller
 from .request_schema import request_checker
@@ -36,10 +37,12 @@ class ServedModels:
         self.check = request_checker(config.gateway.parameters)
         self._catalog = catalog_of(config)
         self._tiers = frozenset(tiers_of(config, self._catalog))
+        self._names = ModelNames(config, self._catalog, self._tiers)
         started = int(time.time())
         owners: dict[str, str] = {}
         for endpoint in config.endpoints:
             owners.setdefault(self._catalog.resolve(endpoint.model), endpoint.provider)
+        self._served = frozenset(owners)
         names = {AUTO: "fastroute", **dict.fromkeys(sorted(self._tiers), "fastroute"), **owners}
         self._all = [
             {
@@ -84,6 +87,12 @@ class ServedModels:
         return name
 
     def _model(self, name: str, caller: Caller) -> str:
+        """The model, tier or ``auto`` that a name stands for; it may be an endpoint's, or in another case."""
+        if name not in self._served and name not in self.config.aliases:
+            meant = self._names.meant(name)
+            if meant is not None:
+                chosen = meant.name == AUTO or meant.name in self._tiers
+                return meant.name if chosen else self._catalog.resolve(meant.name)
         try:
             return self._catalog.resolve(name)
         except errors.ModelNotFoundError:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
+from attrs import evolve
 
 from fastroute import _core
 from fastroute.config import AUTO, Config, tiers_of
@@ -37,6 +38,7 @@ from fastroute.config.catalog import (
     sampling_bit,
 )
 from fastroute.config.messages import near, show
+from fastroute.config.model_names import ModelNames
 from fastroute.errors import BadRequestError, ModelNotFoundError, NoEndpointError
 from fastroute.events import Hooks
 from fastroute.providers.media import USUAL_TOKENS, media_of
@@ -102,6 +104,7 @@ class Planner:
         self._max_price = -1 if policy.max_cost is None else usd_to_nano(policy.max_cost)
         self._models_of = tiers_of(config, catalog)
         self._tiers = tuple(self._models_of)
+        self._names = ModelNames(config, catalog, self._tiers)
         self._tier_of = {**dict(zip(self._tiers, self._tiers)), **self._spread(classifier.levels)}
         self._factor_of = _factors(classifier.levels)
         self._stages: dict[tuple[str, ...], Stage | None] = {}
@@ -213,7 +216,7 @@ class Planner:
 
     def cheapest(self, plan: Plan) -> Plan | None:
         """The plan for the same request from the cheapest tier; None if there is none cheaper."""
-        if self._fixed is not None or not self._tiers or plan.tier == self._tiers[0]:
+        if self._fixed is not None or not self._tiers or plan.tier == self._tiers[0] or plan.stages[0].pinned:
             return None
         return self._from_tier(plan, self._tiers[0])
 
@@ -274,7 +277,8 @@ class Planner:
 
     def detour(self, plan: Plan, chain: str, model: Model) -> Iterator[tuple[LiveEndpoint, str | None]]:
         """As `walk`, over a model's ``context_fallbacks`` or ``content_fallbacks``."""
-        names = () if self._fixed is not None else getattr(model, chain)
+        stays = self._fixed is not None or plan.stages[0].pinned
+        names = () if stays else getattr(model, chain)
         stage = self._stage((chain, *names)) if names else None
         if stage is not None:
             for place in self._order(plan, stage).order:
@@ -391,7 +395,7 @@ class Planner:
             return None, kind
 
     def _chosen_by_class(self, request: Request) -> bool:
-        return request.model == AUTO and request.options.tier is None and self._fixed is None
+        return request.model.lower() == AUTO and request.options.tier is None and self._fixed is None
 
     def _stages_for(self, request: Request, level: str, confidence: float) -> tuple[Stage, ...]:
         if self._fixed is not None:
@@ -412,7 +416,15 @@ class Planner:
             return self._tier_stages(tier)
         if name in self._models_of:
             return self._tier_stages(name)
-        found = self._model_stages(name) or self._model_stages(self._model_meant(name))
+        found = self._model_stages(name)
+        if found is None and name not in self._config.aliases:
+            meant = self._names.meant(name)
+            if meant is not None and meant.provider is not None:
+                return self._pinned_stages(meant.name, meant.provider)
+            if meant is not None and meant.name != name:
+                return self._stages_for(evolve(request, model=meant.name), level, confidence)
+        if found is None:
+            found = self._model_stages(self._model_meant(name))
         if found is None:
             known = sorted(self._state.by_model)
             raise ModelNotFoundError(
@@ -461,6 +473,23 @@ class Planner:
             if stage is None:
                 return None  # not kept: callers could fill the table with names that they make up
             stages = self._of_model[model] = (stage, *self._later_stages(stage))
+        return stages
+
+    def _pinned_stages(self, model: str, provider: str) -> tuple[Stage, ...]:
+        """The one stage of a model's endpoints at one provider: no fallback may leave it."""
+        stages = self._of_model.get(f"{provider}/{model}")
+        if stages is None:
+            found = [
+                (0, endpoint)
+                for endpoint in self._state.by_model.get(model, ())
+                if endpoint.config.provider == provider
+            ]
+            if not found:
+                raise NoEndpointError(f"no endpoint at {provider} serves the model {model}")
+            stage = self._stage_of(f"model {model} at {provider}", None, found, among_models=_core.ORDERED)
+            stages = (evolve(stage, pinned=True),)
+            # Kept by the name of the configuration only: callers may write a name in many cases.
+            self._of_model[f"{provider}/{model}"] = stages
         return stages
 
     def _later_stages(self, first: Stage) -> Iterator[Stage]:

@@ -60,6 +60,7 @@ class Stage:
         among_models: how models are ordered, as the core's number.
         base_tokens: prompts of up to this many tokens have the base price at every endpoint.
         longer: returns the choice by the prices for a longer prompt, given its tokens.
+        pinned: whether the request named the provider, so that it must not go to another.
     """
 
     reason: str
@@ -69,6 +70,7 @@ class Stage:
     among_models: int
     base_tokens: int
     longer: Callable[[int], _core.RankingChoice]
+    pinned: bool = False
 
     def choice_for(self, estimate: int) -> _core.RankingChoice:
         """The choice by the prices for a prompt of this estimated length."""
