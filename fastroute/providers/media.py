@@ -378,10 +378,11 @@ def pdf_pages(media: Media) -> int | None:
     if b"%PDF-" not in data[:1024] or b"trailer" not in data or re.search(_HIDDEN, data):
         return None
     references: list[bytes] = []
-    for kids in re.findall(_KIDS, data):
-        if not kids:
-            return None  # the list is an object of its own, or has a comment
-        references += re.findall(_REFERENCE, kids)
+    # One after the other: a list without an end is looked through once, and ends the search.
+    for found in re.finditer(_KIDS, data):
+        if not found[1]:
+            return None  # the list is an object of its own, has a comment, or no end
+        references += re.findall(_REFERENCE, found[1])
     if not references or len(set(references)) != len(references):
         return None
     return max(len(references), len(re.findall(_PAGE, data)))

@@ -239,6 +239,9 @@ PAGES: list[tuple[str, bytes, int | None]] = [
     ("a list in disguise", pdf(b"/Kids [10 0 R] /#4bids [11 0 R]", 2), 2),
     ("without a trailer", pdf(b"/Kids [10 0 R]", 1, b"startxref 7"), None),
     ("no pdf", b"hello" * 100, None),
+    ("lists without an end", pdf(b"/Kids [" * 1_000_000), None),
+    ("blanks without an end", pdf(b"/Kids [1" + b" " * 5_000_000 + b"1" + b" " * 5_000_000 + b"]"), None),
+    ("many lists", pdf(b"/Kids [1 0 R]" * 500_000), None),
 ]
 
 
