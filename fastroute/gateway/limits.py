@@ -12,6 +12,7 @@ from typing import Any
 
 from fastroute import _core, errors, events
 from fastroute.budget import Assumption, Budgets, QueueingPurse, Reservation, Spent
+from fastroute.providers.media import USUAL_TOKENS, media_of
 from fastroute.state.redis import RedisBank, Shared
 from fastroute.state.tokens import LEAST_OUTPUT, estimate_input
 
@@ -134,7 +135,7 @@ def _reached(what: str, wait: int) -> LimitReached:
 
 def tokens_of(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
     """An estimate of a request's tokens, including the output."""
-    chars = images = 0
+    chars, other = 0, False
     for message in messages:
         content = message.get("content")
         if type(content) is str:
@@ -143,9 +144,10 @@ def tokens_of(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) 
             for part in content:
                 text = part.get("text") or part.get("refusal")
                 chars += len(text) if isinstance(text, str) else 0
-                images += part.get("type") == "image_url"
+                other = other or part.get("type") not in ("text", "refusal")
     wanted = params.get("max_completion_tokens") or params.get("max_tokens") or LEAST_OUTPUT
-    return estimate_input(chars, chars, len(messages), images) + int(wanted)
+    media = sum(USUAL_TOKENS[part.kind] for part in media_of(messages)) if other else 0
+    return estimate_input(chars, chars, len(messages)) + media + int(wanted)
 
 
 class KeyBudgets:
