@@ -142,7 +142,7 @@ class StreamReader:
         if broken is not None and self.decoder.goes_on:
             raise broken
         try:
-            chunks = list(self.decoder.end())
+            chunks = list(self.decoder.end() or ())  # a decoder of a registered format may return None
         except errors.UpstreamProtocolError:
             if broken is None:
                 raise
