@@ -86,7 +86,7 @@ cdef enum:                       # the low four bits of a key
     KIND_RETRY = 7
     KIND_ENDPOINT = 8
     KIND_PERMITS = 9
-    KIND_WAITING = 12            # 10 and 11 are money's, 14 is pool's, 15 tail's
+    KIND_WAITING = 12            # 10 and 11 are money's, 14 is pool's, 15 tail's, 16 event_count's
     KIND_LIST = 13
 
 cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes

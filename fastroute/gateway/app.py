@@ -43,6 +43,7 @@ from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, KeyLimits, tokens_of
 from .models import ServedModels
+from .refusals import Refusals
 from .request_schema import INTEGERS
 from .responses import (
     EventStream,
@@ -68,6 +69,7 @@ _MODEL = re.compile(r"(?:/v1)?/models/(.+)")
 _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,200})")
 _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_RANGE = re.compile(r"(?:hours=([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8]))?")
 _LOOPBACK = re.compile(r"127\.[0-9.]+|::1|::ffff:127\.[0-9.]+|localhost", re.IGNORECASE)
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 _LEASE_SLACK = 30.0  # seconds from a call's deadline until its reservation in the key's budget ends
@@ -104,6 +106,7 @@ class Gateway:
         client: the client that makes the calls.
         routes: method and handler by path.
         limits, budgets: those of the callers' keys.
+        refusals: counts of the calls that were refused.
 
     Thread safety: any number of threads may call it, in forked children too.
     """
@@ -130,6 +133,7 @@ class Gateway:
         self.budgets = KeyBudgets(
             segment, spent_in(client.ledger), client.runtime.hooks, client.runtime.queue.freed, bank
         )
+        self.refusals = Refusals(segment)
         self._served: ServedModels | None = None
         completions, models = ("POST", self._completions), ("GET", self._models)
         self.after_fork()
@@ -274,11 +278,16 @@ class Gateway:
     # --------------------------------------------------------------------------------------------- calls
 
     def _completions(self, environ: Environ, path: str) -> Response:
-        caller = self._caller(environ)
+        try:
+            caller = self._caller(environ)
+        except errors.Error as error:
+            self.refusals.record(error)
+            raise
         try:
             response = self._completion(environ, caller)
         except errors.Error as error:
-            response = error_response(error)
+            self.refusals.record(error)
+            response = error_response(error, key_budgets=bool(caller.budgets))
         left = self.limits.headers(caller)
         return evolve(response, headers=(*response.headers, *left)) if left else response
 
@@ -300,7 +309,7 @@ class Gateway:
             answer = call.run(self._client_for(caller))
         except errors.Error as error:
             permit.settle(_tokens(error.attempts))
-            return error_response(error, key_budgets=bool(caller.budgets))
+            raise
         except BaseException:
             permit.settle(0)
             raise
@@ -368,7 +377,8 @@ class Gateway:
         return json_response(value, 200 if ready else 503, [] if ready else [("Retry-After", "1")])
 
     def _metrics(self, environ: Environ, path: str) -> Response:
-        return Response(200, stats.prometheus(self.client), "text/plain; version=0.0.4; charset=utf-8")
+        text = stats.prometheus(self.client, self.refusals.totals())
+        return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
     def _document(self, environ: Environ, path: str) -> Response:
         from .openapi import document
@@ -385,7 +395,17 @@ class Gateway:
         self._caller(environ, admin=True)
         keyring = self._keyring()
         callers = () if keyring is None else keyring.callers
-        return json_response(self._collector.collect(self.budgets.snapshot(callers)))
+        hours = _RANGE.fullmatch(environ.get("QUERY_STRING", ""))
+        if hours is None:
+            raise GatewayError(
+                400,
+                f"hours: must be an integer from 1 to {stats.MOST_HOURS}, the only parameter of this path",
+                "bad_query",
+                param="hours",
+            )
+        seconds = 3600.0 * int(hours[1] or 1)
+        figures = self._collector.collect(self.budgets.snapshot(callers), seconds)
+        return json_response({**figures, "refused": self.refusals.lately(seconds)})
 
 
 def _preflight(environ: Environ) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ async function look() {
   const timeout = setTimeout(() => mine.abort(), TIMEOUT);
   try {
     // "omit": otherwise the browser would show its own password dialog on a 401.
-    const answer = await fetch("admin/stats.json", {
+    const answer = await fetch("admin/stats.json?hours=" + find("#range").value, {
       headers: { Authorization: "Bearer " + key }, credentials: "omit", cache: "no-store", signal: mine.signal,
     });
     const value = await answer.json().catch(() => null);
@@ -107,6 +107,12 @@ find("#pause").addEventListener("click", () => {
   put(find("#pause"), paused ? "Resume" : "Pause");
   paused ? plan(0) : look();
 });
+find("#range").addEventListener("change", () => {
+  running?.abort();
+  running = null;
+  chosen.latency = chosen.traffic = null;
+  look();
+});
 document.addEventListener("visibilitychange", () => (document.hidden ? plan(0) : look()));
 window.addEventListener("online", look);
 setInterval(tell, 1000);
@@ -135,6 +141,12 @@ function tell() {
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + ".";
 const count = (n) => (n < 100000 ? n.toLocaleString("en") : new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }).format(n));
 const percent = (part, all) => (all ? `${+((100 * part) / all).toPrecision(part / all < 0.1 ? 2 : 3)} %` : "–");
+const hours = (n) => (n === 1 ? "last hour" : n < 48 ? `last ${n} hours` : `last ${n / 24} days`);
+const ranged = () => hours(figures.range_s / 3600);
+const HOUR = 3600;
+
+/** A point of the charts: with the day, where the range has more than one. */
+const moment = (date) => (figures.range_s > 24 * HOUR ? date.toLocaleDateString("en-GB", { weekday: "short" }) + " " : "") + clock(date);
 const clock = (date, precise) =>
   date.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", ...(precise && { second: "2-digit" }) });
 
@@ -251,18 +263,27 @@ function show() {
   tell();
 }
 
-const usable = (at) => at.state !== "open" && !at.blocked_s;
+// Why calls were refused without being sent to a provider.
+const REFUSED = {
+  key_limit: "a key's limit", budget: "a budget", endpoint_limit: "endpoints at their limits, or a full queue",
+  no_endpoint: "no endpoint available", unauthorized: "wrong keys", invalid: "invalid requests",
+};
 
-function showTiles({ totals: { day, hour }, endpoints, queued, cache }) {
-  const working = endpoints.filter(usable).length;
+function showTiles({ totals: { range, hour }, endpoints, queued, cache, refused }) {
+  const working = endpoints.filter((at) => at.available).length;
   const busy = endpoints.reduce((sum, at) => sum + at.in_flight, 0);
-  const failing = hour.attempts ? hour.failures / hour.attempts : 0;
+  const failing = range.attempts ? range.failures / range.attempts : 0;
+  const span = ranged();
+  const longer = figures.range_s > HOUR;
+  const reasons = Object.entries(refused).filter(([, n]) => n).sort((a, b) => b[1] - a[1]);
+  const turned = reasons.reduce((sum, [, n]) => sum + n, 0);
   const looked = cache ? cache.hits + cache.misses : 0;
   const tiles = [
-    ["Spent, last 24 h", dollars(day.cost_nano), day.unknown_cost ? `and ${count(day.unknown_cost)} requests with an unknown price` : `last hour ${dollars(hour.cost_nano)}`],
-    ["Calls, last hour", count(hour.calls), `last 24 h ${count(day.calls)}`],
-    ["Failed, last hour", percent(hour.failures, hour.attempts), `${count(hour.failures)} of ${count(hour.attempts)} sent`, failing >= 0.2 ? "bad" : failing >= 0.05 ? "warn" : ""],
-    ["Median, last hour", duration(hour.p50_s), `p95 ${duration(hour.p95_s)}`],
+    [`Spent, ${span}`, dollars(range.cost_nano), range.unknown_cost ? `and ${count(range.unknown_cost)} requests with an unknown price` : longer ? `last hour ${dollars(hour.cost_nano)}` : `${count(range.prompt_tokens + range.completion_tokens)} tokens`],
+    [`Calls, ${span}`, count(range.calls), longer ? `last hour ${count(hour.calls)}` : `${count(range.attempts)} requests to providers`],
+    [`Failed, ${span}`, percent(range.failures, range.attempts), `${count(range.failures)} of ${count(range.attempts)} sent`, failing >= 0.2 ? "bad" : failing >= 0.05 ? "warn" : ""],
+    [`Refused, ${span}`, count(turned), reasons.map(([reason, n]) => `${REFUSED[reason] ?? reason}: ${count(n)}`).join("; ") || "calls not sent to a provider", turned && turned >= 0.05 * (turned + range.calls) ? "warn" : ""],
+    [`Median, ${span}`, duration(range.p50_s), `p95 ${duration(range.p95_s)}`],
     ["In flight", count(busy), queued ? `${count(queued)} waiting for a limit` : "none waiting", queued ? "warn" : ""],
     ["Endpoints", `${working} / ${endpoints.length}`, working === endpoints.length ? "all available" : `${endpoints.length - working} open or blocked`, working ? (working < endpoints.length ? "warn" : "") : "bad"],
     ...(cache ? [["From the cache", percent(cache.hits, looked), `${count(cache.hits)} of ${count(looked)} calls`]] : []),
@@ -304,7 +325,7 @@ function showGroups(name, title, field, groups) {
   const sorted = [...groups].sort((a, b) => b.cost_nano - a.cost_nano || b.calls - a.calls);
   const calls = sorted.reduce((sum, group) => sum + group.calls, 0);
   const cost = sorted.reduce((sum, group) => sum + group.cost_nano, 0);
-  fill(find(`#${name} > table`), title, "last 24 hours", [
+  fill(find(`#${name} > table`), title, ranged(), [
     [field === "class" ? "Class" : "Model", "text", (group) => group[field] ?? (field === "class" ? "(not classified)" : "(none)")],
     ["Calls", "", (group) => ({ text: count(group.calls), share: calls ? group.calls / calls : 0 })],
     ["Cost", "", (group) => ({ text: dollars(group.cost_nano) + (group.unknown_cost ? " + ?" : ""), share: cost ? group.cost_nano / cost : 0 })],
@@ -389,7 +410,7 @@ function showFoot({ ledger, state, version, latency_complete: complete }) {
       : state.kind === "memory" ? `the process that responded and its forks (${state.workers} running).`
       : `all processes that share the ${state.kind} (${state.workers} running).`),
     `fastroute ${version}. Times are in this browser's time zone; days and months of budgets are in UTC.`,
-    ...(complete ? [] : ["The charts omit the older part of the hour, which had too many requests."]),
+    ...(complete ? [] : ["The charts omit the older part of the range, which had too many requests."]),
   ];
   each(find("#foot"), lines, () => make("p"), (line, text) => put(line, text));
   as(find("#foot").firstChild, ledger.ok ? "" : "problem");
@@ -402,7 +423,7 @@ const CHARTS = {
   latency: { lines: [["p50_s", "p50"], ["p95_s", "p95"], ["p99_s", "p99"]], say: duration, unit: duration },
   traffic: { bars: [["succeeded", "ok", "succeeded"], ["failed", "failed", "failed"]], say: count, unit: count },
 };
-const chosen = { latency: null, traffic: null }; // the time of the selected minute
+const chosen = { latency: null, traffic: null }; // the time of the selected point
 
 function drawn(name, attributes, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -418,14 +439,16 @@ function step(most, whole) {
   return whole ? Math.max(1, found) : found;
 }
 
-function showCharts({ latency: points }) {
+function showCharts({ latency: points, range_s: span }) {
+  for (const small of document.querySelectorAll("small.span"))
+    put(small, `per ${span > HOUR ? duration(span / 60) : "minute"}, ${ranged()}`);
   none("latency", points.every((point) => point.p50_s === null));
   none("traffic", points.every((point) => !point.succeeded && !point.failed));
   for (const name of Object.keys(CHARTS)) draw(name, points);
   const busy = points.filter((point) => point.succeeded || point.failed).reverse();
   find("#minutes").hidden = !busy.length;
-  fill(find("#minutes table"), "Per minute", "newest first", [
-    ["Minute", "text", (point) => clock(new Date(point.time * 1000))],
+  fill(find("#minutes table"), "The points of the charts", "newest first", [
+    ["Time", "text", (point) => moment(new Date(point.time * 1000))],
     ["Succeeded", "", (point) => count(point.succeeded)],
     ["Failed", "", (point) => count(point.failed)],
     ["p50", "", (point) => duration(point.p50_s)],
@@ -453,8 +476,9 @@ function draw(name, points) {
   }
   points.forEach((point, place) => {
     const date = new Date(point.time * 1000);
-    if (date.getMinutes() % 15 || x(place) < SPACE.left + 14 || x(place) > width - 22) return;
-    svg.append(drawn("text", { x: x(place), y: height - 5, "text-anchor": "middle" }, clock(date)));
+    const between = figures.range_s > HOUR ? place % 12 !== 6 : date.getMinutes() % 15;
+    if (between || x(place) < SPACE.left + 14 || x(place) > width - 22) return;
+    svg.append(drawn("text", { x: x(place), y: height - 5, "text-anchor": "middle" }, moment(date)));
   });
   const at = points.findIndex((point) => point.time === chosen[name]);
   if (at >= 0) svg.append(drawn("line", { class: "at", x1: x(at), x2: x(at), y1: SPACE.top, y2: height - SPACE.bottom }));
@@ -484,9 +508,9 @@ function draw(name, points) {
   plot.replaceChildren(svg);
 
   const marks = lines.length ? lines.map(([field, mark]) => [field, mark, mark]) : bars;
-  // Without a selected minute, the latest one with requests.
+  // Without a selected point, the latest one with requests.
   const last = at >= 0 ? at : points.findLastIndex((point) => point.succeeded || point.failed);
-  const said = last < 0 ? [] : [["", at >= 0 ? `at ${clock(new Date(points[last].time * 1000))}` : `latest, ${clock(new Date(points[last].time * 1000))}`]];
+  const said = last < 0 ? [] : [["", at >= 0 ? `at ${moment(new Date(points[last].time * 1000))}` : `latest, ${moment(new Date(points[last].time * 1000))}`]];
   each(find(`#${name} > .legend`), [...marks.map(([field, mark, label]) => [mark, `${label} ${last < 0 ? "" : say(points[last][field])}`]), ...said],
     () => make("span", "", make("i"), make("span")),
     (entry, [mark, text]) => {

@@ -120,7 +120,9 @@ _ANSWERS: dict[str, Json] = {
     "Stats": _object(
         {
             "time": {"type": "number"},
+            "range_s": {"description": "Seconds that sums and latencies are of.", "type": "number"},
             "totals": {"type": "object"},
+            "refused": {"description": "Refused calls of the range by reason.", "type": "object"},
             **{
                 name: {"type": "array", "items": {"type": "object"}}
                 for name in ("budgets", "models", "classes", "latency", "endpoints", "recent")
@@ -247,7 +249,15 @@ def document(*, keys: bool, metrics: bool, parameters: Iterable[str] = ()) -> Js
                 "operationId": "getStats",
                 "summary": "Spending, traffic, latencies, breakers, limits and the latest calls.",
                 "security": [{"key": []}, {"password": []}] if keys else [],
-                "responses": {"200": _of("The figures.", _ref("Stats")), **_errors(*guarded, *_COMMON)},
+                "parameters": [
+                    {
+                        "name": "hours",
+                        "in": "query",
+                        "required": False,
+                        "schema": {"type": "integer", "minimum": 1, "maximum": 168, "default": 1},
+                    }
+                ],
+                "responses": {"200": _of("The figures.", _ref("Stats")), **_errors(400, *guarded, *_COMMON)},
             }
         },
     }

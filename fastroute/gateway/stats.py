@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastroute import __version__
@@ -19,10 +20,10 @@ from fastroute.ledger import Totals
 from fastroute.state.endpoints import BlockReason
 from fastroute.types import Attempt, BudgetStatus
 
-_DAY = 86_400.0
+MOST_HOURS = 168  # of the range that a reader may choose: a week
 _HOUR = 3600.0
-_STEP = 60.0  # seconds of each point of the latencies over time
-_MOST_ENTRIES = 20_000  # of the last hour that are read, newest first
+_POINTS = 60  # of the latencies over time
+_MOST_ENTRIES = 20_000  # of the range that are read, newest first
 _RECENT = 50
 _TIMES = 9.0  # as long as a computation took, its result is reused
 _NEGLIGIBLE = 0.05  # seconds; a faster computation is always repeated
@@ -32,8 +33,16 @@ _MOST_BUDGETS = 200  # a budget per tag has one entry for each value
 def available(client: Client) -> tuple[int, int]:
     """How many endpoints can take a call now, and how many there are."""
     endpoints = client.stats()["endpoints"].values()
-    usable = [at for at in endpoints if at["state"] != "open" and not at["blocked_s"]]
-    return len(usable), len(endpoints)
+    return sum(map(_usable, endpoints)), len(endpoints)
+
+
+def _usable(figures: Mapping[str, Any]) -> bool:
+    """Whether an endpoint takes calls: not blocked, its breaker not open, and neither of its limits 0."""
+    return (
+        figures["state"] != "open"
+        and not figures["blocked_s"]
+        and 0 not in (figures["rpm"], figures["tpm"], figures["max_in_flight"])
+    )
 
 
 def latencies(client: Client) -> dict[str, float]:
@@ -60,13 +69,15 @@ class StatsCollector:
 
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
-        self._sums = CachedStats(self._gather_sums, clock)
+        self._clock = clock
+        self._sums: dict[float, CachedStats] = {}  # by the range, of which there are `MOST_HOURS`
 
-    def collect(self, key_budgets: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def collect(self, key_budgets: Sequence[dict[str, Any]], span: float = _HOUR) -> dict[str, Any]:
         """All figures as plain values.
 
         Args:
             key_budgets: the state of the callers' budgets.
+            span: seconds up to now that sums and latencies are of; whole hours.
 
         Raises:
             Error: the ledger cannot be read.
@@ -74,11 +85,15 @@ class StatsCollector:
         live = self._client.stats()
         health = live["ledger"]
         budgets = sorted([*map(_budget, live["budgets"]), *key_budgets], key=_used, reverse=True)
-        sums = self._sums.value()
+        known = self._sums.get(span)
+        if known is None:
+            known = self._sums.setdefault(span, CachedStats(partial(self._gather_sums, span), self._clock))
+        sums = known.value()
         now = time.time()
         recent = self._client.ledger.entries(_RECENT, since=now - _HOUR)
         return {
             "time": now,
+            "range_s": span,
             **sums,
             "budgets": budgets[:_MOST_BUDGETS],
             "budgets_left_out": max(0, len(budgets) - _MOST_BUDGETS),
@@ -96,18 +111,19 @@ class StatsCollector:
             "version": __version__,
         }
 
-    def _gather_sums(self) -> dict[str, Any]:
+    def _gather_sums(self, span: float) -> dict[str, Any]:
         ledger, now = self._client.ledger, time.time()
-        day, hour = now - _DAY, now - _HOUR
-        entries = ledger.entries(_MOST_ENTRIES, since=hour)
+        since = now - span
+        entries = ledger.entries(_MOST_ENTRIES, since=since)
+        totals = _sums(ledger.totals(since=since))
         return {
             "totals": {
-                "day": _sums(ledger.totals(since=day)),
-                "hour": _sums(ledger.totals(since=hour)),
+                "range": totals,
+                "hour": totals if span == _HOUR else _sums(ledger.totals(since=now - _HOUR)),
             },
-            "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=day)],
-            "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=day)],
-            "latency": over_time(entries, now),
+            "models": [{"model": sums.keys[0], **_sums(sums)} for sums in ledger.by("model", since=since)],
+            "classes": [{"class": sums.keys[0], **_sums(sums)} for sums in ledger.by("level", since=since)],
+            "latency": over_time(entries, now, span),
             "latency_complete": len(entries) < _MOST_ENTRIES,
         }
 
@@ -145,22 +161,24 @@ class CachedStats:
         return self._found is None or self._clock() >= self._until
 
 
-def over_time(entries: Sequence[Attempt], now: float) -> list[dict[str, Any]]:
-    """For each minute of the last hour, oldest first: requests, and percentiles of successful latencies."""
-    first = (now - _HOUR) // _STEP + 1
-    count = int(_HOUR / _STEP)
-    latencies: list[list[float]] = [[] for _ in range(count)]
-    failed = [0] * count
+def over_time(entries: Sequence[Attempt], now: float, span: float = _HOUR) -> list[dict[str, Any]]:
+    """For each sixtieth of the last ``span`` seconds, oldest first: requests, and percentiles of successful
+    latencies.
+    """
+    step = span / _POINTS
+    first = (now - span) // step + 1
+    latencies: list[list[float]] = [[] for _ in range(_POINTS)]
+    failed = [0] * _POINTS
     for entry in entries:
-        place = int(entry.time // _STEP - first)
-        if 0 <= place < count:
+        place = int(entry.time // step - first)
+        if 0 <= place < _POINTS:
             if entry.outcome == "ok":
                 latencies[place].append(entry.latency)
             elif entry.outcome != "hedge_lost":  # the call's other attempt succeeded
                 failed[place] += 1
     return [
         {
-            "time": (first + place) * _STEP,
+            "time": (first + place) * step,
             "succeeded": len(found),
             "failed": failed[place],
             **{f"p{percent}_s": percentile(found, percent) if found else None for percent in (50, 95, 99)},
@@ -197,7 +215,8 @@ def _budget(status: BudgetStatus) -> dict[str, Any]:
 
 def _endpoint(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     reason = BlockReason(figures["block_reason"]) if figures["blocked_s"] else BlockReason.NONE
-    return {**figures, "name": name, "block_reason": reason.words if reason else None}
+    words = reason.words if reason else None
+    return {**figures, "name": name, "block_reason": words, "available": _usable(figures)}
 
 
 def _used(budget: dict[str, Any]) -> float:
@@ -243,11 +262,14 @@ _SERIES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def prometheus(client: Client) -> bytes:
+def prometheus(client: Client, refused: Mapping[str, int]) -> bytes:
     """The metrics in the Prometheus text format, without callers and money.
 
     They are the counts, breaker, limits and tolerated stream defects of every endpoint, the failures of the
-    classifier, and whether the ledger can be written.
+    classifier, the refused calls, and whether the ledger can be written.
+
+    Args:
+        refused: calls that were refused, by reason.
     """
     live = client.stats()
     endpoints = live["endpoints"]
@@ -275,6 +297,8 @@ def prometheus(client: Client) -> bytes:
         f'fastroute_classifier_failures_total{{kind="{kind}"}} {count}'
         for kind, count in live["classifier"]["failed"].items()
     ]
+    lines.append("# TYPE fastroute_calls_refused_total counter")
+    lines += [f'fastroute_calls_refused_total{{reason="{reason}"}} {n}' for reason, n in refused.items()]
     health = live["ledger"]
     for name, kind, value in (
         ("ok", "gauge", int(health.ok)),

@@ -336,7 +336,7 @@ def test_the_figures_are_for_admins_and_hold_no_prompt(serve: Serve) -> None:
     served.post({**HELLO, "messages": [{"role": "user", "content": prompt}]})
     response = served.get("/admin/stats.json", token=served.admin)
     figures = response.json
-    assert figures["totals"]["day"]["calls"] == 1
+    assert figures["totals"]["range"]["calls"] == 1
     assert [group["model"] for group in figures["models"]] == ["gpt-4.1-mini"]
     assert [group["class"] for group in figures["classes"]] == ["trivial"]
     assert {budget["window"] for budget in figures["budgets"]} == {

@@ -13,6 +13,7 @@ prices in nano-dollars per million tokens. Where the core draws a random number 
 from .breaker import Breaker
 from .bucket import Bucket
 from .endpoint import Endpoint
+from .event_count import EventCount
 from .latency import Latency, RetryBudget
 from .ranking import Calibration, Ranked, Ranking
 from .segment import (
@@ -90,6 +91,7 @@ __all__ = [
     "Bucket",
     "Calibration",
     "Endpoint",
+    "EventCount",
     "Latency",
     "Ranked",
     "Ranking",
