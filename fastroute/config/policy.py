@@ -142,7 +142,8 @@ class Policy:
         max_retry_after: the longest Retry-After to wait for, seconds; beyond it, the endpoint is not used.
         max_in_flight: most calls at once at all endpoints together; None is unlimited.
         adaptive: whether each endpoint's limit on calls at once adapts: it begins at 20, shrinks when calls
-            are throttled or fail, grows as they succeed, and never exceeds ``max_in_flight``.
+            are throttled or fail or when more of them at once make them slower, grows as they succeed, and
+            never exceeds ``max_in_flight``.
         queue_timeout: most seconds that a call waits for a limit; a submitted call waits until its deadline.
         max_queue: most calls that wait at once.
         timeout_base, timeout_per_1k: the estimated time of one attempt, after which a call moves to another

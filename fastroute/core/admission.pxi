@@ -40,6 +40,9 @@ cdef enum:
 
 cdef enum:
     BEARABLE_AT_FIRST = 20
+    ROUND = 15                   # latencies by which an endpoint's latency without a queue is measured
+    RECENT = 20                  # the latest ones, which are compared with it
+    LEAST_SAMPLES = 15
     SHRINK_EVERY_MS = 1000       # a burst of refusals is one sign of overload, not one for each call under way
 
 cdef enum:
@@ -94,6 +97,7 @@ cdef struct EndpointParts:
     int32_t permit_cells         # how many of `permits` are claimed
     int32_t reach                # permits below this may be held: above max_in_flight after that was lowered
     bint adaptive                # whether `bearable` counts
+    uint64_t *reference          # latency without a queue, see adapt()
     uint64_t *bearable           # float calls at once that it copes with | stamp of the last decrease; 0: not known yet
     uint64_t *permits[PERMIT_CELLS]
     uint64_t *pool               # what is leased of limits that many machines share, see pool.pxi; NULL: not shared
@@ -340,23 +344,106 @@ cdef inline double bearable_now(const EndpointParts *e) noexcept nogil:
     return min(<double>(fr_value(word) if word else BEARABLE_AT_FIRST), <double>e.max_in_flight)
 
 
+# The word `reference`: in the upper half the latency in seconds (float); bits 28-31 how many latencies of this round are
+# in it, ROUND when it is complete; 16-27 the most calls at once in this round; 0-15 when it began, in quarters of a second.
+
+
+cdef inline int reference_count(uint64_t word) noexcept nogil:
+    return <int>(word >> 28 & 0xF)
+
+
+cdef inline double reference_most(uint64_t word) noexcept nogil:
+    return <double>max(word >> 16 & 0xFFF, <uint64_t>1)
+
+
+cdef inline double held_limit(const EndpointParts *e) noexcept nogil:
+    """Calls at once that are let in now: fewer while the latency without a queue is measured."""
+    cdef uint64_t word = fr_load(e.reference)
+    cdef double limit = bearable_now(e)
+    return min(limit, reference_most(word)) if word and reference_count(word) < ROUND else limit
+
+
 cdef inline bint is_burdened(const EndpointParts *e) noexcept nogil:
-    return e.adaptive and fr_load_i32(&e.hot.in_flight) >= <int>bearable_now(e)
+    return e.adaptive and fr_load_i32(&e.hot.in_flight) >= <int>held_limit(e)
 
 
-cdef void adapt(EndpointParts *e, int outcome, int64_t now) noexcept nogil:
+cdef void measure(EndpointParts *e, double x, double limit, int64_t now) noexcept nogil:
+    """Takes a latency into the round, or begins a round: the first with all calls, later ones with half of the limit."""
+    cdef uint64_t word = fr_load(e.reference)
+    cdef uint64_t tick = <uint64_t>(now // 250000000) & 0xFFFF
+    cdef uint64_t most, count
+    cdef double mean, since
+    while True:
+        mean = fr_value(word)
+        if not 0.0 <= mean <= 1e6:
+            mean = 0.0                   # nothing here has written that; also for NaN
+        count = reference_count(word)
+        most = word >> 16 & 0xFFF
+        since = 0.25 * <double>((tick - word) & 0xFFFF)
+        if word == 0:
+            most = <uint64_t>min(max(limit, 1.0), 4095.0)
+            mean = 0.0
+        elif count < ROUND:
+            # Calls that end soon after a round has begun were let in before it. Then all count: to leave out those
+            # that took longer than the round has lasted would leave long answers out and not short ones.
+            if count == 0 and since < 2.0 * mean:
+                return
+            count += 1
+            mean = x if count == 1 else mean + (x - mean) / count
+            tick = word & 0xFFFF
+        elif since >= min(max(20.0 * mean, 10.0), 600.0) and 2 * fr_load_i32(&e.hot.in_flight) + 2 >= limit:
+            most = <uint64_t>min(max(limit * 0.5, 1.0), 4095.0)
+            count = 0
+        else:
+            return
+        if fr_cas(e.reference, &word, fr_pack(<float>mean, <uint32_t>(count << 28 | most << 16 | tick))):
+            return
+
+
+cdef bint is_queueing(const EndpointParts *e) noexcept nogil:
+    """Whether the latest calls took half as long again as those with half as many at once."""
+    cdef uint64_t word = fr_load(e.reference)
+    cdef double latencies[SAMPLES]
+    cdef double total = 0.0
+    cdef int count, i
+    if reference_count(word) < ROUND:
+        return False
+    count = min(samples_read(&e.latency, latencies), RECENT)
+    if count < LEAST_SAMPLES:
+        return False
+    for i in range(count):
+        total += latencies[i]
+    return total / count > 1.5001 * fr_value(word)       # exactly half as much again is not more, however it is rounded
+
+
+cdef void adapt(EndpointParts *e, int outcome, double x, int64_t now) noexcept nogil:
     """Additive increase, multiplicative decrease (AIMD), between 1 and max_in_flight.
 
     A result that was throttled or failed takes a tenth, at most once a second. One that was OK adds 1 / limit, so that
     a full round of calls adds 1; only while at least half of the limit is in use, for otherwise it proves nothing about
     the limit.
+
+    An endpoint may also be too slow for that many without refusing any. So from time to time (20 times its latency, at
+    least 10 s) the limit is halved for a round of calls. As long as the latest calls take more than 1.5 times as long
+    as those, the limit shrinks instead of growing, but not below what it was in the round, where it was well.
     """
     cdef uint32_t stamp = fr_millis(now)
     cdef uint64_t word = fr_load(e.bearable)
     cdef double limit
+    cdef double least = 1.0
+    cdef bint queueing = False
+    if outcome == OUTCOME_OK and x > 0:
+        measure(e, x, bearable_now(e), now)
+        queueing = is_queueing(e)
+        least = reference_most(fr_load(e.reference))
     while True:
         limit = min(<double>(fr_value(word) if word else BEARABLE_AT_FIRST), <double>e.max_in_flight)
-        if outcome == OUTCOME_OK:
+        if queueing:
+            if word and fr_elapsed(stamp, fr_stamp(word)) < SHRINK_EVERY_MS * 1e-3:
+                return
+            if fr_cas(e.bearable, &word, fr_pack(<float>max(limit * 0.9, min(limit, least)), stamp)):
+                return
+        elif outcome == OUTCOME_OK:
             if 2 * fr_load_i32(&e.hot.in_flight) + 2 < limit:
                 return
             if fr_cas(e.bearable, &word, fr_pack(<float>min(limit + 1 / limit, <double>e.max_in_flight), fr_stamp(word))):
@@ -618,7 +705,7 @@ cdef int endpoint_finish(
     if state == STATE_CLOSED:
         health_mend(&e.latency)
     if e.adaptive:
-        adapt(e, outcome, coarse)
+        adapt(e, outcome, latency_s, coarse)
     if token_delta:
         if e.pool is not NULL:
             pool_charge(e, 0, token_delta)

@@ -27,7 +27,7 @@ cdef class Endpoint(Limited):
         tau_s: See ``Latency``.
         adaptive: Whether to limit calls at once to what the endpoint copes with, too (AIMD): 20 at first, at least 1. A
             call that was throttled or failed takes a tenth, at most once a second; one that was OK adds 1 / limit while
-            at least half of the limit is in use.
+            at least half of the limit is in use. It shrinks too where more calls at once take longer.
 
     Thread safety: all methods are lock-free and may be called from any thread and forked process. ``configure`` should
     be called by one thread at a time.
@@ -81,6 +81,7 @@ cdef class Endpoint(Limited):
         e.breaker.window[1] = segment.claim(name_hash, KIND_WINDOW, 1) + 1
         e.told[0] = e.breaker.window[0] + 6
         e.told[1] = e.breaker.window[1] + 5
+        e.reference = e.breaker.window[1] + 6
         follow_told(e)
         claim_latency(&e.latency, segment, name_hash, e.hot, e.cold, tau_s)
         set_retry_rules(&e.retry, 0.2, 1.0, 10.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import mmap
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -314,6 +316,40 @@ class TestAdaptive:
             endpoint.finish(endpoint.admit(0, now), THROTTLED, 0.0, 0, now)
         assert endpoint.bearable == 1
         assert len(self.burden(endpoint, T0 + 60 * SECOND)) == 1
+
+    @staticmethod
+    def crowd(endpoint: Any, latency: Callable[[int, int], float], seconds: float, now: int = T0) -> int:
+        """As many calls as are let in, for so long, in simulated time; the time at its end."""
+        ends: list[tuple[int, int, int, float]] = []
+        number, end = 0, now + int(seconds * SECOND)
+        while now < end:
+            while (ticket := endpoint.admit(0, now)) >= 0:
+                number += 1
+                x = latency(endpoint.in_flight, number)
+                heapq.heappush(ends, (now + int(x * SECOND), number, ticket, x))
+            now, _, ticket, x = heapq.heappop(ends)
+            endpoint.finish(ticket, OK, x, 0, now)
+        for _, _, ticket, x in ends:
+            endpoint.finish(ticket, OK, x, 0, now)
+        return now
+
+    def test_keeps_near_the_number_of_calls_from_which_latency_grows(self, make: Make) -> None:
+        """Eight are served at once in 20 ms; with more, each takes longer in proportion."""
+        endpoint = make(adaptive=True, max_in_flight=1000, tau_s=10.0)
+        self.crowd(endpoint, lambda calls, _: 0.02 * max(1.0, calls / 8), 90)
+        assert 6 <= endpoint.bearable <= 16
+        assert max(endpoint.latencies()) <= 0.045
+
+    def test_grows_where_latency_does_not(self, make: Make) -> None:
+        endpoint = make(adaptive=True, max_in_flight=1000)
+        self.crowd(endpoint, lambda calls, number: 0.2 + 0.2 * (number % 7), 120)
+        assert endpoint.bearable > 60
+
+    def test_answers_of_very_different_length_do_not_make_it_collapse(self, make: Make) -> None:
+        lengths = random.Random(1)
+        endpoint = make(adaptive=True, max_in_flight=1000)
+        self.crowd(endpoint, lambda calls, _: 0.1 + lengths.expovariate(0.5), 600)
+        assert endpoint.bearable > 20
 
     def test_what_the_caller_cut_short_says_nothing(self, make: Make) -> None:
         endpoint = make(adaptive=True)

@@ -36,6 +36,8 @@ class _Flight:
     used_at: int = 0
     bearable: float | None = None  # calls at once it has borne; None: not known yet
     shrunk_at: int = 0
+    # Latency without a queue: its mean over so many calls, with so many at once, since a quarter of a second.
+    reference: tuple[float, int, int, int] | None = None
 
 
 class Endpoint:
@@ -81,13 +83,47 @@ class Endpoint:
     def bearable(self) -> float | None:
         return self.borne if self.adaptive else None
 
-    def _adapt(self, outcome: int, now: int) -> None:
+    @property
+    def held(self) -> float:
+        """Calls at once that are let in now: fewer while the latency without a queue is measured."""
+        reference = self.flight.reference
+        return min(self.borne, reference[2]) if reference and reference[1] < 15 else self.borne
+
+    def _measure(self, x: float, now: int) -> None:
+        limit, tick = self.borne, now // 250_000_000 & 0xFFFF
+        if self.flight.reference is None:
+            self.flight.reference = (0.0, 0, int(max(limit, 1)), tick)
+            return
+        mean, count, most, begun = self.flight.reference
+        since = 0.25 * ((tick - begun) & 0xFFFF)
+        if count < 15:
+            if count > 0 or since >= 2 * mean:
+                mean = x if count == 0 else mean + (x - mean) / (count + 1)
+                self.flight.reference = (mean, count + 1, most, begun)
+        elif since >= min(max(20 * mean, 10), 600) and self.in_flight + 1 >= limit / 2:
+            self.flight.reference = (mean, 0, int(max(limit / 2, 1)), tick)
+
+    def _queueing(self) -> bool:
+        latest = self.latency.samples()[:20]
+        reference = self.flight.reference
+        if reference is None or reference[1] < 15 or len(latest) < 15:
+            return False
+        return sum(latest) / len(latest) > 1.5001 * reference[0]
+
+    def _adapt(self, outcome: int, latency_s: float, now: int) -> None:
         limit, flight = self.borne, self.flight
-        if outcome == OK and self.in_flight + 1 >= limit / 2:
+        since = now // 1_000_000 - flight.shrunk_at
+        queueing = False
+        if outcome == OK and latency_s > 0:
+            self._measure(latency_s, now)
+            queueing = self._queueing()
+        if queueing:
+            if flight.bearable is None or since >= 1000:
+                least = max(flight.reference[2] if flight.reference else 1, 1)
+                flight.bearable, flight.shrunk_at = max(limit * 0.9, min(limit, least)), now // 1_000_000
+        elif outcome == OK and self.in_flight + 1 >= limit / 2:
             flight.bearable = min(limit + 1 / limit, self.max_in_flight)
-        elif outcome in (FAILURE, THROTTLED) and (
-            flight.bearable is None or now // 1_000_000 - flight.shrunk_at >= 1000
-        ):
+        elif outcome in (FAILURE, THROTTLED) and (flight.bearable is None or since >= 1000):
             flight.bearable, flight.shrunk_at = max(limit * 0.9, 1.0), now // 1_000_000
 
     def hurry(self, now: int = 0) -> bool:
@@ -102,7 +138,7 @@ class Endpoint:
         s = self.breaker.state_
         if not self.breaker.would_allow(now):
             return BREAKER, (s.until if s.open else s.lease) - now
-        if self.in_flight >= self.max_in_flight or (self.adaptive and self.in_flight >= int(self.borne)):
+        if self.in_flight >= self.max_in_flight or (self.adaptive and self.in_flight >= int(self.held)):
             return BUSY, 0
         if not reserved and (wait := self.requests.wait(1, now)):
             return REQUESTS, wait
@@ -163,7 +199,7 @@ class Endpoint:
         if change == CLOSED:
             self.latency.mend()
         if self.adaptive:
-            self._adapt(outcome, now)
+            self._adapt(outcome, latency_s, now)
         self.tokens.settle(token_delta, now)
         self._use(token_delta, now)
         return {OPEN: 1, CLOSED: 2}.get(change, 0)
