@@ -1,9 +1,11 @@
-"""A drop-in for the OpenAI SDK: an HTTP client that passes the SDK's requests to fastroute.
+"""A drop-in for the OpenAI SDK: HTTP clients that pass the SDK's requests to fastroute.
 
     openai.OpenAI(http_client=fastroute.integrations.openai.http_client(client))
+    openai.AsyncOpenAI(http_client=fastroute.integrations.openai.http_async_client(client))
 
-It works with httpx and httpx2, on which versions 2 and 3 of the SDK are built. Nothing is sent over a socket
-before the call to the provider.
+fastroute blocks the thread that calls it. The client for `openai.AsyncOpenAI` runs each call in a thread
+(`async_transport.py`), so the program's event loop goes on. Both work with httpx and httpx2, on which
+versions 2 and 3 of the SDK are built. Nothing is sent over a socket before the call to the provider.
 """
 
 from __future__ import annotations
@@ -13,18 +15,23 @@ import importlib
 import math
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 
 from . import drop_ins, wire_openai
+from .async_transport import async_transport_class
+
+if TYPE_CHECKING:
+    # The SDK's names of the clients that it takes, whichever httpx it is built on.
+    from openai import DefaultAsyncHttpxClient, DefaultHttpxClient
 
 _MODELS = "/models"
 
 
-def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> Any:
+def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> DefaultHttpxClient:
     """An HTTP client for ``openai.OpenAI(http_client=...)`` that routes requests through a client.
 
     Chat completions are routed, and ``models.list`` and ``models.retrieve`` return the available models. All
@@ -45,17 +52,47 @@ def http_client(client: Client, *, base: Any = None, httpx: ModuleType | None = 
     Raises:
         ModuleNotFoundError: if the SDK, or its httpx, is not installed.
 
-    Thread safety: may be used from all threads. `openai.AsyncOpenAI` does not accept it, since fastroute has
-    no event loop.
+    Thread safety: may be used from all threads.
     """
-    module = _sdk_httpx() if httpx is None else httpx
+    module: Any = _sdk_httpx() if httpx is None else httpx
     # Without a time-out here the SDK has none by default, and the fastroute client's applies.
-    return module.Client(
+    made: DefaultHttpxClient = module.Client(
         transport=transport(client, base=base, httpx=module),
         timeout=None,
         follow_redirects=True,
         trust_env=False,
     )
+    return made
+
+
+def http_async_client(
+    client: Client, *, base: Any = None, httpx: ModuleType | None = None, threads: int = 64
+) -> DefaultAsyncHttpxClient:
+    """As `http_client`, for ``openai.AsyncOpenAI(http_client=...)`` and LangChain's ``http_async_client``.
+
+    Each call runs in a thread. A call that is cancelled is abandoned: the task goes on at once, and the call
+    ends by itself in its thread, recorded and charged as it ends. A stream that is cancelled is closed.
+
+    Args:
+        client, base, httpx: as for `http_client`; ``base`` is still a transport that blocks, and is called in
+            a thread too.
+        threads: calls and reads of streams that run at the same time in one event loop; further ones wait.
+
+    Returns:
+        An ``httpx.AsyncClient`` or ``httpx2.AsyncClient``.
+
+    Raises:
+        ModuleNotFoundError: if the SDK, or its httpx, is not installed.
+    """
+    module: Any = _sdk_httpx() if httpx is None else httpx
+    threaded = async_transport_class(module)
+    made: DefaultAsyncHttpxClient = module.AsyncClient(
+        transport=threaded(transport(client, base=base, httpx=module), threads),
+        timeout=None,
+        follow_redirects=True,
+        trust_env=False,
+    )
+    return made
 
 
 def transport(client: Client, *, base: Any = None, httpx: ModuleType | None = None) -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 import httpx
+import openai
 import pydantic
 from typing_extensions import assert_type
 
 import fastroute
+from fastroute.integrations.openai import http_async_client, http_client
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -46,6 +48,12 @@ class City(pydantic.BaseModel):
 def parsed(client: fastroute.Client) -> None:
     reply = client.chat.completions.parse(messages=MESSAGES, response_format=City, temperature=0)
     assert_type(reply.choices[0].message.parsed, City | None)
+
+
+def drop_ins(client: fastroute.Client) -> None:
+    openai.OpenAI(http_client=http_client(client))
+    openai.AsyncOpenAI(http_client=http_async_client(client))
+    openai.OpenAI(http_client=http_async_client(client))  # type: ignore[arg-type]
 
 
 def submitted(client: fastroute.Client) -> None:
