@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from fastroute.state.redis import Shared
 
+_CLOSED = "the client is closed; keep it open while calls are made, or create another Client"
 log = logging.getLogger("fastroute")
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -164,7 +165,7 @@ class Runtime:
         if threading.get_ident is not greenlets.GET_IDENT:
             greenlets.check()  # raises if gevent has patched after the import
         if self.closed:
-            raise errors.Error("the client is closed")
+            raise errors.Error(_CLOSED)
         if self.watch is not None:
             self.watch.ensure()  # a forked child has no thread until it is first used
         if self.shared is not None:
@@ -220,7 +221,7 @@ class Runtime:
 
     def _replace(self, source: Source) -> events.ConfigReloaded:
         if self.closed:
-            raise errors.Error("the client is closed")
+            raise errors.Error(_CLOSED)
         old = self.generation
         source, read, keys = _read(source, self._default_state)
         config, kept = lasting(old.config, self._with_ledger(read))
@@ -229,7 +230,7 @@ class Runtime:
             self._attach(self.shared, new)
         with self._swapping:
             if self.closed:
-                raise errors.Error("the client is closed")
+                raise errors.Error(_CLOSED)
             self._retired.add(old)
             self._source = source
             self.generation = new
