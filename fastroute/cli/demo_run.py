@@ -331,7 +331,7 @@ class Demo:
                 "max_attempts": 6,
                 "backoff_base": 0.1 / speed,
                 "backoff_cap": 0.5 / speed,
-                "breaker": {"open": 0.4 / speed, "max_open": 0.8 / speed, "ramp": 1.0 / speed},
+                "breaker": {"failures": 3, "open": 0.4 / speed, "max_open": 0.8 / speed, "ramp": 1.0 / speed},
             },
         }
 
