@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
@@ -16,8 +17,10 @@ from . import errors, events
 from .budget import Allowance
 from .calls import arguments
 from .calls.arguments import CONTENTS, PLAIN
-from .calls.parsing import ParsedCompletion, parsed
+from .calls.parsing import ParsedCompletion, is_model, parsed
+from .calls.raw_response import RawResponse
 from .calls.stream import Stream
+from .calls.stream_events import CompletionStream
 from .config import Config, Source
 from .config.messages import did_you_mean
 from .ledger import Ledger, NullLedger
@@ -30,6 +33,7 @@ from .types import (
     BudgetStatus,
     Completion,
     Compress,
+    Extras,
     Purse,
     Request,
     RouteOptions,
@@ -95,9 +99,9 @@ _ELSEWHERE = "fastroute routes chat completions only; use the provider's own SDK
 class Completions(_Named):
     """`client.chat.completions`."""
 
-    def __init__(self, client: Client, *, submitted: bool = False) -> None:
+    def __init__(self, client: Client, change: Callable[[Request], Request] | None = None) -> None:
         self._client = client
-        self._submitted = submitted
+        self._change = change  # of each request, for calls that are made in another way
 
     @overload
     def create(
@@ -176,8 +180,8 @@ class Completions(_Named):
         try:
             generation = runtime.enter(token)
             request = client._request(generation.config, messages, model, bool(stream), route, params)
-            if self._submitted:
-                request = evolve(request, submitted=True)
+            if self._change is not None:
+                request = self._change(request)
             answer = runtime.run(generation, request, client._timeout_of(generation.config, request, timeout))
         finally:
             runtime.leave(generation, token)
@@ -226,6 +230,77 @@ class Completions(_Named):
             return answer
         assert isinstance(answer, Completion)
         return parsed(answer, None, call.get("tools") or ())
+
+    @overload
+    def stream(
+        self,
+        /,
+        *,
+        messages: Messages,
+        response_format: type[T],
+        model: str | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[FurtherParams],
+    ) -> CompletionStream[T]: ...
+    @overload
+    def stream(
+        self,
+        /,
+        *,
+        messages: Messages,
+        response_format: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        route: Mapping[str, Any] | None = None,
+        timeout: float | TimeoutLike | None = None,
+        **params: Unpack[FurtherParams],
+    ) -> CompletionStream[None]: ...
+    def stream(self, /, **call: Any) -> CompletionStream[Any]:
+        """As `create` with ``stream=True``, as events: ``content.delta``, ``content.done`` and so on.
+
+        Use it in a ``with`` block; the call begins there. Its ``get_final_completion`` returns the answer, as
+        `parse` does.
+        """
+        model, tools = call.get("response_format"), call.get("tools")
+        begin: Callable[[], Stream] = partial(self.create, stream=True, **call)  # type: ignore[assignment]
+        return CompletionStream(
+            begin,
+            model if is_model(model) else None,
+            tools if isinstance(tools, (list, tuple)) else (),
+        )
+
+    @property
+    def with_raw_response(self) -> RawCompletions:
+        """The same calls, each with the headers of its response; they do not use the cache."""
+        return RawCompletions(self._client)
+
+
+class RawCompletions(_Named):
+    """`client.chat.completions.with_raw_response`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, /, **call: Any) -> RawResponse[Any]:
+        """As `Completions.create`; returns `RawResponse`, whose ``parse()`` is the answer."""
+        return self._raw("create", call)
+
+    def parse(self, /, **call: Any) -> RawResponse[Any]:
+        """As `Completions.parse`; returns `RawResponse`, whose ``parse()`` is the answer."""
+        return self._raw("parse", call)
+
+    def _raw(self, name: str, call: Mapping[str, Any]) -> RawResponse[Any]:
+        heads: list[tuple[int, Mapping[str, str]]] = []
+
+        def asked(request: Request) -> Request:
+            extras = evolve(request.extras or Extras(), answered=lambda *head: heads.append(head))
+            # An answer from the cache has no headers.
+            return evolve(request, extras=extras, options=evolve(request.options, cache=False))
+
+        answer = getattr(Completions(self._client, asked), name)(**call)
+        # Of an answer that failed its check and was asked for again, the last one counts.
+        status, headers = heads[-1]
+        return RawResponse(answer, headers, status)
 
 
 class Chat(_Named):
@@ -452,7 +527,7 @@ class Client(_Named):
         `create` waits for a limit for at most ``policy.queue_timeout``. A submitted call waits until its
         deadline (``timeout``), which is counted from when a thread starts it.
         """
-        completions = Completions(self, submitted=True)
+        completions = Completions(self, partial(evolve, submitted=True))
         return self._here.workers.submit(lambda: completions.create(**call))
 
     def stats(self) -> dict[str, Any]:

@@ -250,12 +250,14 @@ class Extras:
         query: added to the address; each name with its values.
         max_retries: how often the call may try again at most; None for the policy's setting alone.
         model: the pydantic model that the answer is read as.
+        answered: gets the status and the headers of the response that answers the call.
     """
 
     headers: Mapping[str, str | None] = field(default=_EMPTY, repr=False)
     query: Mapping[str, tuple[str, ...]] = field(default=_EMPTY, repr=False)
     max_retries: int | None = None
     model: type[Any] | None = None
+    answered: Callable[[int, Mapping[str, str]], object] | None = field(default=None, repr=False, eq=False)
 
     @property
     def scope(self) -> Any:

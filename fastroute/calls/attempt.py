@@ -8,7 +8,8 @@ from __future__ import annotations
 from fastroute import errors
 from fastroute.config import Policy
 from fastroute.providers.wordings import BROKEN_OFF, FILTERED, broken_off
-from fastroute.types import Completion, Usage
+from fastroute.transport import Exchange
+from fastroute.types import Completion, Extras, Usage
 
 from .call import Call, Grant
 from .settlement import Settlement, Sinks
@@ -55,6 +56,8 @@ class Attempts:
             latency = settlement.elapsed()
             settlement.win(usage)
             settlement.took(latency)
+            if call.request.extras is not None:
+                _show_head(call.request.extras, exchange)
             now = settlement.succeeded(usage, exchange, latency)
         except BaseException as error:  # Ctrl-C and killed greenlets too: the permit must go back
             settlement.failed(error, exchange, usage=usage)
@@ -111,6 +114,8 @@ class Attempts:
             ttft = settlement.elapsed()
             settlement.win(None)
             settlement.took(ttft)
+            if call.request.extras is not None:
+                _show_head(call.request.extras, exchange)
         except BaseException as error:
             late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
             if late and not settlement.settled:  # settled if another attempt of the call has cut it
@@ -125,6 +130,12 @@ class Attempts:
         settlement.began()
         core.record_ttft(ttft / scale, reasoning)
         return Stream(settlement, exchange, reader, head, ttft)
+
+
+def _show_head(extras: Extras, exchange: Exchange) -> None:
+    """Gives the caller status and headers of the response, if the call asks for them."""
+    if extras.answered is not None:
+        extras.answered(exchange.status, exchange.headers)
 
 
 def _check(completion: Completion) -> None:

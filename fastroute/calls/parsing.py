@@ -147,14 +147,7 @@ def parsed(completion: Completion, model: type[T] | None, tools: Sequence[Any] =
     """
     choices: list[ParsedChoice[T]] = []
     for choice in completion.choices:
-        if choice.finish_reason == "length":
-            raise _failed(completion, "the answer was cut at its limit; use a larger max_tokens")
-        if choice.finish_reason == "content_filter":
-            error = errors.ContentFilterError(
-                "the content filter ended the answer before it was complete", code="content_filter"
-            )
-            error.attempts = () if completion.route is None else completion.route.attempts
-            raise error
+        check_ended(choice.finish_reason, completion)
         message = choice.message
         content = None
         if model is not None and message.content and not message.refusal:
@@ -185,6 +178,18 @@ def parsed(completion: Completion, model: type[T] | None, tools: Sequence[Any] =
         raw=completion._raw,
         object=completion.object,
     )
+
+
+def check_ended(reason: str | None, completion: Completion) -> None:
+    """Raises if an answer is not complete, so that reading it would fail for a reason of no use."""
+    if reason == "length":
+        raise _failed(completion, "the answer was cut at its limit; use a larger max_tokens")
+    if reason == "content_filter":
+        error = errors.ContentFilterError(
+            "the content filter ended the answer before it was complete", code="content_filter"
+        )
+        error.attempts = () if completion.route is None else completion.route.attempts
+        raise error
 
 
 def read_as(model: Any, text: str, completion: Completion | None, where: str) -> Any:

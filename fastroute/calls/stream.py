@@ -283,6 +283,11 @@ class Stream:
         """The content so far, of the first choice."""
         return self._reader.decoder.text
 
+    @property
+    def snapshot(self) -> Completion:
+        """The answer as far as it has arrived, which may be further than the chunks that were handed out."""
+        return self._reader.decoder.completion().with_route(self.route, self.usage)
+
     def close(self) -> None:
         """Ends the stream early: shuts the connection and settles the attempt as ``client_cancelled``."""
         self._ready = iter(())

@@ -50,6 +50,14 @@ def parsed(client: fastroute.Client) -> None:
     assert_type(reply.choices[0].message.parsed, City | None)
 
 
+def events(client: fastroute.Client) -> None:
+    with client.chat.completions.stream(messages=MESSAGES, response_format=City) as stream:
+        for event in stream:
+            if event.type == "content.delta":
+                assert_type(event.delta, str)
+        assert_type(stream.get_final_completion().choices[0].message.parsed, City | None)
+
+
 def drop_ins(client: fastroute.Client) -> None:
     openai.OpenAI(http_client=http_client(client))
     openai.AsyncOpenAI(http_client=http_async_client(client))
