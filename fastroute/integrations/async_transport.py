@@ -13,7 +13,7 @@ from typing import Any
 
 
 @functools.cache
-def async_transport_class(httpx: Any) -> Any:
+def transport_class(httpx: Any) -> Any:
     """The transport class for httpx or httpx2, which have the same names but different classes."""
     import anyio  # installed with httpx, and slow to import
     from anyio.lowlevel import RunVar

@@ -21,8 +21,7 @@ from fastroute import errors
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 
-from . import drop_ins, wire_openai
-from .async_transport import async_transport_class
+from . import async_transport, drop_ins, wire_openai
 
 if TYPE_CHECKING:
     # The SDK's names of the clients that it takes, whichever httpx it is built on.
@@ -85,7 +84,7 @@ def http_async_client(
         ModuleNotFoundError: if the SDK, or its httpx, is not installed.
     """
     module: Any = _sdk_httpx() if httpx is None else httpx
-    threaded = async_transport_class(module)
+    threaded = async_transport.transport_class(module)
     made: DefaultAsyncHttpxClient = module.AsyncClient(
         transport=threaded(transport(client, base=base, httpx=module), threads),
         timeout=None,
