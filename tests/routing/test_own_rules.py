@@ -338,15 +338,16 @@ def test_a_configured_classifier_routes_calls() -> None:
 
 
 class OnceUnreadable(Mapping[str, Any]):
-    """A message that fails whoever reads it first, which is the classifier."""
+    """A message whose content fails at the second read, the classifier's; the first is the client's check."""
 
     def __init__(self, message: dict[str, Any]) -> None:
         self.message = message
-        self.failed = False
+        self.reads = 0
 
     def __getitem__(self, key: str) -> Any:
-        if not self.failed:
-            self.failed = True
+        self.reads += key == "content"
+        if self.reads == 2:
+            self.reads += 1
             raise ValueError(key)
         return self.message[key]
 
