@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--requests-per-minute", type=int)
     add("--tokens-per-minute", type=int)
     add("--fail-rate", type=float, default=0.0, help="share of requests that fail, 0 to 1")
+    add("--lenient", action="store_true", help="accept what OpenAI or Azure itself refuses")
     add("--seed", type=int, default=0)
     add("--json-config", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             requests_per_minute=options.requests_per_minute,
             tokens_per_minute=options.tokens_per_minute,
             fail_rate=options.fail_rate,
+            strict=not options.lenient,
             seed=options.seed,
             host=options.host,
             port=options.port,

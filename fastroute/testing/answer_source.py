@@ -44,6 +44,14 @@ def lorem(tokens: int) -> str:
     return text[:-1] + "." if text.endswith(" ") else text
 
 
+class ProviderError(Exception):
+    """The request is refused; becomes an error in the format's shape."""
+
+    def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A request for a chat completion, independent of the format.

@@ -91,7 +91,7 @@ class AnthropicServerFormat:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         return headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else None)
 
-    def read(self, body: bytes, path: str) -> Question:
+    def read(self, body: bytes, path: str, strict: bool) -> Question:
         """The question in a request's body.
 
         Raises:

@@ -10,8 +10,7 @@ from typing import Any
 
 import orjson
 
-from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, count_tokens
-from .openai_format import ProviderError
+from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, ProviderError, Question, count_tokens
 
 _FIELDS = frozenset(
     [

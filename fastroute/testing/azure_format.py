@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from .answer_source import Question, Said
-from .openai_format import OpenAIServerFormat, ProviderError, StreamStyle
+from .answer_source import ProviderError, Question, Said
+from .openai_format import OpenAIServerFormat, StreamStyle
 from .wire import Headers, Piece
 
 _SAFE = {
@@ -27,6 +27,7 @@ class AzureServerFormat(OpenAIServerFormat):
     """Chat completions of deployments, and of models below ``/openai/v1``."""
 
     base_path = ""
+    more_parameters = frozenset({"data_sources", "user_security_context"})
 
     def route(self, method: str, path: str) -> Literal["chat", "models"] | None:
         if method == "GET":
@@ -43,14 +44,14 @@ class AzureServerFormat(OpenAIServerFormat):
     def key(self, headers: Mapping[str, str]) -> str | None:
         return headers.get("api-key") or super().key(headers)
 
-    def read(self, body: bytes, path: str) -> Question:
+    def read(self, body: bytes, path: str, strict: bool) -> Question:
         address, _, query = path.partition("?")
         deployment = self._deployment(address)
         if deployment is None:
-            return super().read(body, path)
+            return super().read(body, path, strict)
         if not parse_qs(query).get("api-version"):
             raise ProviderError(404, "404", "Resource not found: the api-version is missing.")
-        return super().read(orjson.dumps({**self.asked(body), "model": deployment}), path)
+        return self._question({**self.asked(body), "model": deployment}, strict)
 
     def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes:
         answer = orjson.loads(super().completion(question, said, serial, created))

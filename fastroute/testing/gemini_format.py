@@ -13,8 +13,16 @@ from urllib.parse import parse_qs, unquote
 
 import orjson
 
-from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, Said, count_tokens, fragments
-from .openai_format import ERRORS, ProviderError, StreamStyle
+from .answer_source import (
+    TOKENS_PER_IMAGE,
+    TOKENS_PER_MESSAGE,
+    ProviderError,
+    Question,
+    Said,
+    count_tokens,
+    fragments,
+)
+from .openai_format import ERRORS, StreamStyle
 from .rate_limits import LimitExceeded
 from .wire import Headers, Piece
 
@@ -156,7 +164,7 @@ class GeminiServerFormat:
 
     # ---------------------------------------------------------------------------------------- questions
 
-    def read(self, body: bytes, path: str) -> Question:
+    def read(self, body: bytes, path: str, strict: bool) -> Question:
         """The question in a request's address and body.
 
         Raises:

@@ -12,11 +12,18 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, Question, Said, count_tokens, fragments
+from .answer_source import (
+    TOKENS_PER_IMAGE,
+    TOKENS_PER_MESSAGE,
+    ProviderError,
+    Question,
+    Said,
+    count_tokens,
+    fragments,
+)
+from .openai_question import MOST_CHOICES, check_question
 from .rate_limits import LimitExceeded, go_duration
 from .wire import Headers, Piece
-
-MOST_CHOICES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +45,6 @@ class StreamStyle:
     usage: bool = True
 
 
-class ProviderError(Exception):
-    """The request is refused; becomes an error in the format's shape."""
-
-    def __init__(self, status: int, code: str | None, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
-
-
 class ServerFormat(Protocol):
     """One provider's wire format."""
 
@@ -54,7 +53,7 @@ class ServerFormat(Protocol):
 
     def route(self, method: str, path: str) -> Literal["chat", "models"] | None: ...
     def key(self, headers: Mapping[str, str]) -> str | None: ...
-    def read(self, body: bytes, path: str) -> Question: ...
+    def read(self, body: bytes, path: str, strict: bool) -> Question: ...
     def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes: ...
     def events(
         self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
@@ -186,6 +185,7 @@ class OpenAIServerFormat:
     """Chat completions of OpenAI and of compatible servers."""
 
     base_path = "/v1"
+    more_parameters: frozenset[str] = frozenset()  # those that OpenAI itself does not have
     end_mark = b"data: [DONE]"
 
     def route(self, method: str, path: str) -> Literal["chat", "models"] | None:
@@ -207,13 +207,17 @@ class OpenAIServerFormat:
             raise ProviderError(400, None, "The body must be a JSON object.")
         return asked
 
-    def read(self, body: bytes, path: str) -> Question:
+    def read(self, body: bytes, path: str, strict: bool) -> Question:
         """The question in a request's body.
 
         Raises:
-            ProviderError: if it is not a valid chat completion.
+            ProviderError: if it is not a valid chat completion, or, if ``strict``, OpenAI would refuse it.
         """
-        asked = self.asked(body)
+        return self._question(self.asked(body), strict)
+
+    def _question(self, asked: Mapping[str, Any], strict: bool) -> Question:
+        if strict:
+            check_question(asked, self.more_parameters)
         model, messages = asked.get("model"), asked.get("messages")
         if not isinstance(model, str):
             raise ProviderError(400, None, "You must provide a model parameter.", "model")

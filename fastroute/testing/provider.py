@@ -57,6 +57,9 @@ class Provider:
         cached_tokens, reasoning_tokens: reported in the usage; cached tokens at most up to the prompt's.
         style: how streams are written.
         fail_rate: share of requests (0 to 1) that get a random one of ``fail_with`` (500, 503, reset).
+        strict: whether requests are refused that the vendor of the format refuses, such as unknown parameters
+            and tool results without a call. False, with the formats ``openai`` and ``azure``, for what other
+            servers with these formats take.
         seed: seed of all random choices.
         log_size: number of requests to keep, the newest; at most 256 MiB of bodies.
         host, port: the address to listen on; port 0 for a free one.
@@ -83,6 +86,7 @@ class Provider:
         style: StreamStyle | None = None,
         fail_rate: float = 0.0,
         fail_with: Iterable[Fault] | None = None,
+        strict: bool = True,
         seed: int = 0,
         log_size: int = 10_000,
         host: str = "127.0.0.1",
@@ -106,6 +110,7 @@ class Provider:
             reasoning_tokens=reasoning_tokens,
             style=style or StreamStyle(),
             fail_rate=fail_rate,
+            strict=strict,
             seed=seed,
             log_size=log_size,
             **more,

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .answer_source import Question, Said, settle
+from .answer_source import ProviderError, Question, Said, settle
 from .faults import Fault
 from .formats import FORMATS
 from .http_connection import Head, ServerConnection, parse_head
 from .latency import check_seconds
-from .openai_format import ERRORS, ProviderError, ServerFormat
+from .openai_format import ERRORS, ServerFormat
 from .rate_limits import RateLimits
 from .settings import Received, Settings
 from .wire import SEND_SIZE, Headers, Piece, Reply, Wire, encode, frame
@@ -348,7 +348,7 @@ class Server:
         known = self._said.get((received.path, received.body))
         if known is not None:
             return known
-        question = form.read(received.body, received.path)
+        question = form.read(received.body, received.path, settings.strict)
         if settings.models and question.model not in settings.models:
             raise ProviderError(
                 404, "model_not_found", "The model does not exist or is not yours to use.", "model"

@@ -32,12 +32,19 @@ class Settings:
     style: StreamStyle = field(default_factory=StreamStyle)
     fail_rate: float = 0.0
     fail_with: tuple[Fault, ...] = (Fault.status(500), Fault.status(503), Fault.reset())
+    strict: bool = True
     seed: int = 0
     log_size: int = 10_000
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(f"format: unknown format {self.format!r}; use one of {', '.join(FORMATS)}")
+        if not isinstance(self.strict, bool):
+            raise TypeError(f"strict: must be True or False, not {type(self.strict).__name__}")
+        if not self.strict and self.format not in ("openai", "azure"):
+            raise ValueError(
+                f"strict: cannot be False in the format {self.format!r}; use it with openai or azure"
+            )
         for name, texts in (("models", self.models), ("api_keys", self.api_keys)):
             if not all(isinstance(text, str) and text for text in texts):
                 raise TypeError(f"{name}: must be non-empty strings")

@@ -10,7 +10,7 @@ import pytest
 from loopback import MODEL, OTHER, Loopback
 
 import fastroute
-from fastroute.testing import Fault, Received
+from fastroute.testing import Fault, Provider, Received
 
 Start = Callable[..., Loopback]
 
@@ -85,7 +85,8 @@ def test_what_an_endpoint_refuses_is_left_out_and_remembered(
 
 
 def test_an_endpoint_that_takes_the_fields_gets_them(start: Start) -> None:
-    loop = start(2, more_endpoints=[{"provider": "b", "model": OTHER}])
+    servers = {"a": Provider(), "b": Provider(strict=False)}
+    loop = start(servers, more_endpoints=[{"provider": "b", "model": OTHER}])
     loop.provider("a").script(strict(groq))
     for _ in range(2):
         loop.ask(messages=TALK)

@@ -24,7 +24,7 @@ HELLO: list[Any] = [{"role": "user", "content": "Say hello"}]
 @pytest.fixture
 def both(start: Start) -> Iterator[Callable[..., tuple[Any, Any]]]:
     """Makes the same call with the SDK and with the client; returns what the provider got of each."""
-    loop = start(1)
+    loop = start({"a": Provider(strict=False)})
     provider = loop.provider()
     sdk = openai.OpenAI(base_url=provider.base_url, api_key="local", max_retries=0)
 
@@ -197,7 +197,7 @@ def test_a_routing_word_among_the_parameters_is_refused(start: Start, word: str)
 
 def test_routing_words_in_extra_body_count(start: Start) -> None:
     """As with the drop-ins. The call's own ``route`` comes first."""
-    loop = start(1)
+    loop = start({"a": Provider(strict=False)})
     body = {"route": {"tags": {"team": "search"}, "max_cost": 1.0}}
     reply = loop.ask(extra_body=body)
     assert loop.attempts[-1].tags == {"team": "search"}
@@ -210,7 +210,7 @@ def test_routing_words_in_extra_body_count(start: Start) -> None:
 
 
 def test_a_misspelt_parameter_warns_once_and_is_sent(start: Start) -> None:
-    loop = start(1)
+    loop = start({"a": Provider(strict=False)})
     with pytest.warns(UserWarning, match=r"max_token: .*did you mean max_tokens\?") as warned:
         loop.ask(max_token=5)
     assert warned[0].filename.endswith("loopback.py")  # where `create` is called

@@ -96,7 +96,7 @@ def test_178_the_environment_reroutes_nothing(
 
 
 def test_parameters_reach_the_wire_as_they_are(start: Start) -> None:
-    loop = start(1)
+    loop = start({"a": Provider(strict=False)})
     params = {
         "temperature": 0,
         "top_p": 0.0,
@@ -231,8 +231,7 @@ MESSAGES = [
 @pytest.mark.parametrize("messages", MESSAGES)
 def test_184_any_kind_of_message_is_routed_and_sent_untouched(start: Start, messages: list[Any]) -> None:
     loop = start(
-        1,
-        answer="fine",
+        {"a": Provider(answer="fine", strict=False)},
         tiers={"standard": [MODEL]},
         models={MODEL: {"capabilities": ["streaming", "tools", "vision"]}},
     )

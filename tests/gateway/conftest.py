@@ -22,11 +22,16 @@ from fastroute.testing import Provider
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """``serve(Caller(...), answer=..., **tables)``: a gateway with that caller's key and an admin's."""
+    """``serve(Caller(...), answer=..., **tables)``: a gateway with that caller's key and an admin's.
+
+    ``strict=False`` for a provider that takes more than OpenAI.
+    """
     with ExitStack() as stack:
 
-        def begin(caller: Caller | None = None, answer: Any = None, **tables: Any) -> Served:
-            provider = stack.enter_context(Provider(answer=answer))
+        def begin(
+            caller: Caller | None = None, answer: Any = None, *, strict: bool = True, **tables: Any
+        ) -> Served:
+            provider = stack.enter_context(Provider(answer=answer, strict=strict))
             keys = KeyFile(tmp_path / "keys.db")
             token = keys.create(caller or Caller("web"))
             admin = keys.create(Caller("boss", admin=True))

@@ -223,7 +223,7 @@ def test_keys_are_checked_and_other_paths_not_found() -> None:
         ({"messages": HELLO["messages"]}, "model"),
         ({"model": "m"}, "messages"),
         ({"model": "m", "messages": []}, "messages"),
-        ({"model": "m", "messages": ["x"]}, "messages"),
+        ({"model": "m", "messages": ["x"]}, "messages[0]"),
         ({**HELLO, "n": 0}, "n"),
         ({**HELLO, "n": "1"}, "n"),
         ({**HELLO, "tool_choice": "required"}, "tool_choice"),
