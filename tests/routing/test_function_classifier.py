@@ -234,10 +234,10 @@ def test_failures_are_a_metric_of_the_gateway() -> None:
     from fastroute.gateway.stats import prometheus
 
     with Asked(raises) as asked:
-        assert b"classifier_failures_total{" not in prometheus(asked.client)
+        assert b"classifier_failures_total{" not in prometheus(asked.client, {})
         asked.plan()
         asked.plan()
-        text = prometheus(asked.client)
+        text = prometheus(asked.client, {})
     assert b'\nfastroute_classifier_failures_total{kind="raised"} 2\n' in text
 
 
