@@ -326,7 +326,9 @@ class Classification:
     reason: str = ""
 
 
-@frozen(kw_only=True)
+# Attempt and Route are without slots, because every call makes one of each: attrs fills the dict of a frozen
+# class at once, but sets each slot by a call of its own.
+@frozen(kw_only=True, slots=False)
 class Attempt:
     """One request that was sent to one endpoint: an entry of the ledger.
 
@@ -386,7 +388,7 @@ class Attempt:
         return self.usage_source == "estimated"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Route:
     """How a call was served.
 
