@@ -152,7 +152,8 @@ writer = client.ledger.writer
 while writer.awake: pass  # now its thread waits for a word, and is not in Python
 held, go = threading.Event(), threading.Event()
 owners = writer, client.runtime.workers, client.runtime.queue
-locks = [value for owner in owners for value in vars(owner).values() if type(value) is type(threading.Lock())]
+kinds = type(threading.Lock()), type(threading.RLock())
+locks = [value for owner in owners for value in vars(owner).values() if type(value) in kinds]
 assert len(locks) >= 3
 def hold():
     with contextlib.ExitStack() as stack:
