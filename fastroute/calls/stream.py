@@ -170,9 +170,10 @@ class StreamReader:
         begin = b""
         for piece in self._pieces:
             begin += piece
-            if begin.strip() or len(begin) > 65536:
+            # A byte order mark may come alone, and says nothing of what follows.
+            if begin.removeprefix(sse.BOM).strip() or len(begin) > 65536:
                 break
-        if begin.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"[", b""):
+        if begin.removeprefix(sse.BOM).lstrip()[:1] not in (b"{", b"[", b""):
             self._pieces = chain([begin], self._pieces)
             return
         body = b"".join([begin, *self._pieces])

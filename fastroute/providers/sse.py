@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fastroute import errors
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _JSON = (b"{", b"[{")  # how a bare object begins, and Google's error in a list
 _ENDS_BARE = (b"data", b"event:", b"id:", b"retry:", b":", *_JSON)
 
@@ -99,11 +99,11 @@ class Decoder:
             raise self._late_error
         if self._start is not None:
             data = self._start + data
-            if len(data) < 3 and _BOM.startswith(data):
+            if len(data) < 3 and BOM.startswith(data):
                 self._start = data
                 return []
             self._start = None
-            if data.startswith(_BOM):
+            if data.startswith(BOM):
                 data = data[3:]
         if not data:
             return []

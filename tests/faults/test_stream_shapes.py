@@ -47,6 +47,13 @@ def test_events_under_another_label_are_events(
         assert text_of(loop.stream()) == "hello"
 
 
+def test_a_byte_order_mark_that_comes_alone_says_nothing(start: Start) -> None:
+    loop = start(1)
+    body = framed(SAID.begin(), SAID.text("hello"), SAID.finish(), SAID.end())
+    loop.provider().script(labelled("application/json", b"\xef\xbb\xbf", 0.05, body))
+    assert text_of(loop.stream()) == "hello"
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [
