@@ -48,13 +48,16 @@ _FOREIGN = OWN_FIELDS | {
     "thinking",
     "thinking_blocks",
 }
+# Parts of a content with reasoning. Where `_NO_THOUGHTS` is among the refused fields, they are left out.
+_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning"})
+_NO_THOUGHTS = "content.thinking"
 # By host: the fields that it refuses, and the form of ids that it demands.
 _HOSTS: Mapping[str, tuple[frozenset[str], str]] = {
-    "api.openai.com": (_FOREIGN, "short"),
+    "api.openai.com": (_FOREIGN | {_NO_THOUGHTS}, "short"),
     "api.mistral.ai": (_FOREIGN | {"annotations", "audio", "function_call", "refusal"}, "nine"),
     "codestral.mistral.ai": (_FOREIGN | {"annotations", "audio", "function_call", "refusal"}, "nine"),
-    "api.groq.com": (_FOREIGN - {"reasoning"}, ""),
-    "api.cerebras.ai": (_FOREIGN - {"reasoning"}, ""),
+    "api.groq.com": (_FOREIGN - {"reasoning"} | {_NO_THOUGHTS}, ""),
+    "api.cerebras.ai": (_FOREIGN - {"reasoning"} | {_NO_THOUGHTS}, ""),
 }
 _AZURE = re.compile(r"\.(?:openai|cognitiveservices|services\.ai)\.azure\.com\Z")
 
@@ -121,18 +124,40 @@ def _fitted(given: Any, refused: frozenset[str], call_ids: str) -> Any:
     if message is None:
         return given
     kept = _without(message, refused)
+    if type(kept.get("content")) is list and message.get("role") in ("assistant", "tool"):
+        kept["content"] = _fitted_content(kept["content"], refused) or None
     calls = message.get("tool_calls")
     if isinstance(calls, (list, tuple)):
         kept["tool_calls"] = [_fitted_call(call, refused, call_ids) for call in calls]
     if call_ids and isinstance(message.get("tool_call_id"), str):
         kept["tool_call_id"] = call_id(message["tool_call_id"], call_ids)
-    if len(kept) < len(message) and message.get("role") == "assistant" and not kept.get("content"):
+    lost = len(kept) < len(message) or (kept.get("content") is None and message.get("content") is not None)
+    if lost and message.get("role") == "assistant" and not kept.get("content"):
         # What is left must still say something; a refusal is what the model said.
         refusal = message.get("refusal")
         if "refusal" not in kept and isinstance(refusal, str):
             kept["content"] = refusal
         elif not kept.get("tool_calls") and not kept.get("function_call"):
             kept["content"] = ""
+    elif lost and kept.get("content") is None:
+        kept["content"] = ""  # a tool's result that has nothing in it
+    return kept
+
+
+def _fitted_content(parts: list[Any], refused: frozenset[str]) -> list[Any]:
+    """The parts of an answer's content, or of a tool's result, as a request may have them.
+
+    Empty lists, which clients send beside tool calls, are refused by most servers. What an answer's text has
+    beside it, like citations, is in no request.
+    """
+    kept = []
+    for part in parts:
+        if isinstance(part, Mapping):
+            if _NO_THOUGHTS in refused and part.get("type") in _THOUGHTS:
+                continue
+            if part.get("type") == "text" and "annotations" in part:
+                part = {name: value for name, value in part.items() if name != "annotations"}
+        kept.append(part)
     return kept
 
 

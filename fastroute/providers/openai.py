@@ -52,6 +52,7 @@ class OpenAI:
                 or not refused.isdisjoint(message)
                 or "tool_calls" in message
                 or "tool_call_id" in message
+                or (type(message.get("content")) is list and message.get("role") == "assistant")
             ):
                 messages = history.fit(messages, refused, target.call_ids)
                 break

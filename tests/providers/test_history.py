@@ -54,6 +54,20 @@ FITTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"role": "user", "content": "x", "name": "ann"},
         {"role": "user", "content": "x", "name": "ann"},
     ),
+    "an empty list beside calls": (
+        {"role": "assistant", "content": [], "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    ),
+    "an empty list alone": ({"role": "assistant", "content": []}, {"role": "assistant", "content": ""}),
+    "an empty result": (
+        {"role": "tool", "tool_call_id": "call_1", "content": []},
+        {"role": "tool", "tool_call_id": "call_1", "content": ""},
+    ),
+    "what an answer's text has beside it": (
+        {"role": "assistant", "content": [{"type": "text", "text": "42", "annotations": []}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "42"}]},
+    ),
+    "an empty list of a user": ({"role": "user", "content": []}, {"role": "user", "content": []}),
     "a name that is null": ({"role": "user", "content": "x", "name": None}, {"role": "user", "content": "x"}),
 }
 
@@ -64,6 +78,18 @@ def test_refused_fields_are_not_sent(name: str) -> None:
     before = json.dumps(given)
     assert sent(given) == wanted
     assert json.dumps(given) == before, "the program's own message was changed"
+
+
+def test_reasoning_in_the_content_is_left_out_where_it_is_refused() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "six times seven"}]}
+    said = {"type": "text", "text": "42"}
+    both = {"role": "assistant", "content": [thought, said]}
+    openai, _ = history.known("https://api.openai.com/v1")
+    mistral, _ = history.known("https://api.mistral.ai/v1")
+    assert sent(both, openai) == {"role": "assistant", "content": [said]}
+    assert sent({**both, "content": [thought]}, openai) == {"role": "assistant", "content": ""}
+    assert sent(both, mistral) == both  # its own models put it there
+    assert sent(both, history.known("https://example.com/v1")[0]) == both
 
 
 def test_what_is_not_refused_is_sent_as_it_is() -> None:
