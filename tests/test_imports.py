@@ -151,6 +151,12 @@ def test_no_two_files_share_a_name() -> None:
     assert shared - {"__init__", "__main__"} == SHARED_FILE_NAMES
 
 
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports them by their names alone."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert not [name for name, times in names.items() if times > 1]
+
+
 def test_the_rows_are_real() -> None:
     """A row without a room would admit a new room of that name without a review."""
     assert set(ROW_OF) == {room_of(module) for module in MODULES}
