@@ -375,9 +375,11 @@ def test_the_pages_examples_run(serve: Serve, tmp_path: Path, monkeypatch: pytes
     assert tables.count('reload = "change"') == tables.count('fixed_model = "gpt-4.1"') == 1
     other = text(served.provider.base_url, model="gpt-4.1", policy='fixed_model = "gpt-4.1"')
     (tmp_path / "other.toml").write_text(other)
-    names: dict[str, Any] = {"client": served.client, "fastroute": fastroute}
+    (tmp_path / "fastroute.toml").write_text(text(served.provider.base_url, model="gpt-4.1"))
+    names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
         if "event." in block:
             assert names["client"].config.policy.fixed_model == "gpt-4.1"
         exec(compile(block, str(PAGE), "exec"), names)
+    names["client"].close()
     assert names["event"].changed == ()
