@@ -220,7 +220,8 @@ class KeyAllowance(QueueingPurse):
         self._tags = {"key": caller}
         self._lease_s = lease_s
         self._held: dict[str, Reservation] = {}
-        self._holding = threading.Lock()
+        # Reentrant: a garbage collection while it is held may drop a stream, whose money is settled.
+        self._holding = threading.RLock()
 
     def reserve(
         self,
