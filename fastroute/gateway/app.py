@@ -43,7 +43,7 @@ from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, KeyLimits, tokens_of
 from .models import ServedModels
-from .refusals import Refusals
+from .refusals import MOST_HOURS, Refusals
 from .request_schema import INTEGERS
 from .responses import (
     EventStream,
@@ -69,7 +69,7 @@ _MODEL = re.compile(r"(?:/v1)?/models/(.+)")
 _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,200})")
 _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_RANGE = re.compile(r"(?:hours=([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8]))?")
+_RANGE = re.compile(r"(?:hours=([1-9][0-9]{0,2}))?")
 _LOOPBACK = re.compile(r"127\.[0-9.]+|::1|::ffff:127\.[0-9.]+|localhost", re.IGNORECASE)
 _FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 _LEASE_SLACK = 30.0  # seconds from a call's deadline until its reservation in the key's budget ends
@@ -395,15 +395,16 @@ class Gateway:
         self._caller(environ, admin=True)
         keyring = self._keyring()
         callers = () if keyring is None else keyring.callers
-        hours = _RANGE.fullmatch(environ.get("QUERY_STRING", ""))
-        if hours is None:
+        match = _RANGE.fullmatch(environ.get("QUERY_STRING", ""))
+        hours = int(match[1] or 1) if match is not None else 0
+        if not 1 <= hours <= MOST_HOURS:
             raise GatewayError(
                 400,
-                f"hours: must be an integer from 1 to {stats.MOST_HOURS}, the only parameter of this path",
+                f"hours: must be an integer from 1 to {MOST_HOURS}, the only parameter of this path",
                 "bad_query",
                 param="hours",
             )
-        seconds = 3600.0 * int(hours[1] or 1)
+        seconds = 3600.0 * hours
         figures = self._collector.collect(self.budgets.snapshot(callers), seconds)
         return json_response({**figures, "refused": self.refusals.lately(seconds)})
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from fastroute import __version__
 
+from .refusals import MOST_HOURS
 from .request_schema import COMPONENTS, Json, request_with
 
 _TEXT: Json = {"type": "string"}
@@ -254,7 +255,7 @@ def document(*, keys: bool, metrics: bool, parameters: Iterable[str] = ()) -> Js
                         "name": "hours",
                         "in": "query",
                         "required": False,
-                        "schema": {"type": "integer", "minimum": 1, "maximum": 168, "default": 1},
+                        "schema": {"type": "integer", "minimum": 1, "maximum": MOST_HOURS, "default": 1},
                     }
                 ],
                 "responses": {"200": _of("The figures.", _ref("Stats")), **_errors(400, *guarded, *_COMMON)},

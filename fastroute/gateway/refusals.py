@@ -13,7 +13,7 @@ from fastroute import _core, errors
 from .limits import LimitReached
 
 REASONS = ("key_limit", "budget", "endpoint_limit", "no_endpoint", "unauthorized", "invalid")
-_HOURS = 168  # a week
+MOST_HOURS = 168  # that are remembered: a week
 
 
 class Refusals:
@@ -28,7 +28,9 @@ class Refusals:
         for reason in REASONS:
             try:
                 minutes = _core.EventCount(segment, f"refused {reason}, minutes", periods=60, period_s=60)
-                hours = _core.EventCount(segment, f"refused {reason}, hours", periods=_HOURS, period_s=3600)
+                hours = _core.EventCount(
+                    segment, f"refused {reason}, hours", periods=MOST_HOURS, period_s=3600
+                )
             except _core.SegmentFullError:
                 return  # the state has room for fewer counts, or for none; calls matter more
             self._minutes[reason], self._hours[reason] = minutes, hours
@@ -72,4 +74,4 @@ def _reason(error: errors.Error) -> str | None:
     return "invalid" if status is not None and 400 <= status < 500 else None
 
 
-__all__ = ["REASONS", "Refusals"]
+__all__ = ["MOST_HOURS", "REASONS", "Refusals"]

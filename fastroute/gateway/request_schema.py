@@ -39,7 +39,7 @@ _NAME: Json = {**_LABEL, "type": ["string", "null"]}
 _FUNCTION_NAME: Json = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
 # The provider fetches an address, not the gateway. Callers must not make the provider read files or addresses
 # in its own network.
-_URL: Json = {"type": "string", "pattern": "^(https://[^/?#\\s]|data:[a-z]+/)[^\\u0000-\\u0020]*$"}
+_URL = "^(https://[^/?#\\s]|data:%s/)[^\\u0000-\\u0020]*$"  # with the media type of a data URL
 _FILE_DATA = "^((https://[^/?#\\s]|data:[a-z]+/)[^\\u0000-\\u0020]*|[A-Za-z0-9+/=_-]+)$"  # or base64 alone
 
 _PARTS: dict[str, Json] = {
@@ -52,7 +52,7 @@ _PARTS: dict[str, Json] = {
             "type": {"const": "image_url"},
             "image_url": _object(
                 {
-                    "url": {**_URL, "pattern": _URL["pattern"].replace("[a-z]+", "image")},
+                    "url": {"type": "string", "pattern": _URL % "image"},
                     "detail": {"enum": ["auto", "low", "high", None]},
                 },
                 ("url",),
@@ -62,7 +62,12 @@ _PARTS: dict[str, Json] = {
         more=True,
     ),
     "video_url": _object(
-        {"type": {"const": "video_url"}, "video_url": _object({"url": _URL}, ("url",), more=True)},
+        {
+            "type": {"const": "video_url"},
+            "video_url": _object(
+                {"url": {"type": "string", "pattern": _URL % "[a-z]+"}}, ("url",), more=True
+            ),
+        },
         ("type", "video_url"),
         more=True,
     ),

@@ -20,7 +20,6 @@ from fastroute.ledger import Totals
 from fastroute.state.endpoints import BlockReason
 from fastroute.types import Attempt, BudgetStatus
 
-MOST_HOURS = 168  # of the range that a reader may choose: a week
 _HOUR = 3600.0
 _POINTS = 60  # of the latencies over time
 _MOST_ENTRIES = 20_000  # of the range that are read, newest first
@@ -70,7 +69,7 @@ class StatsCollector:
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._clock = clock
-        self._sums: dict[float, CachedStats] = {}  # by the range, of which there are `MOST_HOURS`
+        self._sums: dict[float, CachedStats] = {}  # by the range, of which there are few
 
     def collect(self, key_budgets: Sequence[dict[str, Any]], span: float = _HOUR) -> dict[str, Any]:
         """All figures as plain values.
