@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from needs import need
+from ports import free_port
 
 PROGRAMS = ("initdb", "postgres")
 
@@ -46,9 +46,7 @@ class PostgresServer:
             user = names.get("postgres") or names["nobody"]
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._schemas = 0
         command = ["initdb", "-D", f"{self.folder}/data", "-U", "tester", "-A", "trust", "--no-sync"]

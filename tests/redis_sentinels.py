@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from needs import need
-from redis_server import PATIENCE, RedisServer, free_port, path_of, until
+from ports import free_port
+from redis_server import PATIENCE, RedisServer, path_of, until
 
 SERVICE = "shop"
 # Shorter, and on a busy machine a replica that is well counts as down: then none is fit to take over, and

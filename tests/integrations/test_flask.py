@@ -6,7 +6,6 @@ import gc
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 import requests
 from loopback import nothing_left, threads
 from needs import need
+from ports import free_port
 
 import fastroute
 from fastroute.testing import Fault, Provider
@@ -319,12 +319,6 @@ def create_app():
     app.get("/version")(lambda: "{version}")
     return app
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import core_of, nothing_left
 from needs import need
+from ports import free_port
 from redis_machines import Watched, numbers_are_whole
 from redis_sentinels import SERVICE, Replicated, Sentinel
-from redis_server import Elsewhere, RedisServer, admitted, free_port, until
+from redis_server import Elsewhere, RedisServer, admitted, until
 
 import fastroute
 from fastroute import BudgetExceeded

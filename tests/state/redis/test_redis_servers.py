@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from needs import need
+from ports import free_port
 from redis_machines import Watched, numbers_are_whole
-from redis_server import RedisServer, admitted, free_port, until
+from redis_server import RedisServer, admitted, until
 
 from fastroute.state.redis import connection, permits
 
