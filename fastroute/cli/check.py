@@ -24,13 +24,20 @@ _AT_ONCE = 8
 @click.command("check")
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False))
 @click.option("--online", is_flag=True, help="Also ask each provider for its models, which costs nothing.")
-def command(file: str | None, online: bool) -> None:
+@click.option(
+    "--keys",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Also read the gateway's callers' keys. [default: fastroute-keys.db, if there is one]",
+)
+@click.option("--pepper-env", metavar="NAME", help="Environment variable with the keys' pepper.")
+def command(file: str | None, online: bool, keys: str | None, pepper_env: str | None) -> None:
     """List every problem of a configuration, and where each key goes.
 
     Reads FILE, or the configuration that is used without --config, and the FASTROUTE_… variables of the
     environment. Every problem and warning is printed with its path, then the host that each provider's key
-    and prompts go to. The exit status is 1 if there is a problem, or if a provider that is asked does not
-    answer or refuses the key; otherwise 0.
+    and prompts go to. The exit status is 1 if there is a problem, if a key of the gateway's callers is
+    damaged, or if a provider that is asked does not answer or refuses the key; otherwise 0.
 
     \b
     Examples:
@@ -62,8 +69,30 @@ def command(file: str | None, online: bool) -> None:
     )
     click.echo(visible(f"  ledger: {_ledger(config)}"))
     _print_providers(config, findings)
-    if online and not _ask(config, findings):
+    fine = _keys_intact(keys, pepper_env)
+    if online:
+        fine = _ask(config, findings) and fine
+    if not fine:
         raise SystemExit(1)
+
+
+def _keys_intact(path: str | None, pepper_env: str | None) -> bool:
+    """Reads the gateway's key file and prints what is damaged in it; whether it can be used."""
+    from fastroute.errors import ConfigError
+    from fastroute.gateway.keys import DEFAULT_FILE, KeyFile
+
+    if path is None and not os.path.lexists(DEFAULT_FILE):
+        return True
+    try:
+        table = KeyFile(path or DEFAULT_FILE, pepper_env=pepper_env).read()
+    except ConfigError as error:
+        # A file that was not named may be one whose pepper is known to the gateway only.
+        what, colour = ("warning", "yellow") if path is None else ("problem", "red")
+        click.echo(f"{click.style(what, fg=colour, bold=path is not None)}  keys: {visible(str(error))}")
+        return path is None
+    for problem in table.problems:
+        click.echo(f"{click.style('problem', fg='red', bold=True)}  keys: {visible(problem)}")
+    return not table.problems
 
 
 def _count(number: int, what: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .group import json_option, read_tags
+from .group import json_option, read_tags, visible
 from .output import Column, dim, optional, print_json, print_table
 
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
@@ -151,7 +151,7 @@ def revoke(name: str, path: str, pepper_env: str | None) -> None:
 @_file_options
 @json_option
 def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
-    """Show the callers and their limits.
+    """Show the callers and their limits, and what is damaged in the file.
 
     \b
     Examples:
@@ -163,7 +163,7 @@ def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
     now = time.time()
     shown = [describe(caller, table, now) for caller in table.callers.values()]
     if as_json:
-        print_json({"keys": shown})
+        print_json({"keys": shown, "problems": table.problems})
         return
     columns = [
         Column("name"),
@@ -176,6 +176,10 @@ def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
         Column("keys", give=True),
     ]
     print_table(columns, [_row(caller) for caller in shown])
+    for problem in table.problems:
+        click.echo(f"{click.style('damaged', fg='red', bold=True)}  {visible(problem)}", err=True)
+    if table.problems:
+        dim("Damaged keys are refused. keys create NAME writes one anew, or restore the file from a copy.")
 
 
 def _row(caller: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ log = logging.getLogger("fastroute")
 _LOOK_AGAIN = 1.0  # seconds between two checks of the file
 _RACY_NS = 2_000_000_000  # age up to which a file may change again within one tick of its time stamp
 _UNREADABLE_FOR = 60.0  # seconds that the keys stay valid while the file cannot be read
+_CURRENT_FOR = 2.0  # seconds after a check in which the keys in memory are used without waiting for the next
 _NOBODY = b"\0" * 32
 
 
@@ -41,6 +42,7 @@ class Keyring:
         file: the key file.
         clock: seconds that only increase, for the time of the next check.
         now: seconds since the epoch, for expiry.
+        patience: seconds to wait for a thread that checks the file, whose wait for SQLite's lock is shorter.
 
     Raises:
         ConfigError: the file is invalid.
@@ -55,15 +57,19 @@ class Keyring:
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        patience: float = 2.0,
     ) -> None:
         self._file = file
         self._clock = clock
         self._now = now
+        self._patience = patience
         self._pid = os.getpid()
         self._looking = threading.Lock()
         self._stamp = stamp(file.path)
         self._table: Table = file.read()
         self._looked = self._read_at = clock()
+        self._logged: tuple[str, ...] = ()
+        self._log(self._table.problems)
 
     def find(self, token: bytes) -> Caller | None:
         """The caller with this key; None if the key is unknown, revoked or expired.
@@ -71,7 +77,8 @@ class Keyring:
         The time that it takes does not depend on whether the public part exists.
 
         Raises:
-            KeysUnavailable: the file has been unreadable for a minute.
+            KeysUnavailable: the file has been unreadable for a minute, or what it says of this caller is
+                damaged.
         """
         table = self._current()
         match = TOKEN.fullmatch(token) if len(token) == TOKEN_LENGTH else None
@@ -83,7 +90,13 @@ class Keyring:
         if secret.expires is not None and secret.expires <= self._now():
             return None
         caller = table.callers.get(secret.caller)
-        return caller if caller is not None and caller.revoked is None else None
+        if caller is None:
+            # Its limits are unknown. "Invalid key" would make its owner look for the mistake elsewhere.
+            raise KeysUnavailable(
+                "the settings of this key are damaged; ask for another key, "
+                "or see fastroute keys list on the gateway's machine"
+            )
+        return caller if caller.revoked is None else None
 
     @property
     def callers(self) -> tuple[Caller, ...]:
@@ -95,19 +108,21 @@ class Keyring:
         if at - self._looked >= _LOOK_AGAIN:
             if self._pid != os.getpid():  # a thread of the parent may have held the lock
                 self._looking, self._pid = threading.Lock(), os.getpid()
-            if self._looking.acquire(blocking=False):
+            # While one thread checks the file, the others use what is in memory. After a quiet time that may
+            # be outdated, for example by a revocation, so then they wait for the thread.
+            recent = at - self._looked < _CURRENT_FOR
+            if self._looking.acquire(blocking=not recent, timeout=-1 if recent else self._patience):
                 try:
-                    self._look(at)
+                    if at - self._looked >= _LOOK_AGAIN:  # unless the thread before has checked it
+                        self._look(at)
                 finally:
                     self._looking.release()
+        # Only a check that has failed, or that does not end, makes the keys too old.
         if at - self._read_at > _UNREADABLE_FOR:
             raise KeysUnavailable("the keys cannot be checked now; try again later")
         return self._table
 
     def _look(self, at: float) -> None:
-        import sqlite3
-
-        self._looked = at
         try:
             found = stamp(self._file.path)
             settled = found is not None and self._now() * 1e9 - found.mtime_ns > _RACY_NS
@@ -115,8 +130,22 @@ class Keyring:
                 self._table = self._file.read()
                 self._stamp = found
             self._read_at = at
-        except (OSError, sqlite3.Error, errors.ConfigError) as error:
-            log.error("the key file cannot be read; its keys stay valid for %g s: %s", _UNREADABLE_FOR, error)
+            self._log(self._table.problems)
+        except (OSError, errors.ConfigError) as error:
+            self._log((f"it cannot be read, so its keys stay valid for {_UNREADABLE_FOR:g} s: {error}",))
+        # Last: who sees this time must find the result. An interrupted check does not count as one.
+        self._looked = at
+
+    def _log(self, problems: tuple[str, ...]) -> None:
+        """Logs what is wrong with the file, once until it changes."""
+        known, self._logged = self._logged, problems
+        if problems and problems != known:
+            log.error(
+                "the key file %s: %s; fastroute keys list shows the keys that are intact, "
+                "fastroute keys create replaces a damaged one, or restore the file from a copy",
+                self._file.path,
+                "; ".join(problems),
+            )
 
 
 class KeyFileWatch:
@@ -135,6 +164,7 @@ class KeyFileWatch:
         self._file = file
         self._clock = clock
         self._looked = -math.inf
+        self._logged = ""
 
     def look(self) -> Keyring | None:
         """The keys once the file exists, otherwise None; checks once a second.
@@ -146,12 +176,12 @@ class KeyFileWatch:
         if at - self._looked < _LOOK_AGAIN:
             return None
         if os.path.lexists(self._file.path):
-            import sqlite3
-
             try:
                 keyring = Keyring(self._file, clock=self._clock)
-            except (OSError, sqlite3.Error, errors.ConfigError) as error:
-                log.error("the key file that was found cannot be used: %s", error)
+            except (OSError, errors.ConfigError) as error:
+                if str(error) != self._logged:
+                    log.error("the key file that was found cannot be used: %s", error)
+                self._logged = str(error)
                 raise KeysUnavailable("the keys cannot be checked now; try again later") from None
             log.warning("found the key file %s: callers need a key from now on", self._file.path)
             return keyring

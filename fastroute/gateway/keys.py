@@ -13,10 +13,12 @@ import hmac
 import os
 import re
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote
 
 import orjson
 from attrs import field, frozen
@@ -24,10 +26,10 @@ from attrs import field, frozen
 from fastroute import errors
 from fastroute.config import BudgetConfig
 from fastroute.platform import files
+from fastroute.platform.readable_rows import DAMAGE, as_text
 from fastroute.types import REQUEST_ID_TAG
 
-if TYPE_CHECKING:
-    import sqlite3
+from .key_rows import checked_rows, shortened, structure_problems
 
 DEFAULT_FILE = "fastroute-keys.db"
 TOKEN = re.compile(rb"fr-([a-z2-7]{12})-[A-Za-z0-9_-]{43}")
@@ -35,11 +37,14 @@ TOKEN_LENGTH = 3 + 12 + 1 + 43
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PUBLIC = re.compile(r"[a-z2-7]{12}")
 _PUBLIC_SIGNS = "abcdefghijklmnopqrstuvwxyz234567"
 _VERSION = 1
 _BUSY = 0.5  # seconds to wait for the file's lock; a call may be waiting
 _MOST_PER_MINUTE = 1_000_000_000
 _WINDOWS = ("day", "month", "total")
+_PROOF_BYTES = 32
+_LATEST = 1e11  # seconds since the epoch, the year 5138
 RESERVED_TAGS = frozenset({"key", REQUEST_ID_TAG})
 
 # Each purpose has a key derived from the pepper, so that knowing one does not reveal another.
@@ -122,10 +127,91 @@ class Table:
     Attributes:
         callers: by name, including revoked ones.
         secrets: by their public part.
+        problems: what is damaged and left out, one line each.
     """
 
     callers: Mapping[str, Caller]
     secrets: Mapping[str, StoredSecret]
+    problems: tuple[str, ...] = ()
+
+
+_CALLER_COLUMNS = "name, admin, models, rpm, tpm, budgets, tags, created, revoked"
+_SECRET_COLUMNS = "public, caller, digest, created, expires"
+
+
+def _caller_of(
+    name: Any,
+    admin: Any,
+    models: Any,
+    rpm: Any,
+    tpm: Any,
+    budgets: Any,
+    tags: Any,
+    created: Any,
+    revoked: Any,
+) -> tuple[str, Caller]:
+    """A caller from its row, of which each value may be damaged.
+
+    Raises:
+        ConfigError: a value is impossible. Whatever it limits, the caller must not be without that limit.
+    """
+    _require(type(name) is str, "name: must be text")
+    _require(admin in (0, 1), "admin: must be 0 or 1")
+    for label, limit in (("rpm", rpm), ("tpm", tpm)):
+        _require(limit is None or type(limit) is int, f"{label}: must be an integer or NULL")
+    names = None if models is None else _json(models, "models", list)
+    _require(names is None or all(type(each) is str for each in names), "models: must be names")
+    limits, labels = _json(budgets, "budgets", dict), _json(tags, "tags", dict)
+    _require(all(type(usd) in (int, float) for usd in limits.values()), "budgets: must be numbers")
+    _require(all(type(value) is str for value in labels.values()), "tags: must be text")
+    caller = Caller(
+        name=name,
+        admin=bool(admin),
+        models=None if names is None else tuple(names),
+        rpm=rpm,
+        tpm=tpm,
+        budgets=limits,
+        tags=labels,
+        created=_moment(created, "created"),
+        revoked=None if revoked is None else _moment(revoked, "revoked"),
+    )
+    check_caller(caller)
+    return name, caller
+
+
+def _secret_of(public: Any, caller: Any, digest: Any, created: Any, expires: Any) -> tuple[str, StoredSecret]:
+    """A secret from its row; ConfigError as in `_caller_of`."""
+    _require(type(public) is str and _PUBLIC.fullmatch(public) is not None, "public: must be 12 characters")
+    _require(type(caller) is str and _NAME.fullmatch(caller) is not None, "caller: must be a name")
+    _require(type(digest) is bytes and len(digest) == 32, "digest: must be 32 bytes")
+    return public, StoredSecret(
+        public=public,
+        caller=caller,
+        digest=digest,
+        created=_moment(created, "created"),
+        expires=None if expires is None else _moment(expires, "expires"),
+    )
+
+
+def _json(text: Any, label: str, kind: type) -> Any:
+    try:
+        value = orjson.loads(text)
+    except (ValueError, TypeError):
+        value = None
+    _require(type(value) is kind, f"{label}: must be JSON of a {kind.__name__}")
+    return value
+
+
+def _moment(value: Any, label: str) -> float:
+    _require(
+        type(value) in (int, float) and 0 <= value <= _LATEST, f"{label}: must be seconds since the epoch"
+    )
+    return float(value)
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise errors.ConfigError(problem)
 
 
 def check_caller(caller: Caller) -> None:
@@ -194,17 +280,21 @@ class KeyFile:
     def create(self, caller: Caller) -> str:
         """Adds a caller and returns its key, which cannot be shown again. Creates the file if needed.
 
+        A caller whose row is damaged is replaced; its earlier keys are valid again.
+
         Raises:
             ConfigError: the name is taken (also by a revoked caller), or a value is invalid.
         """
         check_caller(caller)
         self._make()
         with self._writing() as database:
-            if database.execute("SELECT 1 FROM callers WHERE name = ?", (caller.name,)).fetchone():
+            intact = checked_rows(database, "callers", _CALLER_COLUMNS, _caller_of, [])
+            if caller.name in intact:
                 raise errors.ConfigError(
                     f"a key named {caller.name} exists or existed, and its spending is kept under that name; "
                     "use another name, or rotate the key"
                 )
+            database.execute("DELETE FROM callers WHERE name = ?", (caller.name,))
             database.execute(
                 "INSERT INTO callers VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (
@@ -270,32 +360,23 @@ class KeyFile:
     # -------------------------------------------------------------------------------------------- reading
 
     def read(self) -> Table:
-        """All callers and secrets.
+        """All callers and secrets that are intact; `Table.problems` names the others.
 
         Raises:
-            ConfigError: the file or the pepper is invalid.
-            OSError, sqlite3.Error: the file cannot be read now.
+            ConfigError: the file or the pepper is invalid, or cannot be read now.
         """
+        problems: list[str] = []
         with self._opened() as database:
-            callers = {
-                row[0]: Caller(
-                    name=row[0],
-                    admin=bool(row[1]),
-                    models=None if row[2] is None else tuple(orjson.loads(row[2])),
-                    rpm=row[3],
-                    tpm=row[4],
-                    budgets=orjson.loads(row[5]),
-                    tags=orjson.loads(row[6]),
-                    created=row[7],
-                    revoked=row[8],
-                )
-                for row in database.execute("SELECT * FROM callers ORDER BY created, name")
-            }
-            found = {
-                row[0]: StoredSecret(*row)
-                for row in database.execute("SELECT public, caller, digest, created, expires FROM secrets")
-            }
-        return Table(callers, found)
+            # In one transaction, so that callers and secrets belong together.
+            database.execute("BEGIN")
+            callers = checked_rows(database, "callers", _CALLER_COLUMNS, _caller_of, problems)
+            found = checked_rows(database, "secrets", _SECRET_COLUMNS, _secret_of, problems)
+            if self._proof_matches(database) < _PROOF_BYTES:
+                problems.append("pepper: the proof of the pepper is damaged")
+            problems += structure_problems(database)
+        lost = {secret.caller for secret in found.values()} - callers.keys()
+        problems += [f"callers: the row of {name}, which has keys, is damaged" for name in sorted(lost)]
+        return Table(callers, found, shortened(problems))
 
     def digest(self, token: bytes) -> bytes:
         """The hash of a key that is stored."""
@@ -339,9 +420,6 @@ class KeyFile:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3
-        from urllib.parse import quote
-
         # mode=rw: a missing file is an error; SQLite would create an empty one.
         connection = sqlite3.connect(
             f"file:{quote(self.path)}?mode=rw", uri=True, timeout=_BUSY, isolation_level=None
@@ -352,29 +430,45 @@ class KeyFile:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3
-
         try:
             files.check(self.path)
         except FileNotFoundError:
             raise errors.ConfigError(f"{self.path}: does not exist; fastroute keys create makes it") from None
         except files.UnsafeFileError as error:
             raise errors.ConfigError(f"{self.path}: cannot be used ({error.strerror})") from None
-        with self._connected() as database:
-            try:
-                version = database.execute("PRAGMA user_version").fetchone()[0]
-                proof = database.execute("SELECT proof FROM pepper").fetchone() if version else None
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                raise errors.ConfigError(f"{self.path}: is not a key file") from None
-            if version != _VERSION or proof is None:
-                raise errors.ConfigError(f"{self.path}: is not a key file of this release")
-            if not hmac.compare_digest(proof[0], hmac.digest(self._pepper(), _FOR_CHECK, "sha256")):
-                raise errors.ConfigError(
-                    f"{self.path}: was made with another pepper; restore the pepper that it was made with"
-                )
-            yield database
+        try:
+            with self._connected() as database:
+                database.text_factory = as_text
+                self._check(database)
+                yield database
+        except sqlite3.OperationalError as error:
+            raise errors.ConfigError(f"{self.path}: cannot be used now ({error})") from None
+        except DAMAGE as error:
+            raise errors.ConfigError(
+                f"{self.path}: is not a key file, or is damaged ({error}); restore it from a copy"
+            ) from None
+
+    def _check(self, database: sqlite3.Connection) -> None:
+        """Checks that the file is a key file, with this pepper.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version != _VERSION:
+            raise errors.ConfigError(f"{self.path}: is not a key file of this release")
+        # Nearly the right proof is one that is damaged: another pepper has none of its bytes in common.
+        if self._proof_matches(database) < _PROOF_BYTES // 2:
+            raise errors.ConfigError(
+                f"{self.path}: was made with another pepper; restore the pepper that it was made with"
+            )
+
+    def _proof_matches(self, database: sqlite3.Connection) -> int:
+        """How many bytes of the proof in the file are those of this pepper."""
+        row = database.execute("SELECT proof FROM pepper").fetchone()
+        found = row[0] if row is not None and type(row[0]) is bytes else b""
+        right = hmac.digest(self._pepper(), _FOR_CHECK, "sha256")
+        return sum(each == other for each, other in zip(found, right))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

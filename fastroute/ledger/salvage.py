@@ -1,7 +1,6 @@
 """Reads what is readable of a damaged ledger file, and keeps the mark that entries may be missing.
 
-Rows are read by row number, upward and then downward. After an error, reading continues further on, at twice
-the distance each time, until it finds readable rows. The second direction finds rows that the first skipped.
+Rows are read upward and then downward, since each direction skips some rows beyond a damaged one.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +16,7 @@ from urllib.parse import quote
 import orjson
 
 from fastroute.platform import files
+from fastroute.platform.readable_rows import as_text, readable_rows
 
 from . import journal
 from .database import as_attempt
@@ -24,12 +24,8 @@ from .database import as_attempt
 log = logging.getLogger("fastroute")
 
 _BATCH = 512
-_MOST_FAILURES = 62  # errors in a row: as the distance doubles each time, this exceeds any row number
-_LAST = 2**62
 
 _ID, _TIME = journal.FIELDS.index("id"), journal.FIELDS.index("time")
-_UPWARD = "FROM attempts NOT INDEXED WHERE seq > ? ORDER BY seq"
-_DOWNWARD = "FROM attempts NOT INDEXED WHERE seq < ? ORDER BY seq DESC"
 # What columns have that later releases added, in a file that was damaged before it had them.
 _LATER = {
     "cache_write_tokens": "0",
@@ -51,10 +47,13 @@ def batches(path: str) -> Iterator[list[list[Any]]]:
         log.error("ledger: %s cannot be opened: %s", path, error)
         return
     with closing(connection):
+        connection.text_factory = as_text
         columns = _columns(connection)
-        for condition, start, sign in ((_UPWARD, 0, 1), (_DOWNWARD, _LAST, -1)):
-            for row in _rows(connection, f"SELECT seq, {columns} {condition}", start, sign):
-                batch.append(row)
+        for downward in (False, True):
+            for _, *row in readable_rows(connection, "attempts", columns, downward=downward):
+                values = _cleaned(row)
+                if values is not None:
+                    batch.append(values)
                 if len(batch) == _BATCH:
                     yield batch
                     batch = []
@@ -74,23 +73,7 @@ def _columns(connection: sqlite3.Connection) -> str:
     )
 
 
-def _rows(connection: sqlite3.Connection, statement: str, start: int, sign: int) -> Iterator[list[Any]]:
-    last, leap, failures = start, 1, 0
-    while failures < _MOST_FAILURES and abs(last) <= _LAST:
-        try:
-            for row in connection.execute(statement, (last,)):
-                last, leap, failures = row[0], 1, 0
-                values = _cleaned(row[1:])
-                if values is not None:
-                    yield values
-            return
-        except sqlite3.DatabaseError:
-            last += sign * leap
-            leap *= 2
-            failures += 1
-
-
-def _cleaned(row: tuple[Any, ...]) -> list[Any] | None:
+def _cleaned(row: Sequence[Any]) -> list[Any] | None:
     """The row as the journal would contain it; None if it cannot be an entry."""
     if not isinstance(row[_ID], str) or not isinstance(row[_TIME], float):
         return None
