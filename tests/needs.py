@@ -19,7 +19,8 @@ def need(what: str) -> Any:
         if error.name != what.partition(".")[0]:
             raise  # it is there, but broken
     # A virtual environment that is used without being activated keeps its programs beside its interpreter.
-    folders = [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+    # Debian has servers in /usr/sbin, which is not in every user's PATH.
+    folders = [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"]
     path = shutil.which(what, path=os.pathsep.join(folders))
     if path is not None:
         return path

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ _HEADER_BYTES = 32 * 1024
 _BODY_BYTES = 10 * 1024 * 1024
 _UNSENT_BYTES = 1024 * 1024  # buffered for a slow client before its stream is paused
 _CONNECTIONS = 2000
+_FIRST = "default"  # the name of the key that the first start makes
 _TICK = 0.5  # seconds between two checks for a signal
 
 
@@ -46,11 +48,11 @@ _TICK = 0.5  # seconds between two checks for a signal
     "--keys",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="The callers' keys. [default: fastroute-keys.db, if there is one]",
+    help="The callers' keys. [default: fastroute-keys.db; it is made, with one key, if it does not exist]",
 )
 @click.option("--pepper-env", metavar="NAME", help="Environment variable with the keys' pepper.")
 @click.option(
-    "--allow-anonymous", is_flag=True, help="Without keys, serve everyone who can reach this address."
+    "--keyless", is_flag=True, help="Serve everyone who can reach this address or a proxy before it."
 )
 @click.option("--metrics/--no-metrics", default=True, show_default=True, help="Serve /metrics.")
 @click.option(
@@ -68,15 +70,15 @@ def command(
     threads: int,
     keys: str | None,
     pepper_env: str | None,
-    allow_anonymous: bool,
+    keyless: bool,
     metrics: bool,
     grace: float,
     config: str | None,
 ) -> None:
     """Serve an OpenAI-compatible API over HTTP.
 
-    Callers need a key made by "fastroute keys create". Without any keys, only programs on this machine are
-    served. SIGTERM ends the server after the running calls; a second one ends it at once.
+    Callers need a key made by "fastroute keys create". If there are no keys, the first start makes one and
+    prints it, once. SIGTERM ends the server after the running calls; a second one ends it at once.
 
     \b
     Examples:
@@ -85,31 +87,44 @@ def command(
     """
     if find_spec("waitress") is None:
         refuse("fastroute serve needs waitress: pip install 'fastroute[gateway]'")
+    from fastroute.client import Client
     from fastroute.gateway import create_app
 
-    app = create_app(
-        config, keys=keys, pepper_env=pepper_env, allow_anonymous=allow_anonymous, metrics=metrics
-    )
+    client = Client(config, default_state="machine")
     try:
-        if not (app.needs_keys or allow_anonymous or is_loopback(host)):
-            refuse(
-                f"--host: {host} can be reached from other machines, and there are no keys; make one with "
-                "fastroute keys create, or add --allow-anonymous"
-            )
+        # The configuration may say keyless, so it is read before a key is made.
+        token = None if keyless or client.config.gateway.keyless else first_key(keys, pepper_env)
+        app = create_app(client=client, keys=keys, pepper_env=pepper_env, keyless=keyless, metrics=metrics)
         served = app if access_log is None else AccessLog(app, access_log == "json")
-        serve(served, host, port, threads, grace, ready=announce)
+        shown: list[str] = []
+
+        def ready(address: str, bound: int) -> None:
+            announce(address, bound)
+            if token is not None and not shown:  # called once for each address
+                shown.append(token)
+                show_key(token)
+
+        serve(served, host, port, threads, grace, ready=ready)
     finally:
-        app.close()
+        client.close()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def first_key(keys: str | None, pepper_env: str | None) -> str | None:
+    """A key in a new default key file; None if there is a file of keys already, or another one was named."""
+    from fastroute.gateway.keys import DEFAULT_FILE, Caller, KeyFile
+
+    if keys is not None or os.path.lexists(DEFAULT_FILE):
+        return None
+    return KeyFile(DEFAULT_FILE, pepper_env=pepper_env).create(Caller(_FIRST))
+
+
+def show_key(token: str) -> None:
+    """Prints the first key: the key itself on standard output, and what to know of it beside."""
+    dim(f"There were no keys, so a key named {_FIRST} was made. It is not shown again:")
+    click.echo(token)
+    dim('callers send it as "Authorization: Bearer KEY"; fastroute keys create NAME makes more')
+    if not sys.stdout.isatty():
+        dim(f"if this output is kept, replace the key: fastroute keys rotate {_FIRST} --overlap 0")
 
 
 def announce(host: str, port: int) -> None:
@@ -150,8 +165,6 @@ def serve(
             max_request_body_size=_BODY_BYTES,
             outbuf_high_watermark=_UNSENT_BYTES,
             connection_limit=_CONNECTIONS,
-            # The headers are kept but not trusted: without keys, a forwarded call is refused.
-            clear_untrusted_proxy_headers=False,
             asyncore_use_poll=True,
             ident=None,
         )

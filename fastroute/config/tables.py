@@ -262,10 +262,12 @@ class GatewayConfig:
         parameters: names of further parameters that callers may send; they go to the provider unchecked.
         cors_origins: origins (``https://app.example``) whose pages may call the gateway from a browser;
             ``*``: all.
+        keyless: whether everyone who can reach the gateway, also through a proxy, is served without a key.
     """
 
     parameters: tuple[str, ...] = field(default=(), validator=sequence_of(parameter_name), converter=tuple)
     cors_origins: tuple[str, ...] = field(default=(), validator=sequence_of(origin), converter=tuple)
+    keyless: bool = field(default=False, validator=flag)
 
 
 @frozen(kw_only=True)

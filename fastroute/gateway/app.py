@@ -35,6 +35,8 @@ from fastroute.client import Client
 from fastroute.config import AUTO, Config
 from fastroute.integrations import wire_openai
 from fastroute.platform import forks
+from fastroute.platform.notices import notice
+from fastroute.platform.peers import is_own_connection
 from fastroute.types import REQUEST_ID_TAG
 
 from . import body as bodies
@@ -70,8 +72,7 @@ _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,200})")
 _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _RANGE = re.compile(r"(?:hours=([1-9][0-9]{0,2}))?")
-_LOOPBACK = re.compile(r"127\.[0-9.]+|::1|::ffff:127\.[0-9.]+|localhost", re.IGNORECASE)
-_FORWARDED = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_BEARER_SCHEME = 'Bearer realm="fastroute"'
 _LEASE_SLACK = 30.0  # seconds from a call's deadline until its reservation in the key's budget ends
 
 _READABLE = (
@@ -116,7 +117,7 @@ class Gateway:
         client: Client,
         keys: KeyFile | None,
         *,
-        allow_anonymous: bool = False,
+        keyless: bool = False,
         metrics: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,7 +126,7 @@ class Gateway:
         self._keys: Keyring | KeyFileWatch = (
             KeyFileWatch(KeyFile(DEFAULT_FILE), clock=clock) if keys is None else Keyring(keys, clock=clock)
         )
-        self._allow_anonymous = allow_anonymous
+        self._keyless = keyless
         segment = client.runtime.generation.state.segment
         shared = client.runtime.shared
         self.limits = KeyLimits(segment, shared)
@@ -156,8 +157,14 @@ class Gateway:
         self._collector = stats.StatsCollector(self.client)
 
     @property
-    def needs_keys(self) -> bool:
-        """Whether callers need keys."""
+    def keyless(self) -> bool:
+        """Whether everyone is served without a key: only if that is asked for and there is no key file."""
+        asked_for = self._keyless or self.client.config.gateway.keyless
+        return asked_for and not isinstance(self._keys, Keyring)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is a key file."""
         return self._keyring() is not None
 
     def close(self) -> None:
@@ -219,14 +226,21 @@ class Gateway:
 
     def _caller(self, environ: Environ, *, admin: bool = False) -> Caller:
         """The caller by its key. The body has not been read yet."""
-        keyring = self._keyring()
+        keyring = None if self.keyless else self._keyring()
         if keyring is None:
             if admin:
                 raise GatewayError(
                     403, "an admin key is required; fastroute keys create NAME --admin makes one", "no_keys"
                 )
-            self._check_local(environ)
-            return _ANYBODY
+            if self.keyless or _is_from_here(environ):
+                return _ANYBODY
+            raise GatewayError(
+                401,
+                "this gateway has no keys yet, so it serves nobody; on its machine, "
+                "fastroute keys create NAME makes one",
+                "no_keys",
+                [("WWW-Authenticate", _BEARER_SCHEME)],
+            )
         header = environ.get("HTTP_AUTHORIZATION", "")
         match = _BEARER.fullmatch(header)
         token = match[1].encode() if match else b""
@@ -242,7 +256,7 @@ class Gateway:
                     "too_many_wrong_keys",
                     retry_after=wait,
                 )
-            scheme = 'Basic realm="fastroute", charset="UTF-8"' if admin else 'Bearer realm="fastroute"'
+            scheme = 'Basic realm="fastroute", charset="UTF-8"' if admin else _BEARER_SCHEME
             raise GatewayError(
                 401,
                 "the key is missing or invalid; send Authorization: Bearer KEY",
@@ -254,26 +268,6 @@ class Gateway:
             raise GatewayError(403, what, "wrong_kind_of_key")
         environ["fastroute.key"] = caller.name  # for access logs around this application
         return caller
-
-    def _check_local(self, environ: Environ) -> None:
-        """Without keys, rejects requests from other machines unless anonymous callers are allowed."""
-        if self._allow_anonymous:
-            return
-        host = str(environ.get("HTTP_HOST", "")).rsplit(":", 1)[0].strip("[]")
-        near = _LOOPBACK.fullmatch(str(environ.get("REMOTE_ADDR", "")))
-        # A local proxy may forward remote requests, and a web page's host name may resolve to this machine.
-        if (
-            near
-            and _LOOPBACK.fullmatch(host or "localhost")
-            and not any(name in environ for name in _FORWARDED)
-        ):
-            return
-        raise GatewayError(
-            403,
-            "this gateway has no keys, so it serves only programs on its own machine; "
-            "fastroute keys create makes one",
-            "no_keys",
-        )
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -385,7 +379,7 @@ class Gateway:
 
         parameters = self.client.config.gateway.parameters
         return json_response(
-            document(keys=self.needs_keys, metrics="/metrics" in self.routes, parameters=parameters)
+            document(keys=not self.keyless, metrics="/metrics" in self.routes, parameters=parameters)
         )
 
     def _page(self, environ: Environ, path: str) -> Response:
@@ -407,6 +401,19 @@ class Gateway:
         seconds = 3600.0 * hours
         figures = self._collector.collect(self.budgets.snapshot(callers), seconds)
         return json_response({**figures, "refused": self.refusals.lately(seconds)})
+
+
+def _is_from_here(environ: Environ) -> bool:
+    """Whether this very process has sent the request: a test, or a notebook, that serves and calls.
+
+    Such a program could use the client itself. Nothing that the request says counts here, because a proxy on
+    this machine sends only the headers that it is configured to send.
+    """
+    try:
+        port, server_port = int(environ.get("REMOTE_PORT", 0)), int(environ.get("SERVER_PORT", 0))
+    except ValueError:
+        return False
+    return is_own_connection(str(environ.get("REMOTE_ADDR", "")), port, server_port)
 
 
 def _preflight(environ: Environ) -> list[tuple[str, str]]:
@@ -453,6 +460,16 @@ def _tokens(attempts: Iterable[Any]) -> int:
 
 # ---------------------------------------------------------------------------------------------- create_app
 
+_KEYLESS = (
+    "the gateway is keyless: everyone who can reach it makes calls at your expense. Behind a proxy, such as "
+    "nginx or a tunnel, that is everyone who can reach the proxy. To serve only the owners of keys, unset "
+    "keyless and run: fastroute keys create NAME"
+)
+_NO_KEYS = (
+    f"the gateway has no keys, so it refuses all calls until {DEFAULT_FILE} exists in its working directory; "
+    "fastroute keys create NAME makes it ([gateway] keyless = true serves everyone without keys)"
+)
+
 _gateways: weakref.WeakSet[Gateway] = weakref.WeakSet()
 
 
@@ -470,7 +487,7 @@ def create_app(
     *,
     keys: str | os.PathLike[str] | None = None,
     pepper_env: str | None = None,
-    allow_anonymous: bool = False,
+    keyless: bool = False,
     metrics: bool = True,
 ) -> Gateway:
     """Makes the gateway as a WSGI app, for gunicorn, uWSGI, waitress, or to be mounted in another app.
@@ -481,7 +498,8 @@ def create_app(
         keys: the file of caller keys that ``fastroute keys`` makes. Default: ``fastroute-keys.db`` in the
             working directory, as soon as it exists.
         pepper_env: the environment variable with the keys' pepper, if it is not in ``KEYS.pepper``.
-        allow_anonymous: without keys, serve all callers, and not only programs on this machine.
+        keyless: serve everyone without keys, as ``[gateway] keyless`` does. Without it and without keys, all
+            calls are refused, except those of this very process, until the key file exists.
         metrics: whether to serve ``/metrics``.
 
     Raises:
@@ -498,7 +516,17 @@ def create_app(
         file.read()  # an invalid file is an error before the client starts anything
     made = Client(config, default_state="machine") if client is None else client
     try:
-        return Gateway(made, file, allow_anonymous=allow_anonymous, metrics=metrics)
+        if file is not None and (keyless or made.config.gateway.keyless):
+            raise errors.ConfigError(
+                f"gateway.keyless: is set, but there are keys in {file.path}; remove that file to serve "
+                "everyone, or unset keyless to serve the owners of keys"
+            )
+        app = Gateway(made, file, keyless=keyless, metrics=metrics)
+        if app.keyless:
+            notice(_KEYLESS)
+        elif not app.has_keys:
+            notice(_NO_KEYS)
+        return app
     except BaseException:
         if client is None:
             made.close()

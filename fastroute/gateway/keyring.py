@@ -65,7 +65,7 @@ class Keyring:
         self._patience = patience
         self._pid = os.getpid()
         self._looking = threading.Lock()
-        self._stamp = stamp(file.path)
+        self._stamp = self._tried = stamp(file.path)
         self._table: Table = file.read()
         self._looked = self._read_at = clock()
         self._logged: tuple[str, ...] = ()
@@ -81,6 +81,14 @@ class Keyring:
                 damaged.
         """
         table = self._current()
+        caller = self._owner(table, token)
+        # A key may be used in the very second in which it was made. The file is read once for each change of
+        # it, which no caller can bring about, and whether the public part exists makes no difference.
+        if caller is None and stamp(self._file.path) not in (None, self._tried):
+            caller = self._owner(self._current(changed=True), token)
+        return caller
+
+    def _owner(self, table: Table, token: bytes) -> Caller | None:
         match = TOKEN.fullmatch(token) if len(token) == TOKEN_LENGTH else None
         secret = None if match is None else table.secrets.get(match[1].decode())
         digest = self._file.digest(token[:TOKEN_LENGTH])
@@ -103,17 +111,17 @@ class Keyring:
         """The callers that are not revoked."""
         return tuple(caller for caller in self._current().callers.values() if caller.revoked is None)
 
-    def _current(self) -> Table:
+    def _current(self, changed: bool = False) -> Table:
         at = self._clock()
-        if at - self._looked >= _LOOK_AGAIN:
+        if changed or at - self._looked >= _LOOK_AGAIN:
             if self._pid != os.getpid():  # a thread of the parent may have held the lock
                 self._looking, self._pid = threading.Lock(), os.getpid()
             # While one thread checks the file, the others use what is in memory. After a quiet time that may
             # be outdated, for example by a revocation, so then they wait for the thread.
-            recent = at - self._looked < _CURRENT_FOR
+            recent = not changed and at - self._looked < _CURRENT_FOR
             if self._looking.acquire(blocking=not recent, timeout=-1 if recent else self._patience):
                 try:
-                    if at - self._looked >= _LOOK_AGAIN:  # unless the thread before has checked it
+                    if changed or at - self._looked >= _LOOK_AGAIN:  # unless the thread before has checked it
                         self._look(at)
                 finally:
                     self._looking.release()
@@ -124,7 +132,7 @@ class Keyring:
 
     def _look(self, at: float) -> None:
         try:
-            found = stamp(self._file.path)
+            found = self._tried = stamp(self._file.path)
             settled = found is not None and self._now() * 1e9 - found.mtime_ns > _RACY_NS
             if found != self._stamp or not settled:
                 self._table = self._file.read()

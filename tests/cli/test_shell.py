@@ -234,7 +234,7 @@ def test_each_request_is_a_line_of_the_access_log(capsys: pytest.CaptureFixture[
     body = json.dumps(
         {"model": "gpt-4.1-mini", "messages": [{"role": "user", "content": "secret"}], "stream": stream}
     ).encode()
-    app = create_app()
+    app = create_app(keyless=True)
     try:
         length = len(asked(AccessLog(app, True), "POST", "/v1/chat/completions", body))
         asked(AccessLog(app, False), "GET", "/nowhere\x1b[2J")

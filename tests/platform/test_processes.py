@@ -250,7 +250,7 @@ def test_what_servers_load_anew_in_each_worker_counts_with_the_others(
         assert kind_of(client) == kind
     with Client(config) as client:
         assert kind_of(client) == "memory"
-    gateway = create_app(config, allow_anonymous=True)
+    gateway = create_app(config, keyless=True)
     assert kind_of(gateway.client) == kind
     gateway.close()
     for testing, expected in ((False, kind), (True, "memory")):

@@ -210,7 +210,7 @@ def test_a_gateway_goes_on_in_a_child_that_nobody_heard_of(busy: Client) -> None
     need("flask")
     from fastroute.gateway import create_app
 
-    app = create_app(client=busy, allow_anonymous=True)
+    app = create_app(client=busy, keyless=True)
 
     def get(path: str) -> str:
         said: list[str] = []
