@@ -25,7 +25,7 @@ from fastroute import errors
 from fastroute.types import PRICE_MODIFIERS, TokenPrices, usd_to_nano
 
 from .messages import did_you_mean, near, quoted, show
-from .reader import read_table, read_toml
+from .reader import read_shipped, read_table, read_toml
 from .validators import InvalidValue, integer, mapping_of, number, one_of, sequence_of, text
 
 STREAMING, TOOLS, VISION, JSON_SCHEMA = 1, 2, 4, 8
@@ -470,8 +470,8 @@ class Catalog:
 
 @lru_cache(maxsize=1)
 def _builtin() -> Catalog:
-    path = Path(__file__).parent / "data" / "catalog.toml"
-    return _over(Catalog(models={}), read_toml(path), path.name)
+    name = "catalog.toml"
+    return _over(Catalog(models={}), read_shipped(name), name)
 
 
 def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:

@@ -21,7 +21,7 @@ from fastroute import errors
 
 from .catalog import Catalog
 from .messages import near
-from .reader import read_table, read_toml
+from .reader import read_shipped, read_table
 from .validators import is_model_name, sequence_of, text
 
 _words = sequence_of(text())
@@ -68,9 +68,11 @@ class KnownProvider:
 @lru_cache(maxsize=1)
 def known_providers() -> Mapping[str, KnownProvider]:
     """The known providers by name; they are read once, at the first call."""
-    path = Path(__file__).parent / "data" / "providers.toml"
     problems: list[str] = []
-    found = {name: read_table(KnownProvider, raw, name, problems) for name, raw in read_toml(path).items()}
+    found = {
+        name: read_table(KnownProvider, raw, name, problems)
+        for name, raw in read_shipped("providers.toml").items()
+    }
     assert not problems, problems
     return {name: known for name, known in found.items() if known is not None}
 

@@ -6,10 +6,10 @@ while it is read, so one bad key does not hide the next.
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -66,12 +66,21 @@ def parse_toml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: if it is not TOML; duplicate keys are not allowed.
     """
-    parser = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    # Imported by name, so that a packager that reads the code (PyInstaller) finds the module.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
-        tables: dict[str, Any] = parser.loads(text)
+        tables: dict[str, Any] = tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return tables
+
+
+def read_shipped(name: str) -> dict[str, Any]:
+    """The tables of one of the package's own TOML files, also where a packager has moved them."""
+    return parse_toml((files(__package__) / "data" / name).read_text("utf-8"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from fastroute._core import Rules
 from fastroute.errors import ConfigError
 
 from .messages import quoted, show, unknown
-from .reader import read_table, read_toml
+from .reader import read_shipped, read_table
 from .validators import mapping_of, number, one_of, sequence_of, text
 
 Mode = Literal["substring", "word", "pattern"]
@@ -247,5 +246,5 @@ def load_builtin() -> Mapping[str, RuleSet]:
 
     Thread safety: any thread; at worst the file is read twice.
     """
-    tables = read_toml(Path(__file__).with_name("data") / "classifiers.toml")
+    tables = read_shipped("classifiers.toml")
     return MappingProxyType({name: RuleSet.from_mapping(name, table) for name, table in tables.items()})

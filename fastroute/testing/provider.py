@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -116,7 +117,8 @@ class Provider:
             **more,
         )
         self._address = (host, port)
-        self._process = process
+        # A program made by PyInstaller has no interpreter that another process could start with.
+        self._process = process and not getattr(sys, "frozen", False)
         self._host: Host | None = None
 
     # ------------------------------------------------------------------------------------------ life
