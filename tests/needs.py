@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -11,10 +12,16 @@ from typing import Any
 import pytest
 
 
-def need(what: str) -> Any:
-    """The module of that name, or else the path of the program of that name."""
+def need(what: str, *, load: bool = True) -> Any:
+    """The module of that name, or else the path of the program of that name.
+
+    Without ``load`` a module is not imported here, because it changes the process.
+    """
     try:
-        return importlib.import_module(what)
+        if load:
+            return importlib.import_module(what)
+        if importlib.util.find_spec(what) is not None:
+            return None
     except ModuleNotFoundError as error:
         if error.name != what.partition(".")[0]:
             raise  # it is there, but broken

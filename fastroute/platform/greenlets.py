@@ -1,9 +1,10 @@
-"""gevent: checks that its patches were applied before the package was imported, and runs C calls apart.
+"""gevent and eventlet: checks that they patched before the package was imported, and runs C calls apart.
 
-The package never imports gevent. It uses the threads, locks, queues and sockets of the standard library,
-which gevent's patches turn into greenlet versions. Patched after the import, the package would have both
+The package never imports either. It uses the threads, locks, queues and sockets of the standard library,
+which their patches turn into greenlet versions. Patched after the import, the package would have both
 kinds: locks and thread-local values made at import belong to the one real thread, all its greenlets would
-share them, and one call's deadline would close the connection of another. So that is an error.
+share them, and one call's deadline would close the connection of another. Under eventlet the first
+call would wait for ever. So that is an error.
 """
 
 from __future__ import annotations
@@ -11,51 +12,69 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeVar
 
 from fastroute.errors import Error
 
 _Result = TypeVar("_Result")
 
-_PARTS = ("socket", "ssl", "threading", "queue", "time", "select")
+# The parts that the package uses, as each library calls them, and what it must be told.
+_PARTS = {
+    "gevent": ("socket", "ssl", "threading", "queue", "time", "select"),
+    "eventlet": ("socket", "thread", "time", "select"),
+}
+_CURES = {
+    "gevent": "gevent.monkey.patch_all() must come first, before any other import (under gunicorn -k gevent: "
+    "without --preload, or with the patch at the top of gunicorn.conf.py; under uWSGI: "
+    "at the top of the application instead of --gevent-monkey-patch)",
+    "eventlet": "eventlet.monkey_patch() must come first, before any other import",
+}
 
 
-def _patched() -> frozenset[str]:
+def _patched() -> frozenset[tuple[str, str]]:
+    """The patched parts, each with the library that did it."""
+    found = set()
     monkey: Any = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return frozenset()
-    return frozenset(part for part in _PARTS if monkey.is_module_patched(part))
+    if monkey is not None:
+        found |= {("gevent", part) for part in _PARTS["gevent"] if monkey.is_module_patched(part)}
+    patcher: Any = sys.modules.get("eventlet.patcher")
+    if patcher is not None:
+        found |= {("eventlet", part) for part in _PARTS["eventlet"] if patcher.is_monkey_patched(part)}
+    return frozenset(found)
 
 
-# Patching replaces this function, so one comparison tells a call that gevent has patched since the import: a
+# Patching replaces this function, so one comparison tells a call that it was replaced since the import: a
 # server may fork a process that has a client and patch the child afterwards.
 GET_IDENT = threading.get_ident
 _at_import = _patched()
 
 
 def check() -> None:
-    """Checks that gevent has not patched the standard library since the import.
+    """Checks that neither gevent nor eventlet has patched the standard library since the import.
 
     Raises:
-        Error: gevent has patched more of it.
+        Error: one has patched more of it.
     """
-    late = _patched() - _at_import
+    late = sorted(_patched() - _at_import)
     if late:
-        raise Error(
-            f"gevent patched {', '.join(sorted(late))} after fastroute was imported; "
-            "gevent.monkey.patch_all() must come first, before any other import (under gunicorn -k gevent: "
-            "without --preload, or with the patch at the top of gunicorn.conf.py; under uWSGI: "
-            "at the top of the application instead of --gevent-monkey-patch)"
-        )
+        library = late[0][0]
+        parts = ", ".join(part for by, part in late if by == library)
+        raise Error(f"{library} patched {parts} after fastroute was imported; {_CURES[library]}")
 
 
 def apart(function: Callable[..., _Result], *values: Any) -> _Result:
-    """Calls a function that blocks in C code, which gevent cannot patch, without blocking other greenlets.
+    """Calls a function that blocks in C code, which cannot be patched, without blocking other greenlets.
 
-    If gevent has patched threading, it runs in a thread of gevent's pool; otherwise it is a plain call.
+    If gevent or eventlet has patched threading, it runs in a thread of that library's pool; otherwise it is a
+    plain call.
     """
-    if "threading" not in _at_import:
-        return function(*values)
-    gevent: Any = sys.modules["gevent"]
-    result: _Result = gevent.get_hub().threadpool.apply(function, values)
+    result: _Result
+    if ("gevent", "threading") in _at_import:
+        gevent: Any = sys.modules["gevent"]
+        result = gevent.get_hub().threadpool.apply(function, values)
+    elif ("eventlet", "thread") in _at_import:
+        result = import_module("eventlet.tpool").execute(function, *values)
+    else:
+        result = function(*values)
     return result

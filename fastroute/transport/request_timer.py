@@ -7,6 +7,7 @@ deadline. The reader then sees a clean end of the stream, so it must check the t
 
 from __future__ import annotations
 
+import _socket
 import os
 import socket
 import threading
@@ -140,7 +141,7 @@ class RequestTimer:
                 self._shut = True
                 try:
                     # Not SSLSocket.shutdown, which drops the TLS object under a thread that reads from it.
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                    _SHUTDOWN(getattr(sock, "fd", sock), socket.SHUT_RDWR)
                 except OSError:
                     pass
             elif raw is not None:
@@ -159,6 +160,9 @@ class RequestTimer:
                 if number >= 0:
                     os.close(number)
 
+
+# eventlet's class has no methods of its own for what does not block; its `fd` is a plain socket.
+_SHUTDOWN = getattr(socket.socket, "shutdown", None) or _socket.socket.shutdown
 
 current = threading.local()  # .timer: the timer of the request that this thread is sending
 
