@@ -152,6 +152,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_core":
+        # `from fastroute import _core` asks for the attribute before it imports the module.
+        from .platform.interpreters import load_core
+
+        return load_core()
     module = _HOME_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'fastroute' has no attribute {name!r}")

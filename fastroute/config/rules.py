@@ -17,7 +17,6 @@ from attrs import field, frozen
 from attrs.validators import optional
 
 from fastroute import _core
-from fastroute._core import Rules
 from fastroute.errors import ConfigError
 
 from .messages import quoted, show, unknown
@@ -221,10 +220,10 @@ def _problems(rule_set: RuleSet) -> Iterator[str]:
         yield "otherwise.when: has no effect, because otherwise decides when no rule does; leave it out"
 
 
-def compiled(rule_set: RuleSet, portable: bool = False) -> Rules:
+def compiled(rule_set: RuleSet, portable: bool = False) -> _core.Rules:
     """A rule set compiled by the core; ``portable`` uses plain C even where the processor has vectors."""
     score = rule_set.score or Score(0.0, 0.0, 0.0)
-    return Rules(
+    return _core.Rules(
         groups=[(name, group.patterns, group.mode, group.weight) for name, group in rule_set.groups.items()],
         scope=rule_set.scope,
         base=score.base,

@@ -12,7 +12,6 @@ unique ids, so inserting one again is idempotent.
 
 from __future__ import annotations
 
-import atexit
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from attrs import fields
 from fastroute import _core
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks
-from fastroute.platform import forks
+from fastroute.platform import forks, interpreters
 from fastroute.platform.notices import notice
 from fastroute.types import Attempt, Usage
 
@@ -450,7 +449,7 @@ def _at_exit() -> None:
         ledger.close()
 
 
-atexit.register(_at_exit)
+interpreters.at_end(_at_exit)
 
 # ----------------------------------------------------------------------------------------------- choosing
 

@@ -1,1 +1,1 @@
-"""The process: forks, gevent, hosting servers, threads, the timer, private files and locks, mounts."""
+"""The process: forks, greenlets, interpreters, servers, threads, the timer, private files, locks, mounts."""

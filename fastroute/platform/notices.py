@@ -24,8 +24,15 @@ def notice(text: str) -> None:
 def _program() -> int:
     """The level of the first caller outside the package, for `warnings.warn` in `notice`."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "fastroute":
-        level, frame = level + 1, frame.f_back
+    while frame.f_back is not None:
+        # Frames of an import lie between the package and the program. `warnings.warn` does not count those of
+        # the frozen part.
+        name = frame.f_code.co_filename
+        if not ("importlib" in name and "_bootstrap" in name):
+            if frame.f_globals.get("__name__", "").partition(".")[0] not in ("fastroute", "importlib"):
+                break
+            level += 1
+        frame = frame.f_back
     return level
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastroute._core import Scan
+from fastroute import _core
 from fastroute.config.messages import did_you_mean, show
 from fastroute.config.rules import RuleSet, compiled, load_builtin
 from fastroute.errors import ConfigError
@@ -40,7 +40,7 @@ class Classifier:
         """``portable``: use no special instructions of the processor; the results are the same."""
         self.rule_set = rule_set
         self._rules = compiled(rule_set, portable)
-        self.scan: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Scan] = self._rules.read
+        self.scan: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], _core.Scan] = self._rules.read
 
     @classmethod
     def named(cls, name: str, own: Mapping[str, RuleSet] | None = None) -> Classifier:
@@ -70,7 +70,7 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.name!r})"
 
-    def explain(self, scan: Scan) -> Classification:
+    def explain(self, scan: _core.Scan) -> Classification:
         """The classification for a scan by this classifier, with the reason in words."""
         rule_set = self.rule_set
         return Classification(
@@ -84,12 +84,12 @@ class Classifier:
 
     def classify(
         self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]
-    ) -> tuple[Classification, Scan]:
+    ) -> tuple[Classification, _core.Scan]:
         """`scan` and `explain` in one; raises what `scan` does."""
         scan = self.scan(messages, params)
         return self.explain(scan), scan
 
-    def _reason(self, scan: Scan) -> str:
+    def _reason(self, scan: _core.Scan) -> str:
         rules = self.rule_set.rules
         if scan.rule >= 0:
             conditions = rules[scan.rule].when
