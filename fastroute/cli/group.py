@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "probe": "Measure the speed and reliability of each endpoint.",
     "report": "Show what was spent, from the ledger.",
     "serve": "Serve an OpenAI-compatible API over HTTP.",
-    "keys": "Create, list, rotate and revoke the keys of the gateway's callers.",
+    "keys": "Create, list, change and revoke the keys of the gateway's callers.",
     "demo": "Watch fastroute route calls to local providers that fail.",
     "bench": "Measure fastroute on this machine.",
 }

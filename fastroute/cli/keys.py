@@ -32,6 +32,31 @@ def read_duration(ctx: click.Context, param: click.Parameter, value: str) -> flo
     return float(int(found[1]) * _SECONDS[found[2]])
 
 
+def read_allowed_tags(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> dict[str, tuple[str, ...] | None]:
+    """The values of ``--allow-tag NAME`` and ``--allow-tag NAME=VALUE``, by name."""
+    tags: dict[str, tuple[str, ...] | None] = {}
+    for text in value:
+        name, equals, content = text.partition("=")
+        known = tags.get(name, ())
+        if not name or (name in tags and (known is None) == bool(equals)):
+            text = f"{text!r} does not fit; write NAME for any value, or NAME=VALUE for each value"
+            raise click.BadParameter(text, ctx, param)
+        tags[name] = (*(known or ()), content) if equals else None
+    return tags
+
+
+_allow_tags = click.option(
+    "--allow-tag",
+    "allowed",
+    multiple=True,
+    callback=read_allowed_tags,
+    metavar="NAME[=VALUE]",
+    help="A tag that the caller may set, to any value or to this one; * for all tags; repeatable.",
+)
+
+
 def _file_options(command: _Command) -> _Command:
     for option in (
         click.option("--pepper-env", metavar="NAME", help="Environment variable with the keys' pepper."),
@@ -51,7 +76,7 @@ def _file_options(command: _Command) -> _Command:
 
 @click.group("keys")
 def command() -> None:
-    """Create, list, rotate and revoke the keys of the gateway's callers.
+    """Create, list, change and revoke the keys of the gateway's callers.
 
     A key is shown once, when it is created; the file contains only its hash. A running gateway applies
     changes within two seconds.
@@ -78,6 +103,7 @@ def command() -> None:
 @click.option(
     "--tag", multiple=True, callback=read_tags, metavar="NAME=VALUE", help="Label of its calls; repeatable."
 )
+@_allow_tags
 @_file_options
 @json_option
 def create(
@@ -88,6 +114,7 @@ def create(
     tpm: int | None,
     budget: tuple[str, ...],
     tag: dict[str, str],
+    allowed: dict[str, tuple[str, ...] | None],
     path: str,
     pepper_env: str | None,
     as_json: bool,
@@ -97,14 +124,39 @@ def create(
     \b
     Examples:
       fastroute keys create web --rpm 600 --budget 5/day --model auto
+      fastroute keys create app --allow-tag user --allow-tag plan=free --allow-tag plan=paid
       fastroute keys create boss --admin
     """
     from fastroute.gateway.keys import Caller, KeyFile, budgets_of
 
     caller = Caller(
-        name=name, admin=admin, models=model or None, rpm=rpm, tpm=tpm, budgets=budgets_of(budget), tags=tag
+        name=name,
+        admin=admin,
+        models=model or None,
+        rpm=rpm,
+        tpm=tpm,
+        budgets=budgets_of(budget),
+        tags=tag,
+        allowed_tags=allowed,
     )
     _show_key(name, KeyFile(path, pepper_env=pepper_env).create(caller), as_json)
+
+
+@command.command("tags")
+@click.argument("name")
+@_allow_tags
+@_file_options
+def tags(name: str, allowed: dict[str, tuple[str, ...] | None], path: str, pepper_env: str | None) -> None:
+    """Replace the tags that the caller NAME may set; without --allow-tag it may set none.
+
+    \b
+    Examples:
+      fastroute keys tags web --allow-tag user --allow-tag plan=free
+    """
+    from fastroute.gateway.keys import KeyFile
+
+    KeyFile(path, pepper_env=pepper_env).allow_tags(name, allowed)
+    dim(f"{name} may set {_allowed(allowed)}")
 
 
 @command.command("rotate")
@@ -172,6 +224,7 @@ def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
         Column("budgets (USD)", give=True),
         Column("models", give=True),
         Column("tags", give=True),
+        Column("may set", give=True),
         Column("created"),
         Column("keys", give=True),
     ]
@@ -195,9 +248,15 @@ def _row(caller: dict[str, Any]) -> list[str]:
         ", ".join(f"{usd:g}/{window}" for window, usd in caller["budgets"].items()) or "-",
         "admin" if caller["admin"] else optional(caller["models"], ", ".join),
         ", ".join(f"{name}={value}" for name, value in caller["tags"].items()) or "-",
+        _allowed(caller["allowed_tags"]),
         _moment(caller["created"]),
         ", ".join(keys) if revoked is None else f"revoked {_moment(revoked)}",
     ]
+
+
+def _allowed(tags: dict[str, tuple[str, ...] | None]) -> str:
+    shown = (name if values is None else f"{name}={'|'.join(values)}" for name, values in tags.items())
+    return ", ".join(shown) or "-"
 
 
 def _moment(when: float) -> str:

@@ -6,6 +6,7 @@ A request for a completion passes through these steps::
     caller          401, before the body is read                                keyring.py
     body            size, type, strict JSON, the allow-list of fields           body.py, request_schema.py
     model           404 if it is unknown, 403 if the key may not use it         models.py
+    tags            400 for a tag or value that the key may not set             keys.py
     limits          429 with Retry-After                                        limits.py
     call            client.chat.completions.create
     response        a completion or events                                      responses.py
@@ -94,6 +95,8 @@ _READABLE = (
 )
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9, -]{1,2000}")
 
+# Without keys: this very process could set any tag by the client itself, everybody else may set none.
+_OURSELVES = Caller("", allowed_tags={"*": None})
 _ANYBODY = Caller("")
 # Types and ranges are checked by `request_schema.py`, as the OpenAPI document shows them.
 _READING = wire_openai.STRANGERS
@@ -232,8 +235,10 @@ class Gateway:
                 raise GatewayError(
                     403, "an admin key is required; fastroute keys create NAME --admin makes one", "no_keys"
                 )
-            if self.keyless or _is_from_here(environ):
+            if self.keyless:
                 return _ANYBODY
+            if _is_from_here(environ):
+                return _OURSELVES
             raise GatewayError(
                 401,
                 "this gateway has no keys yet, so it serves nobody; on its machine, "
@@ -322,8 +327,18 @@ class Gateway:
     def _route(self, environ: Environ, words: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
         """The caller's routing options, with the tags that only the gateway sets."""
         found = {name: value for name, value in words.items() if value is not None}
-        given = found.pop("tags", {})
-        tags = {name: value for name, value in given.items() if name not in RESERVED_TAGS}
+        tags: dict[str, str] = {}
+        for name, value in found.pop("tags", {}).items():
+            # What the gateway or the key sets replaces what the caller sent.
+            if name in RESERVED_TAGS or name in caller.tags:
+                continue
+            # Each value may be a budget of its own, so the owner of the key decides which ones there are.
+            problem = caller.tag_problem(name, value)
+            if problem is not None:
+                raise GatewayError(
+                    400, f"route.tags.{name}: {problem}", "tag_not_allowed", param=f"route.tags.{name}"
+                )
+            tags[name] = value
         client_id = environ.get("HTTP_X_REQUEST_ID", "")
         if _CLIENT_ID.fullmatch(client_id):
             tags[REQUEST_ID_TAG] = client_id

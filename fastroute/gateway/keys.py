@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from fastroute import errors
 from fastroute.config import BudgetConfig
@@ -85,6 +85,8 @@ class Caller:
         rpm, tpm: requests and tokens per minute; None for no limit.
         budgets: USD by window: ``day``, ``month`` or ``total``.
         tags: tags of its calls that the caller cannot change.
+        allowed_tags: tags that the caller may set, each with its values, or None for any value; ``*``
+            stands for all tags.
         created, revoked: seconds since the epoch.
     """
 
@@ -95,11 +97,24 @@ class Caller:
     tpm: int | None = None
     budgets: Mapping[str, float] = field(factory=dict)
     tags: Mapping[str, str] = field(factory=dict)
+    allowed_tags: Mapping[str, tuple[str, ...] | None] = field(factory=dict)
     created: float = 0.0
     revoked: float | None = None
 
     def may_ask_for(self, model: str) -> bool:
         return self.models is None or model in self.models
+
+    def tag_problem(self, name: str, value: str) -> str | None:
+        """Why the caller may not set a tag to a value, or None if it may."""
+        allowed = self.allowed_tags
+        if name not in allowed:
+            if "*" in allowed:
+                return None
+            return f"the key may not set this tag; it may set {', '.join(allowed) or 'none'}"
+        values = allowed[name]
+        if values is None or value in values:
+            return None
+        return f"the key may not set this value; it may set {', '.join(values)}"
 
     def budget_configs(self) -> tuple[BudgetConfig, ...]:
         """Its budgets as configuration, counted by the tag ``key``, which only the gateway sets."""
@@ -163,7 +178,6 @@ def _caller_of(
     _require(names is None or all(type(each) is str for each in names), "models: must be names")
     limits, labels = _json(budgets, "budgets", dict), _json(tags, "tags", dict)
     _require(all(type(usd) in (int, float) for usd in limits.values()), "budgets: must be numbers")
-    _require(all(type(value) is str for value in labels.values()), "tags: must be text")
     caller = Caller(
         name=name,
         admin=bool(admin),
@@ -171,7 +185,7 @@ def _caller_of(
         rpm=rpm,
         tpm=tpm,
         budgets=limits,
-        tags=labels,
+        **_unpacked(labels),
         created=_moment(created, "created"),
         revoked=None if revoked is None else _moment(revoked, "revoked"),
     )
@@ -231,22 +245,58 @@ def check_caller(caller: Caller) -> None:
             problems.append(f"budget: unknown window {window!r}; use one of {', '.join(_WINDOWS)}")
         elif not 1e-9 <= usd <= 1e9:
             problems.append(f"budget: must be from 1e-9 to 1e9 USD for a {window}")
-    if len(caller.tags) > 16:
-        problems.append("tag: at most 16 are allowed")
-    for tag, value in caller.tags.items():
-        if tag in RESERVED_TAGS:
-            problems.append(f"tag: {tag} is set by the gateway; use another name")
-        elif not _TAG.fullmatch(tag) or not value or len(value) > 128 or not value.isprintable():
-            problems.append(
-                "tag: must be NAME=VALUE, with a name of letters, digits and _.- and a value of at most 128 "
-                "printable characters"
-            )
+    problems += _tag_problems(caller)
     if caller.models is not None and not all(0 < len(name) <= 200 for name in caller.models):
         problems.append("model: must be the name of a model, an alias, a tier or auto")
-    if caller.admin and (caller.models or caller.rpm or caller.tpm or caller.budgets or caller.tags):
+    tagged = caller.tags or caller.allowed_tags
+    if caller.admin and (caller.models or caller.rpm or caller.tpm or caller.budgets or tagged):
         problems.append("admin: cannot be combined with limits, models, budgets and tags")
     if problems:
         raise errors.ConfigError(problems)
+
+
+def _tag_problems(caller: Caller) -> Iterator[str]:
+    fixed = {name: (value,) for name, value in caller.tags.items()}
+    for option, tags in (("tag", fixed), ("allow-tag", caller.allowed_tags)):
+        if len(tags) > 16:
+            yield f"{option}: at most 16 are allowed"
+        for name, values in tags.items():
+            if (name, values, option) == ("*", None, "allow-tag"):
+                continue
+            if name in RESERVED_TAGS:
+                yield f"{option}: {name} is set by the gateway; use another name"
+            elif not _TAG.fullmatch(name) or not all(map(_is_value, values or ())):
+                yield (
+                    f"{option}: must be NAME=VALUE, with a name of letters, digits and _.- and a value of at "
+                    "most 128 printable characters"
+                )
+            elif option == "allow-tag" and name in fixed:
+                yield f"allow-tag: {name} is set by --tag; give one of both"
+            elif values is not None and not 1 <= len(values) <= 1000:
+                yield f"{option}: {name} must have 1 to 1000 values; give the name alone to allow any"
+
+
+def _is_value(text: str) -> bool:
+    return 0 < len(text) <= 128 and text.isprintable()
+
+
+def _unpacked(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Both kinds of tags from their column; ConfigError as in `_caller_of`."""
+    tags: dict[str, str] = {}
+    allowed: dict[str, tuple[str, ...] | None] = {}
+    for name, value in labels.items():
+        listed = type(value) is list and all(type(each) is str for each in value)
+        _require(listed or value is None or type(value) is str, "tags: must be text, lists of text, or null")
+        if type(value) is str:
+            tags[name] = value
+        else:
+            allowed[name] = tuple(value) if listed else None
+    return {"tags": tags, "allowed_tags": allowed}
+
+
+def _packed(caller: Caller) -> str:
+    # Both kinds in one column: text is a value that the key sets; null or a list is for the caller to set.
+    return orjson.dumps({**caller.tags, **caller.allowed_tags}).decode()
 
 
 class KeyFile:
@@ -304,11 +354,26 @@ class KeyFile:
                     caller.rpm,
                     caller.tpm,
                     orjson.dumps(dict(caller.budgets)).decode(),
-                    orjson.dumps(dict(caller.tags)).decode(),
+                    _packed(caller),
                     self._now(),
                 ),
             )
             return self._add_secret(database, caller.name)
+
+    def allow_tags(self, name: str, allowed: Mapping[str, tuple[str, ...] | None]) -> None:
+        """Replaces the tags that a caller may set.
+
+        Raises:
+            ConfigError: the caller is unknown or revoked, or a value is invalid.
+        """
+        with self._writing() as database:
+            self._live(database, name)
+            known = checked_rows(database, "callers", _CALLER_COLUMNS, _caller_of, []).get(name)
+            if known is None:
+                raise errors.ConfigError(f"the row of {name} is damaged; fastroute keys create replaces it")
+            changed = evolve(known, allowed_tags=allowed)
+            check_caller(changed)
+            database.execute("UPDATE callers SET tags = ? WHERE name = ?", (_packed(changed), name))
 
     def rotate(self, name: str, overlap: float) -> str:
         """Adds a key for a caller and returns it; the caller's other keys expire after ``overlap`` seconds.
@@ -530,6 +595,7 @@ def describe(caller: Caller, table: Table, now: float) -> dict[str, Any]:
         "tpm": caller.tpm,
         "budgets": dict(caller.budgets),
         "tags": dict(caller.tags),
+        "allowed_tags": dict(caller.allowed_tags),
         "created": caller.created,
         "revoked": caller.revoked,
         "keys": [

@@ -163,6 +163,7 @@ def test_a_page_that_nobody_sees_asks_for_nothing(dashboard: Any) -> None:
 def test_names_are_shown_and_never_run(dashboard: Any) -> None:
     hostile = "<img src=x onerror=\"document.title='owned'\">"
     web, page = dashboard(
+        Caller("web", allowed_tags={"job": None}),
         budgets=[{"name": "job", "limit": 1.0, "window": "day", "per": "tag:job"}],
         endpoints=[
             {"provider": "local", "model": name, "name": name + hostile}

@@ -7,17 +7,19 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways import CHAT, HELLO, Served, error_of
+from gateways import CHAT, HELLO, Served, configuration, error_of
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.test import Client
+from werkzeug.test import Client as WsgiClient
 
-from fastroute import errors
+from fastroute import Client, errors
+from fastroute.gateway.app import Gateway
 from fastroute.gateway.keys import Caller
 from fastroute.gateway.responses import disclosed, error_response
-from fastroute.testing import Answer, Fault
+from fastroute.testing import Answer, Fault, Provider
 
 Serve = Callable[..., Served]
 ROUTES = {
@@ -121,7 +123,7 @@ def test_a_client_that_goes_away_ends_the_upstreams_stream(serve: Serve) -> None
 @pytest.mark.parametrize("where", ["body", "header"])
 def test_routing_words_come_in_the_body_or_in_a_header(serve: Serve, where: str) -> None:
     words = {"tier": "premium", "tags": {"job": "nightly"}}
-    served = serve()
+    served = serve(Caller("web", allowed_tags={"job": None}))
     if where == "body":
         response = served.post({**HELLO, "route": words})
     else:
@@ -150,11 +152,61 @@ def test_other_routing_words_are_refused(serve: Serve, words: dict[str, Any]) ->
 
 
 def test_a_caller_cannot_take_on_tags_that_are_not_its_own(serve: Serve) -> None:
-    served = serve(Caller("web", tags={"team": "blue"}))
+    served = serve(Caller("web", tags={"team": "blue"}, allowed_tags={"job": None}))
     tags = {"key": "boss", "team": "red", "client_request_id": "x", "job": "j"}
     assert served.post({**HELLO, "route": {"tags": tags}}).status_code == 200
     [entry] = served.app.client.ledger.entries()
     assert entry.tags == {"key": "web", "team": "blue", "job": "j"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "refused"),
+    [
+        ({"job": "nightly"}, None),
+        ({"plan": "free", "job": ""}, None),
+        ({"plan": "gold"}, ("route.tags.plan", "the key may not set this value; it may set free, paid")),
+        ({"user": "u1"}, ("route.tags.user", "the key may not set this tag; it may set job, plan")),
+        ({"job": "nightly", "user": "u1"}, ("route.tags.user", "")),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("where", ["body", "header"])
+def test_a_tag_counts_only_if_the_key_may_set_it(
+    serve: Serve, where: str, tags: dict[str, str], refused: tuple[str, str] | None
+) -> None:
+    served = serve(Caller("web", allowed_tags={"job": None, "plan": ("free", "paid")}))
+    words = {"tags": tags}
+    if where == "body":
+        response = served.post({**HELLO, "route": words})
+    else:
+        response = served.post(headers={"x-fastroute-route": json.dumps(words)})
+    if refused is None:
+        assert response.status_code == 200
+        [entry] = served.app.client.ledger.entries()
+        assert entry.tags == {**tags, "key": "web"}
+        return
+    param, text = refused
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "tag_not_allowed", param)
+    assert text in error["message"]
+    assert not served.provider.requests
+
+
+def test_a_key_without_the_setting_sets_no_tags(serve: Serve) -> None:
+    response = serve().post({**HELLO, "route": {"tags": {"job": "nightly"}}})
+    assert response.status_code == 400
+    assert "the key may not set this tag; it may set none" in error_of(response)["message"]
+
+
+def test_callers_without_keys_set_no_tags(tmp_path: Path) -> None:
+    with Provider() as provider, Client(configuration(provider.base_url, tmp_path)) as client:
+        app = Gateway(client, None, keyless=True)
+        body = json.dumps({**HELLO, "route": {"tags": {"job": "nightly"}}})
+        answer = WsgiClient(app).post(
+            CHAT, data=body, content_type="application/json", environ_base={"REMOTE_ADDR": "127.0.0.1"}
+        )
+        assert answer.status_code == 400
+        assert error_of(answer)["param"] == "route.tags.job"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +275,7 @@ def test_it_works_below_a_prefix_of_another_app(serve: Serve) -> None:
         start_response("200 OK", [])
         return [b"outer"]
 
-    web = Client(DispatcherMiddleware(outer, {"/llm": served.app}))
+    web = WsgiClient(DispatcherMiddleware(outer, {"/llm": served.app}))
     assert web.get("/").data == b"outer"
     response = web.get("/llm/v1/models", headers={"Authorization": f"Bearer {served.token}"})
     assert [model["id"] for model in response.json["data"]] == [

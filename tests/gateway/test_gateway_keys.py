@@ -61,6 +61,7 @@ def test_what_was_created_is_read_back(tmp_path: Path) -> None:
         tpm=2000,
         budgets={"day": 1.5, "total": 9.0},
         tags={"team": "x y"},
+        allowed_tags={"user": None, "plan": ("free", "paid")},
         created=5.0,
     )
     keys.create(caller)
@@ -82,6 +83,15 @@ def test_what_was_created_is_read_back(tmp_path: Path) -> None:
         Caller("a", tags={"key": "other"}),
         Caller("a", tags={"x": "a\nb"}),
         Caller("a", tags={"x": ""}),
+        Caller("a", allowed_tags={"key": None}),
+        Caller("a", allowed_tags={"client_request_id": None}),
+        Caller("a", allowed_tags={"a b": None}),
+        Caller("a", allowed_tags={"x": ()}),
+        Caller("a", allowed_tags={"x": ("a\nb",)}),
+        Caller("a", allowed_tags={str(number): None for number in range(17)}),
+        Caller("a", allowed_tags={"*": ("x",)}),
+        Caller("a", tags={"x": "y"}, allowed_tags={"x": None}),
+        Caller("a", admin=True, allowed_tags={"x": None}),
         Caller("a", models=("",)),
         Caller("a", admin=True, rpm=1),
     ],
@@ -576,8 +586,19 @@ def test_the_command_line_makes_keys_that_work(tmp_path: Path) -> None:
         {"day": 5.0},
         {"team": "blue"},
     )
+    assert found.allowed_tags == {}
+    changed = run(
+        "tags", "web", "--allow-tag", "user", "--allow-tag", "plan=free", "--allow-tag", "plan=paid"
+    )
+    assert "web may set user, plan=free|paid" in changed.stderr
+    found = Keyring(KeyFile(tmp_path / "fastroute-keys.db")).find(token.encode())
+    assert found is not None
+    assert (found.tags, found.allowed_tags) == ({"team": "blue"}, {"user": None, "plan": ("free", "paid")})
+    assert run("tags", "web", "--allow-tag", "team").returncode == 1
+    assert run("tags", "web", "--allow-tag", "a", "--allow-tag", "a=b").returncode == 2
     listed = run("list")
     assert "web" in listed.stdout
+    assert "user, plan=free|paid" in listed.stdout
     assert token not in listed.stdout
     assert run("create", "web").returncode == 1
     assert run("revoke", "web").returncode == 0

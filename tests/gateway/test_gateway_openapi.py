@@ -88,7 +88,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     with ExitStack() as stack:
         upstream = stack.enter_context(agreeable())
         keys = KeyFile(folder / "keys.db")
-        token = keys.create(Caller("web"))
+        token = keys.create(Caller("web", allowed_tags={"*": None}))
         admin = keys.create(Caller("boss", admin=True))
         # The document cannot say what each model is capable of, so this one can do all.
         able = {"capabilities": ["streaming", "tools", "vision", "json_schema", "file", "audio", "video"]}
