@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 from loopback import Loopback, nothing_left
 
 from fastroute.testing import Provider
@@ -22,8 +23,13 @@ def pytest_configure() -> None:
     """Ctrl-C is for everybody: a shell starts what runs in its background deaf to it, and so its children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    samples.seed()  # before pytest-xdist starts its workers, which inherit it
     # The default ledger lies in the user's state folder, which is not for tests.
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastroute-state-")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.write_line(f"samples: {samples.VARIABLE}={samples.seed()}")
 
 
 def pytest_unconfigure() -> None:

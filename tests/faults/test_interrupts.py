@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 from interrupts import Tracer
 from loopback import core_of, counted, held, nothing_left
 from raw_server import RawServer, Say
@@ -35,7 +36,7 @@ class Stage:
     """A client with every limit in force, in front of two servers."""
 
     def __init__(
-        self, servers: list[RawServer], ledger: Path, provider: dict[str, Any], **policy: Any
+        self, servers: list[RawServer], ledger: Path, provider: dict[str, Any], limit: float, **policy: Any
     ) -> None:
         self.servers = servers
         self.client = Client(
@@ -57,7 +58,7 @@ class Stage:
                     {"provider": name, "model": "m"} for name, _ in zip("ab", servers, strict=False)
                 ],
                 "models": {"m": {"input_price": 1.0, "output_price": 2.0}},
-                "budgets": [{"name": "all", "limit": 1000.0, "window": "total"}],
+                "budgets": [{"name": "all", "limit": limit, "window": "total"}],
                 "policy": {
                     "strategy": "ordered",
                     "max_in_flight": 5,
@@ -94,11 +95,15 @@ class Stage:
 
 @contextmanager
 def staged(
-    folder: Path, count: int = 1, provider: dict[str, Any] | None = None, **policy: Any
+    folder: Path,
+    count: int = 1,
+    provider: dict[str, Any] | None = None,
+    limit: float = 1000.0,
+    **policy: Any,
 ) -> Iterator[Stage]:
     with nothing_left(), ExitStack() as stack:
         servers = [stack.enter_context(RawServer(parallel=4)) for _ in range(count)]
-        stage = Stage(servers, folder / "ledger.db", provider or {}, **policy)
+        stage = Stage(servers, folder / "ledger.db", provider or {}, limit, **policy)
         stack.callback(stage.client.close)
         gc.collect()
         gc.freeze()  # what there is already need not be looked at again after each interrupt
@@ -120,15 +125,16 @@ def interrupt_everywhere(
             pass
 
     heard()  # what is made on first use is made
+    begin = samples.first(every, f"{call.__qualname__} {parts}")
     whole = Tracer(0, parts)
     whole.run(heard)
     stage.check("uninterrupted")
     count = 0
-    for at in range(1, whole.lines + 1, every):
+    for at in range(1 + begin, whole.lines + 1, every):
         tracer = Tracer(at, parts)
         count += tracer.run(heard)
-        stage.check(tracer.where)
-    assert count > whole.lines / every * 0.5  # else it was not where it seemed to be
+        stage.check(f"{tracer.where}, {samples.VARIABLE}={samples.seed()}")
+    assert count > (whole.lines // every) * 0.5  # else it was not where it seemed to be
     return count
 
 
@@ -235,6 +241,21 @@ def test_140_a_call_with_an_allowance_keeps_nothing_of_it(tmp_path: Path) -> Non
 
         usual, stage.check = stage.check, check  # type: ignore[method-assign]
         interrupt_everywhere(stage, stage.ask, every=3, parts=("/calls/settlement.py", "/allowance.py"))
+
+
+def test_140_a_call_that_is_undone_before_it_is_sent(tmp_path: Path) -> None:
+    """The allowance pays, then the budget refuses: permits, gate and allowance get everything back."""
+    with staged(tmp_path, limit=1e-9) as stage:
+        allowance = Allowance(10**12)
+        stage.client = stage.client.with_options(budget=allowance)
+
+        def check(where: str) -> None:
+            usual(where)
+            assert allowance.committed == 0, where
+
+        usual, stage.check = stage.check, check  # type: ignore[method-assign]
+        interrupt_everywhere(stage, stage.ask, every=1, parts=("/calls/settlement.py", "/allowance.py"))
+        assert stage.servers[0].requests == []
 
 
 HEDGED = (

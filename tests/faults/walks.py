@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import samples
 from raw_server import Ending, RawServer, Say
 from spoken import BY_FORMAT, framed
 
@@ -294,7 +295,8 @@ def run(walk: Walk, variant: Variant, ending: Ending, every: int = 1) -> int:
     """Lets the answer end after each, or one in so many, of its bytes; returns how often that was."""
     count = 0
     asked: dict[int, bytes] = {}
-    for size in range(0, len(variant.answer()) + 1, every):
+    begin = samples.first(every, f"{variant} {ending}")
+    for size in range(begin, len(variant.answer()) + 1, every):
         walk.judge(variant, size, ending, walk.step(variant, size, ending))
         asked[size] = b'"Good day %d"' % walk.asked
         count += 1
