@@ -247,9 +247,9 @@ class Budgets:
                     answer = self._lease(self._bank, scope, window, counter, most)
                     if answer == GRANTED:
                         continue
-                    if answer == AWAY:
+                    if answer in (AWAY, UNREAD):
                         if budget.config.hard:
-                            return AWAY
+                            return answer
                         most = ANY  # an unknown rest refuses a call under hard budgets only
                         continue
                 # Reservations of dead workers must not refuse a call, so they are swept first.
@@ -285,7 +285,7 @@ class Budgets:
                 scope.budget.config.name,
                 error,
             )
-            return AWAY
+            return UNREAD
 
     def _begun(self, scope: Scope, counter: _core.Counter, window: Window) -> int | None:
         """The counter's stamp, after beginning its window if needed; None if the ledger cannot be read."""

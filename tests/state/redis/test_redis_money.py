@@ -170,6 +170,34 @@ def test_while_redis_is_away_a_soft_budget_goes_on(make: Any, redis: RedisServer
     assert spend(client, 1_000_000, 50) == 50
 
 
+def unreadable(since: float, tags: Any) -> int:
+    raise fastroute.Error("the disk is gone")
+
+
+def test_while_the_ledger_cannot_be_read_a_hard_budget_says_so(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make()
+    monkeypatch.setattr(budgets_of(client), "spent", unreadable)
+    with pytest.raises(fastroute.BudgetExceeded, match="the ledger cannot be read") as caught:
+        budgets_of(client).reserve(1_000_000, {}, 60)
+    assert "Redis" not in str(caught.value)
+    assert caught.value.retry_after == 5.0
+    monkeypatch.undo()
+    assert spend(client, 1_000_000, 1) == 1
+
+
+def test_while_the_ledger_cannot_be_read_a_soft_budget_goes_on(
+    make: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft = [{"name": "day", "limit": 1.0, "window": "day", "hard": False}]
+    client = make(soft)
+    monkeypatch.setattr(budgets_of(client), "spent", unreadable)
+    assert spend(client, 1_000_000, 50) == 50
+    assert budgets_of(client).snapshot()[0].spent_nano == 50_000_000
+    assert "budget day: the ledger cannot be read, so what was spent is unknown" in caplog.text
+
+
 def test_each_value_of_a_tag_is_counted_apart(make: Any) -> None:
     budgets = [{"name": "team", "limit": 1.0, "window": "month", "per": "tag:team"}]
     first, second = make(budgets), make(budgets)
