@@ -161,6 +161,29 @@ class TestAlerts:
         assert self.shares(heard) == [0.9]
         assert "2026-11-21 begins with $8.00 of $10.00 already spent" in caplog.text
 
+    def test_an_alert_names_the_window_in_which_the_money_was_reserved(
+        self, make: Make, heard: list[events.Event], clock: Clock
+    ) -> None:
+        budgets = make(budget(limit=10, alerts=(0.5,)))
+        late = budgets.reserve(6 * NANO, {}, 86_400)
+        clock.pass_(12 * HOUR)
+        budgets.reserve(6 * NANO, {}, 60).settle(6 * NANO)
+        late.settle(6 * NANO)
+        told = [event.window for event in heard if isinstance(event, events.BudgetAlert)]
+        assert told == ["2026-11-22", "2026-11-21"]
+
+    def test_what_a_sweep_finds_spent_is_not_told_of_a_window_that_has_not_begun(
+        self, make: Make, heard: list[events.Event], clock: Clock, spending: Spending
+    ) -> None:
+        """Two days later the same cell is due, and still has the old window: the ledger cannot be read."""
+        budgets = make(budget(limit=10, alerts=(0.5,)))
+        budgets.reserve(6 * NANO, {}, 60).sent()
+        clock.pass_(2 * 86_400)
+        spending.broken = True
+        assert budgets.remaining({}) == 0
+        budgets.sweep()
+        assert heard == []
+
     def test_an_estimate_that_stays_spent_counts_too(
         self, make: Make, heard: list[events.Event], clock: Clock
     ) -> None:

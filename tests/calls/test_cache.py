@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -287,6 +288,122 @@ def test_a_follower_keeps_its_own_deadline() -> None:
         cache.through(b"k", make, time.monotonic() + 0.01)
     go.set()
     leader.join(10)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_follower_that_gives_up_leaves_the_flight_to_the_others(fails: bool) -> None:
+    cache = Cache()
+    inside, go = threading.Event(), threading.Event()
+    made: list[str] = []
+
+    def lead() -> Completion:
+        made.append("leader")
+        inside.set()
+        assert go.wait(10)
+        if fails:
+            raise errors.InternalServerError("down", status_code=500)
+        return completion()
+
+    def follow() -> Completion:
+        made.append("follower")
+        return completion()
+
+    leader = threading.Thread(target=lambda: in_threads(1, lambda: cache.through(b"k", lead, soon())))
+    leader.start()
+    assert inside.wait(10)
+    flight = cache.flights[b"k"]
+    results: list[Any] = []
+    patient = threading.Thread(
+        target=lambda: results.extend(in_threads(3, lambda: cache.through(b"k", follow, soon())))
+    )
+    patient.start()
+    end = soon()
+    while len(flight.heirs) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    with pytest.raises(errors.DeadlineExceeded):
+        cache.through(b"k", follow, time.monotonic() + 0.01)
+    assert len(flight.heirs) == 3
+    assert cache.flights == {b"k": flight}
+    go.set()
+    leader.join(10)
+    patient.join(10)
+    assert made == (["leader", "follower"] if fails else ["leader"])
+    assert [answer.text for answer, _ in results] == ["10,935 m"] * 3
+    assert sum(not shared for _, shared in results) == fails
+    assert cache.flights == {}
+
+
+class Deadline(float):
+    """A deadline that does something when it is looked at, which a call does just before it waits."""
+
+    def __new__(cls, looked: Callable[[], None]) -> Deadline:
+        made = super().__new__(cls, soon())
+        made.looked = looked
+        return made
+
+    looked: Callable[[], None]
+
+    def __sub__(self, other: float) -> float:
+        self.looked()
+        return float(self) - other
+
+
+def test_who_gives_up_after_the_leader_has_failed_leaves_the_next_flight_to_those_who_wait() -> None:
+    cache = Cache()
+    made: list[str] = []
+    inside, fail = threading.Event(), threading.Event()
+    waits, goes_on = threading.Event(), threading.Event()
+    leads, answer = threading.Event(), threading.Event()
+
+    def lead() -> Completion:
+        inside.set()
+        assert fail.wait(10)
+        raise errors.InternalServerError("down", status_code=500)
+
+    def take_over() -> Completion:
+        made.append("heir")
+        leads.set()
+        assert answer.wait(10)
+        return completion()
+
+    def stay() -> None:
+        waits.set()
+        assert goes_on.wait(10)
+
+    def give_up() -> None:
+        fail.set()
+        leader.join(10)
+        raise KeyboardInterrupt
+
+    leader = threading.Thread(target=lambda: in_threads(1, lambda: cache.through(b"k", lead, soon())))
+    heir = threading.Thread(
+        target=lambda: in_threads(1, lambda: cache.through(b"k", take_over, Deadline(stay)))
+    )
+    leader.start()
+    assert inside.wait(10)
+    heir.start()
+    assert waits.wait(10)
+    with pytest.raises(KeyboardInterrupt):
+        cache.through(b"k", completion, Deadline(give_up))
+    goes_on.set()
+    assert leads.wait(10)
+    newcomer: list[Any] = []
+
+    def come() -> Completion:
+        made.append("newcomer")
+        return completion()
+
+    late = threading.Thread(
+        target=lambda: newcomer.extend(in_threads(1, lambda: cache.through(b"k", come, Deadline(answer.set))))
+    )
+    late.start()
+    late.join(10)
+    answer.set()
+    heir.join(10)
+    assert made == ["heir"]
+    assert [shared for _, shared in newcomer] == [True]
+    assert cache.flights == {}
 
 
 def test_a_call_made_from_within_its_own_making_does_not_wait_for_itself() -> None:

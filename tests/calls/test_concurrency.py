@@ -17,6 +17,7 @@ from loopback import MODEL, Loopback
 import fastroute
 from fastroute import events
 from fastroute.calls.call import Call
+from fastroute.calls.queue import ReservedTime, ReservedTimes
 from fastroute.calls.settlement import Settlement
 from fastroute.calls.stream import Stream
 from fastroute.testing import Fault, Provider
@@ -222,6 +223,46 @@ def test_with_every_breaker_open_one_call_a_second_tries_and_the_rest_are_told_w
     panic = loop.client.runtime.generation.state.panic
     panic.settle(-1)  # a second has passed
     assert loop.ask().choices
+    loop.check()
+
+
+def test_a_call_waits_for_the_limit_of_all_endpoints_only_as_long_as_it_may(
+    start: Callable[..., Loopback],
+) -> None:
+    loop = start(2, policy={"max_in_flight": 1, "queue_timeout": 0.05})
+    gate = loop.client.runtime.generation.state.gate
+    assert gate is not None
+    ticket = gate.admit()
+    with pytest.raises(fastroute.RateLimitError) as caught:
+        loop.ask()
+    assert str(caught.value) == (
+        "every endpoint is at its limit: all endpoints: all its permits are in use; it may wait for 50 ms in "
+        "all (policy.queue_timeout): raise that, or submit the call, which then waits until its deadline"
+    )
+    assert caught.value.attempts == ()
+    assert caught.value.retry_after is None  # nobody knows when one of them ends
+    assert [list(loop.provider(name).requests) for name in "ab"] == [[], []]
+    assert gate.in_flight == 1
+    gate.undo(ticket, 0)
+    assert loop.ask().route.waited == 0
+    loop.check()
+
+
+@pytest.mark.parametrize(("shorter", "longer"), ["ab", "ba"])
+def test_of_two_lines_a_call_joins_the_shorter(
+    start: Callable[..., Loopback], shorter: str, longer: str
+) -> None:
+    loop = start(2, providers={"all": {"rpm": 6000}})
+    queue = loop.client.runtime.queue
+    others = queue.enter(queue.waiter(1))
+    for name, seconds in ((longer, 100.0), (shorter, 1.0)):
+        times = queue.times[f"{name}/{MODEL}"] = ReservedTimes()
+        times.insert(ReservedTime(others, time.monotonic() + seconds, 1))
+    try:
+        assert loop.ask().route.endpoint == f"{shorter}/{MODEL}"
+    finally:
+        queue.times.clear()
+        queue.leave(others)
     loop.check()
 
 

@@ -217,6 +217,20 @@ class TestTimes:
         reserved.withdraw(times[0], True)  # again, as after an interrupt: nothing more
         assert [time.due for time in times[1:]] == [1, 3, 2]
 
+    def test_the_last_reserved_time_says_how_long_the_line_is(self) -> None:
+        now = [100.0]
+        queue = WaitQueue(lambda: now[0])
+        assert queue.reserved("a") == 0.0
+        times = queue.times["a"] = ReservedTimes()
+        assert queue.reserved("a") == 0.0
+        self.add(times, (NORMAL, 103, 5), (NORMAL, 107, 5), (HIGH, 110, 5))
+        assert queue.reserved("a") == 10.0
+        assert queue.reserved("b") == 0.0
+        now[0] = 109.0
+        assert queue.reserved("a") == 1.0
+        now[0] = 111.0  # it is due, and its call has not gone in yet
+        assert 0 < queue.reserved("a") < 1e-6
+
     def test_a_call_pays_sleeps_once_and_goes_in(self) -> None:
         core = _core.Endpoint(_core.Segment(64), "a", rpm=60_000, request_burst=1)
         queue = WaitQueue()

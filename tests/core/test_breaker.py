@@ -126,6 +126,21 @@ class TestOpening:
         assert {call(breaker, FAILURE, now) for _ in range(19)} == {-1}
         assert call(breaker, FAILURE, now) == OPEN
 
+    @pytest.mark.parametrize("windows", [1, 2, 7])
+    def test_a_result_that_comes_whole_windows_late_does_not_erase_newer_ones(
+        self, core: Any, segment: Any, windows: int
+    ) -> None:
+        """A thread may stop between the reading of its clock and its result, which then has an old time."""
+        breaker = core.Breaker(segment, "b", failures=255, min_calls=20)
+        late = breaker.allow(T0)
+        now = T0 + windows * 30 * SECOND  # the same bucket of the ring
+        changes = {call(breaker, OK, now) for _ in range(10)} | {
+            call(breaker, FAILURE, now) for _ in range(9)
+        }
+        assert breaker.record(late, OK, T0) == -1
+        assert changes == {-1}
+        assert call(breaker, FAILURE, now) == OPEN
+
     def test_throttled_and_ignored_do_not_count(self, breaker: Any) -> None:
         for outcome in (THROTTLED, USELESS, IGNORED):
             for _ in range(300):

@@ -267,6 +267,16 @@ class TestBreakerAtTheDoor:
             assert endpoint.finish(ticket, FAILURE, 0.0, 0, later) == 0  # too late to matter
         assert endpoint.state(later) == CLOSED
 
+    @pytest.mark.parametrize("outcome", [OK, IGNORED])
+    def test_a_probe_that_has_reported_has_no_lease_to_extend(self, make: Make, outcome: int) -> None:
+        endpoint = make(failures=1, probe_lease_s=35.0, probes_to_close=2)
+        endpoint.finish(endpoint.admit(0, T0), FAILURE, 0.0, 0, T0)
+        now = T0 + endpoint.reopens_in(T0)
+        probe = endpoint.admit(0, now)
+        endpoint.finish(probe, outcome, 0.1, 0, now)
+        endpoint.extend(probe, 95.0, now)  # its place stays free for the next one
+        assert endpoint.admit(0, now) >= 0
+
     def test_an_opening_may_be_ended_early_and_has_one_probe_then(self, make: Make) -> None:
         endpoint = make()
         assert not endpoint.hurry(T0)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from children import ended, forked
 from gateways import HELLO, Served, error_of
@@ -329,6 +330,7 @@ def test_every_wrong_key_gets_the_same_401_before_the_body_is_read(serve: Serve,
     assert told[0] == "401 Unauthorized"
     assert told[1]["WWW-Authenticate"].startswith("Bearer")
     assert len(body) < 1024
+    assert orjson.loads(body)["error"]["type"] == "authentication_error"
     assert body == b"".join(served.app({**environ, "HTTP_AUTHORIZATION": ""}, lambda *_: None))
 
 

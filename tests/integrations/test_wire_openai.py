@@ -284,6 +284,29 @@ def test_errors_have_openais_shape(error: Exception, status: int, code: str | No
     assert "sk-secret" not in text.decode()
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (409, "conflict_error"),
+        (413, "invalid_request_error"),
+        (418, "invalid_request_error"),
+        (422, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+        (529, "server_error"),
+    ],
+)
+def test_the_type_of_an_error_follows_its_status(status: int, kind: str) -> None:
+    error = errors.for_status(status)("x", status_code=status)
+    for behind in (False, True):  # also at the gateway, where nothing was sent to a provider
+        text = wire_openai.error_response(error, behind_gateway=behind)[2]
+        assert json.loads(text)["error"]["type"] == kind
+
+
 def test_an_error_says_when_to_come_back() -> None:
     error = errors.RateLimitError("x", retry_after=1.2345, request_id="req-1")
     _, headers, _ = wire_openai.error_response(error)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 import fastroute
 import fastroute.testing
+from fastroute.events import AttemptFinished
 from fastroute.testing import Fault, Provider, Received
 
 MESSAGES = [{"role": "user", "content": "Name a colour as JSON."}]
@@ -42,6 +44,35 @@ def test_a_failed_answer_goes_up_a_tier_and_says_why() -> None:
         rates = {(rate.model, rate.measure): rate for rate in client.stats()["rates"]}
         assert rates["m0", "validation"].rate == 0.0
         assert rates["m1", "validation"].rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("begin", "good", "asked"),
+    [
+        ("t0", 1, ["m0", "m1"]),  # one tier up, not the dearest
+        ("t0", 2, ["m0", "m1", "m2"]),
+        ("t1", 2, ["m1", "m2"]),  # up, not down
+        ("t1", None, ["m1", "m2", "m2"]),  # at the top it is asked once more
+    ],
+)
+def test_of_three_tiers_each_failed_answer_goes_up_by_one(
+    begin: str, good: int | None, asked: list[str]
+) -> None:
+    answers = ['{"colour": "blue"}' if place == good else "blue" for place in range(3)]
+    with ExitStack() as stack:
+        tiers = [stack.enter_context(Provider(models=[f"m{i}"], answer=answers[i])) for i in range(3)]
+        client = stack.enter_context(fastroute.Client(config(*tiers, retries=2)))
+        events: list[fastroute.Attempt] = []
+        client.on(lambda event: events.append(event.attempt), AttemptFinished)
+        try:
+            reply = client.chat.completions.create(model=begin, messages=MESSAGES, route={"validate": SCHEMA})
+            assert good is not None
+            assert reply.route is not None
+            assert reply.route.tier == f"t{good}"
+        except fastroute.ValidationError:
+            assert good is None
+        assert [attempt.model for attempt in events] == asked
+        assert [attempt.tier for attempt in events] == [f"t{model[1]}" for model in asked]
 
 
 def test_without_escalation_the_same_tier_is_asked_again() -> None:
