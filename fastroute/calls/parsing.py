@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from attrs import evolve, field, frozen
 
 from fastroute import errors
+from fastroute.providers import jsontext
 from fastroute.types import Choice, Completion, FunctionCall, Message, ToolCall
 
 T = TypeVar("T")
@@ -199,6 +200,7 @@ def read_as(model: Any, text: str, completion: Completion | None, where: str) ->
         ValidationError: with the places and reasons, and without the text.
     """
     pydantic = importlib.import_module("pydantic")
+    _check(text, completion, f"{where} {model.__name__}")
     try:
         if hasattr(model, "model_validate_json"):
             return model.model_validate_json(text)
@@ -231,10 +233,18 @@ def arguments_of(function: FunctionCall, tools: Sequence[Any], completion: Compl
         return read_as(model, function.arguments, completion, f"tools.{function.name}")
     if not tool.get("strict"):
         return None
+    _check(function.arguments, completion, f"tools.{function.name}")
     try:
         return json.loads(function.arguments)
     except ValueError:
         raise _failed(completion, f"tools.{function.name}: the arguments are not JSON") from None
+
+
+def _check(text: str, completion: Completion | None, where: str) -> None:
+    try:
+        jsontext.check(text)
+    except ValueError as error:
+        raise _failed(completion, f"{where}: {error}") from None
 
 
 def tool_named(tools: Sequence[Any], name: str | None) -> Any:

@@ -48,6 +48,7 @@ def target_at(
         api_version=settings.api_version,
         refused_fields=refused,
         call_ids=call_ids,
+        max_values=config.max_response_values,
     )
 
 

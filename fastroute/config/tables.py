@@ -288,6 +288,7 @@ class Config:
         timeout: most seconds for a whole call.
         connect_timeout: most seconds for connecting.
         max_response_bytes: larger answers are refused.
+        max_response_values: answers with more JSON values are refused.
         workers: threads for submitted calls.
         max_pending: submitted calls that may wait for a thread; beyond that, submitting blocks.
         catalog: a file of models, prices and aliases over the built-in catalogue; empty for none.
@@ -315,6 +316,7 @@ class Config:
     timeout: float = field(default=600.0, validator=seconds())
     connect_timeout: float = field(default=5.0, validator=seconds(most=3600))
     max_response_bytes: int = field(default=32 * 1024 * 1024, validator=integer(least=1, most=2**40))
+    max_response_values: int = field(default=2_000_000, validator=integer(least=100, most=2**40))
     workers: int = field(default=32, validator=integer(least=1, most=4096))
     max_pending: int = field(default=1000, validator=integer(least=0, most=_MOST))
     catalog: str = field(default="", validator=text(empty=True))
@@ -398,6 +400,7 @@ SETTINGS = (
     "timeout",
     "connect_timeout",
     "max_response_bytes",
+    "max_response_values",
     "workers",
     "max_pending",
     "catalog",

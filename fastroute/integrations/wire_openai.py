@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 from attrs import field, frozen
 
 from fastroute import errors
+from fastroute._core import json_check, json_keys
 from fastroute.calls.stream import Stream
 from fastroute.client import Client
 from fastroute.config.validators import STEERING
 from fastroute.figures import decimal_dollars
-from fastroute.providers import jsontext
+from fastroute.providers import jsontext, sse
 from fastroute.providers.wordings import OPENAI_REASONS, openai_reason
 from fastroute.types import Choice, Chunk, ChunkChoice, Completion, Delta, Message, Route, ToolCall, raw_of
 
@@ -40,6 +41,8 @@ ROUTE_HEADER = "x-fastroute-route"
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # may exceed the 64 bits that orjson reads exactly
 _ID = re.compile(r"[!-~]{1,128}")
 
+_ANY = 2**62
+
 # -------------------------------------------------------------------------------------------------- reading
 
 
@@ -50,20 +53,31 @@ class BodyLimits:
     Attributes:
         max_bytes: size of the whole body; None for no limit.
         max_depth: nesting of lists and objects.
-        max_keys: number of keys in all objects together; None for no limit.
+        max_values: number of values of all kinds, lists and objects among them.
+        max_keys: number of keys in all objects together.
         unique_keys: refuse an object with the same key twice, which parsers read differently.
         refused: parameters that are not allowed.
     """
 
     max_bytes: int | None = None
     max_depth: int = jsontext.MAX_DEPTH
-    max_keys: int | None = None
+    max_values: int = _ANY
+    max_keys: int = _ANY
     unique_keys: bool = False
     refused: frozenset[str] = frozenset()
 
 
 TRUSTED = BodyLimits()
-STRANGERS = BodyLimits(10 * 1024 * 1024, 64, 10_000, True, STEERING)
+# A conversation of 2,000 messages with tool calls has 25,000 values and 15,000 keys; 128 tools with 100
+# described properties each have 40,000 of both.
+STRANGERS = BodyLimits(
+    max_bytes=10 * 1024 * 1024,
+    max_depth=64,
+    max_values=250_000,
+    max_keys=100_000,
+    unique_keys=True,
+    refused=STEERING,
+)
 
 
 @frozen
@@ -149,43 +163,28 @@ def _route_words(text: str, limits: BodyLimits) -> dict[str, Any]:
 
 
 def _document(body: bytes, limits: BodyLimits) -> Any:
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        _refuse("the body must be UTF-8")
-    if text.startswith("\ufeff"):
+    if body.startswith(sse.BOM):
         _refuse("the body must not begin with a byte order mark")
     try:
-        value = jsontext.loads(body)
-        if limits.unique_keys or limits.max_keys is not None or _LONG_NUMBER.search(body):
-            # The standard library's parser reports equal keys and reads integers of any size. What it accepts
-            # beyond JSON has been refused above.
-            value = json.loads(text, object_pairs_hook=_Keys(limits).object)
+        # Before any object is made of it: a few bytes of JSON can become very many bytes of objects.
+        keys = json_check(body, limits.max_depth, limits.max_values, limits.max_keys, jsontext.MAX_KEY_LENGTH)
+        if not body.isascii():
+            body.decode()  # only checked: what is not UTF-8 would be replaced below
+        value = jsontext.unbounded(body)
+        if _LONG_NUMBER.search(body):
+            # The standard library's parser reads integers of any size. What it accepts beyond JSON has been
+            # refused above.
+            value = json.loads(body)
+    except UnicodeDecodeError:
+        _refuse("the body must be UTF-8")
     except jsontext.TruncatedJSON:
-        _refuse("the body is empty" if not text.strip() else "the body's JSON stops before its end")
+        _refuse("the body is empty" if not body.strip() else "the body's JSON stops before its end")
     except ValueError as error:
         _refuse(f"the body is invalid: {error}")
-    if limits.max_depth < jsontext.MAX_DEPTH and jsontext.is_deeper(value, limits.max_depth):
-        _refuse(f"the body is nested more than {limits.max_depth} deep")
+    # Of equal keys the parser keeps one, so fewer are left than were counted.
+    if limits.unique_keys and json_keys(value) != keys:
+        _refuse("the body is invalid: an object has the same key twice")
     return value
-
-
-class _Keys:
-    """Limits the number of keys in a document, and refuses repeated ones."""
-
-    def __init__(self, limits: BodyLimits) -> None:
-        self._most = math.inf if limits.max_keys is None else limits.max_keys
-        self._unique = limits.unique_keys
-        self._count = 0
-
-    def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        self._count += len(pairs)
-        if self._count > self._most:
-            raise ValueError(f"more than {self._most} keys")
-        if self._unique and len(found) < len(pairs):
-            raise ValueError("an object has the same key twice")
-        return found
 
 
 def _refuse(why: str, param: str | None = None) -> NoReturn:

@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from fastroute import errors, types
 
+from . import jsontext
 from .decoder import StreamDecoder
 from .history import OWN_FIELDS
 
@@ -45,9 +46,11 @@ class Target:
         developer_role: the role of a developer's messages.
         refused_fields: fields of messages that the endpoint does not take.
         call_ids: the form of tool calls' ids that it demands, as in `history.call_id`; empty for any.
+        max_values: the most values in the JSON of an answer, or of one event of a stream.
 
-    The last five and ``max_output`` are changed (``attrs.evolve``) when the endpoint has refused one
-    spelling of a request and takes another: see ``respell`` of `errors.APIStatusError`.
+    ``max_output`` and those from ``include_usage`` to ``call_ids`` are changed (``attrs.evolve``) when the
+    endpoint has refused one spelling of a request and takes another: see ``respell`` of
+    `errors.APIStatusError`.
     """
 
     endpoint: str
@@ -64,6 +67,7 @@ class Target:
     developer_role: str = "developer"
     refused_fields: frozenset[str] = OWN_FIELDS
     call_ids: str = ""
+    max_values: int = jsontext.MAX_VALUES
 
 
 class Format(Protocol):

@@ -1,8 +1,9 @@
 """Reads and writes JSON for providers, and decides the cases that orjson refuses or gets wrong.
 
-Reading: NaN, the infinities, numbers that overflow, and nesting deeper than `MAX_DEPTH` are errors. Of equal
-keys the last one counts. A lone surrogate, which models emit when a token boundary falls inside a character,
-stays in the string. Bytes that are not UTF-8 become U+FFFD.
+Reading: NaN, the infinities, numbers that overflow, and nesting deeper than `MAX_DEPTH` are errors. So are
+more values than a bound, which are counted before any object is made: three bytes of JSON may become 80 bytes
+of objects. Of equal keys the last one counts. A lone surrogate, which models emit when a token boundary falls
+inside a character, stays in the string. Bytes that are not UTF-8 become U+FFFD.
 
 Writing: NaN and the infinities are refused, since JSON has no such numbers and orjson would silently write
 null. Keys that are not strings are refused, since 1 and "1" would become equal. A lone surrogate is written
@@ -21,9 +22,15 @@ from uuid import UUID
 import orjson
 
 from fastroute import errors
+from fastroute._core import json_check
 
 # Far deeper than any answer, and shallow enough for recursive code on a thread's stack.
 MAX_DEPTH = 128
+# The most values of an answer, unless a setting says otherwise: the log probabilities of 11,000 tokens with
+# 20 alternatives each, or of 200,000 without alternatives.
+MAX_VALUES = 2_000_000
+# The most bytes of one key. Models use whole sentences as keys of a tool's arguments.
+MAX_KEY_LENGTH = 65536
 # The deepest nesting that orjson writes.
 _MAX_WRITTEN_DEPTH = 250
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
@@ -33,20 +40,34 @@ class TruncatedJSON(ValueError):
     """The JSON stops before its end."""
 
 
-def loads(data: bytes | str) -> Any:
+def check(data: bytes | str, max_values: int = MAX_VALUES) -> None:
+    """Checks how deep a document is nested, and how many values and how long keys it has, without parsing it.
+
+    Raises:
+        JSONBoundsError: a bound is exceeded.
+    """
+    # A value has at most one key, so the number of keys needs no bound of its own.
+    json_check(data, MAX_DEPTH, max_values, max_values, MAX_KEY_LENGTH)
+
+
+def loads(data: bytes | str, max_values: int = MAX_VALUES) -> Any:
     """The value of a JSON document.
 
     Raises:
         TruncatedJSON: if it stops before its end.
+        JSONBoundsError: if it is nested too deep, or has too many values or too long a key.
         ValueError: if it is not JSON or breaks the rules above. No message contains any of the data.
     """
+    check(data, max_values)
+    return unbounded(data)
+
+
+def unbounded(data: bytes | str) -> Any:
+    """As `loads`, for a document whose bounds were checked already."""
     try:
-        value = orjson.loads(data)
+        return orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        value = _reread(data, error)
-    if len(data) > 2 * MAX_DEPTH and _may_be_deep(data) and is_deeper(value, MAX_DEPTH):
-        raise ValueError(f"JSON nested more than {MAX_DEPTH} deep")
-    return value
+        return _reread(data, error)
 
 
 def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
@@ -82,28 +103,6 @@ def _finite(text: str) -> float:
 def _bounded(text: str) -> int | float:
     # As in orjson, an integer that does not fit into 64 bits becomes a float.
     return int(text) if len(text) < 19 else _finite(text)
-
-
-def _may_be_deep(data: bytes | str) -> bool:
-    openers = (
-        data.count("{") + data.count("[") if isinstance(data, str) else data.count(b"{") + data.count(b"[")
-    )
-    return openers > MAX_DEPTH
-
-
-def is_deeper(value: Any, limit: int) -> bool:
-    """Whether lists and dicts are nested more than ``limit`` deep; level by level, without recursion."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(limit + 1):
-        level = [
-            part
-            for item in level
-            for part in (item.values() if isinstance(item, dict) else item)
-            if isinstance(part, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def dumps(value: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from fastroute import errors
+from fastroute._core import JSONBoundsError
 
 from . import error_reader, jsontext
 from .base import Target
@@ -31,11 +32,13 @@ def document(body: bytes, target: Target) -> Any:
         UpstreamProtocolError: if it is not JSON; the message shows how it begins, redacted.
     """
     try:
-        return jsontext.loads(body)
+        return jsontext.loads(body, target.max_values)
     except jsontext.TruncatedJSON:
         if not body.strip():
             raise errors.EmptyResponse("the answer is empty", maybe_billed=True) from None
         raise errors.UpstreamTruncated("the answer's JSON stops in the middle", maybe_billed=True) from None
+    except JSONBoundsError as error:
+        raise malformed(f"the answer is {error} (max_response_values)") from None
     except ValueError as error:
         reason = str(error)
         if not body.lstrip().startswith((b"{", b"[")):
@@ -46,12 +49,14 @@ def document(body: bytes, target: Target) -> Any:
 def event_json(event: ServerSentEvent, target: Target) -> Any:
     """The JSON value of a stream event; an event named ``error`` that is not JSON is raised as that error."""
     try:
-        return jsontext.loads(event.data)
+        return jsontext.loads(event.data, target.max_values)
     except jsontext.TruncatedJSON:
         # An event's end is marked, so only the end of the input can cut its JSON off.
         raise errors.UpstreamTruncated(
             "a stream event's JSON stops in the middle", maybe_billed=True
         ) from None
+    except JSONBoundsError as error:
+        raise malformed(f"a stream event is {error} (max_response_values)") from None
     except ValueError as error:
         if event.event == "error":
             raise error_reader.from_error(event.data, None, target) from None

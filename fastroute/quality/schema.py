@@ -16,6 +16,7 @@ import orjson
 
 from fastroute import errors
 from fastroute.config.messages import quoted, show
+from fastroute.providers import jsontext
 
 PLACE = "route.validate"
 LONGEST_REASON = 300
@@ -40,9 +41,14 @@ def read_json(text: str) -> Any:
     Raises:
         ValueError: it is not; the message says where, without quoting it.
     """
+    document = _unfenced(text)
+    try:
+        jsontext.check(document)
+    except ValueError as error:
+        raise _NotJSON(f"it is {error}") from None
     try:
         return json.loads(
-            _unfenced(text),
+            document,
             object_pairs_hook=_distinct,
             parse_constant=_no_constant,
             parse_float=_finite,

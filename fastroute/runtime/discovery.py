@@ -209,7 +209,7 @@ def page(
         raise format.decode_error(exchange.status, exchange.headers, body, target)
     check_content_type(exchange.headers, False)
     try:
-        return listing.page(jsontext.loads(body))
+        return listing.page(jsontext.loads(body, target.max_values))
     except ValueError as error:
         raise errors.UpstreamProtocolError(f"the list of models is {error}") from None
 

@@ -65,6 +65,7 @@ _NOT_SHAPING = frozenset(
         "timeout",
         "connect_timeout",
         "max_response_bytes",
+        "max_response_values",
         "rpm",
         "tpm",
         "burst",

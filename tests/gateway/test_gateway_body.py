@@ -96,7 +96,8 @@ def test_a_servers_own_error_while_reading_is_the_clients_fault() -> None:
 
 
 DEEP = b'{"model":"auto","messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
-MANY = b'{"messages":[{' + b",".join(b'"k%d":1' % number for number in range(10_001)) + b"}]}"
+MANY = b'{"messages":[{' + b",".join(b'"k%d":1' % number for number in range(100_001)) + b"}]}"
+TINY = b'{"messages":[' + b"[]," * 250_000 + b"1]}"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ MANY = b'{"messages":[{' + b",".join(b'"k%d":1' % number for number in range(10_
         GOOD[:-1] + b',"seed":' + b"9" * 5000 + b"}",
         DEEP,
         MANY,
+        TINY,
         gzip.compress(GOOD, mtime=0),
         b"\xff" + GOOD,
         GOOD[:-1] + b',"stream":"false"}',

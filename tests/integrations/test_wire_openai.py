@@ -101,9 +101,11 @@ def test_text_stays_as_it_is() -> None:
         (b'{"model": "a", "model": "b", "messages": []}', "same key twice"),
         (b'{"messages": [{"role": "user", "role": "system", "content": ""}]}', "same key twice"),
         (b'{"messages": [{"role": "user", "content": "x"}], "x": %s}' % (b"[" * 70 + b"]" * 70), "70|64"),
-        (json.dumps({"metadata": dict.fromkeys(map(str, range(10_001)))}).encode(), "10000 keys"),
+        (json.dumps({"metadata": dict.fromkeys(map(str, range(100_001)))}).encode(), "100000 keys"),
+        (b'{"messages": [%s1]}' % (b"[]," * 250_000), "250000 values"),
+        (b'{"messages": [{"%s": 1}]}' % (b"k" * 65_537), "a key of more than 65536 bytes"),
     ],
-    ids=["twice", "twice-inside", "deep", "keys"],
+    ids=["twice", "twice-inside", "deep", "keys", "values", "a long key"],
 )
 def test_157_a_strangers_body_is_held_to_more(text: bytes, says: str) -> None:
     with pytest.raises(errors.BadRequestError, match=says):
