@@ -26,7 +26,7 @@ from fastroute.figures import dollars
 from fastroute.types import BudgetStatus, Request
 
 from .allowance import Allowance, QueueingPurse
-from .bank import AWAY, GRANTED, REFUSED, Bank, Spent, spent_in
+from .bank import AWAY, GRANTED, REFUSED, UNKNOWN, Bank, Spent, spent_in
 from .refusal import BEHIND, FULL, OVER, UNREAD, Assumption, MoneyReserved, of_tag, refusal_message
 from .reservation import Reservation, Share
 from .scopes import ANY, Budget, Scope
@@ -97,6 +97,8 @@ class Budgets:
         freed: called with the name of a line (`MoneyReserved.line`) whenever money of it is released.
         now: returns seconds since the epoch.
         clock: returns nanoseconds on the core's clock, for leases.
+        recorded: False without a ledger, where ``spent`` knows of nothing. A hard budget whose count was
+            damaged then refuses until its window ends.
 
     Thread safety: all methods, in forked processes too.
     """
@@ -110,7 +112,9 @@ class Budgets:
         freed: Callable[[str], None] | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], int] = _core.clock,
+        recorded: bool = True,
     ) -> None:
+        self._recorded = recorded
         self._budgets = tuple(Budget(config) for config in configs)
         self._segment = segment
         self.spent = spent
@@ -298,10 +302,15 @@ class Budgets:
                 if self._clock() < scope.unreadable_until:
                     return None
                 name = scope.budget.config.name
+                damaged = counter.damaged
                 try:
-                    # Of a shared budget, this machine has committed nothing yet; the bank knows the rest.
-                    spent = 0
-                    if self._bank is None:
+                    if self._bank is not None:
+                        # This machine has committed nothing yet; the bank knows the rest. After damage it
+                        # may have committed all that it was granted.
+                        spent = self._bank.grant(scope.name, window, counter) if damaged else 0
+                    elif damaged and scope.budget.config.hard and not self._recorded:
+                        spent = UNKNOWN
+                    else:
                         spent = min(self.spent(window.start, scope.tags), _core.MOST_NANO)
                 except errors.Error as error:
                     scope.unreadable_until = self._clock() + _RETRY_NS
@@ -312,7 +321,13 @@ class Budgets:
                 passed = [share for amount, share in scope.budget.thresholds if spent >= amount]
                 # Alerts below this amount were emitted when it was spent. begin() fails if another process
                 # began the window first.
-                if counter.begin(stamp, window.number, spent, (1 << len(passed)) - 1) and passed:
+                begun = counter.begin(stamp, window.number, spent, (1 << len(passed)) - 1)
+                if begun and damaged:
+                    text = (
+                        "budget %s: its count in the shared state was damaged; %s begins anew with %s spent"
+                    )
+                    log.error(text, name, window.label, "all" if spent == UNKNOWN else dollars(spent))
+                elif begun and passed:
                     text = "budget %s: %s begins with %s of %s already spent"
                     log.warning(text, name, window.label, dollars(spent), dollars(scope.budget.limit))
             return counter.stamp

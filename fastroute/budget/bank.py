@@ -50,6 +50,10 @@ class Bank(Protocol):
         """
 
 
+UNKNOWN = _core.MOST_NANO
+"""Counted as spent where what was spent is unknown for good: more than any limit."""
+
+
 class Sums(Protocol):
     """The part of a ledger that budgets read."""
 

@@ -15,7 +15,7 @@ from fastroute import errors, events
 from fastroute.config.messages import show
 from fastroute.figures import dollars
 
-from .bank import AWAY
+from .bank import AWAY, UNKNOWN
 
 # Why a budget refuses a call, besides AWAY; BEHIND: others wait for the budget's money already.
 OVER, UNREAD, FULL, BEHIND = "over", "unread", "full", "behind"
@@ -112,6 +112,11 @@ def refusal_message(
         return f"{where}: the ledger cannot be read, so what was spent is unknown; make the ledger readable"
     if failure == AWAY:
         return f"{where}: Redis is unavailable, and this machine has spent its lease; restore Redis"
+    if event.spent_nano >= UNKNOWN:
+        return (
+            f"{where}: its count in the shared state was damaged, and without a ledger nothing else says "
+            "what was spent; set fastroute.ledger, or begin from zero with another state file"
+        )
     if failure == FULL:
         return f"{where}: the state has no room left to count it; use fewer values of tags, or fewer budgets"
     limit = dollars(event.limit_nano, exact=True) + (f" for calls of {priority} priority" if priority else "")

@@ -28,6 +28,13 @@
 #
 # What is spent is not stored: it is `committed` minus what is reserved, read while the mark does not change.
 #
+# The memory may be a file, and whoever on the machine can write that file can write anything into these cells. So no
+# number that was read here is used before it was checked: an index is masked, and the cell there must be of the right
+# kind; the number, the mark and the window of a counter carry check bytes, the fields of a reservation a check word. A
+# changed byte always shows in them. A counter in which they do not fit is unknown and must not count on: its window is
+# taken away (`purse_void`), so that the next caller looks up what was spent and begins it anew. A reservation in which
+# they do not fit is unknown too: it is freed, and what it had reserved stays spent.
+#
 # A ticket: bits 0-23 the reservation's cell, 24-55 its turn.
 
 cdef extern from "money.h" nogil:
@@ -36,6 +43,8 @@ cdef extern from "money.h" nogil:
         uint64_t mark
     const bint FR_HAS_PAIRS
     bint fr_cas_pair(fr_pair *pair, uint64_t value, uint64_t mark, uint64_t new_value, uint64_t new_mark) noexcept
+    uint64_t fr_fold(uint64_t word) noexcept
+    uint64_t fr_seal(uint64_t turn, uint64_t amount, uint64_t lease, uint64_t purse, uint64_t stamp) noexcept
     void fr_about_to_write() noexcept
     void fr_die_after(int64_t writes) noexcept
 
@@ -52,6 +61,7 @@ cdef enum:
     KIND_MONEY = 10
     KIND_RESERVATION = 11
     MAX_RESERVATIONS = 65536
+    GAP = 8                      # numbers without a cell (of a damaged key) that a walk over all of them steps over
     MAX_ALERTS = 8
 
 cdef enum:                       # why a reservation was refused, negative
@@ -74,14 +84,18 @@ cdef enum:                       # low two bits of a mark; 0: none yet
     MARK_CLOSE = 2
     MARK_BEGIN = 3
 
+cdef enum:
+    BEGUN = 0x3FFF               # how often a counter was begun: 14 bits, in its window and in a mark
+    TURNS = 0x3FFFFFFF           # of a reservation's turn, what has room in a mark
+
 cdef uint64_t RESERVATIONS = 0x7265736572766500       # used like a name's hash; its cells are numbered
 
 # Structs --------------------------------------------------------------------------------------------------------------
 
 cdef struct Purse:               # one cell: the money of one window
     uint64_t key
-    uint64_t window              # window << 32 | how often begun << 8 | alerts given
-    fr_pair committed            # nano-dollars spent and reserved, and the mark of the last change
+    uint64_t window              # window << 32 | check byte << 24 | how often begun << 8 | alerts given
+    fr_pair committed            # nano-dollars spent and reserved, and the mark of the last change, see `sealed`
     uint64_t spare[4]
 
 cdef struct Entry:               # one cell: one reservation
@@ -92,7 +106,7 @@ cdef struct Entry:               # one cell: one reservation
     int64_t lease                # ns on the core's clock: after that it may be taken away
     uint64_t purse               # index of the counter's cell
     uint64_t stamp               # the counter's window and how often begun, when this was counted
-    uint64_t spare
+    uint64_t seal                # check word over turn, amount, lease, purse and stamp
 
 # Functions ------------------------------------------------------------------------------------------------------------
 
@@ -116,13 +130,39 @@ cdef inline uint64_t in_phase(uint64_t state, uint64_t phase) noexcept nogil:
 
 
 cdef inline uint64_t mark_of(uint64_t cell, uint64_t state, uint64_t kind) noexcept nogil:
-    # With the turn in it, so that a mark never names a later reservation in the same cell (for 2**32 turns).
-    return (state >> 32) << 26 | cell << 2 | kind
+    # With the turn in it, so that a mark never names a later reservation in the same cell (for 2**30 turns).
+    return (state >> 32 & TURNS) << 26 | cell << 2 | kind
 
 
-cdef inline uint64_t *cell_at(uint64_t *table, uint64_t mask, uint64_t index) noexcept nogil:
-    """The cell of an index that was read from shared memory, which something else may have written to."""
-    return table + 8 * (index & mask)
+cdef inline uint64_t sealed(int64_t value, uint64_t mark) noexcept nogil:
+    """The mark with a check byte over itself and the number beside it: all bytes of both together give 0."""
+    return mark | fr_fold(<uint64_t>value ^ mark) << 56
+
+
+cdef inline uint64_t window_word(uint64_t window, uint64_t begun, uint64_t alerts) noexcept nogil:
+    cdef uint64_t word = window << 32 | (begun & BEGUN) << 8
+    return word | fr_fold(word) << 24 | alerts
+
+
+cdef inline bint window_fits(uint64_t word) noexcept nogil:
+    # The check byte does not cover the alerts: they are set one by one.
+    return fr_fold(word & ~<uint64_t>0xFF) == 0 and (word >> 8 & 0xFFFF) <= BEGUN
+
+
+cdef inline uint64_t *cell_at(uint64_t *table, uint64_t mask, uint64_t index, uint64_t kind) noexcept nogil:
+    """The cell of an index that was read from shared memory; NULL if it is not a cell of that kind."""
+    cdef uint64_t *cell = table + 8 * (index & mask)
+    return cell if (fr_load(cell) & 15) == kind else NULL
+
+
+cdef void purse_void(Purse *purse) noexcept nogil:
+    """Takes the window of a damaged counter away, so that all who count in it are refused and it is begun anew."""
+    cdef uint64_t seen = fr_load(&purse.window)
+    # Begun once more by this, so that no reservation of before has the stamp of what is begun next.
+    while seen >> 32 or not window_fits(seen):
+        if turn_to(&purse.window, seen, window_word(0, (seen >> 8) + 1, 0)):
+            return
+        seen = fr_load(&purse.window)
 
 
 cdef void follow(uint64_t *table, uint64_t mask, Purse *purse, uint64_t mark) noexcept nogil:
@@ -131,39 +171,118 @@ cdef void follow(uint64_t *table, uint64_t mask, Purse *purse, uint64_t mark) no
     cdef uint64_t seen, begun, before, after
     cdef uint64_t *word
     if kind == MARK_BEGIN:
-        begun = mark >> 10 & 0xFFFF
+        begun = mark >> 10 & BEGUN
         seen = fr_load(&purse.window)
-        while (seen >> 8 & 0xFFFF) == (begun - 1 & 0xFFFF):
-            if turn_to(&purse.window, seen, mark >> 26 << 32 | begun << 8 | (mark >> 2 & 0xFF)):
+        while (seen >> 8 & BEGUN) == (begun - 1 & BEGUN):
+            if turn_to(&purse.window, seen, window_word(mark >> 24 & UINT32_MAX, begun, mark >> 2 & 0xFF)):
                 return
             seen = fr_load(&purse.window)
     elif kind:
-        word = &(<Entry *>cell_at(table, mask, mark >> 2 & 0xFFFFFF)).state
+        word = cell_at(table, mask, mark >> 2 & 0xFFFFFF, KIND_RESERVATION)
+        if word is NULL:
+            return
+        word = &(<Entry *>word).state
         before = COUNTING if kind == MARK_COUNT else CLOSING
         seen = fr_load(word)
-        while seen >> 32 == mark >> 26 and (seen & PHASE) == before:
+        while (seen >> 32 & TURNS) == (mark >> 26 & TURNS) and (seen & PHASE) == before:
             after = in_phase(seen, HELD) if kind == MARK_COUNT else freed(seen)
             if turn_to(word, seen, after):
                 return
             seen = fr_load(word)
 
 
+cdef inline bint purse_read(uint64_t *table, uint64_t mask, Purse *purse, int64_t *value, uint64_t *mark) noexcept nogil:
+    """Reads number and mark of one change, and follows the mark. False: they do not fit, and the window is void."""
+    while True:
+        mark[0] = fr_load(&purse.committed.mark)
+        value[0] = fr_load_i64(<int64_t *>&purse.committed.value)
+        if fr_rarely(value[0] < 0 or fr_fold(<uint64_t>value[0] ^ mark[0]) != 0):
+            # Two loads may also be of two changes; then there is another mark by now.
+            if fr_load(&purse.committed.mark) != mark[0]:
+                continue
+            purse_void(purse)
+            return False
+        follow(table, mask, purse, mark[0])
+        return True
+
+
+cdef uint64_t purse_stamp(uint64_t *table, uint64_t mask, Purse *purse) noexcept nogil:
+    """The counter's stamp, that of no window if the counter is damaged."""
+    cdef int64_t value
+    cdef uint64_t seen
+    purse_read(table, mask, purse, &value, &seen)
+    seen = fr_load(&purse.window)
+    if not window_fits(seen):
+        purse_void(purse)
+        seen = fr_load(&purse.window)
+    return seen >> 8
+
+
 cdef bint purse_begin(
     uint64_t *table, uint64_t mask, Purse *purse, uint64_t seen, uint64_t window, int64_t spent, uint64_t alerts
 ) noexcept nogil:
     """Begins a window with what has been spent in it so far; False if the counter's stamp is not ``seen``."""
-    cdef uint64_t mark, value, new
+    cdef uint64_t mark, new
+    cdef int64_t value, first
     while True:
-        mark = fr_load(&purse.committed.mark)
-        follow(table, mask, purse, mark)
-        value = fr_load(&purse.committed.value)
+        purse_read(table, mask, purse, &value, &mark)
         if fr_load(&purse.window) >> 8 != seen:
             return False
-        new = window << 26 | ((seen & 0xFFFF) + 1 & 0xFFFF) << 10 | alerts << 2 | MARK_BEGIN
+        first = spent
+        if seen >> 24 == 0:
+            # It is new, or was damaged. Then there may be reservations of the same window, for requests that are not in
+            # ``spent`` yet. They end under another stamp, so they stay counted in full.
+            first = min(first + outstanding(table, mask, purse, window), MAX_NANO)
+        new = sealed(first, window << 24 | ((seen & BEGUN) + 1 & BEGUN) << 10 | alerts << 2 | MARK_BEGIN)
         fr_about_to_write()
-        if fr_cas_pair(&purse.committed, value, mark, <uint64_t>spent, new):
+        if fr_cas_pair(&purse.committed, <uint64_t>value, mark, <uint64_t>first, new):
             follow(table, mask, purse, new)
             return True
+
+
+cdef Entry *next_entry(uint64_t *table, uint64_t mask, uint64_t *number) noexcept nogil:
+    """The first reservation from a number on, and sets that to the one after it; NULL after the last."""
+    cdef uint64_t end = min(number[0] + GAP, <uint64_t>MAX_RESERVATIONS)
+    cdef Entry *entry
+    while number[0] < end:
+        entry = <Entry *>find_cell(table, mask, sub_key(RESERVATIONS, KIND_RESERVATION, number[0]), False)
+        number[0] += 1
+        if entry is not NULL:
+            return entry
+    return NULL
+
+
+cdef Purse *entry_read(uint64_t *table, uint64_t mask, const Entry *entry, uint64_t state, Entry *found) noexcept nogil:
+    """Copies a reservation's fields and returns its counter; NULL if they do not belong to this state of it."""
+    # Copied first and checked then: the copy cannot change between check and use.
+    found.amount = fr_load_i64(&entry.amount)
+    found.lease = fr_load_i64(&entry.lease)
+    found.purse = fr_load(&entry.purse)
+    found.stamp = fr_load(&entry.stamp)
+    if fr_load(&entry.seal) != fr_seal(
+        state >> 32, <uint64_t>found.amount, <uint64_t>found.lease, found.purse, found.stamp
+    ):
+        return NULL
+    if not 0 <= found.amount <= MAX_NANO:
+        return NULL
+    return <Purse *>cell_at(table, mask, found.purse, KIND_MONEY)
+
+
+cdef int64_t outstanding(uint64_t *table, uint64_t mask, Purse *purse, uint64_t window) noexcept nogil:
+    """What is reserved of a counter in a window, whatever the counter's stamp is now."""
+    cdef uint64_t seen
+    cdef uint64_t number = 0
+    cdef int64_t total = 0
+    cdef Entry *entry
+    cdef Entry found
+    while True:
+        entry = next_entry(table, mask, &number)
+        if entry is NULL:
+            return total
+        seen = fr_load(&entry.state)
+        if (seen & PHASE) >= COUNTING and entry_read(table, mask, entry, seen, &found) is purse:
+            if found.stamp >> 24 == window:
+                total = min(total + found.amount, MAX_NANO)
 
 
 cdef Entry *entry_take(uint64_t *table, uint64_t mask, uint32_t *hint, uint64_t slot) noexcept nogil:
@@ -200,24 +319,23 @@ cdef int64_t purse_reserve(
     # Filled in before it is COUNTING: of a COUNTING reservation a reaper reads the fields.
     cdef uint64_t cell = (<uint64_t *>entry - table) // 8
     cdef uint64_t state = fr_load(&entry.state)
-    cdef uint64_t mark, new
-    cdef int64_t value
+    cdef uint64_t place = (<uint64_t *>purse - table) // 8
+    cdef uint64_t mark, new, named
+    cdef int64_t value, sum
     cdef int64_t reason
     write(<uint64_t *>&entry.amount, <uint64_t>amount)
     write(<uint64_t *>&entry.lease, <uint64_t>lease)
-    write(&entry.purse, (<uint64_t *>purse - table) // 8)
+    write(&entry.purse, place)
     write(&entry.stamp, stamp)
+    write(&entry.seal, fr_seal(state >> 32, <uint64_t>amount, <uint64_t>lease, place, stamp))
     state = in_phase(state, COUNTING)
     write(&entry.state, state)
-    new = mark_of(cell, state, MARK_COUNT)
+    named = mark_of(cell, state, MARK_COUNT)
     while True:
         # The order matters: a window that began after the mark was read has changed the mark; one that began before
         # is seen, because the mark was followed first.
-        mark = fr_load(&purse.committed.mark)
-        follow(table, mask, purse, mark)
-        value = fr_load_i64(<int64_t *>&purse.committed.value)
         reason = 0
-        if fr_load(&purse.window) >> 8 != stamp:
+        if not purse_read(table, mask, purse, &value, &mark) or fr_load(&purse.window) >> 8 != stamp:
             reason = REASON_OTHER_WINDOW
         elif value > most:
             # A refusal needs no swap, so the number is checked here to be the one that belongs to this window.
@@ -227,30 +345,37 @@ cdef int64_t purse_reserve(
         if reason:
             turn_to(&entry.state, state, freed(state))
             return reason
+        sum = value + min(amount, INT64_MAX - value)
+        new = sealed(sum, named)
         fr_about_to_write()
-        if fr_cas_pair(&purse.committed, <uint64_t>value, mark, <uint64_t>(value + min(amount, INT64_MAX - value)), new):
+        if fr_cas_pair(&purse.committed, <uint64_t>value, mark, <uint64_t>sum, new):
             follow(table, mask, purse, new)
             return <int64_t>(cell | state >> 32 << 24)
 
 
 cdef void entry_close(uint64_t *table, uint64_t mask, Entry *entry, uint64_t state) noexcept nogil:
     """Makes the change that a CLOSING reservation names, if it was not made yet. For its owner, or its reaper."""
-    cdef Purse *purse = <Purse *>cell_at(table, mask, fr_load(&entry.purse))
-    cdef uint64_t new = mark_of((<uint64_t *>entry - table) // 8, state, MARK_CLOSE)
-    cdef uint64_t mark
+    cdef Entry found
+    cdef Purse *purse = entry_read(table, mask, entry, state, &found)
+    cdef uint64_t named = mark_of((<uint64_t *>entry - table) // 8, state, MARK_CLOSE)
+    cdef int64_t cost = min(max(fr_load_i64(&entry.cost), <int64_t>0), MAX_NANO)
+    cdef uint64_t mark, new
     cdef int64_t value, rest
+    if purse is NULL:
+        turn_to(&entry.state, state, freed(state))
+        return
     while True:
-        mark = fr_load(&purse.committed.mark)
-        follow(table, mask, purse, mark)
+        # A counter that does not fit gets another stamp by this, which ends the loop below.
+        purse_read(table, mask, purse, &value, &mark)
         # Freed by following the mark: another process has found this change made, so it must not be made twice.
         if fr_load(&entry.state) != state:
             return
-        value = fr_load_i64(<int64_t *>&purse.committed.value)
-        if fr_load(&purse.window) >> 8 != entry.stamp:
+        if fr_load(&purse.window) >> 8 != found.stamp:
             turn_to(&entry.state, state, freed(state))
             return
-        rest = max(value - entry.amount, 0)
-        rest += min(entry.cost, INT64_MAX - rest)
+        rest = max(value - found.amount, 0)
+        rest += min(cost, INT64_MAX - rest)
+        new = sealed(rest, named)
         fr_about_to_write()
         if fr_cas_pair(&purse.committed, <uint64_t>value, mark, <uint64_t>rest, new):
             follow(table, mask, purse, new)
@@ -262,8 +387,9 @@ cdef bint entry_settle(
 ) noexcept nogil:
     """Settles a HELD reservation whose state is ``seen`` (-1: to its whole amount); False if it was settled before."""
     cdef uint64_t state
-    # What is committed stays: freeing the reservation makes it spent.
-    if cost < 0 or cost == entry.amount:
+    # What is committed stays: freeing the reservation makes it spent. If the amount is damaged and not that of before,
+    # `entry_close` sees it.
+    if cost < 0 or cost == fr_load_i64(&entry.amount):
         return turn_to(&entry.state, seen, freed(seen))
     state = in_phase(seen & ~<uint64_t>0xFF00 | slot << 8, SETTLING)
     # Of two threads that settle at once only one gets past here, so only one writes the cost.
@@ -277,21 +403,27 @@ cdef bint entry_settle(
 
 cdef void entry_reap(uint64_t *table, uint64_t mask, Entry *entry, uint64_t slot) noexcept nogil:
     """Ends the reservation of a dead worker. Only one process at a time reaps a worker (`Segment.reap`)."""
-    cdef uint64_t seen, phase
+    cdef uint64_t seen = fr_load(&entry.state)
+    cdef uint64_t turn = seen >> 32
+    cdef uint64_t phase, mark
+    cdef int64_t value
+    cdef Entry found
     cdef Purse *purse
     while True:
-        seen = fr_load(&entry.state)
         phase = seen & PHASE
-        if (seen >> 8 & 0xFF) != slot or phase == FREE:
+        # Of another turn: the slot may have a new owner by now, who has taken it.
+        if (seen >> 8 & 0xFF) != slot or phase == FREE or seen >> 32 != turn:
             return
         if phase == COUNTING or phase == CLOSING:
-            purse = <Purse *>cell_at(table, mask, fr_load(&entry.purse))
-            follow(table, mask, purse, fr_load(&purse.committed.mark))
-            if fr_load(&entry.state) != seen:
-                continue
+            purse = entry_read(table, mask, entry, seen, &found)
+            if purse is not NULL:
+                purse_read(table, mask, purse, &value, &mark)
+                if fr_load(&entry.state) != seen:
+                    seen = fr_load(&entry.state)
+                    continue
         if phase == CLOSING:
             entry_close(table, mask, entry, seen)
-        elif phase == TAKEN or phase == COUNTING or seen & SENT:
+        elif phase == TAKEN or phase == COUNTING or phase > CLOSING or seen & SENT:
             turn_to(&entry.state, seen, freed(seen))
         elif phase == HELD:
             entry_settle(table, mask, entry, seen, slot, 0)
@@ -299,14 +431,15 @@ cdef void entry_reap(uint64_t *table, uint64_t mask, Entry *entry, uint64_t slot
             # SETTLING but not SENT: whether the cost was written is unknown, and as nothing was sent it is 0.
             write(<uint64_t *>&entry.cost, 0)
             turn_to(&entry.state, seen, in_phase(seen, CLOSING))
+        seen = fr_load(&entry.state)
 
 
 cdef void reap_reservations(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
     """Ends every reservation that a dead worker holds."""
-    cdef uint64_t number
+    cdef uint64_t number = 0
     cdef Entry *entry
-    for number in range(<uint64_t>MAX_RESERVATIONS):
-        entry = <Entry *>find_cell(table, mask, sub_key(RESERVATIONS, KIND_RESERVATION, number), False)
+    while True:
+        entry = next_entry(table, mask, &number)
         if entry is NULL:
             return
         entry_reap(table, mask, entry, slot)
@@ -316,28 +449,29 @@ cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_
     """What is reserved, and what was committed at that time."""
     # Read again while other processes make changes, but not for ever: after 64 rounds the figures may be off by what
     # changed in between. They are only shown to people; limits are held by `purse_reserve`.
-    cdef uint64_t cell = (<uint64_t *>purse - table) // 8
     cdef uint64_t number, mark, stamp, seen
-    cdef int64_t reserved, amount
+    cdef int64_t reserved
     cdef int attempt
     cdef Entry *entry
+    cdef Entry found
     for attempt in range(64):
-        mark = fr_load(&purse.committed.mark)
-        follow(table, mask, purse, mark)
-        committed[0] = fr_load_i64(<int64_t *>&purse.committed.value)
+        if not purse_read(table, mask, purse, committed, &mark):
+            committed[0] = 0
+            return 0
         stamp = fr_load(&purse.window) >> 8
         reserved = 0
-        for number in range(<uint64_t>MAX_RESERVATIONS):
-            entry = <Entry *>find_cell(table, mask, sub_key(RESERVATIONS, KIND_RESERVATION, number), False)
+        number = 0
+        while True:
+            entry = next_entry(table, mask, &number)
             if entry is NULL:
                 break
             seen = fr_load(&entry.state)
-            if (seen & PHASE) < HELD or seen & LATE or fr_load(&entry.purse) != cell or fr_load(&entry.stamp) != stamp:
+            # Before the costlier check, because most of them are free.
+            if (seen & PHASE) < HELD or seen & LATE or fr_load(&entry.stamp) != stamp:
                 continue
-            amount = fr_load_i64(&entry.amount)
-            # Of the same turn after as before: the amount belongs to the state that was read.
-            if fr_load(&entry.state) >> 32 == seen >> 32:
-                reserved += min(amount, INT64_MAX - reserved)
+            # The check word covers the turn: what was read belongs to the state that was read.
+            if entry_read(table, mask, entry, seen, &found) is purse:
+                reserved += min(found.amount, INT64_MAX - reserved)
         if fr_load(&purse.committed.mark) == mark:
             break
     return min(reserved, committed[0])
@@ -360,27 +494,32 @@ def sweep_reservations(Segment segment not None, now=0) -> int:
         How many were ended.
     """
     cdef int64_t time = moment(now) or fr_clock()
-    cdef int64_t lease
     cdef uint64_t slot = <uint64_t>segment.worker()
-    cdef uint64_t number, seen
+    cdef uint64_t seen
+    cdef uint64_t number = 0
     cdef Entry *entry
+    cdef Entry found
     cdef int swept = 0
-    for number in range(<uint64_t>MAX_RESERVATIONS):
-        entry = <Entry *>find_cell(
-            segment.table, segment.mask, sub_key(RESERVATIONS, KIND_RESERVATION, number), False
-        )
+    while True:
+        entry = next_entry(segment.table, segment.mask, &number)
         if entry is NULL:
             break
         seen = fr_load(&entry.state)
-        lease = fr_load_i64(&entry.lease)
-        # A reservation taken anew in between has another turn, so the swap from `seen` fails.
-        if (seen & PHASE) != HELD or lease > time:
+        if (seen & PHASE) != FREE and segment.is_free(seen >> 8 & 0xFF):
+            # Nobody has that slot, so this is damage: whoever took it is not known and will not end it.
+            entry_reap(segment.table, segment.mask, entry, seen >> 8 & 0xFF)
+            continue
+        # A reservation taken anew in between has another turn, so the swap from `seen` fails. One that does not fit has
+        # no known lease: its owner ends it, or whoever reaps its owner.
+        if (seen & PHASE) != HELD or entry_read(segment.table, segment.mask, entry, seen, &found) is NULL:
+            continue
+        if found.lease > time:
             continue
         if not seen & SENT:
             swept += entry_settle(segment.table, segment.mask, entry, seen, slot, 0)
         elif not seen & LATE:
             swept += turn_to(&entry.state, seen, seen | LATE)
-        elif time - lease > LATE_NS:
+        elif time - found.lease > LATE_NS:
             turn_to(&entry.state, seen, freed(seen))
     return swept
 
@@ -423,13 +562,18 @@ cdef class Counter:
     @property
     def stamp(self) -> int:
         """The window and how often the cell was begun; 0 before the first. Other methods take it as an argument."""
-        follow(self.segment.table, self.segment.mask, self.purse, fr_load(&self.purse.committed.mark))
-        return fr_load(&self.purse.window) >> 8
+        return purse_stamp(self.segment.table, self.segment.mask, self.purse)
 
     @property
     def window(self) -> int:
-        """The number of the window; 0 before the first."""
+        """The number of the window; 0 before the first, and after damage."""
         return self.stamp >> 24
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it has no window because its cell was damaged: what it had counted is unknown until ``begin``."""
+        cdef uint64_t stamp = self.stamp
+        return stamp >> 24 == 0 and (stamp & BEGUN != 0 or fr_load(&self.purse.committed.mark) != 0)
 
     def begin(self, stamp, window, spent, alerts=0) -> bool:
         """Begins a window in place of the one there.
@@ -438,7 +582,7 @@ cdef class Counter:
             stamp: Read before ``spent`` was looked up. If the window has been begun by another caller since, nothing
                 changes.
             window: Its number, 1 to 2**32 - 1.
-            spent: Spent in it so far, 0 to ``MOST_NANO``.
+            spent: Spent in it so far, 0 to ``MOST_NANO``. After damage, what is reserved is added to it.
             alerts: Bits of the alerts that were given already.
 
         Returns:
@@ -538,8 +682,10 @@ cdef class Counter:
 
     @property
     def committed(self) -> int:
-        """Spent and reserved in the window."""
-        return fr_load_i64(<int64_t *>&self.purse.committed.value)
+        """Spent and reserved in the window; means nothing while it is ``damaged``."""
+        cdef int64_t value
+        cdef uint64_t mark
+        return value if purse_read(self.segment.table, self.segment.mask, self.purse, &value, &mark) else 0
 
     def figures(self) -> tuple[int, int]:
         """(spent, reserved), exact if nothing changes while it reads. Reads every reservation of the segment."""

@@ -72,7 +72,7 @@ cdef enum:
     LOOKS = 4                    # living pids whose start time one `reap` compares: each costs a read of /proc
     BURIALS = 16                 # dead workers that one `reap` cleans up, so that one call is not held up for long
     LISTED = 14                  # endpoints in one cell of their list
-    LAYOUT_VERSION = 4
+    LAYOUT_VERSION = 5
 
 LAYOUT = LAYOUT_VERSION
 
@@ -543,6 +543,10 @@ cdef class Segment:
                 break
         mend_in_flight(self.table, self.mask)
         return reaped
+
+    cdef inline bint is_free(self, uint64_t slot) noexcept nogil:
+        """Whether no process has this slot. Number 0 is nobody's."""
+        return <uint32_t>fr_load(&self.workers[slot % WORKERS].owner) == 0
 
     cdef bint is_dead(self, int number, uint64_t owner) noexcept:
         # When in doubt, a worker lives: its permits are lost for a while, where the opposite mistake would let calls

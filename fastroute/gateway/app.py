@@ -135,7 +135,12 @@ class Gateway:
         self.limits = KeyLimits(segment, shared)
         bank = None if shared is None else shared.bank
         self.budgets = KeyBudgets(
-            segment, spent_in(client.ledger), client.runtime.hooks, client.runtime.queue.freed, bank
+            segment,
+            spent_in(client.ledger),
+            client.runtime.hooks,
+            client.runtime.queue.freed,
+            bank,
+            recorded=bool(client.ledger.path),
         )
         self.refusals = Refusals(segment)
         self._served: ServedModels | None = None

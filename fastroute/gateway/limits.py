@@ -159,6 +159,7 @@ class KeyBudgets:
         hooks: alerts are emitted to them.
         freed: called with a line's name when money of it is released; see `Budgets`.
         bank: shares the budgets with other machines; None without Redis.
+        recorded: whether there is a ledger; see `Budgets`.
 
     Thread safety: all methods.
     """
@@ -170,7 +171,10 @@ class KeyBudgets:
         hooks: events.Hooks,
         freed: Callable[[str], None],
         bank: RedisBank | None = None,
+        *,
+        recorded: bool = True,
     ) -> None:
+        self._recorded = recorded
         self._segment = segment
         self._bank = bank
         self._spent = spent
@@ -184,7 +188,14 @@ class KeyBudgets:
             return None
         known = self._budgets.get(caller.name)
         if known is None or known[0] != caller.budgets:
-            made = Budgets(caller.budget_configs(), self._segment, self._spent, self._hooks, self._freed)
+            made = Budgets(
+                caller.budget_configs(),
+                self._segment,
+                self._spent,
+                self._hooks,
+                self._freed,
+                recorded=self._recorded,
+            )
             if self._bank is not None:
                 made.share(self._bank)
             known = self._budgets[caller.name] = (caller.budgets, made)

@@ -53,7 +53,7 @@ class Ledger:
     processes may use the same ledger. `append` takes no lock.
 
     Attributes:
-        path: the file, or the database's address without its secrets.
+        path: the file, or the database's address without its secrets; empty: nothing is recorded.
         durability: as given.
 
     Args:

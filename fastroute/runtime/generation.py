@@ -166,7 +166,12 @@ class Generation:
             # Spending and reservations are in the segment, by the budget's name, so they are kept.
             spent = spent_in(around.ledger)
             self.budgets = Budgets(
-                config.budgets, self.state.segment, spent, around.hooks, around.queue.freed
+                config.budgets,
+                self.state.segment,
+                spent,
+                around.hooks,
+                around.queue.freed,
+                recorded=bool(around.ledger.path),
             )
         sinks = Sinks(
             retries=retries,

@@ -29,9 +29,17 @@ def heard() -> list[events.Event]:
 def make(clock: Clock, spending: Spending, heard: list[events.Event]) -> Make:
     segment = _core.Segment(1024)
 
-    def made(*configs: BudgetConfig, segment: _core.Segment = segment) -> Budgets:
+    def made(*configs: BudgetConfig, segment: _core.Segment = segment, recorded: bool = True) -> Budgets:
         hooks = events.Hooks()
         hooks.add(heard.append)
-        return Budgets(configs, segment, spending, hooks, now=lambda: clock.time, clock=lambda: clock.ns)
+        return Budgets(
+            configs,
+            segment,
+            spending,
+            hooks,
+            now=lambda: clock.time,
+            clock=lambda: clock.ns,
+            recorded=recorded,
+        )
 
     return made

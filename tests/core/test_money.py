@@ -604,6 +604,78 @@ def test_an_index_beyond_the_table_does_not_lead_out_of_the_mapping(tmp_path: Pa
         counter.settle(ticket, 5)
         counter.figures()
         _core.sweep_reservations(segment, FAR + 1)
+        assert counter.damaged == (kind == 10)
+        assert not counter.damaged or counter.begin(counter.stamp, 7, 40)
         assert reserve(counter, 10, 100) >= 0
 
     assert ended(forked(work)) == 0
+
+
+def cells_of(memory: mmap.mmap, kind: int) -> list[int]:
+    """Where the cells of a kind are in a segment's file."""
+    return [place for place in range(66 * 64, len(memory), 64) if memory[place] & 15 == kind]
+
+
+def each_byte(first: int, end: int) -> list[tuple[int, int]]:
+    """Every byte of a cell from one to another, with each value that it is changed to: 0, 255 and any."""
+    other = random.Random(7)
+    return [(byte, value) for byte in range(first, end) for value in (0, 255, other.randrange(256))]
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> mmap.mmap:
+    with open(tmp_path / "state", "w+b") as file:
+        file.truncate(Segment.size(256))
+        return mmap.mmap(file.fileno(), 0)
+
+
+def in_memory(memory: mmap.mmap, tmp_path: Path) -> Segment:
+    memory[:] = bytes(len(memory))
+    with open(tmp_path / "state", "r+b") as file:
+        return Segment.in_file(file.fileno(), True)
+
+
+class TestDamage:
+    """One byte of a counter, or of a reservation, is changed by something else."""
+
+    @pytest.mark.parametrize("held", [10, 0])
+    def test_a_counter_never_has_more_room_than_before(
+        self, memory: mmap.mmap, tmp_path: Path, held: int
+    ) -> None:
+        damaged = 0
+        for byte, value in each_byte(8, 64):
+            segment = in_memory(memory, tmp_path)
+            counter = begun(segment, 40)
+            ticket = reserve(counter, held, 100) if held else -1
+            (cell,) = cells_of(memory, 10)
+            memory[cell + byte] = value
+            if counter.damaged:
+                damaged += 1
+                assert counter.window == 0
+                assert counter.begin(counter.stamp, 7, 40)
+                assert not counter.damaged
+            assert counter.committed == 40 + held, (byte, value)
+            assert reserve(counter, 61 - held, 100) == OVER_LIMIT
+            if held:
+                assert counter.settle(ticket, 5)
+                assert counter.committed in (45, 50)  # under the stamp of before nothing is given back
+            assert reserve(counter, 40, 100) >= 0
+        assert damaged > 20
+
+    @pytest.mark.parametrize("sent", [True, False])
+    def test_a_reservation_takes_nothing_but_itself(
+        self, memory: mmap.mmap, tmp_path: Path, sent: bool
+    ) -> None:
+        for byte, value in each_byte(0, 64):
+            segment = in_memory(memory, tmp_path)
+            counter, other = begun(segment, 40), begun(segment, 7, "b")
+            ticket, beside = reserve(counter, 30, 100), reserve(other, 5, 100)
+            assert not sent or counter.sent(ticket)
+            memory[66 * 64 + (ticket & 0xFFFFFF) * 64 + byte] = value
+            counter.settle(ticket, 10)
+            _core.sweep_reservations(segment, FAR + 1)
+            assert counter.committed in (40, 50, 70), (byte, value)
+            assert counter.committed >= (50 if sent else 40)
+            assert reserve(counter, 30, 100) >= 0
+            assert other.figures() == (7, 0)
+            assert not other.settle(beside, 5)
