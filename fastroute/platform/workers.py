@@ -47,7 +47,7 @@ class Workers:
         """Runs ``call`` in a thread; blocks while the queue is full.
 
         Raises:
-            Error: after `close`.
+            Error: after `close`, or no thread can start, for instance after the end of the main thread.
         """
         room = self._room
         room.acquire()
@@ -57,7 +57,7 @@ class Workers:
         """Runs ``call`` in a thread and in this context, or returns False if the queue is full.
 
         Raises:
-            Error: after `close`.
+            Error: as in `submit`.
         """
         room = self._room
         if not room.acquire(blocking=False):
@@ -80,8 +80,13 @@ class Workers:
 
                     self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix=self._name)
                 future: Future[Any] = self._executor.submit(context.run, call)
-        except BaseException:
+        except BaseException as problem:
             room.release()
+            if isinstance(problem, RuntimeError):
+                raise Error(
+                    f"submit: no thread can start ({problem}); once the main thread has ended, "
+                    "use client.chat.completions.create in a thread that still runs"
+                ) from problem
             raise
         future.add_done_callback(lambda _: room.release())
         return future

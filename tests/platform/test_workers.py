@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -73,3 +75,33 @@ def test_a_child_has_threads_of_its_own() -> None:
 
     assert ended(forked(submit)) == 0
     workers.close()
+
+
+LATE = """
+import threading
+from fastroute.errors import Error
+from fastroute.platform.workers import Workers
+workers = Workers(1, 1)
+if {used}:
+    workers.submit(int).result()
+def late():
+    threading.main_thread().join()
+    for _ in range(4):  # more than it has room for
+        try:
+            workers.submit(int)
+        except Error as error:
+            print(error)
+threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_submission_after_the_end_of_the_main_thread_says_what_to_do(used: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE.format(used=used)], capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.startswith("submit: no thread can start (")
+        assert "client.chat.completions.create in a thread that still runs" in line
