@@ -282,8 +282,9 @@ class Request:
     """
 
     model: str
-    messages: Sequence[Mapping[str, Any]]
-    params: Mapping[str, Any] = _EMPTY
+    # Trackers of errors record the repr of every local variable, which must not show a prompt.
+    messages: Sequence[Mapping[str, Any]] = field(repr=lambda messages: f"<{len(messages)} messages>")
+    params: Mapping[str, Any] = field(default=_EMPTY, repr=lambda params: f"<{', '.join(params)}>")
     stream: bool = False
     options: RouteOptions = field(factory=RouteOptions)
     allowance: Purse | None = field(default=None, repr=False, eq=False)

@@ -14,6 +14,13 @@ from collections.abc import Callable
 
 from fastroute import _core
 
+if "actions" in globals():
+    # The other modules registered their actions once, and a forked child without them would use its parent's
+    # connections. Raised before anything of the module has changed.
+    raise ImportError(
+        "fastroute cannot be reloaded in a running process; restart the process (in a notebook: the kernel)"
+    )
+
 actions: list[Callable[[], None]] = []
 """What a forked child runs, in this order."""
 handled = _core.fork_count()  # the count at the last run of the actions
