@@ -135,19 +135,21 @@ def _reached(what: str, wait: int) -> LimitReached:
 
 def tokens_of(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
     """An estimate of a request's tokens, including the output."""
-    chars, other = 0, False
+    texts, other = [], False
     for message in messages:
         content = message.get("content")
         if type(content) is str:
-            chars += len(content)
+            texts.append(content)
         elif type(content) is list:
             for part in content:
                 text = part.get("text") or part.get("refusal")
-                chars += len(text) if isinstance(text, str) else 0
+                texts.append(text if isinstance(text, str) else "")
                 other = other or part.get("type") not in ("text", "refusal")
+    chars = sum(map(len, texts))
+    utf8 = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     wanted = params.get("max_completion_tokens") or params.get("max_tokens") or LEAST_OUTPUT
     media = sum(USUAL_TOKENS[part.kind] for part in media_of(messages)) if other else 0
-    return estimate_input(chars, chars, len(messages)) + media + int(wanted)
+    return estimate_input(chars, utf8, len(messages)) + media + int(wanted)
 
 
 class KeyBudgets:
