@@ -157,7 +157,7 @@ class ChoiceSoFar:
             value = value.get("arguments")
         elif name not in _WRITTEN:
             return 0
-        return len(value) if type(value) is str else 0
+        return _length(value)
 
     def _numbered(self, path: str, value: Any) -> tuple[Any, Any]:
         """A list, or an object with lists, as it is shown and as it is kept to be merged.
@@ -195,6 +195,13 @@ class ChoiceSoFar:
         for name, values in self.extra.items():
             raw[name] = merged(values)
         return types.Message(raw["role"], content, calls or None, refusal, raw)
+
+
+def _length(value: Any) -> int:
+    """The characters of a text, or of a list of parts with text."""
+    if type(value) is list:
+        return sum(_length(part.get("text") if type(part) is dict else part) for part in value)
+    return len(value) if type(value) is str else 0
 
 
 def _item(

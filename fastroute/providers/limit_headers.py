@@ -279,6 +279,9 @@ def parse_limits(headers: Mapping[str, str], now: float | None = None) -> RateLi
         return None
     if requests is not None and _beyond_a_minute(requests):
         requests = None
+    # Not by how slowly they refill: resets in whole seconds say little about a limit of which little is used.
+    if tokens is not None and tokens.reset is not None and tokens.reset > _HOUR:
+        tokens = None
     return RateLimitHeaders(requests, tokens)
 
 

@@ -177,7 +177,7 @@ def _content(message: dict[str, Any], value: Any) -> str | None:
         else:
             foreign = True
     if thoughts:
-        message["reasoning_content"] = string(message.get("reasoning_content")) + "".join(thoughts)
+        message["reasoning_content"] = _thought(message.get("reasoning_content")) + "".join(thoughts)
     for name, parts in kept.items():
         if parts:
             known = message.get(name)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from loopback import Loopback
 
 import fastroute
 from fastroute.events import RetryBudgetExhausted
 from fastroute.testing import Answer, Fault, Provider
 
+Start = Callable[..., Loopback]
 MESSAGES = [{"role": "user", "content": "Hello there"}]
 TOO_LONG = Fault.error("context_length_exceeded")
 FILTERED = Fault.error("content_filter")
@@ -31,6 +34,36 @@ def config(models: dict[str, dict[str, Any]], *providers: Provider, **more: Any)
 def three() -> Any:
     with Provider() as first, Provider() as second, Provider() as third:
         yield first, second, third
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream", "told"),
+    [
+        (Fault.status(503), False, True),
+        (Fault.status(503), True, True),
+        (Fault.status(401), False, True),
+        (Fault.status(200, b'{"choices": []}'), False, True),
+        (Fault.html(), False, True),
+        (Fault.html(), True, True),
+        (Fault.truncated(), False, True),
+        (Fault.stream_cut(after=0), True, True),
+        (Fault.stream_cut(after=2), True, True),
+        (Fault.stream_error(after=2), True, True),
+        (Fault.cut_headers(), False, False),
+    ],
+    ids=lambda value: value.name if isinstance(value, Fault) else None,
+)
+def test_the_providers_id_of_a_failed_request_is_recorded(
+    start: Start, fault: Fault, stream: bool, told: bool
+) -> None:
+    loop = start(1, policy={"max_attempts": 1})
+    loop.ask()
+    loop.provider().script(fault)
+    with pytest.raises(fastroute.Error):
+        list(loop.stream()) if stream else loop.ask()
+    good, failed = loop.attempts
+    assert (good.request_id, failed.request_id) == ("req_00000001", "req_00000002" if told else None)
+    assert failed.outcome == "failed"
 
 
 def models_of(reply: fastroute.Completion) -> list[str]:

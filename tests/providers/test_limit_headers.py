@@ -14,6 +14,7 @@ from fastroute.providers.limit_headers import (
     parse_limits,
     parse_reset,
     parse_retry_after,
+    parse_spent,
 )
 from fastroute.testing import go_duration
 
@@ -283,6 +284,52 @@ def test_requests_per_day_do_not_pace_minutes(remaining: str) -> None:
     assert limits is not None
     assert limits.requests is None
     assert limits.tokens == HeaderLimit(18000, 17000, 3.33)
+
+
+@pytest.mark.parametrize("what", ["requests", "tokens"])
+@pytest.mark.parametrize(
+    ("limit", "remaining", "reset", "told"),
+    [
+        ("1000", "3", "23h59m0s", False),
+        ("1000", "1000", "24h0m0s", False),  # nothing is used yet
+        (None, "3", "1h0m1s", False),
+        ("1000", "0", "1h0m0s", True),
+        ("1000", "1000", "1h0m0s", True),
+        (None, "3", "1h0m0s", True),
+        ("1000", "3", None, True),
+    ],
+)
+def test_what_is_left_of_a_day_is_not_taken_for_this_minutes(
+    what: str, limit: str | None, remaining: str, reset: str | None, told: bool
+) -> None:
+    parts = {"limit": limit, "remaining": remaining, "reset": reset}
+    limits = parse_limits(
+        {f"x-ratelimit-{part}-{what}": text for part, text in parts.items() if text is not None}
+    )
+    assert limits is not None
+    assert (getattr(limits, what) is not None) == told
+
+
+def test_a_day_that_is_used_up_is_waited_for_and_a_minute_that_is_longer_is_not() -> None:
+    spent = {"x-ratelimit-remaining-{}": "0", "x-ratelimit-limit-{}": "9"}
+    for what, reset, wait in (
+        ("requests-day", "86400", 86400),
+        ("tokens-day", "7200", 7200),
+        ("requests", "60s", 60),
+        ("requests", "61s", None),
+        ("tokens", "1h0m0s", None),
+        ("tokens", "0s", None),
+    ):
+        headers = {name.format(what): text for name, text in spent.items()}
+        headers[f"x-ratelimit-reset-{what}"] = reset
+        assert parse_spent(headers) == wait, (what, reset)
+        headers[f"x-ratelimit-remaining-{what}"] = "1"
+        assert parse_spent(headers) is None, (what, reset)
+    # The longest of several, and one whose rest is not told counts as used up.
+    both = {"x-ratelimit-reset-requests-day": "60", "x-ratelimit-reset-tokens-day": "90"}
+    assert parse_spent(both) == 90
+    two = {f"x-ratelimit-{part}-{what}": "0" for part in ("remaining",) for what in ("requests", "tokens")}
+    assert parse_spent({**two, "x-ratelimit-reset-requests": "2s", "x-ratelimit-reset-tokens": "5s"}) == 5
 
 
 @pytest.mark.parametrize("text", ["10, 20", "ten", "1_0", "٣", "9" * 40, "1.5"])

@@ -297,6 +297,23 @@ def test_fields_unknown_here_pass_through() -> None:
     assert decoder.output_chars == 6
 
 
+@pytest.mark.parametrize(
+    ("thoughts", "chars"),
+    [
+        (["hm", "m"], 3),
+        ([[{"type": "text", "text": "hm"}], [{"type": "text", "text": "m"}]], 3),
+        ([["hm", {"text": None}, {"text": [{"text": "m"}]}, 5]], 3),
+        ([[]], 0),
+        ([{"text": "hm"}], 0),
+        ([7], 0),
+    ],
+)
+def test_thoughts_count_as_written_whether_they_are_text_or_parts(thoughts: list[Any], chars: int) -> None:
+    """An answer that is cut off is charged by what the model wrote."""
+    decoder, _ = run(*(chunk(reasoning_content=thought) for thought in thoughts), chunk(content="42"))
+    assert decoder.output_chars == chars + 2
+
+
 def test_half_a_surrogate_pair_in_each_of_two_chunks() -> None:
     decoder, chunks = run(
         '{"choices":[{"index":0,"delta":{"content":"\\ud83d"}}]}',

@@ -242,6 +242,17 @@ def test_tool_calls_refusals_and_fields_unknown_here() -> None:
     assert reply.choices[0].finish_reason == "content_filter"
 
 
+@pytest.mark.parametrize("known", ["so ", [{"type": "text", "text": "so "}]])
+def test_thoughts_in_parts_are_added_to_those_that_are_there_already(known: Any) -> None:
+    content = [{"type": "thinking", "thinking": "because"}, {"type": "text", "text": "hi"}]
+    message = {"role": "assistant", "content": content, "reasoning_content": known}
+    reply = decode(ANSWER, choices=[{"index": 0, "message": message, "finish_reason": "stop"}])
+    assert reply.choices[0].message.reasoning_content == "so because"
+    alone = {"role": "assistant", "content": "hi", "reasoning_content": known}
+    reply = decode(ANSWER, choices=[{"index": 0, "message": alone, "finish_reason": "stop"}])
+    assert reply.choices[0].message.reasoning_content == known  # passed on as it came
+
+
 def test_content_in_parts_is_joined() -> None:
     parts = [
         {"type": "thinking", "thinking": []},
