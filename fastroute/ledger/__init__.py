@@ -44,6 +44,7 @@ FLUSH_SECONDS = 5.0
 FLUSH_SECONDS_IN_TROUBLE = 1.0
 SPENT_SECONDS = 1.0  # a call waits for the sum of what was spent
 _ID = journals.FIELDS.index("id")
+_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896  # since 1970: 1 January of the year 1, 31 December 9999
 
 
 class Ledger:
@@ -376,8 +377,9 @@ class Ledger:
 
         try:
             outside = {row[_ID]: row for row in journals.records(self.storage.journal)}
-        except OSError as error:
-            raise LedgerError(f"the journal of {self.path} cannot be read: {error.strerror}") from problem
+        except (OSError, journals.DamagedJournalError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise LedgerError(f"the journal of {self.path} cannot be read: {reason}") from problem
         outside.update((row[_ID], row) for row in self._own().waiting())
         rest = journals.counted(outside.values(), start, tags)
         since = self.writer.failing_since
@@ -416,6 +418,9 @@ def _seconds(when: float | datetime | None) -> float | None:
 
 def _shown(key: str, value: Any) -> str | None:
     if key == "day" and value is not None:
+        # Of an entry that is damaged, or whose clock was wrong, it may be no day at all.
+        if type(value) is not int or not _FIRST_DAY <= value <= _LAST_DAY:
+            return None
         return datetime.fromtimestamp(value * 86_400, timezone.utc).strftime("%Y-%m-%d")
     return None if value is None else str(value)
 

@@ -69,8 +69,11 @@ class LedgerConnection(Protocol):
     def replaced(self) -> bool:
         """Whether the storage's path now names another file than the one of this connection."""
 
-    def check(self) -> None:
+    def check(self, *, rows: bool = False) -> None:
         """Checks for damage; about one second for a gigabyte of a file.
+
+        Args:
+            rows: whether to check the values of all entries too, which takes several times as long.
 
         Raises:
             DatabaseCorrupt: the database is damaged.
@@ -146,6 +149,16 @@ class LedgerStorage(Protocol):
             What was done, for the log; None if another process has done it.
         """
 
+    def leave_mark(self, where: str) -> str:
+        """Marks that entries before now may be missing; returns the path of the mark.
+
+        Args:
+            where: the damaged file.
+
+        Raises:
+            OSError: the mark cannot be written. Then the damaged file must stay where it is.
+        """
+
     def unsure_until(self) -> tuple[float, str] | None:
         """The time before which entries may be missing, and the file that says so; None if none are."""
 
@@ -192,9 +205,16 @@ def grouped(keys: Sequence[str], where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_attempt(row: Sequence[Any]) -> Attempt:
-    """The entry of a row with columns in the order of `FIELDS`; tags are JSON text or None."""
+    """The entry of a row with columns in the order of `FIELDS`; tags are JSON text or None.
+
+    Raises:
+        ValueError, TypeError: the tags are damaged.
+    """
     values = dict(zip(FIELDS, row))
-    values["tags"] = orjson.loads(values["tags"]) if values["tags"] else {}
+    tags = orjson.loads(values["tags"]) if values["tags"] else {}
+    if type(tags) is not dict:
+        raise ValueError("tags: must be an object")
+    values["tags"] = tags
     values["stream"] = bool(values["stream"])
     values["maybe_billed"] = bool(values["maybe_billed"])
     return Attempt(**values)

@@ -16,12 +16,13 @@ import itertools
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 import attrs
@@ -45,16 +46,21 @@ _DEFAULTS = [field.default for field in attrs.fields(Attempt)]
 _FEWEST = FIELDS.index("service_tier")  # values of a record of the oldest of these
 MAX_TEXT = 1024
 MAX_TAGS = 64
-_MAX_COUNT = 2**40  # tokens; a sum of millions of entries still fits 64 bits
+MAX_COUNT = 2**40  # tokens; a sum of millions of entries still fits 64 bits
 MAX_COST = 10**18
 """Nano-dollars: a cost above this, a thousand million dollars, is entered as this; budgets count no more."""
 _PLAIN_RECORD = 4096
+# More than `MAX_TAGS` names and values of `MAX_TEXT` characters take, each escaped as six bytes.
+_LONGEST_LINE = 1 << 20
+DAMAGED = ".damaged"
+"""Added to the name of a segment that is kept because records in it cannot be read."""
 
 _values = attrgetter(*FIELDS)
 _TIME, _LATENCY, _COST, _TAGS = (FIELDS.index(name) for name in ("time", "latency", "cost_nano", "tags"))
-_BUDGET = FIELDS.index("budget_nano")
-_FLOATS = frozenset({"time", "latency", "ttft"})
-_INTS = frozenset(
+_ID, _BUDGET = FIELDS.index("id"), FIELDS.index("budget_nano")
+_MOST_TIME = 1e300  # queries have no upper limit beyond it
+FLOATS = frozenset({"time", "latency", "ttft"})
+INTS = frozenset(
     {
         *(
             "status_code",
@@ -67,8 +73,8 @@ _INTS = frozenset(
         *("cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
     }
 )
-_FLAGS = frozenset({"stream", "maybe_billed"})
-_OPTIONAL = frozenset(
+FLAGS = frozenset({"stream", "maybe_billed"})
+OPTIONAL = frozenset(
     {
         *("tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id"),
         *("service_tier", "budget_nano"),
@@ -111,19 +117,19 @@ def _tame(name: str, value: Any) -> Any:
     """The nearest value that the database column can hold."""
     if name == "tags":
         return clean_tags(value) if isinstance(value, Mapping) else {}
-    if value is None and name in _OPTIONAL:
+    if value is None and name in OPTIONAL:
         return None
-    if name in _INTS:
+    if name in INTS:
         if isinstance(value, int):
-            most = MAX_COST if name.endswith("_nano") else _MAX_COUNT
+            most = MAX_COST if name.endswith("_nano") else MAX_COUNT
             if value >= -most:
                 return min(int(value), most)
-        return None if name in _OPTIONAL else 0
-    if name in _FLOATS:
+        return None if name in OPTIONAL else 0
+    if name in FLOATS:
         if isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)
-        return None if name in _OPTIONAL else 0.0
-    if name in _FLAGS:
+        return None if name in OPTIONAL else 0.0
+    if name in FLAGS:
         return bool(value)
     return clean_text("" if value is None else value)
 
@@ -143,9 +149,10 @@ def clean_text(value: Any) -> str:
 
 
 def decode(record: bytes) -> list[Any] | None:
-    """The values of a record, with or without its line feed; None if it is incomplete.
+    """The values of a record, with or without its line feed; None if it is incomplete or impossible.
 
-    Fields that the release which wrote it did not have get their defaults.
+    Fields that the release which wrote it did not have get their defaults. Values of a wrong type become the
+    nearest that the database can hold. An entry whose id, time or cost is impossible is none.
     """
     line = record.strip(b"\n")
     body = line[8:]
@@ -157,7 +164,63 @@ def decode(record: bytes) -> list[Any] | None:
         return None
     if not isinstance(values, list) or not _FEWEST <= len(values) <= len(FIELDS):
         return None
-    return values + _DEFAULTS[len(values) :]
+    values += _DEFAULTS[len(values) :]
+    # Records have few combinations of types, so those that were found to be right are looked up.
+    types = tuple(map(type, values))
+    if types not in _right_types:
+        values = [
+            _tame(name, value) if _is_wrong(name, value) else value for name, value in zip(FIELDS, values)
+        ]
+        if type(values[_ID]) is not str or types[_ID] is not str or not _is_number(types[_TIME]):
+            return None
+        if types[_COST] not in _MONEY or types[_BUDGET] not in _MONEY:
+            return None
+        if len(_right_types) < _MOST_TYPES and tuple(map(type, values)) == types:
+            _right_types.add(types)
+    tags = values[_TAGS]
+    if tags and not all(type(value) is str for value in tags.values()):
+        values[_TAGS] = clean_tags(tags)
+    in_range = abs(values[_TIME]) <= _MOST_TIME and all(
+        amount is None or -MAX_COST <= amount <= MAX_COST for amount in (values[_COST], values[_BUDGET])
+    )
+    return values if in_range else None
+
+
+_MONEY = (int, type(None))
+_MOST_TYPES = 64
+_right_types: set[tuple[type, ...]] = set()
+
+
+def _is_number(kind: type) -> bool:
+    return kind in (int, float)
+
+
+def _is_wrong(name: str, value: Any) -> bool:
+    """Whether a value is of a type that the database's column cannot hold."""
+    if value is None:
+        return name not in OPTIONAL
+    if name == "tags":
+        return type(value) is not dict
+    if name in FLAGS:
+        return type(value) not in (bool, int)
+    if name in FLOATS:
+        return type(value) not in (int, float)
+    return type(value) is not (int if name in INTS else str)
+
+
+def is_cut_off(line: bytes) -> bool:
+    """Whether a line that is no record is the beginning of one, as a kill or a full disk leaves it.
+
+    The caller of such an entry has not been told that it was recorded.
+    """
+    line = line.strip(b"\n")
+    if not line.strip(b"\0"):
+        return True
+    # A complete record ends with the only bracket that closes a list.
+    return len(line) < 9 or (_BEGINNING.match(line) is not None and not line.endswith(b"]"))
+
+
+_BEGINNING = re.compile(rb"[0-9a-f]{8}\[")
 
 
 # ---------------------------------------------------------------------------------------------- segments
@@ -226,6 +289,14 @@ class JournalSegment:
         with suppress(FileNotFoundError):
             os.unlink(self.path)
         self.release()
+
+    def keep(self) -> str:
+        """Sets the file aside under a name that is not drained, and returns that name."""
+        aside = self.path + DAMAGED
+        with suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+        self.release()
+        return aside
 
     def release(self) -> None:
         """Releases the lock, so that another process can drain the file."""
@@ -374,6 +445,10 @@ class Journal:
         self._retired.remove(segment)
         segment.remove()
 
+    def forget(self, segment: JournalSegment) -> None:
+        """Drops a retired segment that has been set aside."""
+        self._retired.remove(segment)
+
     def release(self) -> None:
         """Releases the locks of all segments and leaves their files for other processes to drain."""
         segments = [*self._retired, self._segment]
@@ -398,20 +473,38 @@ def _claim(path: str, flags: int) -> JournalSegment | None:
 
 def orphans(directory: str) -> Iterator[JournalSegment]:
     """Segments whose process has ended. Each is locked until the caller removes or releases it."""
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return
-    for name in names:
-        if not name.endswith(_SUFFIXES):
-            continue
-        path = os.path.join(directory, name)
+    for path in _paths(directory):
         try:
             segment = _claim(path, os.O_RDWR)
-        except OSError:
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _report(path, f"it cannot be opened ({error.strerror}), so its entries are not in the ledger")
             continue
         if segment is not None:
             yield segment
+
+
+def _paths(directory: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    return [os.path.join(directory, name) for name in names if name.endswith(_SUFFIXES)]
+
+
+_reported: set[str] = set()
+
+
+def _report(path: str, problem: str) -> None:
+    """Logs a problem of a file once in this process."""
+    if path not in _reported and len(_reported) < 1000:
+        _reported.add(path)
+        log.error("%s: %s; make it a readable file of this user, or remove it", path, problem)
+
+
+class DamagedJournalError(Exception):
+    """A segment has a record that cannot be read, so an entry is missing."""
 
 
 def records(directory: str) -> Iterator[list[Any]]:
@@ -421,22 +514,51 @@ def records(directory: str) -> Iterator[list[Any]]:
 
     Raises:
         OSError: a segment cannot be read.
+        DamagedJournalError: a record in it cannot be read.
     """
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return
-    for name in names:
-        if name.endswith(_SUFFIXES):
-            try:
-                with open(os.path.join(directory, name), "rb") as file:
-                    for line in file:
-                        # The last record may be half written: its call has not returned.
-                        values = decode(line) if line != b"\n" else None
-                        if values is not None:
-                            yield values
-            except FileNotFoundError:
-                continue
+    for path in _paths(directory):
+        damage = [0]
+        try:
+            # The last record may be half written: its call has not returned.
+            yield from read(path, damage)
+        except FileNotFoundError:
+            continue
+        except files.UnsafeFileError as error:
+            _report(path, f"{error.strerror}, so it has no entries")
+        if damage[0]:
+            raise DamagedJournalError(f"{path} has {damage[0]} damaged record(s)")
+
+
+def read(path: str, damage: list[int]) -> Iterator[list[Any]]:
+    """The values of every complete record of a segment, skipping what was cut off.
+
+    Args:
+        path: the segment's file.
+        damage: its first item is increased by the number of damaged records.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with (
+        files.closing(files.open_file(path, os.O_RDONLY, private=False)) as fd,
+        open(fd, "rb", closefd=False) as file,
+    ):
+        for line in _lines(file):
+            if line != b"\n":
+                values = decode(line)
+                if values is not None:
+                    yield values
+                elif len(line) >= _LONGEST_LINE or not is_cut_off(line):
+                    damage[0] += 1
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than any record, only the beginning."""
+    while line := file.readline(_LONGEST_LINE):
+        rest = line
+        while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
+            rest = file.readline(_LONGEST_LINE)
+        yield line
 
 
 def counted(rows: Iterable[Sequence[Any]], since: float | None, tags: Mapping[str, str] | None) -> int:
@@ -466,18 +588,3 @@ def has_orphans(directory: str) -> bool:
         segment.release()
         found = True
     return found
-
-
-def read(path: str) -> Iterator[list[Any]]:
-    """The values of every complete record of a segment; others are skipped and logged."""
-    torn = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if line != b"\n":
-                values = decode(line)
-                if values is None:
-                    torn += 1
-                else:
-                    yield values
-    if torn:
-        log.warning("%s: skipped %d incomplete journal record(s), whose calls never returned", path, torn)

@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ from fastroute.platform import forks, mounts
 from fastroute.platform.state_folder import state_folder
 from fastroute.types import Attempt
 
+from . import damage_mark
 from .database import (
     DAY_SECONDS,
     FILTERS,
@@ -171,7 +173,7 @@ def _group_column(n: int) -> str:
 
 
 # The nearest rank, as in `figures.percentile`, over latencies in whole microseconds, as in a file.
-_MICROSECONDS = "floor(least(latency, 9e12) * 1e6 + 0.5)::bigint"
+_MICROSECONDS = "floor(least(greatest(latency, 0), 9e12) * 1e6 + 0.5)::bigint"
 _LATENCIES = f"array_agg({_MICROSECONDS} ORDER BY latency) FILTER (WHERE outcome = 'ok')"
 _SUMS = " ".join(
     (
@@ -270,6 +272,7 @@ class PostgresStorage:
         if journal is None:
             journal = _journal_of({key: value for key, value in given.items() if key != "password"})
         self.journal = os.path.abspath(os.fspath(journal))
+        self._mark = os.path.join(self.journal, "damaged")
         kind = mounts.kind_of(self.journal)
         if mounts.is_network(kind):
             raise ConfigError(
@@ -312,8 +315,14 @@ class PostgresStorage:
         """Does nothing: the server handles damage."""
         return None
 
+    def leave_mark(self, where: str) -> str:
+        damage_mark.leave_mark(self._mark, time.time(), where)
+        return self._mark
+
     def unsure_until(self) -> tuple[float, str] | None:
-        return None
+        # Of this machine's journal only: the server takes care of its own files.
+        until = damage_mark.read_mark(self._mark)
+        return None if until is None else (until, self._mark)
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -406,7 +415,7 @@ class PostgresConnection:
     def replaced(self) -> bool:
         return False
 
-    def check(self) -> None:
+    def check(self, *, rows: bool = False) -> None:
         """Does nothing: the server checks its own files."""
 
     def close(self) -> None:
@@ -444,7 +453,11 @@ class PostgresConnection:
         return [tuple(map(int, row)) for row in self._all(_USAGES, where)], unpriced
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
-        return [as_attempt(row) for row in self._all(_ENTRIES, {**where, "limit": limit})]
+        rows = self._all(_ENTRIES, {**where, "limit": limit})
+        try:
+            return [as_attempt(row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise DatabaseUnavailable(f"an entry has impossible values ({error})") from None
 
     def _all(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         with self._bounded(READ_SECONDS):

@@ -1,4 +1,4 @@
-"""Reads what is readable of a damaged ledger file, and keeps the mark that entries may be missing.
+"""Reads what is readable of a damaged ledger file.
 
 Rows are read upward and then downward, since each direction skips some rows beyond a damaged one.
 """
@@ -6,17 +6,13 @@ Rows are read upward and then downward, since each direction skips some rows bey
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
-from fastroute.platform import files
-from fastroute.platform.readable_rows import as_text, readable_rows
+from fastroute.platform.readable_rows import DAMAGE, as_text, readable_rows
 
 from . import journal
 from .database import as_attempt
@@ -65,7 +61,7 @@ def _columns(connection: sqlite3.Connection) -> str:
     """The columns to read, in the order of `journal.FIELDS`; a constant for each that the file lacks."""
     try:
         found = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('attempts')")}
-    except sqlite3.DatabaseError:
+    except DAMAGE:
         found = set()
     absent = _LATER if found else {}
     return ", ".join(
@@ -81,35 +77,3 @@ def _cleaned(row: Sequence[Any]) -> list[Any] | None:
         return journal.decode(journal.encode(as_attempt(row)))
     except (ValueError, TypeError):
         return None
-
-
-# ----------------------------------------------------------------------------------------------- the mark
-
-
-def leave_mark(path: str, when: float, where: str) -> None:
-    """Writes a mark that entries before a time may be missing, in place of an earlier mark.
-
-    Args:
-        when: seconds since the epoch.
-        where: the damaged file.
-
-    Raises:
-        OSError: it cannot be written. Then the damaged file must not be set aside.
-    """
-    with files.replacing(path, f"{path}.{os.getpid()}") as fd:
-        files.write(fd, orjson.dumps({"until": when, "file": where}))
-
-
-def read_mark(path: str) -> float | None:
-    """The time before which entries may be missing; None if there is no mark."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(4096)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return float("inf")
-    try:
-        return float(orjson.loads(text)["until"])
-    except (ValueError, TypeError, KeyError):
-        return float("inf")  # unreadable, but a mark

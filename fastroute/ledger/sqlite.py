@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import sqlite3
 import time
@@ -28,7 +27,7 @@ from fastroute.figures import percentile
 from fastroute.platform import files, greenlets, mounts
 from fastroute.types import Attempt
 
-from . import journal, salvage
+from . import damage_mark, journal, salvage
 from .database import (
     DAY_SECONDS,
     GROUPS,
@@ -42,11 +41,12 @@ from .database import (
     grouped,
     newer_schema,
 )
-from .journal import FIELDS
+from .journal import FIELDS, FLAGS, FLOATS, INTS, MAX_COST, MAX_COUNT, OPTIONAL
 
 log = logging.getLogger("fastroute")
 
 LOCK_SECONDS = 5.0
+SET_ASIDE_SECONDS = 30.0
 CHECKPOINT_BYTES = 4 << 20
 _JOURNAL_SIZE_LIMIT = 64 << 20
 
@@ -91,6 +91,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE attempts ADD COLUMN budget_nano INTEGER",),
 )
 VERSION = len(MIGRATIONS)
+_IMPOSSIBLE_VERSION = 10_000
 
 _COLUMNS = (*FIELDS, "day")
 # Rows for each statement, largest first. SQLite allows 32766 values for each since 3.32, 999 before.
@@ -149,10 +150,13 @@ _SUMS = " ".join(
         ", ".join(_group_column(n) for n in range(MOST_KEYS)),
         """,
         count(DISTINCT call_id), count(*), sum(outcome NOT IN ('ok', 'hedge_lost')),
-        sum(prompt_tokens), sum(completion_tokens), sum(cached_tokens), sum(reasoning_tokens),
-        sum(cache_write_tokens),
         """,
-        f"{_money('cost_nano')}, sum(cost_nano IS NULL), sum(usage_source = 'estimated'),",
+        # A sum fails above 2^63, which two damaged numbers may reach.
+        ", ".join(
+            f"sum(min({kind}_tokens, {MAX_COUNT}))"
+            for kind in ("prompt", "completion", "cached", "reasoning", "cache_write")
+        ),
+        f", {_money('cost_nano')}, sum(cost_nano IS NULL), sum(usage_source = 'estimated'),",
         f"{_money(_ESTIMATED)}, {_money(_COUNTED)},",
         """
         avg(CASE WHEN outcome = 'ok' THEN latency END),
@@ -165,8 +169,23 @@ _SUMS = " ".join(
         _GROUP_NAMES,
     )
 )
+# Besides the sum, how many amounts cannot be summed, and whether times cannot be compared: such entries would
+# be missing in the sum. NULL is sorted before all numbers, text and blobs after them, so the index finds them
+# at once. `time IS NULL` would not: SQLite believes the NOT NULL of the schema.
+_IN_RANGE = (
+    f"{_COUNTED} IS NULL OR "
+    f"(typeof({_COUNTED}) = 'integer' AND {_COUNTED} BETWEEN -{MAX_COST} AND {MAX_COST})"
+)
 _SPENT = " ".join(
-    ("SELECT", _money(_COUNTED), _MATCHING, "AND id NOT IN (SELECT value FROM json_each(:without))")
+    (
+        "SELECT",
+        _money(_COUNTED),
+        f", coalesce(sum(NOT ({_IN_RANGE})), 0),",
+        "(SELECT typeof(time) FROM attempts ORDER BY time LIMIT 1),",
+        "(SELECT typeof(time) FROM attempts ORDER BY time DESC LIMIT 1)",
+        _MATCHING,
+        "AND id NOT IN (SELECT value FROM json_each(:without))",
+    )
 )
 _USAGES = " ".join(
     (
@@ -182,6 +201,26 @@ _UNPRICED = " ".join(
     ("SELECT day, count(*)", _MATCHING, "AND outcome = 'ok' AND cost_nano IS NULL GROUP BY day")
 )
 _ENTRIES = " ".join(("SELECT", ",".join(FIELDS), _MATCHING, "ORDER BY time DESC, seq DESC LIMIT :limit"))
+
+
+def _type_check(name: str) -> str:
+    """A condition that holds for entries whose value in this column is impossible."""
+    if name == "tags":
+        return (
+            "CASE WHEN tags IS NULL THEN 0 WHEN json_valid(tags) THEN json_type(tags) <> 'object' ELSE 1 END"
+        )
+    kind = "real" if name in FLOATS else "integer" if name in INTS or name in FLAGS else "text"
+    kinds = f"'{kind}', 'null'" if name in OPTIONAL else f"'{kind}'"
+    return f"typeof({name}) NOT IN ({kinds})"
+
+
+_IMPOSSIBLE = " ".join(
+    (
+        "SELECT count(*) FROM attempts WHERE",
+        " OR ".join(map(_type_check, FIELDS)),
+        f"OR NOT ({_IN_RANGE}) OR typeof(day) <> 'integer' OR abs(day + 0.5 - time / {DAY_SECONDS}) > 0.501",
+    )
+)
 
 # Errors about a value, not about the file. The last two come from binding it.
 _REFUSALS = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError)
@@ -282,13 +321,15 @@ class SQLiteStorage:
         The mark that entries may be missing is written first, so that no sum is returned without it.
         """
         with files.closing(files.open_file(self._lock_path, os.O_RDWR | os.O_CREAT, private=False)) as fd:
-            files.lock(fd, timeout=math.inf)
+            # Whoever holds it commits, which takes at most a few seconds, or has been stopped.
+            if not files.lock(fd, timeout=SET_ASIDE_SECONDS):
+                raise OSError(errno.ETIMEDOUT, "another process holds the ledger's lock", self._lock_path)
             found = files.identity(self.name)
             if found is None or (damage.inode is not None and found != damage.inode):
                 return None
             now = time.time_ns()
             target = f"{self.name}.corrupt-{now}"
-            salvage.leave_mark(self.mark, now / 1e9, target)
+            damage_mark.leave_mark(self.mark, now / 1e9, target)
             for ending in ("-wal", "-shm", "-journal", ""):
                 with suppress(FileNotFoundError):
                     os.rename(self.name + ending, target + ending)
@@ -309,8 +350,12 @@ class SQLiteStorage:
             log.error("ledger %s: not all entries of %s could be copied: %s", self.name, target, error)
         return saved
 
+    def leave_mark(self, where: str) -> str:
+        damage_mark.leave_mark(self.mark, time.time(), where)
+        return self.mark
+
     def unsure_until(self) -> tuple[float, str] | None:
-        until = salvage.read_mark(self.mark)
+        until = damage_mark.read_mark(self.mark)
         return None if until is None else (until, self.mark)
 
 
@@ -325,9 +370,41 @@ def _judging(inode: tuple[int, int] | None) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         # Only SQLITE_CORRUPT and SQLITE_NOTADB are raised as the base class itself.
-        if type(error) is sqlite3.DatabaseError:
+        if type(error) is sqlite3.DatabaseError or str(error).startswith(_OF_VALUES):
             raise DatabaseCorrupt(str(error), inode) from error
         raise DatabaseUnavailable(str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite's own message has damaged text in it
+        raise DatabaseCorrupt("text in it is damaged", inode) from error
+
+
+_OF_VALUES = (
+    *("malformed JSON", "integer overflow", "Could not decode"),
+    *("duplicate column", "table attempts already exists"),
+)
+"""Beginnings of SQLite's messages about what a query has met, and not about the moment."""
+
+
+@contextmanager
+def _reading(inode: tuple[int, int] | None) -> Iterator[None]:
+    """As `_judging`; also for values that are not what the columns should hold."""
+    try:
+        with _judging(inode):
+            yield
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise DatabaseCorrupt(f"an entry has impossible values ({type(error).__name__})", inode) from error
+
+
+def _replaced(raw: bytes) -> str:
+    """A `text_factory`: text that is no UTF-8 must not make a whole report fail."""
+    return raw.decode("utf-8", "replace")
+
+
+def _spent(connection: sqlite3.Connection, where: Mapping[str, Any], inode: tuple[int, int] | None) -> int:
+    with _reading(inode):
+        high, low, impossible, first, last = connection.execute(_SPENT, where).fetchone()
+        if impossible or {first, last} - {"real", None}:
+            raise DatabaseCorrupt("entries have impossible costs or times", inode)
+        return _whole(high, low)
 
 
 class SQLiteReader:
@@ -385,8 +462,7 @@ class SQLiteReader:
     def spent(self, where: Mapping[str, Any]) -> int:
         if self.connection is None:
             raise DatabaseUnavailable("the connection is closed")
-        with _judging(self._inode):
-            return _whole(*self.connection.execute(_SPENT, where).fetchone())
+        return _spent(self.connection, where, self._inode)
 
     def close(self) -> None:
         connection, self.connection = self.connection, None
@@ -446,6 +522,7 @@ class SQLiteConnection:
             self.path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
         )
         try:
+            connection.text_factory = _replaced
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA mmap_size = 0")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -471,7 +548,10 @@ class SQLiteConnection:
             return
         if version > VERSION:
             raise ConfigError(f"ledger: {newer_schema(self.path, version, VERSION)}")
-        if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if version < 0 or (version == 0 and "attempts_time" in tables):
+            raise DatabaseCorrupt("the version of its schema is damaged", self._inode)
+        if version == 0 and tables:
             raise ConfigError(f"ledger: {self.path} is another program's database; use another file")
         with self._transaction():
             for statements in MIGRATIONS[version:]:
@@ -481,7 +561,8 @@ class SQLiteConnection:
 
     def _version(self) -> int:
         (version,) = self._open.execute("PRAGMA user_version").fetchone()
-        return int(version)
+        # A number that no release will have would refuse every start, as if a newer one had written the file.
+        return int(version) if version < _IMPOSSIBLE_VERSION else -1
 
     @property
     def _open(self) -> sqlite3.Connection:
@@ -559,11 +640,16 @@ class SQLiteConnection:
     def replaced(self) -> bool:
         return files.identity(self.path) != self._inode
 
-    def check(self) -> None:
+    def check(self, *, rows: bool = False) -> None:
         with self._judging():
             (verdict,) = self._open.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise DatabaseCorrupt(verdict, self._inode)
+        if rows:
+            with self._judging():
+                (count,) = self._open.execute(_IMPOSSIBLE).fetchone()
+            if count:
+                raise DatabaseCorrupt(f"{count} entries have impossible values", self._inode)
 
     def close(self) -> None:
         """Closes the connection; the last one on the file checkpoints it."""
@@ -587,29 +673,26 @@ class SQLiteConnection:
 
     def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         chosen = grouped(keys, where)
-        with self._judging():
-            rows = self._open.execute(_SUMS, chosen).fetchall()
         found = []
-        for row in rows:
-            *counts, high, low, unknown, estimated, high_e, low_e, high_b, low_b, mean, latencies = row
-            sums = (_whole(high, low), unknown, estimated, _whole(high_e, low_e), _whole(high_b, low_b))
-            found.append(
-                (*row[: len(keys)], *counts[MOST_KEYS:], *sums, mean, *_percentiles(latencies)),
-            )
+        with _reading(self._inode):
+            for row in self._open.execute(_SUMS, chosen).fetchall():
+                *counts, high, low, unknown, estimated, high_e, low_e, high_b, low_b, mean, latencies = row
+                sums = (_whole(high, low), unknown, estimated, _whole(high_e, low_e), _whole(high_b, low_b))
+                counted = map(int, counts[MOST_KEYS:])
+                found.append((*row[: len(keys)], *counted, *sums, mean, *_percentiles(latencies)))
         return found
 
     def spent(self, where: Mapping[str, Any]) -> int:
-        with self._judging():
-            return _whole(*self._open.execute(_SPENT, where).fetchone())
+        return _spent(self._open, where, self._inode)
 
     def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
-        with self._judging():
-            unpriced = self._open.execute(_UNPRICED, where).fetchall()
+        with _reading(self._inode):
+            unpriced = [(int(day), count) for day, count in self._open.execute(_UNPRICED, where)]
             rows = self._open.execute(_USAGES, where).fetchall()
-        return [(*row[:-2], _whole(*row[-2:])) for row in rows], unpriced
+            return [(*map(int, row[:-2]), _whole(*row[-2:])) for row in rows], unpriced
 
     def entries(self, where: Mapping[str, Any], limit: int | None) -> list[Attempt]:
-        with self._judging():
+        with _reading(self._inode):
             rows = self._open.execute(_ENTRIES, {**where, "limit": -1 if limit is None else limit})
             return [as_attempt(row) for row in rows]
 

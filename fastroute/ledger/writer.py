@@ -230,7 +230,7 @@ class Writer:
             if self._suspect:
                 self._disconnect()
                 self._database = self.connect()
-                self._database.check()
+                self._database.check(rows=True)
                 self._suspect = False
             if "database" in self._troubles and self._database is None:
                 # Without entries to write, nothing else would show that the database works again.
@@ -308,23 +308,45 @@ class Writer:
         self._orphans_at = clock + ORPHAN_SECONDS
         for segment in journals.orphans(self._journal.directory):
             try:
-                self._insert_segment(segment)
+                damaged = self._insert_segment(segment)
+                if damaged:
+                    self._set_segment_aside(segment, damaged)
             except BaseException:
                 segment.release()
                 raise
-            segment.remove()
+            if not damaged:
+                segment.remove()
 
     def _settle(self) -> None:
         """Removes the retired segments whose records are all in the database."""
         for segment in self._journal.retired():
-            if segment.spilled:
-                self._insert_segment(segment)
-            if segment.complete:
+            damaged = self._insert_segment(segment) if segment.spilled else 0
+            if segment.complete and damaged:
+                self._set_segment_aside(segment, damaged)
+                self._journal.forget(segment)
+            elif segment.complete:
                 self._journal.remove(segment)
 
-    def _insert_segment(self, segment: journals.JournalSegment) -> None:
-        for rows in _chunks(journals.read(segment.path), BATCH_ROWS):
+    def _insert_segment(self, segment: journals.JournalSegment) -> int:
+        """Commits the entries of a segment; returns how many of its records are damaged."""
+        damage = [0]
+        for rows in _chunks(journals.read(segment.path, damage), BATCH_ROWS):
             self._insert(rows)
+        return damage[0]
+
+    def _set_segment_aside(self, segment: journals.JournalSegment, damaged: int) -> None:
+        """Keeps a segment with damaged records, and marks that entries may be missing.
+
+        The mark comes first: no sum may be returned as if it were complete.
+        """
+        aside = segment.path + journals.DAMAGED
+        mark = self._storage.leave_mark(aside)
+        segment.keep()
+        self._announce(
+            f"the journal {segment.path} has {damaged} damaged record(s); it was renamed to {aside}. Entries "
+            "may be missing, so what was spent before now is unknown; "
+            f"delete {mark} to accept the entries that are left"
+        )
 
     def _finish(self, done: bool) -> None:
         self._journal.retire()

@@ -553,8 +553,7 @@ def test_an_entry_after_close_waits_in_the_journal(opens: Opens) -> None:
 
 
 def test_an_entry_the_database_refuses_holds_up_no_other(ledger: Ledger) -> None:
-    body = journal.encode(attempt(cost_nano=3))[9:].replace(b'"openai"', b"null")
-    ledger.journal.write(b"\n%08x%b" % (zlib.crc32(body), body)).spill()
+    ledger.journal.write(journal.encode(attempt(cost_nano=3, prompt_tokens=2**63))).spill()
     ledger.append(attempt(1, cost_nano=5))
     assert ledger.spent() == 5
     assert ledger.health.rejected >= 1

@@ -22,7 +22,7 @@ import fastroute
 from fastroute import _core
 from fastroute.errors import ConfigError, LedgerError
 from fastroute.events import Hooks, LedgerDegraded
-from fastroute.ledger import Ledger, journal, salvage, sqlite
+from fastroute.ledger import Ledger, damage_mark, journal, salvage, sqlite
 from fastroute.platform import mounts
 from fastroute.testing import Provider
 from fastroute.types import TokenPrices
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_not_set_aside_without_its_mark(
     path.write_bytes(os.urandom(8192))
     with monkeypatch.context() as patched:
         patched.setattr("fastroute.ledger.FLUSH_SECONDS_IN_TROUBLE", 0.1)
-        patched.setattr(salvage, "leave_mark", refuse)
+        patched.setattr(damage_mark, "leave_mark", refuse)
         with Ledger(path, hooks=hooks) as ledger:
             assert "cannot be set aside" in heard[0].reason
             assert not ledger.health.ok

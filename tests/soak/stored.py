@@ -24,6 +24,9 @@ sys.path[:0] = [str(_TESTS)]
 from fastroute import errors  # noqa: E402
 from fastroute.gateway.keyring import Keyring, KeysUnavailable  # noqa: E402
 from fastroute.gateway.keys import Caller, KeyFile  # noqa: E402
+from fastroute.ledger import Ledger  # noqa: E402
+from fastroute.ledger import journal as journals  # noqa: E402
+from fastroute.types import Attempt  # noqa: E402
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -76,7 +79,90 @@ def keys(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
     return counts
 
 
-PARTS: dict[str, Callable[[random.Random, Path, int], Counter[str]]] = {"keys": keys}
+def journal(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
+    """Damages a segment of a ledger's journal; entries that are read are those that were written.
+
+    If one is missing, what was spent is unknown.
+    """
+    total = 20
+    good = b"".join(journals.encode(_attempt(n)) for n in range(total))
+    counts: Counter[str] = Counter()
+    path = folder / "ledger.db"
+    for number in range(rounds):
+        with Ledger(path):
+            pass
+        segment = Path(f"{path}.journal/1-{number}-1{journals.SUFFIX}")
+        segment.write_bytes(damaged(good, chance))
+        with Ledger(path) as ledger:
+            found = {entry.id: entry.cost_nano for entry in ledger.entries(None)}
+            assert all(found[name] == int(name) for name in found), found
+            try:
+                spent = ledger.spent()
+                counts["read"] += 1
+                counts["cut off"] += len(found) < total
+                assert spent == sum(found.values())
+            except errors.LedgerError:
+                counts["said to be damaged"] += 1
+            ledger.append(_attempt(total))
+        for left in (*folder.glob("ledger.db*"), *folder.glob("ledger.db.journal/*")):
+            if left.is_file():
+                left.unlink()
+    return counts
+
+
+def database(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
+    """Damages a ledger's database; reports succeed, or fail as errors of the ledger; entries can be added."""
+    path = folder / "ledger.db"
+    with Ledger(path) as ledger:
+        for n in range(200):
+            ledger.append(_attempt(n))
+    good = path.read_bytes()
+    counts: Counter[str] = Counter()
+    for _ in range(rounds):
+        path.write_bytes(damaged(good, chance))
+        reports: tuple[Callable[[Ledger], object], ...] = (
+            lambda ledger: ledger.spent(),
+            lambda ledger: ledger.totals(),
+            lambda ledger: ledger.by("day", "model", "tag:team"),
+            lambda ledger: ledger.entries(),
+            lambda ledger: ledger.append(_attempt(1000)),
+        )
+        try:
+            with Ledger(path) as ledger:
+                for report in reports:
+                    try:
+                        report(ledger)
+                        counts["read"] += 1
+                    except errors.LedgerError:
+                        counts["said to be damaged"] += 1
+        except errors.ConfigError:
+            counts["refused"] += 1
+        for left in folder.glob("ledger.db*"):
+            if left.is_file():
+                left.unlink()
+    return counts
+
+
+def _attempt(n: int) -> Attempt:
+    return Attempt(
+        id=str(n),
+        call_id=f"call-{n}",
+        time=1_700_000_000.0 + n,
+        endpoint="openai/gpt-4.1",
+        provider="openai",
+        model="gpt-4.1",
+        cost_nano=n,
+        prompt_tokens=10,
+        latency=0.1,
+        tags={"team": f"t{n % 3}"},
+    )
+
+
+PARTS: dict[str, Callable[[random.Random, Path, int], Counter[str]]] = {
+    "keys": keys,
+    "journal": journal,
+    "database": database,
+}
 
 
 def main() -> None:
