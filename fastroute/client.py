@@ -353,8 +353,9 @@ class Client(_Named):
             the messages and the other parameters; returns a level of the rule set or a tier, either with a
             confidence (0..1), or a mapping with a score for each. It runs in a separate thread for at most
             ``policy.classifier_timeout`` seconds; if it fails, the default tier is used.
-        default_state: the default of ``[fastroute] state``. Use ``"machine"`` for an application that a
-            server loads in each of its workers.
+        default_state: the default of ``[fastroute] state``, such as ``"memory"`` or ``"machine"``. None:
+            ``"machine"`` under a server or job queue that runs the program in several processes, such as
+            gunicorn, Celery or a pool of multiprocessing, otherwise ``"memory"``.
 
     Raises:
         ConfigError: with every problem of the configuration.
@@ -363,6 +364,11 @@ class Client(_Named):
     latencies with their parent, and have their own connections and threads.
     """
 
+    _options: Mapping[str, Any] = {}
+    _defaults = RouteOptions()  # the same as a value
+    _timeout: float | None = None
+    _allowance: Purse | None = None
+
     def __init__(
         self,
         config: str | os.PathLike[str] | Mapping[str, Any] | Config | None = None,
@@ -370,16 +376,12 @@ class Client(_Named):
         session: requests.Session | None = None,
         compress: Compress | None = None,
         classifier: Ask | None = None,
-        default_state: str = "memory",
+        default_state: str | None = None,
         **unknown: NoReturn,
     ) -> None:
         if unknown:
             raise TypeError(_unknown_argument(next(iter(unknown))))
-        self.runtime = Runtime(config, session, compress, default_state, classifier)
-        self._options: Mapping[str, Any] = {}
-        self._defaults = _NO_OPTIONS  # the same as a value
-        self._timeout: float | None = None
-        self._allowance: Purse | None = None
+        self.runtime = Runtime(config, session, compress, classifier).start(default_state)
         self.chat = Chat(self)
 
     @property
@@ -724,9 +726,6 @@ class Client(_Named):
             limit = config.timeout if self._timeout is None else self._timeout
         deadline = request.options.deadline
         return limit if deadline is None else min(limit, deadline)
-
-
-_NO_OPTIONS = RouteOptions()
 
 
 def _read(request: Request, answer: Completion | Stream) -> Completion | Stream:

@@ -46,6 +46,7 @@ def command(file: str | None, online: bool, keys: str | None, pepper_env: str | 
     """
     from fastroute.config import check
     from fastroute.providers import names
+    from fastroute.state.segment_file import describe as describe_state
 
     findings = check(file, formats=names())
     for problem in findings.problems:
@@ -68,6 +69,7 @@ def command(file: str | None, online: bool, keys: str | None, pepper_env: str | 
         visible(f"  configuration: {findings.file or 'no file; the provider keys in the environment'}")
     )
     click.echo(visible(f"  ledger: {_ledger(config)}"))
+    click.echo(visible(f"  state: {describe_state(config)}"))
     _print_providers(config, findings)
     fine = _keys_intact(keys, pepper_env)
     if online:

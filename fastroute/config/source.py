@@ -76,7 +76,6 @@ def load(
     *,
     environ: Mapping[str, str] | None = None,
     formats: Collection[str] = FORMATS,
-    default_state: str = "memory",
 ) -> Config:
     """The configuration, checked as a whole.
 
@@ -86,12 +85,11 @@ def load(
         environ: the environment; by default that of the process. Its ``FASTROUTE_…`` variables override a
             file or mapping, but not a `Config`.
         formats: the wire formats that are available.
-        default_state: ``[fastroute] state`` if neither file nor environment sets it.
 
     Raises:
         ConfigError: with every problem and its path.
     """
-    read = _read(source, os.environ if environ is None else environ, formats, default_state)
+    read = _read(source, os.environ if environ is None else environ, formats)
     if read.problems:
         raise errors.ConfigError(read.problems, read.file)
     _log(read.warnings)
@@ -103,7 +101,6 @@ def load_with_keys(
     *,
     environ: Mapping[str, str] | None = None,
     formats: Collection[str] = FORMATS,
-    default_state: str = "memory",
 ) -> tuple[Config, dict[str, Secret | None]]:
     """The configuration as far as it can be used here, and the keys of its providers by name.
 
@@ -113,7 +110,7 @@ def load_with_keys(
         ConfigError: with every problem of the configuration and of the keys, and if no endpoint is left.
     """
     environ = os.environ if environ is None else environ
-    read = _read(source, environ, formats, default_state)
+    read = _read(source, environ, formats)
     try:
         keys = read_keys(read.config, environ)
     except errors.ConfigError as error:
@@ -201,9 +198,7 @@ def tiers_of(config: Config, catalog: Catalog) -> dict[str, tuple[str, ...]]:
 # ------------------------------------------------------------------------------------------------ sources
 
 
-def _read(
-    source: Source, environ: Mapping[str, str], formats: Collection[str], default_state: str = "memory"
-) -> _Read:
+def _read(source: Source, environ: Mapping[str, str], formats: Collection[str]) -> _Read:
     warnings = _environment_warnings(environ)
     file = None if isinstance(source, (Mapping, Config)) else _path(source, environ)
     if isinstance(source, Config):
@@ -212,11 +207,11 @@ def _read(
         given = source if isinstance(source, Mapping) else {} if file is None else read_toml(file)
         read = _from_tables(
             given,
-            Path() if file is None else file.parent,
+            # Absolute, so that a file gives the same paths from every working directory.
+            Path() if file is None else file.absolute().parent,
             environ,
             formats,
             warnings,
-            default_state,
             found=source is not None or file is not None,
             # An empty file is a mistake, or half-written: it must not turn into all that the keys allow.
             joined=bool(given) or file is None,
@@ -297,7 +292,6 @@ def _from_tables(
     environ: Mapping[str, str],
     formats: Collection[str],
     warnings: list[str],
-    default_state: str,
     *,
     found: bool,
     joined: bool,
@@ -315,7 +309,7 @@ def _from_tables(
     for key in tables:
         if key != "fastroute" and key not in TABLES:
             problems.append(f"{quoted(key)}: {_unknown_table(key)}")
-    parts: dict[str, Any] = {"state": default_state, **_read_settings(tables.get("fastroute", {}), problems)}
+    parts: dict[str, Any] = _read_settings(tables.get("fastroute", {}), problems)
     attributes = attributes_of(Config)
     places: list[int] | None = None
     for key in (key for key in TABLES if key in tables):
@@ -380,6 +374,8 @@ def _with_paths_from(directory: Path, config: Config) -> Config:
     def placed(path: str) -> str:
         return str(directory / path) if path else path
 
+    ledger = config.ledger
+
     providers = {
         name: attrs.evolve(
             provider,
@@ -388,7 +384,13 @@ def _with_paths_from(directory: Path, config: Config) -> Config:
         )
         for name, provider in config.providers.items()
     }
-    return attrs.evolve(config, catalog=placed(config.catalog), providers=providers)
+    return attrs.evolve(
+        config,
+        catalog=placed(config.catalog),
+        ledger=ledger if ledger is None or "://" in ledger else placed(ledger),
+        ledger_journal=placed(config.ledger_journal),
+        providers=providers,
+    )
 
 
 def _base_catalog(config: Config) -> Catalog:

@@ -278,7 +278,8 @@ class Config:
         default_model: the model of a call that names none: ``auto``, a tier, a model or an alias.
         state: which processes share limits, breakers, latencies and budgets. ``memory``: this one and its
             forks; ``machine``: all of this user and configuration (``machine:NAME``: of that name); a path:
-            all of this user that open that file; ``redis://…``: those of many machines.
+            all of this user that open that file; ``redis://…``: those of many machines. None: ``memory``, or
+            ``machine`` where several processes usually serve one program (`state/segment_file.py`).
         ledger: the SQLite file or PostgreSQL database that records attempts; empty for none. None: a file in
             the user's state folder, which all programs without a ledger of their own share.
         ledger_durability: what an entry survives: ``process``: any end of the process; ``power``: a power
@@ -308,7 +309,7 @@ class Config:
     """
 
     default_model: str = field(default=AUTO, validator=text())
-    state: str = field(default="memory", validator=state_location)
+    state: str | None = field(default=None, validator=optional(state_location))
     ledger: str | None = field(default=None, validator=optional(ledger_location))
     ledger_durability: str = field(default="process", validator=one_of("durability", DURABILITIES))
     ledger_journal: str = field(default="", validator=text(empty=True))
@@ -336,12 +337,12 @@ class Config:
     @property
     def over_redis(self) -> bool:
         """Whether many machines share the state."""
-        return "://" in self.state
+        return "://" in (self.state or "")
 
     @property
-    def local_state(self) -> str:
+    def local_state(self) -> str | None:
         """Where this machine's part of the state is kept: ``state``, or the ``local=`` of a Redis address."""
-        return local_part(self.state) if self.over_redis else self.state
+        return local_part(self.state) if self.state is not None and self.over_redis else self.state
 
     @property
     def ledger_place(self) -> str:

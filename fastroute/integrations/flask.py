@@ -20,12 +20,15 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import cached_property
 from typing import Any
 
-from fastroute import errors
+from fastroute import errors, events
 from fastroute.client import Chat, Client
 from fastroute.config import Source, check, load
+from fastroute.platform import forks
 from fastroute.providers import names as format_names
+from fastroute.runtime.runtime import Runtime
 from fastroute.types import RouteOptions
 
 try:
@@ -54,6 +57,41 @@ class FlaskClient(Client):
     """
 
     _user: UserOf | None = None
+    _waiting: Runtime | None = None
+    _default_state: Callable[[], str] = staticmethod(lambda: "machine")
+
+    @cached_property
+    def runtime(self) -> Runtime:  # type: ignore[override]
+        """The client's runtime, started at its first use."""
+        forks.ensure()
+        # The lock under which no fork happens, so that none leaves it locked in a child.
+        with forks.blocked():
+            started: Runtime | None = self.__dict__.get("runtime")
+            if started is None:
+                assert self._waiting is not None
+                started = self.__dict__["runtime"] = self._waiting.start(self._default_state())
+            return started
+
+    @classmethod
+    def around_unstarted(
+        cls, runtime: Runtime, default_state: Callable[[], str], user: UserOf | None
+    ) -> FlaskClient:
+        """A `FlaskClient` whose first use asks for the default of ``[fastroute] state`` and starts it."""
+        other = cls.__new__(cls)
+        other.__dict__.update(_waiting=runtime, _default_state=default_state, _user=user)
+        other.chat = Chat(other)
+        return other
+
+    def on(
+        self, hook: Callable[[Any], object], kind: type[events.Event] = events.Event
+    ) -> Callable[[], None]:
+        """As `Client.on`; an application may register hooks before it knows whether it is tested."""
+        return (self._waiting or self.runtime).hooks.add(hook, kind)
+
+    def close(self) -> None:
+        """As `Client.close`; a client that was never used is closed without being started."""
+        forks.ensure()
+        (self._waiting or self.runtime).close()
 
     @classmethod
     def around(cls, client: Client, user: UserOf | None) -> FlaskClient:
@@ -100,9 +138,10 @@ class FastRoute:
     `Client` finds by itself. Other ``FASTROUTE_…`` keys of ``app.config`` override it; they are named as
     environment variables, such as ``FASTROUTE_POLICY__STRATEGY``. The environment overrides both.
 
-    The client is made in `init_app`, so that an invalid configuration stops the application from starting,
-    and workers forked later share limits and budgets. It has no thread before its first call. It is closed at
-    the end of the process, or when the application is garbage collected.
+    The configuration is read and the ledger opened in `init_app`, so that a mistake in them stops the
+    application from starting. Where the state is kept is decided when the client is first used, if the
+    configuration does not say it: ``memory`` if ``app.testing`` is set then, otherwise ``machine``. The
+    client is closed at the end of the process, or when the application is garbage collected.
 
     Args:
         app: an application to set up at once.
@@ -134,12 +173,27 @@ class FastRoute:
                 f"fastroute is already set up for the application {app.name!r}; call init_app once"
             )
         if client is None:
-            # Servers usually load the application in each worker; the workers should share their limits.
-            state = "memory" if app.testing else "machine"
-            client = Client(_source(app.config), default_state=state)
-            weakref.finalize(app, client.runtime.close)
-        app.extensions[EXTENSION] = FlaskClient.around(client, self._user)
+            made = self._made(app)
+        else:
+            made = FlaskClient.around(client, self._user)
+        app.extensions[EXTENSION] = made
         app.cli.add_command(_commands)
+
+    def _made(self, app: flask.Flask) -> FlaskClient:
+        runtime = Runtime(_source(app.config), None)
+        weakref.finalize(app, runtime.close)
+        owner = weakref.ref(app)
+
+        def default_state() -> str:
+            # Servers usually load the application in each worker; the workers should share their limits.
+            # A test should leave nothing behind, and sets app.testing after it has made the application.
+            asking = owner()
+            return "memory" if asking is not None and asking.testing else "machine"
+
+        made = FlaskClient.around_unstarted(runtime, default_state, self._user)
+        if runtime.state_is_configured:
+            made.runtime  # noqa: B018 - now, so that workers forked later share its memory
+        return made
 
     @property
     def client(self) -> FlaskClient:

@@ -103,6 +103,7 @@ class Surroundings:
         function_classifier: the user's function that classifies requests, if there is one.
         session: the user's own session to send through.
         hedges: the threads that hedges run in.
+        default_state: where the state is kept if the configuration does not say; None: depends on the host.
     """
 
     ledger: Ledger | NullLedger
@@ -111,6 +112,7 @@ class Surroundings:
     function_classifier: FunctionClassifier
     session: requests.Session | None
     hedges: Workers
+    default_state: str | None
 
 
 class Generation:
@@ -145,7 +147,8 @@ class Generation:
         self.keys = keys
         self.active: set[object] = set()
         catalog = catalog_of(config)
-        self.state: State = State(config, catalog, None if previous is None else previous.state)
+        before = None if previous is None else previous.state
+        self.state: State = State(config, catalog, before, around.default_state)
         classifier = Classifier.named(config.policy.classifier, config.classifiers)
         self.planner = Planner(
             config, catalog, self.state, classifier, around.function_classifier, hooks=around.hooks

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from fastroute.state.redis import Shared
 
+Unstarted = tuple[Config, dict[str, Secret | None], "requests.Session | None"]
+
 _CLOSED = "the client is closed; keep it open while calls are made, or create another Client"
 log = logging.getLogger("fastroute")
 
@@ -57,7 +59,9 @@ forks.in_child(_after_fork)
 
 
 class Runtime:
-    """Serves calls with the current configuration.
+    """Serves calls with the current configuration, once it is started.
+
+    Before `start` it has read the configuration and opened the ledger, so that what is wrong with them shows.
 
     Attributes:
         generation: the current generation. Read it once per call, because a reload may replace it.
@@ -74,13 +78,11 @@ class Runtime:
         source: Source,
         session: requests.Session | None,
         compress: Compress | None = None,
-        default_state: str = "memory",
         classifier: Ask | None = None,
     ) -> None:
         greenlets.check()
         self._compress = compress
-        self._default_state = default_state
-        self._source, config, keys = _read(source, default_state)
+        self._source, config, keys = _read(source)
         servers.check(config.timeout)
         self.hooks = events.Hooks()
         self.function_classifier = FunctionClassifier(classifier, self.hooks)
@@ -92,7 +94,22 @@ class Runtime:
         self.watch: FileWatch | None = None
         self.health: HealthChecks | None = None
         self.ledger: Ledger | NullLedger = configured_ledger(config, self.hooks)
-        config = self._with_ledger(config)
+        self._unstarted: Unstarted | None = (self._with_ledger(config), keys, session)
+
+    def start(self, default_state: str | None) -> Runtime:
+        """Builds the first generation; called once, before anything else but `close`.
+
+        Args:
+            default_state: where the state is kept if the configuration does not say; see
+                `segment_file.open_home`.
+
+        Raises:
+            ConfigError: it cannot be built; the runtime is closed.
+            Error: the runtime is closed.
+        """
+        if self._unstarted is None or self.closed:
+            raise errors.Error(_CLOSED)
+        config, keys, session = self._unstarted
         try:
             self.hedge_workers = Workers(config.workers, 0, "fastroute-hedge")
             self._around = Surroundings(
@@ -102,19 +119,28 @@ class Runtime:
                 function_classifier=self.function_classifier,
                 session=session,
                 hedges=self.hedge_workers,
+                default_state=default_state,
             )
             self.generation = Generation(config, keys, self._around)
             self.shared: Shared | None = self._share()
             if config.reload != "off":
                 self.watch = FileWatch(config.reload, self._files(), self._reload_unasked)
         except BaseException:
+            self.closed = True
             self.ledger.close()
             raise
         self.workers = Workers(config.workers, config.max_pending)
         self._check_health(config)
+        self._unstarted = None
         _runtimes.add(self)
         if self.watch is not None:
             self.watch.ensure()
+        return self
+
+    @property
+    def state_is_configured(self) -> bool:
+        """Before the start: whether the configuration says where the state is kept."""
+        return self._unstarted is not None and self._unstarted[0].state is not None
 
     def after_fork(self) -> None:
         """In a forked child: drops the calls and threads of the parent."""
@@ -141,6 +167,9 @@ class Runtime:
             if self.closed:
                 return
             self.closed = True
+            if self._unstarted is not None:
+                self.ledger.close()
+                return
             live = (self.generation, *self._retired)
         if self.watch is not None:
             self.watch.stop()
@@ -223,8 +252,8 @@ class Runtime:
         if self.closed:
             raise errors.Error(_CLOSED)
         old = self.generation
-        source, read, keys = _read(source, self._default_state)
-        config, kept = lasting(old.config, self._with_ledger(read))
+        source, found, keys = _read(source)
+        config, kept = lasting(old.config, self._with_ledger(found))
         new = Generation(config, keys, self._around, old)
         if self.shared is not None:
             self._attach(self.shared, new)
@@ -385,12 +414,12 @@ def _compressed(
     return shorter
 
 
-def _read(source: Source, default_state: str) -> tuple[Source, Config, dict[str, Secret | None]]:
+def _read(source: Source) -> tuple[Source, Config, dict[str, Secret | None]]:
     """The source (a file by its absolute path), the configuration and its keys."""
     file = file_of(source)
     if file is not None:
         source = str(file)
-    return source, *load_with_keys(source, formats=format_names(), default_state=default_state)
+    return source, *load_with_keys(source, formats=format_names())
 
 
 def _name_of(source: Source) -> str:

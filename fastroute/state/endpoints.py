@@ -116,6 +116,7 @@ class State:
     """All endpoints of one configuration.
 
     Args:
+        default_state: where the state is kept if the configuration does not say.
         previous: the state of the previous configuration. Counts are kept for endpoints of the same name, and
             calibrations for the same model; limits and rules are the new ones at once.
 
@@ -132,9 +133,15 @@ class State:
     Thread safety: everything may be read from any thread; the core's numbers need no lock.
     """
 
-    def __init__(self, config: Config, catalog: Catalog, previous: State | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        previous: State | None = None,
+        default_state: str | None = None,
+    ) -> None:
         # A reload keeps the segment: calls of the previous generation hold permits in it until they end.
-        self.home: Home = open_home(config) if previous is None else previous.home
+        self.home: Home = open_home(config, default_state) if previous is None else previous.home
         self.segment: _core.Segment = self.home.segment
         # Emitted later: while the client is being made, no hook can be registered yet.
         self.untold = previous is None and self.home.reason is not None

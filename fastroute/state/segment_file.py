@@ -23,23 +23,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 
-from attrs import frozen
+from attrs import fields, frozen
 
 from fastroute import _core, errors
-from fastroute.config import Config
-from fastroute.platform import files
+from fastroute.config import Config, ProviderConfig
+from fastroute.platform import files, hosting
 from fastroute.platform.notices import notice
 
 log = logging.getLogger("fastroute")
 
 MEMORY_FOLDER = "/dev/shm"
 """Folder of the machine's state; the folder for temporary files is used where it does not exist."""
+MACHINE = "machine"
 _PATIENCE = 10.0  # seconds to wait for another process that creates the same file
 ABANDONED = 3600.0
 """Seconds unused after which a file of a machine's state is removed."""
 _LOCK, _ASIDE, _NEW = ".lock", ".aside", ".new"  # suffixes of the files beside a segment file
 _KEEP = ".keep"  # marks a file that is not removed: without a ledger only it knows what was spent
 _MACHINE_FILE = re.compile(r"(.+\.[0-9]+-[0-9a-f]+(?:\.[0-9a-f]+)?)(?:\.lock|\.aside|\.new|\.keep)?")
+# What a process has said of its host, so that many clients say it once.
+_shared_under_host: set[str] = set()
+_alone_under_host: set[str] = set()
 # Errors of a machine without resources: the state is then not shared, but calls are served.
 _SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 
@@ -64,59 +68,106 @@ class _UnavailableError(Exception):
     """A shared file is not possible at present; the message says why."""
 
 
-def open_home(config: Config) -> Home:
+def open_home(config: Config, default_state: str | None = None) -> Home:
     """The segment that ``config.local_state`` names, created or opened.
 
     If the machine has no room for a file, the segment is this process's own; a warning is logged and the
     reason is in `Home.reason`.
 
+    Args:
+        default_state: what the program uses if the configuration does not say. None: ``machine`` under a host
+            that runs the program in several processes (`platform/hosting.py`), otherwise ``memory``.
+
     Raises:
-        ConfigError: if the path cannot be used, or other users could read or change the state there.
+        ConfigError: if the path cannot be used, or other users could read or change the state there. A state
+            that neither the configuration nor the program has asked for is no error, but this process's own.
     """
-    state = config.local_state
+    state, host = config.local_state or default_state, None
+    if state is None:
+        host = hosting.prefork_host()
+        state = "memory" if host is None else MACHINE
     if state == "memory":
         return Home(_core.Segment())
-    kind = "machine" if state.partition(":")[0] == "machine" else "file"
+    kind = MACHINE if state.partition(":")[0] == MACHINE else "file"
     try:
-        path = machine_path(config) if kind == "machine" else state
+        path = machine_path(config) if kind == MACHINE else state
         found, segment = _open(path)
         # Claimed now, so that a file in which all slots are taken shows here and not in the middle of a call.
         segment.slot()
-        if kind == "machine":
-            if not config.ledger_place:
+        if kind == MACHINE:
+            if not config.ledger_place and (host is None or config.budgets):
                 with _judging(found + _KEEP), suppress(FileExistsError):
                     files.create(found + _KEEP)
             remove_abandoned(os.path.dirname(path))
-    except _UnavailableError as problem:
-        return _alone(kind, str(problem))
-    except _core.SegmentFullError as problem:
-        return _alone(kind, str(problem))
+    except (_UnavailableError, _core.SegmentFullError) as problem:
+        return _alone(kind, str(problem), config, host)
+    except errors.ConfigError as problem:
+        if host is None:
+            raise
+        return _alone(kind, str(problem), config, host)
     reason = None
     if found != path:
         reason = f"{path} is in use in another pid namespace; its counts are not shared with this process"
         notice(f"state: {reason}")
+    if host is not None and found not in _shared_under_host:
+        _shared_under_host.add(found)
+        log.info(
+            "state: %s runs several processes, so limits, breakers and budgets are shared by all processes "
+            "with this configuration on this machine, in %s; set [fastroute] state to choose another place",
+            host,
+            found,
+        )
     return Home(segment, kind, found, reason)
+
+
+def describe(config: Config, default_state: str | None = None) -> str:
+    """Which state a program with this configuration joins, for people; creates nothing.
+
+    Args:
+        default_state: as for `open_home`.
+    """
+    state = config.local_state or default_state
+    shared = f"{_machine_file(config)} ({MACHINE}: all programs of this user with "
+    named = (config.local_state or "").partition(":")[2]
+    shared += "this name)" if named else "these providers, ledger and budgets)"
+    if state is None:
+        elsewhere = ", ".join(("Flask", "the gateway", *hosting.HOSTS))
+        text = f"memory (this process and its forks); in {elsewhere}: {shared}"
+    elif state == "memory":
+        text = "memory (this process and its forks)"
+    else:
+        text = shared if state.partition(":")[0] == MACHINE else f"{state} (all programs that open this file)"
+    if config.over_redis:
+        text = f"{config.state} (many machines); on this machine {text}"
+    return text
 
 
 def machine_path(config: Config) -> str:
     """The file of ``state = "machine"``, in a directory that only this user can open.
 
     Its name is the configured one, or a hash of the providers, the ledger and the budgets' names. Limits and
-    models are not part of the hash, since they may change while other processes run.
+    models are not part of the hash, since they may change while other processes run. Nor is the working
+    directory, so that a web application and a cron job with one configuration meet.
 
     Raises:
         ConfigError: if the directory exists but other users could open it.
     """
-    base = MEMORY_FOLDER if os.path.isdir(MEMORY_FOLDER) else tempfile.gettempdir()
-    folder = os.path.join(base, f"fastroute-{os.geteuid()}")
+    path = _machine_file(config)
+    folder = os.path.dirname(path)
     try:
         files.make_private_folder(folder)
     except files.UnsafeFileError as problem:
         raise _refusal(folder, problem) from None
     except OSError as problem:
         raise _UnavailableError(f"{folder} cannot be created: {problem.strerror}") from None
-    name = config.local_state.partition(":")[2] or _fingerprint(config)
-    return os.path.join(folder, f"{name}.{_core.LAYOUT}-{pid_namespace():x}")
+    return path
+
+
+def _machine_file(config: Config) -> str:
+    base = MEMORY_FOLDER if os.path.isdir(MEMORY_FOLDER) else tempfile.gettempdir()
+    name = (config.local_state or "").partition(":")[2] or _fingerprint(config)
+    file = f"{name}.{_core.LAYOUT}-{pid_namespace():x}"
+    return os.path.join(base, f"fastroute-{os.geteuid()}", file)
 
 
 def remove_abandoned(folder: str) -> None:
@@ -175,20 +226,52 @@ def _remove_if_abandoned(path: str) -> bool:
 
 def _fingerprint(config: Config) -> str:
     providers = sorted(
-        (name, at.format, at.base_url, at.api_key_env, at.api_key_file)
+        (name, at.format, at.base_url, at.api_key_env, _spelled_once(at.api_key_file))
         for name, at in config.providers.items()
     )
     ledger = config.ledger_place
-    if ledger and "://" not in ledger:
-        ledger = os.path.abspath(ledger)
+    if "://" not in ledger:
+        ledger = _spelled_once(ledger)
     text = repr((providers, ledger, sorted(budget.name for budget in config.budgets)))
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
-def _alone(kind: str, why: str) -> Home:
+def _spelled_once(path: str) -> str:
+    """An absolute path without links in its directories; what is relative to nothing known stays as it is.
+
+    A working directory is known by its real path, while a setting may name the same file through a link. The
+    last part is kept: secrets are often links to files that a rotation replaces.
+    """
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name) if os.path.isabs(path) else path
+
+
+def _alone(kind: str, why: str, config: Config, host: str | None) -> Home:
+    """A segment of this process's own, in place of one that could not be shared.
+
+    A state that nobody has asked for is missed only where something is counted, and warned of once.
+    """
     reason = f"limits, breakers and budgets are not shared with other processes: {why}"
-    notice(f"state: {reason}")
+    if host is None:
+        notice(f"state: {reason}")
+    elif _counts(config) and why not in _alone_under_host:
+        _alone_under_host.add(why)
+        notice(
+            f"state: {host} runs several processes, and each has the whole of every limit and budget: {why}; "
+            "set [fastroute] state to a file or a Redis server that they can share"
+        )
     return Home(_core.Segment(), kind, None, reason)
+
+
+def _counts(config: Config) -> bool:
+    """Whether the configuration limits or budgets anything; a provider's default in flight does not count."""
+    usual = fields(ProviderConfig).max_in_flight.default
+    limits = [config.limits(entry) for entry in config.endpoints]
+    return (
+        bool(config.budgets)
+        or config.policy.max_in_flight is not None
+        or any((each.rpm, each.tpm, each.max_in_flight) != (None, None, usual) for each in limits)
+    )
 
 
 def pid_namespace() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -29,7 +30,7 @@ from fastroute.config import (
 
 def test_defaults_are_those_documented():
     config = load(tables(), environ=NOTHING)
-    assert (config.default_model, config.state, config.ledger) == ("auto", "memory", None)
+    assert (config.default_model, config.state, config.ledger) == ("auto", None, None)
     assert (config.timeout, config.connect_timeout, config.max_response_bytes) == (600.0, 5.0, 32 << 20)
     assert config.cache == CacheConfig(
         enabled=True, ttl=3600.0, max_entries=10_000, max_bytes=64 << 20, max_entry_bytes=1 << 20, scope="all"
@@ -377,3 +378,38 @@ def test_with_nothing_usable_the_error_says_what_to_set(environ):
 def test_tomllib_is_not_imported_before_a_file_is_read():
     code = "import sys, fastroute.config; sys.exit('tomllib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------ paths in a file
+
+
+@pytest.mark.parametrize("named", ["fastroute.toml", "../app/fastroute.toml", "{app}/fastroute.toml", ""])
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_paths_are_relative_to_the_file_and_not_to_the_working_directory(
+    named: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    (app / "models.toml").write_text('date = 2026-01-01\nsource = "ours"\n')
+    (app / "fastroute.toml").write_text(
+        '[fastroute]\nledger = "spent.db"\nledger_journal = "journal"\ncatalog = "models.toml"\n'
+        '[providers.p]\nbase_url = "http://127.0.0.1:1/v1"\nmodels = ["m"]\n'
+        'api_key_file = "key"\nca_bundle = "ca.pem"\n'
+    )
+    monkeypatch.chdir(tmp_path if named.startswith("{") else app)
+    if by == "variable":
+        found = load(environ={**NOTHING, **({"FASTROUTE_CONFIG": named.format(app=app)} if named else {})})
+    else:
+        found = load(named.format(app=app) or None, environ=NOTHING)
+    provider = found.providers["p"]
+    paths = (found.ledger, found.ledger_journal, found.catalog, provider.api_key_file, provider.ca_bundle)
+    names = ("spent.db", "journal", "models.toml", "key", "ca.pem")
+    assert [Path(path or "").resolve() for path in paths] == [app / name for name in names]
+    assert all(os.path.isabs(path or "") for path in paths)
+
+
+@pytest.mark.parametrize("ledger", ["", "postgresql://u@db.example/x", "/var/lib/spent.db"])
+def test_what_is_no_relative_path_stays(ledger: str, tmp_path: Path) -> None:
+    file = tmp_path / "fastroute.toml"
+    file.write_text(f'[fastroute]\nledger = "{ledger}"\n[providers.openai]\nmodels = ["gpt-4.1"]\n')
+    assert load(file, environ={"OPENAI_API_KEY": KEY}).ledger == ledger

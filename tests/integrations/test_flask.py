@@ -23,6 +23,8 @@ from needs import need
 from ports import free_port
 
 import fastroute
+from fastroute.config import load
+from fastroute.state import segment_file
 from fastroute.testing import Fault, Provider
 
 flask = need("flask")
@@ -417,3 +419,95 @@ def test_flask_run_reloads(provider: Provider, config: dict[str, Any], tmp_path:
         log = (tmp_path / "server.log").read_text()
         assert len(re.findall("Restarting with stat", log)) >= 1
         os.killpg(process.pid, signal.SIGTERM)
+
+
+# ------------------------------------------------------------------------------- where an application counts
+
+
+def unsaid(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without a word about the state."""
+    settings = {name: value for name, value in config["fastroute"].items() if name != "state"}
+    return {**config, "fastroute": settings}
+
+
+def memory_folder() -> set[str]:
+    folder = f"/dev/shm/fastroute-{os.geteuid()}"
+    return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_tested_application_counts_by_itself_and_leaves_nothing(
+    when: str, make: Callable[..., Any], config: dict[str, Any]
+) -> None:
+    """Flask's own fixture sets TESTING on what create_app has returned."""
+    before = memory_folder()
+    app = make(FASTROUTE_CONFIG=unsaid(config), **({"TESTING": True} if when == "before" else {}))
+    seen: list[Any] = []
+    client = app.extensions["fastroute"]
+    client.on(seen.append)  # an application may do so while it is made
+    app.config.update(TESTING=True)
+    assert app.test_client().get("/ask").text
+    assert client.stats()["state"]["kind"] == "memory"
+    assert seen
+    client.close()
+    # Other tests may use the folder at this time; a file of this application would be of its ledger.
+    other = load(unsaid(config))
+    path = os.path.basename(segment_file.machine_path(other))
+    assert not any(name.startswith(path) for name in memory_folder() - before)
+
+
+def test_another_application_counts_on_the_whole_machine(config: dict[str, Any]) -> None:
+    app = flask.Flask("app")
+    app.config["FASTROUTE_CONFIG"] = unsaid(config)
+    add_views(app, FastRoute(app))
+    assert app.test_client().get("/ask").text
+    client = app.extensions["fastroute"]
+    state = client.stats()["state"]
+    try:
+        assert state["kind"] == "machine"
+        app.config.update(TESTING=True)  # too late
+        assert client.stats()["state"] == state
+    finally:
+        client.close()
+        os.unlink(state["path"])
+        os.unlink(state["path"] + ".lock")
+
+
+def test_one_start_however_many_threads_begin(make: Callable[..., Any], config: dict[str, Any]) -> None:
+    app = make(FASTROUTE_CONFIG=unsaid(config), TESTING=True)
+    client = app.extensions["fastroute"]
+    gate = threading.Barrier(8)
+    found: list[Any] = []
+
+    def begin() -> None:
+        gate.wait()
+        found.append(client.runtime)
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert all(runtime is found[0] for runtime in found)
+
+
+def test_what_is_wrong_shows_when_the_application_is_made(config: dict[str, Any], tmp_path: Path) -> None:
+    app = flask.Flask("app")
+    broken = {**unsaid(config), "policy": {"strategy": "fastest"}}
+    app.config["FASTROUTE_CONFIG"] = broken
+    with pytest.raises(fastroute.ConfigError, match="strategy"):
+        FastRoute(app)
+    nowhere = {**config, "fastroute": {"ledger": str(tmp_path / "none" / "x.db")}}
+    app.config["FASTROUTE_CONFIG"] = nowhere
+    with pytest.raises(fastroute.ConfigError, match="ledger"):
+        FastRoute(app)
+
+
+def test_an_application_that_is_never_used_can_be_closed(
+    make: Callable[..., Any], config: dict[str, Any]
+) -> None:
+    client = make(FASTROUTE_CONFIG=unsaid(config)).extensions["fastroute"]
+    client.close()
+    with pytest.raises(fastroute.Error, match="closed"):
+        client.stats()

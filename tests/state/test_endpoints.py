@@ -89,7 +89,7 @@ class TestTooSmall:
         self.segment = _core.Segment(64)
         self.path: str | None = None
         monkeypatch.setattr(
-            "fastroute.state.endpoints.open_home", lambda _: Home(self.segment, "file", self.path)
+            "fastroute.state.endpoints.open_home", lambda *_: Home(self.segment, "file", self.path)
         )
 
     def made(self, count: int, **policy: Any) -> State:

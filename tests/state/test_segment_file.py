@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import attrs
 import pytest
 from children import ended, forked
 
@@ -23,6 +24,9 @@ from fastroute.config import Config, load
 from fastroute.state import segment_file
 from fastroute.state.segment_file import Home, open_home
 from fastroute.testing import Fault, Provider
+
+ROOT = str(Path(__file__).parents[2])
+MODEL = {"provider": "p", "model": "m"}
 
 
 def config(state: str, **tables: Any) -> Config:
@@ -163,6 +167,84 @@ class TestMachine:
         ]
         assert len(set(paths)) == len(paths)
         assert os.path.basename(paths[3]).startswith("web.")
+
+    def test_the_working_directory_is_no_part_of_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A web application here, a cron job there, and a deployment that names its folder by a link."""
+        app, elsewhere = tmp_path / "releases", tmp_path / "elsewhere"
+        app.mkdir()
+        elsewhere.mkdir()
+        (tmp_path / "current").symlink_to(app)
+        (app / "fastroute.toml").write_text(
+            '[fastroute]\nstate = "machine"\nledger = "spent.db"\n'
+            '[providers.p]\nbase_url = "http://127.0.0.1:1/v1"\nmodels = ["m"]\napi_key_file = "key"\n'
+        )
+        given = {
+            "fastroute": {"ledger": "spent.db"},
+            "providers": {"p": {"base_url": "http://127.0.0.1:1/v1"}},
+        }
+        found, mapped = set(), set()
+        for folder, named in (
+            (app, "fastroute.toml"),
+            (elsewhere, "../releases/fastroute.toml"),
+            (elsewhere, str(app / "fastroute.toml")),
+            (elsewhere, str(tmp_path / "current" / "fastroute.toml")),
+            (tmp_path / "current", "fastroute.toml"),
+        ):
+            monkeypatch.chdir(folder)
+            found.add(segment_file.machine_path(load(named, environ={})))
+            mapped.add(segment_file.machine_path(load({**given, "endpoints": [MODEL]}, environ={})))
+        assert (len(found), len(mapped)) == (1, 1)
+        (elsewhere / "fastroute.toml").write_text((app / "fastroute.toml").read_text())
+        assert segment_file.machine_path(load(elsewhere / "fastroute.toml", environ={})) not in found
+
+    def test_programs_in_different_folders_count_together(self, tmp_path: Path) -> None:
+        program = (
+            "import sys, fastroute\n"
+            "from fastroute.state import segment_file\n"
+            "segment_file.MEMORY_FOLDER = sys.argv[1]\n"
+            "with fastroute.Client() as client:\n"
+            "    for _ in range(8):\n"
+            "        try:\n"
+            "            client.chat.completions.create(messages=[{'role': 'user', 'content': 'x'}])\n"
+            "        except fastroute.RateLimitError:\n"
+            "            pass\n"
+        )
+        (tmp_path / "cron").mkdir()
+        with Provider() as provider:
+            (tmp_path / "fastroute.toml").write_text(
+                '[fastroute]\nstate = "machine"\nledger = "spent.db"\ndefault_model = "m"\n'
+                f'[providers.p]\nbase_url = "{provider.base_url}"\nmodels = ["m"]\nrpm = 1\nburst = 10\n'
+                "[cache]\nenabled = false\n[policy]\nqueue_timeout = 0\n"
+            )
+            for folder, named in ((tmp_path, "fastroute.toml"), (tmp_path / "cron", "../fastroute.toml")):
+                subprocess.run(
+                    [sys.executable, "-c", program, str(tmp_path)],
+                    cwd=folder,
+                    env={**os.environ, "FASTROUTE_CONFIG": named, "PYTHONPATH": ROOT},
+                    check=True,
+                )
+            assert len(provider.requests) == 10
+        assert not (tmp_path / "cron" / "spent.db").exists()
+
+    def test_what_describes_it_names_the_file_and_makes_nothing(self, tmp_path: Path) -> None:
+        names = {
+            "memory": "memory (this process and its forks)",
+            "machine": f"{segment_file.machine_path(config('machine'))} (machine: all programs of this user",
+            "machine:web": "all programs of this user with this name)",
+            "/run/x.state": "/run/x.state (all programs that open this file)",
+            "redis://127.0.0.1:1/0?local=machine": "(many machines); on this machine /",
+        }
+        (tmp_path / f"fastroute-{os.geteuid()}").rmdir()
+        for state, words in names.items():
+            assert words in segment_file.describe(config(state)), state
+        unsaid = config("machine")
+        unsaid = attrs.evolve(unsaid, state=None)
+        assert segment_file.describe(unsaid).startswith("memory (this process and its forks); in Flask, ")
+        assert "gunicorn" in segment_file.describe(unsaid)
+        assert segment_file.describe(unsaid, "machine").startswith(str(tmp_path))
+        assert os.listdir(tmp_path) == []
 
     def test_its_folder_is_this_users_alone(self, tmp_path: Path) -> None:
         home = open_home(config("machine"))

@@ -69,7 +69,7 @@ class Shared:
     def __init__(self, config: Config, segment: _core.Segment, path: str | None, hooks: events.Hooks) -> None:
         self._hooks = hooks
         self.machine = _machine(path)
-        self.connection = RedisConnection(address_of(config.state), segment, self._changed)
+        self.connection = RedisConnection(address_of(config.state or ""), segment, self._changed)
         self.bank = RedisBank(self.connection, segment, self.machine)
         self.endpoints: dict[str, SharedEndpoint] = {}
         self._quotas: dict[str, SharedLimits] = {}
