@@ -21,6 +21,7 @@ from libc.math cimport ceil, exp2, log, log2
 from libc.stdint cimport UINT32_MAX
 from libc.string cimport memset
 
+include "core/stack.pxi"
 include "core/segment.pxi"
 include "core/bucket.pxi"
 include "core/breaker.pxi"

@@ -240,10 +240,9 @@ class Budgets:
                 if stamp is None:
                     return UNREAD if must_count else None
                 bound = self._most_here(scope, window, counter, most)
-                reserve = counter.reserve
-                # In one statement: an interrupt between two would lose the ticket.
-                shares.append(Share(scope, counter, stamp, reserve(stamp, nano, bound, lease), window))
-                ticket = shares[-1].ticket
+                share = Share(scope, counter, stamp, window)
+                shares.append(share)
+                share.ticket = ticket = counter.reserve(stamp, nano, bound, lease)
                 if ticket >= 0:
                     return None
                 shares.pop()

@@ -139,10 +139,15 @@ class Allowance(QueueingPurse):
         with self._lock:
             if attempt not in self._reserved:
                 return
-            cost = self._reserved[attempt] if cost_nano is None else cost_nano
-            # In one statement: an interrupt between two would count it twice. The sum is read last, since a
-            # settlement in a finalizer may come in between.
-            _, self._spent = self._reserved.pop(attempt), self._spent + cost
+            reserved = self._reserved[attempt]
+            cost = reserved if cost_nano is None else cost_nano
+            try:
+                # In one statement: an interrupt between two would count it twice. The sum is read last, since
+                # a settlement in a finalizer may come in between.
+                _, self._spent = self._reserved.pop(attempt), self._spent + cost
+            except MemoryError:
+                self._reserved[attempt] = reserved
+                raise
         if self._freed is not None:
             self._freed(self._line)
 

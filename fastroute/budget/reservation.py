@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attrs import frozen
+from attrs import define
 
 from fastroute import _core, errors
 
@@ -23,15 +23,20 @@ from .scopes import Scope
 from .windows import Window
 
 
-@frozen
+@define(eq=False)
 class Share:
-    """One budget's part of a reservation."""
+    """One budget's part of a reservation.
+
+    Attributes:
+        ticket: negative until the money is reserved. The share exists before, so that neither an interrupt
+            nor a lack of memory can lose the ticket.
+    """
 
     scope: Scope
     counter: _core.Counter
     stamp: int
-    ticket: int
     window: Window
+    ticket: int = -1
 
 
 class Reservation:

@@ -107,8 +107,9 @@ class Admission:
             if entered is not None:
                 endpoint, ranked = entered
                 call.tier = plan.stages[0].tier
-                call.held = Grant(endpoint, ranked.take(), ranked.tokens, gate)
-                return call.held
+                call.held = grant = Grant(endpoint, -1, ranked.tokens, gate)
+                grant.ticket = ranked.take()
+                return grant
         for endpoint, tier in self._untried(call, plan, progress):
             answer = self._ask(call, progress, endpoint, gate)
             if answer >= 0 and call.held is not None:
@@ -205,7 +206,7 @@ class Admission:
     def release(self, call: Call) -> None:
         """Gives back what an attempt still holds that has ended, or has not begun. Idempotent."""
         settlement = call.settlement
-        if settlement is not None:  # an interrupt may have come before it was settled
+        if settlement is not None and not settlement.settled:  # an interrupt came before
             settlement.abandon()
         if call.held is not None:  # an interrupt came between admission and sending
             self._give_back(call)
@@ -218,9 +219,8 @@ class Admission:
         tokens = self._tokens(call, endpoint)
         answer = self._behind(call, progress, endpoint.name) if self._queue.waiting else 0
         if answer >= 0:
-            # In one statement: an interrupt between two statements would lose the ticket.
-            call.held = grant = Grant(endpoint, endpoint.core.admit(tokens), tokens, gate)
-            answer = grant.ticket
+            call.held = grant = Grant(endpoint, -1, tokens, gate)
+            grant.ticket = answer = endpoint.core.admit(tokens)
             if answer < 0:
                 call.held = None
         return answer
@@ -428,11 +428,11 @@ class Admission:
         assert progress.waiter is not None
 
         def go_in() -> int:
-            # In one statement, as in `_ask`.
-            call.held = grant = Grant(endpoint, endpoint.core.admit(tokens, 0, True), tokens, -1)
-            if grant.ticket < 0:
+            call.held = grant = Grant(endpoint, -1, tokens, -1)
+            grant.ticket = answer = endpoint.core.admit(tokens, 0, True)
+            if answer < 0:
                 call.held = None
-            return grant.ticket
+            return answer
 
         answer = self._queue.sleep(progress.waiter, endpoint.name, endpoint.core, tokens, patience, go_in)
         if answer >= 0:
@@ -441,7 +441,8 @@ class Admission:
                 self._give_back(call)
                 return None
             call.tier = limited.tier
-            call.held = Grant(endpoint, answer, tokens, gate)
+            assert call.held is not None
+            call.held.gate = gate
             return call.held
         wait = (-answer >> 3) / 1e9
         if -answer & 7 in (_core.REQUESTS, _core.TOKENS) and wait > patience:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from fastroute import errors
 from fastroute.config import Policy
 from fastroute.providers.wordings import BROKEN_OFF, FILTERED, broken_off
@@ -15,6 +17,8 @@ from .call import Call, Grant
 from .settlement import Settlement, Sinks
 from .stream import Stream, StreamReader
 from .upstream import Upstream
+
+_Answer = TypeVar("_Answer", bound="Completion | Stream")
 
 
 class Attempts:
@@ -64,25 +68,30 @@ class Attempts:
             raise
         return completion.with_route(call.route(upstream.endpoint, now), usage)
 
-    def judge(self, call: Call, completion: Completion) -> None:
-        """Validates an answer. Call it after the attempt is settled, since validation may take long.
+    def judged(self, call: Call, completion: _Answer) -> _Answer:
+        """The answer, after the caller's check if there is one; a stream is not checked.
+
+        Call it after the attempt is settled, since validation may take long.
 
         Raises:
             errors.ValidationError: the answer failed; the error has the answer.
         """
+        if isinstance(completion, Stream):
+            return completion
         validator = call.validator
         route = completion.route
         assert route is not None
         model, tier = route.model, route.tier
         if validator is None:
             self.sinks.rates.record(model, tier, True)
-            return
+            return completion
         reason = validator.judge(completion)
         self.sinks.rates.record(model, tier, True, reason is None)
         if reason is not None:
             raise errors.ValidationError(
                 f"the answer failed validation: {reason}", completion=completion, reason=reason
             )
+        return completion
 
     # ------------------------------------------------------------------------------------------------ streams
 

@@ -21,6 +21,7 @@ import cachetools
 import orjson
 
 from fastroute import errors
+from fastroute.platform.latch import Latch
 from fastroute.types import REQUEST_ID_TAG, Completion, Request
 
 _KEPT_REASONS = frozenset({"stop", "tool_calls", "function_call"})
@@ -39,7 +40,7 @@ class Flight:
     def __init__(self, leader: int | None) -> None:
         self.leader = leader
         self.heirs: set[object] = set()  # followers that would take over
-        self.done = threading.Event()
+        self.done = Latch()
         self.completion: Completion | None = None
         self.error: BaseException | None = None
         self.successor: Flight | None = None
@@ -153,7 +154,7 @@ class Cache:
     def _let_go(self, key: bytes, led: list[Flight], awaited: list[Flight], heir: object) -> None:
         """Releases everyone who waits for this call's flights. Idempotent."""
         for flight in led:
-            if not flight.done.is_set():
+            if not flight.done.is_open:
                 self._land(key, flight)
         for flight in awaited:
             self._leave(key, flight, heir)
@@ -258,7 +259,7 @@ class Cache:
                 self._keep(key, flight.completion)
             elif flight.heirs and flight.successor is None:
                 flight.successor = self.flights[key] = Flight(None)
-        flight.done.set()
+        flight.done.open()
 
     def clear(self) -> None:
         """Drops all answers; calls in flight continue."""

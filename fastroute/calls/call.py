@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from attrs import frozen
+from attrs import define
 
 from fastroute.errors import APIError
 from fastroute.platform import forks
@@ -52,6 +52,8 @@ LARGE_BODY = 1 << 20
 
 class UnderWay(Protocol):
     """The attempt under way, as far as its call needs it."""
+
+    settled: bool
 
     def abandon(self) -> None:
         """Settles the attempt unless it has been settled, or its stream will settle it. Idempotent."""
@@ -183,12 +185,15 @@ class Call:
         )
 
 
-@frozen
+@define
 class Grant:
     """The permits of an admitted call, to be given back.
 
+    It is made, and kept in the call, before the endpoint is asked: with the permit taken first, an interrupt
+    or a lack of memory in between would lose it.
+
     Attributes:
-        ticket, tokens: of the endpoint's limits.
+        ticket, tokens: of the endpoint's limits; the ticket is negative before and after a refusal.
         gate: the ticket of the limit over all endpoints; -1 where there is none.
     """
 

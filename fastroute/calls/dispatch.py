@@ -32,7 +32,6 @@ from .stream import Stream
 from .upstream import Upstream
 
 _Answer = TypeVar("_Answer", Completion, Stream)
-_Either = TypeVar("_Either", bound="Completion | Stream")
 
 
 class Dispatcher:
@@ -106,7 +105,8 @@ class Dispatcher:
                 if grant is None:
                     raise self._admission.exhausted(plan, progress)
                 try:
-                    return self._judged(call, attempt(call, self._upstreams[grant.endpoint.name], grant))
+                    answer = attempt(call, self._upstreams[grant.endpoint.name], grant)
+                    return self._attempts.judged(call, answer)
                 except errors.BudgetExceeded as error:
                     self._wait_for_money(call, progress, error, wait)
                     call.settlement = None
@@ -148,7 +148,7 @@ class Dispatcher:
                 try:
                     answer = self._attempted(call, plan, progress, grant, attempt)
                     if answer is not None:
-                        return self._judged(call, answer)
+                        return self._attempts.judged(call, answer)
                 # Both of these begin a new walk through a plan: the endpoints tried so far did not fail.
                 except errors.ValidationError as error:
                     plan = self._rejected(call, plan, error)
@@ -168,12 +168,6 @@ class Dispatcher:
             raise _left_out(problem) from None
         finally:
             self._admission.clear(call, progress)
-
-    def _judged(self, call: Call, answer: _Either) -> _Either:
-        """The answer, after the caller's check if there is one."""
-        if isinstance(answer, Completion):
-            self._attempts.judge(call, answer)
-        return answer
 
     # ------------------------------------------------------------------------------------------- one attempt
 

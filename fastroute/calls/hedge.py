@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from fastroute import _core, errors
 from fastroute.config import HedgingConfig
+from fastroute.platform.latch import Latch
 from fastroute.platform.timer import Alarm
 from fastroute.platform.workers import Workers
 from fastroute.state.endpoints import LiveEndpoint
@@ -57,7 +58,7 @@ class Hedge(Generic[_Answer]):
         self._workers = workers
         self._context = contextvars.copy_context()
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._over = Latch()
         self._begun = False
         self._closed = False  # it must not begin any more, and its answer is dropped
         self._answer: _Answer | None = None
@@ -127,7 +128,7 @@ class Hedge(Generic[_Answer]):
             with self._lock:
                 if not self._closed:
                     self._answer = answer
-            self._over.set()
+            self._over.open()
 
 
 class Hedging:

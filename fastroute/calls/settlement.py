@@ -79,7 +79,12 @@ class Sinks:
 
 
 class Settlement:
-    """An attempt under way: from its permits to its one entry in the ledger."""
+    """An attempt under way: from its permits to its one entry in the ledger.
+
+    Attributes:
+        moved: whether it was cut because another endpoint was ready.
+        settled: whether it has ended; only the thread that sets this settles it.
+    """
 
     __slots__ = (
         "_call",
@@ -91,7 +96,6 @@ class Settlement:
         "_lock",
         "_reservation",
         "_sent",
-        "_settled",
         "_sinks",
         "_started",
         "_time",
@@ -101,6 +105,7 @@ class Settlement:
         "_usage",
         "_worst",
         "moved",
+        "settled",
     )
 
     def __init__(self, sinks: Sinks, call: Call, upstream: Upstream, grant: Grant) -> None:
@@ -113,7 +118,7 @@ class Settlement:
         self._handed_out = False
         self._guessed = False  # the provider reported no usage, not even in part
         self.moved = False  # cut because another endpoint was ready
-        self._settled = False
+        self.settled = False
         self._sent = False
         self._told = False
         self._reservation: Reservation | None = None
@@ -341,7 +346,7 @@ class Settlement:
             output_tokens: length of the other answer, which this provider may have written and charged too;
                 None if unknown. An attempt of which no byte was sent is not charged.
         """
-        if self._settled:
+        if self.settled:
             return
         latency = self.elapsed()
         usage, spent = self._credible(self._usage), 0
@@ -409,7 +414,7 @@ class Settlement:
         # First: nothing below may fail or wait while the provider still sends.
         if exchange is not None:
             exchange.close()
-        if self._settled:
+        if self.settled:
             return
         if not self._sent:
             self._undo()
@@ -470,7 +475,7 @@ class Settlement:
         """Settles it, for instance after an interrupt, unless its stream will do so. Idempotent."""
         if self._exchange is not None and not self._handed_out:
             self._exchange.close()
-        if not self._handed_out and not self._settled:
+        if not self._handed_out and not self.settled:
             if self._sent:
                 self.cancelled(self._exchange, None)
             else:
@@ -480,10 +485,6 @@ class Settlement:
     def _unsent(self) -> bool:
         """Whether no byte of the request can have reached the provider, so that it costs nothing."""
         return self._timer is not None and self._timer.unsent
-
-    @property
-    def settled(self) -> bool:
-        return self._settled
 
     def _cut_by_caller(self, latency: float) -> bool:
         """Whether the caller's deadline ended it so early that a time-out says nothing about the endpoint."""
@@ -540,15 +541,15 @@ class Settlement:
         self.begun()
         try:
             with self._lock:
-                if self._settled:
+                if self.settled:
                     return
-                self._settled = True
+                self.settled = True
             self._upstream.endpoint.core.undo(self._grant.ticket, self._grant.tokens)
             self._pay(0)
             self._freed()
         except BaseException:
             # An interrupt: once more. If `undo` was not done, `finish` frees the permit.
-            if self._settled:
+            if self.settled:
                 self._upstream.endpoint.core.finish(self._grant.ticket, _core.IGNORED)
                 self._pay(0)
                 self._freed()
@@ -647,18 +648,18 @@ class Settlement:
         self.begun()
         try:
             with self._lock:
-                if self._settled:
+                if self.settled:
                     return
                 # Under the lock, so that the call's attempts are complete once it is settled. It may be there
                 # already, if an interrupt came before the next line the first time.
                 known = self._call.attempts
                 if not known or all(each.id != attempt.id for each in known):
                     known.append(attempt)
-                self._settled = True
+                self.settled = True
             self._record(core_outcome, attempt, spent_tokens, headers)
         except BaseException:
             # An interrupt, at whatever line: once more. Each step counts once, however often it is done.
-            if self._settled:
+            if self.settled:
                 self._record(core_outcome, attempt, spent_tokens, headers)
             raise
 

@@ -14,13 +14,14 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from fastroute import errors, events
+from fastroute import _core, errors, events
 from fastroute.config.messages import did_you_mean
 from fastroute.platform.timer import Alarm
 from fastroute.providers import sse
@@ -183,16 +184,21 @@ class StreamReader:
         )
 
 
-def _weak(method: Callable[[], None]) -> Callable[[], None]:
-    """Calls a bound method as long as its object is alive, without keeping it alive."""
+def _weak(method: Callable[[], None], otherwise: Callable[[], None]) -> Callable[[], None]:
+    """Calls a bound method if its object is alive, without keeping it alive, and else another function."""
     known = weakref.WeakMethod(method)
 
     def call() -> None:
         found = known()
-        if found is not None:
-            found()
+        (otherwise if found is None else found)()
 
     return call
+
+
+def _settle_lost(settlement: Settlement, exchange: Exchange) -> None:
+    """Settles the attempt of a stream that is gone and could not do so, for want of stack or memory."""
+    if not settlement.settled:
+        settlement.cancelled(exchange, None)
 
 
 class Stream:
@@ -223,11 +229,13 @@ class Stream:
         self.usage: Usage | None = None
         self.route: Route = settlement.call.route(settlement.upstream.endpoint, time.monotonic(), ttft=ttft)
         self._failure: errors.DeadlineExceeded | None = None
-        # From here on this object settles the attempt. The alarm refers to it weakly: otherwise a stream that
-        # the program drops would live, with its permits, until the deadline.
-        settlement.hand_out()
-        self._alarm = Alarm(settlement.call.deadline, _weak(self._deadline_passed))
+        # The alarm refers to the stream weakly: otherwise a stream that the program drops would live, with
+        # its permits, until the deadline.
+        lost = partial(_settle_lost, settlement, exchange)
+        self._alarm = Alarm(settlement.call.deadline, _weak(self._deadline_passed, lost))
         self._alarm.start()
+        # From here on this object settles the attempt. Last: if anything above fails, its call does.
+        settlement.hand_out()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -241,6 +249,8 @@ class Stream:
                 raise self._failure
             if self._ended:
                 raise StopIteration
+            # Before anything is read: a stream that could not be settled here is read by a less nested call.
+            _core.check_stack()
             try:
                 batch = next(self._batches, None)
             except BaseException as error:
@@ -262,7 +272,12 @@ class Stream:
     def __del__(self) -> None:
         settlement = getattr(self, "_settlement", None)
         if settlement is not None and not settlement.settled:
-            self.close()
+            try:
+                self.close()
+            except RecursionError:
+                # Dropped where the stack has no room: closed by the timer thread, whose stack is empty.
+                Alarm(0.0, self.close).start()
+                return
         alarm = getattr(self, "_alarm", None)
         if alarm is not None:  # still set if an interrupt came while the stream was ending
             alarm.cancel()
@@ -294,6 +309,7 @@ class Stream:
         self._ready = iter(())
         if self._settlement.settled or self._pid != os.getpid():
             return  # a copy in a forked child leaves connection and permits to the parent
+        _core.check_stack()
         # Before the connection is shut, which wakes a thread that is iterating: it sees that it was closed.
         self._ended = True
         self._settlement.cancelled(self._exchange, self._spent(), self._ttft)

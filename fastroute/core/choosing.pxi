@@ -91,8 +91,9 @@ cdef class Ranked:
         """
         if not self.holds:
             raise ValueError("there is no ticket: no endpoint admitted the request, or it was taken before")
+        cdef object ticket = self.ticket  # before it is given up: there may be no memory for the number
         self.holds = False
-        return self.ticket
+        return ticket
 
     cdef int64_t chosen_of(self) noexcept:
         """The number of endpoints in the order."""

@@ -184,7 +184,15 @@ cdef class Endpoint(Limited):
             0 or more: a ticket for ``finish`` or ``undo``, in this process only. Negative: minus (wait in ns << 3 |
             reason), the wait 0 when it is not known (BUSY) or none would help (TOO_LARGE).
         """
-        return self.let_in(amount("tokens", tokens, 0), reserved, moment(now) or fr_clock())
+        cdef int64_t paid = amount("tokens", tokens, 0)
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t answer = self.let_in(paid, reserved, time)
+        try:
+            return answer
+        except MemoryError:  # there is no memory for the number, by which alone the caller could give all back
+            if answer >= 0:
+                self.take_back(answer, paid, time)
+            raise
 
     cdef inline int64_t let_in(self, int64_t tokens, bint reserved, int64_t now) except? -1:
         cdef int slot = self.segment.worker()
@@ -325,10 +333,17 @@ cdef class Endpoint(Limited):
         """
         if self.source is not None:
             return self.source.reserve(tokens, max_wait, moment(now) or fr_clock())
-        return endpoint_reserve(
-            &self.parts, self.waiting(self.segment.worker()), amount("tokens", tokens, 0), patience(max_wait),
-            moment(now) or fr_clock(),
+        cdef int64_t paid = amount("tokens", tokens, 0)
+        cdef int64_t time = moment(now) or fr_clock()
+        cdef int64_t answer = endpoint_reserve(
+            &self.parts, self.waiting(self.segment.worker()), paid, patience(max_wait), time
         )
+        try:
+            return answer
+        except MemoryError:  # as in `admit`
+            if answer >= 0:
+                self.give_up(paid, time)
+            raise
 
     def unreserve(self, tokens, now=0) -> None:
         """Gives back what ``reserve`` paid."""
@@ -337,10 +352,14 @@ cdef class Endpoint(Limited):
         if self.source is not None:
             self.source.unreserve(paid, time)
             return
+        self.give_up(paid, time)
+
+    cdef int give_up(self, int64_t paid, int64_t time) except -1:
         # The note first: if this process is killed in between, its reaper must not give the same back a second time.
         stop_waiting(self.waiting(self.segment.worker()), paid)
         bucket_settle(&self.parts.requests, &self.parts.cold.tat, -1, time)
         bucket_settle(&self.parts.tokens, &self.parts.hot.tat, -to_pay(&self.parts, paid), time)
+        return 0
 
     cdef Waiting *waiting(self, int slot) noexcept:
         """Where this worker notes what it has paid ahead here; NULL if the segment has no room for that."""

@@ -624,9 +624,15 @@ cdef class Counter:
         cdef Entry *entry = entry_take(self.segment.table, self.segment.mask, &self.hint, slot)
         if entry is NULL:
             raise SegmentFullError("the segment has no room for one more reservation; make it with more cells")
-        return purse_reserve(
+        cdef int64_t answer = purse_reserve(
             self.segment.table, self.segment.mask, self.purse, entry, at, nano, before, until
         )
+        try:
+            return answer
+        except MemoryError:  # there is no memory for the number, by which alone the caller could settle it
+            if answer >= 0:
+                entry_settle(self.segment.table, self.segment.mask, entry, fr_load(&entry.state), slot, 0)
+            raise
 
     def sent(self, ticket) -> bool:
         """Records that the request is about to be sent: if it is never settled, the whole amount counts as spent.

@@ -320,7 +320,10 @@ def _page_cache_write() -> Callable[[int, bytes], None]:
 
     def write(fd: int, record: bytes) -> None:
         size = len(record)
-        written = system_write(fd, record, size)
+        try:
+            written = system_write(fd, record, size)
+        except ctypes.ArgumentError:  # the types are right, so there was no memory to convert a value
+            raise MemoryError from None
         if written != size:
             code = ctypes.get_errno() if written < 0 else errno.ENOSPC
             raise OSError(code, os.strerror(code))
@@ -366,19 +369,22 @@ class Journal:
             segment = self._segment
             if segment is None:
                 segment = self._open_first()
-            segment.begun.add()
-            if not segment.retired:
-                break
-            segment.skipped.add()
-        try:
-            if self._sync:
-                _write_through(segment.fd, record)
-            else:
-                self.write_record(segment.fd, record)
-        except OSError:
-            segment.skipped.add()
-            raise
-        return segment
+            try:
+                segment.begun.add()
+                if segment.retired:
+                    segment.skipped.add()
+                    continue
+                if self._sync:
+                    _write_through(segment.fd, record)
+                else:
+                    self.write_record(segment.fd, record)
+            except OSError:
+                segment.skipped.add()
+                raise
+            except BaseException:  # memory is short, and the record may be in the file
+                segment.spill()
+                raise
+            return segment
 
     def write_alone(self, record: bytes) -> None:
         """Writes a record to a new segment and unlocks it, for a ledger that is closed already."""

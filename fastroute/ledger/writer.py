@@ -79,7 +79,12 @@ class Writer:
     def put(self, segment: journals.JournalSegment | None, record: bytes) -> None:
         """Queues a record, with its segment unless the journal could not be written."""
         if len(self._queue) < QUEUE_LIMIT:
-            self._queue.append((segment, record))
+            try:
+                self._queue.append((segment, record))
+            except MemoryError:
+                if segment is not None:
+                    segment.spill()
+                raise
         elif segment is not None:
             segment.spill()
         else:
@@ -180,9 +185,13 @@ class Writer:
         return self._database
 
     def _wake(self) -> None:
-        if self._thread is None:
-            self._start()
-        self._bell.put(None)
+        try:
+            if self._thread is None:
+                self._start()
+            self._bell.put(None)
+        except MemoryError:
+            self.awake = False  # the next entry rings again
+            raise
 
     def _start(self) -> None:
         with self._starting:
@@ -199,6 +208,15 @@ class Writer:
             self._thread = thread
 
     def _run(self) -> None:
+        while True:
+            try:
+                return self._serve()
+            except MemoryError:
+                self._hurry = True  # entries wait in the journal, and only this thread brings them further
+                time.sleep(BATCH_SECONDS)
+
+    def _serve(self) -> None:
+        """Commits entries until the ledger is closed."""
         retry = RETRY_SECONDS
         while True:
             if not self._hurry and not self._stopping:
@@ -258,12 +276,13 @@ class Writer:
         count = len(self._queue)
         while count or self._batch:
             while count and len(self._batch) < BATCH_ROWS:
-                item = self._queue.popleft()
-                count -= 1
+                item = self._queue[0]
                 if isinstance(item, _Flush):
                     self._flushes.append(item)
                 else:
                     self._batch.append(item)
+                self._queue.popleft()  # last: if memory is short above, it is still there
+                count -= 1
             self._commit_batch()
 
     def _commit_batch(self) -> None:
@@ -271,9 +290,13 @@ class Writer:
             return
         rows = [row for _, record in self._batch if (row := journals.decode(record)) is not None]
         self._insert(rows)
+        # The sums first, which need memory: what follows cannot fail, or entries would be counted twice.
+        sums: dict[journals.JournalSegment, int] = {}
         for segment, _ in self._batch:
             if segment is not None:
-                segment.settled += 1
+                sums[segment] = sums.get(segment, segment.settled) + 1
+        for segment, settled in sums.items():
+            segment.settled = settled
         self._batch.clear()
 
     def _insert(self, rows: Sequence[Sequence[Any]]) -> None:

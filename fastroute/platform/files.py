@@ -55,7 +55,11 @@ def open_file(path: str, flags: int, *, private: bool = True, follow: bool = Fal
     try:
         with forks.blocked():
             fd = os.open(path, flags, 0o600)
-            _open.add(fd)
+            try:
+                _open.add(fd)
+            except MemoryError:
+                os.close(fd)
+                raise
     except OSError as error:
         if error.errno in _NOT_REGULAR:
             _require(path, os.stat(path) if follow else os.lstat(path), private=False)

@@ -1,18 +1,21 @@
 """The timer thread: runs what is due at a time, such as the deadlines of requests.
 
 The thread starts with the first item, sleeps while there is none, and checks all items every 50 ms. An item
-expires in this thread, up to one tick late. Its `expire` must neither block nor raise, because it delays
-every other item.
+expires in this thread, up to one tick late. Its `expire` must not block, because it delays every other item.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Protocol
 
 from . import forks
+
+log = logging.getLogger("fastroute")
 
 _TICK = 0.05  # seconds between two checks; the most that an item may be late
 _QUIET_TICKS = 40  # ticks without items until the thread sleeps
@@ -60,7 +63,9 @@ class _TimerThread:
 
     def __init__(self) -> None:
         self.items: dict[int, Timed] = {}
-        self._wake = threading.Event()
+        # A queue in C and not an event: a MemoryError in the methods of an event, which are in Python, may
+        # leave its lock held for ever.
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -70,10 +75,12 @@ class _TimerThread:
         if self._thread is None:
             with self._start:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="fastroute-timer", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="fastroute-timer", daemon=True)
+                    thread.start()
+                    # Not before: the system may refuse another thread, and then the next item tries again.
+                    self._thread = thread
         elif self._asleep:
-            self._wake.set()
+            self._bell.put(None)
 
     def discard(self, item: Timed) -> None:
         self.items.pop(id(item), None)
@@ -83,27 +90,49 @@ class _TimerThread:
         now = time.monotonic()
         for item in list(self.items.values()):
             # Not removed before and added again after: its owner may remove it for good in between.
-            if item.deadline <= now and not item.expire():
+            if item.deadline <= now and not _expired(item):
                 self.discard(item)
 
     def _run(self) -> None:
         quiet = 0
         while True:
-            if self.items:
-                quiet = 0
-                self._expire_due()
-            else:
-                quiet += 1
-                if quiet > _QUIET_TICKS:
-                    # Cleared before the last check of `items`: an `add` after it sees `_asleep` and wakes.
-                    self._wake.clear()
-                    self._asleep = True
+            try:
+                quiet = self._check(quiet)
+            except MemoryError:
+                time.sleep(_TICK)  # without this thread no request of this process would have a deadline
+
+    def _check(self, quiet: int) -> int:
+        """Expires what is due and waits; returns how many times in a row there was nothing to look at."""
+        if self.items:
+            quiet = 0
+            self._expire_due()
+        else:
+            quiet += 1
+            if quiet > _QUIET_TICKS:
+                while not self._bell.empty():
+                    self._bell.get()
+                # Set before the last check of `items`: an `add` after it sees `_asleep` and rings.
+                self._asleep = True
+                try:
                     if not self.items:
-                        self._wake.wait()
+                        self._bell.get()
+                finally:
                     self._asleep = False
-                    quiet = 0
-                    continue
-            time.sleep(_TICK)
+                return 0
+        time.sleep(_TICK)
+        return quiet
+
+
+def _expired(item: Timed) -> bool:
+    """Whether the item has a later deadline now; False if it has expired."""
+    try:
+        return item.expire()
+    except MemoryError:
+        return True  # again at the next check
+    except Exception:
+        # The other items must not wait for ever because of this one.
+        log.exception("an action that was due has failed")
+        return False
 
 
 _thread = _TimerThread()

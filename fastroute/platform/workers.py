@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastroute import _core
 from fastroute.errors import Error
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Workers:
 
         Raises:
             Error: after `close`, or no thread can start, for instance after the end of the main thread.
+            RecursionError: the stack has no room.
         """
+        _core.check_stack()  # without room, a failure could not give the place in the queue back
         room = self._room
         room.acquire()
         return self._begin(room, contextvars.copy_context(), call)

@@ -188,7 +188,13 @@ class Runtime:
     # ------------------------------------------------------------------------------------------- generations
 
     def enter(self, token: object) -> Generation:
-        """The current generation, which stays usable until `leave` is called with the same token."""
+        """The current generation, which stays usable until `leave` is called with the same token.
+
+        Raises:
+            RecursionError: the stack has no room for a whole call.
+        """
+        # Before anything is taken: without room, what gives it back would fail as well.
+        _core.check_stack()
         if _core.fork_count() != forks.handled:
             forks.ensure()
         if threading.get_ident is not greenlets.GET_IDENT:

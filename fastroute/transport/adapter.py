@@ -2,19 +2,61 @@
 
 from __future__ import annotations
 
+import queue
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, cast
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import Retry, Timeout
 
-from .connection import POOLS
+from .connection import DirectConnection, DirectTLSConnection
 
 _MOST_ROUTES = 1000
 # total=False raises the original exceptions instead of MaxRetryError; a redirect is returned as an answer.
 _NO_RETRY = Retry(total=False, redirect=False)
+
+
+class _IdleConnections:
+    """The idle connections of a pool, the last one first: what a pool needs of `queue.LifoQueue`.
+
+    A pool of ours never waits for a connection, so this needs no lock: a deque's methods are atomic. The
+    standard library's queue has Python code around its lock, and a MemoryError there may leave the lock held
+    for ever, so that all later calls to the provider hang.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._maxsize = maxsize
+        self._idle: deque[Any] = deque()
+
+    def get(self, block: bool = False, timeout: float | None = None) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            raise queue.Empty from None
+
+    def put(self, connection: Any, block: bool = False, timeout: float | None = None) -> None:
+        if len(self._idle) >= self._maxsize:
+            raise queue.Full
+        self._idle.append(connection)
+
+    def qsize(self) -> int:
+        return len(self._idle)
+
+
+class _DirectPool(HTTPConnectionPool):
+    ConnectionCls: Any = DirectConnection
+    QueueCls: Any = _IdleConnections
+
+
+class _DirectTLSPool(HTTPSConnectionPool):
+    ConnectionCls: Any = DirectTLSConnection
+    QueueCls: Any = _IdleConnections
+
+
+_POOLS = {"http": _DirectPool, "https": _DirectTLSPool}
 
 
 class PooledAdapter(HTTPAdapter):
@@ -33,11 +75,11 @@ class PooledAdapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = POOLS
+        self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = POOLS
+        manager.pool_classes_by_scheme = _POOLS
         return manager
 
     def exchange(

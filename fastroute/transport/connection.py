@@ -1,4 +1,4 @@
-"""Connections that keep their `RequestTimer` up to date, and the pools that open them.
+"""Connections that keep their `RequestTimer` up to date.
 
 They resolve names within a time limit, send a request in one piece, and read the head of its answer. TLS,
 proxies, pooling and the reading of bodies are urllib3's.
@@ -17,7 +17,6 @@ from typing import Any, cast
 
 from urllib3._collections import HTTPHeaderDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.response import HTTPResponse
 from urllib3.util.connection import allowed_gai_family
@@ -308,24 +307,12 @@ class _Direct(Reporting):
 _FRAMING = ("content-length", "transfer-encoding", "content-encoding")
 
 
-class _DirectConnection(_Direct, _Dialing, HTTPConnection):  # type: ignore[misc]
+class DirectConnection(_Direct, _Dialing, HTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _DirectTLSConnection(_Direct, _Dialing, HTTPSConnection):  # type: ignore[misc]
+class DirectTLSConnection(_Direct, _Dialing, HTTPSConnection):  # type: ignore[misc]
     pass
-
-
-class _DirectPool(HTTPConnectionPool):
-    ConnectionCls: Any = _DirectConnection
-
-
-class _DirectTLSPool(HTTPSConnectionPool):
-    ConnectionCls: Any = _DirectTLSConnection
-
-
-POOLS = {"http": _DirectPool, "https": _DirectTLSPool}
-"""The pools of our connections, by scheme."""
 
 
 def report(pool: Any) -> None:
