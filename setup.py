@@ -15,7 +15,8 @@ from setuptools import Extension, setup
 asan = os.environ.get("FASTROUTE_ASAN") == "1"
 trace = os.environ.get("FASTROUTE_TRACE") == "1"
 
-compile_args = ["-std=c11", "-fno-strict-aliasing", "-fstack-protector-strong"]
+# Without fused multiply-adds, so that a score has the same bits on every processor.
+compile_args = ["-std=c11", "-fno-strict-aliasing", "-fstack-protector-strong", "-ffp-contract=off"]
 link_args: list[str] = []
 if asan:
     sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]

@@ -1,7 +1,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NoReturn, final
 
-from typing_extensions import Self, disjoint_base
+from typing_extensions import Buffer, Self, disjoint_base
 
 # Outcomes of a call
 OK: Final[int]
@@ -487,6 +487,7 @@ class Scan:
     confidence: float
     level_index: int
     rule: int
+    ground: int
     messages: int
     turns: int
     images: int
@@ -545,3 +546,70 @@ class Counter:
     @property
     def committed(self) -> int: ...
     def figures(self) -> tuple[int, int]: ...
+
+LEARNED_VERSION: int
+LEARNED_SIZES: tuple[int, int, int]
+LEARNED_GROUNDS: tuple[str, ...]
+
+def learned_bytes(messages: Sequence[Mapping[str, Any]]) -> bytes: ...
+def learned_parts(text: bytes) -> tuple[bytes, bytes]: ...
+
+@final
+class LearnedModel:
+    def __new__(cls, prior: bytes, own: bytes | None = None, guard: bytes | None = None) -> Self: ...
+    @property
+    def calibrated(self) -> bool: ...
+    @property
+    def guarded(self) -> bool: ...
+    def score(self, text: bytes) -> float: ...
+    def unknown(self, text: bytes) -> tuple[float, float]: ...
+    def moved(self, text: bytes, most: int = 8) -> list[tuple[str, float]]: ...
+
+@final
+class LearnedRows:
+    def __new__(cls, model: LearnedModel) -> Self: ...
+    def __len__(self) -> int: ...
+    def add(self, text: bytes) -> None: ...
+    @property
+    def scores(self) -> list[float]: ...
+    def fit(
+        self,
+        target: Buffer,
+        keep: Buffer,
+        words: float = 0.009,
+        counts: float = 0.003,
+        noise: float = 0.2,
+    ) -> tuple[bytes, bytes]: ...
+
+@final
+class LearnedTraffic:
+    segment: Segment
+    name: str
+    def __init__(self, segment: Segment, name: str) -> None: ...
+    def figures(self) -> tuple[int, int, int, list[int]]: ...
+    def place(self, share: float) -> float | None: ...
+
+@final
+class LearnedRules:
+    model: LearnedModel
+    traffic: LearnedTraffic
+    low: float
+    high: float
+    threshold: float
+    most_words: float
+    most_structure: float
+    most_turns: int
+    def __init__(
+        self,
+        model: LearnedModel,
+        traffic: LearnedTraffic,
+        *,
+        low: float,
+        high: float,
+        threshold: float,
+        most_words: float = 1.0,
+        most_structure: float = 1e30,
+        most_turns: int = 0,
+        unfamiliar: str = "strong",
+    ) -> None: ...
+    def read(self, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> Scan: ...

@@ -15,9 +15,10 @@ Not here: I/O, sleeping, configuration, when a window of a budget begins, and th
 cimport cython
 from cpython.exc cimport PyErr_Occurred
 from cpython.long cimport PyLong_AsLongLong, PyLong_AsUnsignedLongLong, PyLong_Check
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.errno cimport errno
-from libc.math cimport ceil, exp2, log, log2
+from libc.math cimport ceil, exp2, log, log2, sqrt
 from libc.stdint cimport UINT32_MAX
 from libc.string cimport memset
 
@@ -38,3 +39,4 @@ include "core/money.pxi"
 include "core/pool.pxi"
 include "core/scan.pxi"
 include "core/json_bounds.pxi"
+include "core/learned.pxi"

@@ -555,6 +555,7 @@ cdef class Scan:
     cdef readonly double confidence     # of the rule that decided
     cdef readonly int level_index       # index into the rule set's levels
     cdef readonly int rule              # index of the rule that decided, -1: the default
+    cdef readonly int ground            # of a learned score: index into LEARNED_GROUNDS
     cdef readonly Py_ssize_t messages   # how many
     cdef readonly Py_ssize_t turns      # how many of role user
     cdef readonly Py_ssize_t images     # image parts
