@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from fastroute.errors import ConfigError
+
 from .access_log import AccessLog, Application
 from .group import config_option, refuse
 from .output import dim
@@ -115,7 +117,13 @@ def first_key(keys: str | None, pepper_env: str | None) -> str | None:
 
     if keys is not None or os.path.lexists(DEFAULT_FILE):
         return None
-    return KeyFile(DEFAULT_FILE, pepper_env=pepper_env).create(Caller(_FIRST))
+    try:
+        return KeyFile(DEFAULT_FILE, pepper_env=pepper_env).create(Caller(_FIRST))
+    except ConfigError as error:
+        refuse(
+            f"there are no keys, and none can be made: {error}; name a key file with --keys FILE, which "
+            "fastroute keys create NAME --file FILE makes"
+        )
 
 
 def show_key(token: str) -> None:

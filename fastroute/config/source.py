@@ -329,7 +329,9 @@ def _from_tables(
         else:
             parts[key] = read_entries(attribute, raw, "", problems)
 
-    config = _with_paths_from(directory, Config(**parts))
+    config = Config(**parts)
+    warnings += _ledgers_left(config.ledger, directory)
+    config = _with_paths_from(directory, config)
     if not (tables["providers"] or tables["endpoints"]):
         problems += _nothing_configured(found, joined, environ, formats)
         places = []
@@ -391,6 +393,21 @@ def _with_paths_from(directory: Path, config: Config) -> Config:
         ledger_journal=placed(config.ledger_journal),
         providers=providers,
     )
+
+
+def _ledgers_left(ledger: str | None, directory: Path) -> Iterable[str]:
+    """A warning if the ledger would begin anew, and one of its name is in the working directory.
+
+    Earlier versions had it there. What it says was spent would be missed by budgets and reports.
+    """
+    if not ledger or "://" in ledger or os.path.isabs(ledger):
+        return
+    there, here = directory / ledger, Path(ledger).absolute()
+    if here.exists() and not there.exists():
+        yield (
+            f"fastroute.ledger: {show(ledger)} is relative to the configuration file, so {here} is not used; "
+            f"move it to {there}, or set its absolute path"
+        )
 
 
 def _base_catalog(config: Config) -> Catalog:

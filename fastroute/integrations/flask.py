@@ -29,6 +29,7 @@ from fastroute.config import Source, check, load
 from fastroute.platform import forks
 from fastroute.providers import names as format_names
 from fastroute.runtime.runtime import Runtime
+from fastroute.state.segment_file import describe
 from fastroute.types import RouteOptions
 
 try:
@@ -268,5 +269,6 @@ def _check() -> None:
     for warning in check(config, formats=format_names()).warnings:
         click.echo(f"warning  {warning}")
     click.echo(f"ok: models {', '.join(config.served)}")
+    click.echo(f"  state: {describe(config, 'memory' if flask.current_app.testing else 'machine')}")
     for tier, models in config.tiers.items():
         click.echo(f"  tier {tier}: {', '.join(models)}")

@@ -369,6 +369,7 @@ def test_check_of_a_good_file_says_what_is_in_it(config: Path) -> None:
     text = done("check", str(config))
     assert text.splitlines()[0] == "ok: 1 provider, 2 endpoints, 2 models, no warnings"
     assert "tier standard: gpt-4.1" in text
+    assert re.search(r"^  state: memory \(this process and its forks\)", text, re.MULTILINE)
     assert done("check") == text
 
 

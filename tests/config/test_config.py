@@ -408,6 +408,31 @@ def test_paths_are_relative_to_the_file_and_not_to_the_working_directory(
     assert all(os.path.isabs(path or "") for path in paths)
 
 
+def test_a_ledger_that_stays_behind_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions had it in the working directory; budgets would begin anew without a word."""
+    app, elsewhere = tmp_path / "app", tmp_path / "elsewhere"
+    for folder in (app, elsewhere):
+        folder.mkdir()
+    file = app / "fastroute.toml"
+    file.write_text('[fastroute]\nledger = "spent.db"\n[providers.openai]\nmodels = ["gpt-4.1"]\n')
+
+    def warned() -> bool:
+        warnings = check(file, environ={"OPENAI_API_KEY": KEY}).warnings
+        return any(
+            "is not used" in warning and str(elsewhere / "spent.db") in warning for warning in warnings
+        )
+
+    monkeypatch.chdir(elsewhere)
+    assert not warned()
+    (elsewhere / "spent.db").touch()
+    assert warned()
+    (app / "spent.db").touch()
+    assert not warned()
+    monkeypatch.chdir(app)
+    (app / "spent.db").unlink()
+    assert not warned()
+
+
 @pytest.mark.parametrize("ledger", ["", "postgresql://u@db.example/x", "/var/lib/spent.db"])
 def test_what_is_no_relative_path_stays(ledger: str, tmp_path: Path) -> None:
     file = tmp_path / "fastroute.toml"

@@ -194,6 +194,16 @@ def test_what_a_request_says_makes_it_nobodys_own(provider: Provider, environ: d
         assert open_to_all.get("/admin/stats.json", environ_overrides=environ).status_code == 403
 
 
+def test_where_no_key_can_be_made_the_server_says_what_to_do(provider: Provider) -> None:
+    os.symlink("nowhere", "fastroute-keys.db.pepper")
+    with started("fastroute", "serve", "--port", str(free_port())) as server:
+        _, beside = server.communicate(timeout=30)
+        assert server.returncode == 1
+    assert "there are no keys, and none can be made" in beside
+    assert "--keys FILE" in beside
+    assert "Traceback" not in beside
+
+
 def test_keyless_beside_keys_is_refused(provider: Provider, tmp_path: Path) -> None:
     KeyFile("fastroute-keys.db").create(Caller("web"))
     config = configuration(provider.base_url, tmp_path, gateway={"keyless": True})

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apache import PYTHON, apache, needed
 from needs import need
 from ports import free_port
 from redis_server import RedisServer
@@ -136,18 +137,8 @@ def one_limit(provider: Provider, folder: Path) -> bool:
     return len(provider.requests) == LIMIT and len(states(folder)) == 1
 
 
-@pytest.mark.parametrize("server", ["gunicorn", "uwsgi"])
-def test_workers_of_a_server(server: str, provider: Provider, tmp_path: Path) -> None:
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    need("gunicorn")
-    words = {
-        "gunicorn": f"-m gunicorn -w 4 -b {address} --no-control-socket web:application",
-        "uwsgi": f"--http-socket {address} --master --lazy-apps -p 4 --enable-threads --need-app "
-        "--die-on-term --wsgi-file web.py",
-    }[server].split()
-    if server == "uwsgi":
-        words = ["-c", "import sys, os; os.execv(sys.argv[1], sys.argv[1:])", need("uwsgi"), *words]
+def one_limit_of(address: str) -> bool:
+    """Whether a server at the address lets as many calls through as the limit."""
 
     def get(number: int) -> int:
         while True:
@@ -160,9 +151,36 @@ def test_workers_of_a_server(server: str, provider: Provider, tmp_path: Path) ->
                 if not isinstance(error.reason, ConnectionRefusedError):  # else it does not listen yet
                     raise
 
-    with running(*words), ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(get, range(CALLS)))
-    assert (answers.count(200), answers.count(429)) == (LIMIT, CALLS - LIMIT)
+    return (answers.count(200), answers.count(429)) == (LIMIT, CALLS - LIMIT)
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "uwsgi"])
+def test_workers_of_a_server(server: str, provider: Provider, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    need("gunicorn")
+    words = {
+        "gunicorn": f"-m gunicorn -w 4 -b {address} --no-control-socket web:application",
+        "uwsgi": f"--http-socket {address} --master --lazy-apps -p 4 --enable-threads --need-app "
+        "--die-on-term --wsgi-file web.py",
+    }[server].split()
+    if server == "uwsgi":
+        words = ["-c", "import sys, os; os.execv(sys.argv[1], sys.argv[1:])", need("uwsgi"), *words]
+    with running(*words):
+        assert one_limit_of(address)
+    assert one_limit(provider, tmp_path)
+
+
+def test_processes_of_mod_wsgi(provider: Provider, tmp_path: Path) -> None:
+    needed()
+    daemon = (
+        f"WSGIDaemonProcess web processes=4 threads=2 {PYTHON}:{tmp_path}\n"
+        "WSGIProcessGroup web\nWSGIApplicationGroup %{GLOBAL}\n"
+        f"WSGIScriptAlias / {tmp_path}/web.py\n"
+    )
+    with apache(tmp_path, dict(os.environ), daemon) as port:
+        assert one_limit_of(f"127.0.0.1:{port}")
     assert one_limit(provider, tmp_path)
 
 
