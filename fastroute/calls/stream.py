@@ -295,6 +295,11 @@ class Stream:
             raise AttributeError(f"'Stream' has no attribute {name!r}{hint}")
 
     @property
+    def deadline(self) -> float:
+        """The call's deadline (time.monotonic), at which the stream ends."""
+        return self._settlement.call.deadline
+
+    @property
     def text(self) -> str:
         """The content so far, of the first choice."""
         return self._reader.decoder.text

@@ -19,6 +19,9 @@ from .output import Column, dim, optional, print_json, print_table
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
+_SIZE = re.compile(r"([0-9]{1,12})([kKmM]?)", re.ASCII)
+_BYTES = {"": 1, "K": 1024, "M": 1024 * 1024}
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -30,6 +33,16 @@ def read_duration(ctx: click.Context, param: click.Parameter, value: str) -> flo
             return 0.0
         raise click.BadParameter(f"{value!r} is not a duration; write 0, 30m, 24h or 7d", ctx, param)
     return float(int(found[1]) * _SECONDS[found[2]])
+
+
+def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes of a size such as ``500000``, ``200K`` or ``2M``."""
+    if value is None:
+        return None
+    found = _SIZE.fullmatch(value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a size; write 500000, 200K or 2M (bytes)", ctx, param)
+    return int(found[1]) * _BYTES[found[2].upper()]
 
 
 def read_allowed_tags(
@@ -98,6 +111,18 @@ def command() -> None:
 @click.option("--rpm", type=click.IntRange(0), help="Requests a minute.")
 @click.option("--tpm", type=click.IntRange(0), help="Tokens a minute.")
 @click.option(
+    "--max-in-flight",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Calls at once in each worker process, streams included.",
+)
+@click.option(
+    "--max-body",
+    callback=read_size,
+    metavar="SIZE",
+    help="Size of a request's body: 500000, 200K or 2M; default: what the gateway takes.",
+)
+@click.option(
     "--budget", multiple=True, metavar="USD/WINDOW", help="Such as 5/day, 100/month or 20/total; repeatable."
 )
 @click.option(
@@ -112,6 +137,8 @@ def create(
     model: tuple[str, ...],
     rpm: int | None,
     tpm: int | None,
+    max_in_flight: int | None,
+    max_body: int | None,
     budget: tuple[str, ...],
     tag: dict[str, str],
     allowed: dict[str, tuple[str, ...] | None],
@@ -135,6 +162,8 @@ def create(
         models=model or None,
         rpm=rpm,
         tpm=tpm,
+        max_in_flight=max_in_flight,
+        max_body_bytes=max_body,
         budgets=budgets_of(budget),
         tags=tag,
         allowed_tags=allowed,
@@ -221,6 +250,7 @@ def list_keys(path: str, pepper_env: str | None, as_json: bool) -> None:
         Column("name"),
         Column("rpm", right=True),
         Column("tpm", right=True),
+        Column("at once", right=True),
         Column("budgets (USD)", give=True),
         Column("models", give=True),
         Column("tags", give=True),
@@ -245,6 +275,7 @@ def _row(caller: dict[str, Any]) -> list[str]:
         caller["name"],
         optional(caller["rpm"]),
         optional(caller["tpm"]),
+        optional(caller["max_in_flight"]),
         ", ".join(f"{usd:g}/{window}" for window, usd in caller["budgets"].items()) or "-",
         "admin" if caller["admin"] else optional(caller["models"], ", ".join),
         ", ".join(f"{name}={value}" for name, value in caller["tags"].items()) or "-",

@@ -1,29 +1,20 @@
-"""``fastroute serve``: runs the gateway on waitress, and shuts it down without losing running calls."""
+"""``fastroute serve``: runs the gateway on waitress, with a key for its first callers."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import click
 
 from fastroute.errors import ConfigError
 
-from .access_log import AccessLog, Application
+from .access_log import AccessLog
 from .group import config_option, refuse
 from .output import dim
 
-_HEADER_BYTES = 32 * 1024
-_BODY_BYTES = 10 * 1024 * 1024
-_UNSENT_BYTES = 1024 * 1024  # buffered for a slow client before its stream is paused
-_CONNECTIONS = 2000
 _FIRST = "default"  # the name of the key that the first start makes
-_TICK = 0.5  # seconds between two checks for a signal
 
 
 @click.command("serve")
@@ -45,6 +36,13 @@ _TICK = 0.5  # seconds between two checks for a signal
 )
 @click.option(
     "--threads", type=click.IntRange(1, 4096), default=64, show_default=True, help="Calls served at once."
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(10, 1_000_000),
+    default=2000,
+    show_default=True,
+    help="Connections open at once.",
 )
 @click.option(
     "--keys",
@@ -70,6 +68,7 @@ def command(
     port: int,
     access_log: str | None,
     threads: int,
+    connections: int,
     keys: str | None,
     pepper_env: str | None,
     keyless: bool,
@@ -91,6 +90,9 @@ def command(
         refuse("fastroute serve needs waitress: pip install 'fastroute[gateway]'")
     from fastroute.client import Client
     from fastroute.gateway import create_app
+    from fastroute.gateway.app import HEALTH
+
+    from .http_server import ServerLimits, serve
 
     client = Client(config, default_state="machine")
     try:
@@ -106,7 +108,17 @@ def command(
                 shown.append(token)
                 show_key(token)
 
-        serve(served, host, port, threads, grace, ready=ready)
+        gateway = client.config.gateway
+        limits = ServerLimits(
+            threads=threads,
+            connections=connections,
+            body_bytes=gateway.max_body_bytes,
+            bytes_under_way=gateway.max_bytes_under_way,
+            read_timeout=gateway.body_timeout,
+            write_timeout=gateway.write_timeout,
+            reserved=HEALTH,
+        )
+        serve(served, host, port, limits, grace, ready=ready)
     finally:
         client.close()
 
@@ -140,105 +152,3 @@ def announce(host: str, port: int) -> None:
     shown = f"[{host}]" if ":" in host else host
     dim(f"serving http://{shown}:{port}/v1 (Ctrl-C to stop)")
     dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")
-
-
-def serve(
-    app: Application,
-    host: str,
-    port: int,
-    threads: int,
-    grace: float,
-    *,
-    ready: Callable[[str, int], object] = lambda host, port: None,
-) -> None:
-    """Serves until SIGTERM or SIGINT, then lets running calls end.
-
-    Args:
-        threads: calls served at once; more calls wait.
-        grace: seconds to wait for running calls.
-        ready: called with host and port once the server listens.
-    """
-    from waitress import wasyncore
-    from waitress.server import BaseWSGIServer, create_server
-
-    sockets: dict[int, Any] = {}
-    try:
-        server: Any = create_server(
-            app,
-            map=sockets,
-            host=host,
-            port=port,
-            threads=threads,
-            max_request_header_size=_HEADER_BYTES,
-            max_request_body_size=_BODY_BYTES,
-            outbuf_high_watermark=_UNSENT_BYTES,
-            connection_limit=_CONNECTIONS,
-            asyncore_use_poll=True,
-            ident=None,
-        )
-    except OSError as error:
-        refuse(f"cannot listen on {host}:{port}: {error.strerror}")
-    for listener in [known for known in sockets.values() if isinstance(known, BaseWSGIServer)]:
-        listener.channel_class = _channel_class()
-    asked: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for address, bound in getattr(server, "effective_listen", None) or [
-            (server.effective_host, server.effective_port)
-        ]:
-            ready(address, int(bound))
-        while not asked:
-            wasyncore.loop(timeout=_TICK, use_poll=True, map=sockets, count=1)
-        _drain(sockets, time.monotonic() + grace)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        server.task_dispatcher.shutdown(timeout=1)
-        wasyncore.close_all(sockets, ignore_all=True)
-
-
-def _channel_class() -> Any:
-    """Waitress's connection class that also refuses a request with both a length and chunks.
-
-    If a proxy in front of it uses the other of the two, one of them reads a second request in the first one's
-    body (request smuggling).
-    """
-    from waitress.channel import HTTPChannel
-    from waitress.parser import HTTPRequestParser, ParsingError
-
-    class Parser(HTTPRequestParser):
-        def parse_header(self, header_plus: bytes) -> None:
-            super().parse_header(header_plus)
-            if self.chunked and "CONTENT_LENGTH" in self.headers:
-                raise ParsingError("Content-Length and Transfer-Encoding in one request")
-
-    class Channel(HTTPChannel):
-        parser_class = Parser
-
-    return Channel
-
-
-def _drain(sockets: dict[int, Any], ends: float) -> None:
-    """Accepts no more connections, and serves the open ones until their calls are answered."""
-    from waitress import wasyncore
-    from waitress.channel import HTTPChannel
-    from waitress.server import BaseWSGIServer
-
-    listeners: list[Any] = [known for known in sockets.values() if isinstance(known, BaseWSGIServer)]
-    for listener in listeners:
-        listener.del_channel(sockets)
-        listener.socket.close()
-    while time.monotonic() < ends:
-        channels = [known for known in sockets.values() if isinstance(known, HTTPChannel)]
-        for channel in channels:
-            if not channel.requests and not channel.total_outbufs_len and channel.request is None:
-                channel.handle_close()
-        if not any(isinstance(known, HTTPChannel) for known in sockets.values()):
-            return
-        wasyncore.loop(timeout=0.05, use_poll=True, map=sockets, count=1)

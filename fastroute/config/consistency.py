@@ -56,6 +56,7 @@ def find_problems(
         *_policy(config, tiers, unread_classifiers),
         *_quality(config),
         *_budgets(config),
+        *_gateway(config),
     ]
 
 
@@ -289,6 +290,15 @@ def _quality(config: Config) -> Iterable[str]:
     quality = config.quality
     if (quality.min_samples or 0) > quality.window:
         yield f"quality.min_samples: must be at most window ({quality.window}), not {quality.min_samples}"
+
+
+def _gateway(config: Config) -> Iterable[str]:
+    gateway = config.gateway
+    if gateway.max_bytes_under_way < gateway.max_body_bytes:
+        yield (
+            f"gateway.max_bytes_under_way: must be at least max_body_bytes ({gateway.max_body_bytes}), or a "
+            "large body could never be sent"
+        )
 
 
 def _budgets(config: Config) -> Iterable[str]:

@@ -263,11 +263,25 @@ class GatewayConfig:
         cors_origins: origins (``https://app.example``) whose pages may call the gateway from a browser;
             ``*``: all.
         keyless: whether everyone who can reach the gateway, also through a proxy, is served without a key.
+        max_in_flight: calls at once in each worker process, of all keys together; None: as many as the server
+            has threads for.
+        max_body_bytes: size of a request's body.
+        max_body_values, max_body_keys: JSON values of all kinds, and keys of all objects, in a body.
+        max_bytes_under_way: bytes of the bodies of all requests that a worker process has at once.
+        body_timeout: seconds in which a body must arrive, where the server does not receive it by itself.
+        write_timeout: seconds after which a response ends of which the client has taken nothing.
     """
 
     parameters: tuple[str, ...] = field(default=(), validator=sequence_of(parameter_name), converter=tuple)
     cors_origins: tuple[str, ...] = field(default=(), validator=sequence_of(origin), converter=tuple)
     keyless: bool = field(default=False, validator=flag)
+    max_in_flight: int | None = field(default=None, validator=optional(integer(least=1, most=_MOST)))
+    max_body_bytes: int = field(default=10 * 1024 * 1024, validator=integer(least=1000, most=2**40))
+    max_body_values: int = field(default=250_000, validator=integer(least=100, most=2**40))
+    max_body_keys: int = field(default=100_000, validator=integer(least=100, most=2**40))
+    max_bytes_under_way: int = field(default=256 * 1024 * 1024, validator=integer(least=1000, most=2**50))
+    body_timeout: float = field(default=30.0, validator=seconds(most=3600))
+    write_timeout: float = field(default=60.0, validator=seconds(most=86_400))
 
 
 @frozen(kw_only=True)

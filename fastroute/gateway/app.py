@@ -3,15 +3,18 @@
 A request for a completion passes through these steps::
 
     path, method    404, or 405 with Allow
-    caller          401, before the body is read                                keyring.py
+    caller          401                                                         keyring.py
+    load            429 or 503 if too many calls are under way                  load.py
+    limits          429 if no request, token or money is left of the key's      limits.py
     body            size, type, strict JSON, the allow-list of fields           body.py, request_schema.py
     model           404 if it is unknown, 403 if the key may not use it         models.py
     tags            400 for a tag or value that the key may not set             keys.py
-    limits          429 with Retry-After                                        limits.py
+    tokens          429 if the key has fewer left than the request needs        limits.py
     call            client.chat.completions.create
     response        a completion or events                                      responses.py
 
-An error has its own status until the first event of a stream has been sent.
+What needs no body is asked before it is read. An error has its own status until the first event of a stream
+has been sent. A client that takes nothing of its response is disconnected (connection.py).
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import math
 import os
 import re
 import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 from attrs import evolve
@@ -38,13 +43,16 @@ from fastroute.integrations import wire_openai
 from fastroute.platform import forks
 from fastroute.platform.notices import notice
 from fastroute.platform.peers import is_own_connection
-from fastroute.types import REQUEST_ID_TAG
+from fastroute.types import REQUEST_ID_TAG, Completion
 
 from . import body as bodies
 from . import page, stats
+from .body import BodyRoom
+from .connection import Connection, WatchedBody
 from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
-from .limits import KeyAllowance, KeyBudgets, KeyLimits, tokens_of
+from .limits import KeyAllowance, KeyBudgets, KeyLimits, Permit, tokens_of
+from .load import Load, Place
 from .models import ServedModels
 from .refusals import MOST_HOURS, Refusals
 from .request_schema import INTEGERS
@@ -68,6 +76,7 @@ COMPLETIONS = ("/v1/chat/completions", "/chat/completions")
 MODELS = ("/v1/models", "/models")
 READY = ("/health", "/health/ready", "/healthz", "/readyz")
 LIVE = ("/health/live", "/livez")
+HEALTH = frozenset((*READY, *LIVE))
 _MODEL = re.compile(r"(?:/v1)?/models/(.+)")
 _BEARER = re.compile(r"(?i:bearer) +([!-~]{1,200})")
 _BASIC = re.compile(r"(?i:basic) +([A-Za-z0-9+/=]{1,400})")
@@ -98,9 +107,6 @@ _HEADER_NAMES = re.compile(r"[A-Za-z0-9, -]{1,2000}")
 # Without keys: this very process could set any tag by the client itself, everybody else may set none.
 _OURSELVES = Caller("", allowed_tags={"*": None})
 _ANYBODY = Caller("")
-# Types and ranges are checked by `request_schema.py`, as the OpenAPI document shows them.
-_READING = wire_openai.STRANGERS
-_MOST_BYTES = wire_openai.STRANGERS.max_bytes or 0
 
 
 class Gateway:
@@ -162,6 +168,7 @@ class Gateway:
     def after_fork(self) -> None:
         """In a forked child: replaces what a thread of the parent may have locked."""
         self._throttle = Throttle(clock=self._clock)
+        self.load = Load()
         self._collector = stats.StatsCollector(self.client)
 
     @property
@@ -195,10 +202,20 @@ class Gateway:
             response = error_response(error)
         status, headers = response.head(request_id)
         headers += self._cross_origin(environ)
-        start_response(status, headers)
-        if isinstance(response.body, EventStream):
-            return response.body
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [response.body]
+        stream = response.body if isinstance(response.body, EventStream) else None
+        body = WatchedBody(
+            b"" if environ.get("REQUEST_METHOD") == "HEAD" else response.body,
+            Connection.of(environ),
+            self.client.config.gateway.write_timeout,
+            math.inf if stream is None else stream.deadline,
+            response.closed,
+        )
+        try:
+            start_response(status, headers)
+        except BaseException:
+            body.close()
+            raise
+        return body
 
     def _cross_origin(self, environ: Environ) -> list[tuple[str, str]]:
         """The headers that let a page of an allowed origin read the response; none for other origins."""
@@ -296,9 +313,42 @@ class Gateway:
         return evolve(response, headers=(*response.headers, *left)) if left else response
 
     def _completion(self, environ: Environ, caller: Caller) -> Response:
-        body = bodies.read(environ, _MOST_BYTES)
-        asked = wire_openai.parse(body, _READING, route=environ.get("HTTP_X_FASTROUTE_ROUTE"))
         served = self._models_served()
+        place = self.load.enter(caller.name, caller.max_in_flight, served.config.gateway.max_in_flight)
+        permit: Permit | None = None
+        try:
+            permit = self.limits.admit(caller)
+            # A model that costs nothing may be meant, which a budget that is used up does not exclude.
+            if not served.free:
+                self.budgets.check(caller)
+            call = self._call(environ, caller, served, place)
+            if caller.tpm is not None:
+                permit.take(tokens_of(call.messages, call.params))
+            answer = call.run(self._client_for(caller))
+        except BaseException as error:
+            if permit is not None:
+                permit.settle(_tokens(error.attempts) if isinstance(error, errors.Error) else 0)
+            place.leave()
+            raise
+        # A client that takes its response slowly occupies a thread, so the place is left when that is sent.
+        if isinstance(answer, Stream):
+            return evolve(stream_response(answer, partial(_settle, permit)), closed=place.leave)
+        _settle(permit, answer)
+        return evolve(completion_response(answer), closed=place.leave)
+
+    def _call(
+        self, environ: Environ, caller: Caller, served: ServedModels, place: Place
+    ) -> wire_openai.ParsedCall:
+        """The call in a request's body."""
+        settings, own = served.config.gateway, caller.max_body_bytes
+        room = BodyRoom(
+            most=settings.max_body_bytes if own is None else min(own, settings.max_body_bytes),
+            most_of_all=settings.max_bytes_under_way,
+            seconds=settings.body_timeout,
+        )
+        body = bodies.read(environ, room, place)
+        # Types and ranges are checked by `request_schema.py`, as the OpenAPI document shows them.
+        asked = wire_openai.parse(body, served.limits, route=environ.get("HTTP_X_FASTROUTE_ROUTE"))
         served.check(_whole(asked), "")
         params = _tidied(asked)
         name = AUTO if params.pop("auto_model_select", False) else asked.model
@@ -306,21 +356,7 @@ class Gateway:
         route = self._route(environ, asked.route or {}, caller)
         if "tier" in route:
             served.tier_asked_for(route["tier"], caller)
-        call = evolve(asked, model=model, route=route, params=params)
-        tokens = tokens_of(call.messages, params) if caller.tpm is not None else 0
-        permit = self.limits.admit(caller, tokens)
-        try:
-            answer = call.run(self._client_for(caller))
-        except errors.Error as error:
-            permit.settle(_tokens(error.attempts))
-            raise
-        except BaseException:
-            permit.settle(0)
-            raise
-        if isinstance(answer, Stream):
-            return stream_response(answer, lambda ended: permit.settle(_tokens(ended.route.attempts)))
-        permit.settle(_tokens(answer.route.attempts) if answer.route is not None else 0)
-        return completion_response(answer)
+        return evolve(asked, model=model, route=route, params=params)
 
     def _client_for(self, caller: Caller) -> Client:
         budgets = self.budgets.of(caller)
@@ -472,6 +508,11 @@ def _whole(call: wire_openai.ParsedCall) -> dict[str, Any]:
     """The body as received, for the schema, with the routing options of body and header."""
     whole = {"messages": call.messages, "model": call.model, **call.params}
     return whole if call.route is None else {**whole, "route": call.route}
+
+
+def _settle(permit: Permit, ended: Completion | Stream) -> None:
+    """Settles a call that was answered."""
+    permit.settle(_tokens(ended.route.attempts) if ended.route is not None else 0)
 
 
 def _tokens(attempts: Iterable[Any]) -> int:

@@ -42,7 +42,10 @@ _PUBLIC_SIGNS = "abcdefghijklmnopqrstuvwxyz234567"
 _VERSION = 1
 _BUSY = 0.5  # seconds to wait for the file's lock; a call may be waiting
 _MOST_PER_MINUTE = 1_000_000_000
+_MOST_AT_ONCE = 100_000
+_MOST_BYTES = 2**40
 _WINDOWS = ("day", "month", "total")
+_OTHER_LIMITS = ("max_in_flight", "max_body_bytes")
 _PROOF_BYTES = 32
 _LATEST = 1e11  # seconds since the epoch, the year 5138
 RESERVED_TAGS = frozenset({"key", REQUEST_ID_TAG})
@@ -83,6 +86,8 @@ class Caller:
         admin: whether it may read all figures under ``/admin``; then it cannot make calls.
         models: names that it may use (models, tiers, ``auto``); None for all.
         rpm, tpm: requests and tokens per minute; None for no limit.
+        max_in_flight: calls at once in each worker process, streams included; None for no limit.
+        max_body_bytes: size of a request's body; None: as large as the gateway takes.
         budgets: USD by window: ``day``, ``month`` or ``total``.
         tags: tags of its calls that the caller cannot change.
         allowed_tags: tags that the caller may set, each with its values, or None for any value; ``*``
@@ -98,6 +103,8 @@ class Caller:
     budgets: Mapping[str, float] = field(factory=dict)
     tags: Mapping[str, str] = field(factory=dict)
     allowed_tags: Mapping[str, tuple[str, ...] | None] = field(factory=dict)
+    max_in_flight: int | None = None
+    max_body_bytes: int | None = None
     created: float = 0.0
     revoked: float | None = None
 
@@ -178,6 +185,9 @@ def _caller_of(
     _require(names is None or all(type(each) is str for each in names), "models: must be names")
     limits, labels = _json(budgets, "budgets", dict), _json(tags, "tags", dict)
     _require(all(type(usd) in (int, float) for usd in limits.values()), "budgets: must be numbers")
+    # Beside the budgets stand the limits that a file of the first release has no columns for.
+    others = {name: limits.pop(name, None) for name in _OTHER_LIMITS}
+    _require(all(type(each) in (int, type(None)) for each in others.values()), "limits: must be integers")
     caller = Caller(
         name=name,
         admin=bool(admin),
@@ -185,6 +195,7 @@ def _caller_of(
         rpm=rpm,
         tpm=tpm,
         budgets=limits,
+        **others,
         **_unpacked(labels),
         created=_moment(created, "created"),
         revoked=None if revoked is None else _moment(revoked, "revoked"),
@@ -240,6 +251,10 @@ def check_caller(caller: Caller) -> None:
     for label, limit in (("rpm", caller.rpm), ("tpm", caller.tpm)):
         if limit is not None and not 0 <= limit <= _MOST_PER_MINUTE:
             problems.append(f"{label}: must be from 0 to {_MOST_PER_MINUTE}")
+    if caller.max_in_flight is not None and not 0 <= caller.max_in_flight <= _MOST_AT_ONCE:
+        problems.append(f"max-in-flight: must be from 0 to {_MOST_AT_ONCE}")
+    if caller.max_body_bytes is not None and not 1 <= caller.max_body_bytes <= _MOST_BYTES:
+        problems.append(f"max-body: must be from 1 to {_MOST_BYTES} bytes")
     for window, usd in caller.budgets.items():
         if window not in _WINDOWS:
             problems.append(f"budget: unknown window {window!r}; use one of {', '.join(_WINDOWS)}")
@@ -249,7 +264,8 @@ def check_caller(caller: Caller) -> None:
     if caller.models is not None and not all(0 < len(name) <= 200 for name in caller.models):
         problems.append("model: must be the name of a model, an alias, a tier or auto")
     tagged = caller.tags or caller.allowed_tags
-    if caller.admin and (caller.models or caller.rpm or caller.tpm or caller.budgets or tagged):
+    limited = caller.rpm or caller.tpm or caller.budgets or caller.max_in_flight or caller.max_body_bytes
+    if caller.admin and (caller.models or limited or tagged):
         problems.append("admin: cannot be combined with limits, models, budgets and tags")
     if problems:
         raise errors.ConfigError(problems)
@@ -292,6 +308,12 @@ def _unpacked(labels: Mapping[str, Any]) -> dict[str, Any]:
         else:
             allowed[name] = tuple(value) if listed else None
     return {"tags": tags, "allowed_tags": allowed}
+
+
+def _packed_limits(caller: Caller) -> str:
+    others = {name: getattr(caller, name) for name in _OTHER_LIMITS}
+    given = {name: value for name, value in others.items() if value is not None}
+    return orjson.dumps({**caller.budgets, **given}).decode()
 
 
 def _packed(caller: Caller) -> str:
@@ -353,7 +375,7 @@ class KeyFile:
                     None if caller.models is None else orjson.dumps(caller.models).decode(),
                     caller.rpm,
                     caller.tpm,
-                    orjson.dumps(dict(caller.budgets)).decode(),
+                    _packed_limits(caller),
                     _packed(caller),
                     self._now(),
                 ),
@@ -593,6 +615,8 @@ def describe(caller: Caller, table: Table, now: float) -> dict[str, Any]:
         "models": None if caller.models is None else list(caller.models),
         "rpm": caller.rpm,
         "tpm": caller.tpm,
+        "max_in_flight": caller.max_in_flight,
+        "max_body_bytes": caller.max_body_bytes,
         "budgets": dict(caller.budgets),
         "tags": dict(caller.tags),
         "allowed_tags": dict(caller.allowed_tags),

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from attrs import frozen
+
 from fastroute import _core, errors, events
-from fastroute.budget import Assumption, Budgets, QueueingPurse, Reservation, Spent
+from fastroute.budget import Assumption, Budgets, MoneyReserved, QueueingPurse, Reservation, Spent
 from fastroute.providers.media import USUAL_TOKENS, media_of
 from fastroute.state.redis import RedisBank, Shared
 from fastroute.state.tokens import LEAST_OUTPUT, estimate_input
@@ -24,13 +26,34 @@ class LimitReached(errors.RateLimitError):
 
 
 class Permit:
-    """The tokens that a call took from its key's limit; settled when the call has ended."""
+    """The tokens that a call took from its key's limit; settled when the call has ended.
 
-    __slots__ = ("_quota", "_tokens")
+    Before the body is read its tokens are unknown, so the call takes one, and the others with `take`.
+    """
 
-    def __init__(self, quota: _core.Quota | None, tokens: int) -> None:
+    __slots__ = ("_caller", "_quota", "_tokens")
+
+    def __init__(self, caller: Caller, quota: _core.Quota | None) -> None:
+        self._caller = caller
         self._quota = quota
-        self._tokens = tokens
+        self._tokens = 1
+
+    def take(self, tokens: int) -> None:
+        """Takes what the call needs beyond the first token.
+
+        Raises:
+            LimitReached: it is not available now.
+            RequestTooLargeForLimit: the request needs more tokens than the limit.
+        """
+        quota, limit = self._quota, self._caller.tpm
+        if quota is None or limit is None:
+            return
+        if tokens > limit:
+            raise errors.RequestTooLargeForLimit(
+                f"the request needs about {tokens} tokens; the key's limit is {limit} per minute"
+            )
+        _paid(quota.pay(max(tokens - 1, 0)), "tokens")
+        self._tokens = max(tokens, 1)
 
     def settle(self, used: int) -> None:
         """Replaces the estimate by the tokens used. Idempotent."""
@@ -39,8 +62,21 @@ class Permit:
             quota.settle(used - self._tokens)
 
 
+@frozen
+class _Quotas:
+    """A key's limits as they were last read, and where they are counted; None without that limit."""
+
+    rpm: int | None
+    tpm: int | None
+    requests: _core.Quota | None
+    tokens: _core.Quota | None
+
+
 class KeyLimits:
     """The limits per minute of all callers.
+
+    Requests and tokens are counted apart: a request counts when it arrives, whatever becomes of it, and its
+    tokens are known only when its body was read.
 
     Args:
         segment: where they are counted.
@@ -52,77 +88,81 @@ class KeyLimits:
     def __init__(self, segment: _core.Segment, shared: Shared | None = None) -> None:
         self._segment = segment
         self._shared = shared
-        self._quotas: dict[str, tuple[int | None, int | None, _core.Quota]] = {}
+        self._quotas: dict[str, _Quotas] = {}
 
-    def admit(self, caller: Caller, tokens: int) -> Permit:
-        """Takes one request and ``tokens`` tokens from a caller's limits, both or neither.
+    def admit(self, caller: Caller) -> Permit:
+        """Takes one request and one token from a caller's limits, before the body is read.
 
         Raises:
             LimitReached: they are not available now.
-            RequestTooLargeForLimit: the request needs more tokens than the limit.
             NoEndpointError: the state has no room to count another key, so its calls are rejected.
         """
         if caller.rpm is None and caller.tpm is None:
-            return Permit(None, 0)
-        if caller.tpm is None:
-            tokens = 0
-        quota = self._quota(caller)
-        answer = quota.pay(tokens)
-        if answer == 0:
-            return Permit(None if caller.tpm is None else quota, tokens)
-        wait, reason = -answer >> 3, -answer & 7
-        if reason == _core.TOO_LARGE:
-            if caller.rpm != 0 and caller.tpm:
-                raise errors.RequestTooLargeForLimit(
-                    f"the request needs about {tokens} tokens; the key's limit is {caller.tpm} per minute"
-                )
-            raise _reached("requests" if caller.rpm == 0 else "tokens", 0)
-        raise _reached("requests" if reason == _core.REQUESTS else "tokens", wait)
+            return Permit(caller, None)
+        quotas = self._of(caller)
+        if quotas.requests is not None:
+            _paid(quotas.requests.pay(), "requests")
+        if quotas.tokens is not None:
+            _paid(quotas.tokens.pay(1), "tokens")
+        return Permit(caller, quotas.tokens)
 
-    def _quota(self, caller: Caller) -> _core.Quota:
+    def _of(self, caller: Caller) -> _Quotas:
         known = self._quotas.get(caller.name)
-        if known is not None and known[:2] == (caller.rpm, caller.tpm):
-            return known[2]
+        if known is not None and (known.rpm, known.tpm) == (caller.rpm, caller.tpm):
+            return known
         # Two threads may arrive here at once. Their quotas have one name, so they count in the same cells.
         try:
-            quota = _core.Quota(
-                self._segment,
-                f"key {caller.name}",
-                rpm=-1 if caller.rpm is None else caller.rpm,
-                tpm=-1 if caller.tpm is None else caller.tpm,
+            requests = tokens = None
+            if caller.rpm is not None:
+                requests = _core.Quota(self._segment, f"key {caller.name}", rpm=caller.rpm)
+            if caller.tpm is not None:
                 # A minute's tokens at once; otherwise a long prompt within the limit could never be sent.
-                token_burst=caller.tpm or 0,
-            )
+                tokens = _core.Quota(
+                    self._segment, f"key {caller.name} tokens", tpm=caller.tpm, token_burst=caller.tpm
+                )
         except _core.SegmentFullError as problem:
             raise errors.NoEndpointError(f"the key's limits cannot be counted: {problem}") from None
         if self._shared is not None:
-            self._shared.attach_quota(quota)
-        self._quotas[caller.name] = (caller.rpm, caller.tpm, quota)
-        return quota
+            for quota in (requests, tokens):
+                if quota is not None:
+                    self._shared.attach_quota(quota)
+        found = self._quotas[caller.name] = _Quotas(caller.rpm, caller.tpm, requests, tokens)
+        return found
 
     def headers(self, caller: Caller) -> list[tuple[str, str]]:
         """What is left of a caller's limits, in the headers of OpenAI's API; none where it has no limit."""
         if caller.rpm is None and caller.tpm is None:
             return []
         try:
-            quota = self._quota(caller)
+            quotas = self._of(caller)
         except errors.NoEndpointError:
             return []
-        found = []
-        for what, limit, burst, left in (
-            ("requests", caller.rpm, max((caller.rpm or 0) // 6, 1), quota.available_requests()),
-            ("tokens", caller.tpm, caller.tpm or 0, quota.available_tokens()),
-        ):
-            if limit is not None:
-                left = max(min(left, burst), 0) if limit else 0
-                # Seconds until as much as possible is available at once.
-                reset = (burst - left) * 60 / limit if limit else 0.0
-                found += [
-                    (f"x-ratelimit-limit-{what}", str(limit)),
-                    (f"x-ratelimit-remaining-{what}", str(left)),
-                    (f"x-ratelimit-reset-{what}", f"{reset:.3f}s"),
-                ]
+        found: list[tuple[str, str]] = []
+        if quotas.requests is not None:
+            burst = max((caller.rpm or 0) // 6, 1)
+            found += _left("requests", caller.rpm or 0, burst, quotas.requests.available_requests())
+        if quotas.tokens is not None:
+            limit = caller.tpm or 0
+            found += _left("tokens", limit, limit, quotas.tokens.available_tokens())
         return found
+
+
+def _left(what: str, limit: int, burst: int, left: int) -> list[tuple[str, str]]:
+    left = max(min(left, burst), 0) if limit else 0
+    # Seconds until as much as possible is available at once.
+    reset = (burst - left) * 60 / limit if limit else 0.0
+    return [
+        (f"x-ratelimit-limit-{what}", str(limit)),
+        (f"x-ratelimit-remaining-{what}", str(left)),
+        (f"x-ratelimit-reset-{what}", f"{reset:.3f}s"),
+    ]
+
+
+def _paid(answer: int, what: str) -> None:
+    """Raises for a quota that did not pay."""
+    if answer:
+        # A limit of 0 never admits, so there is nothing to wait for.
+        raise _reached(what, 0 if -answer & 7 == _core.TOO_LARGE else -answer >> 3)
 
 
 def _reached(what: str, wait: int) -> LimitReached:
@@ -202,6 +242,20 @@ class KeyBudgets:
                 made.share(self._bank)
             known = self._budgets[caller.name] = (caller.budgets, made)
         return known[1]
+
+    def check(self, caller: Caller) -> None:
+        """Checks, before the body is read, that a call of the least cost fits a caller's budgets.
+
+        Raises:
+            BudgetExceeded: a budget is used up, also if the calls under way cost nothing.
+        """
+        budgets, tags = self.of(caller), {"key": caller.name}
+        if budgets is None or budgets.affordable(tags) != 0:
+            return
+        try:
+            budgets.reserve(1, tags, 1.0).release()
+        except MoneyReserved:
+            pass  # released since
 
     def snapshot(self, callers: Iterable[Caller]) -> list[dict[str, Any]]:
         """The state of these callers' budgets."""

@@ -6,11 +6,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
+
 from fastroute import errors
 from fastroute.config import AUTO, Config, catalog_of, tiers_of
 from fastroute.config.catalog import Model
 from fastroute.config.messages import near, show
 from fastroute.config.model_names import ModelNames
+from fastroute.integrations import wire_openai
 
 from .keys import Caller
 from .request_schema import request_checker
@@ -28,13 +31,22 @@ class ServedModels:
     Attributes:
         config: the configuration.
         check: checks a request's body by its schema, with the parameters that the configuration adds.
+        limits: how much may be in a body.
+        free: whether a model costs nothing.
 
     Thread safety: immutable.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.check = request_checker(config.gateway.parameters)
+        gateway = config.gateway
+        self.check = request_checker(gateway.parameters)
+        self.limits = evolve(
+            wire_openai.STRANGERS,
+            max_bytes=gateway.max_body_bytes,
+            max_values=gateway.max_body_values,
+            max_keys=gateway.max_body_keys,
+        )
         self._catalog = catalog_of(config)
         self._tiers = frozenset(tiers_of(config, self._catalog))
         self._names = ModelNames(config, self._catalog, self._tiers)
@@ -43,6 +55,8 @@ class ServedModels:
         for endpoint in config.endpoints:
             owners.setdefault(self._catalog.resolve(endpoint.model), endpoint.provider)
         self._served = frozenset(owners)
+        models = [self._catalog.model(name) for name in owners]
+        self.free = any(model.input_price == model.output_price == 0 for model in models)
         names = {AUTO: "fastroute", **dict.fromkeys(sorted(self._tiers), "fastroute"), **owners}
         self._all = [
             {

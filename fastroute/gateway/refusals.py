@@ -11,6 +11,7 @@ from typing import Any
 from fastroute import _core, errors
 
 from .limits import LimitReached
+from .responses import Overloaded
 
 REASONS = ("key_limit", "budget", "endpoint_limit", "no_endpoint", "unauthorized", "invalid")
 MOST_HOURS = 168  # that are remembered: a week
@@ -64,6 +65,8 @@ def _reason(error: errors.Error) -> str | None:
         return "key_limit"
     if isinstance(error, errors.BudgetExceeded):
         return "budget"
+    if isinstance(error, Overloaded):
+        return "endpoint_limit"
     if isinstance(error, errors.RateLimitError):
         # Also a caller that sends too many invalid keys; its status alone does not say so.
         return "unauthorized" if error.code == "too_many_wrong_keys" else "endpoint_limit"

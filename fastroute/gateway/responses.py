@@ -39,12 +39,17 @@ _EVERYWHERE: Headers = (
 
 @frozen
 class Response:
-    """A response: status, body and additional headers."""
+    """A response: status, body and additional headers.
+
+    Attributes:
+        closed: called when the response has been sent, or its client is gone.
+    """
 
     status: int
     body: bytes | EventStream
     content_type: str = JSON
     headers: Headers = ()
+    closed: Callable[[], None] | None = None
 
     def head(self, request_id: str) -> tuple[str, list[tuple[str, str]]]:
         """Status line and headers for WSGI."""
@@ -98,6 +103,13 @@ class GatewayError(errors.APIStatusError):
         self.headers = headers
 
 
+class Overloaded(GatewayError):
+    """This process has as much under way as it may have; the caller should try again."""
+
+    def __init__(self, what: str, code: str) -> None:
+        super().__init__(503, f"the gateway is busy: {what}; try again", code, retry_after=1.0)
+
+
 def error_response(error: BaseException, key_budgets: bool = False) -> Response:
     """The response for any exception.
 
@@ -110,7 +122,7 @@ def error_response(error: BaseException, key_budgets: bool = False) -> Response:
     headers.pop("retry-after-ms", None)
     headers.pop("x-request-id", None)
     headers["x-fastroute-attempts"] = str(len(getattr(error, "attempts", ())))
-    if isinstance(error, LimitReached):
+    if isinstance(error, (LimitReached, Overloaded)):
         # The gateway has made no attempt, so the caller's SDK should retry.
         del headers["x-should-retry"]
     more = error.headers if isinstance(error, GatewayError) else ()
@@ -176,12 +188,16 @@ class EventStream:
 
     Args:
         ended: called once with the stream when it has ended, in either way.
+
+    Attributes:
+        deadline: time.monotonic at which the call ends.
     """
 
     def __init__(self, stream: Stream, ended: Callable[[Stream], None]) -> None:
         self._stream = stream
         self._ended = ended
         self._open = True
+        self.deadline = stream.deadline
         self._events = self._made()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -219,6 +235,7 @@ __all__ = [
     "EventStream",
     "GatewayError",
     "Headers",
+    "Overloaded",
     "Response",
     "completion_response",
     "disclosed",

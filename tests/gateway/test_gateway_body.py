@@ -16,6 +16,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 import fastroute
 from fastroute.gateway import body as bodies
+from fastroute.gateway.load import Load
 from fastroute.gateway.responses import GatewayError
 from fastroute.testing import Provider
 
@@ -28,8 +29,13 @@ class Input(io.BytesIO):
     """A server's input; reading past what was sent would block."""
 
 
+ROOM = bodies.BodyRoom(most=MOST, most_of_all=10 * MOST, seconds=30.0)
+
+
 def read(data: bytes, **environ: Any) -> bytes:
-    return bodies.read({"CONTENT_TYPE": "application/json", "wsgi.input": Input(data), **environ}, MOST)
+    place = Load().enter("web", None, None)
+    asked = {"CONTENT_TYPE": "application/json", "wsgi.input": Input(data), **environ}
+    return bodies.read(asked, ROOM, place)
 
 
 def refused(data: bytes, **environ: Any) -> int:

@@ -5,145 +5,21 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
-from gateways import CHAT, HELLO, configuration
-from needs import need
+from endless import Endless
+from gateways import CHAT, HELLO
+from server_processes import Running, request, serving
 
-from fastroute.gateway.keys import Caller, KeyFile
-from fastroute.ledger import Ledger
 from fastroute.testing import Answer, Provider
 
 CALLS, CLIENTS = 1000, 32
-WSGIREF = """
-import socket, sys
-from socketserver import ThreadingMixIn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-from fastroute.gateway import create_app
-
-class Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    def server_bind(self):
-        self.socket = socket.socket(fileno=int(sys.argv[1]))
-        self.server_name, self.server_port = "localhost", self.socket.getsockname()[1]
-        self.setup_environ()
-    def server_activate(self):
-        pass
-
-class Handler(WSGIRequestHandler):
-    def log_message(self, *_):
-        pass
-
-server = Server(("127.0.0.1", 0), Handler)
-server.set_app(create_app("fastroute.json.toml", keys="keys.db"))
-server.serve_forever(0.05)
-"""
-
-
-@frozen
-class Running:
-    """A server in a process of its own."""
-
-    port: int
-    token: str
-    provider: Provider
-    folder: Path
-    process: subprocess.Popen[bytes]
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
-
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-
-    def ledger(self) -> list[Any]:
-        with Ledger(self.folder / "ledger.db") as ledger:
-            return ledger.entries(None)
-
-
-def command_of(server: str, listening: int) -> list[str]:
-    if server == "wsgiref":
-        return [sys.executable, "-c", WSGIREF, str(listening)]
-    worker = server.removeprefix("gunicorn-")
-    return [
-        *(sys.executable, "-m", "gunicorn", "--bind", f"fd://{listening}", "--worker-class", worker),
-        *("--workers", "2", "--timeout", "60", "--graceful-timeout", "5", "--log-level", "warning"),
-        *(["--threads", "16"] if worker == "gthread" else []),
-        *([] if worker == "gevent" else ["--preload"]),
-        "--no-control-socket",
-        "fastroute.gateway:create_app('fastroute.json.toml', keys='keys.db')",
-    ]
-
-
-def toml(value: Any) -> str:
-    """A configuration as TOML: inline tables and arrays are JSON's, but for the colons."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
-
-
-@contextlib.contextmanager
-def serving(server: str, folder: Path, provider: Provider, **policy: Any) -> Iterator[Running]:
-    need("waitress" if server == "waitress" else server.partition("-")[0])
-    if server == "gunicorn-gevent":
-        need("gevent")
-    tables = configuration(provider.base_url, folder, providers={"local": {"base_url": provider.base_url}})
-    tables["policy"] |= {"queue_timeout": 10.0, **policy}
-    (folder / "fastroute.json.toml").write_text(
-        "".join(f"{key} = {toml(part)}\n" for key, part in tables.items())
-    )
-    token = KeyFile(folder / "keys.db").create(Caller("web"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTROUTE")}
-    if server == "waitress":
-        command = [sys.executable, "-m", "fastroute.cli", "serve", "-p", "0", "-c", "fastroute.json.toml"]
-        process = subprocess.Popen(
-            [*command, "--keys", "keys.db"], cwd=folder, env=environment, stderr=subprocess.PIPE
-        )
-        assert process.stderr is not None
-        line = process.stderr.readline().decode()
-        found = re.search(r"127\.0\.0\.1:([0-9]+)", line)
-        assert found, line
-        port = int(found[1])
-    else:
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            listening.listen(1024)
-            port = listening.getsockname()[1]
-            listening.set_inheritable(True)
-            process = subprocess.Popen(
-                command_of(server, listening.fileno()),
-                cwd=folder,
-                env=environment,
-                pass_fds=[listening.fileno()],
-                stderr=subprocess.PIPE,
-            )
-    try:
-        yield Running(port, token, provider, folder, process)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            assert process.stderr is not None
-            process.stderr.close()
-
 
 # ----------------------------------------------------------------------------- load, and clients that go away
 
@@ -213,74 +89,23 @@ def _a_client_that_goes_away_ends_the_upstreams_work(running: Running) -> None:
     running.provider.wait_until(lambda known: known.abandoned == 1, 10)
 
 
-class Endless:
-    """A provider whose one stream goes on for as long as somebody takes it."""
-
-    MOST = 64 << 20
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
-        self.sent = 0
-        self.held_up = threading.Event()
-        self.left = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        line, _ = self._listener.accept()
-        with line:
-            line.settimeout(1.0)
-            while b"\r\n\r\n" not in line.recv(65536):
-                pass
-            delta = {"index": 0, "delta": {"content": "word " * 200}, "finish_reason": None}
-            shape = {
-                "id": "c",
-                "object": "chat.completion.chunk",
-                "created": 1,
-                "model": "m",
-                "choices": [delta],
-            }
-            event = f"data: {json.dumps(shape)}\n\n".encode()
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-            with contextlib.suppress(OSError):
-                line.sendall(head)
-                while self.sent < self.MOST:
-                    try:
-                        self.sent += line.send(event)
-                    except TimeoutError:
-                        self.held_up.set()
-            self.left.set()
-
-    def close(self) -> None:
-        self._listener.close()
-        self._thread.join(20)
-
-
 @pytest.mark.parametrize("server", ["waitress", "gunicorn-gthread"])
 def test_061_a_client_that_reads_slowly_holds_its_stream_up(server: str, tmp_path: Path) -> None:
     """And its slowness is not taken for silence of the provider's."""
-    provider: Any = Endless()
-    with contextlib.closing(provider), serving(server, tmp_path, provider, idle_timeout=0.5) as running:
+    with Endless() as provider, serving(server, tmp_path, provider, idle_timeout=0.5) as running:
         client = running.connect()
         with contextlib.closing(client):
             body = json.dumps({**HELLO, "stream": True})
             client.sendall(request(running, f"Content-Length: {len(body)}", body))
             assert client.recv(1024).startswith(b"HTTP/1.1 200")
-            assert provider.held_up.wait(15)
+            provider.wait_until(lambda known: known.held_up == 1)
             held = provider.sent
             assert held < provider.MOST / 4  # what kernels and the server's buffer of 1 MiB take
             while provider.sent < held + (4 << 20):
                 assert client.recv(1 << 20), "the stream has ended"
-        assert provider.left.wait(15)
+        provider.wait_until(lambda known: known.left == 1)
     (entry,) = running.ledger()
     assert entry.outcome == "client_cancelled"
-
-
-def request(running: Running, framing: str, body: str = "", path: str = CHAT) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", framing]
-    lines += [f"{name}: {value}" for name, value in running.headers().items()]
-    return "\r\n".join([*lines, "", body]).encode("latin-1")
 
 
 def test_what_is_running_ends_well_when_the_server_is_told_to_stop(tmp_path: Path) -> None:
