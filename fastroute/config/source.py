@@ -331,7 +331,7 @@ def _from_tables(
 
     config = Config(**parts)
     warnings += _ledgers_left(config.ledger, directory)
-    config = _with_paths_from(directory, config)
+    config = _with_paths_from(directory, config, problems)
     if not (tables["providers"] or tables["endpoints"]):
         problems += _nothing_configured(found, joined, environ, formats)
         places = []
@@ -370,27 +370,33 @@ def _rule_sets(tables: Mapping[str, RuleSetTable], problems: list[str]) -> dict[
     return found
 
 
-def _with_paths_from(directory: Path, config: Config) -> Config:
-    """Paths in a configuration are relative to its directory, not to the working directory."""
+def _with_paths_from(directory: Path, config: Config, problems: list[str]) -> Config:
+    """Paths in a configuration are relative to its directory or, with a ``~``, to a home directory."""
 
-    def placed(path: str) -> str:
-        return str(directory / path) if path else path
+    def placed(key: str, path: str) -> str:
+        whole = os.path.expanduser(path)
+        if path.startswith("~") and not os.path.isabs(whole):
+            # As a relative path it would be a folder of the name ~.
+            problems.append(f"{key}: no home directory is known for {show(path)}; use an absolute path")
+        return str(directory / whole) if path else path
 
     ledger = config.ledger
 
     providers = {
         name: attrs.evolve(
             provider,
-            api_key_file=placed(provider.api_key_file),
-            ca_bundle=placed(provider.ca_bundle) if provider.ca_bundle else None,
+            api_key_file=placed(f"providers.{quoted(name)}.api_key_file", provider.api_key_file),
+            ca_bundle=placed(f"providers.{quoted(name)}.ca_bundle", provider.ca_bundle)
+            if provider.ca_bundle
+            else None,
         )
         for name, provider in config.providers.items()
     }
     return attrs.evolve(
         config,
-        catalog=placed(config.catalog),
-        ledger=ledger if ledger is None or "://" in ledger else placed(ledger),
-        ledger_journal=placed(config.ledger_journal),
+        catalog=placed("fastroute.catalog", config.catalog),
+        ledger=ledger if ledger is None or "://" in ledger else placed("fastroute.ledger", ledger),
+        ledger_journal=placed("fastroute.ledger_journal", config.ledger_journal),
         providers=providers,
     )
 
