@@ -36,7 +36,7 @@ PYTHON = f"python-home={sys.prefix} python-path={Path(fastroute.__file__).parent
 """The options of WSGIDaemonProcess for the interpreter that runs the tests."""
 # Apache serves as no superuser. A test that runs as root may have its files where nobody else can read.
 UNPRIVILEGED = [
-    *("setpriv", "--reuid=www-data", "--clear-groups"),
+    *("setpriv", "--reuid=www-data", "--regid=www-data", "--clear-groups"),
     *("--inh-caps=+dac_override", "--ambient-caps=+dac_override"),
 ]
 

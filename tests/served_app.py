@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 from fastroute.testing import Provider
 
 APP = """
@@ -44,11 +46,16 @@ def application(environ, start):
 
 
 def configure(folder: Path, provider: Provider, state: str, settings: str = "") -> dict[str, str]:
-    """Writes the application, ``app.py``, and its configuration; the environment to run it in."""
+    """Writes the application, ``app.py``, and its configuration; the environment to run it in.
+
+    Args:
+        state: as configured; "" for none, which leaves it to the host.
+    """
     (folder / "app.py").write_text(APP)
     (folder / "fastroute.toml").write_text(
-        f'[fastroute]\nstate = "{state}"\nledger = "{folder}/ledger.db"\n'
-        f'[providers.p]\nbase_url = "{provider.base_url}"\n{settings}\n'
+        f'[fastroute]\nledger = "{folder}/ledger.db"\n'
+        + (f'state = "{state}"\n' if state else "")
+        + f'[providers.p]\nbase_url = "{provider.base_url}"\n{settings}\n'
         '[[endpoints]]\nprovider = "p"\nmodel = "m"\n'
         "[cache]\nenabled = false\n[policy]\nqueue_timeout = 0.2\n"
     )
@@ -56,9 +63,9 @@ def configure(folder: Path, provider: Provider, state: str, settings: str = "") 
     return {**os.environ, "CONFIGURATION": str(folder / "fastroute.toml"), "PYTHONPATH": places}
 
 
-def get(port: int, question: str, path: str = "/") -> tuple[int, dict[str, Any]]:
-    """Status and answer of the application; status 0 if its worker was killed."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+def get(port: int, question: str, path: str = "/", timeout: float = 20.0) -> tuple[int, dict[str, Any]]:
+    """Status and answer of the application; status 0 if its worker was killed or did not answer in time."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     try:
         connection.request("GET", f"{path}?text={question}", headers={"Connection": "close"})
         response = connection.getresponse()
@@ -71,12 +78,18 @@ def get(port: int, question: str, path: str = "/") -> tuple[int, dict[str, Any]]
 
 
 class Server:
-    """A server of that application with workers of its own, on a socket that listens from the start."""
+    """A server of that application with workers of its own, on a socket that listens from the start.
+
+    Its number takes the place of ``FD`` in the words. A server that opens its own has ``PORT`` there.
+    """
 
     def __init__(self, folder: Path, provider: Provider, state: str, settings: str, words: list[str]) -> None:
         environ = configure(folder, provider, state, settings)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.port = self.listener.getsockname()[1]
+        if any("PORT" in word for word in words):
+            self.port = free_port()
+            words = [word.replace("PORT", str(self.port)) for word in words]
         fd = self.listener.fileno()
         self.log = folder / "log"
         self.state: str | None = None
