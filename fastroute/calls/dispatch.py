@@ -101,6 +101,7 @@ class Dispatcher:
         try:
             while True:
                 progress = Progress()
+                call.settlement = None  # that of the attempt before is settled
                 grant = enter(call, plan, progress)
                 if grant is None:
                     raise self._admission.exhausted(plan, progress)
@@ -109,7 +110,6 @@ class Dispatcher:
                     return self._attempts.judged(call, answer)
                 except errors.BudgetExceeded as error:
                     self._wait_for_money(call, progress, error, wait)
-                    call.settlement = None
                 except errors.APIError as error:
                     verdict = call.verdict
                     if (
@@ -118,7 +118,7 @@ class Dispatcher:
                         or not self._respelled(spelled, grant.endpoint, error)
                     ):
                         raise
-                    call.settlement = call.verdict = None
+                    call.verdict = None
         except errors.Error as error:
             error.attempts = tuple(call.attempts)
             raise

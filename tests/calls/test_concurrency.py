@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from loopback import MODEL, Loopback
+from loopback import MODEL, Loopback, core_of
 
 import fastroute
 from fastroute import events
@@ -264,6 +264,20 @@ def test_of_two_lines_a_call_joins_the_shorter(
         queue.times.clear()
         queue.leave(others)
     loop.check()
+
+
+def test_a_line_is_compared_with_a_limit_by_its_seconds(start: Callable[..., Loopback]) -> None:
+    loop = start(2, providers={"a": {"rpm": 6000}, "b": {"rpm": 6, "burst": 1}})
+    core_of(loop.client, f"b/{MODEL}").tighten(0)  # ten seconds
+    queue = loop.client.runtime.queue
+    others = queue.enter(queue.waiter(1))
+    times = queue.times[f"a/{MODEL}"] = ReservedTimes()
+    times.insert(ReservedTime(others, time.monotonic() + 7.0, 1))
+    try:
+        assert loop.ask().route.endpoint == f"a/{MODEL}"
+    finally:
+        queue.times.clear()
+        queue.leave(others)
 
 
 def test_a_call_cut_off_between_the_door_and_the_wire_holds_nothing(start: Callable[..., Loopback]) -> None:

@@ -97,6 +97,25 @@ def test_the_usual_call_asks_nobody(make: Any, redis: RedisServer) -> None:
     assert after - before <= 4
 
 
+def test_a_pool_that_runs_low_is_filled_before_a_call_finds_it_empty(make: Any, redis: RedisServer) -> None:
+    client = make(limits={"rpm": 6, "burst": 1000, "tpm": 6, "token_burst": 2000})
+    core = core_of(client)
+    (limits,) = shared_of(client).endpoints.values()
+    assert admitted(core, 5, 2) == 5
+    assert limits.lease.balance() == (5, 10)  # of ten and twenty: not low yet
+    limits.settle()
+    assert limits.lease.balance() == (5, 10)
+    assert admitted(core, 1, 2) == 1
+    limits.settle()
+    assert limits.lease.balance() == (14, 28)
+    limits.settle()  # once
+    assert limits.lease.balance() == (14, 28)
+    with redis.connect() as connection:
+        before = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
+        assert admitted(core, 14, 2) == 14
+        assert connection.info("commandstats")["cmdstat_evalsha"]["calls"] == before
+
+
 def test_a_refused_call_is_told_how_long_by_what_was_heard_last(make: Any) -> None:
     first, second = (core_of(make(limits={"rpm": 60, "burst": 10})) for _ in range(2))
     assert admitted(first, 100) + admitted(second, 100) == 10

@@ -120,6 +120,22 @@ def test_the_usual_call_asks_nobody(machines: Machines, redis: RedisServer) -> N
         assert connection.info("commandstats")["cmdstat_evalsha"]["calls"] == before
 
 
+@pytest.mark.parametrize(("under_way", "asks"), [(0, False), (5, False), (6, True), (10, True)])
+def test_a_fresh_lease_is_renewed_only_if_little_of_it_is_left(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, under_way: int, asks: bool
+) -> None:
+    monkeypatch.setattr(permits, "RENEW_NS", permits.LIFE_NS)  # all leases are fresh
+    core = machines.core(limits={"max_in_flight": 40})
+    end(core, calls(core, 1))  # leases a quarter
+    assert machines.leases[0].permits()[0] == 10
+    calls(core, under_way)
+    (endpoint,) = machines.shared[0].endpoints.values()
+    request = endpoint.permits.due()
+    assert (request is not None) == asks
+    if request is not None:
+        assert (request.floor, request.need, request.want) == (under_way, under_way, under_way + 10)
+
+
 def test_a_refused_machine_does_not_ask_at_every_call(machines: Machines, redis: RedisServer) -> None:
     first, second = (machines.core(limits={"max_in_flight": 8}) for _ in range(2))
     calls(first, 8)
