@@ -11,10 +11,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from needs import need
 
+from fastroute.config.policy import registered_strategies
+from fastroute.providers.base import registered as registered_formats
 from fastroute.testing import Provider
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +41,11 @@ PAGES = [
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Configures a local provider of the examples' models for every client that an example makes."""
     # The examples also pass parameters that only servers other than OpenAI's have.
-    with Provider(models=MODELS, strict=False) as provider:
+    with (
+        Provider(models=MODELS, strict=False) as provider,
+        patch.dict(registered_formats),  # what an example registers is unknown to other tests
+        patch.dict(registered_strategies),
+    ):
         endpoints = "".join(f'[[endpoints]]\nprovider = "local"\nmodel = "{model}"\n' for model in MODELS)
         (tmp_path / "fastroute.toml").write_text(
             '[fastroute]\nledger = "examples.db"\nstate = "memory"\n'
