@@ -628,7 +628,7 @@ class Client(_Named):
             cache: False to use the response cache for no call.
         """
         other = Client.__new__(Client)
-        other.runtime = self.runtime
+        other.__dict__.update(self.__dict__)  # with its runtime, if that is started yet
         limit = None if timeout is None else arguments.time_limit(timeout)
         other._timeout = self._timeout if limit is None else limit
         options = dict(self._options)

@@ -67,11 +67,8 @@ class FlaskClient(Client):
         forks.ensure()
         # The lock under which no fork happens, so that none leaves it locked in a child.
         with forks.blocked():
-            started: Runtime | None = self.__dict__.get("runtime")
-            if started is None:
-                assert self._waiting is not None
-                started = self.__dict__["runtime"] = self._waiting.start(self._default_state())
-            return started
+            assert self._waiting is not None
+            return self._waiting.start(self._default_state())
 
     @classmethod
     def around_unstarted(
@@ -110,6 +107,7 @@ class FlaskClient(Client):
         """As `Client.submit`, with the tags of the request in which it was submitted."""
         # A thread of the pool may run it after the end of the request, so the tags are read now.
         tags = {**self.request_tags(), **self._options.get("tags", {})}
+        self.runtime  # noqa: B018 - started, because the client below cannot do that
         return super().with_options(tags=tags).submit(**call)
 
     def request_tags(self) -> dict[str, str]:

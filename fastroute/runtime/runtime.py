@@ -97,7 +97,7 @@ class Runtime:
         self._unstarted: Unstarted | None = (self._with_ledger(config), keys, session)
 
     def start(self, default_state: str | None) -> Runtime:
-        """Builds the first generation; called once, before anything else but `close`.
+        """Builds the first generation, before anything else but `close` is used. Idempotent, not thread-safe.
 
         Args:
             default_state: where the state is kept if the configuration does not say; see
@@ -107,7 +107,9 @@ class Runtime:
             ConfigError: it cannot be built; the runtime is closed.
             Error: the runtime is closed.
         """
-        if self._unstarted is None or self.closed:
+        if self._unstarted is None:
+            return self
+        if self.closed:
             raise errors.Error(_CLOSED)
         config, keys, session = self._unstarted
         try:

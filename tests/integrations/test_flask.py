@@ -445,9 +445,11 @@ def test_a_tested_application_counts_by_itself_and_leaves_nothing(
     seen: list[Any] = []
     client = app.extensions["fastroute"]
     client.on(seen.append)  # an application may do so while it is made
+    patient = client.with_options(timeout=20)
     app.config.update(TESTING=True)
     assert app.test_client().get("/ask").text
     assert client.stats()["state"]["kind"] == "memory"
+    assert patient.runtime is client.runtime
     assert seen
     client.close()
     # Other tests may use the folder at this time; a file of this application would be of its ledger.
