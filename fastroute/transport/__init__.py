@@ -19,14 +19,16 @@ from typing import Any
 
 import requests
 from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import HTTPError
+from urllib3.response import HTTPResponse
 from urllib3.util import Timeout
 
 from fastroute import errors
 from fastroute.platform import forks
 from fastroute.platform.timer import schedule, unschedule
 
-from . import request_timer, resolve
+from . import request_timer, resolve, seams
 from .adapter import PooledAdapter
 from .connection import report
 from .failures import closed_while_idle, timed_out, translate
@@ -323,34 +325,50 @@ class Transport:
     ) -> tuple[int, Mapping[str, str], Any]:
         """The answer's status, its headers, and urllib3's object for reading the body."""
         session = self._session
+        # Whether another tool answers or traces requests: then it must see ours.
+        seen = seams.PLACES(seams.WHERE) != seams.OWN
         if session is None:
             adapter = self._adapter or self._open()
-            # No read time-out: the timer's deadline limits the reads.
-            return adapter.exchange(prepared, body, Timeout(connect=connect_timeout, read=None))
+            if not seen:
+                # No read time-out: the timer's deadline limits the reads.
+                return adapter.exchange(prepared, body, Timeout(connect=connect_timeout, read=None))
+            session = self._plain_session()
         request = prepared.copy()
+        request.headers = CaseInsensitiveDict(request.headers)
         request.body = body
         if body is not None:
             request.headers["Content-Length"] = str(len(body))
         mounted = session.get_adapter(request.url or "")
         verify = session.verify if session.verify is not None else True
         proxies = dict(session.proxies) or dict(self._proxies)
-        if isinstance(mounted, HTTPAdapter):
+        if isinstance(mounted, HTTPAdapter) and (not seen or seams.connections_are_own()):
             report(
                 mounted.get_connection_with_tls_context(request, verify, proxies=proxies, cert=session.cert)
             )
         else:
             # Its connections do not report, so from here on the provider may have got the request.
             timer.sent = True
-        response = mounted.send(
-            request,
-            stream=True,
-            timeout=Timeout(connect=connect_timeout, read=read_timeout),  # type: ignore[arg-type]
-            verify=verify,
-            cert=session.cert,
-            proxies=proxies,
-        )
+        options: dict[str, Any] = {
+            "stream": True,
+            "timeout": Timeout(connect=connect_timeout, read=read_timeout),
+            "verify": verify,
+            "cert": session.cert,
+            "proxies": proxies,
+        }
+        if seen:  # some tools replace the session's method, others the adapter's, which it calls
+            response = session.send(request, allow_redirects=False, **options)
+        else:
+            response = mounted.send(request, **options)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return response.status_code, headers, response.raw
+        raw = response.raw if isinstance(response.raw, HTTPResponse) else seams.ReplayedBody(response)
+        return response.status_code, headers, raw
+
+    def _plain_session(self) -> requests.Session:
+        """A session of requests, with our certificates, for as long as other tools are there."""
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = self._verify
+        return session
 
     def _open(self) -> PooledAdapter:
         with self._lock:
