@@ -277,8 +277,16 @@ class Budgets:
     def _lease(self, bank: Bank, scope: Scope, window: Window, counter: _core.Counter, most: int) -> str:
         limit = scope.budget.limit
 
-        def spent() -> int:
-            return min(self.spent(window.start, scope.tags), _core.MOST_NANO)
+        def spent(damaged: bool) -> int:
+            if damaged and scope.budget.config.hard and not self._recorded:
+                known = UNKNOWN
+            else:
+                known = min(self.spent(window.start, scope.tags), _core.MOST_NANO)
+            if damaged:
+                text = "budget %s: its count in Redis was damaged; %s begins anew with %s spent"
+                shown = "all" if known == UNKNOWN else dollars(known)
+                log.error(text, scope.budget.config.name, window.label, shown)
+            return known
 
         try:
             return bank.lease(scope.name, window, counter, limit, limit - most, self._now(), spent)

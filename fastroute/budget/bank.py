@@ -41,9 +41,12 @@ class Bank(Protocol):
         limit: int,
         need: int,
         now: float,
-        spent: Callable[[], int],
+        spent: Callable[[bool], int],
     ) -> str:
         """Asks for a larger grant.
+
+        Args:
+            spent: called if the bank does not know what was spent, with whether its count is damaged.
 
         Returns:
             GRANTED: read the grant again. REFUSED: the budget is spent. AWAY: the bank is unavailable.

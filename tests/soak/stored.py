@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS)]
@@ -158,10 +159,90 @@ def _attempt(n: int) -> Attempt:
     )
 
 
+def redis(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
+    """Damages values in a Redis server that two machines share."""
+    from redis_machines import Machines
+    from redis_server import RedisServer
+
+    from fastroute.state.redis import Shared
+
+    Shared.ensure = lambda self: None  # type: ignore[method-assign]
+    server = RedisServer()
+    machines = Machines(server)
+    try:
+        return values_in_redis(chance, machines, server, rounds)
+    finally:
+        machines.close()
+        server.close()
+
+
+def values_in_redis(chance: random.Random, machines: Any, server: Any, rounds: int) -> Counter[str]:
+    """Damages values of any key; calls are admitted up to the limit, and money is never spent twice.
+
+    Args:
+        machines: makes clients whose threads stand still.
+    """
+    limits = {"rpm": 600_000, "burst": 100_000, "tpm": 60_000_000, "max_in_flight": 8}
+    budgets = [{"name": "soft", "limit": 1e6, "window": "day", "hard": False}]
+    clients = [machines.client(limits=limits, budgets=budgets) for _ in range(2)]
+    cores = [client.runtime.generation.state.endpoints[0].core for client in clients]
+    counts: Counter[str] = Counter()
+    with server.connect(encoding_errors="replace") as connection:
+        for _ in range(rounds):
+            keys = sorted(key for key in connection.scan_iter("*") if "done" not in key)
+            for key in chance.sample(keys, min(len(keys), 2)):
+                _damage_key(connection, key, chance)
+            for client, core in zip(clients, cores):
+                held = [core.admit(10) for _ in range(2)]
+                for ticket in held:
+                    assert ticket >= 0, -ticket & 7
+                    core.finish(ticket, 0, 0.01)
+                counts["calls"] += len(held)
+                client.runtime.generation.budgets.reserve(1000, {}, 60).settle(1000)
+                shared = client.runtime.shared
+                shared.settle()
+                shared.beat()
+                assert shared.connection.there, shared.connection.reason
+                counts["reports"] += bool(client.stats())
+            assert max(core.in_flight for core in cores) == 0
+    return counts
+
+
+def _damage_key(connection: Any, key: str, chance: random.Random) -> None:
+    """Damages a value, or a field of a hash, or makes the key one of another kind."""
+    if chance.random() < 0.1:
+        connection.delete(key)
+        chance.choice((connection.rpush, connection.sadd, connection.set))(key, chance.randbytes(8))
+    elif connection.type(key) == "hash":
+        fields = connection.hgetall(key)
+        field = chance.choice(sorted(fields))
+        # Under another name, a machine and its permits are another machine's until they expire.
+        renamed = chance.random() < 0.2 and "permits" not in key and "machines" not in key
+        name = damaged(field.encode(), chance) if renamed else field
+        connection.hset(key, name, _damaged_word(fields[field].encode(), chance))
+    elif connection.type(key) == "string":
+        connection.set(key, _damaged_word(connection.get(key).encode(), chance))
+
+
+_WORDS = (b"", b"nan", b"-inf", b"1e309", b"-1", b"0x7f", b"9" * 19, b"9" * 400, b"1 2 3", b"\0", b"\xff\xfe")
+
+
+def _damaged_word(value: bytes, chance: random.Random) -> bytes:
+    kind = chance.random()
+    if kind < 0.5:
+        return damaged(value, chance)
+    if kind < 0.8:
+        return chance.choice(_WORDS)
+    words = value.split(b" ")
+    words[chance.randrange(len(words))] = chance.choice(_WORDS)
+    return b" ".join(words)
+
+
 PARTS: dict[str, Callable[[random.Random, Path, int], Counter[str]]] = {
     "keys": keys,
     "journal": journal,
     "database": database,
+    "redis": redis,
 }
 
 

@@ -34,6 +34,7 @@ from fastroute import _core, events
 from fastroute.config import Config
 
 from .address import AwayError, address_of
+from .answers import items, whole
 from .connection import RedisConnection
 from .endpoints import SharedEndpoint
 from .leases import SharedLimits
@@ -47,6 +48,7 @@ log = logging.getLogger("fastroute")
 
 _BEAT_S = 1.0
 _MACHINE_LIFE_MS = 10_000
+_MOST_MACHINES = 100_000
 
 
 class Shared:
@@ -137,12 +139,17 @@ class Shared:
         """
         connection = self.connection
         keys = [connection.key("machines"), connection.key("news"), connection.key("version")]
-        answer = connection.run(BEAT, keys, self.machine, self.version, _MACHINE_LIFE_MS)
-        try:
-            now, count, version = int(answer[0]), int(answer[1]), str(answer[2])
-            news = [str(word) for word in answer[3:]]
-        except (ValueError, TypeError, IndexError):
-            raise AwayError("Redis sent an unexpected answer") from None
+
+        def read(answer: Any) -> tuple[int, int, str, list[str]]:
+            found = items(answer, 4)
+            news = [str(word) for word in found[4:]]
+            if found[3]:
+                connection.mended(str(found[3]))
+            return whole(found[0]), whole(found[1], 1, _MOST_MACHINES), str(found[2]), news
+
+        now, count, version, news = connection.run(
+            BEAT, keys, self.machine, self.version, _MACHINE_LIFE_MS, read=read
+        )
         first, self._first = self._first, False
         # The number of machines first: what follows computes this machine's share with it.
         self._count_machines(count)

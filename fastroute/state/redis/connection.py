@@ -15,11 +15,12 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastroute import _core, errors
 
 from .address import Address, AwayError
+from .answers import UnexpectedAnswerError
 
 log = logging.getLogger("fastroute")
 
@@ -27,6 +28,11 @@ FAILURES = 5
 OPEN_S = 5.0
 """The longest time (seconds) that the breaker stays open; each opening lasts a random half to all of it."""
 _WORST_POLICIES = "allkeys"
+_MOST_MENDED = 1000  # keys that are named in the log
+# What redis-py raises where a server does not speak its protocol. Not `Exception`: what a signal handler of
+# the program raises here must reach the program.
+_MISREAD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+T = TypeVar("T")
 
 
 class RedisConnection:
@@ -65,6 +71,7 @@ class RedisConnection:
         self.there = True  # the last result of this process
         self.reason = ""
         self.warnings: tuple[str, ...] = ()
+        self._mended: set[str] = set()
         self.failovers = 0  # changes of the master that this process has followed
         self.after_fork()
         self._connections()  # so that an address that redis-py refuses raises now and not at the first call
@@ -96,18 +103,22 @@ class RedisConnection:
         """This process's redis-py connection pool; None before its first script."""
         return None if self._scripts is None else self._scripts.pool
 
-    def run(self, script: str, keys: Sequence[str], *words: object) -> Any:
+    def run(self, script: str, keys: Sequence[str], *words: object, read: Callable[[Any], T]) -> T:
         """The script's answer.
 
+        Args:
+            read: makes the result of the answer; raises UnexpectedAnswerError for what no script answers.
+
         Raises:
-            AwayError: if Redis is unavailable or answered with an error; the caller continues without it.
+            AwayError: if Redis is unavailable, or answered with an error or with what `read` refuses; the
+                caller continues without it.
         """
         ticket = self._breaker.allow()
         if ticket < 0:
             raise AwayError(self.reason or "another process found Redis unavailable")
         try:
-            answer = self._client().eval_script(script, keys, words)
-        except (self._redis.RedisError, AwayError, OSError, ValueError) as error:
+            answer = read(self._client().eval_script(script, keys, words))
+        except (self._redis.RedisError, AwayError, OSError, *_MISREAD) as error:
             self._failed(ticket, error)
             raise AwayError(self.reason) from None
         except BaseException:
@@ -119,6 +130,17 @@ class RedisConnection:
             self.there, self.reason = True, ""
             self._changed(True, "")
         return answer
+
+    def mended(self, key: str) -> None:
+        """Logs, once for each key, that what was there was damaged."""
+        if key not in self._mended and len(self._mended) < _MOST_MENDED:
+            self._mended.add(key)
+            log.error(
+                "state: Redis had an impossible value in %s; it was discarded, and counting begins anew; "
+                "check which other program writes keys that begin with {%s}",
+                key,
+                self.address.prefix,
+            )
 
     def _failed(self, ticket: int, error: BaseException) -> None:
         self.reason = _reason(error)
@@ -178,7 +200,7 @@ class RedisConnection:
     def _look(self, scripts: _Scripts) -> None:
         """Warns, once per process, if the server may evict our keys while they are in use."""
         try:
-            policy = scripts.client.config_get("maxmemory-policy").get("maxmemory-policy", "")
+            policy = str(scripts.client.config_get("maxmemory-policy").get("maxmemory-policy", ""))
         except self._redis.ResponseError:
             return  # a hosted server that refuses the command
         if policy.startswith(_WORST_POLICIES):
@@ -227,6 +249,8 @@ def _reason(error: BaseException) -> str:
     """The kind of failure, never its text, which may contain addresses and keys."""
     if isinstance(error, AwayError):
         return str(error)
+    if isinstance(error, UnexpectedAnswerError):
+        return f"Redis sent an unexpected answer ({error}); is another program using its keys?"
     word = str(error).split(" ", 1)[0]
     if word.isupper() and word.isalpha() and len(word) < 20:
         return f"Redis answered {word}"

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastroute import _core
+from fastroute.state.endpoints import BlockReason
 
 from .address import AwayError
+from .answers import whole, words
 from .connection import RedisConnection
 from .leases import PATIENCE, SharedLimits, refusal
 from .permits import Permits
 from .scripts import EXTEND, PROBE, PROBED, TELL
+
+_LONGEST_MS = 32 * 86_400_000  # of a block or an opening: a quota of a month
 
 
 class SharedEndpoint(SharedLimits):
@@ -88,10 +92,14 @@ class SharedEndpoint(SharedLimits):
         lease = int(self._probe_lease_s * 1000)
         try:
             left = self._connection.run(
-                PROBE, [self._connection.key("probe", self.name)], self._machine, lease
+                PROBE,
+                [self._connection.key("probe", self.name)],
+                self._machine,
+                lease,
+                read=lambda left: whole(left, most=_LONGEST_MS),
             )
-            return int(left) * 1_000_000
-        except (AwayError, ValueError):
+            return left * 1_000_000
+        except AwayError:
             return 0  # without Redis each machine sends probes of its own
 
     def extended(self, lease: int) -> None:
@@ -138,9 +146,9 @@ class SharedEndpoint(SharedLimits):
         probe = [self._connection.key("probe", self.name)]
         if told.pop("extend", False):
             left = (self._extended - _core.clock()) // 1_000_000
-            self._connection.run(EXTEND, probe, self._machine, max(1, left))
+            self._connection.run(EXTEND, probe, self._machine, max(1, left), read=whole)
         if told.pop("probed", False):
-            self._connection.run(PROBED, probe, self._machine)
+            self._connection.run(PROBED, probe, self._machine, read=whole)
         if told.pop("limits", False):
             requests, tokens = self._left
             self._ask(0, (0, requests, 0, 0), (0, tokens, 0, 0))
@@ -154,24 +162,29 @@ class SharedEndpoint(SharedLimits):
 
     def learn(self, field: str, value: str, server_ms: int, first: bool) -> None:
         """Applies a change that another machine has published, unless it was applied before."""
-        if self._heard.get(field) == value:
+        kind = field.partition(":")[0]
+        if kind not in ("breaker", "block") or self._heard.get(kind) == value:
             return
-        self._heard[field] = value
+        self._heard[kind] = value
         # The end of an opening or block applies only when it is fresh: what a new machine reads first may be
         # older than what it has found out itself.
         try:
-            word, until, code, _ = value.split(" ")
-            left = (int(until) - server_ms) * 1_000_000
-            if field.startswith("breaker") and word == "open" and left > 0:
-                self.lease.open(_core.clock() + left)
-            elif field.startswith("breaker") and word == "closed" and not first:
-                self.lease.close()
-            elif field.startswith("block") and word == "blocked" and left > 0:
-                self._block(_core.clock() + left, int(code))
-            elif field.startswith("block") and word == "free" and not first:
-                self._core.unblock()
-        except (ValueError, OverflowError):
-            return  # not written by fastroute
+            word, until, code, _ = words(value, 4)
+            left = whole(until) - server_ms
+            reason = BlockReason(whole(code))
+        except ValueError:  # not written by fastroute
+            self._connection.mended(f"{self._connection.key('news')} ({field})")
+            return
+        if word in ("open", "blocked") and not 0 < left <= _LONGEST_MS:
+            return  # over, or later than any release would say
+        if kind == "breaker" and word == "open":
+            self.lease.open(_core.clock() + left * 1_000_000)
+        elif kind == "breaker" and word == "closed" and not first:
+            self.lease.close()
+        elif kind == "block" and word == "blocked" and reason:
+            self._block(_core.clock() + left * 1_000_000, reason)
+        elif kind == "block" and word == "free" and not first:
+            self._core.unblock()
 
     # ------------------------------------------------------------------------------------------ inside
 
@@ -198,4 +211,5 @@ class SharedEndpoint(SharedLimits):
         connection = self._connection
         keys = [connection.key("news"), connection.key("version")]
         change = connection.request_id()
-        connection.run(TELL, keys, change, f"{kind}:{self.name}", word, left_ns // 1_000_000, code)
+        told = (change, f"{kind}:{self.name}", word, left_ns // 1_000_000, code)
+        connection.run(TELL, keys, *told, read=whole)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from fastroute import _core
 
 from .address import AwayError
+from .answers import UnexpectedAnswerError, whole, words
 from .connection import RedisConnection
 from .scripts import LIMIT
 
@@ -173,15 +175,21 @@ class SharedLimits:
         interval_r, burst_r, interval_t, burst_t = self.lease.limits()
         connection = self._connection
         keys = [self._key, connection.key("done", connection.request_id())]
-        text = connection.run(
-            LIMIT, keys, patience, interval_r, burst_r, *requests, interval_t, burst_t, *tokens
+
+        def read(text: Any) -> list[int]:
+            *answer, damaged = (whole(word) for word in words(text, 8))
+            granted, got_r, _, _, got_t, _, _ = answer
+            if damaged:
+                connection.mended(self._key)
+            # More than was asked for would be taken from all others.
+            if granted > 1 or got_r > max(requests[2:]) or got_t > max(tokens[2:]):
+                raise UnexpectedAnswerError("more than was asked for")
+            return answer
+
+        answer = connection.run(
+            LIMIT, keys, patience, interval_r, burst_r, *requests, interval_t, burst_t, *tokens, read=read
         )
-        try:
-            answer = [int(word) for word in str(text).split(" ")]
-            _, _, _, ahead_r, _, _, ahead_t = answer
-        except ValueError:
-            raise AwayError("Redis sent an unexpected answer") from None
-        self.lease.heard(max(0, ahead_r), max(0, ahead_t))
+        self.lease.heard(answer[3], answer[6])
         return answer
 
 

@@ -15,17 +15,22 @@ import os
 import threading
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
 
 from fastroute import _core
 from fastroute.budget import AWAY, GRANTED, REFUSED, Window
 
 from .address import AwayError
+from .answers import UnexpectedAnswerError, whole, words
 from .connection import RedisConnection
 from .scripts import MONEY
 
 _PATIENCE = 0.25
 _DAY_MS = 86_400_000
 _TOTAL_MS = 400 * _DAY_MS  # a budget without an end is forgotten after this time without spending
+_MISSING, _DAMAGED = "missing", "damaged"
+_ANSWERS = (_MISSING, _DAMAGED, "granted", "refused")
+_MOST_TOTAL = 10**24  # nano-dollars of all machines together
 _SHARE = 100  # a lease is the limit divided by this
 
 
@@ -99,13 +104,14 @@ class RedisBank:
         limit: int,
         need: int,
         now: float,
-        spent: Callable[[], int],
+        spent: Callable[[bool], int],
     ) -> str:
         """Leases enough to commit ``need`` nano-dollars more.
 
         Args:
             now: seconds since the epoch.
-            spent: called only if Redis does not know the window; returns what the ledger has for it.
+            spent: called only if Redis does not know the window, with whether what it knows is damaged;
+                returns what is to count as spent in it.
 
         Returns:
             GRANTED: read the grant again. REFUSED: the budget is spent. AWAY: Redis is unavailable.
@@ -186,7 +192,7 @@ class RedisBank:
         return rest
 
     def _ask(
-        self, account: _Account, need: int, want: int, charge: int, spent: Callable[[], int] | None
+        self, account: _Account, need: int, want: int, charge: int, spent: Callable[[bool], int] | None
     ) -> str:
         connection = self._connection
         digest = blake2b(account.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
@@ -196,8 +202,17 @@ class RedisBank:
         # The part of the grant that the ledger does not have yet: not committed, or only reserved.
         held = max(0, account.grant - account.counter.figures()[0])
         base = -1
+        need, want = max(0, need - over), max(0, want - over)
+
+        def read(text: Any) -> tuple[str, int, int, str]:
+            word, granted, total, life = words(text, 4)
+            give = whole(granted)
+            if word not in _ANSWERS or give > max(need, want):
+                raise UnexpectedAnswerError("more than was asked for")
+            return word, give, whole(total, most=_MOST_TOTAL), life
+
         while True:
-            text = connection.run(
+            word, give, all_of_them, life = connection.run(
                 MONEY,
                 [key, connection.key("done", connection.request_id())],
                 self._machine,
@@ -206,22 +221,18 @@ class RedisBank:
                 held,
                 charge + over,
                 account.limit,
-                max(0, need - over),
-                max(0, want - over),
+                need,
+                want,
                 account.until_ms,
                 connection.request_id(),
+                read=read,
             )
-            try:
-                word, granted, total, life = str(text).split(" ")
-                give, all_of_them = int(granted), int(total)
-            except ValueError:
-                raise AwayError("Redis sent an unexpected answer") from None
-            if word != "missing":
+            if word not in (_MISSING, _DAMAGED):
                 break
             if base >= 0 or spent is None:
                 return REFUSED
-            # Redis does not know the window (new, or Redis lost its data): only then is the ledger read.
-            base = spent()
+            # Redis does not know the window (new, lost or damaged): only then is the ledger read.
+            base = spent(word == _DAMAGED)
         account.life, account.total = life, all_of_them
         # After the grant is in Redis. If this process is killed in between, that part stays unspent.
         account.add(give + over)

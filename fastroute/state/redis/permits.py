@@ -16,12 +16,14 @@ that the machine has its share of the limit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from attrs import frozen
 
 from fastroute import _core
 
 from .address import AwayError
+from .answers import items, whole, words
 from .connection import RedisConnection
 from .scripts import PERMITS
 
@@ -31,6 +33,7 @@ _ALONE_NS = 1_000_000_000  # how long a machine uses its share before it tries R
 RENEW_NS = 800_000_000
 """A lease older than this is renewed with the next heartbeat of any process."""
 _MOST = 4096
+_MOST_TURNS = 10**9  # by which a lease changes while a request is under way; see `scripts.PERMITS`
 _FULL_NS = 50_000_000  # pause after a refusal before the process asks again
 
 
@@ -159,7 +162,7 @@ class Permits:
             # Redis knows a later turn of this machine's lease: continue from that turn.
             self._lease.lease_permits(turn, leased, _core.clock() + left, alone=alone, after=later)
         else:
-            self._set(turn, min(many, _MOST), begun + LIFE_NS)
+            self._set(turn, many, begun + LIFE_NS)
 
     def away(self) -> bool:
         """Uses this machine's share of the limit while Redis is unavailable, once the lease has ended.
@@ -230,15 +233,17 @@ def ask(
     Raises:
         AwayError: if Redis is unavailable.
     """
-    words = [word for request in requests for word in request.words]
-    found = connection.run(PERMITS, keys, machine, LIFE_NS // 1_000_000, *words)
-    try:
+    asked = [word for request in requests for word in request.words]
+
+    def read(found: Any) -> list[tuple[int, bool, int]]:
         answers = []
-        for text in found:
-            many, wanted, later = (int(word) for word in str(text).split(" "))
-            answers.append((many, bool(wanted), later))
-        if len(answers) != len(requests):
-            raise ValueError
-    except (ValueError, TypeError):
-        raise AwayError("Redis sent an unexpected answer") from None
-    return answers
+        for text, request, key in zip(items(found, len(requests)), requests, keys):
+            many, wanted, later, damaged = words(text, 4)
+            if whole(damaged, most=1):
+                connection.mended(key)
+            # A turn far ahead would never be reached by the others that know this machine's lease.
+            turn = whole(later, -1, request.turn + _MOST_TURNS)
+            answers.append((whole(many, most=_MOST), whole(wanted, most=1) == 1, turn))
+        return answers
+
+    return connection.run(PERMITS, keys, machine, LIFE_NS // 1_000_000, *asked, read=read)
