@@ -28,7 +28,7 @@ class LimitReached(errors.RateLimitError):
 class Permit:
     """The tokens that a call took from its key's limit; settled when the call has ended.
 
-    Before the body is read its tokens are unknown, so the call takes one, and the others with `take`.
+    How many a call needs is known only when its body has been read: then it takes them.
     """
 
     __slots__ = ("_caller", "_quota", "_tokens")
@@ -36,10 +36,10 @@ class Permit:
     def __init__(self, caller: Caller, quota: _core.Quota | None) -> None:
         self._caller = caller
         self._quota = quota
-        self._tokens = 1
+        self._tokens: int | None = None
 
     def take(self, tokens: int) -> None:
-        """Takes what the call needs beyond the first token.
+        """Takes what the call needs.
 
         Raises:
             LimitReached: it is not available now.
@@ -52,13 +52,13 @@ class Permit:
             raise errors.RequestTooLargeForLimit(
                 f"the request needs about {tokens} tokens; the key's limit is {limit} per minute"
             )
-        _paid(quota.pay(max(tokens - 1, 0)), "tokens")
-        self._tokens = max(tokens, 1)
+        _paid(quota.pay(tokens), "tokens")
+        self._tokens = tokens
 
     def settle(self, used: int) -> None:
-        """Replaces the estimate by the tokens used. Idempotent."""
+        """Replaces the estimate by the tokens used. Idempotent; without `take` nothing was taken."""
         quota, self._quota = self._quota, None
-        if quota is not None:
+        if quota is not None and self._tokens is not None:
             quota.settle(used - self._tokens)
 
 
@@ -91,7 +91,7 @@ class KeyLimits:
         self._quotas: dict[str, _Quotas] = {}
 
     def admit(self, caller: Caller) -> Permit:
-        """Takes one request and one token from a caller's limits, before the body is read.
+        """Takes one request, and checks that a token is left, before the body is read.
 
         Raises:
             LimitReached: they are not available now.
@@ -102,8 +102,9 @@ class KeyLimits:
         quotas = self._of(caller)
         if quotas.requests is not None:
             _paid(quotas.requests.pay(), "requests")
-        if quotas.tokens is not None:
+        if quotas.tokens is not None and quotas.tokens.available_tokens() < 1:
             _paid(quotas.tokens.pay(1), "tokens")
+            quotas.tokens.settle(-1)  # one has come since
         return Permit(caller, quotas.tokens)
 
     def _of(self, caller: Caller) -> _Quotas:

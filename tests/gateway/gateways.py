@@ -12,8 +12,10 @@ from attrs import field, frozen
 from werkzeug.test import Client as WsgiClient
 from werkzeug.test import TestResponse
 
+from fastroute import errors
 from fastroute.gateway.app import Gateway
-from fastroute.gateway.keys import KeyFile
+from fastroute.gateway.keys import Caller, KeyFile
+from fastroute.gateway.limits import KeyLimits, Permit
 from fastroute.testing import Provider
 
 HELLO = {"model": "auto", "messages": [{"role": "user", "content": "hello there"}]}
@@ -74,3 +76,14 @@ def error_of(response: Any) -> dict[str, Any]:
     assert set(value["error"]) == {"message", "type", "param", "code"}
     error: dict[str, Any] = value["error"]
     return error
+
+
+def admit(limits: KeyLimits, caller: Caller, tokens: int) -> Permit:
+    """Takes one request, and its tokens as when its body has been read."""
+    permit = limits.admit(caller)
+    try:
+        permit.take(tokens)
+    except errors.Error:
+        permit.settle(0)
+        raise
+    return permit

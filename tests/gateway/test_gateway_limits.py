@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gateways import Served, error_of
+from gateways import Served, admit, error_of
 
 from fastroute import _core, errors, events
 from fastroute.gateway.keys import Caller
@@ -81,17 +81,6 @@ def test_the_prompt_counts_toward_a_keys_tokens_a_minute(
 @pytest.fixture
 def limits() -> KeyLimits:
     return KeyLimits(_core.Segment(256))
-
-
-def admit(limits: KeyLimits, caller: Caller, tokens: int) -> Permit:
-    """Takes one request, and its tokens as when its body has been read."""
-    permit = limits.admit(caller)
-    try:
-        permit.take(tokens)
-    except errors.Error:
-        permit.settle(0)
-        raise
-    return permit
 
 
 def reached(limits: KeyLimits, caller: Caller, tokens: int) -> LimitReached:
