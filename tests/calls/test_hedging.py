@@ -37,6 +37,27 @@ def loop(start: Start) -> Loopback:
 # ------------------------------------------------------------------------------------------------ who wins
 
 
+def test_a_first_attempt_that_fails_before_its_hedge_begins_is_a_usual_failover(start: Start) -> None:
+    loop = start(2, policy=hedging(min_delay=10.0))
+    known(loop)
+    loop.provider("a").script(Fault.status(503))
+    assert [(each.endpoint[0], each.outcome) for each in tried(loop.ask())] == [("a", "failed"), ("b", "ok")]
+    assert loop.of(events.Hedged) == []
+
+
+def test_both_fail_and_each_failure_is_handled(start: Start) -> None:
+    """The hedge's endpoint refuses the key, the first one is busy: it alone is asked again."""
+    loop = start(2, policy=hedging())
+    known(loop)
+    loop.provider("a").script(Fault.slow(0.25) | Fault.status(503))
+    loop.provider("b").script(Fault.status(401), repeat=True)
+    reply = loop.ask()
+    found = [(each.endpoint[0], each.outcome) for each in tried(reply)]
+    assert sorted(found[:2]) == [("a", "failed"), ("b", "failed")]
+    assert found[2:] == [("a", "ok")]
+    assert loop.provider("b").received == 1
+
+
 def test_a_slow_call_is_answered_by_its_hedge_and_the_first_is_cut_and_charged(loop: Loopback) -> None:
     a, b = loop.provider("a"), loop.provider("b")
     a.script(SLOW)

@@ -140,6 +140,23 @@ def test_a_key_in_the_arguments_is_refused_and_not_shown(
     assert loop.provider().received == 0
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"region": {"a": 1}}, "extra_query.region: must be a string, a number or a list of them"),
+        ({"region": ["eu", None]}, "extra_query.region: must be a string, a number or a list of them"),
+        ({"": "eu"}, "extra_query: must have strings as keys"),
+        (["region"], "extra_query: must be a mapping, not list"),
+    ],
+)
+def test_a_query_that_cannot_be_sent_is_refused(start: Start, query: Any, says: str) -> None:
+    loop = start(1)
+    with pytest.raises(fastroute.BadRequestError) as raised:
+        loop.ask(extra_query=query)
+    assert says in str(raised.value)
+    assert loop.provider().received == 0
+
+
 def test_extra_headers_are_in_no_repr(start: Start) -> None:
     loop = start(1)
     plan = loop.client.plan(

@@ -20,7 +20,7 @@ from walks import Variant
 import fastroute
 from fastroute import Client, Completion, _core
 from fastroute.budget.allowance import Allowance
-from fastroute.calls.cache import Cache
+from fastroute.calls.cache import Cache, Flight
 from fastroute.calls.queue import Waiter
 from fastroute.platform import timer
 
@@ -329,6 +329,32 @@ def follower_interrupted(at: int, fails: bool) -> bool:
     thread.join()
     assert cache.flights == {}, tracer.where
     return interrupted
+
+
+def leader_interrupted(at: int) -> bool:
+    """Whether a call was interrupted at a line while equal ones may wait for it."""
+    cache = Cache()
+    made = Completion(id="id", created=1, model="m", choices=(), usage=None, route=None, raw={})
+    flights: list[Flight] = []
+
+    def make() -> Completion:
+        flights.extend(cache.flights.values())
+        return made
+
+    tracer = Tracer(at, ("/calls/cache.py",))
+    interrupted = tracer.run(lambda: cache.through(b"key", make, time.monotonic() + LATE))
+    assert cache.flights == {}, tracer.where
+    assert all(flight.done.wait(0) for flight in flights), tracer.where
+    assert cache.through(b"key", lambda: made, time.monotonic())[0] is made, tracer.where
+    return interrupted
+
+
+def test_140_a_call_that_others_wait_for() -> None:
+    """At whatever line it is interrupted, nobody waits for it any more, and the next call is made."""
+    lines = 0
+    while leader_interrupted(lines + 1):
+        lines += 1
+    assert lines > 20
 
 
 @pytest.mark.parametrize("fails", [False, True])

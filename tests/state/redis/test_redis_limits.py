@@ -116,6 +116,17 @@ def test_a_pool_that_runs_low_is_filled_before_a_call_finds_it_empty(make: Any, 
         assert connection.info("commandstats")["cmdstat_evalsha"]["calls"] == before
 
 
+def test_what_others_took_is_heard_with_every_answer(make: Any) -> None:
+    limits = {"rpm": 6, "burst": 1000, "tpm": 6, "token_burst": 20_000}
+    first, second = (core_of(make(limits=limits)) for _ in range(2))
+    assert admitted(first, 500, 20) == 500
+    assert (second.available_requests(), second.available_tokens()) == (1000, 20_000)
+    assert admitted(second, 1, 20) == 1
+    # Of a lease each has a few more than it has used.
+    assert 489 <= second.available_requests() <= 499
+    assert 9_780 <= second.available_tokens() <= 9_980
+
+
 def test_a_refused_call_is_told_how_long_by_what_was_heard_last(make: Any) -> None:
     first, second = (core_of(make(limits={"rpm": 60, "burst": 10})) for _ in range(2))
     assert admitted(first, 100) + admitted(second, 100) == 10
