@@ -447,8 +447,27 @@ class Workshop:
         by_line = self._lines.get(mutant.file, {})
         rows = by_line if mutant.at_import else map(str, range(mutant.line, mutant.last_line + 1))
         found = {test for row in rows for test in by_line.get(row, ())}
-        home = f"tests/{mutant.file.split('/')[1]}/"
-        return sorted(found, key=lambda test: (not test.startswith(home), self._seconds[test]))
+        room = f"tests/{mutant.file.split('/')[1]}/"
+        near: set[str] = set()
+        if mutant.at_import:
+            # No test is recorded for such a line; those of files that import the module may need it.
+            near = self._importers(mutant.file)
+            found |= {test for test in self._seconds if test.partition("::")[0] in near}
+        return sorted(
+            found,
+            key=lambda test: (
+                test.partition("::")[0] not in near,
+                not test.startswith(room),
+                self._seconds[test],
+            ),
+        )
+
+    def _importers(self, file: str) -> set[str]:
+        """The test files that import a module by its name."""
+        path = Path(file)
+        name = path.parent.name if path.stem == "__init__" else path.stem
+        imports = re.compile(rf"^(?:from|import) .*\b{name}\b", re.MULTILINE)
+        return {test for test in self._hashes if imports.search((self.copy / test).read_text())}
 
     def batches(self, tests: list[str]) -> Iterator[tuple[list[str], float]]:
         """The tests in the portions in which they are run, each with its seconds."""
