@@ -103,7 +103,7 @@ def command(
         shown: list[str] = []
 
         def ready(address: str, bound: int) -> None:
-            announce(address, bound)
+            announce(address, bound, figures=not app.keyless)
             if token is not None and not shown:  # called once for each address
                 shown.append(token)
                 show_key(token)
@@ -147,8 +147,9 @@ def show_key(token: str) -> None:
         dim(f"if this output is kept, replace the key: fastroute keys rotate {_FIRST} --overlap 0")
 
 
-def announce(host: str, port: int) -> None:
-    """Prints the addresses of the API and of the admin page."""
+def announce(host: str, port: int, figures: bool = True) -> None:
+    """Prints the addresses of the API and of the admin page, which is of no use without keys."""
     shown = f"[{host}]" if ":" in host else host
     dim(f"serving http://{shown}:{port}/v1 (Ctrl-C to stop)")
-    dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")
+    if figures:
+        dim(f"figures http://{shown}:{port}/admin (for the key of fastroute keys create NAME --admin)")

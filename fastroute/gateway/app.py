@@ -254,8 +254,11 @@ class Gateway:
         keyring = None if self.keyless else self._keyring()
         if keyring is None:
             if admin:
+                cure = "; unset keyless first" if self.keyless else ""
                 raise GatewayError(
-                    403, "an admin key is required; fastroute keys create NAME --admin makes one", "no_keys"
+                    403,
+                    f"an admin key is required; fastroute keys create NAME --admin makes one{cure}",
+                    "no_keys",
                 )
             if self.keyless:
                 return _ANYBODY
