@@ -273,10 +273,9 @@ cdef void reap_permits(uint64_t *table, uint64_t mask, int slot) noexcept nogil:
     cdef int lane
     cdef int64_t now = fr_clock()
     while True:
-        hot = listed(table, mask, index)
+        hot = next_listed(table, mask, &index)
         if hot is NULL:
             return
-        index += 1
         waiting = <Waiting *>find_cell(table, mask, sub_key(hot[0], KIND_WAITING, slot), False)
         if waiting is not NULL:
             cell = find_cell(table, mask, sub_key(hot[0], KIND_LEDGER, 0), False)
@@ -314,21 +313,67 @@ cdef int permits_taken(uint64_t *table, uint64_t mask, uint64_t key) noexcept no
     return count
 
 
-cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
+cdef void free_strays(uint64_t *table, uint64_t mask, const Worker *workers, Hot *hot) noexcept nogil:
+    """Frees permits of slots that no worker has: something else has written them, and nobody would give them back."""
+    cdef uint64_t number
+    cdef uint64_t *cell
+    cdef uint16_t *place
+    cdef uint16_t seen
+    cdef int lane
+    for number in range(<uint64_t>PERMIT_CELLS):
+        cell = find_cell(table, mask, sub_key(hot.key, KIND_PERMITS, number), False)
+        if cell is NULL:
+            return
+        if cell_permits_held(cell) == 0:
+            continue
+        for lane in range(CELL_PERMITS):
+            place = <uint16_t *>(cell + 1) + lane
+            seen = fr_load_u16(place)
+            if seen & 0xFF and <uint32_t>fr_load(&workers[seen & 0xFF].owner) == 0:
+                fr_cas_u16(place, seen, seen & PERMIT_TURN)
+
+
+cdef void mend_hot(uint64_t *table, uint64_t mask, Hot *hot) noexcept nogil:
+    """Replaces what cannot have been written here, and would stay, by what stands for unknown."""
+    cdef uint64_t word = fr_load(&hot.ewma)
+    if word and fr_within(fr_value(word), FR_LONGEST) == 0:
+        fr_cas(&hot.ewma, &word, 0)
+    word = fr_load(&hot.block)
+    if fr_fold(word) != 0:
+        fr_cas(&hot.block, &word, 0)
+    if fr_within(fr_load_float(&hot.spread), FR_LONGEST) != fr_load_float(&hot.spread):
+        fr_store_float(&hot.spread, 0)
+    if fr_within(fr_load_float(&hot.score), FR_HIGHEST_LOAD) != fr_load_float(&hot.score):
+        fr_store_float(&hot.score, 0)
+    if fr_within(fr_load_float(&hot.load), FR_HIGHEST_LOAD) != fr_load_float(&hot.load):
+        refresh_load(hot)
+    # A probe holds a marked permit from before it asks the breaker until after it has reported. So a lease without one
+    # is nobody's, and would keep the endpoint from being probed for as long as it lasts.
+    word = fr_load(&hot.breaker)
+    if control_state(word) == STATE_HALF_OPEN and word >> 26 and probes_held(table, mask, hot.key) == 0:
+        fr_cas(
+            &hot.breaker, &word,
+            control_word(STATE_HALF_OPEN, control_count(word), control_backoff(word), control_epoch(word), 0),
+        )
+
+
+cdef void mend_endpoints(uint64_t *table, uint64_t mask, const Worker *workers) noexcept nogil:
     """Corrects in-flight counts that a process left wrong when it was killed between a permit and its count.
 
     A count is changed only if it and the permits were the same when read twice. A call that begins or ends unnoticed
-    all the same makes it wrong by one until the next time.
+    all the same makes it wrong by one until the next time. What something else has written into an endpoint's cells is
+    mended first.
     """
     cdef uint64_t index = 0
     cdef Hot *hot
     cdef int taken
     cdef int32_t seen
     while True:
-        hot = <Hot *>listed(table, mask, index)
+        hot = <Hot *>next_listed(table, mask, &index)
         if hot is NULL:
             return
-        index += 1
+        free_strays(table, mask, workers, hot)
+        mend_hot(table, mask, hot)
         seen = fr_load_i32(&hot.in_flight)
         taken = permits_taken(table, mask, hot.key)
         if seen != taken and taken == permits_taken(table, mask, hot.key):
@@ -339,9 +384,14 @@ cdef void mend_in_flight(uint64_t *table, uint64_t mask) noexcept nogil:
 # Functions ------------------------------------------------------------------------------------------------------------
 
 
+cdef inline double bearable_of(const EndpointParts *e, uint64_t word) noexcept nogil:
+    # A limit under 1 would refuse every call, and only calls that end can raise it.
+    cdef double limit = fr_value(word)
+    return min(limit if 1.0 <= limit <= MAX_IN_FLIGHT else BEARABLE_AT_FIRST, <double>e.max_in_flight)
+
+
 cdef inline double bearable_now(const EndpointParts *e) noexcept nogil:
-    cdef uint64_t word = fr_load(e.bearable)
-    return min(<double>(fr_value(word) if word else BEARABLE_AT_FIRST), <double>e.max_in_flight)
+    return bearable_of(e, fr_load(e.bearable))
 
 
 # The word `reference`: in the upper half the latency in seconds (float); bits 28-31 how many latencies of this round are
@@ -364,7 +414,7 @@ cdef inline double held_limit(const EndpointParts *e) noexcept nogil:
 
 
 cdef inline bint is_burdened(const EndpointParts *e) noexcept nogil:
-    return e.adaptive and fr_load_i32(&e.hot.in_flight) >= <int>held_limit(e)
+    return e.adaptive and in_flight_of(e.hot) >= <int>held_limit(e)
 
 
 cdef void measure(EndpointParts *e, double x, double limit, int64_t now) noexcept nogil:
@@ -374,9 +424,7 @@ cdef void measure(EndpointParts *e, double x, double limit, int64_t now) noexcep
     cdef uint64_t most, count
     cdef double mean, since
     while True:
-        mean = fr_value(word)
-        if not 0.0 <= mean <= 1e6:
-            mean = 0.0                   # nothing here has written that; also for NaN
+        mean = latency_of(word)
         count = reference_count(word)
         most = word >> 16 & 0xFFF
         since = 0.25 * <double>((tick - word) & 0xFFFF)
@@ -391,7 +439,7 @@ cdef void measure(EndpointParts *e, double x, double limit, int64_t now) noexcep
             count += 1
             mean = x if count == 1 else mean + (x - mean) / count
             tick = word & 0xFFFF
-        elif since >= min(max(20.0 * mean, 10.0), 600.0) and 2 * fr_load_i32(&e.hot.in_flight) + 2 >= limit:
+        elif since >= min(max(20.0 * mean, 10.0), 600.0) and 2 * in_flight_of(e.hot) + 2 >= limit:
             most = <uint64_t>min(max(limit * 0.5, 1.0), 4095.0)
             count = 0
         else:
@@ -413,7 +461,7 @@ cdef bint is_queueing(const EndpointParts *e) noexcept nogil:
         return False
     for i in range(count):
         total += latencies[i]
-    return total / count > 1.5001 * fr_value(word)       # exactly half as much again is not more, however it is rounded
+    return total / count > 1.5001 * latency_of(word)       # exactly half as much again is not more, however it is rounded
 
 
 cdef void adapt(EndpointParts *e, int outcome, double x, int64_t now) noexcept nogil:
@@ -437,14 +485,14 @@ cdef void adapt(EndpointParts *e, int outcome, double x, int64_t now) noexcept n
         queueing = is_queueing(e)
         least = reference_most(fr_load(e.reference))
     while True:
-        limit = min(<double>(fr_value(word) if word else BEARABLE_AT_FIRST), <double>e.max_in_flight)
+        limit = bearable_of(e, word)
         if queueing:
             if word and fr_elapsed(stamp, fr_stamp(word)) < SHRINK_EVERY_MS * 1e-3:
                 return
             if fr_cas(e.bearable, &word, fr_pack(<float>max(limit * 0.9, min(limit, least)), stamp)):
                 return
         elif outcome == OUTCOME_OK:
-            if 2 * fr_load_i32(&e.hot.in_flight) + 2 < limit:
+            if 2 * in_flight_of(e.hot) + 2 < limit:
                 return
             if fr_cas(e.bearable, &word, fr_pack(<float>min(limit + 1 / limit, <double>e.max_in_flight), fr_stamp(word))):
                 return
@@ -464,14 +512,16 @@ cdef inline void usage_add(EndpointParts *e, double tokens, int64_t now) noexcep
     cdef uint64_t word = fr_load(&e.cold.usage)
     cdef double usage
     while True:
-        usage = fr_value(word) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) / FR_USAGE_TAU) + tokens
-        if fr_cas(&e.cold.usage, &word, fr_pack(<float>max(usage, 0.0), stamp)):
+        usage = fr_within(fr_value(word), FR_MOST_TOKENS) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) / FR_USAGE_TAU) + tokens
+        if fr_cas(&e.cold.usage, &word, fr_pack(<float>min(max(usage, 0.0), FR_MOST_TOKENS), stamp)):
             return
 
 
 cdef inline double usage_at(const EndpointParts *e, int64_t now) noexcept nogil:
     cdef uint64_t word = fr_load(&e.cold.usage)
-    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) / FR_USAGE_TAU)
+    return fr_within(fr_value(word), FR_MOST_TOKENS) * fr_decay(
+        fr_elapsed(fr_millis(now), fr_stamp(word)) / FR_USAGE_TAU
+    )
 
 
 cdef void adopt_told(EndpointParts *e, int which) noexcept nogil:
@@ -486,7 +536,7 @@ cdef void adopt_told(EndpointParts *e, int which) noexcept nogil:
     cdef int64_t most
     e.told_seen[which] = word
     # Also false for NaN. A number that nothing here has written counts as unknown: sums with it could overflow.
-    if not 1.0 <= told <= <double>MAX_PER_MINUTE or e.pool is not NULL:
+    if not 1.0 <= told <= <double>MAX_PER_MINUTE or fr_stamp(word) > 86400000 or e.pool is not NULL:
         limit.per_minute = -1
         limit.burst = limit.interval = limit.tolerance = 0
         return
@@ -522,7 +572,7 @@ cdef void tell_limit(EndpointParts *e, int which, int64_t most, double window_s,
     if word == seen or not fr_cas(e.told[which], &seen, word):
         return                   # another process has set a newer one
     adopt_told(e, which)
-    at = fr_load_i64(tat)
+    at = bucket_read(limit, tat, now)
     while before and limit.interval and at > now:
         if fr_cas_i64(tat, &at, now + <int64_t>(<double>(at - now) / before * limit.interval)):
             break
@@ -555,7 +605,7 @@ cdef int64_t endpoint_wait(EndpointParts *e, int64_t tokens, bint reserved, int6
     wait = block_left(fr_load(&e.hot.block), now)
     if wait:
         return refusal(REASON_BLOCKED, wait)
-    wait = breaker_peek(fr_load(&e.hot.breaker), now)
+    wait = breaker_peek(&e.rules, fr_load(&e.hot.breaker), now)
     if wait < 0:
         return refusal(REASON_BREAKER, -wait)
     if permits_held(e, 0, e.reach) >= e.max_in_flight or is_burdened(e):
@@ -733,24 +783,13 @@ cdef void endpoint_undo(EndpointParts *e, int slot, int64_t ticket, int64_t toke
         usage_add(e, -<double>tokens, now)
 
 
-cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t stamp) noexcept nogil:
-    """(ewma + spread) * (calls in flight + 1) / success**2, faded to a time stamp; less is better.
-
-    An endpoint that was never measured has load 0 while idle, so that it is tried; a high load while a call is under
-    way, so that one call tries it and not all of them; and a high load while its failures are recent, so that an
-    endpoint that only fails does not stay first. Multiplied by FR_LAST while it is unhealthy.
-    """
-    cdef uint64_t measured = fr_load(&hot.ewma)
-    cdef uint64_t failing = fr_load(&hot.failure)
-    cdef int32_t in_flight
+cdef float failing_load(
+    const Hot *hot, uint64_t measured, uint64_t failing, double inverse_tau, uint32_t stamp
+) noexcept nogil:
+    """``measured_load`` of an endpoint with failures; a function of its own, so that the other can be inlined."""
+    cdef int32_t in_flight = in_flight_of(hot)
     cdef double failure, load
     cdef bint unhealthy
-    if failing == 0:
-        # Without failures the load kept ready only has to be faded.
-        if measured == 0:
-            return fr_load_float(&hot.load)
-        return <float>(fr_load_float(&hot.load) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau))
-    in_flight = max(fr_load_i32(&hot.in_flight), 0)
     failure = failing_rate(failing) * fr_decay(fr_elapsed(stamp, fr_stamp(failing)) * inverse_tau)
     unhealthy = is_unhealthy(failing, stamp)
     load = fr_value(measured)
@@ -763,6 +802,23 @@ cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t sta
     if unhealthy:
         load *= FR_LAST
     return <float>(load * (in_flight + 1) / (success_of(failure) * success_of(failure)))
+
+
+cdef inline float measured_load(const Hot *hot, double inverse_tau, uint32_t stamp) noexcept nogil:
+    """(ewma + spread) * (calls in flight + 1) / success**2, faded to a time stamp; less is better.
+
+    An endpoint that was never measured has load 0 while idle, so that it is tried; a high load while a call is under
+    way, so that one call tries it and not all of them; and a high load while its failures are recent, so that an
+    endpoint that only fails does not stay first. Multiplied by FR_LAST while it is unhealthy.
+    """
+    cdef uint64_t measured = fr_load(&hot.ewma)
+    cdef uint64_t failing = fr_load(&hot.failure)
+    if failing:
+        return failing_load(hot, measured, failing, inverse_tau, stamp)
+    # Without failures the load kept ready only has to be faded.
+    if measured == 0:
+        return fr_load_float(&hot.load)
+    return <float>(fr_load_float(&hot.load) * fr_decay(fr_elapsed(stamp, fr_stamp(measured)) * inverse_tau))
 
 
 cdef inline double load_with_decay(const EndpointParts *e, int64_t now) noexcept nogil:

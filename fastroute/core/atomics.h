@@ -91,6 +91,9 @@ static inline uint64_t fr_bits_of_double(double value) {
     return bits;
 }
 
+/* A value that was read from shared memory: 0, which every kind takes for unknown, if it is not 0 to most, or NaN. */
+static inline double fr_within(double value, double most) { return value >= 0.0 && value <= most ? value : 0.0; }
+
 static inline float fr_load_float(const float *place) {
     return fr_float_of_bits(__atomic_load_n((const uint32_t *)(const void *)place, __ATOMIC_RELAXED));
 }
@@ -122,10 +125,12 @@ static inline int64_t fr_clock_coarse(void) {
 static inline uint32_t fr_millis(int64_t now) { return (uint32_t)((uint64_t)now / 1000000u); }
 
 /* Seconds between two such stamps. Threads read the clock in another order than they swap a word, so `later` can be
- * the earlier one: the difference is then over half the range, and counts as 0. */
+ * the earlier one, by a moment: that counts as 0. A stamp further ahead is older than half the range, or something else
+ * has written it: it counts as that old, so that what it belongs to has faded. */
 static inline double fr_elapsed(uint32_t later, uint32_t earlier) {
     uint32_t d = later - earlier;
-    return d > 0x7fffffffu ? 0.0 : (double)d * 1e-3;
+    if (__builtin_expect(d > 0x7fffffffu, 0)) return earlier - later < 60000u ? 0.0 : 0x7fffffffu * 1e-3;
+    return (double)d * 1e-3;
 }
 
 /* ---- arithmetic ------------------------------------------------------------------------------------------------ */
@@ -179,6 +184,13 @@ static inline double fr_decay(double x) {
     bits -= (uint64_t)(i >> 5) << 52;
     memcpy(&t, &bits, sizeof t);
     return t * r;
+}
+
+/* All bytes of a word, taken together by exclusive or: one changed byte always changes it. */
+static inline uint64_t fr_fold(uint64_t word) {
+    word ^= word >> 32;
+    word ^= word >> 16;
+    return (word ^ word >> 8) & 0xff;
 }
 
 /* A 64-bit mix (the finaliser of splitmix64): equal inputs give equal outputs, near inputs far ones. */

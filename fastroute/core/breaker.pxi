@@ -16,6 +16,9 @@
 # have to be exactly that late to be mistaken.) A probe is one ticket of a half-open breaker. Its lease ends even if
 # its owner was killed, so the breaker cannot stay half-open for ever. The outcomes of the window are in ten words
 # beside the control word, each swapped alone. They are cleared just before the breaker is closed.
+#
+# A time further ahead than the rules can have set it is unknown, and counts as over: the next caller is the probe, which
+# shows how the endpoint is and writes the word anew. A fourth state is taken for a half-open one.
 
 # Constants ------------------------------------------------------------------------------------------------------------
 
@@ -48,6 +51,10 @@ cdef enum:
     WINDOW_WORDS = 10            # five in each of two cells
     WINDOW_COUNT_MAX = 0xFFFFF   # 20 bits each for calls and failures of one bucket
     MS = 1000000
+
+cdef int64_t SECOND_NS = 1_000_000_000
+cdef int64_t DAY_NS = 86_400_000_000_000
+cdef uint64_t MAX_BLOCK_US = (<uint64_t>1 << 48) - 1  # nine years of uptime
 
 # Struct ---------------------------------------------------------------------------------------------------------------
 
@@ -131,6 +138,14 @@ cdef inline int64_t control_time(uint64_t word) noexcept nogil:
     return <int64_t>(word >> 26) * MS
 
 
+cdef inline int64_t control_left(const BreakerRules *rules, uint64_t word, int64_t now) noexcept nogil:
+    """ns until the time of a word that is not CLOSED; 0 or less if that is over."""
+    cdef int64_t left = control_time(word) - now
+    # A second more, for clocks read in another order and for what another machine reports. A probe's lease is extended
+    # to the time that its call may take, a day at most.
+    return left if left <= (rules.max_open if control_state(word) == STATE_OPEN else DAY_NS) + SECOND_NS else 0
+
+
 cdef inline uint64_t ms_of(int64_t time) noexcept nogil:
     return min(<uint64_t>(time + MS - 1) // MS, (<uint64_t>1 << 38) - 1)
 
@@ -148,7 +163,7 @@ cdef int64_t breaker_allow(const BreakerRules *rules, uint64_t *control, int64_t
     while True:
         if control_state(word) == STATE_CLOSED:
             return control_epoch(word) << 1
-        left = control_time(word) - now
+        left = control_left(rules, word, now)
         if left > 0:
             return -left
         # The bits hold good probes only while half-open.
@@ -164,12 +179,12 @@ cdef int64_t breaker_allow(const BreakerRules *rules, uint64_t *control, int64_t
             return epoch << 1 | 1
 
 
-cdef inline int64_t breaker_peek(uint64_t word, int64_t now) noexcept nogil:
+cdef inline int64_t breaker_peek(const BreakerRules *rules, uint64_t word, int64_t now) noexcept nogil:
     """Whether a call may go, changing nothing: 0: yes, 1: yes, as the probe, negative: minus the ns to wait."""
     cdef int64_t left
     if control_state(word) == STATE_CLOSED:
         return 0
-    left = control_time(word) - now
+    left = control_left(rules, word, now)
     return -left if left > 0 else 1
 
 
@@ -263,7 +278,7 @@ cdef int breaker_record(
             # closed for long enough forgets that it was ever open.
             if word >> 26 == 0 and control_count(word) == 0:
                 return -1
-            if word >> 26 and now - control_time(word) >= max(rules.reset, rules.ramp):
+            if word >> 26 and not -SECOND_NS < now - control_time(word) < max(rules.reset, rules.ramp):
                 if fr_cas(cells.control, &word, control_word(STATE_CLOSED, 0, 0, control_epoch(word), 0)):
                     return -1
             elif control_count(word) == 0:
@@ -330,32 +345,44 @@ cdef inline void probe_extend(uint64_t *control, int64_t ticket, int64_t until) 
             return
 
 
-cdef inline int breaker_state(uint64_t word, int64_t now) noexcept nogil:
-    if control_state(word) == STATE_OPEN and control_time(word) <= now:
+cdef inline int breaker_state(const BreakerRules *rules, uint64_t word, int64_t now) noexcept nogil:
+    if control_state(word) == STATE_OPEN and control_left(rules, word, now) <= 0:
         return STATE_HALF_OPEN
-    return <int>control_state(word)
+    return <int>min(control_state(word), <uint64_t>STATE_HALF_OPEN)
+
+
+cdef inline int64_t breaker_reopens(const BreakerRules *rules, uint64_t word, int64_t now) noexcept nogil:
+    """ns until an open breaker lets a probe through; 0 in every other state."""
+    return max(0, control_left(rules, word, now)) if control_state(word) == STATE_OPEN else 0
 
 
 cdef inline double breaker_ramp(const BreakerRules *rules, uint64_t word, int64_t now) noexcept nogil:
     cdef int64_t since
     if control_state(word) != STATE_CLOSED or word >> 26 == 0:
         return 1.0
-    since = max(0, now - control_time(word))
-    if since >= rules.ramp:
+    since = now - control_time(word)
+    if since >= rules.ramp or since < -SECOND_NS:
         return 1.0
+    since = max(0, since)
     return 0.1 + 0.9 * (<double>since / <double>rules.ramp)
 
 
+# The word `block`: bits 0-7 the reason, 8-55 until when in us, 56-63 a check byte. There is no bound on how long an
+# endpoint may be excluded, so a changed byte must show in another way; an exclusion in which it does is none.
+
+
 cdef inline int64_t block_left(uint64_t word, int64_t now) noexcept nogil:
-    return max(0, <int64_t>(word >> 8) * 1000 - now)
+    return max(0, <int64_t>(word >> 8 & MAX_BLOCK_US) * 1000 - now) if fr_fold(word) == 0 else 0
 
 
 cdef int block_until(uint64_t *block, object until_ns, object reason) except -1:
     cdef uint64_t until = amount("until_ns", until_ns, 0)
-    cdef uint64_t new = (until + 999) // 1000 << 8 | <uint64_t>whole("reason", integer(reason), 0, 255)
+    cdef uint64_t end = min((until + 999) // 1000, MAX_BLOCK_US)
+    cdef uint64_t new = end << 8 | <uint64_t>whole("reason", integer(reason), 0, 255)
     cdef uint64_t word = fr_load(block)
+    new |= fr_fold(new) << 56
     # Only ever later: of two exclusions the longer one holds, whichever is recorded first.
-    while word >> 8 < new >> 8 and not fr_cas(block, &word, new):
+    while ((word >> 8 & MAX_BLOCK_US) < end or fr_fold(word) != 0) and not fr_cas(block, &word, new):
         pass
     return 0
 
@@ -452,14 +479,11 @@ cdef class Breaker:
 
     def state(self, now=0) -> int:
         """CLOSED, OPEN or HALF_OPEN; an opening whose time is up reads HALF_OPEN."""
-        return breaker_state(fr_load(self.cells.control), moment(now) or fr_clock())
+        return breaker_state(&self.rules, fr_load(self.cells.control), moment(now) or fr_clock())
 
     def reopens_in(self, now=0) -> int:
         """ns until an open breaker lets a probe through; 0 in every other state."""
-        cdef uint64_t word = fr_load(self.cells.control)
-        if control_state(word) != STATE_OPEN:
-            return 0
-        return max(0, control_time(word) - (moment(now) or fr_clock()))
+        return breaker_reopens(&self.rules, fr_load(self.cells.control), moment(now) or fr_clock())
 
     def ramp(self, now=0) -> float:
         """The share of its load that it should get: 0.1 rising to 1.0 in ``ramp_s`` after closing, else 1.0."""

@@ -10,6 +10,9 @@
 # Because there is one word, a change is one swap: a process killed at any point leaves either the old TAT or the new
 # one. A refusal writes nothing, so callers that are refused do not move the TAT for the others.
 #
+# A TAT that is further ahead than any use of the bucket could have moved it was written by something else. It is unknown,
+# and replaced by that of an empty bucket: then no more than the rate passes, and nothing is locked out for long.
+#
 # The interval is a minute divided by the rate, rounded up to a whole nanosecond. So the cost of n permits is exactly n
 # times that of one, and the rate is never exceeded; it falls short by less than a nanosecond a permit (0.002 % at a
 # million a minute).
@@ -19,6 +22,7 @@
 cdef int64_t MINUTE_NS = 60_000_000_000
 cdef int64_t MAX_PER_MINUTE = 1_000_000_000
 cdef int64_t MAX_TOLERANCE = 1 << 60                 # 36 years: the longest a full bucket may take to fill
+cdef int64_t MAX_DEBT = 86_400_000_000_000           # a day: a longer debt is cut to this, a longer wait refused
 
 # Struct ---------------------------------------------------------------------------------------------------------------
 
@@ -56,13 +60,35 @@ cdef int set_limit(Limit *limit, str what, int64_t per_minute, int64_t burst) ex
     return 0
 
 
-cdef inline int64_t bucket_wait(const Limit *limit, const int64_t *tat, int64_t n, int64_t now) noexcept nogil:
+cdef inline bint is_too_far(const Limit *limit, int64_t ahead) noexcept nogil:
+    """Whether no use of a bucket could have moved its TAT so far ahead of now."""
+    # Twice the most, so that one which another process set by a later reading of the clock is not taken for damage.
+    return ahead > limit.tolerance + 2 * MAX_DEBT
+
+
+cdef int64_t bucket_mend(const Limit *limit, int64_t *tat, int64_t now) noexcept nogil:
+    """Empties a bucket whose TAT is too far ahead; the TAT."""
+    cdef int64_t seen = fr_load_i64(tat)
+    while is_too_far(limit, max(seen, now) - now):
+        if fr_cas_i64(tat, &seen, now + limit.tolerance):
+            return now + limit.tolerance
+    return seen
+
+
+cdef inline int64_t bucket_read(const Limit *limit, int64_t *tat, int64_t now) noexcept nogil:
+    """The TAT, after mending one that cannot be."""
+    cdef int64_t seen = fr_load_i64(tat)
+    return bucket_mend(limit, tat, now) if fr_rarely(is_too_far(limit, max(seen, now) - now)) else seen
+
+
+cdef inline int64_t bucket_wait(const Limit *limit, int64_t *tat, int64_t n, int64_t now) noexcept nogil:
     """What ``bucket_acquire`` would answer, taking nothing."""
     if limit.per_minute < 0 or n == 0:
         return 0
     if n > limit.burst or limit.per_minute == 0:
         return -1
-    return max(0, max(fr_load_i64(tat), now) - now + n * limit.interval - limit.tolerance)
+    # Mended here too, because a caller may only ever ask how long to wait.
+    return max(0, max(bucket_read(limit, tat, now), now) - now - (limit.tolerance - n * limit.interval))
 
 
 cdef inline int64_t bucket_acquire(const Limit *limit, int64_t *tat, int64_t n, int64_t now) noexcept nogil:
@@ -74,12 +100,14 @@ cdef inline int64_t bucket_acquire(const Limit *limit, int64_t *tat, int64_t n, 
         return -1
     seen = fr_load_i64(tat)
     while True:
-        ahead = max(seen, now) - now + n * limit.interval
-        wait = ahead - limit.tolerance
+        ahead = max(seen, now) - now
+        # Whatever was read: neither of these overflows, as a sum with `ahead` could.
+        wait = ahead - (limit.tolerance - n * limit.interval)
         if wait > 0:
-            return wait
+            # In an emptied bucket, the n cost as long as they cost.
+            return wait if bucket_read(limit, tat, now) == seen else n * limit.interval
         # A lost swap has put the newer TAT into `seen`: all of it is computed again from there.
-        if fr_cas_i64(tat, &seen, now + ahead):
+        if fr_cas_i64(tat, &seen, now + ahead + n * limit.interval):
             return 0
 
 
@@ -95,42 +123,43 @@ cdef inline int64_t bucket_reserve(
         return 0
     if n > limit.burst or limit.per_minute == 0:
         return -1
-    seen = fr_load_i64(tat)
+    seen = bucket_read(limit, tat, now)
     while True:
-        ahead = max(seen, now) - now + n * limit.interval
-        wait = max(0, ahead - limit.tolerance)
-        if wait > max_wait:
+        ahead = max(seen, now) - now
+        wait = max(0, ahead - (limit.tolerance - n * limit.interval))
+        if wait > min(max_wait, MAX_DEBT):
             return -2 - wait
-        # fr_sum, because reservations may have pushed the TAT beyond the tolerance: it stops at FR_TIME_MAX.
-        if fr_cas_i64(tat, &seen, fr_sum(now, ahead)):
+        if fr_cas_i64(tat, &seen, now + ahead + n * limit.interval):
             return wait
 
 
 cdef inline void bucket_settle(const Limit *limit, int64_t *tat, int64_t delta, int64_t now) noexcept nogil:
     """Charges ``delta`` more, into debt if need be, or gives back ``-delta``."""
-    cdef int64_t seen, cost
+    cdef int64_t seen, cost, most
     if limit.per_minute <= 0 or delta == 0:
         return
-    seen = fr_load_i64(tat)
     if delta > 0:
         cost = fr_product(delta, limit.interval)
-        while not fr_cas_i64(tat, &seen, fr_sum(max(seen, now), cost)):
+        most = now + limit.tolerance + MAX_DEBT
+        seen = bucket_read(limit, tat, now)
+        while seen < most and not fr_cas_i64(tat, &seen, min(fr_sum(max(seen, now), cost), most)):
             pass
         return
+    seen = fr_load_i64(tat)
     cost = fr_product(-delta, limit.interval)
     # A TAT in the past is a full bucket already. Moving it further back would let more than `burst` pass at once.
     while seen > now and not fr_cas_i64(tat, &seen, max(0, seen - cost)):
         pass
 
 
-cdef inline int64_t bucket_available(const Limit *limit, const int64_t *tat, int64_t now) noexcept nogil:
+cdef inline int64_t bucket_available(const Limit *limit, int64_t *tat, int64_t now) noexcept nogil:
     """Permits free now, rounded down; negative in debt."""
     cdef int64_t room
     if limit.per_minute < 0:
         return INT64_MAX
     if limit.per_minute == 0:
         return 0
-    room = limit.tolerance - (max(fr_load_i64(tat), now) - now)
+    room = limit.tolerance - (max(bucket_read(limit, tat, now), now) - now)
     if room >= 0:
         return room // limit.interval
     return -((-room + limit.interval - 1) // limit.interval)
@@ -203,14 +232,18 @@ cdef class Bucket:
         """Takes ``n`` permits now, to be used after a wait. Earlier reservations wait less, and each sleeps once.
 
         Returns:
-            0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken; the wait w would be above ``max_wait`` ns.
+            0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken; the wait w would be above ``max_wait`` ns,
+            or above a day.
         """
         return bucket_reserve(
             &self.limit, self.tat, amount("n", n, 0), patience(max_wait), moment(now) or fr_clock()
         )
 
     def settle(self, delta, now=0) -> None:
-        """Charges ``delta`` permits more (into debt if they are not there), or gives back ``-delta``."""
+        """Charges ``delta`` permits more (into debt if they are not there), or gives back ``-delta``.
+
+        A debt that would take more than a day to work off is cut to a day.
+        """
         bucket_settle(&self.limit, self.tat, amount("delta", delta, -FR_TIME_MAX), moment(now) or fr_clock())
 
     def available(self, now=0) -> int:

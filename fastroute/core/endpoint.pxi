@@ -216,7 +216,7 @@ cdef class Endpoint(Limited):
         cdef bint busy = False
         cdef int lacking
         for attempt in range(16):
-            if not probe and breaker_peek(fr_load(&self.parts.hot.breaker), now) == 1:
+            if not probe and breaker_peek(&self.parts.rules, fr_load(&self.parts.hot.breaker), now) == 1:
                 # One machine of all may send the probe. It is asked for only when nothing here refuses the call: a
                 # machine that holds the right to probe and does not send keeps all the others waiting.
                 answer = endpoint_wait(&self.parts, tokens, reserved, now)
@@ -462,12 +462,12 @@ cdef class Endpoint(Limited):
     @property
     def in_flight(self) -> int:
         """Calls under way, over all processes."""
-        return max(fr_load_i32(&self.parts.hot.in_flight), 0)
+        return in_flight_of(self.parts.hot)
 
     @property
     def spread(self) -> float:
         """The average distance of a latency from the estimate before it, seconds."""
-        return fr_load_float(&self.parts.hot.spread)
+        return spread_of(self.parts.hot)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -513,14 +513,11 @@ cdef class Endpoint(Limited):
 
     def state(self, now=0) -> int:
         """CLOSED, OPEN or HALF_OPEN; an opening whose time is up reads HALF_OPEN."""
-        return breaker_state(fr_load(&self.parts.hot.breaker), moment(now) or fr_clock())
+        return breaker_state(&self.parts.rules, fr_load(&self.parts.hot.breaker), moment(now) or fr_clock())
 
     def reopens_in(self, now=0) -> int:
         """ns until an open breaker lets a probe through; 0 in every other state."""
-        cdef uint64_t word = fr_load(&self.parts.hot.breaker)
-        if control_state(word) != STATE_OPEN:
-            return 0
-        return max(0, control_time(word) - (moment(now) or fr_clock()))
+        return breaker_reopens(&self.parts.rules, fr_load(&self.parts.hot.breaker), moment(now) or fr_clock())
 
     def blocked(self, now=0) -> tuple[int, int]:
         """(ns left, reason), or (0, 0) when it is not blocked."""

@@ -22,13 +22,13 @@ cdef inline uint64_t *event_word(uint64_t **cells, uint64_t place) noexcept nogi
     return cells[place // CELL_WORDS] + 1 + place % CELL_WORDS
 
 
-cdef void count_event(uint64_t *word, uint64_t period) noexcept nogil:
+cdef void count_event(uint64_t *word, uint64_t period, uint64_t periods) noexcept nogil:
     cdef uint64_t seen = fr_load(word)
     cdef uint64_t wanted
     while True:
         # A thread that was held up since it read the clock must not replace the count of a later period. A full count
-        # must not carry into the period.
-        if seen >> 32 > period or (seen >> 32 == period and <uint32_t>seen == FULL_COUNT):
+        # must not carry into the period. A period further ahead than the ring is long is of no clock, and replaced.
+        if (seen >> 32 > period and (seen >> 32) - period <= periods) or (seen >> 32 == period and <uint32_t>seen == FULL_COUNT):
             return
         wanted = seen + 1 if seen >> 32 == period else (period << 32) | 1
         if fr_cas(word, &seen, wanted):
@@ -76,7 +76,7 @@ cdef class EventCount:
         """Counts one event."""
         cdef uint64_t period = self.period_of(moment(now) or fr_clock_coarse())
         fr_add(event_word(self.cells, 0), 1)
-        count_event(event_word(self.cells, 1 + period % <uint64_t>self.periods), period)
+        count_event(event_word(self.cells, 1 + period % <uint64_t>self.periods), period, <uint64_t>self.periods)
 
     def total(self) -> int:
         """Events since the segment was made."""

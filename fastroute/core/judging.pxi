@@ -309,7 +309,7 @@ cdef float unsettled_load(const Item *item, bint decay, int64_t now) noexcept no
     """The load of an unsettled endpoint: infinite if it is not available now, -1 if it waits for a probe."""
     cdef uint64_t word = fr_load(&item.hot.breaker)
     cdef double load
-    if item.most < 0 or block_left(fr_load(&item.hot.block), now) or breaker_peek(word, now) < 0:
+    if item.most < 0 or block_left(fr_load(&item.hot.block), now) or breaker_peek(&item.parts.rules, word, now) < 0:
         return <float>FR_INFINITY
     if control_state(word) != STATE_CLOSED:
         return -1.0
@@ -347,7 +347,7 @@ cdef inline int verdict_on(
     if is_unsettled(item.hot):
         if block_left(fr_load(&item.hot.block), wish.now):
             return VERDICT_BLOCKED
-        gate = breaker_peek(fr_load(&item.hot.breaker), wish.now)
+        gate = breaker_peek(&item.parts.rules, fr_load(&item.hot.breaker), wish.now)
         if gate < 0:
             return VERDICT_BREAKER
         probe[0] = gate == 1
@@ -375,7 +375,7 @@ cdef inline double key_of(
     if strategy == BY_WEIGHT:
         return weighted_key(wish.seed, index, item.inverse_weight)
     if strategy == BY_BUSY:
-        return max(fr_load_i32(&item.hot.in_flight), 0) * item.inverse_weight
+        return in_flight_of(item.hot) * item.inverse_weight
     if strategy == BY_COST:
         return <double>price if price >= 0 else FR_INFINITY
     if strategy == BY_USAGE:

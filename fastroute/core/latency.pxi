@@ -28,6 +28,9 @@ cdef extern from *:
     #define FR_HEALTH_TAU 20.0       /* with this time constant: from a score of 0 it is above 70 after 29 s */
     #define FR_UNHEALTHY 301         /* so many units lost: the score is under 70, as after three failures in a row */
     #define fr_rarely(condition) __builtin_expect(!!(condition), 0)
+    #define FR_LONGEST 1e6           /* seconds: a latency above it was written by something else, and is unknown */
+    #define FR_MOST_TOKENS 1e18
+    #define FR_HIGHEST_LOAD 1e30
     #define FR_LAST 1e6              /* the load of an unhealthy endpoint is so many times as high */
     """
     const double FR_FAILURE_ALPHA    # what one result moves the failure rate by, towards 0 or 1
@@ -40,6 +43,9 @@ cdef extern from *:
     const double FR_HEALTH_REST
     const double FR_HEALTH_TAU
     const int FR_UNHEALTHY
+    const double FR_LONGEST
+    const double FR_MOST_TOKENS
+    const double FR_HIGHEST_LOAD
     const double FR_LAST
     bint fr_rarely(bint condition) noexcept nogil
 
@@ -95,7 +101,7 @@ cdef inline double lost_at(uint64_t word, uint32_t stamp) noexcept nogil:
     They fade only while an endpoint has no results, so that it is tried again. How often it is looked at does not
     matter.
     """
-    cdef double lost = <double>(word >> 54) / FR_LOST_UNITS
+    cdef double lost = min(<double>(word >> 54) / FR_LOST_UNITS, 100.0)
     cdef double idle = fr_elapsed(stamp, fr_stamp(word)) - FR_HEALTH_REST
     return lost * fr_decay(idle / FR_HEALTH_TAU) if idle > 0 and lost > 0 else lost
 
@@ -108,9 +114,26 @@ cdef inline double success_of(double failure) noexcept nogil:
     return max(1.0 - failure, FR_MIN_SUCCESS)
 
 
+# Ranking reads these floats as they are: whatever they are, they only order endpoints. What would stay wrong, because an
+# infinite average never fades and NaN is neither before nor behind another, is mended by the next look for dead workers
+# (`mend_endpoints`) or by the next call that ends.
+
+
+cdef inline double latency_of(uint64_t word) noexcept nogil:
+    return fr_within(fr_value(word), FR_LONGEST)
+
+
+cdef inline double spread_of(const Hot *hot) noexcept nogil:
+    return fr_within(fr_load_float(&hot.spread), FR_LONGEST)
+
+
+cdef inline int32_t in_flight_of(const Hot *hot) noexcept nogil:
+    return min(max(fr_load_i32(&hot.in_flight), 0), MAX_IN_FLIGHT)
+
+
 cdef inline void refresh_load(Hot *hot) noexcept nogil:
     """Computes ``load`` from its parts. Of two threads at once the older value may stay, until the next call."""
-    cdef int32_t in_flight = max(fr_load_i32(&hot.in_flight), 0)
+    cdef int32_t in_flight = in_flight_of(hot)
     cdef float score = fr_load_float(&hot.score)
     if score == 0 and in_flight:
         score = <float>FR_UNMEASURED
@@ -160,7 +183,7 @@ cdef inline void latency_record(const LatencyCells *cells, int outcome, double x
     if outcome == OUTCOME_OK and x > 0:
         word = fr_load(&cells.hot.ewma)
         while True:
-            ewma = fr_value(word)
+            ewma = latency_of(word)
             new = x
             if x <= ewma:
                 weight = fr_decay(fr_elapsed(stamp, fr_stamp(word)) * cells.inverse_tau)
@@ -172,7 +195,7 @@ cdef inline void latency_record(const LatencyCells *cells, int outcome, double x
         if ewma == 0:
             spread = x * 0.5
         else:
-            spread = fr_load_float(&cells.hot.spread)
+            spread = spread_of(cells.hot)
             spread += 0.25 * (deviation - spread)
         fr_store_float(&cells.hot.spread, <float>spread)
     set_score(cells)
@@ -193,7 +216,9 @@ cdef int samples_read(const LatencyCells *cells, double *out) noexcept nogil:
     cdef uint32_t index
     for i in range(count):
         index = (total - 1 - i) % SAMPLES
-        out[i] = fr_load_float(<float *>(cells.samples[index // CELL_SAMPLES] + 1) + index % CELL_SAMPLES)
+        out[i] = fr_within(
+            fr_load_float(<float *>(cells.samples[index // CELL_SAMPLES] + 1) + index % CELL_SAMPLES), FR_LONGEST
+        )
     return count
 
 
@@ -234,7 +259,7 @@ cdef tuple health_of(const LatencyCells *cells, int64_t now):
     cdef uint64_t word = fr_load(&cells.cold.health)
     cdef int count = <int>(word >> 50 & 0x3F)
     cdef double lost = lost_at(fr_load(&cells.hot.failure), fr_millis(now))
-    return (100 - <int>(lost + 0.5), health_errors(word) / <double>count if count else 0.0)
+    return (100 - <int>(lost + 0.5), min(health_errors(word) / <double>count, 1.0) if count else 0.0)
 
 
 cdef inline void health_mend(const LatencyCells *cells) noexcept nogil:
@@ -261,7 +286,7 @@ cdef inline void result_record(const LatencyCells *cells, int outcome, double x,
 
 cdef inline double ewma_at(const LatencyCells *cells, int64_t now) noexcept nogil:
     cdef uint64_t word = fr_load(&cells.hot.ewma)
-    return fr_value(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
+    return latency_of(word) * fr_decay(fr_elapsed(fr_millis(now), fr_stamp(word)) * cells.inverse_tau)
 
 
 cdef inline double failure_at(const LatencyCells *cells, int64_t now) noexcept nogil:
@@ -289,9 +314,9 @@ cdef void ttft_record(const LatencyCells *cells, double x, bint reasoning) noexc
     cdef uint64_t seen, samples
     cdef double mean, deviation
     while True:
-        mean = fr_value(word)
-        deviation = fr_float_of_bits(fr_stamp(word))
-        if word == 0:
+        mean = latency_of(word)
+        deviation = fr_within(fr_float_of_bits(fr_stamp(word)), FR_LONGEST)
+        if mean == 0:
             mean = x
             deviation = x * 0.5
         else:
@@ -323,7 +348,7 @@ cdef double ttft_limit(const LatencyCells *cells, bint reasoning) noexcept nogil
     if (counts >> 8 & 0xFFFFFF) < TTFT_MIN_SAMPLES:
         return 0.0
     # RFC 6298 waits for mean + 4 deviations; half as much again, since a call that is moved too early pays twice.
-    limit = 1.5 * (fr_value(word) + 4.0 * fr_float_of_bits(fr_stamp(word)))
+    limit = 1.5 * (latency_of(word) + 4.0 * fr_within(fr_float_of_bits(fr_stamp(word)), FR_LONGEST))
     limit = max(limit, 5.0)
     return min(limit * <double>(1 << min(<int>(counts & 0xFF), 16)), 600.0)
 
@@ -341,7 +366,8 @@ cdef int set_retry_rules(RetryRules *rules, double ratio, double reserve_per_s, 
 
 
 cdef inline double retry_balance(const RetryRules *rules, uint64_t word, uint32_t stamp) noexcept nogil:
-    if word == 0:
+    # Any other number was not written here; a budget that could be read as NaN would allow every retry.
+    if word == 0 or not 0.0 <= fr_value(word) <= <float>rules.most:
         return rules.rest
     return rules.rest + (fr_value(word) - rules.rest) * fr_decay(fr_elapsed(stamp, fr_stamp(word)) * rules.inverse_ttl)
 
@@ -371,8 +397,7 @@ cdef bint retry_change(
 cdef class Latency:
     """How quick and how reliable an endpoint is, learned from its calls; shared by name.
 
-    Averages are kept as 32-bit floats, their time stamps in whole ms (an endpoint idle for over 24 days reads as if
-    no time had passed).
+    Averages are kept as 32-bit floats, their time stamps in whole ms, which wrap after 49 days.
 
     Args:
         segment: Where the state lives.
@@ -414,7 +439,7 @@ cdef class Latency:
     @property
     def spread(self) -> float:
         """The average distance of a latency from the estimate before it, seconds."""
-        return fr_load_float(&self.cells.hot.spread)
+        return spread_of(self.cells.hot)
 
     def success_rate(self, now=0) -> float:
         """1 minus the failure rate faded to ``now``."""

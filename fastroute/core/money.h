@@ -73,13 +73,6 @@ static inline int fr_cas_pair(fr_pair *pair, uint64_t value, uint64_t mark, uint
 
 #endif
 
-/* All bytes of a word, taken together by exclusive or: one changed byte always changes it. */
-static inline uint64_t fr_fold(uint64_t word) {
-    word ^= word >> 32;
-    word ^= word >> 16;
-    return (word ^ word >> 8) & 0xff;
-}
-
 /* A check word. The factors are odd, so a change of one field alone always changes the sum. */
 static inline uint64_t fr_seal(uint64_t turn, uint64_t amount, uint64_t lease, uint64_t purse, uint64_t stamp) {
     return turn * 0x9e3779b97f4a7c15u + amount * 0xbf58476d1ce4e5b9u + lease * 0x94d049bb133111ebu +

@@ -43,7 +43,6 @@ cdef extern from "money.h" nogil:
         uint64_t mark
     const bint FR_HAS_PAIRS
     bint fr_cas_pair(fr_pair *pair, uint64_t value, uint64_t mark, uint64_t new_value, uint64_t new_mark) noexcept
-    uint64_t fr_fold(uint64_t word) noexcept
     uint64_t fr_seal(uint64_t turn, uint64_t amount, uint64_t lease, uint64_t purse, uint64_t stamp) noexcept
     void fr_about_to_write() noexcept
     void fr_die_after(int64_t writes) noexcept

@@ -12,7 +12,8 @@
 # When the shared state cannot be reached, the machine goes on with its part of the limit, taken from these mirrors:
 # each permit then costs as many as there are machines, which divides the limit by their number without a second bucket.
 #
-# A process killed between two steps loses permits and never makes any.
+# A process killed between two steps loses permits and never makes any. A balance, a time or a turn that no lease can have
+# brought is unknown: `Lease.balance` and `Lease.permits`, which are asked once a second, replace it by no lease at all.
 #
 # How many calls this machine may have under way is leased as well. A word beside the balances says how many, and until
 # when. It grows after other machines have given up their part, and is made smaller here before any of it is given back.
@@ -26,6 +27,9 @@
 cdef enum:
     KIND_POOL = 14
     PERMITS_ALONE = 1 << 15      # in a lease of permits: this machine's own part, as the shared state was out of reach
+
+cdef int64_t MAX_LEASE = 3_600_000_000_000            # an hour; leases last for seconds
+cdef uint64_t MAX_TURN = <uint64_t>1 << 50            # the shared state counts turns in floating point
 
 # Struct ---------------------------------------------------------------------------------------------------------------
 
@@ -71,6 +75,21 @@ cdef void pair_add(fr_pair *pair, int64_t delta) noexcept nogil:
             return
 
 
+cdef void pair_mend(fr_pair *pair, const Limit *limit, int64_t now) noexcept nogil:
+    """Replaces a balance that no leases can have brought, or one that would be good for ever, by none."""
+    cdef int64_t until, balance, debt
+    if limit.per_minute <= 0:
+        return
+    debt = fr_sum(limit.burst, 2 * MAX_DEBT // limit.interval)
+    while True:
+        until = fr_load_i64(<int64_t *>&pair.mark)
+        balance = fr_load_i64(<int64_t *>&pair.value)
+        if until <= now + MAX_LEASE and -debt <= balance <= fr_product(4, limit.burst):
+            return
+        if fr_cas_pair(pair, <uint64_t>balance, <uint64_t>until, 0, 0):
+            return
+
+
 cdef void pair_grant(fr_pair *pair, int64_t n, int64_t until, int64_t now) noexcept nogil:
     """Adds a lease to what is still good."""
     # What expired is dropped: permits leased a while ago, used now together with the new ones, would be a burst above
@@ -100,7 +119,7 @@ cdef int64_t pair_drain(fr_pair *pair, int64_t keep, int64_t now) noexcept nogil
             return balance - keep if <int64_t>until > now else 0
 
 
-cdef inline int64_t lack_wait(const Limit *limit, const int64_t *mirror, int64_t lacking, int64_t now) noexcept nogil:
+cdef inline int64_t lack_wait(const Limit *limit, int64_t *mirror, int64_t lacking, int64_t now) noexcept nogil:
     return max(0, bucket_wait(limit, mirror, min(lacking, limit.burst), now))
 
 
@@ -258,6 +277,8 @@ cdef class Lease:
     def balance(self, now=0) -> tuple[int, int]:
         """(requests, tokens) that may be taken now; negative: a debt."""
         cdef int64_t time = moment(now) or fr_clock()
+        pair_mend(&self.pool.requests, &self.parts.requests, time)
+        pair_mend(&self.pool.tokens, &self.parts.tokens, time)
         return (pair_good(&self.pool.requests, time), pair_good(&self.pool.tokens, time))
 
     def grant(self, requests, tokens, until, now=0) -> None:
@@ -345,8 +366,12 @@ cdef class Lease:
         while True:
             turn = fr_load(&self.pool.permits.mark)
             word = fr_load(<uint64_t *>&self.pool.permits.value)
-            if turn == fr_load(&self.pool.permits.mark):
+            if turn != fr_load(&self.pool.permits.mark):
+                continue
+            if turn < MAX_TURN and <int64_t>(word >> 16) * 1000 - time <= MAX_LEASE:
                 break
+            # No lease, under a turn that the next answer of the shared state raises.
+            fr_cas_pair(&self.pool.permits, word, turn, 0, turn + 1 if turn < MAX_TURN else 1)
         cdef int64_t left = max(0, <int64_t>(word >> 16) * 1000 - time)
         return (
             <int>(word & 0x7FFF) if left else 0, permits_counted(self.parts), turn, left,
@@ -397,7 +422,7 @@ cdef class Lease:
                 control, &word,
                 control_word(
                     STATE_OPEN, 0, min(control_backoff(word) + 1, <uint64_t>BACKOFF_MAX), control_epoch(word) + 1,
-                    ms_of(until),
+                    ms_of(min(until, time + self.parts.rules.max_open)),
                 ),
             ):
                 return True

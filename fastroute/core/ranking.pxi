@@ -265,7 +265,9 @@ cdef class Ranking:
         cdef bint probe
         for i in range(self.count):
             if result.verdicts_[i] >= VERDICT_QUALITY:
-                probe = breaker_peek(fr_load(&self.items[i].hot.breaker), wish.now) == 1
+                probe = breaker_peek(
+                    &self.items[i].parts.rules, fr_load(&self.items[i].hot.breaker), wish.now
+                ) == 1
                 candidate.place = -self.offer_of(i).quality
                 self.describe(candidate, i, terms[self.items[i].offer].price, wish)
                 result.failing |= fr_load(&self.items[i].hot.failure)
@@ -432,8 +434,11 @@ cdef class Ranking:
         cdef int best
         if self.groups == 1 and self.configurations_seen == configurations:
             if kind == BY_LATENCY:
-                return self.pick_least_loaded(lot, decay, time)
-            if kind == BY_TWO_CHOICES:
+                # A load that is no number is not the least of any: then all are ranked.
+                best = self.pick_least_loaded(lot, decay, time)
+                if best >= 0:
+                    return best
+            elif kind == BY_TWO_CHOICES:
                 best = self.pick_of_two(lot, decay, time)
                 if best >= 0:
                     return best

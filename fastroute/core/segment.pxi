@@ -7,6 +7,10 @@
 # by open addressing and claimed by one compare-and-swap of its key. All-zero state is a valid beginning for every
 # kind, so claiming has no second step that a killed process could leave undone. Cells are never given back: a search
 # may therefore stop at the first empty cell, and a pointer to a cell stays valid as long as the mapping.
+#
+# A file can be written by whoever may open it, the machine's neighbour. So every index is masked, and every count, kind,
+# time and number checked where it is read, once, in a local variable. What cannot be is unknown: it is mended by one
+# swap, or the cell is set aside and begun anew. Damage to one cell costs what that cell said and nothing else.
 
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -23,6 +27,8 @@ cdef extern from "atomics.h" nogil:
     bint fr_cas_i32(int32_t *word, int32_t *expected, int32_t desired) noexcept
     uint16_t fr_load_u16(const uint16_t *word) noexcept
     bint fr_cas_u16(uint16_t *word, uint16_t expected, uint16_t desired) noexcept
+    double fr_within(double value, double most) noexcept
+    uint64_t fr_fold(uint64_t word) noexcept
     uint64_t fr_pack(float value, uint32_t stamp) noexcept
     float fr_value(uint64_t word) noexcept
     uint32_t fr_stamp(uint64_t word) noexcept
@@ -69,6 +75,8 @@ cdef enum:
     HEADER_CELLS = 2
     WORKER_CELLS = 64            # 256 workers of 16 bytes; number 0 is not used: it marks a permit as free
     WORKERS = 256
+    SCRUB = 512                  # cells that one `reap` scrubs
+    REACH = 64                   # a cell further from where its search begins is not looked for by way of damaged ones
     LOOKS = 4                    # living pids whose start time one `reap` compares: each costs a read of /proc
     BURIALS = 16                 # dead workers that one `reap` cleans up, so that one call is not held up for long
     LISTED = 14                  # endpoints in one cell of their list
@@ -89,6 +97,7 @@ cdef enum:                       # the low four bits of a key
     KIND_WAITING = 12            # 10 and 11 are money's, 14 is pool's, 15 tail's, 16 event_count's
     KIND_LIST = 13
 
+cdef uint64_t SET_ASIDE = 1 << 4                      # the key of a damaged cell; no name has it, so nobody looks for it
 cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes
 cdef int64_t TEND_NS = 500_000_000                    # how often one of the workers looks for dead ones
 cdef uint64_t ENDPOINTS = 0x656e6470_6f696e74         # the name of the list of endpoints
@@ -117,7 +126,7 @@ cdef struct Hot:                 # one cell: all that ranking reads of an endpoi
     int32_t in_flight            # calls now under way, approximate (the permits are exact)
     float load                   # score * (in_flight + 1), kept ready for the quickest choice; see refresh_load
     uint64_t breaker             # control word, see breaker.pxi
-    uint64_t block               # excluded until (us) << 8 | reason
+    uint64_t block               # check byte << 56 | excluded until (us) << 8 | reason
     uint64_t ewma                # float seconds | stamp
     uint64_t failure             # points of health lost | failure rate | stamp, see latency.pxi
     float spread                 # float seconds
@@ -136,20 +145,33 @@ cdef struct Cold:                # one cell: what only admit and finish touch
 
 # Functions ------------------------------------------------------------------------------------------------------------
 
+cdef inline bint is_blank(const uint64_t *cell) noexcept nogil:
+    cdef int word
+    cdef uint64_t any = 0
+    for word in range(1, 8):
+        any |= fr_load(cell + word)
+    return any == 0
+
+
 cdef uint64_t *find_cell(uint64_t *cells, uint64_t mask, uint64_t key, bint claim) noexcept nogil:
     """The cell of a key: claimed if it was not there and ``claim`` is set. NULL: not there, or the table is full."""
     cdef uint64_t index = (key >> 4) & mask
     cdef uint64_t step
     cdef uint64_t *cell
     cdef uint64_t found
+    cdef bint blank
     for step in range(mask + 1):
         cell = cells + 8 * ((index + step) & mask)
         found = fr_load(cell)
         if found == 0:
             if not claim:
                 return NULL
-            if fr_cas(cell, &found, key):
-                return cell
+            # Without a key but not empty: its key was damaged, and its state is not this name's to begin with.
+            blank = is_blank(cell)
+            if fr_cas(cell, &found, key if blank else SET_ASIDE):
+                if blank:
+                    return cell
+                continue
         # After a lost swap `found` is the winner's key, which may be the one wanted here: two processes that claim one
         # name at once meet in one cell.
         if found == key:
@@ -165,15 +187,23 @@ cdef uint64_t sub_key(uint64_t name, uint64_t kind, uint64_t number) noexcept no
     return (name & ~<uint64_t>15) | kind
 
 
-cdef uint64_t *listed(uint64_t *table, uint64_t mask, uint64_t number) noexcept nogil:
-    """The hot cell of the ``number``-th endpoint of the segment; NULL after the last."""
-    cdef uint64_t *cell = find_cell(table, mask, sub_key(ENDPOINTS, KIND_LIST, number // LISTED), False)
+cdef uint64_t *next_listed(uint64_t *table, uint64_t mask, uint64_t *number) noexcept nogil:
+    """The hot cell of the first endpoint on the list from a place on, which is set behind it; NULL after the last."""
+    cdef uint64_t *cell
+    cdef uint64_t *hot
     cdef uint32_t index
-    if cell is NULL:
-        return NULL
-    index = <uint32_t>fr_load_i32(<int32_t *>(cell + 1) + number % LISTED)
-    # The mapping may be a file that something else has written to: an index is checked before it becomes an address.
-    return NULL if index == 0 or index > mask + 1 else table + 8 * <uint64_t>(index - 1)
+    while True:
+        cell = find_cell(table, mask, sub_key(ENDPOINTS, KIND_LIST, number[0] // LISTED), False)
+        if cell is NULL:
+            return NULL
+        index = <uint32_t>fr_load_i32(<int32_t *>(cell + 1) + number[0] % LISTED)
+        number[0] += 1
+        # The mapping may be a file that something else has written to: an index is checked before it becomes an
+        # address, and what is there before it is taken for an endpoint. A place that names none hides no other.
+        if 0 < index <= mask + 1:
+            hot = table + 8 * <uint64_t>(index - 1)
+            if (fr_load(hot) & 15) == KIND_ENDPOINT:
+                return hot
 
 
 cdef bint enlist(uint64_t *table, uint64_t mask, uint64_t *endpoint) noexcept nogil:
@@ -339,6 +369,11 @@ cdef class Segment:
     cdef Worker *workers
     cdef uint64_t *table
     cdef uint64_t mask
+    cdef Header made               # the header as it was checked, and what `reap` makes of it again
+    cdef uint64_t *keys            # the key of every cell that this process has claimed, by its index
+    cdef uint64_t owner            # what is in this process's slot, as it was claimed
+    cdef uint64_t started
+    cdef uint64_t scrubbed         # where the next `reap` scrubs
     cdef fr_file file              # the mapping's file, kept open for the lock that says it is in use; 0: none
     # This process's slot in the low half, the fork count at which it was claimed in the high half. The object's memory
     # is private to a process: a forked child inherits the word, sees another fork count and claims its own slot.
@@ -358,6 +393,7 @@ cdef class Segment:
     def __dealloc__(self):
         if self.memory is not NULL:
             munmap(self.memory, self.bytes)
+        PyMem_Free(self.keys)
         if self.file.fd > 0:
             fr_drop_file(&self.file)
 
@@ -391,6 +427,7 @@ cdef class Segment:
         if fresh:
             segment.write_header()
         segment.check_header()
+        segment.scrub(0, segment.mask + 1)
         if not fr_keep_file(&segment.file, fd):
             raise OSError(errno, "the state file's descriptor cannot be duplicated")
         return segment
@@ -406,6 +443,9 @@ cdef class Segment:
         self.workers = <Worker *>(<char *>self.memory + HEADER_CELLS * CELL_BYTES)
         self.table = <uint64_t *>(<char *>self.memory + (HEADER_CELLS + WORKER_CELLS) * CELL_BYTES)
         self.mask = bytes // CELL_BYTES - HEADER_CELLS - WORKER_CELLS - 1
+        self.keys = <uint64_t *>PyMem_Calloc(self.mask + 1, sizeof(uint64_t))
+        if self.keys is NULL:
+            raise MemoryError(f"no memory for the keys of {self.mask + 1} cells")
         return 0
 
     cdef int write_header(self) except -1:
@@ -419,10 +459,12 @@ cdef class Segment:
         # Last, because it covers the fields above. No other process can see a half-written header: an anonymous mapping
         # is not shared yet, and a fresh file has no name yet.
         header.checksum = header_checksum(header)
+        self.made = header[0]
         return 0
 
     cdef int check_header(self) except -1:
-        cdef const Header *header = self.header
+        cdef const Header *header = &self.made
+        self.made = self.header[0]           # a copy, which cannot change between this check and its use
         # From the most general to the most specific, so that the reason given is the helpful one: a file of another
         # layout is not called damaged only because its checksum is computed otherwise.
         if fr_load(&header.magic) != SEGMENT_MAGIC:
@@ -490,7 +532,9 @@ cdef class Segment:
         """
         cdef int64_t time = moment(now) or fr_clock_coarse()
         cdef int64_t seen = fr_load_i64(&self.header.tended)
-        if 0 <= time - seen < TEND_NS or not fr_cas_i64(&self.header.tended, &seen, time):
+        self.hold_slot()
+        # Without signs: a time ahead of now, which nothing here has written, is far from it too.
+        if <uint64_t>time - <uint64_t>seen < <uint64_t>TEND_NS or not fr_cas_i64(&self.header.tended, &seen, time):
             return 0
         return self.reap()
 
@@ -516,7 +560,8 @@ cdef class Segment:
         for step in range(1, WORKERS):
             number = (last + step - 1) % (WORKERS - 1) + 1
             seen = fr_load(&self.workers[number].owner)
-            if <uint32_t>seen == 0:
+            # This process lives, whatever its slot says.
+            if <uint32_t>seen == 0 or number == self.worker_if_any():
                 continue
             # Of a slot that is being reaped, this pid is the reaper's, which may have been killed in its turn.
             if fr_process_exists(<int>(seen & 0x7FFFFFFF)):
@@ -541,8 +586,67 @@ cdef class Segment:
             reaped += 1
             if reaped == BURIALS:
                 break
-        mend_in_flight(self.table, self.mask)
+        self.restore()
+        self.scrub(self.scrubbed, SCRUB)
+        self.scrubbed = (self.scrubbed + SCRUB) & self.mask
+        mend_endpoints(self.table, self.mask, self.workers)
         return reaped
+
+    cdef void restore(self) noexcept nogil:
+        """Writes again what this process knows to have been in the header and in the keys of its cells."""
+        cdef const uint64_t *fields = <const uint64_t *>&self.made
+        cdef uint64_t *header = <uint64_t *>self.header
+        cdef uint64_t index, seen
+        for index in range(7):       # up to the checksum; a process that joins must find what this one found
+            if fr_load(header + index) != fields[index]:
+                fr_store(header + index, fields[index])
+        for index in range(self.mask + 1):
+            if self.keys[index]:
+                seen = fr_load(self.table + 8 * index)
+                if seen != self.keys[index]:
+                    fr_cas(self.table + 8 * index, &seen, self.keys[index])
+
+    cdef void scrub(self, uint64_t first, uint64_t count) noexcept nogil:
+        """Mends the table where a damaged key would hide other cells, or be taken for a cell that nobody has used."""
+        cdef uint64_t index, step, home, distance, key, seen
+        cdef uint64_t *cell
+        for index in range(first, min(first + count, self.mask + 1)):
+            cell = self.table + 8 * index
+            key = fr_load(cell)
+            if key == 0:
+                # State without a key. A cell that was claimed in between has a key by now, and the swap fails.
+                if not is_blank(cell):
+                    fr_cas(cell, &key, SET_ASIDE)
+                continue
+            # A cell is claimed behind cells that are taken, so an empty one before it has lost its key.
+            home = (key >> 4) & self.mask
+            distance = (index - home) & self.mask
+            for step in range(distance if distance <= REACH else 0):
+                seen = 0
+                if fr_load(self.table + 8 * ((home + step) & self.mask)) == 0:
+                    fr_cas(self.table + 8 * ((home + step) & self.mask), &seen, SET_ASIDE)
+            if (key & 15) == KIND_ENDPOINT:
+                enlist(self.table, self.mask, cell)
+
+    cdef inline void hold_slot(self) noexcept:
+        """Mends this process's slot, which others would reap, or a new process take, if its pid was damaged."""
+        cdef int slot = self.worker_if_any()
+        if slot and fr_rarely(
+            fr_load(&self.workers[slot].owner) != self.owner or fr_load(&self.workers[slot].started) != self.started
+        ):
+            self.mend_slot(slot)
+
+    cdef void mend_slot(self, int slot) noexcept:
+        cdef uint64_t seen = fr_load(&self.workers[slot].owner)
+        if <uint32_t>seen == <uint32_t>self.owner:
+            self.owner = seen        # another epoch does no harm
+        elif seen >> 32 != self.owner >> 32 or (seen & REAPING and fr_process_exists(<int>(seen & 0x7FFFFFFF))):
+            # Reaped, or under a new owner: what this process held there has been given back. It claims another slot.
+            fr_store(&self.slot_word, 0)
+            return
+        elif not fr_cas(&self.workers[slot].owner, &seen, self.owner):
+            return
+        fr_store(&self.workers[slot].started, self.started)
 
     cdef inline bint is_free(self, uint64_t slot) noexcept nogil:
         """Whether no process has this slot. Number 0 is nobody's."""
@@ -577,7 +681,7 @@ cdef class Segment:
         cdef uint64_t pid = <uint64_t>getpid()
         cdef uint64_t seen
         cdef uint64_t start = <uint64_t>max(fr_process_start(<int>pid), <int64_t>0)
-        if pid_namespace() != self.header.namespace:
+        if pid_namespace() != self.made.namespace:
             # Other workers would look its pid up in their own namespace, find none or a stranger, take this worker for
             # dead and free its permits.
             raise RuntimeError("this process has left the pid namespace of the state that it inherited")
@@ -590,6 +694,7 @@ cdef class Segment:
                 # decides; the others free theirs, under a new epoch as after every owner.
                 if fr_cas(&self.slot_word, &word, forks << 32 | number):
                     fr_store(&self.workers[number].started, start)
+                    self.owner, self.started = seen | pid, start
                     return <int>number
                 fr_store(&self.workers[number].owner, seen + (<uint64_t>1 << 32))
                 return <int>(word & 0xFF)
@@ -613,4 +718,5 @@ cdef class Segment:
                 f"all {self.mask + 1} cells of the segment are taken; "
                 f"make it with more, Segment(cells={2 * (self.mask + 1)})"
             )
+        self.keys[(cell - self.table) // 8] = sub_key(name, kind, number)
         return cell

@@ -48,7 +48,8 @@ cdef int slice_at(const TailCells *cells, uint64_t minute) noexcept nogil:
     cdef int cell, lane
     while word >> 32 != minute:
         # A thread that was held up between reading the clock and this must not empty the slice of a later minute.
-        if word >> 32 > minute:
+        # One more than five minutes ahead is of no clock: the slice is taken over.
+        if word >> 32 > minute and (word >> 32) - minute <= SLICES:
             return -1
         # The swap sets the hedges of the new minute to 0 with its stamp, so their count is exact from the first on.
         if fr_cas(cells.slices + slice, &word, minute << 32):

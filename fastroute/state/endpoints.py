@@ -52,6 +52,10 @@ class BlockReason(enum.IntEnum):
     HOST_DOWN = 6
     REFUSALS = 7
 
+    @classmethod
+    def _missing_(cls, value: object) -> BlockReason:
+        return cls.NONE  # a number that nothing here has written into the shared state
+
     @property
     def words(self) -> str:
         return _BLOCK_WORDS.get(self) or self.name.lower().replace("_", " ")

@@ -18,7 +18,7 @@ class EventCount:
         self.all.append(now)
         period = (now or clock()) // self.span
         known, count = self.seen.get(period % self.periods, (-1, 0))
-        if known <= period:
+        if known <= period or known - period > self.periods:  # a period that far ahead is of no clock
             self.seen[period % self.periods] = (period, count + 1 if known == period else 1)
 
     def total(self) -> int:
