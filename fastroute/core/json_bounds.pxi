@@ -83,8 +83,8 @@ cdef inline bint json_is_empty(const uint8_t *start, const uint8_t *closing) noe
     return False
 
 
-cdef int64_t json_count(const uint8_t *start, int64_t size, const JSONBounds *most) noexcept nogil:
-    """The number of keys, or which bound is exceeded. A NUL follows the document."""
+cdef int64_t json_count(const uint8_t *start, int64_t size, const JSONBounds *most, int64_t *counted) noexcept nogil:
+    """The number of keys, or which bound is exceeded; ``counted`` is the number of values. A NUL follows the document."""
     cdef const uint8_t *at = start
     cdef const uint8_t *end = start + size
     cdef const uint8_t *quote
@@ -128,10 +128,11 @@ cdef int64_t json_count(const uint8_t *start, int64_t size, const JSONBounds *mo
         elif at >= end:
             break
         at += 1
+    counted[0] = values
     return JSON_VALUES if values > most.values else keys
 
 
-def json_check(data, depth, values, keys, key_length, /) -> int:
+def json_check(data, depth, values, keys, key_length, /) -> tuple[int, int]:
     """Checks how much is in a JSON document, without parsing it.
 
     Linear in its size; a document that is not JSON is not an error here. The GIL is released for large documents.
@@ -144,7 +145,7 @@ def json_check(data, depth, values, keys, key_length, /) -> int:
         key_length: The most bytes of one key, as it is written.
 
     Returns:
-        The number of keys.
+        The number of values and of keys.
 
     Raises:
         JSONBoundsError: A bound is exceeded. The message contains none of the data.
@@ -153,6 +154,7 @@ def json_check(data, depth, values, keys, key_length, /) -> int:
     cdef const uint8_t *start = NULL
     cdef Py_ssize_t size = 0
     cdef int64_t found
+    cdef int64_t counted = 0
     most.depth, most.values, most.keys, most.key_length = depth, values, keys, key_length
     if type(data) is str:
         try:
@@ -164,12 +166,12 @@ def json_check(data, depth, values, keys, key_length, /) -> int:
             raise TypeError(f"data must be bytes or str, not {type(data).__name__}")
         start, size = <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
     if size < JSON_RELEASING:
-        found = json_count(start, size, &most)
+        found = json_count(start, size, &most, &counted)
     else:
         with nogil:
-            found = json_count(start, size, &most)
+            found = json_count(start, size, &most, &counted)
     if found >= 0:
-        return found
+        return counted, found
     if found == JSON_TOO_DEEP:
         raise JSONBoundsError(f"JSON nested more than {depth} deep")
     if found == JSON_VALUES:

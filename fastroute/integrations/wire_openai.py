@@ -167,7 +167,9 @@ def _document(body: bytes, limits: BodyLimits) -> Any:
         _refuse("the body must not begin with a byte order mark")
     try:
         # Before any object is made of it: a few bytes of JSON can become very many bytes of objects.
-        keys = json_check(body, limits.max_depth, limits.max_values, limits.max_keys, jsontext.MAX_KEY_LENGTH)
+        _, keys = json_check(
+            body, limits.max_depth, limits.max_values, limits.max_keys, jsontext.MAX_KEY_LENGTH
+        )
         if not body.isascii():
             body.decode()  # only checked: what is not UTF-8 would be replaced below
         value = jsontext.unbounded(body)

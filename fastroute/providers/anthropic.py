@@ -305,7 +305,7 @@ class _AnthropicStream(StreamDecoder):
         data = event.data
         if self.done or not data or data.isspace():
             return ()
-        value = event_json(event, self._target)
+        value = event_json(event, self._target, self)
         if not isinstance(value, dict):
             raise not_an_object(value, self._target)
         kind = value.get("type")

@@ -36,12 +36,14 @@ class StreamDecoder(ABC):
         usage: the last usable usage from the provider; None if there was none (then estimate it).
         output_chars: characters received in all choices (content, refusals, reasoning, tool arguments), from
             which the tokens of an answer that was cut off are estimated.
+        values: JSON values of all events so far.
     """
 
     def __init__(self, model: str = "") -> None:
         self.done = False
         self.usage: types.Usage | None = None
         self.output_chars = 0
+        self.values = 0
         self._choices: dict[int, ChoiceSoFar] = {}
         self._id = ""
         self._created = 0

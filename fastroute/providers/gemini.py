@@ -512,7 +512,7 @@ class _GeminiStream(StreamDecoder):
         data = event.data
         if self.done or not data or data.isspace():
             return ()
-        value = event_json(event, self._target)
+        value = event_json(event, self._target, self)
         _raise_error(value, self._target)
         if not isinstance(value, dict):
             raise malformed("a stream event is not a JSON object")

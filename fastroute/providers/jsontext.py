@@ -40,14 +40,18 @@ class TruncatedJSON(ValueError):
     """The JSON stops before its end."""
 
 
-def check(data: bytes | str, max_values: int = MAX_VALUES) -> None:
+def check(data: bytes | str, max_values: int = MAX_VALUES) -> int:
     """Checks how deep a document is nested, and how many values and how long keys it has, without parsing it.
+
+    Returns:
+        The number of its values.
 
     Raises:
         JSONBoundsError: a bound is exceeded.
     """
     # A value has at most one key, so the number of keys needs no bound of its own.
-    json_check(data, MAX_DEPTH, max_values, max_values, MAX_KEY_LENGTH)
+    values, _ = json_check(data, MAX_DEPTH, max_values, max_values, MAX_KEY_LENGTH)
+    return values
 
 
 def loads(data: bytes | str, max_values: int = MAX_VALUES) -> Any:

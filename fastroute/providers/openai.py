@@ -366,7 +366,7 @@ class _OpenAIStream(StreamDecoder):
         if data == "[DONE]" or data.strip() == "[DONE]":
             self.done = True
             return ()
-        value = event_json(event, self._target)
+        value = event_json(event, self._target, self)
         if not isinstance(value, dict):
             raise not_an_object(value, self._target)
         if value.get("error") or event.event == "error":

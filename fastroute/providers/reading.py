@@ -13,8 +13,11 @@ from fastroute._core import JSONBoundsError
 
 from . import error_reader, jsontext
 from .base import Target
+from .decoder import StreamDecoder
 from .sse import ServerSentEvent
 
+# Each event repeats what stands around its part of the answer.
+_EVENTS_TIMES = 8
 _MAX_COUNT = 1 << 53  # tokens; a larger number is an error of the provider
 
 
@@ -46,10 +49,19 @@ def document(body: bytes, target: Target) -> Any:
         raise malformed(f"the answer is {reason}") from None
 
 
-def event_json(event: ServerSentEvent, target: Target) -> Any:
-    """The JSON value of a stream event; an event named ``error`` that is not JSON is raised as that error."""
+def event_json(event: ServerSentEvent, target: Target, stream: StreamDecoder) -> Any:
+    """The JSON value of a stream event; an event named ``error`` that is not JSON is raised as that error.
+
+    Many small events may add up to a large answer, so the values of all events together are limited too.
+    """
     try:
-        return jsontext.loads(event.data, target.max_values)
+        stream.values += jsontext.check(event.data, target.max_values)
+        if stream.values > _EVENTS_TIMES * target.max_values:
+            raise malformed(
+                f"the stream is JSON with more than {_EVENTS_TIMES * target.max_values} values "
+                f"({_EVENTS_TIMES} times max_response_values)"
+            )
+        return jsontext.unbounded(event.data)
     except jsontext.TruncatedJSON:
         # An event's end is marked, so only the end of the input can cut its JSON off.
         raise errors.UpstreamTruncated(

@@ -59,6 +59,16 @@ def test_an_answer_of_too_many_values_is_refused(start: Start, spoken: Spoken, w
     assert most < 6 << 20  # its bytes, some times over
 
 
+def test_many_events_of_many_values_are_refused_together(start: Start) -> None:
+    spoken = ALL[0]
+    loop = start(1, fastroute={"max_response_values": 10_000}, policy={"max_attempts": 1})
+    piece = spoken.chunk(reasoning_details=[[]] * 5000)
+    loop.provider().script(streamed(framed(spoken.begin(), spoken.text("a"), [piece] * 20)))
+    stream = loop.stream()
+    with pytest.raises(fastroute.StreamInterrupted, match="8 times max_response_values"):
+        list(stream)
+
+
 def test_log_probabilities_of_an_honest_answer_pass(start: Start) -> None:
     token: dict[str, Any] = {"token": " the", "logprob": -0.12345678, "bytes": [32, 116, 104, 101]}
     loop = start(1)
