@@ -58,6 +58,8 @@ TIERS = ("ultra-budget", "budget", "standard", "premium")
 ASSUMED_TIER = "standard"
 
 LAYOUT = 1
+_LONGEST_CHAIN = 32  # aliases from a name to its model
+_MOST_PROBLEMS = 100  # each looks for near names, which takes milliseconds among thousands
 _price = number(least=0, most=100_000, smallest=1e-9, unit="USD per million tokens")
 _search_price = number(least=0, most=100_000, smallest=1e-6, unit="USD per 1,000 searches")
 _tokens = integer(least=1, most=1_000_000_000)
@@ -492,13 +494,18 @@ def _over(base: Catalog, raw: Mapping[str, Any], where: str) -> Catalog:
             for which in (name, successor)
             if which not in merged.models
         ]
+        if len(problems) >= _MOST_PROBLEMS:
+            break
     for name, entry in file.models.items():
+        if len(problems) >= _MOST_PROBLEMS:
+            problems.append("models: there may be more problems; correct these first")
+            break
         path = f"models.{quoted(name)}"
         problems += [f"{path}.{problem}" for problem in price_problems(entry)]
         for chain, target in merged.models[name].chained():
             if target == name:
                 problems.append(f"{path}.{chain}: names the model itself; name other models")
-            elif target not in merged.models:
+            elif target not in merged.models and len(problems) < _MOST_PROBLEMS:
                 problems.append(f"{path}.{chain}: {unknown_model(target, merged.models)}")
     if problems:
         raise errors.ConfigError([f"{where}: {problem}" for problem in problems])
@@ -534,9 +541,12 @@ def alias_problems(
     own: Mapping[str, str], aliases: Mapping[str, str], models: Mapping[str, Any]
 ) -> list[str]:
     """Problems of ``own`` aliases among all ``aliases``: circular ones and unknown targets."""
-    problems = []
+    problems: list[str] = []
     reported: set[str] = set()
     for name in own:
+        if len(problems) >= _MOST_PROBLEMS:
+            problems.append("aliases: there may be more problems; correct these first")
+            break
         chain = [name]
         while True:
             target = aliases[chain[-1]]
@@ -554,4 +564,10 @@ def alias_problems(
                 problems.append(f"aliases.{quoted(name)}: {unknown_model(target, [*models, *aliases])}")
                 break
             chain.append(target)
+            if len(chain) > _LONGEST_CHAIN:
+                problems.append(
+                    f"aliases.{quoted(name)}: leads through more than {_LONGEST_CHAIN} aliases; "
+                    "name the model itself"
+                )
+                break
     return problems

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 # Prefixes of the usual API keys, long runs of letters with digits, UUIDs, and passwords in addresses.
@@ -16,6 +17,7 @@ _KEY_LIKE = re.compile(
     r"|(?=[a-z]*[0-9])[a-z0-9_]{24,}|\b[0-9a-f]{8}-[0-9a-f]{4}-"
 )
 _LONGEST_SHOWN = 60
+_MOST_COMPARED = 2000  # names that are looked through for a near one: about 10 ms
 
 
 def show(value: Any) -> str:
@@ -58,7 +60,7 @@ def near(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -
     import difflib  # only once a name is wrong
 
     by_lower: dict[str, str] = {}
-    for name in known:
+    for name in islice(known, _MOST_COMPARED):
         by_lower.setdefault(name.lower(), name)
     matches = difflib.get_close_matches(word.lower()[:100], list(by_lower), count, cutoff)
     return [by_lower[match] for match in matches]

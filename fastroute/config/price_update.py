@@ -30,7 +30,7 @@ from fastroute.platform import files
 
 from .catalog import PRICES, Catalog, CatalogEntry, Model, price_problems
 from .messages import quoted
-from .reader import parse_toml, read_table, read_toml
+from .reader import parse_toml, read_table, read_text, read_toml
 
 _SIZES = ("context_window", "long_context")
 _BASE = tuple(price for price in PRICES if not price.startswith("long_"))
@@ -43,6 +43,8 @@ _MOST_TIMES = 100
 # Providers that have another name in genai-prices than in a configuration.
 _SOURCE_NAMES = {"gemini": "google"}
 _PACKAGE = "genai-prices"
+# What data of another form than expected raises.
+_UNREADABLE = (AttributeError, TypeError, ValueError, LookupError, ArithmeticError)
 
 Figures = Mapping[str, Any]
 """The figures of one model, by the names in `FIGURES`, unchecked."""
@@ -112,7 +114,7 @@ def update(path: str | os.PathLike[str], source: PriceSource) -> PriceUpdate:
     builtin = Catalog.builtin()
     if target.is_relative_to(Path(__file__).resolve().parent):
         raise errors.ConfigError(f"{path}: belongs to the package; use a file of your own")
-    old_text = target.read_text(encoding="utf-8-sig") if target.exists() else ""
+    old_text = read_text(target) if target.exists() else ""
     base = builtin.with_file(target) if old_text else builtin
     if source.date < base.date:
         raise errors.ConfigError(
@@ -128,7 +130,14 @@ def update(path: str | os.PathLike[str], source: PriceSource) -> PriceUpdate:
     for name, model in base.models.items():
         if name in own or not model.providers:
             continue
-        figures = source.look_up(model)
+        try:
+            figures = source.look_up(model)
+        except _UNREADABLE as error:
+            problems.append(
+                f"{source.name}: models.{quoted(name)}: cannot be read ({type(error).__name__}); "
+                "use another release of the source"
+            )
+            continue
         if figures is None:
             unknown.append(name)
             continue

@@ -23,6 +23,11 @@ from .validators import InvalidValue, Validator, anything, mapping_of
 T = TypeVar("T")
 
 _LARGEST_FILE = 4 * 1024 * 1024
+_MOST_PARTS = 64  # of a dotted key
+_STRINGS = re.compile(
+    r'''"""(?:[^\\]|\\.)*?"""|\'{3}.*?\'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*''', re.DOTALL
+)
+_BETWEEN_KEYS = re.compile(r"[,=\[\]{}\n]")
 # Names of keys under which a literal API key would be written.
 _LITERAL_KEY = re.compile(r"(?i)^(api[_-]?key|key|token|api[_-]?token|secret|password|authorization|bearer)$")
 
@@ -71,6 +76,9 @@ def parse_toml(text: str) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
+    if _deepest_key(text) > _MOST_PARTS:
+        # `tomllib` takes time with the square of the parts: minutes for the largest file.
+        raise ValueError(f"a key has more than {_MOST_PARTS} parts")
     try:
         tables: dict[str, Any] = tomllib.loads(text)
     except RecursionError:
@@ -78,16 +86,23 @@ def parse_toml(text: str) -> dict[str, Any]:
     return tables
 
 
+def _deepest_key(text: str) -> int:
+    """The most dots in a key, about; exact only where it matters."""
+    if not any(line.count(".") > _MOST_PARTS for line in text.splitlines()):
+        return 0
+    return max(piece.count(".") for piece in _BETWEEN_KEYS.split(_STRINGS.sub("", text)))
+
+
 def read_shipped(name: str) -> dict[str, Any]:
     """The tables of one of the package's own TOML files, also where a packager has moved them."""
     return parse_toml((files(__package__) / "data" / name).read_text("utf-8"))
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+def read_text(path: Path) -> str:
+    """The text of a TOML file.
 
     Raises:
-        ConfigError: if it cannot be read, is larger than 4 MiB, or is not TOML in UTF-8.
+        ConfigError: if it cannot be read, is larger than 4 MiB, or is not UTF-8.
     """
     try:
         with path.open("rb") as stream:
@@ -104,9 +119,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(data) > _LARGEST_FILE:
         raise errors.ConfigError(f"{path}: must be at most {_LARGEST_FILE >> 20} MiB")
     try:
-        return parse_toml(data.decode("utf-8-sig"))
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise errors.ConfigError(f"{path}: is not UTF-8 text; use a TOML file") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: if it cannot be read, is larger than 4 MiB, or is not TOML in UTF-8.
+    """
+    text = read_text(path)
+    try:
+        return parse_toml(text)
     except ValueError as error:
         right = "correct it there: text needs quotes, and each key and [table] comes once"
         if path.suffix.lower() in (".json", ".yaml", ".yml"):

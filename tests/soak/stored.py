@@ -22,7 +22,10 @@ from typing import Any
 _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS)]
 
+import fastroute  # noqa: E402
 from fastroute import errors  # noqa: E402
+from fastroute.config import price_update  # noqa: E402
+from fastroute.config.catalog import Catalog  # noqa: E402
 from fastroute.gateway.keyring import Keyring, KeysUnavailable  # noqa: E402
 from fastroute.gateway.keys import Caller, KeyFile  # noqa: E402
 from fastroute.ledger import Ledger  # noqa: E402
@@ -159,6 +162,35 @@ def _attempt(n: int) -> Attempt:
     )
 
 
+def catalogue(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
+    """Damages a catalogue file, and the file and the source of a price update.
+
+    Either all of a file is used or none of it; prices that are used are possible ones.
+    """
+    whole = (Path(fastroute.__file__).parent / "config" / "data" / "catalog.toml").read_bytes()
+    good = b"[models.".join(whole.split(b"\n[models.")[:5]).replace(b"[models.", b"\n[models.")
+    used, source = folder / "catalog.toml", folder / "source.toml"
+    counts: Counter[str] = Counter()
+    for number in range(rounds):
+        used.write_bytes(damaged(good, chance) if number % 2 else good)
+        source.write_bytes(good if number % 3 else damaged(good, chance))
+        before = used.read_bytes()
+        try:
+            models = Catalog.builtin().with_file(used).models.values()
+            assert all(0 <= (model.input_price or 0) <= 10**14 for model in models)
+            counts["read"] += 1
+        except errors.ConfigError:
+            counts["refused"] += 1
+        try:
+            price_update.update(used, price_update.from_file(source))
+            Catalog.builtin().with_file(used)
+            counts["updated"] += 1
+        except errors.ConfigError:
+            assert used.read_bytes() == before
+            counts["kept"] += 1
+    return counts
+
+
 def redis(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
     """Damages values in a Redis server that two machines share."""
     from redis_machines import Machines
@@ -242,6 +274,7 @@ PARTS: dict[str, Callable[[random.Random, Path, int], Counter[str]]] = {
     "keys": keys,
     "journal": journal,
     "database": database,
+    "catalogue": catalogue,
     "redis": redis,
 }
 
