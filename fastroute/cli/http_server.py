@@ -49,6 +49,7 @@ class ServerLimits:
         read_timeout: seconds in which a request must arrive.
         write_timeout: seconds after which a client that takes nothing is disconnected.
         reserved: paths that are served by threads of their own.
+        known: whether an Authorization header has a valid key; must not wait.
     """
 
     threads: int
@@ -58,6 +59,7 @@ class ServerLimits:
     read_timeout: float
     write_timeout: float
     reserved: Collection[str]
+    known: Callable[[str], bool]
 
 
 class _RequestTimeout(Error):
@@ -77,27 +79,31 @@ class _ServiceUnavailable(Error):
 class _Arrived:
     """Counts the bytes of bodies that have arrived.
 
+    Whoever has no valid key may fill an eighth of the room only, so that strangers keep no caller out.
+
     Thread safety: all methods; the thread of the connections adds, others take away.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._bytes = 0
+    def __init__(self, limits: ServerLimits) -> None:
+        self.known = limits.known
+        most = limits.bytes_under_way
+        self._most = {True: most, False: min(most, max(most // 8, limits.body_bytes))}
+        self._bytes = {True: 0, False: 0}  # by whether the key is known
         self._lock = threading.Lock()
 
     def add(self, request: _ArrivingRequest, size: int) -> bool:
         """Counts bytes of a request; False if they are too many."""
         with self._lock:
-            if self._bytes + size > self._most:
+            if self._bytes[request.known] + size > self._most[request.known]:
                 return False
-            self._bytes += size
+            self._bytes[request.known] += size
             request.counted += size
             return True
 
     def drop(self, request: _ArrivingRequest) -> None:
         """Takes away what was counted of a request. Idempotent."""
         with self._lock:
-            self._bytes -= request.counted
+            self._bytes[request.known] -= request.counted
             request.counted = 0
 
 
@@ -114,11 +120,13 @@ class _ArrivingRequest(HTTPRequestParser):
         super().__init__(adj)
         self.began = time.monotonic()
         self.counted = 0
+        self.known = False  # whether its key is
 
     def parse_header(self, header_plus: bytes) -> None:
         super().parse_header(header_plus)
         if self.chunked and "CONTENT_LENGTH" in self.headers:
             raise ParsingError("Content-Length and Transfer-Encoding in one request")
+        self.known = self.adj.arrived.known(self.headers.get("AUTHORIZATION", ""))
 
     def received(self, data: bytes) -> int:
         before = self.body_bytes_received
@@ -217,7 +225,7 @@ def serve(
         refuse(f"cannot listen on {host}:{port}: {error.strerror}")
     reserved = ThreadedTaskDispatcher()
     reserved.set_thread_count(_RESERVED_THREADS)
-    arrived = _Arrived(limits.bytes_under_way)
+    arrived = _Arrived(limits)
     for listener in _listeners(sockets):
         listener.channel_class = _Channel
         listener.adj.arrived = arrived

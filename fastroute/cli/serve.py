@@ -117,6 +117,7 @@ def command(
             read_timeout=gateway.body_timeout,
             write_timeout=gateway.write_timeout,
             reserved=HEALTH,
+            known=app.knows,
         )
         serve(served, host, port, limits, grace, ready=ready)
     finally:

@@ -182,6 +182,16 @@ class Gateway:
         """Whether there is a key file."""
         return self._keyring() is not None
 
+    def knows(self, authorization: str) -> bool:
+        """Whether the key in a header is valid, as far as it is known without waiting.
+
+        For a server that decides how much of a request it receives.
+        """
+        keys, match = self._keys, _BEARER.fullmatch(authorization)
+        if isinstance(keys, Keyring):
+            return match is not None and keys.knows(match[1].encode())
+        return self.keyless
+
     def close(self) -> None:
         """Closes the client."""
         self.client.close()

@@ -88,6 +88,13 @@ class Keyring:
             caller = self._owner(self._current(changed=True), token)
         return caller
 
+    def knows(self, token: bytes) -> bool:
+        """Whether this is a valid key, as of the last look at the file; never waits."""
+        try:
+            return self._owner(self._table, token) is not None
+        except KeysUnavailable:
+            return False
+
     def _owner(self, table: Table, token: bytes) -> Caller | None:
         match = TOKEN.fullmatch(token) if len(token) == TOKEN_LENGTH else None
         secret = None if match is None else table.secrets.get(match[1].decode())

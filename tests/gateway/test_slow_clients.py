@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from endless import Endless
 from gateways import CHAT, HELLO
 from server_processes import Running, request, serving
@@ -125,6 +126,16 @@ def test_headers_bodies_and_idle_connections_keep_no_one_out(tmp_path: Path) -> 
                 answer = second.recv(4096)
                 assert b" 503 " in answer or b" 400 " in answer
         assert b"Retry-After: 1\r\n" in answer
+        # Whoever has no key has a part of the room only, and keeps no caller out of the rest.
+        stranger = evolve(running, token="fr-wrong")
+        with stranger.connect() as third, stranger.connect() as fourth:
+            third.sendall(request(stranger, "Content-Length: 1000", " " * 900))
+            answer = b""
+            while b" 503 " not in answer:
+                fourth.sendall(request(stranger, "Content-Length: 200", " " * 200))
+                answer = fourth.recv(4096)
+                assert b" 503 " in answer or b" 401 " in answer
+            assert ask(running, CHAT, HELLO)[0] == 200
         for _ in range(30):
             stack.enter_context(running.connect())
         assert ask(running, "/health")[0] == 200
