@@ -536,8 +536,9 @@ class Client(_Named):
         """Current figures as plain values.
 
         They are: where the state is kept and how many processes share it, endpoints (limits, breaker,
-        latency), cache, waiting calls, classifier failures, rates, budgets, ledger, and the health checks of
-        this process.
+        latency), cache, waiting calls, classifier failures, rates, budgets and how often they had no room to
+        count a value by itself (in all, and in the last five minutes), ledger, and the health checks of this
+        process.
         """
         runtime = self._here
         generation, health = runtime.generation, runtime.health
@@ -550,6 +551,7 @@ class Client(_Named):
             "classifier": runtime.function_classifier.stats(),
             "rates": generation.rates.snapshot(),
             "budgets": generation.budgets.snapshot(),
+            "crowded": generation.budgets.crowded(),
             "ledger": runtime.ledger.health,
             "health_checks": health.snapshot() if health is not None else None,
         }

@@ -466,6 +466,7 @@ class BudgetStatus:
         name: of the budget; ``with_options`` for the one of a client's copy.
         tag, value: the tag whose values are counted separately, and the value (empty: calls without the tag);
             None for a budget of all calls.
+        others: whether values are counted here together that found no room to be counted by themselves.
         window: ``day``, ``month`` or ``total``.
         period: the day (``2026-11-21``) or month (``2026-11``) that it is in, or ``total``.
         resets_at: when the window ends and the next one begins, seconds since the epoch; None for ``total``.
@@ -477,6 +478,7 @@ class BudgetStatus:
     name: str
     tag: str | None = None
     value: str | None = None
+    others: bool = False
     window: str
     period: str
     resets_at: float | None = None

@@ -29,11 +29,12 @@ from .allowance import Allowance, QueueingPurse
 from .bank import AWAY, GRANTED, REFUSED, UNKNOWN, Bank, Spent, spent_in
 from .refusal import BEHIND, FULL, OVER, UNREAD, Assumption, MoneyReserved, of_tag, refusal_message
 from .reservation import Reservation, Share
-from .scopes import ANY, Budget, Scope
+from .scopes import ANY, CROWDED_MINUTES, Budget, Scope, crowding
 from .windows import Window, window_at
 
 __all__ = [
     "AWAY",
+    "CROWDED_MINUTES",
     "GRANTED",
     "REFUSED",
     "Allowance",
@@ -45,6 +46,7 @@ __all__ = [
     "Reservation",
     "Spent",
     "Window",
+    "crowding",
     "spent_in",
     "window_at",
 ]
@@ -126,9 +128,16 @@ class Budgets:
         self._pid = os.getpid()
         self._beginning = threading.Lock()
         self._bank: Bank | None = None
-        if any(budget.config.window != "request" for budget in self._budgets):
+        self._kind = "budget"  # the beginning of the names of counters
+        self._warned: dict[tuple[str, str], int] = {}
+        self._full: dict[str, _core.EventCount] = {}
+        counted = [budget.config for budget in self._budgets if budget.config.window != "request"]
+        if counted:
             try:
                 _core.Counter(segment, "budget")  # raises at once if the processor cannot count money
+                for config in counted:
+                    if config.tag is not None:
+                        self._full[config.name] = crowding(segment, config.name)
             except _core.SegmentFullError as problem:
                 raise errors.ConfigError(
                     f"budgets: the state has no room left to count them ({problem}); use fewer endpoints"
@@ -136,7 +145,8 @@ class Budgets:
 
     def share(self, bank: Bank) -> None:
         """Shares these budgets with other machines. Call it before the first reservation."""
-        self._bank = bank
+        # What one machine commits and what all machines commit are counted in separate cells.
+        self._bank, self._kind = bank, "budget here"
 
     def __bool__(self) -> bool:
         return bool(self._budgets)
@@ -227,15 +237,18 @@ class Budgets:
             return OVER if most < 0 else None
         nano = min(amount or 0, _core.MOST_NANO)
         must_count = budget.config.hard and most != ANY
+        scope: Scope | None = None
         try:
-            scope = budget.scope(tags)
-            # Before the first look at the counter: money that is free belongs to the first in line.
-            if behind is not None and 0 <= most < ANY and behind(scope.name):
-                return BEHIND
-            # Again after a window began or was replaced, the bank granted more, or a sweep freed money.
+            # Again after a window began or was replaced, the counter was given to another value, the bank
+            # granted more, or a sweep freed money.
             while True:
                 window = budget.window_at(when)
-                counter = self._counter(scope, window)
+                found, counter = self._counted(budget, tags, window)
+                if found is not scope:
+                    scope = found
+                    # Before the first look at the counter: money that is free belongs to the first in line.
+                    if behind is not None and 0 <= most < ANY and behind(scope.name):
+                        return BEHIND
                 stamp = self._begun(scope, counter, window)
                 if stamp is None:
                     return UNREAD if must_count else None
@@ -261,12 +274,48 @@ class Budgets:
         except _core.SegmentFullError as error:
             if must_count:
                 return FULL
-            log.error("budget %s: a call is not counted: %s", budget.config.name, error)
+            self._warn(budget, window, "a call is not counted: %s", error)
             return None
 
-    def _counter(self, scope: Scope, window: Window) -> _core.Counter:
-        # What one machine commits and what all machines commit are counted in separate cells.
-        return scope.counter(self._segment, window, "budget" if self._bank is None else "budget here")
+    def _counted(
+        self, budget: Budget, tags: Mapping[str, str], window: Window
+    ) -> tuple[Scope, _core.Counter]:
+        """Where a call with these tags is counted: by its own value, or with others if there is no room.
+
+        Raises:
+            SegmentFullError: there is no room for either.
+        """
+        scope = budget.scope(tags)
+        counter = scope.known_counter(self._segment, window, self._kind)
+        if counter is None:
+            shared, when, clock = self._bank is not None, self._now(), self._clock()
+            counter = scope.claimed_counter(
+                self._segment, window, self._kind, shared=shared, when=when, clock=clock
+            )
+        if counter is None:
+            text = "there is no room to count another value of %s; new values are counted together, as others"
+            self._warn(budget, window, text, budget.config.tag)
+            full = self._full.get(budget.config.name)
+            if full is not None:
+                full.add()
+            scope = budget.scope_of_others(scope.group)
+            counter = scope.known_counter(self._segment, window, self._kind)
+            assert counter is not None
+        return scope, counter
+
+    def _warn(self, budget: Budget, window: Window, text: str, *values: object) -> None:
+        """Logs that a budget cannot count as it should, once in a window for each cause."""
+        told = (budget.config.name, text)
+        if self._warned.get(told) != window.number:
+            self._warned[told] = window.number
+            log.warning("budget %s, %s: " + text, budget.config.name, window.label, *values)
+
+    def crowded(self) -> dict[str, tuple[int, int]]:
+        """Of each budget with a tag: how often a value had no counter of its own, in all and of late.
+
+        Of late is within the last five minutes. Such a value was counted together with others.
+        """
+        return {name: (full.total(), full.lately(CROWDED_MINUTES)) for name, full in self._full.items()}
 
     def _most_here(self, scope: Scope, window: Window, counter: _core.Counter, most: int) -> int:
         """How much may be committed on this machine before a call with ``most``."""
@@ -315,8 +364,10 @@ class Budgets:
                         # This machine has committed nothing yet; the bank knows the rest. After damage it
                         # may have committed all that it was granted.
                         spent = self._bank.grant(scope.name, window, counter) if damaged else 0
-                    elif damaged and scope.budget.config.hard and not self._recorded:
+                    elif damaged and scope.budget.config.hard and (scope.others or not self._recorded):
                         spent = UNKNOWN
+                    elif scope.others:
+                        spent = 0  # the ledger does not say which values were counted here
                     else:
                         spent = min(self.spent(window.start, scope.tags), _core.MOST_NANO)
                 except errors.Error as error:
@@ -336,7 +387,9 @@ class Budgets:
                     log.error(text, name, window.label, "all" if spent == UNKNOWN else dollars(spent))
                 elif begun and passed:
                     text = "budget %s: %s begins with %s of %s already spent"
-                    log.warning(text, name, window.label, dollars(spent), dollars(scope.budget.limit))
+                    # A value begins whenever it gets a cell again, and callers may choose how often that is.
+                    level = logging.INFO if scope.is_value else logging.WARNING
+                    log.log(level, text, name, window.label, dollars(spent), dollars(scope.budget.limit))
             return counter.stamp
 
     def window_lock(self) -> threading.Lock:
@@ -348,7 +401,7 @@ class Budgets:
     def _is_over(self, budget: Budget, tags: Mapping[str, str], most: int, when: float) -> bool:
         if budget.config.window == "request":
             return most < 0
-        figures = self._figures(budget.scope(tags), when)
+        figures = self._figures(budget, tags, when)
         return figures is not None and sum(figures) > most
 
     def _breach(
@@ -356,7 +409,7 @@ class Budgets:
     ) -> Breach:
         spent = reserved = 0
         if failure in (OVER, BEHIND) and budget.config.window != "request":
-            spent, reserved = self._figures(budget.scope(tags), when) or (0, 0)
+            spent, reserved = self._figures(budget, tags, when) or (0, 0)
         return Breach(budget, failure, most, spent, reserved)
 
     def _exceeded(
@@ -373,7 +426,8 @@ class Budgets:
         budget, config = breach.budget, breach.budget.config
         name, value, window = config.window, None, None
         if config.window != "request":
-            window, scope = budget.window_at(when), budget.scope(tags)
+            window = budget.window_at(when)
+            scope = self._placed(budget, tags, window)
             name, value = window.label, scope.shown
         event = events.BudgetExceededEvent(
             budget=config.name,
@@ -401,7 +455,7 @@ class Budgets:
                 hard=config.hard,
                 retry_after=_RELEASED_SECONDS,
                 line=scope.name,
-                ready=self._ready(scope, window, breach.most),
+                ready=self._ready(budget, tags, window, breach.most),
                 refused=(lambda: self._emit(event)) if emit else None,
             )
         if emit:
@@ -423,14 +477,22 @@ class Budgets:
             retry_after=retry_after,
         )
 
-    def _ready(self, scope: Scope, window: Window, most: int) -> Callable[[], bool]:
+    def _ready(
+        self, budget: Budget, tags: Mapping[str, str], window: Window, most: int
+    ) -> Callable[[], bool]:
         """See `MoneyReserved.ready`."""
 
         def ready() -> bool:
             self._sweep_after(_SWEEP_ON_BREACH_NS)
             if not window.start <= self._now() < window.end:
                 return True
-            counter = self._counter(scope, window)
+            try:
+                scope, counter = self._counted(budget, tags, window)
+            except _core.SegmentFullError:
+                return True
+            # Nothing is reserved any more if it has lost its cell since.
+            if counter.window != window.number:
+                return True
             if counter.committed <= self._most_here(scope, window, counter, most):
                 return True
             # Others may have spent what was only reserved, also without a change of the sum of both.
@@ -508,10 +570,11 @@ class Budgets:
             window = budget.window
             if window is None:
                 continue
-            for scope in tuple(budget.scopes.values()):
-                counter = scope.counters.get(window.number & 1)
-                if counter is not None and counter.window == window.number:
-                    self.alert(scope, counter, counter.stamp, window)
+            for scope in budget.all_scopes():
+                counter = scope.known_counter(self._segment, window, self._kind)
+                stamp = 0 if counter is None else counter.stamp
+                if counter is not None and stamp >> 24 == window.number:
+                    self.alert(scope, counter, stamp, window)
 
     def _sweep_after(self, interval: int) -> bool:
         if self._clock() - self._swept < interval:
@@ -532,7 +595,7 @@ class Budgets:
             if budget.config.window == "request":
                 rest.append(budget.limit)
                 continue
-            figures = self._figures(budget.scope(tags), when)
+            figures = self._figures(budget, tags, when)
             if figures is not None:
                 rest.append(max(0, budget.limit - sum(figures)))
             elif budget.config.hard:
@@ -551,7 +614,7 @@ class Budgets:
                 continue
             spent = 0
             if budget.config.window != "request":
-                figures = self._figures(budget.scope(tags), when)
+                figures = self._figures(budget, tags, when)
                 spent = budget.limit if figures is None else figures[0]
             rest.append(max(0, budget.limit_for(priority) - spent))
         return min(rest, default=None)
@@ -565,30 +628,21 @@ class Budgets:
         when = self._now()
         found = []
         for budget in self._budgets:
-            config = budget.config
-            if config.window == "request":
+            if budget.config.window == "request":
                 continue
-            if tags is not None or config.tag is None:
-                own = budget.scope(tags or {})
-            scopes = tuple(budget.scopes.values()) if tags is None else (own,)
             window = budget.window_at(when)
-            for scope in scopes:
-                spent, reserved = self._figures(scope, when) or (None, None)
-                found.append(
-                    BudgetStatus(
-                        name=config.name,
-                        tag=config.tag,
-                        value=scope.shown,
-                        window=config.window,
-                        period=window.label,
-                        resets_at=None if math.isinf(window.end) else window.end,
-                        limit_nano=budget.limit,
-                        spent_nano=spent,
-                        reserved_nano=reserved,
-                        hard=config.hard,
-                        on_breach=config.on_breach,
-                    )
-                )
+            if tags is not None or budget.config.tag is None:
+                figures = self._figures(budget, tags or {}, when) or (None, None)
+                found.append(_status(self._placed(budget, tags or {}, window), window, figures))
+                continue
+            # By value, for those of two keys are counted together.
+            known = {scope.value: scope for scope in tuple(budget.scopes.values())}
+            for scope in (*known.values(), *tuple(budget.others.values())):
+                counter = scope.known_counter(self._segment, window, self._kind)
+                if counter is not None and counter.window == window.number:
+                    found.append(_status(scope, window, self._sums(scope, counter, window)))
+                elif scope.unreadable_until > self._clock():
+                    found.append(_status(scope, window, (None, None)))
         return tuple(found)
 
     def left_for(self, request: Request) -> Callable[[], tuple[BudgetStatus, ...]] | None:
@@ -602,14 +656,43 @@ class Budgets:
         found = self.snapshot(tags)
         return found if allowance is None else (*found, allowance.status())
 
-    def _figures(self, scope: Scope, when: float) -> tuple[int, int] | None:
-        """(spent, reserved) in the window of a time; None if they are unknown."""
-        window = scope.budget.window_at(when)
+    def _placed(self, budget: Budget, tags: Mapping[str, str], window: Window) -> Scope:
+        """The scope in which a call with these tags is counted."""
         try:
-            counter = self._counter(scope, window)
+            return self._counted(budget, tags, window)[0]
+        except _core.SegmentFullError:
+            return budget.scope(tags)
+
+    def _figures(self, budget: Budget, tags: Mapping[str, str], when: float) -> tuple[int, int] | None:
+        """(spent, reserved) where a call is counted, in the window of a time; None if they are unknown."""
+        window = budget.window_at(when)
+        try:
+            scope, counter = self._counted(budget, tags, window)
             if self._begun(scope, counter, window) is None:
                 return None
-            spent, reserved = counter.figures()
-            return max(0, spent + self._elsewhere(scope, counter, window)), reserved
+            return self._sums(scope, counter, window)
         except _core.SegmentFullError:
             return None
+
+    def _sums(self, scope: Scope, counter: _core.Counter, window: Window) -> tuple[int, int]:
+        spent, reserved = counter.figures()
+        return max(0, spent + self._elsewhere(scope, counter, window)), reserved
+
+
+def _status(scope: Scope, window: Window, figures: tuple[int, int] | tuple[None, None]) -> BudgetStatus:
+    budget = scope.budget
+    config = budget.config
+    return BudgetStatus(
+        name=config.name,
+        tag=config.tag,
+        value=scope.shown,
+        others=scope.others,
+        window=config.window,
+        period=window.label,
+        resets_at=None if math.isinf(window.end) else window.end,
+        limit_nano=budget.limit,
+        spent_nano=figures[0],
+        reserved_nano=figures[1],
+        hard=config.hard,
+        on_breach=config.on_breach,
+    )

@@ -42,8 +42,8 @@ class QueueingPurse(ABC):
         """
 
     @abstractmethod
-    def settle(self, attempt: str, cost_nano: int | None) -> None:
-        """As a purse's."""
+    def settle(self, attempt: str, cost_nano: int | None, *, recorded: bool = True) -> None:
+        """As a purse's, with what else `Reservation.settle` takes."""
 
 
 class Allowance(QueueingPurse):
@@ -134,7 +134,7 @@ class Allowance(QueueingPurse):
             )
         raise errors.BudgetExceeded(text, budget=_NAME)
 
-    def settle(self, attempt: str, cost_nano: int | None) -> None:
+    def settle(self, attempt: str, cost_nano: int | None, *, recorded: bool = True) -> None:
         """Replaces an attempt's reservation by its cost, once; None keeps the reserved amount as the cost."""
         with self._lock:
             if attempt not in self._reserved:

@@ -69,17 +69,19 @@ class Reservation:
             self.release()
             raise errors.DeadlineExceeded("the budget's reservation expired before the request was sent")
 
-    def settle(self, cost_nano: int | None) -> None:
+    def settle(self, cost_nano: int | None, *, recorded: bool = True) -> None:
         """Replaces the worst case by the real cost; possible until an hour after the lease.
 
         Args:
             cost_nano: nano-dollars; None if it is unknown: then the worst case stays.
+            recorded: whether the ledger has the same amount. Otherwise a value's counter is kept until its
+                window ends.
         """
         if cost_nano is not None and cost_nano < 0:
             raise ValueError(f"cost_nano must be 0 or more, not {cost_nano}")
         cost = -1 if cost_nano is None else min(cost_nano, _core.MOST_NANO)
         for share in self._shares:
-            if share.counter.settle(share.ticket, cost):
+            if share.counter.settle(share.ticket, cost, recorded=recorded):
                 self._settled(share)
 
     def release(self) -> None:

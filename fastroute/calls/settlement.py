@@ -48,7 +48,7 @@ log = logging.getLogger("fastroute")
 class Recorder(Protocol):
     """The ledger, as far as an attempt needs it."""
 
-    def append(self, attempt: Attempt) -> None: ...
+    def append(self, attempt: Attempt) -> bool: ...
 
 
 @frozen(eq=False, kw_only=True)
@@ -265,12 +265,14 @@ class Settlement:
         call = self._call
         return self._sinks.queue.is_behind(line, RANKS[call.request.options.priority], call.turn)
 
-    def _pay(self, cost: int | None) -> None:
+    def _pay(self, cost: int | None, *, recorded: bool = True) -> None:
         """Settles the reservations with the real cost; None keeps the worst case."""
         if self._reservation is not None:
-            self._reservation.settle(cost)
+            self._reservation.settle(cost, recorded=recorded)
         allowance = self._call.request.allowance
-        if allowance is not None:
+        if isinstance(allowance, QueueingPurse):
+            allowance.settle(self._id, cost, recorded=recorded)
+        elif allowance is not None:
             allowance.settle(self._id, cost)
 
     def check_status(self, exchange: Exchange, body: bytes) -> None:
@@ -683,9 +685,11 @@ class Settlement:
         if core_outcome != _core.IGNORED and (outcome == "failed" or attempt.stream) and not told:
             sinks.rates.record(attempt.model, attempt.tier, outcome == "ok")
         # The ledger before the budget: killed between the two, the process leaves a reservation that counts
-        # at the worst case. In the other order it could leave money spent that no ledger knows.
-        sinks.ledger.append(attempt)
-        self._pay(attempt.cost_nano if attempt.budget_nano is None else attempt.budget_nano)
+        # at the worst case. In the other order it could leave money spent that no ledger knows. And a value's
+        # counter may be given away once nothing is reserved in it: its sum must be in the ledger by then.
+        recorded = sinks.ledger.append(attempt)
+        spent = attempt.cost_nano if attempt.budget_nano is None else attempt.budget_nano
+        self._pay(spent, recorded=recorded)
         if told:
             return
         hooks = sinks.hooks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -71,6 +72,7 @@ def command(file: str | None, online: bool, keys: str | None, pepper_env: str | 
     click.echo(visible(f"  ledger: {_ledger(config)}"))
     click.echo(visible(f"  state: {describe_state(config)}"))
     _print_providers(config, findings)
+    _print_crowded(config)
     fine = _keys_intact(keys, pepper_env)
     if online:
         fine = _ask(config, findings) and fine
@@ -95,6 +97,26 @@ def _keys_intact(path: str | None, pepper_env: str | None) -> bool:
     for problem in table.problems:
         click.echo(f"{click.style('problem', fg='red', bold=True)}  keys: {visible(problem)}")
     return not table.problems
+
+
+def _print_crowded(config: Config) -> None:
+    """Warns of budgets that have no room for new values of their tags, in processes that run now."""
+    from fastroute._core import SegmentFullError
+    from fastroute.budget import CROWDED_MINUTES, crowding
+    from fastroute.state.segment_file import known_segment
+
+    segment = known_segment(config)
+    if segment is None:
+        return
+    for budget in config.budgets:
+        with suppress(SegmentFullError):
+            calls = crowding(segment, budget.name).lately(CROWDED_MINUTES) if budget.tag else 0
+            if calls:
+                text = (
+                    f"budgets.{budget.name}: no room for new values of {budget.tag}; "
+                    f"{_count(calls, 'call')} of the last {CROWDED_MINUTES} minutes counted as others"
+                )
+                click.echo(f"{click.style('warning', fg='yellow')}  {visible(text)}")
 
 
 def _count(number: int, what: str) -> str:

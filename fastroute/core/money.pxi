@@ -95,7 +95,9 @@ cdef struct Purse:               # one cell: the money of one window
     uint64_t key
     uint64_t window              # window << 32 | check byte << 24 | how often begun << 8 | alerts given
     fr_pair committed            # nano-dollars spent and reserved, and the mark of the last change, see `sealed`
-    uint64_t spare[4]
+    uint64_t owner               # whose cell it is, see values.pxi; 0: a counter with a name of its own
+    uint64_t use                 # of an owned cell: flags, claim, group, last use and end, see values.pxi
+    fr_pair granted              # nano-dollars granted by a bank of many machines, and the stamp, see `sealed`
 
 cdef struct Entry:               # one cell: one reservation
     uint64_t key
@@ -164,6 +166,15 @@ cdef void purse_void(Purse *purse) noexcept nogil:
         seen = fr_load(&purse.window)
 
 
+cdef void purse_pin(Purse *purse, uint64_t stamp) noexcept nogil:
+    """Records that a counter has money spent that no ledger knows of, so that an owned cell is kept until its end."""
+    cdef uint64_t seen = fr_load(&purse.use)
+    while fr_load(&purse.owner) and fr_load(&purse.window) >> 8 == stamp and not seen & UNRECORDED:
+        if turn_to(&purse.use, seen, seen | UNRECORDED):
+            return
+        seen = fr_load(&purse.use)
+
+
 cdef void follow(uint64_t *table, uint64_t mask, Purse *purse, uint64_t mark) noexcept nogil:
     """Brings up to date what a counter's mark names. Idempotent; any number of threads may do it at once."""
     cdef uint64_t kind = mark & 3
@@ -218,17 +229,18 @@ cdef uint64_t purse_stamp(uint64_t *table, uint64_t mask, Purse *purse) noexcept
 
 
 cdef bint purse_begin(
-    uint64_t *table, uint64_t mask, Purse *purse, uint64_t seen, uint64_t window, int64_t spent, uint64_t alerts
+    uint64_t *table, uint64_t mask, Purse *purse, uint64_t owner, uint64_t seen, uint64_t window, int64_t spent,
+    uint64_t alerts,
 ) noexcept nogil:
     """Begins a window with what has been spent in it so far; False if the counter's stamp is not ``seen``."""
     cdef uint64_t mark, new
     cdef int64_t value, first
     while True:
         purse_read(table, mask, purse, &value, &mark)
-        if fr_load(&purse.window) >> 8 != seen:
+        if fr_load(&purse.window) >> 8 != seen or not is_claimed(purse, owner, seen):
             return False
         first = spent
-        if seen >> 24 == 0:
+        if seen >> 24 == 0 and not (owner and is_vacant(purse)):
             # It is new, or was damaged. Then there may be reservations of the same window, for requests that are not in
             # ``spent`` yet. They end under another stamp, so they stay counted in full.
             first = min(first + outstanding(table, mask, purse, window), MAX_NANO)
@@ -265,6 +277,17 @@ cdef Purse *entry_read(uint64_t *table, uint64_t mask, const Entry *entry, uint6
     if not 0 <= found.amount <= MAX_NANO:
         return NULL
     return <Purse *>cell_at(table, mask, found.purse, KIND_MONEY)
+
+
+cdef int64_t purse_granted(Purse *purse, uint64_t stamp) noexcept nogil:
+    """What a bank has granted in the window of a stamp; 0 if nothing, or if it is damaged."""
+    cdef uint64_t mark
+    cdef int64_t value
+    while True:
+        mark = fr_load(&purse.granted.mark)
+        value = fr_load_i64(<int64_t *>&purse.granted.value)
+        if fr_load(&purse.granted.mark) == mark:
+            return value if 0 <= value <= MAX_NANO and stamp >> 24 and mark == sealed(value, stamp) else 0
 
 
 cdef int64_t outstanding(uint64_t *table, uint64_t mask, Purse *purse, uint64_t window) noexcept nogil:
@@ -311,8 +334,8 @@ cdef Entry *entry_take(uint64_t *table, uint64_t mask, uint32_t *hint, uint64_t 
 
 
 cdef int64_t purse_reserve(
-    uint64_t *table, uint64_t mask, Purse *purse, Entry *entry, uint64_t stamp, int64_t amount, int64_t most,
-    int64_t lease,
+    uint64_t *table, uint64_t mask, Purse *purse, uint64_t owner, Entry *entry, uint64_t stamp, int64_t amount,
+    int64_t most, int64_t lease,
 ) noexcept nogil:
     """Counts a reservation that was TAKEN, if no more than ``most`` is committed before it."""
     # Filled in before it is COUNTING: of a COUNTING reservation a reaper reads the fields.
@@ -332,9 +355,13 @@ cdef int64_t purse_reserve(
     named = mark_of(cell, state, MARK_COUNT)
     while True:
         # The order matters: a window that began after the mark was read has changed the mark; one that began before
-        # is seen, because the mark was followed first.
+        # is seen, because the mark was followed first. The owner changes only after the mark has.
         reason = 0
-        if not purse_read(table, mask, purse, &value, &mark) or fr_load(&purse.window) >> 8 != stamp:
+        if (
+            not purse_read(table, mask, purse, &value, &mark)
+            or fr_load(&purse.window) >> 8 != stamp
+            or (owner and fr_load(&purse.owner) != owner)
+        ):
             reason = REASON_OTHER_WINDOW
         elif value > most:
             # A refusal needs no swap, so the number is checked here to be the one that belongs to this window.
@@ -423,6 +450,9 @@ cdef void entry_reap(uint64_t *table, uint64_t mask, Entry *entry, uint64_t slot
         if phase == CLOSING:
             entry_close(table, mask, entry, seen)
         elif phase == TAKEN or phase == COUNTING or phase > CLOSING or seen & SENT:
+            purse = entry_read(table, mask, entry, seen, &found)
+            if seen & SENT and purse is not NULL:
+                purse_pin(purse, found.stamp)
             turn_to(&entry.state, seen, freed(seen))
         elif phase == HELD:
             entry_settle(table, mask, entry, seen, slot, 0)
@@ -519,6 +549,7 @@ def sweep_reservations(Segment segment not None, now=0) -> int:
         elif not seen & LATE:
             swept += turn_to(&entry.state, seen, seen | LATE)
         elif time - found.lease > LATE_NS:
+            purse_pin(<Purse *>cell_at(segment.table, segment.mask, found.purse, KIND_MONEY), found.stamp)
             turn_to(&entry.state, seen, freed(seen))
     return swept
 
@@ -535,6 +566,9 @@ cdef class Counter:
     A new counter has no window: the first caller looks up elsewhere (the ledger) what has been spent in it and calls
     ``begin``. Each caller gives its own limit; only the money is shared.
 
+    A counter of `claim_counter` owns its cell for a while only. When another owner has it, ``lost`` is true, the
+    counter has no window, and every change is refused as one for another window.
+
     Args:
         segment: Where the state lives.
         name: Two counters of one name in one segment are the same counter.
@@ -549,6 +583,7 @@ cdef class Counter:
     cdef readonly Segment segment
     cdef readonly str name
     cdef Purse *purse
+    cdef uint64_t owner            # 0: the cell is this name's for ever
     cdef uint32_t hint             # where this process last saw a free reservation
 
     def __init__(self, Segment segment not None, str name not None) -> None:
@@ -561,7 +596,9 @@ cdef class Counter:
     @property
     def stamp(self) -> int:
         """The window and how often the cell was begun; 0 before the first. Other methods take it as an argument."""
-        return purse_stamp(self.segment.table, self.segment.mask, self.purse)
+        cdef uint64_t stamp = purse_stamp(self.segment.table, self.segment.mask, self.purse)
+        # Read in this order: the owner changes only after the stamp has.
+        return stamp if self.owner == 0 or fr_load(&self.purse.owner) == self.owner else 0
 
     @property
     def window(self) -> int:
@@ -572,6 +609,8 @@ cdef class Counter:
     def damaged(self) -> bool:
         """Whether it has no window because its cell was damaged: what it had counted is unknown until ``begin``."""
         cdef uint64_t stamp = self.stamp
+        if self.owner and is_vacant(self.purse):
+            return False
         return stamp >> 24 == 0 and (stamp & BEGUN != 0 or fr_load(&self.purse.committed.mark) != 0)
 
     def begin(self, stamp, window, spent, alerts=0) -> bool:
@@ -594,8 +633,8 @@ cdef class Counter:
         if not 0 <= bits < 1 << MAX_ALERTS:
             raise ValueError(f"alerts must be 0 to 255, not {alerts}")
         return purse_begin(
-            self.segment.table, self.segment.mask, self.purse, PyLong_AsUnsignedLongLong(stamp), <uint64_t>number,
-            money("spent", spent), bits,
+            self.segment.table, self.segment.mask, self.purse, self.owner, PyLong_AsUnsignedLongLong(stamp),
+            <uint64_t>number, money("spent", spent), bits,
         )
 
     def reserve(self, stamp, amount, most, lease) -> int:
@@ -624,7 +663,7 @@ cdef class Counter:
         if entry is NULL:
             raise SegmentFullError("the segment has no room for one more reservation; make it with more cells")
         cdef int64_t answer = purse_reserve(
-            self.segment.table, self.segment.mask, self.purse, entry, at, nano, before, until
+            self.segment.table, self.segment.mask, self.purse, self.owner, entry, at, nano, before, until
         )
         try:
             return answer
@@ -650,8 +689,14 @@ cdef class Counter:
             if seen & SENT or turn_to(&entry.state, seen, seen | SENT):
                 return True
 
-    def settle(self, ticket, cost=-1) -> bool:
+    def settle(self, ticket, cost=-1, *, bint recorded=True) -> bool:
         """Replaces the amount reserved by the real cost; -1 keeps the amount reserved.
+
+        Args:
+            ticket: Of ``reserve``.
+            cost: 0 to ``MOST_NANO``.
+            recorded: Whether the ledger has it, so that it can be looked up again. Otherwise an owned cell is kept
+                until its window ends.
 
         Returns:
             False, and nothing changed, if that was done before or the ticket is not one of this process.
@@ -667,6 +712,9 @@ cdef class Counter:
             seen = fr_load(&entry.state)
             if not self.held(seen, ticket):
                 return False
+            if self.owner and not recorded and nano:
+                # Before the reservation ends: until then the cell cannot be given to another owner.
+                purse_pin(self.purse, fr_load(&entry.stamp))
             # Fails only when the state has changed since it was read: another thread has sent or settled it, or a sweep
             # has marked it late. Then it is looked at again.
             if entry_settle(self.segment.table, self.segment.mask, entry, seen, seen >> 8 & 0xFF, nano):
@@ -683,6 +731,32 @@ cdef class Counter:
             if turn_to(&self.purse.window, seen, seen | <uint64_t>1 << number):
                 return True
             seen = fr_load(&self.purse.window)
+        return False
+
+    @property
+    def lost(self) -> bool:
+        """Whether the cell is not this counter's any more: claim another one."""
+        cdef uint64_t stamp = purse_stamp(self.segment.table, self.segment.mask, self.purse)
+        return not is_claimed(self.purse, self.owner, stamp)
+
+    @property
+    def granted(self) -> int:
+        """Nano-dollars that were granted in the counter's window by the bank of many machines; see ``grant``."""
+        return purse_granted(self.purse, self.stamp)
+
+    def grant(self, stamp, nano) -> bool:
+        """Adds to what was granted in the window of a stamp; False, and nothing added, if another one has begun."""
+        cdef uint64_t at = PyLong_AsUnsignedLongLong(stamp)
+        cdef int64_t more = money("nano", nano)
+        cdef uint64_t mark
+        cdef int64_t value, sum
+        while self.stamp == at:
+            mark = fr_load(&self.purse.granted.mark)
+            value = fr_load_i64(<int64_t *>&self.purse.granted.value)
+            sum = min(purse_granted(self.purse, at) + more, MAX_NANO)
+            fr_about_to_write()
+            if fr_cas_pair(&self.purse.granted, <uint64_t>value, mark, <uint64_t>sum, sealed(sum, at)):
+                return True
         return False
 
     @property

@@ -79,6 +79,7 @@ cdef enum:
     REACH = 64                   # a cell further from where its search begins is not looked for by way of damaged ones
     LOOKS = 4                    # living pids whose start time one `reap` compares: each costs a read of /proc
     BURIALS = 16                 # dead workers that one `reap` cleans up, so that one call is not held up for long
+    CLAIM_LOOKS = 100            # at another worker's claim before it is left to it
     LISTED = 14                  # endpoints in one cell of their list
     LAYOUT_VERSION = 5
 
@@ -115,7 +116,8 @@ cdef struct Header:              # 128 bytes
     uint64_t checksum            # CRC-32 of all fields above
     int64_t tended               # when a worker last looked for dead ones, ns
     uint64_t looked              # the worker whose start time was compared last; the next `reap` begins after it
-    uint64_t spare[7]
+    uint64_t claiming            # epoch << 32 | slot of the worker that claims a cell of values.pxi; 0: none does
+    uint64_t spare[6]
 
 cdef struct Worker:              # 16 bytes
     uint64_t owner               # epoch << 32 | REAPING | pid; pid 0: free. The epoch grows with every owner
@@ -662,6 +664,26 @@ cdef class Segment:
         if owner & REAPING:
             return False         # the reaper lives and will finish
         return started != 0 and start != 0 and started != <uint64_t>start
+
+    cdef uint64_t begin_claim(self) except? 0:
+        """Makes this worker the one that claims; 0 while another one does."""
+        cdef uint64_t slot = <uint64_t>self.worker()
+        cdef uint64_t mine = fr_load(&self.workers[slot].owner) & ~<uint64_t>0xFFFFFFFF | slot
+        cdef uint64_t seen, owner
+        cdef int look
+        for look in range(CLAIM_LOOKS):
+            seen = 0
+            if fr_cas(&self.header.claiming, &seen, mine):
+                return mine
+        # A worker that was killed while it claimed is replaced. What it left is complete, or has no claim.
+        owner = fr_load(&self.workers[seen % WORKERS].owner)
+        if seen >> 32 == owner >> 32 and <uint32_t>owner and not owner & REAPING:
+            if fr_process_exists(<int>(owner & 0x7FFFFFFF)) and not self.is_dead(<int>(seen % WORKERS), owner):
+                return 0
+        return mine if fr_cas(&self.header.claiming, &seen, mine) else 0
+
+    cdef void end_claim(self, uint64_t mine) noexcept:
+        fr_cas(&self.header.claiming, &mine, 0)
 
     cdef inline int worker(self) except -1:
         """The slot of this process, claimed if it has none yet."""

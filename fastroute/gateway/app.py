@@ -138,6 +138,7 @@ class Gateway:
         self._keyless = keyless
         segment = client.runtime.generation.state.segment
         shared = client.runtime.shared
+        client.ledger.index_tags(("key",))  # by which the budgets of keys are counted
         self.limits = KeyLimits(segment, shared)
         bank = None if shared is None else shared.bank
         self.budgets = KeyBudgets(
@@ -436,6 +437,7 @@ class Gateway:
             "endpoints": endpoints,
             "available": available,
             "ledger": "ok" if self.client.ledger.health.ok else "degraded",
+            "budgets": "degraded" if stats.crowding(self.client) else "ok",
         }
         return json_response(value, 200 if ready else 503, [] if ready else [("Retry-After", "1")])
 

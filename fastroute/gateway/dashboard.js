@@ -252,7 +252,7 @@ function show() {
   find("#board").hidden = !figures;
   if (figures) {
     showTiles(figures);
-    showBudgets(figures.budgets, figures.budgets_left_out);
+    showBudgets(figures.budgets, figures.budgets_left_out, figures.crowded);
     showCharts(figures);
     showGroups("models", "Models", "model", figures.models);
     showGroups("classes", "Classes of requests", "class", figures.classes);
@@ -297,7 +297,7 @@ function showTiles({ totals: { range, hour }, endpoints, queued, cache, refused 
   });
 }
 
-function showBudgets(budgets, left) {
+function showBudgets(budgets, left, crowded) {
   none("budgets", !budgets.length);
   const shown = some("budgets", budgets);
   const item = () => make("li", "", make("span"), make("span"), make("div", "bar", make("i"), make("i")), make("span", "quiet"));
@@ -317,6 +317,7 @@ function showBudgets(budgets, left) {
     parts.push(at.ends === null ? span : `${span} ends in ${duration(Math.max(0, at.ends - figures.time))}`);
     put(rest, parts.join(", "));
   });
+  if (crowded) find("#budgets > ul").append(make("li", "problem", crowded));
   if (left) find("#budgets > ul").append(make("li", "quiet", `and ${count(left)} more, less used`));
 }
 

@@ -307,9 +307,9 @@ class KeyAllowance(QueueingPurse):
         with self._holding:
             self._held[attempt] = reservation
 
-    def settle(self, attempt: str, cost_nano: int | None) -> None:
+    def settle(self, attempt: str, cost_nano: int | None, *, recorded: bool = True) -> None:
         """Replaces the reservation by the real cost. Idempotent."""
         with self._holding:
             reservation = self._held.pop(attempt, None)
         if reservation is not None:
-            reservation.settle(cost_nano)
+            reservation.settle(cost_nano, recorded=recorded)

@@ -35,6 +35,13 @@ def available(client: Client) -> tuple[int, int]:
     return sum(map(_usable, endpoints)), len(endpoints)
 
 
+def crowding(client: Client) -> str:
+    """What is wrong with budgets that have no room for new values of their tags; empty if nothing is."""
+    crowded = client.runtime.generation.budgets.crowded()
+    names = ", ".join(sorted(name for name, (_, lately) in crowded.items() if lately))
+    return names and f"no room for new values of {names}; they are counted together, as others"
+
+
 def _usable(figures: Mapping[str, Any]) -> bool:
     """Whether an endpoint takes calls: not blocked, its breaker not open, and neither of its limits 0."""
     return (
@@ -100,6 +107,7 @@ class StatsCollector:
             "recent": [_call(entry) for entry in recent],
             "state": {name: live["state"][name] for name in ("kind", "workers", "reason")},
             "queued": live["queued"],
+            "crowded": crowding(self._client),
             "cache": live["cache"],
             "ledger": {
                 "ok": health.ok,
@@ -209,6 +217,7 @@ def _budget(status: BudgetStatus) -> dict[str, Any]:
         "limit_nano": status.limit_nano,
         "spent_nano": status.spent_nano,
         "reserved_nano": status.reserved_nano,
+        "others": status.others,
     }
 
 
@@ -265,7 +274,8 @@ def prometheus(client: Client, refused: Mapping[str, int]) -> bytes:
     """The metrics in the Prometheus text format, without callers and money.
 
     They are the counts, breaker, limits and tolerated stream defects of every endpoint, the failures of the
-    classifier, the refused calls, and whether the ledger can be written.
+    classifier, the refused calls, the calls that budgets counted as others, the cells of the state, and
+    whether the ledger can be written.
 
     Args:
         refused: calls that were refused, by reason.
@@ -298,6 +308,13 @@ def prometheus(client: Client, refused: Mapping[str, int]) -> bytes:
     ]
     lines.append("# TYPE fastroute_calls_refused_total counter")
     lines += [f'fastroute_calls_refused_total{{reason="{reason}"}} {n}' for reason, n in refused.items()]
+    lines.append("# TYPE fastroute_budget_calls_crowded_total counter")
+    lines += [
+        f'fastroute_budget_calls_crowded_total{{budget="{_escaped(name)}"}} {total}'
+        for name, (total, _) in live["crowded"].items()
+    ]
+    for name in ("cells", "cells_used"):
+        lines += [f"# TYPE fastroute_state_{name} gauge", f"fastroute_state_{name} {live['state'][name]}"]
     health = live["ledger"]
     for name, kind, value in (
         ("ok", "gauge", int(health.ok)),
@@ -318,4 +335,4 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-__all__ = ["StatsCollector", "available", "latencies", "over_time", "prometheus"]
+__all__ = ["StatsCollector", "available", "crowding", "latencies", "over_time", "prometheus"]

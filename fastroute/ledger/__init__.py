@@ -31,6 +31,7 @@ from fastroute.types import Attempt, Usage
 from . import journal as journals
 from .database import DatabaseCorrupt, DatabaseUnavailable, RowsRejected
 from .results import LedgerHealth, Prices, Saving, Totals
+from .tails import JournalTails
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Ledger:
     def _begin(self) -> None:
         """Makes the parts that belong to one process and that a forked child must not use."""
         self.journal = journals.Journal(self.storage.journal, sync=self.durability == "power")
+        self._tails = JournalTails(self.storage.journal)
         self.writer = Writer(self.storage, self.journal, self._hooks)
         # The thread refers to the writer only, so a ledger that nobody closes is collected, and ends it.
         self._dropped = weakref.finalize(self, _end, self.writer)
@@ -133,12 +135,15 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    def append(self, attempt: Attempt) -> None:
+    def append(self, attempt: Attempt) -> bool:
         """Records one attempt, which survives the end of this process once this returns.
 
         Never raises and never waits for the database: while that cannot be written, entries stay in the
         journal, and `health` says so. After `close`, an entry stays in the journal until a ledger is opened
         there again.
+
+        Returns:
+            Whether it is where every process finds it; False: only in the memory of this one, or lost.
         """
         writer = self._own()
         record = journals.encode(attempt)
@@ -146,14 +151,15 @@ class Ledger:
         try:
             if self._closed:
                 self.journal.write_alone(record)
-                return
+                return True
             segment = self.journal.write(record)
         except OSError as error:
             if self._closed:
                 writer.lose(error)
-                return
+                return False
             writer.journal_failed(error)
         writer.put(segment, record)
+        return segment is not None
 
     def flush(self, timeout: float = 5.0) -> None:
         """Waits until all entries that this process has appended are in the database.
@@ -354,12 +360,41 @@ class Ledger:
                 f"the ledger {self.path} was damaged and may lack entries, so what was spent is unknown; "
                 f"delete {unsure[1]} to accept the entries that are left"
             )
-        patience = SPENT_SECONDS if self.health.ok else 0.0
+        healthy = self.health.ok
+        patience = SPENT_SECONDS if healthy else 0.0
         try:
+            if tags and healthy:
+                return self._spent_by_now(start, tags)
             with self._reading(patience) as reader:
                 return reader.spent(database.filters(start, None, tags))
         except LedgerError as error:
             return self.spent_unwritten(start, tags, error)
+
+    def _spent_by_now(self, start: float | None, tags: Mapping[str, str]) -> int:
+        """What was spent with these tags, of all processes of this machine to the last entry.
+
+        The counter of a tag's value is given away and begun again while its calls go on in other processes,
+        so their entries must count before they are in the database.
+        """
+        from . import database
+
+        try:
+            outside = self._tails.matching(start, tags)
+        except OSError as error:
+            raise LedgerError(f"the journal of {self.path} cannot be read: {error.strerror}") from error
+        # In this order: an entry that moves to the database in between is counted once.
+        ids = tuple(row[_ID] for row in outside)
+        with self._connected() as reader:
+            return journals.counted(outside, start, tags) + reader.spent(
+                database.filters(start, None, tags, ids)
+            )
+
+    def index_tags(self, names: Iterable[str]) -> None:
+        """Has the database find the entries of a value of these tags at once, for budgets that count them.
+
+        It is done before the next entries are written. While it cannot be done, sums are slower.
+        """
+        self._own().index_tags(names)
 
     def spent_unwritten(
         self, start: float | None, tags: Mapping[str, str] | None, problem: LedgerError
@@ -399,6 +434,11 @@ class Ledger:
             # Shorter for a database that is known to fail.
             patience = FLUSH_SECONDS if self.health.ok else FLUSH_SECONDS_IN_TROUBLE
         self.flush(patience)
+        with self._connected() as database:
+            yield database
+
+    @contextmanager
+    def _connected(self) -> Iterator[LedgerConnection]:
         try:
             with closing(self.writer.connect()) as database:
                 yield database
@@ -466,8 +506,12 @@ class NullLedger(Ledger):
         self.path = ""
         self.durability = "process"
 
-    def append(self, attempt: Attempt) -> None:
+    def index_tags(self, names: Iterable[str]) -> None:
         """Does nothing."""
+
+    def append(self, attempt: Attempt) -> bool:
+        """Does nothing."""
+        return False
 
     def flush(self, timeout: float = 5.0) -> None:
         """Does nothing."""

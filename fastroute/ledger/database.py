@@ -6,6 +6,7 @@ used by one thread of one process at a time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -84,6 +85,9 @@ class LedgerConnection(Protocol):
 
     def sums(self, keys: Sequence[str], where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """The keys' values and the sums of each group, ordered by the keys' values."""
+
+    def index_tag(self, name: str) -> None:
+        """Makes `spent` quick for entries with one value of this tag."""
 
     def spent(self, where: Mapping[str, Any]) -> int:
         """What budgets count, in nano-dollars: an exact sum."""
@@ -183,6 +187,23 @@ def filters(
         "without": orjson.dumps(list(without)).decode(),
         **{name: equal.get(name) for name in FILTERS},
     }
+
+
+_PLAIN_TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def only_tag(where: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Name and value, if `filters` has one tag only, whose name SQL can contain as it is."""
+    if where["tags"] is None or any(where[name] is not None for name in FILTERS):
+        return None
+    tags = orjson.loads(where["tags"])
+    name, value = next(iter(tags.items()))
+    return (name, value) if len(tags) == 1 and is_plain(name) else None
+
+
+def is_plain(tag: str) -> bool:
+    """Whether a tag's name can be a part of an SQL statement."""
+    return _PLAIN_TAG.fullmatch(tag) is not None
 
 
 def check_keys(keys: Sequence[str]) -> None:

@@ -479,7 +479,7 @@ def _claim(path: str, flags: int) -> JournalSegment | None:
 
 def orphans(directory: str) -> Iterator[JournalSegment]:
     """Segments whose process has ended. Each is locked until the caller removes or releases it."""
-    for path in _paths(directory):
+    for path in paths(directory):
         try:
             segment = _claim(path, os.O_RDWR)
         except FileNotFoundError:
@@ -491,7 +491,8 @@ def orphans(directory: str) -> Iterator[JournalSegment]:
             yield segment
 
 
-def _paths(directory: str) -> list[str]:
+def paths(directory: str) -> list[str]:
+    """The files of all segments."""
     try:
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -522,7 +523,7 @@ def records(directory: str) -> Iterator[list[Any]]:
         OSError: a segment cannot be read.
         DamagedJournalError: a record in it cannot be read.
     """
-    for path in _paths(directory):
+    for path in paths(directory):
         damage = [0]
         try:
             # The last record may be half written: its call has not returned.
@@ -575,16 +576,20 @@ def counted(rows: Iterable[Sequence[Any]], since: float | None, tags: Mapping[st
         since: seconds since the epoch; None for any time.
         tags: as in `Ledger.by`.
     """
-    wanted = clean_tags(tags or {})
     total = 0
     for row in rows:
         cost = row[_COST] if row[_BUDGET] is None else row[_BUDGET]
-        if cost is None or (since is not None and row[_TIME] < since):
-            continue
-        held = row[_TAGS] or {}
-        if all((held.get(name) or "") == value for name, value in wanted.items()):
+        if cost is not None and matches(row, since, tags or {}):
             total += cost
     return total
+
+
+def matches(row: Sequence[Any], since: float | None, tags: Mapping[str, str]) -> bool:
+    """Whether a record is of a time and has these tags; arguments as of `counted`."""
+    if since is not None and row[_TIME] < since:
+        return False
+    held = row[_TAGS] or {}
+    return all((held.get(name) or "") == value for name, value in clean_tags(tags).items())
 
 
 def has_orphans(directory: str) -> bool:

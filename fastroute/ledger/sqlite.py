@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
 import orjson
 
@@ -39,7 +40,9 @@ from .database import (
     RowsRejected,
     as_attempt,
     grouped,
+    is_plain,
     newer_schema,
+    only_tag,
 )
 from .journal import FIELDS, FLAGS, FLOATS, INTS, MAX_COST, MAX_COUNT, OPTIONAL
 
@@ -187,6 +190,23 @@ _SPENT = " ".join(
         "AND id NOT IN (SELECT value FROM json_each(:without))",
     )
 )
+
+
+@cache
+def _of_tag(name: str) -> str:
+    # The expression of the index must be the same to the letter.
+    return f"coalesce(json_extract(tags, '$.\"{name}\"'), '')"
+
+
+@cache
+def _spent_by(name: str) -> str:
+    """`_SPENT` for one value of a tag, with which an index can be used."""
+    head, _, tail = _SPENT.partition(_MATCHING)
+    return " ".join(
+        (head, "FROM attempts WHERE", _of_tag(name), "= :value AND time >= :since AND time < :until", tail)
+    )
+
+
 _USAGES = " ".join(
     (
         "SELECT day,",
@@ -401,7 +421,10 @@ def _replaced(raw: bytes) -> str:
 
 def _spent(connection: sqlite3.Connection, where: Mapping[str, Any], inode: tuple[int, int] | None) -> int:
     with _reading(inode):
-        high, low, impossible, first, last = connection.execute(_SPENT, where).fetchone()
+        tag = only_tag(where)
+        query = _SPENT if tag is None else _spent_by(tag[0])
+        bound = where if tag is None else {**where, "value": tag[1]}
+        high, low, impossible, first, last = connection.execute(query, bound).fetchone()
         if impossible or {first, last} - {"real", None}:
             raise DatabaseCorrupt("entries have impossible costs or times", inode)
         return _whole(high, low)
@@ -593,6 +616,20 @@ class SQLiteConnection:
                 raise RowsRejected(str(error)) from error
         if self._alone:
             self._checkpoint()
+
+    def index_tag(self, name: str) -> None:
+        """Makes an index of the tag's values, unless it is there."""
+        if is_plain(name):
+            number = crc32(name.encode())
+            statement = " ".join(
+                (
+                    f"CREATE INDEX IF NOT EXISTS attempts_tag_{number:08x} ON attempts (",
+                    _of_tag(name),
+                    ", time)",
+                )
+            )
+            with self._judging(), self._locked(), self._transaction():
+                self._open.execute(statement)
 
     def insert_what_fits(self, rows: Sequence[Sequence[Any]]) -> int:
         """Commits the rows that the database accepts; returns how many."""

@@ -20,7 +20,7 @@ from fastroute.errors import LedgerError
 from fastroute.events import Hooks, LedgerDegraded
 
 from . import journal as journals
-from .database import DatabaseCorrupt, RowsRejected
+from .database import DatabaseCorrupt, DatabaseUnavailable, RowsRejected
 from .results import LedgerHealth
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Writer:
         self._queue: deque[tuple[journals.JournalSegment | None, bytes] | _Flush] = deque()
         self._batch: list[tuple[journals.JournalSegment | None, bytes]] = []
         self._flushes: list[_Flush] = []
+        self._unindexed: deque[str] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self.awake = False
         self._hurry = True  # the first round starts at once: it also drains the journals of killed processes
@@ -253,6 +254,7 @@ class Writer:
             if "database" in self._troubles and self._database is None:
                 # Without entries to write, nothing else would show that the database works again.
                 self._database = self.connect()
+            self._index()
             self._drain_queue()
             self._journal.rotate(SEGMENT_BYTES)
             self._settle()
@@ -270,6 +272,25 @@ class Writer:
         for flush in flushes:
             flush.done.set()
         return True
+
+    def index_tags(self, names: Iterable[str]) -> None:
+        """Has the thread make the indexes of tags with its next round."""
+        self._unindexed.extend(names)
+
+    def _index(self) -> None:
+        while self._unindexed:
+            name = self._unindexed.popleft()
+            if self._database is None:
+                self._database = self.connect()
+            try:
+                self._database.index_tag(name)
+            except (DatabaseUnavailable, RowsRejected) as error:
+                log.warning(
+                    "ledger %s: no index of the tag %s can be made, so its sums are slow: %s",
+                    self.name,
+                    name,
+                    error,
+                )
 
     def _drain_queue(self) -> None:
         """Commits what is in the queue at the start; a round that also took later entries might never end."""

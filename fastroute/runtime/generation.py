@@ -172,6 +172,11 @@ class Generation:
         if previous is not None and previous.config.budgets == config.budgets:
             self.budgets = previous.budgets
         else:
+            around.ledger.index_tags(
+                budget.tag
+                for budget in config.budgets
+                if budget.tag is not None and budget.window != "request"
+            )
             # Spending and reservations are in the segment, by the budget's name, so they are kept.
             spent = spent_in(around.ledger)
             self.budgets = Budgets(

@@ -64,6 +64,19 @@ class Home:
     reason: str | None = None
 
 
+def known_segment(config: Config) -> _core.Segment | None:
+    """The segment in the file of the configured state, if processes of this machine use one now."""
+    state = config.local_state
+    if state in (None, "memory"):
+        return None
+    try:
+        path = machine_path(config) if state.partition(":")[0] == "machine" else state
+        with files.closing(files.open_file(path, os.O_RDWR)) as fd:
+            return _core.Segment.in_file(fd)
+    except (OSError, _UnavailableError, _core.SegmentMisfitError, errors.ConfigError):
+        return None
+
+
 class _UnavailableError(Exception):
     """A shared file is not possible at present; the message says why."""
 

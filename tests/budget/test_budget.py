@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from pathlib import Path
@@ -173,11 +174,68 @@ class TestTags:
         assert [tags for _, tags in spending.asked] == [{"team": "red"}, {"team": "blue"}, {"team": ""}]
         assert {row.value for row in budgets.snapshot()} == {"red", "blue", ""}
 
-    def test_no_room_for_another_value_fails_closed_when_hard(
+    def test_values_without_end_are_each_counted_exactly(self, make: Make, spending: Spending) -> None:
+        """Eighty values in 32 cells: whoever returns begins with what the ledger has."""
+        segment = _core.Segment(64)
+        budgets = make(budget("team", 1, per="tag:team"), segment=segment)
+        for _ in range(2):
+            for number in range(80):
+                budgets.reserve(1, {"team": str(number)}, 60).settle(1)
+        assert segment.used <= 40
+        spending.nano = NANO - 1
+        budgets = make(budget("team", 1, per="tag:team"), segment=_core.Segment(64))
+        for number in range(80):
+            with pytest.raises(errors.BudgetExceeded):
+                budgets.reserve(2, {"team": str(number)}, 60)
+            assert budgets.remaining({"team": str(number)}) == 1
+
+    @pytest.mark.parametrize("hard", [True, False])
+    def test_values_that_find_no_room_share_one_limit(
+        self, make: Make, caplog: pytest.LogCaptureFixture, hard: bool
+    ) -> None:
+        """Without a ledger no counter can be given away, so new values are counted together."""
+        budgets = make(budget("team", 1, per="tag:team", hard=hard), segment=_core.Segment(64))
+        refused: list[str] = []
+        admitted = 0
+        for number in range(200):
+            try:
+                budgets.reserve(NANO // 10, {"team": str(number)}, 60).settle(NANO // 10, recorded=False)
+                admitted += 1
+            except errors.BudgetExceeded as error:
+                refused.append(str(error))
+        # 32 cells at most by themselves, and ten calls of a tenth of the limit together.
+        assert 26 <= admitted <= 42
+        assert len(refused) == 200 - admitted
+        assert all("team 'others'" in text for text in refused)
+        [others] = [row for row in budgets.snapshot() if row.others]
+        assert (others.value, others.spent_nano, others.reserved_nano) == ("others", NANO, 0)
+        [(name, (total, lately))] = budgets.crowded().items()
+        assert name == "team"
+        assert total == lately >= 200 - 32
+        assert caplog.text.count("there is no room to count another value of team") == 1
+        # Values that were counted before go on.
+        assert budgets.remaining({"team": "0"}) == NANO * 9 // 10
+
+    def test_the_others_of_each_key_are_counted_apart(self, make: Make) -> None:
+        budgets = make(budget("user", 1, per="tag:user"), segment=_core.Segment(64))
+        for number in range(300):
+            with contextlib.suppress(errors.BudgetExceeded):
+                tags = {"user": str(number), "key": "a"}
+                budgets.reserve(NANO, tags, 60).settle(NANO, recorded=False)
+        for number in range(20):
+            budgets.reserve(NANO // 20, {"user": f"b{number}", "key": "b"}, 60).settle(0)
+        rows = {row.value: row.spent_nano for row in budgets.snapshot() if row.others}
+        assert rows["others of a"] == NANO
+
+    def test_a_segment_without_room_for_the_others_fails_closed_when_hard(
         self, make: Make, caplog: pytest.LogCaptureFixture
     ) -> None:
         for hard in (True, False):
-            budgets = make(budget("team", 1, per="tag:team", hard=hard), segment=_core.Segment(64))
+            segment = _core.Segment(64)
+            budgets = make(budget("team", 1, per="tag:team", hard=hard), segment=segment)
+            with contextlib.suppress(_core.SegmentFullError):
+                for number in range(64):
+                    _core.Counter(segment, f"x{number}")
             refused = []
             for number in range(80):
                 try:
@@ -186,7 +244,7 @@ class TestTags:
                     refused.append(str(error))
             assert (len(refused) > 10) == hard
             assert all("no room left to count it" in text for text in refused)
-        assert "a call is not counted" in caplog.text
+        assert caplog.text.count("a call is not counted") == 1
 
 
 class TestBeginning:

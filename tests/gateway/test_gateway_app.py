@@ -337,7 +337,13 @@ def test_an_unknown_tier_is_not_found(serve: Serve) -> None:
 
 def test_health_tells_readiness_and_no_names(serve: Serve) -> None:
     served = serve(policy={"breaker": {"failures": 1, "open": 60.0}})
-    assert served.web.get("/health").json == {"status": "ok", "endpoints": 2, "available": 2, "ledger": "ok"}
+    assert served.web.get("/health").json == {
+        "status": "ok",
+        "endpoints": 2,
+        "available": 2,
+        "ledger": "ok",
+        "budgets": "ok",
+    }
     served.provider.script(*[Fault.status(500)] * 9)
     for model in ("gpt-4.1", "gpt-4.1-mini"):
         served.post({**HELLO, "model": model})

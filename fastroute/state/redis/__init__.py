@@ -72,7 +72,7 @@ class Shared:
         self._hooks = hooks
         self.machine = _machine(path)
         self.connection = RedisConnection(address_of(config.state or ""), segment, self._changed)
-        self.bank = RedisBank(self.connection, segment, self.machine)
+        self.bank = RedisBank(self.connection, self.machine)
         self.endpoints: dict[str, SharedEndpoint] = {}
         self._quotas: dict[str, SharedLimits] = {}
         self._count = 1

@@ -37,12 +37,11 @@ _SHARE = 100  # a lease is the limit divided by this
 class _Account:
     """One window of a budget, for one value of its tag, as known to this process."""
 
-    __slots__ = ("counter", "granted", "idle", "life", "limit", "name", "number", "total", "until_ms", "used")
+    __slots__ = ("counter", "idle", "life", "limit", "name", "number", "total", "until_ms", "used")
 
-    def __init__(self, name: str, number: int, granted: _core.Counter, counter: _core.Counter) -> None:
+    def __init__(self, name: str, number: int, counter: _core.Counter) -> None:
         self.name = name
         self.number = number
-        self.granted = granted
         self.counter = counter
         self.life = ""
         self.total = -1  # granted to all machines, by the last answer
@@ -53,31 +52,26 @@ class _Account:
 
     @property
     def grant(self) -> int:
-        """Nano-dollars that this machine may commit in the window."""
-        return self.granted.committed if self.granted.window == self.number else 0
+        """Nano-dollars that this machine may commit in the window. They are in the counter's own cell."""
+        return self.counter.granted if self.counter.window == self.number else 0
 
     def add(self, nano: int) -> None:
-        """Raises the grant, also while other threads or processes do so."""
-        while nano:
-            stamp = self.granted.stamp
-            if self.granted.window > self.number:
-                return
-            if self.granted.begin(stamp, self.number, min(self.grant + nano, _core.MOST_NANO)):
-                return
+        """Raises the grant, unless another window, or value, has the cell by now: then it stays unspent."""
+        stamp = self.counter.stamp
+        if nano and stamp >> 24 == self.number:
+            self.counter.grant(stamp, nano)
 
 
 class RedisBank:
     """Keeps and leases what this machine may commit of each budget.
 
-    Args:
-        segment: the machine's state, in which its processes share the grants.
+    The grants are in the counters of the machine's state, so its processes share them.
 
     Thread safety: all methods.
     """
 
-    def __init__(self, connection: RedisConnection, segment: _core.Segment, machine: str) -> None:
+    def __init__(self, connection: RedisConnection, machine: str) -> None:
         self._connection = connection
-        self._segment = segment
         self._machine = machine
         self._accounts: dict[tuple[str, int], _Account] = {}
         self.after_fork()
@@ -172,11 +166,8 @@ class RedisBank:
     def _account(self, name: str, window: Window, counter: _core.Counter) -> _Account:
         key = (name, window.number)
         found = self._accounts.get(key)
-        if found is None:
-            # Two counters in turn, so that the grant of a new window does not replace one that calls of the
-            # window before still read.
-            granted = _core.Counter(self._segment, f"granted\0{name}\0{window.number & 1}")
-            found = self._accounts.setdefault(key, _Account(name, window.number, granted, counter))
+        if found is None or found.counter.lost:
+            found = self._accounts[key] = _Account(name, window.number, counter)
         return found
 
     def _set_aside(self, account: _Account) -> int:
