@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
+from zlib import crc32
 
 import orjson
 from attrs import evolve, field, frozen
@@ -46,6 +47,7 @@ _MOST_AT_ONCE = 100_000
 _MOST_BYTES = 2**40
 _WINDOWS = ("day", "month", "total")
 _OTHER_LIMITS = ("max_in_flight", "max_body_bytes")
+_CHECK = "check"
 _PROOF_BYTES = 32
 _LATEST = 1e11  # seconds since the epoch, the year 5138
 RESERVED_TAGS = frozenset({"key", REQUEST_ID_TAG})
@@ -186,6 +188,11 @@ def _caller_of(
     limits, labels = _json(budgets, "budgets", dict), _json(tags, "tags", dict)
     _require(all(type(usd) in (int, float) for usd in limits.values()), "budgets: must be numbers")
     # Beside the budgets stand the limits that a file of the first release has no columns for.
+    check = limits.pop(_CHECK, None)
+    _require(
+        check is None or check == _check_of((name, admin, models, rpm, tpm, _dumped(limits), tags)),
+        "the row: its check value does not fit",
+    )
     others = {name: limits.pop(name, None) for name in _OTHER_LIMITS}
     _require(all(type(each) in (int, type(None)) for each in others.values()), "limits: must be integers")
     caller = Caller(
@@ -310,15 +317,31 @@ def _unpacked(labels: Mapping[str, Any]) -> dict[str, Any]:
     return {"tags": tags, "allowed_tags": allowed}
 
 
-def _packed_limits(caller: Caller) -> str:
+def _columns_of(caller: Caller) -> tuple[Any, ...]:
+    """The columns of a caller up to its tags, with a check value among the limits.
+
+    Without it, a changed digit of a limit, or a limit that is gone, would be as good as any.
+    """
+    models = None if caller.models is None else _dumped(caller.models)
     others = {name: getattr(caller, name) for name in _OTHER_LIMITS}
-    given = {name: value for name, value in others.items() if value is not None}
-    return orjson.dumps({**caller.budgets, **given}).decode()
+    limits = {**caller.budgets, **{name: value for name, value in others.items() if value is not None}}
+    start = (caller.name, int(caller.admin), models, caller.rpm, caller.tpm)
+    check = _check_of((*start, _dumped(limits), _packed(caller)))
+    return (*start, _dumped({**limits, _CHECK: check}), _packed(caller))
+
+
+def _check_of(columns: tuple[Any, ...]) -> int:
+    # Damaged text may have lone surrogates, which are no JSON.
+    return crc32(repr(columns).encode("utf-8", "surrogatepass"))
+
+
+def _dumped(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _packed(caller: Caller) -> str:
     # Both kinds in one column: text is a value that the key sets; null or a list is for the caller to set.
-    return orjson.dumps({**caller.tags, **caller.allowed_tags}).decode()
+    return _dumped({**caller.tags, **caller.allowed_tags})
 
 
 class KeyFile:
@@ -369,16 +392,7 @@ class KeyFile:
             database.execute("DELETE FROM callers WHERE name = ?", (caller.name,))
             database.execute(
                 "INSERT INTO callers VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-                (
-                    caller.name,
-                    int(caller.admin),
-                    None if caller.models is None else orjson.dumps(caller.models).decode(),
-                    caller.rpm,
-                    caller.tpm,
-                    _packed_limits(caller),
-                    _packed(caller),
-                    self._now(),
-                ),
+                (*_columns_of(caller), self._now()),
             )
             return self._add_secret(database, caller.name)
 
@@ -395,7 +409,8 @@ class KeyFile:
                 raise errors.ConfigError(f"the row of {name} is damaged; fastroute keys create replaces it")
             changed = evolve(known, allowed_tags=allowed)
             check_caller(changed)
-            database.execute("UPDATE callers SET tags = ? WHERE name = ?", (_packed(changed), name))
+            *_, limits, tags = _columns_of(changed)
+            database.execute("UPDATE callers SET budgets = ?, tags = ? WHERE name = ?", (limits, tags, name))
 
     def rotate(self, name: str, overlap: float) -> str:
         """Adds a key for a caller and returns it; the caller's other keys expire after ``overlap`` seconds.

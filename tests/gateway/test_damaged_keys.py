@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from gateways import HELLO, Clock, Served
 from soak.stored import keys as damage_keys
 
@@ -52,6 +53,10 @@ CALLERS = [
     ("models", b"\xff\xfe"),
     ("models", "[" * 100_000),
     ("models", '[""]'),
+    ("rpm", None),
+    ("rpm", 61),
+    ("models", None),
+    ("tags", "{}"),
     ("rpm", -1),
     ("rpm", 2**62),
     ("rpm", 1.5),
@@ -131,6 +136,19 @@ def test_a_damaged_row_costs_its_own_key_and_is_named_once(
     assert not any(victim.decode() in problem for problem in problems)
 
 
+def test_a_row_of_a_release_without_check_values_is_intact(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.db")
+    token = file.create(VICTIM).encode()
+    overwrite(file.path, "UPDATE callers SET budgets = ?", '{"day":5.0}')
+    found = Keyring(file).find(token)
+    assert found is not None
+    assert found.budgets == VICTIM.budgets
+    file.allow_tags("victim", {"user": None})
+    with closing(sqlite3.connect(file.path)) as database:
+        assert "check" in database.execute("SELECT budgets FROM callers").fetchone()[0]
+    assert file.read().problems == ()
+
+
 @pytest.mark.parametrize("value", [None, b"", b"x" * 40, 5, "text"], ids=str)
 def test_a_damaged_proof_of_the_pepper_is_not_a_wrong_pepper(tmp_path: Path, value: Any) -> None:
     file = KeyFile(tmp_path / "keys.db")
@@ -169,7 +187,7 @@ def test_any_byte_of_a_callers_row_costs_that_key_only(
                 assert (found.name, found.rpm) == (caller.name, caller.rpm)
             try:
                 found = keyring.find(victim)
-                assert found is None or found.name == "victim"
+                assert found is None or evolve(found, created=0.0, revoked=None) == VICTIM
             except KeysUnavailable:
                 pass
 

@@ -22,6 +22,8 @@ from typing import Any
 _TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(_TESTS)]
 
+from attrs import evolve  # noqa: E402
+
 import fastroute  # noqa: E402
 from fastroute import errors  # noqa: E402
 from fastroute.config import price_update  # noqa: E402
@@ -53,7 +55,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 def keys(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
-    """Damages a key file; who is found has the settings that it was made with, or some that are possible."""
+    """Damages a key file; who is found has the settings that were stored under that name."""
     file = KeyFile(folder / "keys.db")
     callers = [
         Caller(
@@ -66,6 +68,7 @@ def keys(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
         for number in range(20)
     ]
     tokens = [file.create(caller).encode() for caller in callers]
+    stored = {caller.name: caller for caller in callers}
     good = Path(file.path).read_bytes()
     counts: Counter[str] = Counter()
     for _ in range(rounds):
@@ -77,7 +80,9 @@ def keys(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
             continue
         for token in tokens:
             try:
-                counts["refused" if keyring.find(token) is None else "found"] += 1
+                found = keyring.find(token)
+                counts["refused" if found is None else "found"] += 1
+                assert found is None or evolve(found, created=0.0) == stored[found.name]
             except KeysUnavailable:
                 counts["damaged"] += 1
     return counts
@@ -168,24 +173,26 @@ def catalogue(chance: random.Random, folder: Path, rounds: int) -> Counter[str]:
     Either all of a file is used or none of it; prices that are used are possible ones.
     """
     whole = (Path(fastroute.__file__).parent / "config" / "data" / "catalog.toml").read_bytes()
-    good = b"[models.".join(whole.split(b"\n[models.")[:5]).replace(b"[models.", b"\n[models.")
+    good = b"\n[models.".join(whole.split(b"\n[models.")[:5])
     used, source = folder / "catalog.toml", folder / "source.toml"
     counts: Counter[str] = Counter()
     for number in range(rounds):
-        used.write_bytes(damaged(good, chance) if number % 2 else good)
-        source.write_bytes(good if number % 3 else damaged(good, chance))
+        used.write_bytes(damaged(good, chance) if number % 4 < 2 else good)
+        source.write_bytes(damaged(good, chance) if number % 4 == 2 else good)
         before = used.read_bytes()
         try:
             models = Catalog.builtin().with_file(used).models.values()
             assert all(0 <= (model.input_price or 0) <= 10**14 for model in models)
             counts["read"] += 1
         except errors.ConfigError:
+            assert number % 4 < 2
             counts["refused"] += 1
         try:
             price_update.update(used, price_update.from_file(source))
             Catalog.builtin().with_file(used)
             counts["updated"] += 1
         except errors.ConfigError:
+            assert number % 4 < 3
             assert used.read_bytes() == before
             counts["kept"] += 1
     return counts
