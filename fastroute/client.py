@@ -368,6 +368,7 @@ class Client(_Named):
     _defaults = RouteOptions()  # the same as a value
     _timeout: float | None = None
     _allowance: Purse | None = None
+    _cancelled: Callable[[], bool] | None = None
 
     def __init__(
         self,
@@ -618,6 +619,7 @@ class Client(_Named):
         tags: Mapping[str, str] | None = None,
         budget: float | Purse | None = None,
         cache: bool | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Client:
         """A client with other defaults that shares everything else with this one; closing one closes both.
 
@@ -628,6 +630,9 @@ class Client(_Named):
                 worst-case cost does not fit raises `BudgetExceeded`. Or an object that pays for the attempts
                 of these calls, see `fastroute.types.Purse`.
             cache: False to use the response cache for no call.
+            cancelled: asked twice a second while a call is made; once it returns True, the call ends with
+                `CallCancelled`, and so does the provider's request. It is called by another thread and must
+                not block. A stream is asked about until its first content.
         """
         other = Client.__new__(Client)
         other.__dict__.update(self.__dict__)  # with its runtime, if that is started yet
@@ -640,6 +645,7 @@ class Client(_Named):
             options["cache"] = cache
         other._defaults = arguments.route_options(options)
         other._options = options
+        other._cancelled = self._cancelled if cancelled is None else cancelled
         other._allowance = self._allowance
         if budget is not None:
             other._allowance = (
@@ -707,8 +713,9 @@ class Client(_Named):
                 "route.validate: a streamed answer cannot be validated; leave out stream"
             )
         request = Request(model, messages, params, stream, options)
-        if self._allowance is not None or extras is not None:
-            request = evolve(request, allowance=self._allowance, extras=extras)
+        allowance, cancelled = self._allowance, self._cancelled
+        if allowance is not None or extras is not None or cancelled is not None:
+            request = evolve(request, allowance=allowance, extras=extras, cancelled=cancelled)
         return request
 
     def _route_options(self, route: Mapping[str, Any] | None) -> RouteOptions:

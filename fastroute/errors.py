@@ -9,6 +9,7 @@ What each error carries is documented here. `providers/` decides which error a r
     │   └── RequestTooLargeForLimit    it needs more tokens than any limit allows
     ├── BudgetExceeded                 the call would cost more than is allowed
     ├── DeadlineExceeded               the call's deadline has passed (also a TimeoutError)
+    ├── CallCancelled                  the program did not want the answer any more
     ├── LedgerError                    the ledger cannot be read or written now
     ├── ValidationError                the answer failed its validation; .completion is the last answer
     ├── StreamInterrupted              a stream broke after its first content
@@ -169,6 +170,12 @@ class DeadlineExceeded(Error, TimeoutError):
     """The deadline of the call has passed."""
 
     default_status = 504
+
+
+class CallCancelled(Error):
+    """The program did not want the answer any more: see ``cancelled`` of `Client.with_options`."""
+
+    default_status = 499  # as nginx: nobody is there to get it
 
 
 class ValidationError(Error):

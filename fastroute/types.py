@@ -279,6 +279,7 @@ class Request:
         submitted: whether it was submitted to the thread pool, so that it may wait for a limit until its
             deadline.
         extras: what it asks for beyond its body; None for nearly every request.
+        cancelled: returns whether the answer is not wanted any more; None if that is never asked.
     """
 
     model: str
@@ -290,6 +291,7 @@ class Request:
     allowance: Purse | None = field(default=None, repr=False, eq=False)
     submitted: bool = field(default=False, repr=False, eq=False)
     extras: Extras | None = None
+    cancelled: Callable[[], bool] | None = field(default=None, repr=False, eq=False)
 
     @property
     def max_tokens(self) -> int | None:

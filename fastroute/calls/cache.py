@@ -187,7 +187,8 @@ class Cache:
                 with self._lock:
                     self.joined += 1
                 return flight.completion, True
-            failed += 1
+            # A leader that its own program has given up says nothing about the question.
+            failed += not isinstance(flight.error, errors.CallCancelled)
             if failed >= _MAX_LEADERS:
                 if isinstance(flight.error, Exception):
                     raise copy.copy(flight.error) from None

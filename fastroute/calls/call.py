@@ -58,6 +58,9 @@ class UnderWay(Protocol):
     def abandon(self) -> None:
         """Settles the attempt unless it has been settled, or its stream will settle it. Idempotent."""
 
+    def cut(self) -> None:
+        """Ends what it sends and receives; its own thread settles it then. From any thread."""
+
 
 class Call:
     """What the attempts of one call share.
@@ -83,12 +86,14 @@ class Call:
         elsewhere: returns whether another endpoint is ready to take over from the attempt under way.
         beside: in the copy of the call for a hedge, the endpoint of the first attempt.
         budgets: returns what is left of the budgets that the call counts in; None if there are none.
+        cancelled: whether the program does not want the answer any more.
     """
 
     __slots__ = (
         "attempts",
         "beside",
         "budgets",
+        "cancelled",
         "deadline",
         "downgraded",
         "elsewhere",
@@ -151,6 +156,16 @@ class Call:
         self.beside: str | None = None
         self.elsewhere: Callable[[], bool] | None = None
         self.budgets: Callable[[], tuple[BudgetStatus, ...]] | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Ends the call, from any thread; the call's own thread sees it once it waits no more."""
+        # In this order: an attempt that begins in between finds the deadline passed, and is not sent.
+        self.cancelled = True
+        self.deadline = 0.0
+        settlement = self.settlement
+        if settlement is not None:
+            settlement.cut()
 
     def hedged(self, race: Race, beside: str) -> Call:
         """A copy for a second attempt beside the one under way; it shares attempts and deadline."""

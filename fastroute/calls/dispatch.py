@@ -196,7 +196,7 @@ class Dispatcher:
             # Without a verdict the endpoint has not failed: the hedge has won. An error that ends the call
             # ends it at once; after any other the hedge may still answer, and only if it does not is the
             # failure handled.
-            final = call.verdict is not None and call.verdict.action is Action.STOP
+            final = call.cancelled or (call.verdict is not None and call.verdict.action is Action.STOP)
             answer = None if hedge is None or final else hedge.result()
             if answer is None:
                 self._failed(call, progress, endpoint, error)
@@ -335,6 +335,8 @@ class Dispatcher:
 
     def _failed(self, call: Call, progress: Progress, endpoint: LiveEndpoint, error: errors.APIError) -> None:
         """Records a failed attempt; raises if no other may be made."""
+        if call.cancelled:
+            raise error
         verdict, call.verdict = call.verdict, None
         if verdict is None:
             # Nothing was sent: this endpoint's format cannot express the request, but another's may.

@@ -421,7 +421,8 @@ class Settlement:
         if not self._sent:
             self._undo()
             return
-        if not isinstance(error, errors.Error) or isinstance(error, errors.DeadlineExceeded):
+        left = isinstance(error, errors.DeadlineExceeded) or self._call.cancelled
+        if left or not isinstance(error, errors.Error):
             # An interrupt, a killed greenlet, a bug in fastroute, a slow reader: not the endpoint's fault.
             self.cancelled(exchange, usage, ttft)
             return
@@ -482,6 +483,12 @@ class Settlement:
                 self.cancelled(self._exchange, None)
             else:
                 self._undo()
+
+    def cut(self) -> None:
+        """Ends what it sends and receives; its own thread settles it then. From any thread."""
+        timer = self._timer
+        if timer is not None:
+            timer.cut()
 
     @property
     def _unsent(self) -> bool:

@@ -49,6 +49,7 @@ from . import body as bodies
 from . import page, stats
 from .body import BodyRoom
 from .connection import Connection, WatchedBody
+from .departures import departure
 from .keyring import KeyFileWatch, Keyring, Throttle
 from .keys import DEFAULT_FILE, RESERVED_TAGS, Caller, KeyFile
 from .limits import KeyAllowance, KeyBudgets, KeyLimits, Permit, tokens_of
@@ -338,7 +339,8 @@ class Gateway:
             call = self._call(environ, caller, served, place)
             if caller.tpm is not None:
                 permit.take(tokens_of(call.messages, call.params))
-            answer = call.run(self._client_for(caller))
+            client, gone = self._client_for(caller), departure(environ)
+            answer = call.run(client if gone is None else client.with_options(cancelled=gone))
         except BaseException as error:
             if permit is not None:
                 permit.settle(_tokens(error.attempts) if isinstance(error, errors.Error) else 0)

@@ -61,6 +61,8 @@ class Refusals:
 
 def _reason(error: errors.Error) -> str | None:
     status: Any = error.status_code
+    if isinstance(error, errors.CallCancelled):
+        return None  # nobody was refused: the caller has left
     if isinstance(error, LimitReached):
         return "key_limit"
     if isinstance(error, errors.BudgetExceeded):

@@ -62,7 +62,9 @@ class Response:
         ]
         if isinstance(self.body, bytes):
             headers.append(("Content-Length", str(len(self.body))))
-        return f"{self.status} {HTTPStatus(self.status).phrase}", headers
+        # The one status that is not in the standard is written to logs only: its caller has left.
+        phrase = "Client Closed Request" if self.status == 499 else HTTPStatus(self.status).phrase
+        return f"{self.status} {phrase}", headers
 
 
 def json_response(value: Mapping[str, Any], status: int = 200, headers: Headers = ()) -> Response:
@@ -156,6 +158,8 @@ def disclosed(error: BaseException, key_budgets: bool = False) -> BaseException:
         return errors.NoEndpointError(
             "no endpoint can serve this request now; try again later", retry_after=wait
         )
+    if isinstance(error, errors.CallCancelled):
+        return errors.CallCancelled("the caller closed its connection")
     if isinstance(error, errors.DeadlineExceeded):
         return errors.DeadlineExceeded("the request was not completed within its deadline")
     if isinstance(error, errors.APITimeoutError):

@@ -429,6 +429,7 @@ _CODES: Sequence[tuple[type[errors.Error], str]] = (
     (errors.RateLimitError, "rate_limit_exceeded"),
     (errors.NoEndpointError, "no_endpoint"),
     (errors.DeadlineExceeded, "deadline_exceeded"),
+    (errors.CallCancelled, "call_cancelled"),
     (errors.ValidationError, "answer_refused"),
     (errors.StreamInterrupted, "stream_interrupted"),
     (errors.AuthenticationError, "invalid_api_key"),

@@ -9,6 +9,7 @@ call would wait for ever. So that is an error.
 
 from __future__ import annotations
 
+import select
 import sys
 import threading
 from collections.abc import Callable
@@ -61,6 +62,15 @@ def check() -> None:
         library = late[0][0]
         parts = ", ".join(part for by, part in late if by == library)
         raise Error(f"{library} patched {parts} after fastroute was imported; {_CURES[library]}")
+
+
+def system_poll() -> Any:
+    """The system's `select.poll`, which gevent and eventlet replace or remove; None where there is none."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is not None:
+        return monkey.get_original("select", "poll")
+    patcher: Any = sys.modules.get("eventlet.patcher")
+    return getattr(select if patcher is None else patcher.original("select"), "poll", None)
 
 
 def apart(function: Callable[..., _Result], *values: Any) -> _Result:

@@ -24,6 +24,7 @@ from fastroute import _core, errors, events
 from fastroute.calls.call import Call
 from fastroute.calls.queue import WaitQueue
 from fastroute.calls.stream import Stream
+from fastroute.calls.watch import watched
 from fastroute.config import Config, Secret, Source, file_of, load_with_keys
 from fastroute.ledger import Ledger, NullLedger, configured_ledger
 from fastroute.platform import forks, greenlets
@@ -399,9 +400,8 @@ class Runtime:
         call = Call(request, plan.estimate, plan.judgement, started, deadline)
         if generation.config.budgets or request.allowance is not None:
             call.budgets = generation.budgets.left_for(request)
-        if request.stream:
-            return generation.dispatcher.stream(call, plan)
-        return generation.dispatcher.complete(call, plan)
+        run = generation.dispatcher.stream if request.stream else generation.dispatcher.complete
+        return run(call, plan) if request.cancelled is None else watched(request.cancelled, call, plan, run)
 
     def _routed_whole(
         self, generation: Generation, request: Request, started: float, deadline: float

@@ -71,6 +71,10 @@ class Running:
 def command_of(server: str, listening: int, workers: int, threads: int) -> list[str]:
     if server == "wsgiref":
         return [sys.executable, "-c", WSGIREF, str(listening)]
+    if server == "uwsgi":
+        words = ["--http-socket", f"fd://{listening}", "--wsgi-file", "app.py", "--master"]
+        words += ["--threads", str(threads), "--single-interpreter", "--die-on-term", "--disable-logging"]
+        return [need("uwsgi"), *words]
     worker = server.removeprefix("gunicorn-")
     return [
         *(sys.executable, "-m", "gunicorn", "--bind", f"fd://{listening}", "--worker-class", worker),
@@ -114,6 +118,11 @@ def serving(
     (folder / "fastroute.json.toml").write_text(
         "".join(f"{key} = {toml(part)}\n" for key, part in tables.items())
     )
+    if server == "uwsgi":
+        (folder / "app.py").write_text(
+            "from fastroute.gateway import create_app\n"
+            "application = create_app('fastroute.json.toml', keys='keys.db')\n"
+        )
     token = KeyFile(folder / "keys.db").create(caller or Caller("web"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTROUTE")}
     if server == "waitress":

@@ -33,9 +33,11 @@ def test_nothing_is_lost_and_nothing_is_left_running(server: str, tmp_path: Path
         _a_thousand_calls_are_all_answered(running)
         provider.configure(answer=Answer("word " * 2000), tokens_per_second=200)
         _a_client_that_goes_away_ends_the_upstreams_work(running)
+        provider.configure(latency=60.0)
+        _a_client_that_leaves_a_plain_call_ends_it_as_well(running)
     entries = running.ledger()
-    assert len(entries) == CALLS + 1
-    assert [entry.outcome for entry in entries if entry.outcome != "ok"] == ["client_cancelled"]
+    assert len(entries) == CALLS + 2
+    assert [entry.outcome for entry in entries if entry.outcome != "ok"] == ["client_cancelled"] * 2
 
 
 def _a_thousand_calls_are_all_answered(running: Running) -> None:
@@ -87,6 +89,36 @@ def _a_client_that_goes_away_ends_the_upstreams_work(running: Running) -> None:
         while b"data: " not in seen:
             seen += client.recv(65_536)
     running.provider.wait_until(lambda known: known.abandoned == 1, 10)
+
+
+def _a_client_that_leaves_a_plain_call_ends_it_as_well(running: Running) -> None:
+    with running.connect() as client:
+        body = json.dumps(HELLO)
+        client.sendall(request(running, f"Content-Length: {len(body)}", body))
+        running.provider.wait_until(lambda known: known.in_flight == 1, 10)
+    running.provider.wait_until(lambda known: known.abandoned == 2, 10)
+
+
+@pytest.mark.parametrize(("server", "tells"), [("uwsgi", True), ("wsgiref", False)])
+def test_a_plain_call_whose_caller_leaves(server: str, tells: bool, tmp_path: Path) -> None:
+    """It ends where the server lets it be known (see also the test above), and elsewhere has its answer."""
+    with (
+        Provider(latency=60.0 if tells else 1.0) as provider,
+        serving(server, tmp_path, provider) as running,
+    ):
+        with running.connect() as client:
+            body = json.dumps(HELLO)
+            client.sendall(request(running, f"Content-Length: {len(body)}", body))
+            provider.wait_until(lambda known: known.in_flight == 1, 10)
+        provider.wait_until(lambda known: known.in_flight == 0, 10)
+        assert provider.abandoned == tells
+        provider.configure(latency=0.0)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request("POST", CHAT, json.dumps(HELLO), running.headers())
+            assert connection.getresponse().status == 200
+    later, first = running.ledger()
+    assert (first.outcome, later.outcome) == ("client_cancelled" if tells else "ok", "ok")
 
 
 @pytest.mark.parametrize("server", ["waitress", "gunicorn-gthread"])
