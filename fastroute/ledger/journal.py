@@ -164,7 +164,8 @@ def decode(record: bytes) -> list[Any] | None:
         return None
     if not isinstance(values, list) or not _FEWEST <= len(values) <= len(FIELDS):
         return None
-    values += _DEFAULTS[len(values) :]
+    if len(values) < len(FIELDS):
+        values += _DEFAULTS[len(values) :]
     # Records have few combinations of types, so those that were found to be right are looked up.
     types = tuple(map(type, values))
     if types not in _right_types:
@@ -178,12 +179,17 @@ def decode(record: bytes) -> list[Any] | None:
         if len(_right_types) < _MOST_TYPES and tuple(map(type, values)) == types:
             _right_types.add(types)
     tags = values[_TAGS]
-    if tags and not all(type(value) is str for value in tags.values()):
-        values[_TAGS] = clean_tags(tags)
-    in_range = abs(values[_TIME]) <= _MOST_TIME and all(
-        amount is None or -MAX_COST <= amount <= MAX_COST for amount in (values[_COST], values[_BUDGET])
-    )
-    return values if in_range else None
+    if tags:
+        for value in tags.values():
+            if type(value) is not str:
+                values[_TAGS] = clean_tags(tags)
+                break
+    cost, budget = values[_COST], values[_BUDGET]
+    if cost is not None and not -MAX_COST <= cost <= MAX_COST:
+        return None
+    if budget is not None and not -MAX_COST <= budget <= MAX_COST:
+        return None
+    return values if -_MOST_TIME <= values[_TIME] <= _MOST_TIME else None
 
 
 _MONEY = (int, type(None))

@@ -19,7 +19,7 @@ from soak.stored import database as damage_database
 from soak.stored import journal as damage_journal
 
 from fastroute.errors import LedgerError
-from fastroute.ledger import Ledger, journal
+from fastroute.ledger import Ledger, journal, salvage
 
 FIELDS = journal.FIELDS
 
@@ -264,3 +264,17 @@ def test_a_damaged_version_of_the_schema_is_damage_and_not_another_release(
         assert ledger.totals().cost_nano == 11
         with pytest.raises(LedgerError, match="may lack entries"):
             ledger.spent()
+
+
+def test_the_rows_beside_a_damaged_one_are_saved(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    names = [f"entry-{n:02d}" for n in range(10)]
+    with Ledger(path) as ledger:
+        for n, name in enumerate(names):
+            ledger.append(attempt(n, id=name))
+    data = path.read_bytes()
+    at = data.index(b"entry-05call-5")  # the row, not the index; its header is before it
+    for offset in range(1, 30):
+        path.write_bytes(data[: at - offset] + b"\xff" + data[at - offset + 1 :])
+        found = {row[0] for rows in salvage.batches(str(path)) for row in rows}
+        assert set(names) - found <= {"entry-05"}, offset
