@@ -101,6 +101,17 @@ def test_040_a_byte_order_mark(start: Start, spoken: Spoken) -> None:
     assert text_of(loop.stream()) == "x"
 
 
+def test_a_stream_that_is_labelled_as_json_is_read_as_it_comes(start: Start) -> None:
+    loop = start(1, policy={"idle_timeout": 0.2})
+    as_json = Fault.headers({"content-type": "application/json"})
+    loop.provider().script(as_json | Fault.stream_stall(after=3))
+    got = ""
+    with pytest.raises(fastroute.StreamStalled):
+        for chunk in loop.stream("one two three four five six"):
+            got += chunk.choices[0].delta.content or ""
+    assert got.startswith("one")
+
+
 def test_041_fields_with_and_without_blanks_and_data_in_several_lines(start: Start, spoken: Spoken) -> None:
     loop = start(1)
     body = framed(spoken.begin(), spoken.text("a")).replace(b"data: ", b"data:") + b"data\n\n"

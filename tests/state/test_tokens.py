@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fastroute._core import Calibration
 from fastroute.config.catalog import Model
-from fastroute.state.tokens import OutputHistory, estimate_input
+from fastroute.state.tokens import OutputHistory, estimate_input, reasoning_tokens
 
 LIMITED = Model(name="limited", max_output_tokens=4096)
 UNLIMITED = Model(name="unlimited")
@@ -27,6 +27,46 @@ UNLIMITED = Model(name="unlimited")
 )
 def test_estimate_follows_the_formula(chars, utf8, messages, images, tokens):
     assert estimate_input(chars, utf8, messages, images) == tokens
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens"),
+    [
+        ({}, None),
+        *(
+            ({"reasoning_effort": effort}, tokens)
+            for effort, tokens in {
+                "none": 0,
+                "minimal": 1_000,
+                "low": 2_000,
+                "medium": 8_000,
+                "high": 24_000,
+                "xhigh": 48_000,
+                "max": 64_000,
+                "some day": None,
+            }.items()
+        ),
+        ({"reasoning_effort": True}, None),
+        ({"reasoning": {"effort": "low"}}, 2_000),
+        ({"reasoning": {"max_tokens": 5_000}}, 5_000),
+        ({"reasoning": {"enabled": False, "effort": "low"}}, 0),
+        ({"reasoning": {"enabled": True, "effort": "low"}}, 2_000),
+        ({"reasoning": "low"}, None),
+        ({"reasoning": {}}, None),
+        ({"thinking": {"type": "disabled", "budget_tokens": 5_000}}, 0),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5_000}}, 5_000),
+        ({"thinking": {"type": "adaptive"}}, 8_000),
+        ({"thinking": "much"}, None),
+        ({"thinking": {"budget_tokens": -5}}, 0),
+        ({"thinking": {"budget_tokens": 10**9}}, 1_000_000),
+        # The first that says something counts.
+        ({"reasoning_effort": "high", "reasoning": {"effort": "low"}, "thinking": {}}, 24_000),
+        ({"reasoning": {"effort": "low"}, "thinking": {"budget_tokens": 5_000}}, 2_000),
+        ({"reasoning": {}, "thinking": {"budget_tokens": 5_000}}, 5_000),
+    ],
+)
+def test_the_reasoning_that_a_request_asks_for(params, tokens):
+    assert reasoning_tokens(params) == tokens
 
 
 def test_calibration_moves_towards_what_was_seen_and_rounds_up():
