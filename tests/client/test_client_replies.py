@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
+from contextlib import ExitStack
 
 import pytest
 from client_setups import Start
@@ -154,6 +156,24 @@ def test_a_stream_that_does_not_begin_in_time_gives_the_next_one_more(start: Sta
             model=MODEL, messages=[{"role": "user", "content": "hello"}], stream=True
         )
     assert endpoint.core.ttft_timeout() == 2 * before
+
+
+def test_a_stream_whose_connection_is_never_made_says_nothing_of_first_tokens(start: Start) -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # its line of those that wait is full
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        loop = start(1, providers={"a": {"base_url": url}}, policy={"max_attempts": 1})
+        (endpoint,) = loop.client.runtime.generation.state.endpoints
+        for _ in range(30):
+            endpoint.core.record_ttft(0.1)
+        before = endpoint.core.ttft_timeout()
+        with pytest.raises(fastroute.APITimeoutError):
+            loop.stream()
+        assert endpoint.core.ttft_timeout() == before
 
 
 def test_every_answer_counts_for_its_models_rate(start: Start) -> None:
