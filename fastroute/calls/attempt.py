@@ -126,12 +126,6 @@ class Attempts:
             if call.request.extras is not None:
                 _show_head(call.request.extras, exchange)
         except BaseException as error:
-            late = isinstance(error, errors.APITimeoutError) and (exchange is not None or error.maybe_billed)
-            if late and not settlement.settled:  # settled if another attempt of the call has cut it
-                # The real time is at least this long. Without this record the learned limit would only
-                # contain attempts below it, and could never grow.
-                core.record_ttft(settlement.elapsed() / scale, reasoning)
-                core.record_ttft_timeout(reasoning)
             settlement.failed(error, exchange, usage=usage)
             raise
         settlement.begun()

@@ -431,8 +431,15 @@ class Settlement:
         if self.moved:
             verdict = evolve(verdict, once=False)  # it was cut only because another endpoint was ready
         outcome = int(verdict.outcome)
-        if isinstance(error, errors.APITimeoutError) and self._cut_by_caller(latency):
-            outcome = _core.IGNORED
+        if isinstance(error, errors.APITimeoutError):
+            if call.request.stream and ttft is None and (exchange is not None or error.maybe_billed):
+                # The real time to the first token is at least this long. Without this record the learned
+                # limit would only contain attempts below it, and could never grow.
+                core, reasoning = self._upstream.endpoint.core, call.estimate.reasoning
+                core.record_ttft(latency / call.estimate.prompt_scale, reasoning)
+                core.record_ttft_timeout(reasoning)
+            if self._cut_by_caller(latency):
+                outcome = _core.IGNORED
         call.verdict = verdict
         endpoint = self._upstream.endpoint
         error.endpoint = endpoint.name

@@ -144,13 +144,14 @@ def test_a_stream_that_has_ended_leaves_its_connection_to_the_next(start: Start)
     assert loop.provider().connections == 1
 
 
-def test_a_stream_that_does_not_begin_in_time_gives_the_next_one_more(start: Start) -> None:
+@pytest.mark.parametrize("fault", [Fault.stall(), Fault.black_hole()], ids=["headers only", "nothing"])
+def test_a_stream_that_does_not_begin_in_time_gives_the_next_one_more(start: Start, fault: Fault) -> None:
     loop = start(1, providers={"a": {"timeout": 0.2}}, policy={"max_attempts": 1})
     (endpoint,) = loop.client.runtime.generation.state.endpoints
     for _ in range(30):
         endpoint.core.record_ttft(0.1)
     before = endpoint.core.ttft_timeout()
-    loop.provider().script(Fault.stall())
+    loop.provider().script(fault)
     with pytest.raises(fastroute.APITimeoutError):
         loop.client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "hello"}], stream=True
