@@ -443,14 +443,20 @@ class Workshop:
         os.utime(path, (2_000_000_000 + self._written, 2_000_000_000 + self._written))
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that run a mutant's lines, the best first."""
+        """The tests that run a mutant's lines, the best first.
+
+        What runs at import, or in another process only, is recorded for no test: then all tests of the file.
+        """
         by_line = self._lines.get(mutant.file, {})
-        rows = by_line if mutant.at_import else map(str, range(mutant.line, mutant.last_line + 1))
-        found = {test for row in rows for test in by_line.get(row, ())}
+        found: set[str] = set()
+        if not mutant.at_import:
+            rows = range(mutant.line, mutant.last_line + 1)
+            found = {test for row in rows for test in by_line.get(str(row), ())}
+        found = found or {test for tests in by_line.values() for test in tests}
         room = f"tests/{mutant.file.split('/')[1]}/"
         near: set[str] = set()
         if mutant.at_import:
-            # No test is recorded for such a line; those of files that import the module may need it.
+            # Those of files that import the module are the first that may need it.
             near = self._importers(mutant.file)
             found |= {test for test in self._seconds if test.partition("::")[0] in near}
         return sorted(

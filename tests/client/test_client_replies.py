@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 from client_setups import Start
-from loopback import MODEL, within
+from loopback import MODEL, core_of, within
 
 import fastroute
 from fastroute import events
@@ -157,6 +157,18 @@ def test_a_stream_that_does_not_begin_in_time_gives_the_next_one_more(start: Sta
             model=MODEL, messages=[{"role": "user", "content": "hello"}], stream=True
         )
     assert endpoint.core.ttft_timeout() == 2 * before
+
+
+def test_a_plain_answer_that_is_late_says_nothing_of_first_tokens(start: Start) -> None:
+    loop = start(1, providers={"a": {"timeout": 0.2}}, policy={"max_attempts": 1})
+    core = core_of(loop.client)
+    for _ in range(30):
+        core.record_ttft(0.1)
+    before = core.ttft_timeout()
+    loop.provider().script(Fault.stall())
+    with pytest.raises(fastroute.APITimeoutError):
+        loop.ask()
+    assert core.ttft_timeout() == before
 
 
 def test_a_stream_whose_connection_is_never_made_says_nothing_of_first_tokens(start: Start) -> None:
