@@ -582,20 +582,26 @@ def counted(rows: Iterable[Sequence[Any]], since: float | None, tags: Mapping[st
         since: seconds since the epoch; None for any time.
         tags: as in `Ledger.by`.
     """
+    wanted = clean_tags(tags or {})
     total = 0
     for row in rows:
         cost = row[_COST] if row[_BUDGET] is None else row[_BUDGET]
-        if cost is not None and matches(row, since, tags or {}):
+        if cost is not None and matches(row, since, wanted):
             total += cost
     return total
 
 
 def matches(row: Sequence[Any], since: float | None, tags: Mapping[str, str]) -> bool:
-    """Whether a record is of a time and has these tags; arguments as of `counted`."""
+    """Whether a record is of a time and has these tags, which are as `clean_tags` returns them."""
     if since is not None and row[_TIME] < since:
         return False
-    held = row[_TAGS] or {}
-    return all((held.get(name) or "") == value for name, value in clean_tags(tags).items())
+    held = tags_of(row)
+    return all((held.get(name) or "") == value for name, value in tags.items())
+
+
+def tags_of(row: Sequence[Any]) -> Mapping[str, str]:
+    """The tags of a record."""
+    return row[_TAGS] or {}
 
 
 def has_orphans(directory: str) -> bool:

@@ -43,11 +43,14 @@ class JournalTails:
         """
         with self._lock:
             self._look()
-            return [row for row in self._rows() if journals.matches(row, since, tags)]
+            wanted = journals.clean_tags(tags)
+            return [row for row in self._rows(wanted) if journals.matches(row, since, wanted)]
 
-    def _rows(self) -> Iterator[list[Any]]:
+    def _rows(self, tags: Mapping[str, str]) -> Iterator[list[Any]]:
+        """Those that may have these tags."""
+        tagged = next((item for item in tags.items() if item[1]), None)
         for segment in self._segments.values():
-            yield from segment.rows
+            yield from segment.rows if tagged is None else segment.by_tag.get(tagged, ())
 
     def _look(self) -> None:
         paths = journals.paths(self._directory)
@@ -60,11 +63,12 @@ class JournalTails:
 
 
 class _ReadSegment:
-    __slots__ = ("read", "rows")
+    __slots__ = ("by_tag", "read", "rows")
 
     def __init__(self) -> None:
         self.read = 0  # bytes
         self.rows: list[list[Any]] = []
+        self.by_tag: dict[tuple[str, str], list[list[Any]]] = {}
 
     def read_on(self, path: str) -> None:
         with files.closing(files.open_file(path, os.O_RDONLY, private=False)) as fd:
@@ -76,6 +80,8 @@ class _ReadSegment:
             values = None if line == b"\n" else journals.decode(line)
             if values is not None:
                 self.rows.append(values)
+                for tag in journals.tags_of(values).items():
+                    self.by_tag.setdefault(tag, []).append(values)
             elif not line.endswith(b"\n"):
                 break  # half written: it is read once it is complete
             self.read += len(line)

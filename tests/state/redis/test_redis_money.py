@@ -10,8 +10,9 @@ from needs import need
 from redis_server import Elsewhere, RedisServer
 
 import fastroute
-from fastroute import events
+from fastroute import _core, events
 from fastroute.budget import Budgets, MoneyReserved
+from fastroute.config import BudgetConfig, load
 from fastroute.state.redis import Shared
 
 need("redis")
@@ -228,3 +229,31 @@ def test_garbage_where_money_is_counted_is_written_over(make: Any, redis: RedisS
         assert 980 <= spend(client, 1_000_000) <= 1010
         connection.hset(key, mapping={"m:x": "text", "m:y": "1e999", "base": "nan"})
     assert spend(client, 1_000_000) == 0
+
+
+def test_values_whose_cells_are_given_away_spend_their_limits_exactly(redis: RedisServer) -> None:
+    """Sixty values on two machines with 32 cells each: a returning value finds its sum at the bank."""
+    machines = []
+    config = BudgetConfig(name="user", limit=10.0, window="total", per="tag:user")
+    for _ in range(2):
+        segment = _core.Segment(64)
+        shared = Shared(load(redis.config()), segment, None, events.Hooks())
+        budgets = Budgets((config,), segment, lambda since, tags: 0, events.Hooks())
+        budgets.share(shared.bank)
+        machines.append((budgets, shared))
+    served = dict.fromkeys(map(str, range(60)), 0)
+    try:
+        for _ in range(8):
+            for user in served:
+                for budgets, _ in machines:
+                    try:
+                        budgets.reserve(DOLLAR, {"user": user}, 60).settle(DOLLAR)
+                    except fastroute.BudgetExceeded:
+                        continue
+                    served[user] += 1
+            for _, shared in machines:
+                shared.beat()
+    finally:
+        for _, shared in machines:
+            shared.close()
+    assert served == dict.fromkeys(served, 10)
