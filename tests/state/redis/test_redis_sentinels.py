@@ -29,6 +29,7 @@ from fastroute.config.redis_url import read_redis_url
 from fastroute.gateway.keys import Caller, KeyFile
 from fastroute.state.redis import Shared, connection, permits
 from fastroute.state.redis.address import AwayError, address_of
+from fastroute.state.redis.sentinels import SentinelPool
 from fastroute.testing import Provider
 
 need("redis")
@@ -344,6 +345,19 @@ def test_a_master_that_sentinels_know_to_be_down_is_not_tried(
         watched.comes_back()
     finally:
         alone.close()
+
+
+def test_a_time_out_that_asking_the_sentinels_has_used_up_is_a_time_out(
+    first: RedisServer, sentinel: Sentinel
+) -> None:
+    redis = need("redis")
+    options = {"socket_timeout": 1e-6, "protocol": 2}
+    pool = SentinelPool(address_of(address(sentinel.port)), options, lambda: None)
+    with pytest.raises(redis.TimeoutError):
+        pool.get_connection()
+    pool.disconnect()
+    for known in pool.sentinel_manager.sentinels:
+        known.close()
 
 
 @pytest.mark.usefixtures("quick")
