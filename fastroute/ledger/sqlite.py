@@ -204,7 +204,7 @@ def _of_tag(name: str) -> str:
 
 
 @cache
-def _spent_by(name: str) -> str:
+def spent_by(name: str) -> str:
     """`_SPENT` with which the index of a tag is used."""
     head, _, tail = _SPENT.partition(_MATCHING)
     # A plus sign keeps SQLite from using the index of times instead.
@@ -213,7 +213,7 @@ def _spent_by(name: str) -> str:
     return " ".join((head, found, tail))
 
 
-def _bounds(value: str) -> dict[str, str]:
+def tag_bounds(value: str) -> dict[str, str]:
     """Between which texts a tag's value is in its index."""
     text = orjson.dumps(value).decode()[1:]
     low = text[:_INDEXED]
@@ -437,8 +437,8 @@ def _spent(connection: sqlite3.Connection, where: Mapping[str, Any], inode: tupl
         tag = only_tag(where)
         # Entries without the tag are not found by an index of its values.
         by_value = tag is not None and tag[1] != ""
-        query = _spent_by(tag[0]) if tag is not None and by_value else _SPENT
-        bound = {**where, **_bounds(tag[1])} if tag is not None and by_value else where
+        query = spent_by(tag[0]) if tag is not None and by_value else _SPENT
+        bound = {**where, **tag_bounds(tag[1])} if tag is not None and by_value else where
         high, low, impossible, first, last = connection.execute(query, bound).fetchone()
         if impossible or {first, last} - {"real", None}:
             raise DatabaseCorrupt("entries have impossible costs or times", inode)

@@ -53,8 +53,8 @@ def test_the_index_is_used(path: Path) -> None:
         ledger.append(attempt(cost_nano=1, tags={"user": "x"}))
         ledger.flush()
         with closing(sqlite3.connect(path)) as connection:
-            bound = {**filters(0.0, None, {"user": "x"}), **of_sqlite._bounds("x")}
-            plan = connection.execute(f"EXPLAIN QUERY PLAN {of_sqlite._spent_by('user')}", bound).fetchall()
+            bound = {**filters(0.0, None, {"user": "x"}), **of_sqlite.tag_bounds("x")}
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {of_sqlite.spent_by('user')}", bound).fetchall()
         assert "USING INDEX attempts_tag_" in plan[0][-1]
 
 
