@@ -17,6 +17,7 @@ from fastroute.providers.charges import searches_unasked
 from fastroute.providers.headers import with_query
 from fastroute.state.endpoints import LiveEndpoint
 from fastroute.transport import Transport
+from fastroute.transport.network import network_to
 from fastroute.types import SAMPLING_PARAMETERS, Extras, Request
 
 _MOST_WINDOWS = 10  # times its context window that a model's usage may be
@@ -66,16 +67,16 @@ def transport_to(
         pool_size: connections kept; default: the provider's ``max_in_flight``.
     """
     settings = config.providers[provider]
+    network = network_to(settings.base_url, settings.proxy, settings.ca_bundle)
     return Transport(
         pool_size=pool_size or settings.max_in_flight,
         connect_timeout=settings.connect_timeout or config.connect_timeout,
         max_response_bytes=config.max_response_bytes,
-        proxy=settings.proxy,
-        ca_bundle=settings.ca_bundle,
+        network=network,
         session=session,
         # A proxy resolves names itself, and its own address is often private.
         allow_private_hosts=settings.allow_private_hosts
-        or settings.proxy is not None
+        or network.proxy is not None
         or is_loopback_url(settings.base_url),
     )
 

@@ -71,9 +71,10 @@ def command(file: str | None, online: bool, keys: str | None, pepper_env: str | 
     )
     click.echo(visible(f"  ledger: {_ledger(config)}"))
     click.echo(visible(f"  state: {describe_state(config)}"))
+    reached = _print_network(config)
     _print_providers(config, findings)
     _print_crowded(config)
-    fine = _keys_intact(keys, pepper_env)
+    fine = _keys_intact(keys, pepper_env) and reached
     if online:
         fine = _ask(config, findings) and fine
     if not fine:
@@ -132,6 +133,35 @@ def _ledger(config: Config) -> str:
     if place and "://" not in place:
         place = os.path.abspath(place)
     return (place or "none") + (" (the default)" if config.ledger is None else "")
+
+
+def _print_network(config: Config) -> bool:
+    """Prints proxies and certificates that are not the usual ones; whether those can be used."""
+    from fastroute.transport.network import ENVIRONMENT, network_to
+
+    lines: dict[str, list[str]] = {}
+    fine = True
+    for name, provider in config.providers.items():
+        network = network_to(provider.base_url, provider.proxy, provider.ca_bundle)
+        if network.proxy:
+            said = f"  proxy: {network.proxy_host}, from {network.proxy_source}"
+            lines.setdefault(said, []).append(name)
+        if network.unused_proxy:
+            said = (
+                f"{click.style('warning', fg='yellow')}  {network.unused_proxy} is set, but not used; if "
+                f'these providers are reached through it, set their proxy = "{ENVIRONMENT}"'
+            )
+            lines.setdefault(said, []).append(name)
+        problem = network.problem()
+        if problem is not None:
+            fine = False
+            lines.setdefault(f"{click.style('problem', fg='red', bold=True)}  {problem}", []).append(name)
+        elif network.ca_bundle:
+            said = f"  certificates: {network.ca_bundle}, from {network.ca_source}"
+            lines.setdefault(said, []).append(name)
+    for line, names in lines.items():
+        click.echo(f"{line} ({visible(', '.join(names))})")
+    return fine
 
 
 def _print_providers(config: Config, findings: Findings) -> None:

@@ -102,8 +102,10 @@ class ProviderConfig:
         token_burst: tokens at once; by default tpm.
         max_in_flight: most calls at once at each endpoint.
         headers: sent with every request; never a key.
-        proxy: the URL of an HTTP proxy; the proxies of the environment are not used.
-        ca_bundle: a file of certificates to trust in place of the usual ones; verifying cannot be turned off.
+        proxy: the URL of an HTTP proxy, or ``environment`` for those that HTTPS_PROXY and the like name;
+            default: a direct connection.
+        ca_bundle: a file of certificates to trust; default: those that REQUESTS_CA_BUNDLE and the like
+            name, else the usual ones. Verifying cannot be turned off.
         allow_http: permits plain HTTP to other hosts than this machine.
         allow_private_hosts: permits hosts in private networks.
         timeout: most seconds for one attempt, and for a stream until it begins; overrides [policy].

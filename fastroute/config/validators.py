@@ -314,10 +314,15 @@ def azure_version(instance: Any, attribute: Any, value: Any) -> None:
 
 
 def proxy_url(instance: Any, attribute: Any, value: Any) -> None:
-    """The URL of an HTTP proxy."""
+    """The URL of an HTTP proxy, or ``environment``."""
+    if value == "environment":
+        return
     if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]+", value):
         # It may hold a password, so it is not repeated.
-        raise InvalidValue(attribute.name, "must be the URL of a proxy, like http://proxy.example.com:3128")
+        raise InvalidValue(
+            attribute.name,
+            'must be the URL of a proxy, like http://proxy.example.com:3128, or "environment"',
+        )
 
 
 def cache_scope(instance: Any, attribute: Any, value: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from types import FrameType, ModuleType
@@ -34,6 +35,8 @@ def load_core() -> ModuleType:
     except ImportError as error:
         # Cython: "can only be loaded into one interpreter per process". Python from 3.12 on, for interpreters
         # with a lock of their own: "does not support loading in subinterpreters".
+        if isinstance(error, ModuleNotFoundError) and error.name == "fastroute._core":
+            raise ImportError(_missing(), name=error.name) from error
         if "interpreter" not in str(error):
             raise
         raise ImportError(
@@ -44,6 +47,20 @@ def load_core() -> ModuleType:
         ) from error
     warn()
     return core
+
+
+def _missing() -> str:
+    """Why there is no core for this interpreter."""
+    if not os.path.isdir(os.path.dirname(__file__)):
+        return (
+            "fastroute._core: a compiled module cannot be imported from a zip archive; pack the program with "
+            "shiv, pex or PyInstaller, which unpack it first, or install fastroute"
+        )
+    version = f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor}"
+    return (
+        f"fastroute._core: is not built for {version} in {os.path.dirname(os.path.dirname(__file__))}; "
+        "install fastroute for this Python, or build a source tree: python setup.py build_ext --inplace"
+    )
 
 
 def warn() -> None:

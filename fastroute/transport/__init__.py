@@ -32,6 +32,7 @@ from . import request_timer, resolve, seams
 from .adapter import PooledAdapter
 from .connection import report
 from .failures import closed_while_idle, timed_out, translate
+from .network import Network
 from .request_timer import RequestTimer
 
 _PIECE = 65536
@@ -214,8 +215,7 @@ class Transport:
         pool_size: int = 100,
         connect_timeout: float = 5.0,
         max_response_bytes: int = 32 * 1024 * 1024,
-        proxy: str | None = None,
-        ca_bundle: str | None = None,
+        network: Network | None = None,
         session: requests.Session | None = None,
         allow_private_hosts: bool = True,
     ) -> None:
@@ -223,7 +223,9 @@ class Transport:
         self._pool_size = pool_size
         self._connect_timeout = connect_timeout
         self._limit = max_response_bytes
-        self._verify: str | bool = ca_bundle or True
+        self._network = network or Network()
+        self._verify: str | bool = self._network.ca_bundle or True
+        proxy = self._network.proxy
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._session = session
         self._adapter: PooledAdapter | None = None
@@ -281,6 +283,8 @@ class Transport:
                 timer.resent, timer.reused = True, False
                 status, headers, raw = self._post(prepared, body, timer, connect_timeout, read_timeout)
             timer.raw = raw
+            if status == 407 and self._proxies:
+                raise self._network.refused("407 Proxy Authentication Required")
             # Which of the two ends the body is ambiguous, and a proxy on the way may have used the other.
             if "transfer-encoding" in headers and "content-length" in headers:
                 raise errors.UpstreamProtocolError(
@@ -295,7 +299,9 @@ class Transport:
                 raw.close()
             else:
                 timer.destroy()
-            failure = translate(error, timer)
+            failure = translate(error, timer, self._network)
+            if isinstance(failure, errors.APIConnectionError) and not timer.sent:
+                self._network.explain(failure, prepared.url)
             if timer.resent and isinstance(failure, errors.APIConnectionError):
                 failure.maybe_billed = True
             # Not chained: exceptions of the network stack may quote header values.
@@ -340,6 +346,10 @@ class Transport:
             request.headers["Content-Length"] = str(len(body))
         mounted = session.get_adapter(request.url or "")
         verify = session.verify if session.verify is not None else True
+        # A bundle that the configuration names counts for a caller's session too. Those of the environment
+        # count where the session has no certificates of its own and trusts the environment, as in requests.
+        if self._network.ca_source == "ca_bundle" or (verify is True and session.trust_env):
+            verify = self._verify
         proxies = dict(session.proxies) or dict(self._proxies)
         if isinstance(mounted, HTTPAdapter) and (not seen or seams.connections_are_own()):
             report(
@@ -375,6 +385,9 @@ class Transport:
             if self._closed:
                 raise errors.APIConnectionError("the client is closed")
             if self._adapter is None:
+                problem = self._network.problem()
+                if problem is not None:
+                    raise errors.TLSError(problem)
                 self._adapter = PooledAdapter(self._pool_size, self._verify, self._proxies)
             return self._adapter
 

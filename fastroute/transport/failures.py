@@ -13,6 +13,7 @@ from urllib3.exceptions import HTTPError
 from fastroute import errors
 from fastroute.errors import Blame
 
+from .network import Network
 from .request_timer import RequestTimer
 
 
@@ -31,8 +32,12 @@ def timed_out(sent: bool) -> errors.APITimeoutError:
     return errors.APITimeoutError("the provider did not answer in time", maybe_billed=sent)
 
 
-def translate(error: BaseException, timer: RequestTimer) -> BaseException:
-    """The `errors.Error` for an exception of the network stack; any other exception is returned unchanged."""
+def translate(error: BaseException, timer: RequestTimer, network: Network | None = None) -> BaseException:
+    """The `errors.Error` for an exception of the network stack; any other exception is returned unchanged.
+
+    Args:
+        network: for the words of a proxy that refused the connection.
+    """
     if not isinstance(error, Exception):  # an interrupt, or a greenlet that is being killed
         return error
     # First, because shutting the socket can surface as almost any of the exceptions below.
@@ -68,6 +73,8 @@ def translate(error: BaseException, timer: RequestTimer) -> BaseException:
         return errors.APIConnectionError(
             "the provider closed the connection without an answer", maybe_billed=sent
         )
+    if has(exceptions.ProxyError) and (said := _proxy_words(causes)):
+        return (network or Network()).refused(said)
     if has(ConnectionError, exceptions.NewConnectionError, exceptions.ProxyError):
         # Refused, or without a way there: so are connections for all other models at that host.
         blame = Blame.HOST if not sent and has(exceptions.NewConnectionError) else None
@@ -112,6 +119,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             current.__cause__,
             current.__context__,
         ]
+
+
+def _proxy_words(causes: list[BaseException]) -> str:
+    """Status and reason with which a proxy refused a tunnel; empty if it did not."""
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], str):
+            before, found, said = cause.args[0].partition("Tunnel connection failed: ")
+            if found and not before:
+                return "".join(char if " " <= char <= "~" else "?" for char in said)[:200]
+    return ""
 
 
 def _words(causes: list[BaseException]) -> str:

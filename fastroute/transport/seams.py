@@ -26,7 +26,6 @@ WHERE = SimpleNamespace(
     HTTPConnectionPool=HTTPConnectionPool,
     HTTPSConnectionPool=HTTPSConnectionPool,
     HTTPConnection=HTTPConnection,
-    HTTPSConnection=HTTPSConnection,
     Plain=http.client.HTTPConnection,  # the class itself, whatever its name in http.client stands for later
     http_client=http.client,
 )
@@ -39,7 +38,6 @@ _NAMES = (
     "HTTPSConnectionPool.ConnectionCls",
     "HTTPConnection.request",
     "HTTPConnection.getresponse",
-    "HTTPSConnection.connect",
     "Plain.putrequest",
     "Plain.endheaders",
     "Plain.getresponse",
