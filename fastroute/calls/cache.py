@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import cachetools
-import orjson
 
-from fastroute import errors
+from fastroute import errors, json_codec
 from fastroute.platform.latch import Latch
 from fastroute.types import REQUEST_ID_TAG, Completion, Request
 
@@ -342,7 +341,7 @@ def _rule(rule: Any) -> Any:
 
 def _canonical(value: Any) -> bytes:
     try:
-        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        return json_codec.dumps(value, option=json_codec.OPT_SORT_KEYS)
     except TypeError:
         # For lone surrogates, which orjson rejects. Values that are not JSON are rejected here too.
         return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False).encode("ascii")

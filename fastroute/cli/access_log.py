@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-import orjson
+from fastroute import json_codec
 
 from .text import visible
 
@@ -76,7 +76,7 @@ class _Entry:
             "endpoint": headers.get("x-fastroute-endpoint"),
             "request_id": headers.get("x-request-id"),
         }
-        line = orjson.dumps(fields).decode() if self._as_json else _text(fields)
+        line = json_codec.dumps(fields).decode() if self._as_json else _text(fields)
         try:
             # In one write, so that lines of several threads do not mix.
             sys.stdout.write(line + "\n")

@@ -217,9 +217,9 @@ def _plan(client: Client, quick: bool) -> Timing:
 
 
 def _body() -> bytes:
-    import orjson
+    from fastroute import json_codec
 
-    return orjson.dumps({"model": "gpt-4.1", "messages": MESSAGES, "max_tokens": 256})
+    return json_codec.dumps({"model": "gpt-4.1", "messages": MESSAGES, "max_tokens": 256})
 
 
 _HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer none"}

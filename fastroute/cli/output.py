@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-import orjson
 from attrs import frozen
+
+from fastroute import json_codec
 
 from .group import visible
 
@@ -36,7 +37,7 @@ Line = Sequence[str]
 
 def print_json(value: Any) -> None:
     """Prints one object, indented, in UTF-8; NaN and infinities become null."""
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode())
+    click.echo(json_codec.dumps(value, option=json_codec.OPT_INDENT_2 | json_codec.OPT_NON_STR_KEYS).decode())
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Line]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 from attrs import frozen
+
+from fastroute import json_codec
 
 from .group import refuse
 
@@ -51,8 +52,8 @@ def read_prompts(data: bytes, name: str) -> list[Prompt]:
         if not line.strip():
             continue
         try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
+            value = json_codec.loads(line)
+        except json_codec.JSONDecodeError as error:
             refuse(f"{name}, line {number}: is not JSON ({error}); must be an object with messages")
         messages = value.get("messages") if isinstance(value, dict) else None
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):

@@ -21,10 +21,9 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
-import orjson
 from attrs import evolve, field, frozen
 
-from fastroute import errors
+from fastroute import errors, json_codec
 from fastroute.config import BudgetConfig
 from fastroute.platform import files
 from fastroute.platform.readable_rows import DAMAGE, as_text
@@ -227,7 +226,7 @@ def _secret_of(public: Any, caller: Any, digest: Any, created: Any, expires: Any
 
 def _json(text: Any, label: str, kind: type) -> Any:
     try:
-        value = orjson.loads(text)
+        value = json_codec.loads(text)
     except (ValueError, TypeError):
         value = None
     _require(type(value) is kind, f"{label}: must be JSON of a {kind.__name__}")
@@ -336,7 +335,7 @@ def _check_of(columns: tuple[Any, ...]) -> int:
 
 
 def _dumped(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    return json_codec.dumps(value).decode()
 
 
 def _packed(caller: Caller) -> str:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from attrs import frozen
 
-from fastroute import errors
+from fastroute import errors, json_codec
 from fastroute.calls.stream import Stream
 from fastroute.figures import decimal_dollars
 from fastroute.integrations import wire_openai
@@ -68,7 +67,7 @@ class Response:
 
 
 def json_response(value: Mapping[str, Any], status: int = 200, headers: Headers = ()) -> Response:
-    return Response(status, orjson.dumps(value), JSON, headers)
+    return Response(status, json_codec.dumps(value), JSON, headers)
 
 
 def completion_response(completion: Completion) -> Response:

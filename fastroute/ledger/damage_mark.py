@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import os
 
-import orjson
-
+from fastroute import json_codec
 from fastroute.platform import files
 
 _LATEST = 1e11  # seconds since the epoch, the year 5138
@@ -29,7 +28,7 @@ def leave_mark(path: str, when: float, where: str) -> None:
     if known is not None and known >= when:
         return
     with files.replacing(path, f"{path}.{os.getpid()}") as fd:
-        files.write(fd, orjson.dumps({"until": when, "file": where}))
+        files.write(fd, json_codec.dumps({"until": when, "file": where}))
 
 
 def read_mark(path: str) -> float | None:
@@ -43,7 +42,7 @@ def read_mark(path: str) -> float | None:
     except OSError:
         return math.inf
     try:
-        until = orjson.loads(text)["until"]
+        until = json_codec.loads(text)["until"]
     except (ValueError, TypeError, KeyError, IndexError):
         return math.inf
     return float(until) if type(until) in (int, float) and 0 < until < _LATEST else math.inf

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import orjson
-
+from fastroute import json_codec
 from fastroute.types import Attempt
 
 from .journal import FIELDS, clean_tags, clean_text
@@ -183,8 +182,8 @@ def filters(
     return {
         "since": -1e300 if since is None else since,
         "until": 1e300 if until is None else until,
-        "tags": orjson.dumps(clean_tags(tags)).decode() if tags else None,
-        "without": orjson.dumps(list(without)).decode(),
+        "tags": json_codec.dumps(clean_tags(tags)).decode() if tags else None,
+        "without": json_codec.dumps(list(without)).decode(),
         **{name: equal.get(name) for name in FILTERS},
     }
 
@@ -196,7 +195,7 @@ def only_tag(where: Mapping[str, Any]) -> tuple[str, str] | None:
     """Name and value, if `filters` has one tag only, whose name SQL can contain as it is."""
     if where["tags"] is None or any(where[name] is not None for name in FILTERS):
         return None
-    tags = orjson.loads(where["tags"])
+    tags = json_codec.loads(where["tags"])
     name, value = next(iter(tags.items()))
     return (name, value) if len(tags) == 1 and is_plain(name) else None
 
@@ -232,7 +231,7 @@ def as_attempt(row: Sequence[Any]) -> Attempt:
         ValueError, TypeError: the tags are damaged.
     """
     values = dict(zip(FIELDS, row))
-    tags = orjson.loads(values["tags"]) if values["tags"] else {}
+    tags = json_codec.loads(values["tags"]) if values["tags"] else {}
     if type(tags) is not dict:
         raise ValueError("tags: must be an object")
     values["tags"] = tags

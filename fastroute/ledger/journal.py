@@ -26,8 +26,8 @@ from typing import IO, Any
 from zlib import crc32
 
 import attrs
-import orjson
 
+from fastroute import json_codec
 from fastroute.platform import files
 from fastroute.types import Attempt
 
@@ -93,11 +93,11 @@ def encode(attempt: Attempt) -> bytes:
     """
     values = _values(attempt)
     try:
-        body = orjson.dumps(values) if _is_plain(values) else b""
+        body = json_codec.dumps(values) if _is_plain(values) else b""
     except TypeError:
         body = b""
     if not body or len(body) > _PLAIN_RECORD or b"\\u0000" in body:
-        body = orjson.dumps([_tame(name, value) for name, value in zip(FIELDS, values)])
+        body = json_codec.dumps([_tame(name, value) for name, value in zip(FIELDS, values)])
     return b"\n%08x%b" % (crc32(body), body)
 
 
@@ -159,7 +159,7 @@ def decode(record: bytes) -> list[Any] | None:
     try:
         if len(line) < 10 or int(line[:8], 16) != crc32(body):
             return None
-        values = orjson.loads(body)
+        values = json_codec.loads(body)
     except ValueError:
         return None
     if not isinstance(values, list) or not _FEWEST <= len(values) <= len(FIELDS):

@@ -25,8 +25,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-import orjson
-
+from fastroute import json_codec
 from fastroute.errors import ConfigError
 from fastroute.platform import forks, mounts
 from fastroute.platform.state_folder import state_folder
@@ -545,7 +544,7 @@ def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
 def _column(name: str, values: Sequence[Any]) -> list[Any]:
     """A column's values, converted to one type; TypeError or ValueError if that is impossible."""
     if name == "tags":
-        return [orjson.dumps(value).decode() if value else None for value in values]
+        return [json_codec.dumps(value).decode() if value else None for value in values]
     kind = float if name in _FLOATS else int if name in _INTEGERS else str
     return [None if value is None else kind(value) for value in values]
 
@@ -555,7 +554,7 @@ def _journal_of(parameters: Mapping[str, Any]) -> str:
     folder = state_folder()
     if folder is None:
         raise ConfigError("fastroute.ledger_journal: this user has no home directory; name a local directory")
-    digest = hashlib.sha256(orjson.dumps(sorted((key, str(value)) for key, value in parameters.items())))
+    digest = hashlib.sha256(json_codec.dumps(sorted((key, str(value)) for key, value in parameters.items())))
     return os.path.join(folder, f"ledger-{digest.hexdigest()[:16]}.journal")
 
 

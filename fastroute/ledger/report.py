@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-import orjson
 from attrs import frozen
 
+from fastroute import json_codec
 from fastroute.figures import decimal_dollars, dollars, duration
 
 from . import Ledger, Prices, Saving, Totals
@@ -132,7 +132,7 @@ def to_json(report: Report) -> str:
             for saving in report.savings
         ],
     }
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return json_codec.dumps(value, option=json_codec.OPT_INDENT_2).decode()
 
 
 def to_csv(report: Report) -> str:

@@ -21,8 +21,7 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
-import orjson
-
+from fastroute import json_codec
 from fastroute.errors import ConfigError
 from fastroute.figures import percentile
 from fastroute.platform import files, greenlets, mounts
@@ -215,7 +214,7 @@ def spent_by(name: str) -> str:
 
 def tag_bounds(value: str) -> dict[str, str]:
     """Between which texts a tag's value is in its index."""
-    text = orjson.dumps(value).decode()[1:]
+    text = json_codec.dumps(value).decode()[1:]
     low = text[:_INDEXED]
     return {"low": low, "high": low if len(text) >= _INDEXED else low + chr(0x10FFFF)}
 
@@ -759,13 +758,13 @@ def _percentiles(microseconds: str | None) -> tuple[float | None, float | None]:
     """The 50th and 95th percentile, in seconds; None without values."""
     if not microseconds:
         return None, None
-    values = sorted(orjson.loads(f"[{microseconds}]"))  # `percentile` sorts sorted values quickly
+    values = sorted(json_codec.loads(f"[{microseconds}]"))  # `percentile` sorts sorted values quickly
     return percentile(values, 50) / 1e6, percentile(values, 95) / 1e6
 
 
 def _prepared(row: Sequence[Any]) -> tuple[Any, ...]:
     tags = row[_TAGS]
-    packed = orjson.dumps(tags).decode() if tags else None
+    packed = json_codec.dumps(tags).decode() if tags else None
     return (*row[:_TAGS], packed, *row[_TAGS + 1 :], int(row[_TIME] // DAY_SECONDS))
 
 

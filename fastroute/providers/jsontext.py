@@ -19,9 +19,7 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-import orjson
-
-from fastroute import errors
+from fastroute import errors, json_codec
 from fastroute._core import json_check
 
 # Far deeper than any answer, and shallow enough for recursive code on a thread's stack.
@@ -33,7 +31,7 @@ MAX_VALUES = 2_000_000
 MAX_KEY_LENGTH = 65536
 # The deepest nesting that orjson writes.
 _MAX_WRITTEN_DEPTH = 250
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+_OPTIONS = json_codec.OPT_PASSTHROUGH_DATACLASS | json_codec.OPT_PASSTHROUGH_DATETIME
 
 
 class TruncatedJSON(ValueError):
@@ -69,12 +67,12 @@ def loads(data: bytes | str, max_values: int = MAX_VALUES) -> Any:
 def unbounded(data: bytes | str) -> Any:
     """As `loads`, for a document whose bounds were checked already."""
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
+        return json_codec.loads(data)
+    except json_codec.JSONDecodeError as error:
         return _reread(data, error)
 
 
-def _reread(data: bytes | str, error: orjson.JSONDecodeError) -> Any:
+def _reread(data: bytes | str, error: json_codec.JSONDecodeError) -> Any:
     """Reads what only orjson refuses, with `json`: lone surrogates, a BOM, bytes that are not UTF-8."""
     reason = error.msg
     if "unexpected end of data" in reason or not data.strip():
@@ -120,7 +118,7 @@ def dumps(value: Mapping[str, Any]) -> bytes:
             the value.
     """
     try:
-        encoded = orjson.dumps(value, _stand_in, _OPTIONS)
+        encoded = json_codec.dumps(value, _stand_in, _OPTIONS)
     except (TypeError, RecursionError):
         _check(value)
         try:

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import orjson
-
-from fastroute import errors
+from fastroute import errors, json_codec
 from fastroute.config.messages import quoted, show
 from fastroute.providers import jsontext
 
@@ -98,7 +96,7 @@ def schema_text(rule: Mapping[str, Any]) -> bytes:
         BadRequestError: it cannot be written as JSON.
     """
     try:
-        return orjson.dumps(rule if isinstance(rule, dict) else dict(rule))
+        return json_codec.dumps(rule if isinstance(rule, dict) else dict(rule))
     except (TypeError, RecursionError) as error:
         raise errors.BadRequestError(f"{PLACE}: must contain JSON values only: {error}") from None
 
@@ -111,7 +109,7 @@ def schema_check(rule: Mapping[str, Any]) -> Callable[[str], str | None]:
         ConfigError: the jsonschema package is not installed.
     """
     # A copy, because the caller may change the mapping later.
-    schema = orjson.loads(schema_text(rule))
+    schema = json_codec.loads(schema_text(rule))
     judge = _schema_validator(schema)
     own_names = frozenset(_property_names(schema))
 
@@ -263,4 +261,4 @@ def _expected(error: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    return orjson.dumps(value, default=str).decode()
+    return json_codec.dumps(value, default=str).decode()

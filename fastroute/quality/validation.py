@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-import orjson
-
-from fastroute import errors
+from fastroute import errors, json_codec
 from fastroute.types import Choice, Completion
 
 from .schema import PLACE, one_line, schema_check, schema_text
@@ -146,7 +144,7 @@ def _check_choice(choice: Choice, check: _TextCheck) -> str | None:
 
 @lru_cache(maxsize=64)
 def _of_schema(text: bytes) -> Validator:
-    return Validator(orjson.loads(text))
+    return Validator(json_codec.loads(text))
 
 
 # -------------------------------------------------------------------------------------------------- callables

@@ -19,10 +19,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
 from attrs import evolve
 
-from fastroute import _core
+from fastroute import _core, json_codec
 from fastroute.config import AUTO, Config, tiers_of
 from fastroute.config.catalog import (
     AUDIO,
@@ -651,7 +650,7 @@ def _sets_sampling(params: Mapping[str, Any]) -> bool:
 
 def _json_tokens(value: Any) -> int:
     try:
-        return len(orjson.dumps(value)) // 4 + 1
+        return len(json_codec.dumps(value)) // 4 + 1
     except TypeError:
         return 0  # not JSON: the provider's encoder raises an error that names the place
 

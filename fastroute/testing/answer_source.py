@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import orjson
+from fastroute import json_codec
 
 CHARS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
@@ -147,7 +147,7 @@ def sample(schema: Mapping[str, Any], text: str, depth: int = 0) -> Any:
 
 
 def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    return json_codec.dumps(value).decode()
 
 
 def _content(source: str | int | None, question: Question) -> Answer:

@@ -12,7 +12,7 @@ from email.utils import format_datetime
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-import orjson
+from fastroute import json_codec
 
 from .answer_source import Question, Said, fragments
 from .anthropic_question import question_in
@@ -138,8 +138,8 @@ class AnthropicServerFormat:
             content.append({"type": "text", "text": said.content})
         for index, (name, arguments) in enumerate(said.tool_calls):
             call = {"type": "tool_use", "id": self._call_id(serial, index), "name": name}
-            content.append({**call, "input": orjson.loads(arguments)})
-        return orjson.dumps(
+            content.append({**call, "input": json_codec.loads(arguments)})
+        return json_codec.dumps(
             {
                 "id": f"msg_{serial:08x}",
                 "type": "message",
@@ -165,7 +165,7 @@ class AnthropicServerFormat:
 
         def event(kind: str, **fields: Any) -> bytes:
             nonlocal sent
-            data = orjson.dumps({"type": kind, **fields})
+            data = json_codec.dumps({"type": kind, **fields})
             made = b"event: " + kind.encode() + line + b"data: " + data + line + line
             sent += 1
             if style.comment_every and sent % style.comment_every == 0:
@@ -234,7 +234,7 @@ class AnthropicServerFormat:
             for name in names
         ]
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
-        return orjson.dumps({"data": listed, "has_more": more, **ends})
+        return json_codec.dumps({"data": listed, "has_more": more, **ends})
 
     # ------------------------------------------------------------------------------------------- errors
 
@@ -247,7 +247,7 @@ class AnthropicServerFormat:
             error = {"type": kind, "message": message or usual}
             if detail is not None:
                 error["details"] = {"error_code": detail}
-        return orjson.dumps({"type": "error", "error": error})
+        return json_codec.dumps({"type": "error", "error": error})
 
     def status_of(self, code: str) -> int:
         return _BY_CODE[code][0]

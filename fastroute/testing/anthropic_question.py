@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
+from fastroute import json_codec
 
 from .answer_source import TOKENS_PER_IMAGE, TOKENS_PER_MESSAGE, ProviderError, Question, count_tokens
 
@@ -70,8 +70,8 @@ def question_in(body: bytes) -> Question:
         ProviderError: if Anthropic would refuse it, with Anthropic's wording as far as known.
     """
     try:
-        asked = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        asked = json_codec.loads(body)
+    except json_codec.JSONDecodeError as error:
         raise ProviderError(400, None, "The request body is not valid JSON.") from error
     if not isinstance(asked, dict):
         raise ProviderError(400, None, "The request body must be a JSON object.")
@@ -89,7 +89,7 @@ def question_in(body: bytes) -> Question:
     last, more = _Turns().read(_of(list, asked["messages"], "messages"))
     tools = {tool.get("name"): tool for tool in _tools(asked.get("tools", []))}
     if tools:
-        tokens += count_tokens(orjson.dumps(asked["tools"]).decode())
+        tokens += count_tokens(json_codec.dumps(asked["tools"]).decode())
     _check_plain(asked)
     _check_thinking(asked.get("thinking"), limit, asked)
     tool, schema = _chosen_tool(asked, tools)
@@ -330,7 +330,7 @@ class _Turns:
             raise _refuse(place, "`tool_use` ids must be unique")
         self.open.add(identity)
         _of(str, block["name"], f"{place}.name")
-        self.tokens += count_tokens(orjson.dumps(_of(dict, block["input"], f"{place}.input")).decode())
+        self.tokens += count_tokens(json_codec.dumps(_of(dict, block["input"], f"{place}.input")).decode())
 
     def _tool_result(self, block: Mapping[str, Any], place: str) -> str:
         _known(block, place, "tool_use_id", "content is_error")

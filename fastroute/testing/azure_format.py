@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote
 
-import orjson
+from fastroute import json_codec
 
 from .answer_source import ProviderError, Question, Said
 from .openai_format import OpenAIServerFormat, StreamStyle
@@ -54,11 +54,11 @@ class AzureServerFormat(OpenAIServerFormat):
         return self._question({**self.asked(body), "model": deployment}, strict)
 
     def completion(self, question: Question, said: Said, serial: int, created: int) -> bytes:
-        answer = orjson.loads(super().completion(question, said, serial, created))
+        answer = json_codec.loads(super().completion(question, said, serial, created))
         answer["prompt_filter_results"] = _PROMPT
         for choice in answer["choices"]:
             choice["content_filter_results"] = _SAFE
-        return orjson.dumps(answer)
+        return json_codec.dumps(answer)
 
     def events(
         self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
@@ -71,7 +71,7 @@ class AzureServerFormat(OpenAIServerFormat):
             "choices": [],
             "prompt_filter_results": _PROMPT,
         }
-        yield b"data: " + orjson.dumps(notes) + (b"\r\n\r\n" if style.crlf else b"\n\n")
+        yield b"data: " + json_codec.dumps(notes) + (b"\r\n\r\n" if style.crlf else b"\n\n")
         yield from super().events(question, said, serial, created, style, pause)
 
     def limit_headers(self, state: Mapping[str, tuple[int, int, float]]) -> Headers:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-import orjson
+from fastroute import json_codec
 
 from .openai_format import ServerFormat
 from .wire import SEND_SIZE, Headers, Piece, RawPiece, Repeat, Reply, Wire, take, unroll
@@ -171,12 +171,12 @@ class SetUsage(ReplyChange):
 
     def _set(self, data: bytes) -> bytes:
         try:
-            answer = orjson.loads(data)
+            answer = json_codec.loads(data)
         except ValueError:
             return data  # another fault has changed it
         if isinstance(answer, dict) and answer.get("usage") is not None:
-            answer["usage"] = orjson.Fragment(self.value)
-            return orjson.dumps(answer)
+            answer["usage"] = json_codec.Fragment(self.value)
+            return json_codec.dumps(answer)
         return data
 
     def on_reply(self, reply: Reply, format: ServerFormat) -> Reply:

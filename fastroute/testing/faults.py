@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
+from fastroute import json_codec
 
 from .changes import (
     AddHeaders,
@@ -57,7 +57,7 @@ def _count(name: str, value: object) -> int:
 
 def _data(event: bytes | str | Mapping[str, Any]) -> bytes:
     """One event: a mapping as JSON data, text and bytes as the data itself."""
-    data = orjson.dumps(event) if isinstance(event, Mapping) else event
+    data = json_codec.dumps(event) if isinstance(event, Mapping) else event
     return b"data: " + (data.encode() if isinstance(data, str) else data) + b"\n\n"
 
 
@@ -132,7 +132,7 @@ class Fault:
         if isinstance(code, bool) or not isinstance(code, int) or not 200 <= code <= 999:
             raise ValueError(f"status: must be an integer from 200 to 999, not {code!r}")
         if isinstance(body, Mapping):
-            data: bytes | None = orjson.dumps(body)
+            data: bytes | None = json_codec.dumps(body)
         else:
             data = body.encode() if isinstance(body, str) else body
         return cls(f"status({code})", (Replace(code, _pairs(headers), data),))
@@ -198,7 +198,7 @@ class Fault:
     @classmethod
     def usage(cls, value: Any) -> Fault:
         """A good answer with this JSON value as ``usage``; bytes are sent as JSON text, valid or not."""
-        return cls("usage", (SetUsage(value if isinstance(value, bytes) else orjson.dumps(value)),))
+        return cls("usage", (SetUsage(value if isinstance(value, bytes) else json_codec.dumps(value)),))
 
     # ---------------------------------------------------------------------------------------- time
 

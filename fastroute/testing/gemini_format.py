@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote
 
-import orjson
+from fastroute import json_codec
 
 from .answer_source import (
     TOKENS_PER_IMAGE,
@@ -179,8 +179,8 @@ class GeminiServerFormat:
         if "key" in parse_qs(query):
             raise _refuse("This server takes no key in the address: it belongs into x-goog-api-key.")
         try:
-            asked = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
+            asked = json_codec.loads(body)
+        except json_codec.JSONDecodeError as error:
             raise _refuse("Invalid JSON payload received.") from error
         asked = _object(asked, "", _FIELDS)
         last, tokens = self._contents(asked)
@@ -201,7 +201,7 @@ class GeminiServerFormat:
             raise _refuse("A response schema is only supported with response mime type application/json.")
         tool, parameters = self._tool(asked)
         if asked.get("tools"):
-            tokens += count_tokens(orjson.dumps(asked["tools"]).decode())
+            tokens += count_tokens(json_codec.dumps(asked["tools"]).decode())
         return Question(
             name,
             last,
@@ -278,7 +278,7 @@ class GeminiServerFormat:
                     if not function.get("name"):
                         raise _refuse(f"{where}.{kind}.name: Name cannot be empty.")
                     value = _object(function.get(inner, {}), f"{where}.{kind}.{inner}")
-                    tokens += count_tokens(orjson.dumps(value).decode())
+                    tokens += count_tokens(json_codec.dumps(value).decode())
                     found.setdefault(holds, []).append(function["name"])
         text = "".join(texts)
         return text, tokens + count_tokens(text)
@@ -341,7 +341,7 @@ class GeminiServerFormat:
 
     @staticmethod
     def _call(serial: int, index: int, name: str, arguments: str) -> dict[str, Any]:
-        call = {"id": f"fc_{serial:08x}{index:02x}", "name": name, "args": orjson.loads(arguments)}
+        call = {"id": f"fc_{serial:08x}{index:02x}", "name": name, "args": json_codec.loads(arguments)}
         return {"functionCall": call, "thoughtSignature": f"c2lnbmVk{serial:04d}{index:04d}"}
 
     @staticmethod
@@ -363,7 +363,7 @@ class GeminiServerFormat:
             {"content": content, "finishReason": self._finish(said), "index": index}
             for index in range(question.choices)
         ]
-        return orjson.dumps(self._answer(question, said, serial, candidates, None))
+        return json_codec.dumps(self._answer(question, said, serial, candidates, None))
 
     def events(
         self, question: Question, said: Said, serial: int, created: int, style: StreamStyle, pause: float
@@ -389,7 +389,7 @@ class GeminiServerFormat:
             answer = self._answer(question, said, serial, candidates, total)
             if not style.usage:
                 del answer["usageMetadata"]
-            yield b"data: " + orjson.dumps(answer) + end
+            yield b"data: " + json_codec.dumps(answer) + end
             sent += 1
             if style.comment_every and sent % style.comment_every == 0:
                 yield b": keep-alive" + end
@@ -421,7 +421,7 @@ class GeminiServerFormat:
         page: dict[str, Any] = {"models": listed}
         if start + size < len(names):
             page["nextPageToken"] = str(start + size)
-        return orjson.dumps(page)
+        return json_codec.dumps(page)
 
     # ------------------------------------------------------------------------------------------- errors
 
@@ -440,7 +440,7 @@ class GeminiServerFormat:
                     "domain": "googleapis.com",
                 }
             ]
-        return orjson.dumps({"error": error})
+        return json_codec.dumps({"error": error})
 
     def status_of(self, code: str) -> int:
         # Google treats a wrong key as an invalid argument.
@@ -479,4 +479,4 @@ class GeminiServerFormat:
             "status": "RESOURCE_EXHAUSTED",
             "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}],
         }
-        return (), orjson.dumps({"error": error})
+        return (), json_codec.dumps({"error": error})

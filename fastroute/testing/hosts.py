@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping
 from typing import IO, Any, Protocol
 
-import orjson
+from fastroute import json_codec
 
 from . import answer_source, changes, faults, latency, openai_format, settings, wire
 from .server import COMMANDS, Server, listen
@@ -139,7 +139,7 @@ def dumps(value: object) -> bytes:
         TypeError: if it contains a function, or anything else that is not data.
     """
     try:
-        return orjson.dumps(value, default=_encode, option=orjson.OPT_PASSTHROUGH_DATACLASS) + b"\n"
+        return json_codec.dumps(value, default=_encode, option=json_codec.OPT_PASSTHROUGH_DATACLASS) + b"\n"
     except TypeError as error:
         raise error.__cause__ if isinstance(error.__cause__, TypeError) else error from None
 
@@ -160,7 +160,7 @@ def _decode(value: Any) -> Any:
 
 def loads(line: bytes) -> Any:
     """The value that `dumps` wrote; lists become tuples."""
-    return _decode(orjson.loads(line))
+    return _decode(json_codec.loads(line))
 
 
 class ProcessHost:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import orjson
+from fastroute import json_codec
 
 from .answer_source import (
     TOKENS_PER_IMAGE,
@@ -200,8 +200,8 @@ class OpenAIServerFormat:
     @staticmethod
     def asked(body: bytes) -> dict[str, Any]:
         try:
-            asked = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
+            asked = json_codec.loads(body)
+        except json_codec.JSONDecodeError as error:
             raise ProviderError(400, None, "The body is not valid JSON.") from error
         if not isinstance(asked, dict):
             raise ProviderError(400, None, "The body must be a JSON object.")
@@ -234,7 +234,7 @@ class OpenAIServerFormat:
         if len(asked) == 2:
             return Question(model, last, tokens)
         if asked.get("tools"):
-            tokens += count_tokens(orjson.dumps(asked["tools"]).decode())
+            tokens += count_tokens(json_codec.dumps(asked["tools"]).decode())
         choices = _whole(asked, "n")
         if choices is not None and not 1 <= choices <= MOST_CHOICES:
             raise ProviderError(400, None, f"'n' must be from 1 to {MOST_CHOICES}.", "n")
@@ -286,7 +286,7 @@ class OpenAIServerFormat:
                 }
                 for index, (name, arguments) in enumerate(said.tool_calls)
             ]
-        return orjson.dumps(
+        return json_codec.dumps(
             {
                 "id": f"chatcmpl-{serial:08x}",
                 "object": "chat.completion",
@@ -327,7 +327,7 @@ class OpenAIServerFormat:
             shape["choices"] = choices
             if with_usage:
                 shape["usage"] = usage
-            yield b"data: " + orjson.dumps(shape) + end
+            yield b"data: " + json_codec.dumps(shape) + end
             sent += 1
             if style.comment_every and sent % style.comment_every == 0:
                 yield b": keep-alive" + end
@@ -370,7 +370,7 @@ class OpenAIServerFormat:
         listed = [
             {"id": name, "object": "model", "created": 1700000000, "owned_by": "local"} for name in names
         ]
-        return orjson.dumps({"object": "list", "data": listed})
+        return json_codec.dumps({"object": "list", "data": listed})
 
     # ------------------------------------------------------------------------------------------- errors
 
@@ -381,7 +381,7 @@ class OpenAIServerFormat:
         if code in ERRORS:
             _, kind, usual, usual_param = ERRORS[code]
             param = param or usual_param
-        return orjson.dumps(
+        return json_codec.dumps(
             {"error": {"message": message or usual, "type": kind, "param": param, "code": code or usual_code}}
         )
 
@@ -429,4 +429,4 @@ class OpenAIServerFormat:
             ("retry-after", str(math.ceil(refused.retry_after))),
             ("retry-after-ms", str(math.ceil(refused.retry_after * 1000))),
         )
-        return headers, orjson.dumps({"error": body})
+        return headers, json_codec.dumps({"error": body})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
+from fastroute import json_codec
 
 from .answer_source import AnswerSource
 from .faults import Fault
@@ -138,7 +138,7 @@ class Received:
         Raises:
             ValueError: if it is not JSON.
         """
-        return orjson.loads(self.body)
+        return json_codec.loads(self.body)
 
     def __repr__(self) -> str:
         # Without headers and body, which contain the key and the prompt.
