@@ -52,6 +52,7 @@ MAX_COST = 10**18
 _PLAIN_RECORD = 4096
 # More than `MAX_TAGS` names and values of `MAX_TEXT` characters take, each escaped as six bytes.
 _LONGEST_LINE = 1 << 20
+_MOST_SKIPPED = 64 << 20  # bytes of a line that is no record
 DAMAGED = ".damaged"
 """Added to the name of a segment that is kept because records in it cannot be read."""
 
@@ -566,12 +567,18 @@ def read(path: str, damage: list[int]) -> Iterator[list[Any]]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than any record, only the beginning."""
+    """The lines of a file; of one that is longer than any record, only the beginning.
+
+    Nothing after a line that does not end for long: a damaged size may be of any number of zeros.
+    """
     while line := file.readline(_LONGEST_LINE):
-        rest = line
-        while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
+        rest, skipped = line, 0
+        while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n") and skipped < _MOST_SKIPPED:
             rest = file.readline(_LONGEST_LINE)
+            skipped += len(rest)
         yield line
+        if skipped >= _MOST_SKIPPED:
+            return
 
 
 def counted(rows: Iterable[Sequence[Any]], since: float | None, tags: Mapping[str, str] | None) -> int:

@@ -47,7 +47,7 @@ from .database import (
     newer_schema,
     only_tag,
 )
-from .journal import FIELDS
+from .journal import FIELDS, MAX_COST
 
 if TYPE_CHECKING:
     import psycopg
@@ -202,7 +202,10 @@ _SUMS = " ".join(
 )
 _SPENT = " ".join(
     (
-        "SELECT coalesce(sum(coalesce(budget_nano, cost_nano)), 0)",
+        "SELECT coalesce(sum(coalesce(budget_nano, cost_nano)), 0),",
+        # NaN and infinity are sorted after all numbers, so the index finds them at once.
+        "EXISTS (SELECT 1 FROM fastroute_attempts WHERE time >= 1e300)",
+        f"OR count(*) FILTER (WHERE abs(coalesce(budget_nano, cost_nano)::numeric) > {MAX_COST}) > 0",
         _MATCHING,
         "AND NOT (id = ANY (ARRAY(SELECT jsonb_array_elements_text(%(without)s::text::jsonb))))",
     )
@@ -481,9 +484,14 @@ class PostgresConnection:
 
     def spent(self, where: Mapping[str, Any]) -> int:
         tag = only_tag(where)
-        if tag is None:
-            return int(self._all(_SPENT, where)[0][0])
-        return int(self._all(_spent_by(tag[0]), {**where, "value": tag[1]})[0][0])
+        query = _SPENT if tag is None else _spent_by(tag[0])
+        bound = where if tag is None else {**where, "value": tag[1]}
+        spent, impossible = self._all(query, bound)[0]
+        if impossible:
+            raise DatabaseUnavailable(
+                "entries of fastroute_attempts have impossible costs or times; correct or delete them"
+            )
+        return int(spent)
 
     def usages(self, where: Mapping[str, Any]) -> tuple[list[tuple[int, ...]], list[tuple[int, int]]]:
         unpriced = [(int(day), int(count)) for day, count in self._all(_UNPRICED, where)]

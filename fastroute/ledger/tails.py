@@ -17,6 +17,8 @@ from fastroute.platform import files
 
 from . import journal as journals
 
+_PART = 4 << 20  # bytes that are read at once; more than any record has
+
 
 class JournalTails:
     """The records of all segments of a journal.
@@ -72,10 +74,13 @@ class _ReadSegment:
 
     def read_on(self, path: str) -> None:
         with files.closing(files.open_file(path, os.O_RDONLY, private=False)) as fd:
-            added = os.fstat(fd).st_size - self.read
-            if added <= 0:
-                return
-            text = os.pread(fd, added, self.read)
+            before = -1
+            while before < self.read:
+                before = self.read
+                # In parts: a damaged size must not decide how much memory is taken.
+                self._take(os.pread(fd, _PART, self.read))
+
+    def _take(self, text: bytes) -> None:
         for line in io.BytesIO(text):
             values = None if line == b"\n" else journals.decode(line)
             if values is not None:

@@ -446,3 +446,49 @@ def test_a_parent_killed_in_a_transaction_holds_no_lock_through_its_child(opens:
         os.kill(grandchild, signal.SIGKILL)
         for end in (ready, go, told):
             os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ("time = 'NaN'", False),
+        ("time = 'Infinity'", False),
+        ("cost_nano = 9223372036854775807", False),
+        ("cost_nano = -9223372036854775808", False),
+        ("budget_nano = -9000000000000000000", False),
+        ("latency = 'NaN', ttft = 'Infinity'", True),
+        ("latency = '-Infinity'", True),
+        ("day = 9223372036854775807", True),
+        ("day = -9223372036854775808", True),
+        ("tags = '[1]'", True),
+        ("tags = '\"text\"'", True),
+        ("tags = '{\"team\": [1]}'", True),
+        ("prompt_tokens = 9223372036854775807, completion_tokens = 9223372036854775807", True),
+    ],
+)
+def test_an_impossible_row_makes_no_report_fail_and_no_sum_too_low(
+    opens: Opens, change: str, known: bool
+) -> None:
+    import psycopg
+
+    with opens() as ledger:
+        for n in range(3):
+            ledger.append(attempt(n, cost_nano=10))
+    with psycopg.connect(str(opens.place)) as other:
+        other.execute(
+            "UPDATE fastroute_attempts SET X WHERE call_id = 'call-1'".replace("X", change).encode()
+        )
+    with opens() as ledger:
+        assert ledger.totals().attempts >= 2
+        ledger.by("day", "tag:team", "outcome")
+        ledger.by("model", tags={"team": "blue"})
+        if "tags" not in change or "{" in change:
+            ledger.entries()
+        else:
+            with pytest.raises(LedgerError, match="impossible values"):
+                ledger.entries()
+        if known:
+            assert ledger.spent() == 30
+        else:
+            with pytest.raises(LedgerError, match="impossible costs or times"):
+                ledger.spent()
