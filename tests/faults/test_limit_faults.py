@@ -351,7 +351,7 @@ def test_083_tokens_refused_cost_no_request(start: Start) -> None:
 def test_085_more_than_was_reserved_becomes_a_debt(start: Start) -> None:
     provider = Provider(answer=Answer(content="x", completion_tokens=5000))
     loop = start(
-        {"a": provider}, providers={"a": {"tpm": 1, "token_burst": 1000}}, policy={"queue_timeout": 0.0}
+        {"a": provider}, providers={"a": {"tpm": 60, "token_burst": 1000}}, policy={"queue_timeout": 0.0}
     )
     loop.ask(max_tokens=10)
     assert loop.endpoint()["available_tokens"] < -3900
