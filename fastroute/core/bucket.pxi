@@ -22,7 +22,7 @@
 cdef int64_t MINUTE_NS = 60_000_000_000
 cdef int64_t MAX_PER_MINUTE = 1_000_000_000
 cdef int64_t MAX_TOLERANCE = 1 << 60                 # 36 years: the longest a full bucket may take to fill
-cdef int64_t MAX_DEBT = 86_400_000_000_000           # a day: a longer debt is cut to this, a longer wait refused
+cdef int64_t MAX_DEBT = 3_600_000_000_000            # an hour beyond the time in which a bucket fills: see most_ahead
 
 # Struct ---------------------------------------------------------------------------------------------------------------
 
@@ -60,10 +60,19 @@ cdef int set_limit(Limit *limit, str what, int64_t per_minute, int64_t burst) ex
     return 0
 
 
+cdef inline int64_t most_ahead(const Limit *limit) noexcept nogil:
+    """How far ahead of now a debt or a place in line may move the TAT.
+
+    No provider remembers for so long what was used in a minute, and without a bound a TAT that something else has
+    written could not be told from a debt.
+    """
+    return 2 * limit.tolerance + MAX_DEBT
+
+
 cdef inline bint is_too_far(const Limit *limit, int64_t ahead) noexcept nogil:
     """Whether no use of a bucket could have moved its TAT so far ahead of now."""
-    # Twice the most, so that one which another process set by a later reading of the clock is not taken for damage.
-    return ahead > limit.tolerance + 2 * MAX_DEBT
+    # An hour more, so that one which another process set by a later reading of the clock is not taken for damage.
+    return ahead > most_ahead(limit) + MAX_DEBT
 
 
 cdef int64_t bucket_mend(const Limit *limit, int64_t *tat, int64_t now) noexcept nogil:
@@ -127,7 +136,7 @@ cdef inline int64_t bucket_reserve(
     while True:
         ahead = max(seen, now) - now
         wait = max(0, ahead - (limit.tolerance - n * limit.interval))
-        if wait > min(max_wait, MAX_DEBT):
+        if wait > min(max_wait, most_ahead(limit) - limit.tolerance):
             return -2 - wait
         if fr_cas_i64(tat, &seen, now + ahead + n * limit.interval):
             return wait
@@ -140,7 +149,7 @@ cdef inline void bucket_settle(const Limit *limit, int64_t *tat, int64_t delta, 
         return
     if delta > 0:
         cost = fr_product(delta, limit.interval)
-        most = now + limit.tolerance + MAX_DEBT
+        most = now + most_ahead(limit)
         seen = bucket_read(limit, tat, now)
         while seen < most and not fr_cas_i64(tat, &seen, min(fr_sum(max(seen, now), cost), most)):
             pass
@@ -233,7 +242,7 @@ cdef class Bucket:
 
         Returns:
             0 or more: taken, ns to wait. -1: never. -2 - w: nothing taken; the wait w would be above ``max_wait`` ns,
-            or above a day.
+            or above an hour beside the time in which the bucket fills.
         """
         return bucket_reserve(
             &self.limit, self.tat, amount("n", n, 0), patience(max_wait), moment(now) or fr_clock()
@@ -242,7 +251,7 @@ cdef class Bucket:
     def settle(self, delta, now=0) -> None:
         """Charges ``delta`` permits more (into debt if they are not there), or gives back ``-delta``.
 
-        A debt that would take more than a day to work off is cut to a day.
+        A debt is cut to what is worked off in an hour, beside the time in which the bucket fills.
         """
         bucket_settle(&self.limit, self.tat, amount("delta", delta, -FR_TIME_MAX), moment(now) or fr_clock())
 

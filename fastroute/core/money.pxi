@@ -528,6 +528,7 @@ def sweep_reservations(Segment segment not None, now=0) -> int:
     cdef uint64_t number = 0
     cdef Entry *entry
     cdef Entry found
+    cdef Purse *purse
     cdef int swept = 0
     while True:
         entry = next_entry(segment.table, segment.mask, &number)
@@ -540,16 +541,17 @@ def sweep_reservations(Segment segment not None, now=0) -> int:
             continue
         # A reservation taken anew in between has another turn, so the swap from `seen` fails. One that does not fit has
         # no known lease: its owner ends it, or whoever reaps its owner.
-        if (seen & PHASE) != HELD or entry_read(segment.table, segment.mask, entry, seen, &found) is NULL:
+        if (seen & PHASE) != HELD:
             continue
-        if found.lease > time:
+        purse = entry_read(segment.table, segment.mask, entry, seen, &found)
+        if purse is NULL or found.lease > time:
             continue
         if not seen & SENT:
             swept += entry_settle(segment.table, segment.mask, entry, seen, slot, 0)
         elif not seen & LATE:
             swept += turn_to(&entry.state, seen, seen | LATE)
         elif time - found.lease > LATE_NS:
-            purse_pin(<Purse *>cell_at(segment.table, segment.mask, found.purse, KIND_MONEY), found.stamp)
+            purse_pin(purse, found.stamp)
             turn_to(&entry.state, seen, freed(seen))
     return swept
 

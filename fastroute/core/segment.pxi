@@ -101,6 +101,7 @@ cdef enum:                       # the low four bits of a key
 cdef uint64_t SET_ASIDE = 1 << 4                      # the key of a damaged cell; no name has it, so nobody looks for it
 cdef uint64_t SEGMENT_MAGIC = 0x31657475_6f727466     # "frtroute1", read as little-endian bytes
 cdef int64_t TEND_NS = 500_000_000                    # how often one of the workers looks for dead ones
+cdef int64_t CLAIM_LOST_NS = 5_000_000_000            # a claim takes microseconds
 cdef uint64_t ENDPOINTS = 0x656e6470_6f696e74         # the name of the list of endpoints
 cdef uint64_t REAPING = 1 << 31                       # in a worker's word: being reaped by the process named there
 
@@ -375,6 +376,8 @@ cdef class Segment:
     cdef uint64_t *keys            # the key of every cell that this process has claimed, by its index
     cdef uint64_t owner            # what is in this process's slot, as it was claimed
     cdef uint64_t started
+    cdef uint64_t claim_seen       # the claim that the last `reap` saw, and since when
+    cdef int64_t claim_since
     cdef uint64_t scrubbed         # where the next `reap` scrubs
     cdef fr_file file              # the mapping's file, kept open for the lock that says it is in use; 0: none
     # This process's slot in the low half, the fork count at which it was claimed in the high half. The object's memory
@@ -589,6 +592,7 @@ cdef class Segment:
             if reaped == BURIALS:
                 break
         self.restore()
+        self.end_lost_claim()
         self.scrub(self.scrubbed, SCRUB)
         self.scrubbed = (self.scrubbed + SCRUB) & self.mask
         mend_endpoints(self.table, self.mask, self.workers)
@@ -681,6 +685,20 @@ cdef class Segment:
             if fr_process_exists(<int>(owner & 0x7FFFFFFF)) and not self.is_dead(<int>(seen % WORKERS), owner):
                 return 0
         return mine if fr_cas(&self.header.claiming, &seen, mine) else 0
+
+    cdef void end_lost_claim(self) noexcept nogil:
+        """Ends a claim that lasts for seconds: nobody makes it, and it would keep everybody else from claiming."""
+        cdef uint64_t seen = fr_load(&self.header.claiming)
+        cdef int64_t now = fr_clock_coarse()
+        cdef int look
+        if seen == 0 or seen != self.claim_seen:
+            self.claim_seen, self.claim_since = seen, now
+        elif now - self.claim_since > CLAIM_LOST_NS:
+            # The word is the same for all claims of a worker, so that this may be another one, which ends by itself.
+            for look in range(10000):
+                if fr_load(&self.header.claiming) != seen:
+                    return
+            fr_cas(&self.header.claiming, &seen, 0)
 
     cdef void end_claim(self, uint64_t mine) noexcept:
         fr_cas(&self.header.claiming, &mine, 0)

@@ -197,7 +197,7 @@ cdef Purse *make_room(uint64_t *table, uint64_t mask, uint64_t owner, uint64_t g
 cdef uint64_t owner_of(Segment segment, uint64_t name, uint64_t window) noexcept:
     """The owner of a window of a name; never 0."""
     # With the machine's boot in it, so that a stranger cannot choose names that want the cells of a certain other one.
-    return fr_mix(name ^ fr_mix(window ^ fr_mix(segment.header.boot))) | 1
+    return fr_mix(name ^ fr_mix(window ^ fr_mix(segment.made.boot))) | 1
 
 
 # Classes --------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from fastroute import _core
 SECOND = 10**9
 HOUR = 3600 * SECOND
 DAY = 24 * HOUR
-FIRST_CELL = 66 * 64  # behind the header and the workers
+CELLS_AT = 66 * 64  # behind the header and the workers
 CELLS = 256
 
 
@@ -101,11 +101,11 @@ class Arena:
 
     def places(self) -> list[int]:
         """Where the cells in use are, the header and this process's slot among them."""
-        used = [at for at in range(FIRST_CELL, len(self.memory), 64) if any(self.memory[at : at + 8])]
+        used = [at for at in range(CELLS_AT, len(self.memory), 64) if any(self.memory[at : at + 8])]
         return [0, 64, 128, *used]
 
     def kind(self, place: int) -> str:
-        if place < FIRST_CELL:
+        if place < CELLS_AT:
             return "header" if place < 128 else "workers"
         return f"kind {self.memory[place] & 15}"
 
@@ -155,6 +155,10 @@ class Arena:
         found["events"] = self.events.lately(2, now)
         for name, counter in self.counters.items():
             found[name] = self.spend(counter)
+        with contextlib.suppress(BlockingIOError):  # the claim of a damaged word ends after seconds
+            owned = _core.claim_counter(self.segment, "value", 7, _core.clock() + DAY)
+            assert owned is not None
+            found["value"] = self.spend(owned)
         return found
 
     def spend(self, counter: _core.Counter) -> tuple[int, bool]:
@@ -223,7 +227,7 @@ class Found:
     """What a run over damages has seen."""
 
     def __init__(self) -> None:
-        self.damages = self.misfits = 0
+        self.damages = self.misfits = self.delayed = 0
         self.problems: list[str] = []
 
     def check(self, arena: Arena, damage: Damage, kind: str, expected: dict[str, Any], now: int) -> None:
