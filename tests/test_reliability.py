@@ -1,4 +1,4 @@
-"""The tests that docs/reliability.md names exist."""
+"""The tests that docs/reliability.md and SECURITY.md name exist."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from needs import need
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`((?:[a-z]+/)*test_\w+\.py)(?:::(\w+))?`", PAGE)))
+SECURITY = (TESTS.parent / "SECURITY.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`((?:[a-z]+/)*test_\w+\.py)(?:::(\w+))?`", PAGE + SECURITY)))
 
 
 def test_every_promise_names_a_test() -> None:
     promises = PAGE.partition("## Promises")[2].partition("## Not promised")[0]
+    threats = SECURITY.partition("## Threat model")[2]
+    threat_rows = [
+        line for line in threats.splitlines() if line.startswith("| ") and "| at worst |" not in line
+    ]
+    assert threat_rows
+    for row in threat_rows:
+        assert ".py" in row.split("|")[4], row
     rows = [line for line in promises.splitlines() if line.startswith("|")]
     rows = [row for row in rows if not row.startswith(("|---", "| promise"))]
     assert rows
