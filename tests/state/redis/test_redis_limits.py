@@ -20,7 +20,7 @@ from redis_server import Elsewhere, RedisServer, admitted, until
 
 import fastroute
 from fastroute import _core, events
-from fastroute.state.redis import Shared
+from fastroute.state.redis import Shared, leases
 from fastroute.state.redis.address import AwayError
 from fastroute.testing import Provider
 
@@ -106,14 +106,17 @@ def test_a_pool_that_runs_low_is_filled_before_a_call_finds_it_empty(make: Any, 
     limits.settle()
     assert limits.lease.balance() == (5, 10)
     assert admitted(core, 1, 2) == 1
+    before = _core.clock()
     limits.settle()
     assert limits.lease.balance() == (14, 28)
+    # The lease begins anew with it: the first one would have ended by then.
+    assert limits.lease.balance(before + leases.LEASE_NS) == (14, 28)
     limits.settle()  # once
     assert limits.lease.balance() == (14, 28)
     with redis.connect() as connection:
-        before = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
+        asked = connection.info("commandstats")["cmdstat_evalsha"]["calls"]
         assert admitted(core, 14, 2) == 14
-        assert connection.info("commandstats")["cmdstat_evalsha"]["calls"] == before
+        assert connection.info("commandstats")["cmdstat_evalsha"]["calls"] == asked
 
 
 def test_what_others_took_is_heard_with_every_answer(make: Any) -> None:
