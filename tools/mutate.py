@@ -51,8 +51,6 @@ TESTS = ("budget", "calls", "client", "faults", "gateway", "integrations", "qual
 TESTS += ("state",)
 QUICK = 4.0
 """Seconds of tests that a mutant meets at first, in one process: most are killed by them."""
-MOST = 60.0
-"""Seconds of tests that a mutant meets at most: some lines are run by thousands of tests."""
 MARK = "MUTATE_RUN"
 """A variable in the environment of all processes of a run, to find those that a killed test left behind."""
 
@@ -371,8 +369,9 @@ def pytest_configure(config: Any) -> None:
 class Workshop:
     """The copy of the project in which mutants are made, and the record of its tests."""
 
-    def __init__(self, work: Path, again: bool) -> None:
+    def __init__(self, work: Path, again: bool, most: float) -> None:
         self.folder = work
+        self._most = most
         self.copy = work / "copy"
         work.mkdir(parents=True, exist_ok=True)
         left_out = shutil.ignore_patterns(
@@ -481,11 +480,11 @@ class Workshop:
         for test in tests:
             # What a test takes alone, with its module's imports.
             takes = self._seconds[test] + 0.02
-            if total + takes > MOST:
+            if total + takes > self._most:
                 break
             if portion and seconds + takes > limit:
                 yield portion, seconds
-                portion, seconds, limit = [], 0.0, MOST
+                portion, seconds, limit = [], 0.0, self._most
             portion.append(test)
             seconds += takes
             total += takes
@@ -578,6 +577,8 @@ def main() -> int:
         "--work", type=Path, default=TOP / "build" / "mutate", help="folder for the copy and the record"
     )
     parser.add_argument("--record", action="store_true", help="record again which tests run which lines")
+    # Some lines are run by thousands of tests.
+    parser.add_argument("--most", type=float, default=60.0, help="seconds of tests that a mutant meets")
     parser.add_argument("--resume", action="store_true", help="keep the last results of killed mutants")
     parser.add_argument("--list", action="store_true", help="print the sample and end")
     parser.add_argument(
@@ -603,7 +604,7 @@ def main() -> int:
             print(f"{mutant.file}:{mutant.line} {mutant.before}  →  {mutant.after}")
         return 0
 
-    workshop = Workshop(options.work.resolve(), options.record)
+    workshop = Workshop(options.work.resolve(), options.record, options.most)
     results: list[dict[str, Any]] = []
     path = options.json or workshop.folder / "results.json"
     known = json.loads(path.read_text())["results"] if options.resume and path.exists() else []

@@ -44,6 +44,8 @@ def test_a_failed_answer_goes_up_a_tier_and_says_why() -> None:
         rates = {(rate.model, rate.measure): rate for rate in client.stats()["rates"]}
         assert rates["m0", "validation"].rate == 0.0
         assert rates["m1", "validation"].rate == 1.0
+        # An answer came from both: that it was not good enough is another measure.
+        assert rates["m0", "success"].rate == rates["m1", "success"].rate == 1.0
 
 
 @pytest.mark.parametrize(
