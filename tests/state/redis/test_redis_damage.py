@@ -311,6 +311,7 @@ def test_an_answer_of_any_kind_is_no_error_of_a_call(
                 limits={**SLOW, "tpm": 60_000},
                 budgets=[{**DAY[0], "hard": False}],
                 state=f"unix://{tmp_path / 's'}",
+                timeout=0.25,
             )
             shared = machines.shared[0]
             core = core_of(client)
