@@ -34,6 +34,7 @@ PAGES = [
     "docs/formats.md",
     "docs/drop-ins.md",
     "docs/flask.md",
+    "docs/learned.md",
 ]
 
 

@@ -30,6 +30,7 @@ ROWS = [
     {"calls"},
     {"runtime"},
     {"client"},
+    {"learning"},
     {"integrations"},
     {"gateway"},
     {"cli"},

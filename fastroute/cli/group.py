@@ -26,8 +26,9 @@ COMMANDS: Mapping[str, str] = {
     "models": "List the models, their prices and their endpoints.",
     "probe": "Measure the speed and reliability of each endpoint.",
     "report": "Show what was spent, from the ledger.",
+    "calibrate": "Make a learned router from your own outcomes, or refuse to.",
     "serve": "Serve an OpenAI-compatible API over HTTP.",
-    "keys": "Create, list, change and revoke the keys of the gateway's callers.",
+    "keys": "Create, list, change and revoke keys of the gateway's callers.",
     "demo": "Watch fastroute route calls to local providers that fail.",
     "bench": "Measure fastroute on this machine.",
 }

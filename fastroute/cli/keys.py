@@ -89,7 +89,7 @@ def _file_options(command: _Command) -> _Command:
 
 @click.group("keys")
 def command() -> None:
-    """Create, list, change and revoke the keys of the gateway's callers.
+    """Create, list, change and revoke keys of the gateway's callers.
 
     A key is shown once, when it is created; the file contains only its hash. A running gateway applies
     changes within two seconds.
