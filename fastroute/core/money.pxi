@@ -123,7 +123,8 @@ cdef inline void write(uint64_t *word, uint64_t value) noexcept nogil:
 
 
 cdef inline uint64_t freed(uint64_t state) noexcept nogil:
-    return state & ~<uint64_t>0xFFFFFFFF
+    # Under the next turn: the check word is of this one, so a changed byte cannot make the reservation held again.
+    return (state & ~<uint64_t>0xFFFFFFFF) + (<uint64_t>1 << 32)
 
 
 cdef inline uint64_t in_phase(uint64_t state, uint64_t phase) noexcept nogil:
@@ -326,7 +327,7 @@ cdef Entry *entry_take(uint64_t *table, uint64_t mask, uint32_t *hint, uint64_t 
             number = 0
             continue
         seen = fr_load(&entry.state)
-        if (seen & PHASE) == FREE and turn_to(&entry.state, seen, ((seen >> 32) + 1 << 32) | slot << 8 | TAKEN):
+        if (seen & PHASE) == FREE and turn_to(&entry.state, seen, (seen & ~<uint64_t>0xFFFFFFFF) | slot << 8 | TAKEN):
             hint[0] = number + 1
             return entry
         number += 1
@@ -496,7 +497,7 @@ cdef int64_t purse_reserved(uint64_t *table, uint64_t mask, Purse *purse, int64_
                 break
             seen = fr_load(&entry.state)
             # Before the costlier check, because most of them are free.
-            if (seen & PHASE) < HELD or seen & LATE or fr_load(&entry.stamp) != stamp:
+            if not HELD <= (seen & PHASE) <= CLOSING or seen & LATE or fr_load(&entry.stamp) != stamp:
                 continue
             # The check word covers the turn: what was read belongs to the state that was read.
             if entry_read(table, mask, entry, seen, &found) is purse:

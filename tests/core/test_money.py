@@ -662,6 +662,18 @@ class TestDamage:
             assert reserve(counter, 40, 100) >= 0
         assert damaged > 20
 
+    def test_a_reservation_that_has_ended_does_not_come_back(self, memory: mmap.mmap, tmp_path: Path) -> None:
+        for byte, value in [(8, value) for value in range(256)] + each_byte(8, 64):
+            segment = in_memory(memory, tmp_path)
+            counter = begun(segment, 40)
+            ticket = reserve(counter, 30, 100)
+            assert counter.settle(ticket, 20)
+            memory[66 * 64 + (ticket & 0xFFFFFF) * 64 + byte] = value
+            assert counter.figures() == (60, 0), (byte, value)
+            _core.sweep_reservations(segment, FAR + 1)
+            segment.reap()
+            assert counter.committed == 60, (byte, value)
+
     @pytest.mark.parametrize("sent", [True, False])
     def test_a_reservation_takes_nothing_but_itself(
         self, memory: mmap.mmap, tmp_path: Path, sent: bool
