@@ -537,9 +537,9 @@ class Client(_Named):
         """Current figures as plain values.
 
         They are: where the state is kept and how many processes share it, endpoints (limits, breaker,
-        latency), cache, waiting calls, classifier failures, rates, budgets and how often they had no room to
-        count a value by itself (in all, and in the last five minutes), ledger, and the health checks of this
-        process.
+        latency), cache, waiting calls, classifier failures, the traffic of the learned classifier, rates,
+        budgets and how often they had no room to count a value by itself (in all, and in the last five
+        minutes), ledger, and the health checks of this process.
         """
         runtime = self._here
         generation, health = runtime.generation, runtime.health
@@ -550,6 +550,7 @@ class Client(_Named):
             "cache": generation.cache.stats() if generation.cache is not None else None,
             "queued": runtime.queue.waiting,
             "classifier": runtime.function_classifier.stats(),
+            "learned": generation.learned.figures() if generation.learned is not None else None,
             "rates": generation.rates.snapshot(),
             "budgets": generation.budgets.snapshot(),
             "crowded": generation.budgets.crowded(),

@@ -129,6 +129,26 @@ class ClassifierFailed(Event):
 
 
 @frozen
+class TrafficChanged(Event):
+    """The classifier ``learned`` finds that the calls have become unlike those of its calibration.
+
+    Emitted once by each process, and again only after the value was at most half as far off.
+
+    Attributes:
+        kind: ``share``: of the calls with a score, more or fewer than ``expected`` are above the threshold;
+            ``unfamiliar``: many calls are unlike the calibration's prompts, so the score does not decide.
+        value: the share of the calls, 0..1.
+        expected: the share that was expected, 0..1.
+        calls: how many calls it is a share of.
+    """
+
+    kind: str
+    value: float
+    expected: float
+    calls: int
+
+
+@frozen
 class StrategyFailed(Event):
     """A registered strategy failed for a request, so the order of the configuration is used.
 

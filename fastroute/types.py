@@ -355,6 +355,7 @@ class Attempt:
         service_tier: the service tier that the provider says it served the request in, if it says so.
         budget_nano: nano-dollars that budgets count, where that is not ``cost_nano``: the worst case of an
             attempt whose usage is unknown.
+        score: the score of the classifier ``learned``; None for a rule set, and without text to score.
     """
 
     id: str
@@ -384,6 +385,7 @@ class Attempt:
     cache_write_1h_tokens: int = 0
     service_tier: str | None = None
     budget_nano: int | None = None
+    score: float | None = None
 
     @property
     def estimated(self) -> bool:

@@ -652,6 +652,7 @@ class Settlement:
             cache_write_1h_tokens=usage.cache_write_1h_tokens,
             service_tier=service_tier,
             budget_nano=kept,
+            score=call.judgement.score,
         )
 
     def _settle(

@@ -74,11 +74,37 @@ def command(file: str | None, online: bool, keys: str | None, pepper_env: str | 
     reached = _print_network(config)
     _print_providers(config, findings)
     _print_crowded(config)
-    fine = _keys_intact(keys, pepper_env) and reached
+    fine = _router_usable(config)
+    fine = _keys_intact(keys, pepper_env) and reached and fine
     if online:
         fine = _ask(config, findings) and fine
     if not fine:
         raise SystemExit(1)
+
+
+def _router_usable(config: Config) -> bool:
+    """Prints how the learned classifier would route, if it is configured; whether its file can be used."""
+    from fastroute.config.rules import LEARNED
+    from fastroute.errors import ConfigError
+    from fastroute.events import Hooks
+    from fastroute.routing.learned import LearnedClassifier, advice
+    from fastroute.state.segment_file import present_segment
+
+    if config.policy.classifier != LEARNED and not config.learned.file:
+        return True
+    try:
+        found = LearnedClassifier(config.learned, present_segment(config), Hooks())
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"{click.style('problem', fg='red', bold=True)}  {visible(problem)}")
+        return False
+    figures = found.figures()
+    source = config.learned.file or "the shipped prior"
+    seen = f", {figures['calls']:,} calls counted" if figures["calls"] else ""
+    click.echo(visible(f"  learned: {source}, {found.share:.0%} of the calls to strong{seen}"))
+    for warning in advice(config, found):
+        click.echo(f"{click.style('warning', fg='yellow')}  {visible(warning)}")
+    return True
 
 
 def _keys_intact(path: str | None, pepper_env: str | None) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastroute.config import Config
     from fastroute.routing.classifier import Classifier
     from fastroute.routing.explain import Candidate
+    from fastroute.routing.learned import LearnedClassifier
     from fastroute.routing.plan import Plan
     from fastroute.types import Classification
 
@@ -103,27 +104,34 @@ def command(
         _print_plan(plan)
 
 
-def _classifier(config: Config | None, name: str | None) -> Classifier:
-    from fastroute.config.rules import load_builtin
-    from fastroute.routing.classifier import Classifier
+def _classifier(config: Config | None, name: str | None) -> Classifier | LearnedClassifier:
+    """The classifier of that name, or the configuration's, with counts of its own."""
+    from attrs import evolve
 
-    if name is None:
-        name = "five-level" if config is None else config.policy.classifier
-    own = {} if config is None else config.classifiers
-    known = [*load_builtin(), *own]
-    if name not in known:
-        raise click.UsageError(f"unknown classifier {name!r}; use one of {', '.join(known)}")
-    return Classifier.named(name, own)
+    from fastroute._core import Segment
+    from fastroute.config import Config
+    from fastroute.events import Hooks
+    from fastroute.routing.learned import classifier_of
+
+    config = Config() if config is None else config
+    if name is not None:
+        if name not in config.levels:
+            raise click.UsageError(f"unknown classifier {name!r}; use one of {', '.join(config.levels)}")
+        config = evolve(config, policy=evolve(config.policy, classifier=name))
+    return classifier_of(config, Segment(cells=64), Hooks())
 
 
 def _plan(config: Config, messages: list[dict[str, str]], model: str | None, params: dict[str, Any]) -> Plan:
     from fastroute.config import catalog_of
+    from fastroute.events import Hooks
+    from fastroute.routing.learned import classifier_of
     from fastroute.routing.planner import Planner
     from fastroute.state.endpoints import State
     from fastroute.types import Request
 
     catalog = catalog_of(config)
-    planner = Planner(config, catalog, State(config, catalog), _classifier(config, None))
+    state = State(config, catalog)
+    planner = Planner(config, catalog, state, classifier_of(config, state.segment, Hooks()))
     request = Request(config.default_model if model is None else model, messages, params)
     return planner.rank(planner.plan(request))
 
@@ -134,10 +142,10 @@ def _print_class(found: Classification) -> None:
         f"class     {click.style(found.level, bold=True)}  "
         f"({found.classifier}{score}, confidence {found.confidence:.2f})"
     )
-    click.echo(f"why       {found.reason}")
+    click.echo(visible(f"why       {found.reason}"))
     for group, words in found.matches.items():
         if words:
-            click.echo(f"words     {group}: {', '.join(words)}")
+            click.echo(visible(f"words     {group}: {', '.join(words)}"))
 
 
 def _print_plan(plan: Plan) -> None:

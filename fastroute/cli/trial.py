@@ -16,18 +16,26 @@ from .prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from fastroute.routing.classifier import Classifier
+    from fastroute.routing.learned import LearnedClassifier
     from fastroute.types import Classification
 
 _EXAMPLES = 3
 
 
-def run(classifier: Classifier, path: Path, as_json: bool) -> None:
+def run(classifier: Classifier | LearnedClassifier, path: Path, as_json: bool) -> None:
     """Classifies every prompt of the file and prints the result."""
+    from fastroute.routing.learned import LearnedClassifier
+
     prompts = read_prompts(path.read_bytes(), str(path))
+    if isinstance(classifier, LearnedClassifier):
+        # A threshold that follows the traffic is set by the scores of the file's prompts.
+        for prompt in prompts:
+            classifier.scan(prompt.messages, prompt.params)
+        classifier.look()
     found: dict[str, list[tuple[Prompt, Classification]]] = {level: [] for level in classifier.levels}
     for prompt in prompts:
         classification = classifier.classify(prompt.messages, prompt.params)[0]
-        found[classification.level].append((prompt, classification))
+        found.setdefault(classification.level, []).append((prompt, classification))
     # A second round for the times: the first one has warmed everything up.
     times = [_timed(classifier, prompt) for prompt in prompts]
     median, slowest = percentile(times, 50), percentile(times, 99)
@@ -63,11 +71,11 @@ def run(classifier: Classifier, path: Path, as_json: bool) -> None:
             click.echo(f"\n{click.style(level, bold=True)}")
         for prompt, classification in members[:_EXAMPLES]:
             click.echo(f"  line {prompt.line}: {visible(prompt.text)}")
-            click.echo(f"    {classification.reason}{_words(classification)}")
+            click.echo(visible(f"    {classification.reason}{_words(classification)}"))
     click.echo(f"\ntime per prompt: {duration(median)} median, {duration(slowest)} p99")
 
 
-def _timed(classifier: Classifier, prompt: Prompt) -> float:
+def _timed(classifier: Classifier | LearnedClassifier, prompt: Prompt) -> float:
     start = time.perf_counter_ns()
     classifier.scan(prompt.messages, prompt.params)
     return (time.perf_counter_ns() - start) / 1e9

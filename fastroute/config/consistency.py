@@ -14,7 +14,7 @@ from fastroute import errors
 from .catalog import CHAINS, Catalog, alias_problems, price_problems
 from .known_providers import known_providers
 from .messages import did_you_mean, quoted, show, unknown
-from .rules import CLASSIFIERS
+from .rules import CLASSIFIERS, LEARNED, UNFAMILIAR
 from .tables import AUTO, BudgetConfig, Config, EndpointConfig, ProviderConfig
 from .urls import url_problem
 
@@ -29,6 +29,7 @@ def find_problems(
     unread_models: Collection[str] = (),
     unread_tiers: Collection[str] = (),
     unread_classifiers: Collection[str] = (),
+    unread_learned: bool = False,
 ) -> list[str]:
     """Everything that does not fit together, each problem with its path.
 
@@ -39,6 +40,7 @@ def find_problems(
         places: the place of each endpoint in the source, if some of the source's could not be read.
         unread_providers, unread_models, unread_tiers, unread_classifiers: names whose own tables could not be
             read. References to them are not reported.
+        unread_learned: whether ``[learned]`` could not be read.
     """
     served = dict.fromkeys([*config.served, *unread_models])
     known = catalog.with_overrides(config.models, served=served)
@@ -54,6 +56,7 @@ def find_problems(
         *_fixed_model(config, known, served),
         *_classifiers(config),
         *_policy(config, tiers, unread_classifiers),
+        *_learned(config, tiers, unread_learned),
         *_quality(config),
         *_budgets(config),
         *_gateway(config),
@@ -253,7 +256,7 @@ def _fixed_model(config: Config, known: Catalog, served: Mapping[str, None]) -> 
 def _classifiers(config: Config) -> Iterable[str]:
     for name, rules in config.classifiers.items():
         path = f"classifiers.{quoted(name)}"
-        if name in CLASSIFIERS:
+        if name in CLASSIFIERS or name == LEARNED:
             yield f"{path}: is the name of a built-in classifier; use another name"
         if rules.name != name:
             yield f"{path}: the rule set's own name is {show(rules.name)}; use the same name for both"
@@ -284,6 +287,21 @@ def _policy(config: Config, tiers: Collection[str], unread_classifiers: Collecti
         yield "policy.health_check.timeout: must be at most interval"
     if policy.hedging.enabled and policy.max_attempts < 2:
         yield "policy.hedging.enabled: a hedge is a second attempt; set policy.max_attempts to 2 or more"
+
+
+def _learned(config: Config, tiers: Collection[str], unread: bool) -> Iterable[str]:
+    learned = config.learned
+    lacking = not learned.file and learned.share is None
+    if config.policy.classifier == LEARNED and lacking and not unread:
+        yield (
+            "learned.share: is required without learned.file; set it to the share of the calls that are to "
+            "go to strong, such as 0.4, or set file to one that fastroute calibrate wrote"
+        )
+    if learned.unfamiliar == "default" and UNFAMILIAR in tiers:
+        yield (
+            f'tiers.{UNFAMILIAR}: is the name of a level with learned.unfamiliar = "default"; '
+            "use another name for the tier"
+        )
 
 
 def _quality(config: Config) -> Iterable[str]:

@@ -37,6 +37,9 @@ CLASSIFIERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "three-level": ("low", "medium", "high"),
     }
 )
+LEARNED = "learned"
+LEARNED_LEVELS = ("weak", "strong")
+UNFAMILIAR = "unfamiliar"  # the level of what the score says nothing about, if the default tier serves it
 
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|<|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*", re.ASCII)
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*", re.ASCII)

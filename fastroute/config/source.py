@@ -27,7 +27,7 @@ from .messages import hides_secret, quoted, show
 from .reader import attributes_of, read_entries, read_key, read_table, read_toml, unknown_key
 from .rules import RuleSet, RuleSetTable
 from .secrets import Secret, read_keys
-from .tables import LISTS, SETTINGS, TABLES, Config
+from .tables import LISTS, SETTINGS, TABLES, Config, LearnedConfig
 from .urls import url_problem
 from .usable import usable
 
@@ -397,6 +397,7 @@ def _with_paths_from(directory: Path, config: Config, problems: list[str]) -> Co
         catalog=placed("fastroute.catalog", config.catalog),
         ledger=ledger if ledger is None or "://" in ledger else placed("fastroute.ledger", ledger),
         ledger_journal=placed("fastroute.ledger_journal", config.ledger_journal),
+        learned=attrs.evolve(config.learned, file=placed("learned.file", config.learned.file)),
         providers=providers,
     )
 
@@ -451,6 +452,9 @@ def _relation_problems(
         unread_models=models - set(config.served),
         unread_tiers=_names(tables.get("tiers")) - config.tiers.keys(),
         unread_classifiers=_names(tables.get("classifiers")) - config.classifiers.keys(),
+        # A table with problems is left out as a whole, and each of its problems is reported already.
+        unread_learned=config.learned == LearnedConfig()
+        and bool(_names(tables.get("learned")) & {"file", "share"}),
     )
 
 

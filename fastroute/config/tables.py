@@ -19,7 +19,7 @@ from fastroute.platform.state_folder import state_folder
 from .catalog import ModelOverride
 from .policy import MOST_IN_FLIGHT, Policy
 from .redis_url import local_part
-from .rules import CLASSIFIERS, RuleSet
+from .rules import CLASSIFIERS, LEARNED, LEARNED_LEVELS, RuleSet
 from .validators import (
     azure_version,
     budget_per,
@@ -257,6 +257,24 @@ class QualityConfig:
 
 
 @frozen(kw_only=True)
+class LearnedConfig:
+    """``[learned]``: the classifier ``learned``, which chooses between two levels by a score.
+
+    Attributes:
+        file: a router file that ``fastroute calibrate`` wrote; empty for the shipped prior.
+        share: the share of the calls that are to be ``strong``; None: the file's.
+        hold: whether the threshold follows the scores of the calls, so that the share stays.
+        unfamiliar: what serves requests that the score says nothing about: the level ``strong``, or the
+            ``default`` tier.
+    """
+
+    file: str = field(default="", validator=text(empty=True))
+    share: float | None = field(default=None, validator=optional(number(least=0, most=1)))
+    hold: bool = field(default=False, validator=flag)
+    unfamiliar: str = field(default="strong", validator=one_of("unfamiliar", ("strong", "default")))
+
+
+@frozen(kw_only=True)
 class GatewayConfig:
     """``[gateway]``: what the gateway takes from its callers, and who may read its answers.
 
@@ -321,6 +339,7 @@ class Config:
         quality: ``[quality]``.
         budgets: ``[[budgets]]``, in the file's order.
         classifiers: ``[classifiers.NAME]``: rule sets beside the built-in ones, by name.
+        learned: ``[learned]``.
         gateway: ``[gateway]``.
     """
 
@@ -348,6 +367,7 @@ class Config:
     quality: QualityConfig = field(factory=QualityConfig)
     budgets: tuple[BudgetConfig, ...] = field(default=(), converter=tuple)
     classifiers: Mapping[str, RuleSet] = field(factory=dict, validator=classifier_names)
+    learned: LearnedConfig = field(factory=LearnedConfig)
     gateway: GatewayConfig = field(factory=GatewayConfig)
 
     @property
@@ -371,7 +391,8 @@ class Config:
     @property
     def levels(self) -> Mapping[str, tuple[str, ...]]:
         """The levels of each classifier, cheapest first."""
-        return {**CLASSIFIERS, **{name: rules.levels for name, rules in self.classifiers.items()}}
+        own = {name: rules.levels for name, rules in self.classifiers.items()}
+        return {**CLASSIFIERS, LEARNED: LEARNED_LEVELS, **own}
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -434,6 +455,7 @@ TABLES = (
     "quality",
     "budgets",
     "classifiers",
+    "learned",
     "gateway",
 )
 # The tables that are written [[…]].

@@ -233,6 +233,14 @@ cdef int _learned_take(messages, learned_text *to) except -1:
     return _learned_join(parts, to)
 
 
+cdef bint _learned_is_blank(const learned_text *text) noexcept:
+    cdef int i
+    for i in range(text.n):
+        if text.bytes[i] > 0x20 and text.bytes[i] != 0x7F:
+            return False
+    return True
+
+
 def learned_bytes(messages):
     """The bytes that are scored: of the last message of role user, cut to its two ends where it is long.
 
@@ -602,7 +610,7 @@ cdef void _learned_store(uint8_t *to, float value) noexcept:
 # Traffic ------------------------------------------------------------------------------------------------------------
 
 cdef enum:
-    KIND_TRAFFIC = 24
+    KIND_TRAFFIC = 32            # the low four bits are no other kind's: with 8, `reap` would take the cells for endpoints
     TRAFFIC_BINS = 64
     TRAFFIC_SUMS = 3             # calls, of them to strong, of them unfamiliar
     TRAFFIC_WORDS = 67
@@ -783,7 +791,7 @@ cdef class LearnedRules:
         if text.n:
             learned_read(text.bytes, text.n, &found, 0)
             learned_distinct(&found)
-            if ground == GROUND_SCORE and found.hashes == 0:
+            if ground == GROUND_SCORE and _learned_is_blank(&text):
                 ground = GROUND_NO_TEXT
             score = learned_score(&self.model.model, &found, &prior)
             scan.score = score

@@ -95,7 +95,7 @@ cdef enum:                       # the low four bits of a key
     KIND_RETRY = 7
     KIND_ENDPOINT = 8
     KIND_PERMITS = 9
-    KIND_WAITING = 12            # 10 and 11 are money's, 14 is pool's, 15 tail's, 16 event_count's
+    KIND_WAITING = 12            # 10 and 11 are money's, 14 is pool's, 15 tail's, 16 event_count's, 32 learned's
     KIND_LIST = 13
 
 cdef uint64_t SET_ASIDE = 1 << 4                      # the key of a damaged cell; no name has it, so nobody looks for it

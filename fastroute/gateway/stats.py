@@ -241,6 +241,7 @@ def _call(entry: Attempt) -> dict[str, Any]:
         "endpoint": entry.endpoint,
         "tier": entry.tier,
         "class": entry.level,
+        "score": entry.score,
         "outcome": entry.outcome,
         "error": entry.error,
         "status": entry.status_code,

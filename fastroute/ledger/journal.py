@@ -40,8 +40,8 @@ A release that adds a field to `Attempt` adds it at the end and changes `SUFFIX`
 its segments alone. It adds the suffix before to `_SUFFIXES`, so that older segments are still drained.
 """
 
-SUFFIX = ".v4"
-_SUFFIXES = (".v2", ".v3", SUFFIX)
+SUFFIX = ".v5"
+_SUFFIXES = (".v2", ".v3", ".v4", SUFFIX)
 _DEFAULTS = [field.default for field in attrs.fields(Attempt)]
 _FEWEST = FIELDS.index("service_tier")  # values of a record of the oldest of these
 MAX_TEXT = 1024
@@ -60,7 +60,7 @@ _values = attrgetter(*FIELDS)
 _TIME, _LATENCY, _COST, _TAGS = (FIELDS.index(name) for name in ("time", "latency", "cost_nano", "tags"))
 _ID, _BUDGET = FIELDS.index("id"), FIELDS.index("budget_nano")
 _MOST_TIME = 1e300  # queries have no upper limit beyond it
-FLOATS = frozenset({"time", "latency", "ttft"})
+FLOATS = frozenset({"time", "latency", "ttft", "score"})
 INTS = frozenset(
     {
         *(
@@ -78,7 +78,7 @@ FLAGS = frozenset({"stream", "maybe_billed"})
 OPTIONAL = frozenset(
     {
         *("tier", "level", "status_code", "error", "cost_nano", "ttft", "request_id"),
-        *("service_tier", "budget_nano"),
+        *("service_tier", "budget_nano", "score"),
     }
 )
 

@@ -104,12 +104,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE fastroute_attempts ADD COLUMN service_tier text",),
     ("ALTER TABLE fastroute_attempts ADD COLUMN budget_nano bigint",),
+    ("ALTER TABLE fastroute_attempts ADD COLUMN score double precision",),
 )
 VERSION = len(MIGRATIONS)
 
 _COLUMNS = (*FIELDS, "day")
 _TIME = FIELDS.index("time")
-_FLOATS = frozenset({"time", "latency", "ttft"})
+_FLOATS = frozenset({"time", "latency", "ttft", "score"})
 _INTEGERS = frozenset(
     {
         *("day", "status_code", "cost_nano", "budget_nano", "stream", "maybe_billed"),

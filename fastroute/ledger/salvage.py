@@ -28,6 +28,7 @@ _LATER = {
     "cache_write_1h_tokens": "0",
     "service_tier": "NULL",
     "budget_nano": "NULL",
+    "score": "NULL",
 }
 
 

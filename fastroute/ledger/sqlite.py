@@ -91,6 +91,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     ("ALTER TABLE attempts ADD COLUMN service_tier TEXT",),
     ("ALTER TABLE attempts ADD COLUMN budget_nano INTEGER",),
+    ("ALTER TABLE attempts ADD COLUMN score REAL",),
 )
 VERSION = len(MIGRATIONS)
 _IMPOSSIBLE_VERSION = 10_000

@@ -70,8 +70,14 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({self.name!r})"
 
-    def explain(self, scan: _core.Scan) -> Classification:
-        """The classification for a scan by this classifier, with the reason in words."""
+    def explain(
+        self, scan: _core.Scan, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> Classification:
+        """The classification for a scan by this classifier, with the reason in words.
+
+        Args:
+            messages: not used; `routing/learned.py` finds words in them.
+        """
         rule_set = self.rule_set
         return Classification(
             level=scan.level,

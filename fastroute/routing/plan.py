@@ -1,8 +1,8 @@
 """A plan: the endpoints that may serve one request, in which order, and why.
 
 A plan is a value: it explains itself, and says why no endpoint can serve the request. Making it, ranking its
-stages and walking through them is in `planner.py`. Nothing is sent or counted for a plan, so it may be made
-and thrown away.
+stages and walking through them is in `planner.py`. Nothing is sent for a plan, and no limit counts it,
+so it may be made and thrown away.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ class Judgement(partial[Classification]):
 
     A partial, so that the classification is made only when it is wanted and the request is not kept alive.
     Its arguments are `Planner.explain`, a scan or an opinion (None if the classifier failed), and why it
-    failed.
+    failed. It may be called with the request's messages, in which a learned score finds the words that moved
+    it.
 
     Attributes:
         level: the class alone, which costs less than the classification; None if the classifier failed.
+        score: the learned score; None if there is none.
     """
 
-    __slots__ = ("level",)
+    __slots__ = ("level", "score")
 
     level: str | None
+    score: float | None
 
 
 class Plan:
@@ -70,7 +73,7 @@ class Plan:
     def classification(self) -> Classification:
         """The class of the request, and why; computed at the first access."""
         if self._classification is None:
-            self._classification = self.judgement()
+            self._classification = self.judgement(self.request.messages)
         return self._classification
 
     @property

@@ -53,6 +53,7 @@ from fastroute.types import SAMPLING_PARAMETERS, Classification, Request, TokenP
 
 from .classifier import Classifier
 from .function_classifier import FunctionClassifier, Opinion, classification
+from .learned import LearnedClassifier
 from .plan import Judgement, Plan
 from .stage import ENDLESS, Estimate, Stage
 from .strategies import NUMBERS, FunctionOrder
@@ -80,7 +81,7 @@ class Planner:
         config: Config,
         catalog: Catalog,
         state: State,
-        classifier: Classifier,
+        classifier: Classifier | LearnedClassifier,
         function_classifier: FunctionClassifier | None = None,
         hooks: Hooks | None = None,
     ) -> None:
@@ -93,6 +94,7 @@ class Planner:
         self._catalog = catalog
         self._state = state
         self._classifier = classifier
+        self._learned = isinstance(classifier, LearnedClassifier)
         policy = config.policy
         # Where a registered strategy decides, the core filters, and the function orders what is left.
         self._strategy = NUMBERS.get(policy.strategy, _core.ORDERED)
@@ -174,6 +176,7 @@ class Planner:
             estimate = estimate.with_media(media)
         judgement = Judgement(self._explain, judged, failure)
         judgement.level = level or None
+        judgement.score = _score(scan) if self._learned and judged is scan else None
         return Plan(request, estimate, needs, judgement, stages)
 
     def _estimate(self, tokens_in: int, request: Request, level: str | None, stage: Stage) -> Estimate:
@@ -365,8 +368,14 @@ class Planner:
         wanted = request.options.max_cost
         return self._max_price if wanted is None else usd_to_nano(wanted)
 
-    def explain(self, scan: Any, failure: str | None) -> Classification:
-        """The classification of a scan or an opinion; if that is None, one that says why there is none."""
+    def explain(
+        self, scan: Any, failure: str | None, messages: Sequence[Mapping[str, Any]] | None = None
+    ) -> Classification:
+        """The classification of a scan or an opinion; if that is None, one that says why there is none.
+
+        Args:
+            messages: the request's, for a learned score to find the words that moved it.
+        """
         if scan is None:
             name = self._function_classifier.name or self._classifier.name
             return Classification(
@@ -379,7 +388,7 @@ class Planner:
             )
         if isinstance(scan, Opinion):
             return classification(scan, self._function_classifier.name)
-        return self._classifier.explain(scan)
+        return self._classifier.explain(scan, messages)
 
     # ------------------------------------------------------------------------------------------ what is asked
 
@@ -653,6 +662,11 @@ def _json_tokens(value: Any) -> int:
         return len(json_codec.dumps(value)) // 4 + 1
     except TypeError:
         return 0  # not JSON: the provider's encoder raises an error that names the place
+
+
+def _score(scan: _core.Scan | None) -> float | None:
+    """The learned score; None where there was no text to score, or it could not be read."""
+    return None if scan is None or scan.score != scan.score else scan.score
 
 
 def _count(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:

@@ -33,8 +33,8 @@ from fastroute.ledger import Ledger, NullLedger
 from fastroute.platform import files
 from fastroute.platform.workers import Workers
 from fastroute.quality import Rates
-from fastroute.routing.classifier import Classifier
 from fastroute.routing.function_classifier import FunctionClassifier
+from fastroute.routing.learned import LearnedClassifier, classifier_of
 from fastroute.routing.planner import Planner
 from fastroute.state.endpoints import LiveEndpoint, State
 from fastroute.transport import Transport
@@ -132,6 +132,7 @@ class Generation:
 
     Attributes:
         active: a token for each call that has entered it; see `runtime/runtime.py`.
+        learned: the classifier, if it is the learned one.
         upstreams: each endpoint's format, base URL, key and connections, by its name.
         fingerprint: a hash of everything that affects answers; equal requests with equal fingerprints may
             share an answer.
@@ -155,7 +156,8 @@ class Generation:
         catalog = catalog_of(config)
         before = None if previous is None else previous.state
         self.state: State = State(config, catalog, before, around.default_state)
-        classifier = Classifier.named(config.policy.classifier, config.classifiers)
+        classifier = classifier_of(config, self.state.segment, around.hooks)
+        self.learned = classifier if isinstance(classifier, LearnedClassifier) else None
         self.planner = Planner(
             config, catalog, self.state, classifier, around.function_classifier, hooks=around.hooks
         )
@@ -218,7 +220,7 @@ class Generation:
             admission=self.admission,
             hedging=Hedging(policy.hedging, around.hedges) if policy.hedging.enabled else None,
         )
-        self.fingerprint = _fingerprint(config, catalog)
+        self.fingerprint = _fingerprint(config, catalog, self.learned)
         self.cache: Cache | None = None
         if previous is not None and previous.config.cache == config.cache:
             self.cache = previous.cache
@@ -251,6 +253,12 @@ class Generation:
                 parts = [key]  # only the order has changed, which says what is cheapest or tried first
             found += parts
         found += [f"providers.{name}" for name in self.keys if not self._same_key(name, previous)]
+        if (
+            self.learned is not None
+            and previous.learned is not None
+            and not self.learned.equals(previous.learned)
+        ):
+            found.append("learned.file")
         return tuple(dict.fromkeys(found))
 
     def forgive(self, previous: Generation) -> None:
@@ -271,6 +279,8 @@ class Generation:
         self.active.clear()
         self.admission.after_fork()
         self.planner.after_fork()
+        if self.learned is not None:
+            self.learned.after_fork()
         self.rates.after_fork()
         if self.cache is not None:
             self.cache.after_fork()
@@ -324,10 +334,10 @@ def _drift(config: Config) -> tuple[float | None, ...]:
     return quality.drift, quality.window, quality.min_samples
 
 
-def _fingerprint(config: Config, catalog: Catalog) -> bytes:
+def _fingerprint(config: Config, catalog: Catalog, learned: LearnedClassifier | None) -> bytes:
     shaping = asdict(config, filter=lambda attribute, _: attribute.name not in _NOT_SHAPING)
     known = ([catalog.model(name) for name in config.served], dict(catalog.aliases))
-    text = repr((shaping, known))
+    text = repr((shaping, known, learned and (learned.digest, learned.header)))
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
 
 
@@ -340,7 +350,7 @@ def lasting(old: Config, new: Config) -> tuple[Config, tuple[str, ...]]:
 
 def files_of(config: Config) -> tuple[str, ...]:
     """The files that a configuration names and that are read with it."""
-    found = [config.catalog]
+    found = [config.catalog, config.learned.file]
     for provider in config.providers.values():
         found += [provider.api_key_file, provider.ca_bundle or ""]
     return tuple(dict.fromkeys(path for path in found if path))

@@ -343,6 +343,8 @@ class Runtime:
         generation.state.segment.tend()
         if generation.state.untold:
             generation.state.tell(hooks)
+        if generation.learned is not None:
+            generation.learned.look()
         try:
             answer = self._answer(generation, request, started, deadline)
         except errors.Error as error:

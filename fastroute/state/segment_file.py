@@ -155,6 +155,18 @@ def describe(config: Config, default_state: str | None = None) -> str:
     return text
 
 
+def present_segment(config: Config) -> _core.Segment:
+    """The segment of a configured state whose file exists; otherwise an empty one. Creates no file."""
+    state = config.local_state
+    if state is not None and state != "memory":
+        path = _machine_file(config) if state.partition(":")[0] == MACHINE else state
+        with suppress(OSError, _core.SegmentMisfitError):
+            fd = files.open_file(path, os.O_RDWR)
+            with files.closing(fd):
+                return _core.Segment.in_file(fd)
+    return _core.Segment(cells=64)
+
+
 def machine_path(config: Config) -> str:
     """The file of ``state = "machine"``, in a directory that only this user can open.
 

@@ -18,6 +18,7 @@ from fastroute.config import (
     EndpointConfig,
     HealthCheckConfig,
     HedgingConfig,
+    LearnedConfig,
     Policy,
     ProviderConfig,
     check,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, list[str]] = {
     "[policy.health_check]": [field.name for field in attrs.fields(HealthCheckConfig)],
     "[policy.hedging]": [field.name for field in attrs.fields(HedgingConfig)],
     "[[budgets]]": [field.name for field in attrs.fields(BudgetConfig)],
+    "[learned]": [field.name for field in attrs.fields(LearnedConfig)],
 }
 
 
@@ -68,6 +70,7 @@ def defaults() -> list[tuple[str, str, Any]]:
         "[policy.health_check]": HealthCheckConfig,
         "[policy.hedging]": HedgingConfig,
         "[[budgets]]": BudgetConfig,
+        "[learned]": LearnedConfig,
     }
     for heading, kind in classes.items():
         for field in attrs.fields(kind):

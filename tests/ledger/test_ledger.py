@@ -450,15 +450,18 @@ def test_a_torn_record_spoils_only_itself(opens: Opens) -> None:
         assert os.path.exists(f"{opens.journal}/1-d-1.v999")
 
 
-def test_the_journal_of_the_release_before_is_drained(opens: Opens) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "lacks"), [(".v2", "service_tier"), (".v3", "budget_nano"), (".v4", "score")]
+)
+def test_the_journals_of_earlier_releases_are_drained(opens: Opens, suffix: str, lacks: str) -> None:
     opens().close()
-    values = orjson.loads(journal.encode(attempt(cost_nano=7))[9:])[:-1]  # without the service tier
+    values = orjson.loads(journal.encode(attempt(cost_nano=7))[9:])[: journal.FIELDS.index(lacks)]
     body = orjson.dumps(values)
-    Path(f"{opens.journal}/1-a-1.v2").write_bytes(b"\n%08x%b" % (zlib.crc32(body), body))
+    Path(f"{opens.journal}/1-a-1{suffix}").write_bytes(b"\n%08x%b" % (zlib.crc32(body), body))
     with opens() as ledger:
         assert ledger.spent() == 7
-        assert [entry.service_tier for entry in ledger.entries()] == [None]
-        assert not os.path.exists(f"{opens.journal}/1-a-1.v2")
+        assert [getattr(entry, lacks) for entry in ledger.entries()] == [None]
+        assert not os.path.exists(f"{opens.journal}/1-a-1{suffix}")
 
 
 def test_a_segment_in_use_is_nobody_elses(opens: Opens) -> None:

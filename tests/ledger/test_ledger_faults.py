@@ -358,7 +358,7 @@ def test_a_file_from_before_cache_writes_were_counted_goes_on(path: Path) -> Non
     with Ledger(path) as ledger:
         ledger.append(attempt(0, cost_nano=1))
     with closing(sqlite3.connect(path)) as old, old:
-        for column in ("cache_write_tokens", "cache_write_1h_tokens", "service_tier", "budget_nano"):
+        for column in ("cache_write_tokens", "cache_write_1h_tokens", "service_tier", "budget_nano", "score"):
             old.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     with Ledger(path) as ledger:
@@ -373,8 +373,8 @@ def test_a_file_from_before_service_tiers_were_recorded_goes_on(path: Path) -> N
     with Ledger(path) as ledger:
         ledger.append(attempt(0, cost_nano=1))
     with closing(sqlite3.connect(path)) as old, old:
-        old.execute("ALTER TABLE attempts DROP COLUMN service_tier")
-        old.execute("ALTER TABLE attempts DROP COLUMN budget_nano")
+        for column in ("service_tier", "budget_nano", "score"):
+            old.execute(f"ALTER TABLE attempts DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 2")
     with Ledger(path) as ledger:
         ledger.append(attempt(1, cost_nano=10, service_tier="flex"))
@@ -385,7 +385,21 @@ def test_a_file_from_before_service_tiers_were_recorded_goes_on(path: Path) -> N
         ]
 
 
-@pytest.mark.parametrize("lacking", [(), ("service_tier",), ("service_tier", "cache_write_1h_tokens")])
+def test_a_file_from_before_scores_were_recorded_goes_on(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.append(attempt(0, cost_nano=1))
+    with closing(sqlite3.connect(path)) as old, old:
+        old.execute("ALTER TABLE attempts DROP COLUMN score")
+        old.execute("PRAGMA user_version = 4")
+    with Ledger(path) as ledger:
+        ledger.append(attempt(1, cost_nano=10, score=-1.25))
+        assert [entry.score for entry in ledger.entries()] == [-1.25, None]
+        assert ledger.spent() == 11
+
+
+@pytest.mark.parametrize(
+    "lacking", [(), ("score",), ("service_tier", "score"), ("service_tier", "cache_write_1h_tokens")]
+)
 def test_the_rows_of_a_damaged_file_of_an_older_release_are_saved(
     path: Path, lacking: tuple[str, ...]
 ) -> None:

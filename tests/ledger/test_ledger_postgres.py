@@ -188,8 +188,8 @@ def test_a_newer_schema_is_not_written_to_even_if_it_comes_while_running(
         assert server.run("SELECT count(*) FROM fastroute_attempts", url) == [(1,)]
         with pytest.raises(ConfigError, match="newer fastroute"):
             opens()
-        assert postgres.VERSION == 4
-        server.run("UPDATE fastroute_ledger SET version = 4", url)
+        assert postgres.VERSION == 5
+        server.run("UPDATE fastroute_ledger SET version = 5", url)
         assert ledger.spent() == 11
 
 
@@ -222,7 +222,10 @@ def test_a_database_from_before_service_tiers_were_recorded_goes_on(
     url = str(opens.place)
     with opens() as ledger:
         ledger.append(attempt(0, cost_nano=1))
-    server.run("ALTER TABLE fastroute_attempts DROP COLUMN service_tier, DROP COLUMN budget_nano", url)
+    server.run(
+        "ALTER TABLE fastroute_attempts DROP COLUMN service_tier, DROP COLUMN budget_nano, DROP COLUMN score",
+        url,
+    )
     server.run("UPDATE fastroute_ledger SET version = 2", url)
     with opens() as ledger:
         ledger.append(attempt(1, cost_nano=10, service_tier="flex"))
@@ -231,6 +234,17 @@ def test_a_database_from_before_service_tiers_were_recorded_goes_on(
             ((None,), 1),
             (("flex",), 10),
         ]
+
+
+def test_a_database_from_before_scores_were_recorded_goes_on(server: PostgresServer, opens: Opens) -> None:
+    url = str(opens.place)
+    with opens() as ledger:
+        ledger.append(attempt(0, cost_nano=1))
+    server.run("ALTER TABLE fastroute_attempts DROP COLUMN score", url)
+    server.run("UPDATE fastroute_ledger SET version = 4", url)
+    with opens() as ledger:
+        ledger.append(attempt(1, cost_nano=10, score=-1.25))
+        assert [entry.score for entry in ledger.entries()] == [-1.25, None]
 
 
 def test_what_is_no_ledger_is_refused(server: PostgresServer, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def left(client: fastroute.Client) -> float | None:
     for attempt in route.attempts:
         assert_type(attempt.estimated, bool)
         assert_type(attempt.budget_nano, int | None)
+        assert_type(attempt.score, float | None)
     return client.budgets()[0].left
 
 
