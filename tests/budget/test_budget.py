@@ -11,7 +11,7 @@ import pytest
 from budget_clock import HOUR, NANO, NOON, Clock, Make, Spending, budget, figures, run_all
 
 from fastroute import _core, errors, events
-from fastroute.budget import Budgets, spent_in
+from fastroute.budget import Allowance, Budgets, spent_in
 from fastroute.ledger import Ledger
 from fastroute.types import Attempt
 
@@ -334,3 +334,17 @@ class TestBeginning:
         spending.broken = False
         clock.pass_(5)
         hard.reserve(1, {}, 60)
+
+
+def test_a_settlement_that_found_no_memory_can_be_made_again() -> None:
+    class Cost(int):
+        def __radd__(self, other: int) -> int:
+            raise MemoryError
+
+    allowance = Allowance(10)
+    allowance.reserve("a", 5)
+    with pytest.raises(MemoryError):
+        allowance.settle("a", Cost(3))
+    assert (allowance.status().spent_nano, allowance.status().reserved_nano) == (0, 5)
+    allowance.settle("a", 3)
+    assert (allowance.status().spent_nano, allowance.status().reserved_nano) == (3, 0)

@@ -311,6 +311,22 @@ def test_an_endpoint_takes_as_many_at_once_as_it_has_borne(door: Door) -> None:
         check(client)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_tokens_of_a_good_answer_replace_the_estimate(
+    start: Callable[..., Loopback], stream: bool
+) -> None:
+    loop = start(
+        1,
+        answer=fastroute.testing.Answer("hi", prompt_tokens=100, completion_tokens=50),
+        providers={"a": {"tpm": 1, "token_burst": 10_000}},
+    )
+    if stream:
+        assert list(loop.stream())
+    else:
+        loop.ask()
+    assert loop.endpoint()["available_tokens"] == 9850
+
+
 def test_throttling_makes_it_take_fewer(start: Callable[..., Loopback]) -> None:
     loop = start(policy={"adaptive": True, "max_attempts": 1})
     loop.provider().script(Fault.status(429))

@@ -147,20 +147,6 @@ def test_what_is_left_tightens_the_limit(start: Start, reset: str, limit: str, l
     assert loop.endpoint()["available_requests"] == (49 if left is None else left)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_the_tokens_of_a_good_answer_replace_the_estimate(start: Start, stream: bool) -> None:
-    loop = start(
-        1,
-        answer=Answer("hi", prompt_tokens=100, completion_tokens=50),
-        providers={"a": {"tpm": 1, "token_burst": 10_000}},
-    )
-    if stream:
-        assert list(loop.stream())
-    else:
-        loop.ask()
-    assert loop.endpoint()["available_tokens"] == 9850
-
-
 OPENAI = "x-ratelimit-{part}-{what}"
 ANTHROPIC = "anthropic-ratelimit-{what}-{part}"
 
