@@ -98,8 +98,11 @@ class OutputHistory:
         if ring is None:
             ring = self._rings.setdefault(model, deque(maxlen=_OUTPUTS_KEPT))
         ring.append(output_tokens)
-        # ``copy`` is one step in C, so another thread cannot append during the sort.
-        ordered = sorted(ring.copy())
+        try:
+            # ``copy`` is one step in C, so another thread cannot append during the sort.
+            ordered = sorted(ring.copy())
+        except RuntimeError:
+            return  # it is not one step in free-threaded builds; the thread that has appended sorts as well
         # `figures.percentile`, inlined because this runs in every call.
         self.p95[model] = ordered[-(-len(ordered) * 95 // 100) - 1]
 
