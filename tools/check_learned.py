@@ -8,7 +8,8 @@ calibration itself runs without. Takes some minutes.
 
 Prints: how often the intervals that are announced as 90 % contain what the router does on the rest of its
 pool (the rest's own error added); how many calibrations on shuffled labels are accepted; by how much the
-share of calls misses its target; and the time of one calibration in a new process without numpy.
+share of calls misses its target; how much of one kind of task is unfamiliar after calibrating on another;
+and the time of one calibration in a new process without numpy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import math
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +32,9 @@ from typing import Any
 from fastroute import _core
 from fastroute.learning import Label, calibrate
 from fastroute.learning.calibration import threshold_of
+from fastroute.learning.familiar import guard_of
 from fastroute.learning.forecast import Forecaster, interval, ranks
+from fastroute.routing.router_file import prior
 
 from .train_prior import Model, read, text_of, train
 
@@ -132,8 +136,27 @@ def misses(model: Model, rows: Sequence[Outcome], draws: int) -> list[float]:
     return found
 
 
-def seconds(rows: Sequence[Outcome]) -> float:
-    """The time of a calibration of 1,000 labels in a new process that cannot import numpy."""
+def flagged(rows: Sequence[Row]) -> None:
+    """Prints how much of each dataset is unfamiliar to a guard made of 800 prompts of one."""
+    texts: dict[str, list[bytes]] = {}
+    for row in rows:
+        texts.setdefault(row["dataset"], []).append(text_of(row["prompt"]))
+    for name, own in texts.items():
+        random.Random(1).shuffle(own)
+        known, fresh = own[:800], own[800:1800]
+        guard = guard_of(known, [1] * len(known))
+        assert guard is not None
+        model = _core.LearnedModel(prior(), None, guard.guard)
+        shares = {}
+        for other, all_ in texts.items():
+            seen = [model.unknown(text) for text in (fresh if other == name else all_[:1000])]
+            over = sum(words > guard.most_words or far > guard.most_structure for words, far in seen)
+            shares[other] = round(over / len(seen), 3) if seen else None
+        print(f"unfamiliar to 800 prompts of {name}: {shares}", flush=True)
+
+
+def seconds(rows: Sequence[Outcome]) -> tuple[float, float]:
+    """Wall and processor time of a calibration of 1,000 labels in a new process that cannot import numpy."""
     some = random.Random(1).sample(list(rows), 1000)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/labels.jsonl"
@@ -146,10 +169,12 @@ def seconds(rows: Sequence[Outcome]) -> float:
             f"main(['calibrate', {path!r}, '--weak', 'weak', '--strong', 'strong', '-o', "
             f"{folder + '/r.frl'!r}])"
         )
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         begun = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
         assert done.returncode in (0, 3)
-        return time.perf_counter() - begun
+        took, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+        return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main(source: str) -> None:
@@ -179,7 +204,9 @@ def main(source: str) -> None:
     for name in POOLS:
         rate = accepted_by_chance(pool(rows, name), 200)
         print(f"shuffled labels accepted: {rate:.3f} of 200, pool {name}", flush=True)
-    print(f"1,000 labels in a new process: {seconds(pool(rows, 'A')):.2f} s")
+    flagged(rows)
+    took, busy = seconds(pool(rows, "A"))
+    print(f"1,000 labels in a new process: {took:.2f} s, of them {busy:.2f} s of the processor")
 
 
 if __name__ == "__main__":

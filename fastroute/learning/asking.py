@@ -23,10 +23,11 @@ import orjson
 from attrs import frozen
 
 from fastroute.client import Client
+from fastroute.config import catalog_of
 from fastroute.errors import BudgetExceeded, Error
 from fastroute.figures import dollars
 from fastroute.platform import files
-from fastroute.types import Completion, usd_to_nano
+from fastroute.types import Attempt, Completion, TokenPrices, usd_to_nano
 
 from .judge import Judge
 from .labels import Label, LabelError
@@ -99,17 +100,17 @@ def ask(
     run = Judge(judge)
     with _appending(path) as labels, _appending(f"{path}.answers") as answers:
         done = {_digest(raw["messages"]) for raw in labels.rows if isinstance(raw.get("messages"), list)}
-        stored = _stored(answers.rows)
-        spent = sum(each.cost_nano for each in stored.values())
+        stored, spent = _stored(answers.rows)
         todo = {key: label for key, label in sorted(wanted.items()) if key not in done}
         before = len(wanted) - len(todo)
+        prices = _prices(client, weak, strong)
         _say_price(client, todo, stored, weak, strong, spent, spend, say)
         allowed = max(0, usd_to_nano(spend) - spent)
         paying = client.with_options(budget=allowed / 1e9, cache=False, tags=TAG)
         asking = _Asking(
             client=paying,
             judge=run,
-            models=(weak, strong),
+            prices=prices,
             max_tokens=max_tokens,
             labels=labels,
             answers=answers,
@@ -139,7 +140,7 @@ class _Asking:
         *,
         client: Client,
         judge: Judge,
-        models: tuple[str, str],
+        prices: Mapping[str, TokenPrices],
         max_tokens: int,
         labels: _AppendedFile,
         answers: _AppendedFile,
@@ -147,7 +148,8 @@ class _Asking:
     ) -> None:
         self._client = client
         self._judge = judge
-        self._models = models
+        self._models = tuple(prices)
+        self._prices = prices
         self._max_tokens = max_tokens
         self._labels = labels
         self._answers = answers
@@ -201,46 +203,87 @@ class _Asking:
         stored = self._stored.get((key, model))
         if stored is not None:
             return stored
-        reply = self._client.chat.completions.create(
-            model=model, messages=list(label.messages), max_tokens=self._max_tokens
-        )
+        place = {"prompt": key, "model": model}
+        # Written before the call: if the process is killed meanwhile, the next run counts it as spent. A text
+        # has no more tokens than bytes.
+        size = len(orjson.dumps(list(label.messages)))
+        self._answers.append({**place, "most_nano": self._prices[model].worst(size, self._max_tokens)})
+        try:
+            reply = self._client.chat.completions.create(
+                model=model, messages=list(label.messages), max_tokens=self._max_tokens
+            )
+        except Error as error:
+            self._paid({**place, "cost_nano": _cost(error.attempts)})
+            raise
         assert isinstance(reply, Completion)
         usage, route = reply.usage, reply.route
         answer = _StoredAnswer(
             content=reply.text,
             tokens=(usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0),
-            cost_nano=sum(attempt.cost_nano or 0 for attempt in route.attempts) if route else 0,
+            cost_nano=_cost(route.attempts if route else ()),
         )
-        self._answers.append(
-            {
-                "prompt": key,
-                "model": model,
-                "content": answer.content,
-                "tokens": answer.tokens,
-                "cost_nano": answer.cost_nano,
-            }
+        self._paid(
+            {**place, "content": answer.content, "tokens": answer.tokens, "cost_nano": answer.cost_nano}
         )
-        with self._lock:
-            self.spent += answer.cost_nano
         return answer
+
+    def _paid(self, raw: Mapping[str, Any]) -> None:
+        self._answers.append(raw)
+        with self._lock:
+            self.spent += raw["cost_nano"]
+
+
+def _cost(attempts: Iterable[Attempt]) -> int:
+    """What attempts cost; of one whose usage is unknown its worst case, as for budgets."""
+    return sum((each.cost_nano or 0) if each.budget_nano is None else each.budget_nano for each in attempts)
 
 
 def _digest(messages: Sequence[Mapping[str, Any]]) -> str:
     return blake2b(orjson.dumps(list(messages), option=orjson.OPT_SORT_KEYS), digest_size=12).hexdigest()
 
 
-def _stored(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], _StoredAnswer]:
-    found = {}
+def _stored(rows: Iterable[Mapping[str, Any]]) -> tuple[dict[tuple[str, str], _StoredAnswer], int]:
+    """The answers of earlier runs, and what was spent: of a call without an end its worst case."""
+    found: dict[tuple[str, str], _StoredAnswer] = {}
+    under_way: dict[tuple[str, str], int] = {}
+    spent = 0
     for raw in rows:
         try:
-            prompt, answered = raw["tokens"]
-            found[raw["prompt"], raw["model"]] = _StoredAnswer(
-                content=str(raw["content"]),
-                tokens=(int(prompt), int(answered)),
-                cost_nano=int(raw["cost_nano"]),
-            )
+            place = str(raw["prompt"]), str(raw["model"])
+            if "most_nano" in raw:
+                spent += under_way.pop(place, 0)
+                under_way[place] = int(raw["most_nano"])
+                continue
+            cost = int(raw["cost_nano"])
+            if "content" in raw:
+                prompt, answered = raw["tokens"]
+                found[place] = _StoredAnswer(
+                    content=str(raw["content"]), tokens=(int(prompt), int(answered)), cost_nano=cost
+                )
+            spent += cost
+            under_way.pop(place, None)
         except (KeyError, TypeError, ValueError):
             continue
+    return found, spent + sum(under_way.values())
+
+
+def _prices(client: Client, *models: str) -> dict[str, TokenPrices]:
+    """The prices of the models.
+
+    Raises:
+        LabelError: one is unknown.
+        ModelNotFoundError: there is no such model.
+    """
+    catalog = catalog_of(client.config)
+    found = {}
+    for model in models:
+        prices = catalog.model(model).prices
+        if prices is None:
+            raise LabelError(
+                f'{model}: has no price, so no budget can be kept; set one in [models."{model}"] of the '
+                "configuration"
+            )
+        found[model] = prices
     return found
 
 
@@ -254,11 +297,7 @@ def _say_price(
     spend: float,
     say: Callable[[str], None],
 ) -> None:
-    """Says what the answers will cost, about.
-
-    Raises:
-        LabelError: the price of a model is unknown.
-    """
+    """Says what the answers will cost, about."""
     about, missing = 0.0, 0
     for key, label in todo.items():
         for model in (weak, strong):
@@ -266,13 +305,7 @@ def _say_price(
                 continue
             missing += 1
             first = client.plan(model=model, messages=list(label.messages)).candidates
-            price = first[0].price if first else None
-            if price is None:
-                raise LabelError(
-                    f'{model}: has no price, so no budget can be kept; set one in [models."{model}"] of the '
-                    "configuration"
-                )
-            about += price
+            about += (first[0].price if first else None) or 0.0
     say(
         f"{missing:,} answers to {len(todo):,} prompts will cost about ${about:,.2f}, {dollars(spent)} "
         "were spent before, "

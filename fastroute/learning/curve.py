@@ -231,12 +231,12 @@ def cells(row: ForecastRow) -> list[str]:
 
 _STYLE = (
     ":root{color-scheme:light dark;--line:#2563eb;--band:#2563eb33;--quiet:#6b7280;--grid:#8884}"
-    "body{font:16px/1.5 system-ui,sans-serif;margin:0}main{max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "body{font:16px/1.5 system-ui,sans-serif;margin:0}main{max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "svg{width:100%;height:auto}text{font-size:12px;fill:currentColor}.grid{stroke:var(--grid)}"
     ".band{fill:var(--band)}.curve{fill:none;stroke:var(--line);stroke-width:2.5}"
     ".coin{fill:none;stroke:currentColor;stroke-dasharray:6 5}.dot,.chosen{fill:var(--line)}"
     ".quiet{color:var(--quiet);font-size:.9rem}table{border-collapse:collapse;width:100%;font-size:.9rem}"
-    "th,td{padding:.25rem .5rem;text-align:right;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.25rem .5rem;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}"
     "thead th{border-bottom:1px solid var(--grid)}.mark{font-weight:700;background:var(--band)}"
 )
 

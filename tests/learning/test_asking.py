@@ -152,6 +152,12 @@ def test_a_kill_costs_the_answers_under_way_and_no_more(
     assert done.returncode == 0, done.stderr
     assert "labels.jsonl: 40 labels" in done.stdout
     assert len(list(read_labels("labels.jsonl"))) == 40
+    rows = [json.loads(row) for row in Path("labels.jsonl.answers").read_text().splitlines()]
+    lost = sum("most_nano" in row for row in rows) - sum("cost_nano" in row for row in rows)
+    assert 0 <= lost <= kills
+    known = sum(row.get("cost_nano", 0) for row in rows)
+    again = asked(config, 40, judge)
+    assert (again.labelled, again.spent_nano > known) == (0, lost > 0)  # what was on its way counts as spent
     counts = sent(*providers)
     assert len(counts) == 80
     assert sum(counts.values()) <= 80 + kills
