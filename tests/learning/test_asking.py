@@ -117,6 +117,21 @@ def test_300_prompts_become_labels_and_a_router(
     assert found.accepted, found.reason
     assert found.forecast is not None
     assert found.forecast.cost is not None
+    found.save("router.frl")
+    config.write_text(
+        config.read_text() + f'[tiers]\nbudget = ["{WEAK}"]\npremium = ["{STRONG}"]\n'
+        '[policy]\nclassifier = "learned"\n[policy.classes]\nweak = "budget"\nstrong = "premium"\n'
+        '[learned]\nfile = "router.frl"\n'
+    )
+    with Client(config) as client:
+        went: Counter[tuple[bool, str]] = Counter()
+        for text, hard in prompts(100, 8):
+            reply = client.chat.completions.create(
+                model="auto", messages=[{"role": "user", "content": text}], max_tokens=50
+            )
+            went[hard, reply.model] += 1
+    assert went[False, WEAK] >= 45  # the share of .4 leaves some of the hard ones to weak
+    assert 30 <= went[True, STRONG] <= 50
 
 
 def test_what_is_labelled_is_not_asked_again(
