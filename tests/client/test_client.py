@@ -79,8 +79,6 @@ def test_178_the_environment_reroutes_nothing(
         "ALL_PROXY": "http://127.0.0.1:1",
         "NO_PROXY": "",
         "no_proxy": "",
-        "REQUESTS_CA_BUNDLE": "/nowhere",
-        "CURL_CA_BUNDLE": "/nowhere",
         "HOME": str(tmp_path),
         "NETRC": str(tmp_path / ".netrc"),
         "SOME_KEY": "sk-right",
