@@ -34,10 +34,10 @@ Interval = tuple[float, float, float]
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of the values, and the ends of its interval."""
+    """The mean of the values, and the ends of its interval; of one value, which says nothing, ±1."""
     mean = math.fsum(values) / len(values)
     squares = math.fsum((value - mean) ** 2 for value in values)
-    half = WIDTH * math.sqrt(squares / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
+    half = WIDTH * math.sqrt(squares / (len(values) - 1) / len(values)) if len(values) > 1 else 1.0
     return mean, mean - half, mean + half
 
 

@@ -99,6 +99,13 @@ def test_a_refusal_says_what_was_found_and_what_to_do(name: str, tmp_path: Path)
     assert (header.accepted, header.forced, header.reason) == (False, True, found.reason)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 25])
+def test_very_few_labels_are_refused_like_others(count: int) -> None:
+    found = calibrate(labels(count), weak=WEAK, strong=STRONG, share=0.3)
+    assert found.reason.startswith(f"only {count} different prompts")
+    assert f"Label {300 - count} more" in found.reason
+
+
 def test_fewer_than_100_labels_give_no_weights_of_their_own() -> None:
     assert calibrate(labels(99), weak=WEAK, strong=STRONG).file.own is None
     assert calibrate(labels(100), weak=WEAK, strong=STRONG).file.own is not None
