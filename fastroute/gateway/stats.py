@@ -269,14 +269,22 @@ _SERIES: tuple[tuple[str, str, str], ...] = (
     ("available_requests", "requests_available", "gauge"),
     ("available_tokens", "tokens_available", "gauge"),
 )
+# Of the learned classifier: figures of its last calls, and their metrics.
+_TRAFFIC = {
+    "calls": "calls",
+    "share": "strong_share",
+    "expected": "strong_share_expected",
+    "unfamiliar": "unfamiliar_share",
+    "threshold": "threshold",
+}
 
 
 def prometheus(client: Client, refused: Mapping[str, int]) -> bytes:
     """The metrics in the Prometheus text format, without callers and money.
 
     They are the counts, breaker, limits and tolerated stream defects of every endpoint, the failures of the
-    classifier, the refused calls, the calls that budgets counted as others, the cells of the state, and
-    whether the ledger can be written.
+    classifier, the traffic of the learned one, the refused calls, the calls that budgets counted as others,
+    the cells of the state, and whether the ledger can be written.
 
     Args:
         refused: calls that were refused, by reason.
@@ -307,6 +315,9 @@ def prometheus(client: Client, refused: Mapping[str, int]) -> bytes:
         f'fastroute_classifier_failures_total{{kind="{kind}"}} {count}'
         for kind, count in live["classifier"]["failed"].items()
     ]
+    for key, name in _TRAFFIC.items() if live["learned"] else ():
+        if (value := live["learned"][key]) is not None:
+            lines += [f"# TYPE fastroute_learned_{name} gauge", f"fastroute_learned_{name} {value}"]
     lines.append("# TYPE fastroute_calls_refused_total counter")
     lines += [f'fastroute_calls_refused_total{{reason="{reason}"}} {n}' for reason, n in refused.items()]
     lines.append("# TYPE fastroute_budget_calls_crowded_total counter")

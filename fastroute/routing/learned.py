@@ -383,11 +383,11 @@ def unaccepted(header: RouterHeader | None) -> str:
         return "the prior is not calibrated on your prompts"
     if header.accepted:
         return ""
-    return f"the file is used by force: {header.reason or 'its calibration was refused'}"
+    return f"the file is used although it was not accepted: {header.reason or 'it was refused'}"
 
 
 def advice(config: Config, classifier: LearnedClassifier) -> list[str]:
-    """Warnings for `check`: an uncalibrated or forced file, other models than calibrated, changed traffic."""
+    """Warnings for `check`: not calibrated or not accepted, other models than calibrated, changed traffic."""
     header = classifier.header
     found = []
     doubt = unaccepted(header)

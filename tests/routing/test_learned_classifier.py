@@ -138,7 +138,7 @@ def test_a_forced_file_says_so_in_every_explanation(tmp_path: Path) -> None:
     classifier = make(file=str(path))
     for text in (PROMPTS[0], "", "Wie spät ist es?"):
         reason = classifier.classify(ask(text), {})[0].reason
-        assert reason.endswith("; the file is used by force: too few labels")
+        assert reason.endswith("; the file is used although it was not accepted: too few labels")
 
 
 # ----------------------------------------------------------------------------------------------- threshold

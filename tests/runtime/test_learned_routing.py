@@ -15,6 +15,7 @@ from served import Serve, in_threads
 
 from fastroute import Client, errors, events
 from fastroute.cli.group import cli
+from fastroute.gateway.stats import prometheus
 from fastroute.routing.learned import WARM_UP
 from fastroute.testing import Provider
 
@@ -77,6 +78,19 @@ def test_a_rule_set_records_no_score(serve: Serve) -> None:
     served = serve()
     assert served.ask().route.attempts[0].score is None
     assert served.client.stats()["learned"] is None
+
+
+def test_its_traffic_is_a_metric_of_the_gateway(serve: Serve, router: Path) -> None:
+    served = serve(**tables('file = "router.frl"', "share = 0.25"))
+    assert b"fastroute_learned_unfamiliar_share" not in prometheus(served.client, {})
+    for text in (*PROMPTS[:3], "Wie spät ist es?"):
+        ask(served, text)
+    lines = prometheus(served.client, {}).decode().splitlines()
+    assert {
+        "fastroute_learned_calls 4",
+        "fastroute_learned_strong_share_expected 0.25",
+        "fastroute_learned_unfamiliar_share 0.25",
+    } <= set(lines)
 
 
 def test_the_plan_names_words_of_the_prompt(serve: Serve, router: Path) -> None:
@@ -175,7 +189,11 @@ def run(*arguments: str) -> tuple[int, str]:
     ("header", "status", "said"),
     [
         ({}, 0, "50% of the calls to strong"),
-        ({"accepted": False, "forced": True, "reason": "few labels"}, 0, "used by force: few labels"),
+        (
+            {"accepted": False, "forced": True, "reason": "few labels"},
+            0,
+            "used although it was not accepted: few labels",
+        ),
         ({"accepted": False, "reason": "few labels"}, 1, "was refused (few labels)"),
         ({"strong": "huge"}, 0, "calibrated with huge as strong"),
     ],
