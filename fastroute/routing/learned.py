@@ -339,6 +339,8 @@ def usable_file(config: LearnedConfig) -> RouterFile | None:
             f"learned.file: {config.file} scores all messages of the user, which this version cannot; "
             "calibrate again"
         )
+    if list(header.quantiles) != sorted(header.quantiles):
+        raise ConfigError(f"learned.file: {config.file} has quantiles that fall; calibrate again")
     if len(header.quantiles) != _PERCENTS:
         raise ConfigError(
             f"learned.file: {config.file} has {len(header.quantiles)} quantiles of scores instead of "
@@ -357,7 +359,8 @@ def scale_of(config: LearnedConfig, header: RouterHeader | None) -> ScoreScale:
         # No scores are needed to know that all calls are to go to one side.
         return ScoreScale(low=low, high=high, threshold=_at_share(config.share, math.nan), share=config.share)
     low, high = _quantile(header.quantiles, 0.005), _quantile(header.quantiles, 0.995)
-    margin = 0.1 * (high - low) or 1.0  # all scores may be the same
+    # All scores may be the same, or differ by less than a float can tell beside their size.
+    margin = max(0.1 * (high - low), 1e-6 * max(1.0, abs(low), abs(high)))
     share, threshold = header.share, header.threshold
     if config.share is not None and config.share != header.share:
         share = config.share

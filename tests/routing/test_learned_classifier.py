@@ -112,6 +112,7 @@ def test_a_share_comes_from_the_environment() -> None:
         ),
         ({"scope": "user"}, "scores all messages of the user"),
         ({"quantiles": (1.0, 2.0)}, "has 2 quantiles"),
+        ({"quantiles": tuple(range(101, 0, -1))}, "has quantiles that fall"),
         ({"features": 99}, "make it anew"),
     ],
 )
@@ -160,10 +161,17 @@ def test_without_a_share_it_is_the_files(tmp_path: Path) -> None:
     assert (classifier.share, classifier.rules.threshold) == (0.3, -math.pi)
 
 
-def test_a_file_whose_scores_are_all_the_same_can_be_used(tmp_path: Path) -> None:
-    path = write_router(tmp_path / "router.frl", quantiles=(1.5,) * 101, threshold=1.5)
-    classifier = make(file=str(path))
-    assert classifier.rules.low < 1.5 < classifier.rules.high
+@pytest.mark.parametrize("size", [0.0, 1.5, -1.5, 1e-300, 1e9, -1e9])
+@pytest.mark.parametrize("apart", [0.0, 5e-324, 1e-12])
+def test_a_file_whose_scores_are_nearly_the_same_can_be_used(
+    tmp_path: Path, size: float, apart: float
+) -> None:
+    quantiles = (size,) * 50 + (min(size + apart, 1e9),) * 51
+    path = write_router(tmp_path / "router.frl", quantiles=quantiles, threshold=size)
+    for share in (None, 0.0, 0.3, 1.0):
+        classifier = make(file=str(path), share=share)
+        assert classifier.rules.low < size < classifier.rules.high
+        assert classifier.scan(ask(PROMPTS[0]), {}).level in ("weak", "strong")
 
 
 def test_the_prior_has_a_threshold_after_the_warm_up_and_then_follows() -> None:
