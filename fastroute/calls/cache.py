@@ -261,11 +261,6 @@ class Cache:
                 flight.successor = self.flights[key] = Flight(None)
         flight.done.open()
 
-    def clear(self) -> None:
-        """Drops all answers; calls in flight continue."""
-        with self._lock:
-            self._store.clear()
-
     def stats(self) -> dict[str, int]:
         """Stored entries and bytes, hits, misses, and calls that shared the answer of another call."""
         with self._lock:
