@@ -102,6 +102,11 @@ def _router_usable(config: Config) -> bool:
     source = config.learned.file or "the shipped prior"
     seen = f", {figures['calls']:,} calls counted" if figures["calls"] else ""
     click.echo(visible(f"  learned: {source}, {found.share:.0%} of the calls to strong{seen}"))
+    row = found.forecast
+    if row is not None:
+        quality, low, high = row.quality
+        cost = f", about ${row.cost[0]:.2f} a thousand calls" if row.cost else ""
+        click.echo(f"  forecast for {row.share:.0%}: quality {quality:.3f} ({low:.3f} to {high:.3f}){cost}")
     for warning in advice(config, found):
         click.echo(f"{click.style('warning', fg='yellow')}  {visible(warning)}")
     return True

@@ -392,7 +392,7 @@ function showRecent(recent) {
     ["Outcome", "text", outcome],
     ["Model", "text", (call) => call.model],
     ["Endpoint", "text", (call) => call.endpoint],
-    ["Class", "text", (call) => (call.score === null ? call.class : `${call.class} (${call.score.toFixed(2)})`)],
+    ["Class", "text", (call) => (typeof call.score !== "number" ? call.class : `${call.class} (${call.score.toFixed(2)})`)],
     ["Key", "text", (call) => call.key],
     ["Tokens in + out", "", (call) => `${count(call.prompt_tokens)} + ${count(call.completion_tokens)}`],
     ["Cost", "", (call) => (call.cost_nano === null ? "unknown" : dollars(call.cost_nano))],

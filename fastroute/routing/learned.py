@@ -28,7 +28,7 @@ from fastroute.events import Hooks, TrafficChanged
 from fastroute.types import Classification
 
 from .classifier import Classifier
-from .router_file import RouterFile, RouterHeader, prior, prior_digest, read_router
+from .router_file import ForecastRow, RouterFile, RouterHeader, prior, prior_digest, read_router
 
 if TYPE_CHECKING:
     from fastroute.config import Config, LearnedConfig
@@ -145,6 +145,12 @@ class LearnedClassifier:
     def after_fork(self) -> None:
         """In a forked child: a thread of the parent may have held the lock."""
         self._looking = threading.Lock()
+
+    @property
+    def forecast(self) -> ForecastRow | None:
+        """The forecast of the calibration for the share nearest to the configured one, if it has any."""
+        rows = () if self.header is None else self.header.forecast
+        return min(rows, key=lambda row: abs(row.share - self.share), default=None)
 
     def equals(self, other: LearnedClassifier) -> bool:
         """Whether both were made from the same file."""

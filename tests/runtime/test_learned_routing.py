@@ -17,6 +17,7 @@ from fastroute import Client, errors, events
 from fastroute.cli.group import cli
 from fastroute.gateway.stats import prometheus
 from fastroute.routing.learned import WARM_UP
+from fastroute.routing.router_file import ForecastRow
 from fastroute.testing import Provider
 
 TIERS = """
@@ -34,6 +35,16 @@ premium = ["big"]
 weak = "budget"
 strong = "premium"
 """
+FORECAST = tuple(
+    ForecastRow(
+        share=share,
+        quality=(quality, quality - 0.025, quality + 0.025),
+        against_strong=(-0.02, -0.04, 0.0),
+        lift=(0.03, 0.01, 0.05),
+        cost=(1.5, 1.4, 1.6),
+    )
+    for share, quality in ((0.1, 0.7), (0.4, 0.725), (0.9, 0.75))
+)
 POLICY = 'classifier = "learned"'
 
 
@@ -196,6 +207,11 @@ def run(*arguments: str) -> tuple[int, str]:
         ),
         ({"accepted": False, "reason": "few labels"}, 1, "was refused (few labels)"),
         ({"strong": "huge"}, 0, "calibrated with huge as strong"),
+        (
+            {"forecast": FORECAST},
+            0,
+            "forecast for 40%: quality 0.725 (0.700 to 0.750), about $1.50 a thousand calls",
+        ),
     ],
 )
 def test_check_says_what_is_known_of_the_file(
