@@ -139,10 +139,10 @@ def appending(make: Make) -> Callable[[ExitStack], Operation]:
         stack.callback(target.close)
         before = 0
 
-        def is_kept(answer: None) -> bool:
+        def is_kept(answer: bool | None) -> bool:
             nonlocal before
             earlier, before = before, kept(target, path)
-            return answer is None and before > earlier
+            return answer is not False and before > earlier
 
         return Operation("append(attempt(0))", {"append": target.append, "attempt": attempt}, is_kept)
 
