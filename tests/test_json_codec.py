@@ -81,7 +81,7 @@ VALUES: list[Any] = [
 OPTIONS = [0, standard.OPT_SORT_KEYS, standard.OPT_INDENT_2, standard.OPT_NON_STR_KEYS]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:24])
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value).partition(" at 0x")[0][:24])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_values_are_written_alike(value: Any, option: int) -> None:
     for default in (None, list):
