@@ -187,18 +187,23 @@ def print_compact(result: Report) -> None:
     """Prints the report's table with its main columns, for a narrow terminal."""
     columns = [Column(key, give=True) for key in result.keys or ("",)]
     columns += [Column(title, right=True) for title in ("calls", "failed", "in", "out", "cost", "p50", "p95")]
+    scored = result.totals.score_mean is not None  # only under the learned classifier
+    columns += [Column("score", right=True)] * scored
     groups = [
-        [optional(key) for key in group.keys] + _figures(group) for group in result.groups if result.keys
+        [optional(key) for key in group.keys] + _figures(group, scored)
+        for group in result.groups
+        if result.keys
     ]
-    total = ["total", *[""] * (len(result.keys) - 1), *_figures(result.totals)]
+    total = ["total", *[""] * (len(result.keys) - 1), *_figures(result.totals, scored)]
     print_table(columns, [*groups, total])
 
 
-def _figures(sums: Totals) -> list[str]:
+def _figures(sums: Totals, scored: bool) -> list[str]:
     return [
         *(f"{n:,}" for n in (sums.calls, sums.failures, sums.prompt_tokens, sums.completion_tokens)),
         dollars(sums.cost_nano),
         *(optional(latency, duration) for latency in (sums.latency_p50, sums.latency_p95)),
+        *([optional(sums.score_mean, "{:.3f}".format)] if scored else ()),
     ]
 
 

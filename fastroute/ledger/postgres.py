@@ -197,6 +197,7 @@ _SUMS = " ".join(
             f"({_LATENCIES})[(count(*) FILTER (WHERE outcome = 'ok') * {percent} + 99) / 100]"
             for percent in (50, 95)
         ),
+        ", avg(score)",
         _MATCHING,
         "GROUP BY k0, k1, k2, k3",
     )
@@ -468,9 +469,9 @@ class PostgresConnection:
             groups = [
                 int(value) if key == "day" and value is not None else value for key, value in zip(keys, row)
             ]
-            *counts, mean, median, high = row[MOST_KEYS:]
+            *counts, mean, median, high, score = row[MOST_KEYS:]
             percentiles = (None if value is None else value / 1e6 for value in (median, high))
-            found.append((*groups, *map(int, counts), mean, *percentiles))
+            found.append((*groups, *map(int, counts), mean, *percentiles, score))
         # Not in the server, whose order of text depends on its locale.
         found.sort(key=lambda row: [(value is not None, value) for value in row[: len(keys)]])
         return found

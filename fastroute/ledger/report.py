@@ -105,6 +105,7 @@ _SUMS: tuple[tuple[str, Callable[[Totals], Any]], ...] = (
     ("latency_mean", lambda sums: sums.latency_mean),
     ("latency_p50", lambda sums: sums.latency_p50),
     ("latency_p95", lambda sums: sums.latency_p95),
+    ("score_mean", lambda sums: sums.score_mean),
 )
 
 
@@ -150,13 +151,16 @@ def to_csv(report: Report) -> str:
 
 def to_table(report: Report) -> str:
     """Plain text: the groups, the total and the comparisons."""
-    heads = ("calls", "attempts", "failed", "in", "out", "cached", "cost", "p50", "p95")
+    heads: tuple[str, ...] = ("calls", "attempts", "failed", "in", "out", "cached", "cost", "p50", "p95")
+    figures = _figures
+    if report.totals.score_mean is not None:  # only under the learned classifier
+        heads, figures = (*heads, "score"), _scored
     labels = report.keys or ("",)
     rows = [(*labels, *heads)]
     rows += [
-        (*(_visible(key) for key in group.keys), *_figures(group)) for group in report.groups if report.keys
+        (*(_visible(key) for key in group.keys), *figures(group)) for group in report.groups if report.keys
     ]
-    rows.append(("total", *("" for _ in labels[1:]), *_figures(report.totals)))
+    rows.append(("total", *("" for _ in labels[1:]), *figures(report.totals)))
     lines = _aligned(rows, text_columns=len(labels))
     if report.totals.unknown_cost:
         lines += ["", f"{report.totals.unknown_cost} attempt(s) with an unknown price are not in the cost."]
@@ -186,6 +190,10 @@ def _figures(sums: Totals) -> tuple[str, ...]:
         dollars(sums.cost_nano),
         *("-" if latency is None else duration(latency) for latency in latencies),
     )
+
+
+def _scored(sums: Totals) -> tuple[str, ...]:
+    return (*_figures(sums), "-" if sums.score_mean is None else f"{sums.score_mean:.3f}")
 
 
 def _estimate(sums: Totals) -> str:

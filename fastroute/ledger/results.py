@@ -31,6 +31,7 @@ class Totals:
             unknown.
         latency_mean, latency_p50, latency_p95: seconds, over successful entries; None if there are none.
             The percentiles are rounded to microseconds.
+        score_mean: of the entries with a learned score; None if there are none.
     """
 
     keys: tuple[str | None, ...] = ()
@@ -50,6 +51,7 @@ class Totals:
     latency_mean: float | None = None
     latency_p50: float | None = None
     latency_p95: float | None = None
+    score_mean: float | None = None
 
 
 @frozen

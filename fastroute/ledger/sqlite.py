@@ -163,7 +163,8 @@ _SUMS = " ".join(
         f"{_money(_ESTIMATED)}, {_money(_COUNTED)},",
         """
         avg(CASE WHEN outcome = 'ok' THEN latency END),
-        group_concat(CASE WHEN outcome = 'ok' THEN CAST(latency * 1000000 + 0.5 AS INTEGER) END)
+        group_concat(CASE WHEN outcome = 'ok' THEN CAST(latency * 1000000 + 0.5 AS INTEGER) END),
+        avg(score)
         """,
         _MATCHING,
         "GROUP BY",
@@ -728,10 +729,11 @@ class SQLiteConnection:
         found = []
         with _reading(self._inode):
             for row in self._open.execute(_SUMS, chosen).fetchall():
-                *counts, high, low, unknown, estimated, high_e, low_e, high_b, low_b, mean, latencies = row
+                *row, mean, latencies, score = row
+                *counts, high, low, unknown, estimated, high_e, low_e, high_b, low_b = row
                 sums = (_whole(high, low), unknown, estimated, _whole(high_e, low_e), _whole(high_b, low_b))
                 counted = map(int, counts[MOST_KEYS:])
-                found.append((*row[: len(keys)], *counted, *sums, mean, *_percentiles(latencies)))
+                found.append((*row[: len(keys)], *counted, *sums, mean, *_percentiles(latencies), score))
         return found
 
     def spent(self, where: Mapping[str, Any]) -> int:

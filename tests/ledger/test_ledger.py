@@ -154,7 +154,7 @@ def test_the_document_names_every_column() -> None:
 # -------------------------------------------------------------------------------------------------- sums
 
 priced = st.builds(
-    lambda n, model, tag, cost, worst, tokens, ok, day, latency: attempt(
+    lambda n, model, tag, cost, worst, tokens, ok, day, latency, score: attempt(
         n % 7,
         model=model,
         tags={"team": tag} if tag else {},
@@ -167,6 +167,7 @@ priced = st.builds(
         outcome="ok" if ok else "failed",
         time=day * DAY + 1.5,
         latency=latency,
+        score=score,
     ),
     n=st.integers(0, 100),
     model=st.sampled_from(["a", "b", "c"]),
@@ -177,6 +178,7 @@ priced = st.builds(
     ok=st.booleans(),
     day=st.integers(20_000, 20_003),
     latency=st.floats(0, 100),
+    score=st.none() | st.floats(-10, 10),
 )
 
 
@@ -186,6 +188,7 @@ def expected(entries: list[Attempt], keys: tuple[str | None, ...] = ()) -> Total
     latencies = sorted(entry.latency for entry in entries if entry.outcome == "ok")
     count = len(latencies)
     estimated = [entry for entry in entries if entry.estimated]
+    scores = [entry.score for entry in entries if entry.score is not None]
     return Totals(
         keys=keys,
         calls=len({entry.call_id for entry in entries}),
@@ -204,6 +207,7 @@ def expected(entries: list[Attempt], keys: tuple[str | None, ...] = ()) -> Total
         latency_mean=pytest.approx(sum(latencies) / count) if count else None,
         latency_p50=pytest.approx(latencies[-(-count * 50 // 100) - 1], abs=1e-6) if count else None,
         latency_p95=pytest.approx(latencies[-(-count * 95 // 100) - 1], abs=1e-6) if count else None,
+        score_mean=pytest.approx(sum(scores) / len(scores), abs=1e-9) if scores else None,
     )
 
 
