@@ -7,6 +7,8 @@
     print(reply.choices[0].message.content, reply.route.model, reply.route.cost)
 
 The names below load when they are first used, so that importing the package costs little.
+
+PYTEST_DONT_REWRITE: pytest need not warn of a package that was imported before its plugin.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastroute import Attempt, Client, Completion, Stream, _core, events
+from fastroute.platform import timer
 from fastroute.testing import Provider
 
 MODEL = "test-model"
@@ -125,6 +126,11 @@ class Loopback:
                 provider.wait_until(lambda known: known.open_connections == 0, SLACK)
             except TimeoutError as error:
                 raise AssertionError(f"a connection stayed open: {error}") from None
+
+
+def waiting_timers() -> list[object]:
+    """What the timer thread holds, without the responses that a test of the gateway has not closed."""
+    return [each for each in timer.pending() if type(each).__name__ != "WatchedBody"]
 
 
 def counted(attempts: Iterable[Attempt]) -> int:

@@ -161,7 +161,11 @@ class WatchedBody:
 
     def __next__(self) -> bytes:
         self.deadline = _NEVER  # from here on the time is the provider's
-        piece = next(self._pieces)
+        try:
+            piece = next(self._pieces)
+        except StopIteration:
+            unschedule(self)  # the timer thread would keep a body that a server forgets to close
+            raise
         self._looked = False
         self.deadline = min(time.monotonic() + self._half, self._ends)
         if not self._scheduled:

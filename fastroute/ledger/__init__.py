@@ -354,21 +354,30 @@ class Ledger:
         from . import database
 
         start = _seconds(since)
+        self._be_sure(start)
+        healthy = self.health.ok
+        patience = SPENT_SECONDS if healthy else 0.0
+        try:
+            if tags and healthy:
+                spent = self._spent_by_now(start, tags)
+            else:
+                with self._reading(patience) as reader:
+                    spent = reader.spent(database.filters(start, None, tags))
+        except LedgerError as error:
+            spent = self.spent_unwritten(start, tags, error)
+        # Again: damage may have been found meanwhile, and then the sum is that of a new file, which is empty
+        # at first. Its mark is written before the damaged file is renamed.
+        self._be_sure(start)
+        return spent
+
+    def _be_sure(self, start: float | None) -> None:
+        """Raises if entries since that time may be missing."""
         unsure = self.storage.unsure_until()
         if unsure is not None and (start is None or start < unsure[0]):
             raise LedgerError(
                 f"the ledger {self.path} was damaged and may lack entries, so what was spent is unknown; "
                 f"delete {unsure[1]} to accept the entries that are left"
             )
-        healthy = self.health.ok
-        patience = SPENT_SECONDS if healthy else 0.0
-        try:
-            if tags and healthy:
-                return self._spent_by_now(start, tags)
-            with self._reading(patience) as reader:
-                return reader.spent(database.filters(start, None, tags))
-        except LedgerError as error:
-            return self.spent_unwritten(start, tags, error)
 
     def _spent_by_now(self, start: float | None, tags: Mapping[str, str]) -> int:
         """What was spent with these tags, of all processes of this machine to the last entry.

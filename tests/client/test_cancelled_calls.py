@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loopback import MODEL, Loopback, core_of, held
+from loopback import MODEL, Loopback, core_of, held, waiting_timers
 
 import fastroute
-from fastroute.platform import timer
 
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello"}]}
 
@@ -32,7 +31,7 @@ def cancelled_once_sent(loop: Loopback, **more: Any) -> fastroute.Error:
     provider.wait_until(lambda known: known.abandoned == 1)
     assert loop.provider("b").requests == ()  # it is not tried elsewhere
     assert held(loop.client) == {}
-    assert timer.pending() == ()
+    assert waiting_timers() == []
     return caught.value
 
 

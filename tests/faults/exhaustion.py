@@ -39,14 +39,13 @@ _HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[:0] = [str(_HERE.parent), str(_HERE)]
 
-from loopback import held, open_files, threads  # noqa: E402
+from loopback import held, open_files, threads, waiting_timers  # noqa: E402
 from raw_server import RawServer, Say  # noqa: E402
 from walks import Variant  # noqa: E402
 
 import fastroute  # noqa: E402
 from fastroute import Client, events  # noqa: E402
 from fastroute.ledger import Ledger  # noqa: E402
-from fastroute.platform import timer  # noqa: E402
 
 KINDS = ("plain", "stream", "cached", "hedged", "submit", "failover")
 FAULTS = ("stack", "memory", "descriptors", "disk", "full", "limit")
@@ -252,8 +251,8 @@ class Subject:
         end = time.monotonic() + LATE
         while True:
             found: dict[str, Any] = held(self.client)
-            if timer.pending():
-                found["timers"] = len(timer.pending())
+            if waiting_timers():
+                found["timers"] = len(waiting_timers())
             if not found or time.monotonic() > end:
                 return found
             gc.collect()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import samples
 from interrupts import Tracer
-from loopback import core_of, counted, held, nothing_left
+from loopback import core_of, counted, held, nothing_left, waiting_timers
 from raw_server import RawServer, Say
 from walks import Variant
 
@@ -22,7 +22,6 @@ from fastroute import Client, Completion, _core
 from fastroute.budget.allowance import Allowance
 from fastroute.calls.cache import Cache, Flight
 from fastroute.calls.queue import Waiter
-from fastroute.platform import timer
 
 # What is raised in a finalizer nobody can catch, and exchanges and streams have one.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -86,7 +85,7 @@ class Stage:
     def check(self, where: str) -> None:
         gc.collect()  # a stream whose `with` block was never entered
         assert held(self.client) == {}, where
-        assert timer.pending() == (), where
+        assert waiting_timers() == [], where
         end = time.monotonic() + LATE
         while any(server.open_connections > 1 for server in self.servers) and time.monotonic() < end:
             time.sleep(0.002)
