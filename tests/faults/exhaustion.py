@@ -161,7 +161,11 @@ def _interpreters_own(said: str) -> bool:
         return False
     file, line = found[1], linecache.getline(found[1], int(found[2]))
     library = os.path.dirname(os.__file__) + os.sep
-    return (file.startswith(library) and "site-packages" not in file) or "orjson." in line
+    return (
+        (file.startswith(library) and "site-packages" not in file)
+        or "orjson." in line
+        or "json_codec." in line
+    )
 
 
 @cache

@@ -17,6 +17,7 @@ import pytest
 from attrs import evolve
 from endless import Endless
 from gateways import CHAT, HELLO
+from redis_server import until
 from server_processes import Running, request, serving
 
 from fastroute.gateway.connection import Connection, WatchedBody
@@ -45,6 +46,11 @@ def ask(running: Running, path: str, body: Any = None) -> tuple[int, dict[str, s
         return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read(1000)
 
 
+def serves_a_stream(running: Running) -> bool:
+    with unread_stream(running) as client:
+        return client.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("server", [*SERVERS, "gunicorn-gevent"])
 def test_unread_streams_keep_no_health_check_waiting_and_end(server: str, tmp_path: Path) -> None:
     # waitress has threads for health checks, and gevent has no threads; else `max_in_flight` leaves some.
@@ -67,9 +73,8 @@ def test_unread_streams_keep_no_health_check_waiting_and_end(server: str, tmp_pa
             assert "x-should-retry" not in headers
             assert json.loads(text)["error"]["code"] == "too_many_calls"
         provider.wait_until(lambda known: known.left == streams)
-        for _ in clients:  # all threads are free again
-            with unread_stream(running) as client:
-                assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        for _ in clients:  # all threads are free again, once they have seen that their clients are gone
+            until(lambda: serves_a_stream(running))
     assert {entry.outcome for entry in running.ledger()} == {"client_cancelled"}
 
 
