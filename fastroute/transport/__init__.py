@@ -37,6 +37,7 @@ from .request_timer import RequestTimer
 
 _PIECE = 65536
 _ERROR_BODY_LIMIT = 65536
+_CLOSED = "the client is closed"
 _DRAIN = 0.25  # seconds for reading the end of a finished stream
 
 _transports: weakref.WeakSet[Transport] = weakref.WeakSet()
@@ -229,6 +230,7 @@ class Transport:
         self._proxies = {"http": proxy, "https": proxy} if proxy else {}
         self._session = session
         self._adapter: PooledAdapter | None = None
+        self._seen: tuple[tuple[Any, ...], requests.Session] | None = None
         self._closed = False
         self._lock = threading.Lock()
         _transports.add(self)
@@ -318,8 +320,11 @@ class Transport:
         with self._lock:
             self._closed = True
             adapter, self._adapter = self._adapter, None
+            seen, self._seen = self._seen, None
         if adapter is not None:
             adapter.close()
+        if seen is not None:
+            seen[1].close()
 
     def _post(
         self,
@@ -331,14 +336,14 @@ class Transport:
     ) -> tuple[int, Mapping[str, str], Any]:
         """The answer's status, its headers, and urllib3's object for reading the body."""
         session = self._session
-        # Whether another tool answers or traces requests: then it must see ours.
-        seen = seams.PLACES(seams.WHERE) != seams.OWN
+        places = seams.PLACES(seams.WHERE)
+        seen = places != seams.OWN  # another tool answers or traces requests: then it must see ours
         if session is None:
             adapter = self._adapter or self._open()
             if not seen:
                 # No read time-out: the timer's deadline limits the reads.
                 return adapter.exchange(prepared, body, Timeout(connect=connect_timeout, read=None))
-            session = self._plain_session()
+            session = self._seen_session(places)
         request = prepared.copy()
         request.headers = CaseInsensitiveDict(request.headers)
         request.body = body
@@ -350,6 +355,7 @@ class Transport:
         # count where the session has no certificates of its own and trusts the environment, as in requests.
         if self._network.ca_source == "ca_bundle" or (verify is True and session.trust_env):
             verify = self._verify
+            self._check_certificates()
         proxies = dict(session.proxies) or dict(self._proxies)
         if isinstance(mounted, HTTPAdapter) and (not seen or seams.connections_are_own()):
             report(
@@ -373,21 +379,37 @@ class Transport:
         raw = response.raw if isinstance(response.raw, HTTPResponse) else seams.ReplayedBody(response)
         return response.status_code, headers, raw
 
-    def _plain_session(self) -> requests.Session:
-        """A session of requests, with our certificates, for as long as other tools are there."""
+    def _seen_session(self, places: tuple[Any, ...]) -> requests.Session:
+        """A session of requests with our certificates, kept for as long as the same tools are there."""
+        kept = self._seen
+        if kept is not None and kept[0] == places:
+            return kept[1]
         session = requests.Session()
         session.trust_env = False
         session.verify = self._verify
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=self._pool_size))
+        with self._lock:
+            if self._closed:
+                raise errors.APIConnectionError(_CLOSED)
+            # Of two threads that make one at once the later one's is kept; the other serves its own request.
+            # Earlier tools are gone: their connections must not be used once more.
+            before, self._seen = self._seen, (places, session)
+        if before is not None:
+            before[1].close()
         return session
+
+    def _check_certificates(self) -> None:
+        problem = self._network.problem()
+        if problem is not None:
+            raise errors.TLSError(problem)
 
     def _open(self) -> PooledAdapter:
         with self._lock:
             if self._closed:
-                raise errors.APIConnectionError("the client is closed")
+                raise errors.APIConnectionError(_CLOSED)
             if self._adapter is None:
-                problem = self._network.problem()
-                if problem is not None:
-                    raise errors.TLSError(problem)
+                self._check_certificates()
                 self._adapter = PooledAdapter(self._pool_size, self._verify, self._proxies)
             return self._adapter
 
@@ -396,8 +418,8 @@ class Transport:
         # into the parent's session. The objects are kept, so that no finaliser closes them either.
         self._lock = threading.Lock()
         adapter, self._adapter = self._adapter, None
-        if adapter is not None:
-            _inherited.append(adapter)
+        seen, self._seen = self._seen, None
+        _inherited.extend(each for each in (adapter, seen) if each is not None)
         if self._session is not None:
             for mounted in self._session.adapters.values():
                 if isinstance(mounted, HTTPAdapter):

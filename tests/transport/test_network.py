@@ -263,10 +263,14 @@ def test_a_directory_of_certificates_is_trusted(
     assert ask(f"https://127.0.0.1:{peer(secure(key, cert)).port}/v1") == "hello"
 
 
-def test_certificates_that_do_not_exist_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own_session", [False, True])
+def test_certificates_that_do_not_exist_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_session: bool
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    session = requests.Session() if own_session else None
     with pytest.raises(fastroute.TLSError, match=r"SSL_CERT_FILE: .*none\.pem does not exist; name a file"):
-        ask(f"https://127.0.0.1:{free_port()}/v1")
+        ask(f"https://127.0.0.1:{free_port()}/v1", session)
 
 
 def test_a_refused_certificate_says_what_is_trusted_now(

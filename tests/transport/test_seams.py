@@ -163,6 +163,7 @@ def test_a_tracer_sees_each_request_and_the_deadline_holds(
         monkeypatch.setattr(owner, name, traced)
         assert (plain(client), streamed(client)) == ("hello", "hello")
         assert len(seen) == 2
+        assert provider.connections == 2  # the client's own, and one that both traced calls used
         provider.script(Fault.stall())
         with pytest.raises(fastroute.DeadlineExceeded):
             client.chat.completions.create(model="m", messages=QUESTION, timeout=0.3)
