@@ -37,11 +37,7 @@ class Connection:
     @classmethod
     def of(cls, environ: Mapping[str, Any]) -> Connection:
         """The connection of a request's WSGI environment."""
-        sock, channel = environ.get("gunicorn.socket"), None
-        if sock is None:
-            channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-            sock = getattr(channel, "socket", None)
-        return cls(sock, channel)
+        return cls(*server_socket(environ))
 
     def unsent(self) -> int | None:
         """Bytes of responses that the client has not taken; None if that is unknown."""
@@ -78,6 +74,15 @@ class Connection:
     def end_reading(self) -> None:
         """The thread that reads from the client sees the end of what it sends."""
         self._shut(socket.SHUT_RD)
+
+
+def server_socket(environ: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The socket of a request, and waitress's object around it; None where the server does not tell."""
+    sock = environ.get("gunicorn.socket")
+    if sock is not None:
+        return sock, None
+    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
+    return getattr(channel, "socket", None), channel
 
 
 def queued_bytes(sock: Any) -> int | None:
@@ -214,4 +219,4 @@ def _cut(body: bytes) -> Iterator[bytes]:
         yield bytes(view[start : start + _PIECE]) if len(body) > _PIECE else body
 
 
-__all__ = ["Connection", "ReadLimit", "WatchedBody", "queued_bytes"]
+__all__ = ["Connection", "ReadLimit", "WatchedBody", "queued_bytes", "server_socket"]

@@ -17,6 +17,8 @@ from typing import Any
 
 from fastroute.platform.greenlets import system_poll
 
+from .connection import server_socket
+
 # The peer has closed: RDHUP says so while bytes of a next request are still unread. macOS has none.
 _GONE = getattr(select, "POLLRDHUP", 0)
 
@@ -28,11 +30,9 @@ def departure(environ: Mapping[str, Any]) -> Callable[[], bool] | None:
     """
     if system_poll() is None:
         return None
-    channel = getattr(environ.get("waitress.client_disconnected"), "__self__", None)
-    found = (getattr(channel, "socket", None), environ.get("gunicorn.socket"), environ.get("werkzeug.socket"))
-    for connection in found:
-        if connection is not None:
-            return partial(_is_closed, int(connection.fileno()))
+    connection = server_socket(environ)[0] or environ.get("werkzeug.socket")
+    if connection is not None:
+        return partial(_is_closed, int(connection.fileno()))
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is not None and "uwsgi.version" in environ:
         return partial(_is_closed, int(uwsgi.connection_fd()))

@@ -7,6 +7,7 @@ asked before a body is read.
 from __future__ import annotations
 
 import threading
+from collections import deque
 
 from .limits import LimitReached
 from .responses import Overloaded
@@ -25,6 +26,9 @@ class Load:
         self._calls = 0
         self._bytes = 0
         self._of_keys: dict[str, int] = {}
+        # Key and bytes of calls that have ended, until they are counted. A garbage collection may end a call
+        # while this thread holds the lock, so the end of a call takes none.
+        self._ended: deque[tuple[str, int]] = deque()
 
     def enter(self, key: str, most_of_key: int | None, most: int | None) -> Place:
         """Counts a call until its place is left.
@@ -39,6 +43,7 @@ class Load:
             Overloaded: all keys together have.
         """
         with self._lock:
+            self._count_ended()
             own = self._of_keys.get(key, 0)
             if most_of_key is not None and own >= most_of_key:
                 raise LimitReached(
@@ -58,18 +63,27 @@ class Load:
         Raises:
             Overloaded: with its bytes it would be more than ``most``.
         """
+        with self._lock:
+            self._check(size, most)
+
+    def _check(self, size: int, most: int) -> None:
+        self._count_ended()
         if self._bytes + size > most:
             raise Overloaded("requests of too many bytes are under way", "too_many_bytes")
 
     def add(self, size: int, most: int) -> None:
         """Counts bytes of a body, or raises as `check` does."""
         with self._lock:
-            self.check(size, most)
+            self._check(size, most)
             self._bytes += size
 
     def leave(self, key: str, size: int) -> None:
         """Ends a call with a body of ``size`` bytes; only its place calls this."""
-        with self._lock:
+        self._ended.append((key, size))
+
+    def _count_ended(self) -> None:
+        while self._ended:
+            key, size = self._ended.popleft()
             self._calls -= 1
             self._bytes -= size
             left = self._of_keys[key] - 1
@@ -82,6 +96,7 @@ class Load:
     def figures(self) -> tuple[int, int]:
         """Calls, and bytes of bodies."""
         with self._lock:
+            self._count_ended()
             return self._calls, self._bytes
 
 

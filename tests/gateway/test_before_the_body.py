@@ -12,6 +12,7 @@ from werkzeug.test import create_environ, run_wsgi_app
 from werkzeug.wrappers import Response
 
 from fastroute.gateway.keys import Caller
+from fastroute.gateway.load import Load, Place
 from fastroute.testing import Answer, Fault
 
 Serve = Callable[..., Served]
@@ -201,3 +202,26 @@ def test_a_server_that_refuses_the_head_of_a_response_holds_nothing(serve: Serve
     with pytest.raises(OSError, match="gone"):
         served.app(environ, refuse)
     assert served.app.load.figures == (0, 0)
+
+
+class _EndsAnother(str):
+    """A key at whose look-up another call ends, as a garbage collection may end one at any time."""
+
+    other: Place
+
+    def __hash__(self) -> int:
+        self.other.leave()
+        return super().__hash__()
+
+
+def test_a_call_may_end_while_another_is_counted() -> None:
+    load = Load()
+    other = load.enter("a", None, 10)
+    other.add(5, 100)
+    key = _EndsAnother("a")
+    key.other = other
+    place = load.enter(key, None, 10)
+    assert load.figures == (1, 0)
+    place.leave()
+    place.leave()
+    assert load.figures == (0, 0)
