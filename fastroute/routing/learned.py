@@ -340,11 +340,6 @@ def usable_file(config: LearnedConfig) -> RouterFile | None:
             f"{f' ({header.reason})' if header.reason else ''}; label more prompts and calibrate again, or "
             "write it with fastroute calibrate --force"
         )
-    if header.scope != "last":
-        raise ConfigError(
-            f"learned.file: {config.file} scores all messages of the user, which this version cannot; "
-            "calibrate again"
-        )
     if list(header.quantiles) != sorted(header.quantiles):
         raise ConfigError(f"learned.file: {config.file} has quantiles that fall; calibrate again")
     if len(header.quantiles) != _PERCENTS:

@@ -77,7 +77,7 @@ class RouterHeader:
         reason: why, or why not.
         forced: whether it was written though it was not accepted.
         forecast: a row for each share that was forecast.
-        scope: ``user``: all messages of role user are scored; ``last``: the last one.
+        scope: which messages of role user are scored: ``last``, the last one.
         date: ``YYYY-MM-DD``.
         fastroute: the version that wrote it.
         heads: one; more are not written by this version.
@@ -102,7 +102,7 @@ class RouterHeader:
     reason: str = field(default="", validator=text(empty=True))
     forced: bool = field(default=False, validator=flag)
     forecast: tuple[ForecastRow, ...] = ()
-    scope: str = field(default="last", validator=one_of("scope", ("last", "user")))
+    scope: str = field(default="last", validator=one_of("scope", ("last",)))
     date: str = field(default="", validator=text(empty=True))
     fastroute: str = field(default="", validator=text(empty=True))
     heads: int = field(default=1, validator=integer(least=1, most=1))

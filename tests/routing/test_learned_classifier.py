@@ -110,7 +110,6 @@ def test_a_share_comes_from_the_environment() -> None:
             {"accepted": False, "reason": "lift 0.00 to 0.02"},
             r"was refused \(lift 0.00 to 0.02\); label more",
         ),
-        ({"scope": "user"}, "scores all messages of the user"),
         ({"quantiles": (1.0, 2.0)}, "has 2 quantiles"),
         ({"quantiles": tuple(range(101, 0, -1))}, "has quantiles that fall"),
         ({"features": 99}, "make it anew"),

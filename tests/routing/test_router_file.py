@@ -129,6 +129,7 @@ HUGE = json.dumps(HEADER).replace("0.125", "1e999").encode()
         ({**HEADER, "own": 1}, OWN + GUARD, "own: must be"),
         ({**HEADER, "unheard": 1}, OWN + GUARD, "unheard: unknown key"),
         ({**HEADER, "most_turns": -1}, OWN + GUARD, "most_turns"),
+        ({**HEADER, "scope": "user"}, OWN + GUARD, "scope: unknown scope 'user'"),
         ({**HEADER, "heads": 2}, OWN + GUARD, "heads"),
         ({**HEADER, "quantiles": [0.0] * 102}, OWN + GUARD, "quantiles"),
         ({**HEADER, "forecast": [{"share": 0.5}]}, OWN + GUARD, "is missing"),
